@@ -6,6 +6,7 @@ contains is passed to studies, scheduler, budget and callbacks, and the rest is 
 
 from __future__ import annotations
 
+import logging
 import shutil
 from collections.abc import Callable, Sequence
 from contextlib import closing
@@ -13,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from optuna.pruners import BasePruner
 from optuna.samplers import BaseSampler
 from optuna.storages import BaseStorage
 from rich.console import Console
@@ -22,14 +24,12 @@ from trainers.data.data_root import EMBEDDED, resolve_root
 from trainers.data.storage import open_store, url_of
 from trainers.errors import ConfigError, validate
 from tuning.algorithms.budget import Budget
-from tuning.algorithms.optuna_storage import open_storage, quiet_optuna
-from tuning.algorithms.samplers import check_sampler
-from tuning.algorithms.studies import Studies, create_studies
+from tuning.algorithms.pruning import LEAST_FINISHED, create_pruner
+from tuning.algorithms.studies import Studies, create_studies, quiet_optuna
 from tuning.algorithms.warm_start import Earlier, load_earlier, warm_start, warm_start_uses_ood
 from tuning.checkpoints.files import TRAIN_FOLDER, checkpoint_home
 from tuning.checkpoints.retention import CheckpointCallback
 from tuning.checkpoints.storage_check import check_nodes
-from tuning.config.objectives import sampler_objectives
 from tuning.config.schema import SamplerConfig, SearchConfig, SearchFile
 from tuning.config.validation import check_search, check_settings, load_config
 from tuning.execution.ray_errors import resumable, storage_failure
@@ -40,7 +40,14 @@ from tuning.execution.trainable import trainable
 from tuning.execution.tune_runner import run_trials
 from tuning.execution.zero_shot import zero_shot_metrics
 from tuning.runs.callbacks import Callback
-from tuning.runs.journal import History, Journal, add_missed_reports, is_running, read_history
+from tuning.runs.journal import (
+    History,
+    Journal,
+    add_missed_reports,
+    is_running,
+    read_history,
+    trial_events,
+)
 from tuning.runs.recorder import Recorder
 from tuning.runs.records import SearchOutcome, SearchRecord, TrialRecord
 from tuning.runs.run_folder import (
@@ -51,10 +58,13 @@ from tuning.runs.run_folder import (
 )
 from tuning.security.databases import check_drivers
 from tuning.views.callback import ResultsCallback
+from tuning.views.dashboard import DashboardView, open_storage
 from tuning.views.formatting import points_line, show_phase
 from tuning.views.mlflow.callback import MlflowCallback
 from tuning.views.mlflow.client import TrackingError, tracking_uri
 from tuning.views.progress import ProgressCallback
+
+logger = logging.getLogger(__name__)
 
 _ARGUMENTS = "arguments"
 """Source of a mistake in what a caller passes."""
@@ -92,6 +102,7 @@ class SearchOptions:
     storage: BaseStorage | None = None
     address: str | None = None
     console: Console | None = None
+    pruner: BasePruner | None = None
     trainable: Callable[[str, Any], Any] = trainable
     """Makes what Ray Tune runs for each trial. Tests replace it."""
 
@@ -105,6 +116,7 @@ def run_search(
     storage: BaseStorage | str | None = None,
     address: str | None = None,
     console: Console | None = None,
+    pruner: BasePruner | None = None,
 ) -> SearchResult:
     """Run a search to its end, in a new run folder.
 
@@ -113,10 +125,12 @@ def run_search(
         space: replaces `search.space`.
         sampler: replaces `search.sampler`: its name, a configuration, or a sampler of Optuna. An
             object is not kept in the run folder; pass it again to `resume_search`.
-        storage: replaces `search.study_storage`: a URL, or a storage of Optuna.
+        storage: of the study for dashboards, in place of `search.study_storage`: a URL, or a
+            storage of Optuna.
         callbacks: called after the callbacks of the search itself.
         address: of a Ray cluster; by default the one in `RAY_ADDRESS`, or a new local one.
         console: for the display of progress; by default the standard error.
+        pruner: replaces `search.scheduler`. Like a sampler, it is not kept in the run folder.
 
     Raises:
         ConfigError: before anything runs: missing data, too few resources, MLflow not reachable.
@@ -124,7 +138,9 @@ def run_search(
     """
     file = config if isinstance(config, SearchFile) else load_config(config)
     return start_search(
-        *with_options(file, callbacks, sampler, storage, address, console, space=space)
+        *with_options(
+            file, callbacks, sampler, storage, address, console, space=space, pruner=pruner
+        )
     )
 
 
@@ -137,6 +153,7 @@ def with_options(
     console: Console | None,
     *,
     space: SearchSpace | None = None,
+    pruner: BasePruner | None = None,
 ) -> tuple[SearchFile, SearchOptions]:
     """Sort arguments into those of the configuration, and objects."""
     given: dict[str, Any] = {} if space is None else {"space": space}
@@ -151,7 +168,7 @@ def with_options(
         search = file.search.model_copy(update=changes)
         file = file.model_copy(update={"search": search})
         (check_settings if space is None else check_search)(file)
-    return file, SearchOptions(callbacks, sampler, storage, address, console)
+    return file, SearchOptions(callbacks, sampler, storage, address, console, pruner)
 
 
 def start_search(file: SearchFile, options: SearchOptions) -> SearchResult:
@@ -184,10 +201,9 @@ def continue_search(run_folder: Path, file: SearchFile, options: SearchOptions) 
         ConfigError: before anything runs; among others, another process is running this search.
         StorageFailed: run folder or checkpoints could not be written; the search can be resumed.
     """
-    if options.sampler is not None:
-        objectives = sampler_objectives(file.search.sampler.metric, file.objectives)
-        with quiet_optuna():
-            check_sampler(options.sampler, file.search_space(), len(objectives))
+    if options.pruner is not None and len(file.objectives) > 1:
+        problem = "no trial can be stopped early with several objectives"
+        raise ConfigError(problem, key="pruner", value=type(options.pruner).__name__)
     resolve_root(file.trial.data.root, progress=True)
     uri = tracking_uri(file.search.tracking.uri, run_folder.parent)
     check_drivers({"search.tracking.uri": uri, "search.study_storage": file.search.study_storage})
@@ -239,21 +255,20 @@ def _run_session(
         history = add_missed_reports(search, journal, checkpoints)
         progress.earlier_seconds = history.seconds
         studies = prepare_studies(search, file, history, options, console, earlier)
+        dashboard = dashboard_view(file, search, history, options)
         budget = Budget(file.search.budget, search, history, journal.now)
         callbacks = (
             budget,
             ResultsCallback(run_folder, history.records, checkpoints=checkpoints.url),
             MlflowCallback(uri, tracking.experiment, tracking.metrics == "all"),  # uploads them
             CheckpointCallback(checkpoints, keep.disk_bytes, history.records, keep.keep_top),
+            *dashboard,
             progress,
             *options.callbacks,
         )
         gpus = file.search.resources.gpus_per_trial
         recorder = Recorder(search, journal, callbacks, history.records, gpus, studies, watch.check)
         show_phase(console, "Trials", f"starting workers for {concurrent} at once")
-
-        def announce(line: str) -> None:
-            console.print(line, soft_wrap=True, highlight=False)
 
         def interrupted() -> None:
             progress.is_ending = True
@@ -269,7 +284,7 @@ def _run_session(
                 journal.session_started(file.fingerprints())
             train = options.trainable(checkpoints.url, file.search.resources)
             outcome = run_trials(
-                train, file, studies, budget, recorder, history, concurrent, announce, interrupted
+                train, file, studies, budget, recorder, history, concurrent, interrupted
             )
         except KeyboardInterrupt:
             outcome = "stopped"
@@ -280,7 +295,7 @@ def _run_session(
             ended = recorder.finish(outcome)
         if failure := journal.failure or watch.lost:
             raise failure
-    return SearchResult(run_folder, file, ended, outcome, uri, budget.reason())
+    return SearchResult(run_folder, file, ended, outcome, uri, budget.over())
 
 
 def prepare_studies(
@@ -294,20 +309,47 @@ def prepare_studies(
     """The Optuna studies of a session: trials of the journal, earlier searches, initial points.
 
     Raises:
-        ConfigError: the storage cannot be used, or an earlier search cannot.
+        ConfigError: an earlier search cannot be used.
     """
-    storage = options.storage or open_storage(search.run_folder, file.search.study_storage)
     sampler = options.sampler or file.search.sampler
-    space = file.search_space()
-    studies = create_studies(search, space, sampler, storage, search.run_id, history.records)
+    scheduler = options.pruner or file.search.scheduler
+    steps, every = file.trial.steps, file.trial.eval.every
+    studies = create_studies(
+        search, file.search_space(), sampler, lambda: create_pruner(scheduler, steps, every)
+    )
     is_new = not history.records
     for line in warm_start(studies.studies, file, search, earlier, strict=is_new):
         if is_new or "not used" in line:
             show_phase(console, "Warm start", line)
-    given = file.search.space.has_initial_points
-    studies.enqueue_initial_points([s.method for s in studies.studies if not given(s.method)])
+    for study in studies.studies:  # earlier results replace a prior, but not points that are given
+        study.is_warm &= not file.search.space.has_initial_points(study.method)
+    studies.enqueue_first_points()
+    studies.replay(trial_events(search.run_folder) if history.records else ())
     show_phase(console, "Sampler", studies.describe())
+    if options.pruner is not None or file.search.scheduler.name != "none":
+        name = (
+            file.search.scheduler.name if options.pruner is None else type(options.pruner).__name__
+        )
+        show_phase(console, "Stopping", f"{name}, once {LEAST_FINISHED} trials have finished")
     left = search.budget_trials - sum(record.kind == "trial" for record in history.records)
     if studies.num_waiting and left > 0:
         show_phase(console, "Points", points_line(left, studies.num_waiting))
     return studies
+
+
+def dashboard_view(
+    file: SearchFile, search: SearchRecord, history: History, options: SearchOptions
+) -> list[DashboardView]:
+    """The study for dashboards. A resumed search does without a storage that it cannot reach.
+
+    Raises:
+        ConfigError: a new search cannot use the storage.
+    """
+    try:
+        storage = options.storage or open_storage(search.run_folder, file.search.study_storage)
+    except ConfigError as error:
+        if not history.records:
+            raise
+        logger.warning("the Optuna study of the dashboard is not written: %s", error)
+        return []
+    return [DashboardView(storage, file.search_space())]

@@ -14,7 +14,6 @@ from cluster.doctor.cluster_facts import ClusterFacts
 from trainers.data.data_root import EMBEDDED
 from trainers.errors import ConfigError, first_line, system_words
 from trainers.redact import redact
-from tuning.algorithms.optuna_storage import open_storage
 from tuning.config.validation import check_search
 from tuning.execution.cluster_resources import (
     DRIVER_MEMORY,
@@ -26,6 +25,7 @@ from tuning.execution.cluster_resources import (
 from tuning.runs.run_folder import job_runs
 from tuning.security.databases import check_listens, expand
 from tuning.security.exposure import goes_unencrypted
+from tuning.views.dashboard import open_storage
 
 Status = Literal["fault", "warning", "ok"]
 """A fault stops a search or makes its results wrong. A warning may, or costs time."""

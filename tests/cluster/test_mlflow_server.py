@@ -11,7 +11,7 @@ from tests.cluster import writers
 from tests.cluster.mlflow_process import running_server
 from tests.cluster.postgres import running_postgres
 from trainers.errors import ConfigError
-from tuning.algorithms.optuna_storage import open_storage
+from tuning.views.dashboard import open_storage
 
 pytestmark = pytest.mark.nightly
 WRITERS = 8

@@ -1,32 +1,48 @@
 """Optuna's Gaussian process, for a few noisy trainings of which some are pruned, fail or collapse.
 
-It learns from the NLL and the objective together, and mostly searches near the best trial.
+It mostly searches near the best trial.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 import optuna
-from optuna._transform import _SearchSpaceTransform
 from optuna.distributions import BaseDistribution, FloatDistribution, IntDistribution
 from optuna.samplers import GPSampler
 from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
-
-from tuning.algorithms.gaussian_process import GuidedProcesses, one_thread
+from threadpoolctl import threadpool_limits
 
 if TYPE_CHECKING:
     from optuna._gp.acqf import BaseAcquisitionFunc  # imports PyTorch
 
-MAX_CORRECTING: Final = 100
-"""Trials whose objectives correct the values, the best ones: the time grows with the cube of the
-number."""
 _ANYWHERE_EVERY: Final = 4
 """Of this many proposals, one is not limited to a region."""
+
+
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """Limit BLAS and, where it is loaded, PyTorch to one thread.
+
+    Several threads do not speed up such small matrices. Where trainings occupy all cores, threads
+    that wait for each other make a proposal of the sampler take many times as long.
+    """
+    torch = sys.modules.get("torch")
+    threads = torch.get_num_threads() if torch else 0
+    if torch:
+        torch.set_num_threads(1)
+    try:
+        with threadpool_limits(1, user_api="blas"):
+            yield
+    finally:
+        if torch:
+            torch.set_num_threads(threads)
 
 
 class RobustGPSampler(GPSampler):
@@ -42,10 +58,6 @@ class RobustGPSampler(GPSampler):
     `compress_worse` and `clip_violations` first, which helps while fewer than half of the trainings
     have collapsed.
 
-    The value of a study may be less noisy than the objective but have its best elsewhere, such as
-    the NLL that belongs to an accuracy. Then the sampler optimises a multiple of the value plus a
-    model of the difference from the objective, see `GuidedProcesses`.
-
     A Gaussian process that knows little proposes the ends of the ranges, which are seldom good. So
     three of four proposals are near the best trial that meets the constraints, as in a trust region
     (Eriksson et al., NeurIPS 2019; here of constant size), and the fourth one is anywhere. Optuna
@@ -54,21 +66,11 @@ class RobustGPSampler(GPSampler):
 
     Args:
         reach: see `region_around`.
-        objective: of a complete trial, higher is better, NaN without one. Default: the value.
-        violations: the violations of a complete trial as they are now; by default those at its end.
     """
 
-    def __init__(
-        self,
-        *,
-        reach: float = 1.0,
-        objective: Callable[[FrozenTrial], float] | None = None,
-        violations: Callable[[FrozenTrial], Mapping[str, float]] | None = None,
-        **options: Any,
-    ) -> None:
+    def __init__(self, *, reach: float = 1.0, **options: Any) -> None:
         super().__init__(**options)
-        self._reach, self._objective = reach, objective
-        self._violations = violations or (lambda trial: trial.constraints)
+        self._reach = reach
 
     @one_thread()
     def _sample_relative_impl(
@@ -90,13 +92,8 @@ class RobustGPSampler(GPSampler):
         complete = np.array([trial.values for trial in completed_trials])
         expected = final_values(pruned, completed_trials)
         scores = compress_worse(sign * np.concatenate([complete, expected]))
-        if self._objective is not None:
-            finals = np.array([self._objective(trial) for trial in completed_trials])
-            cube = _SearchSpaceTransform(search_space, transform_0_1=True)
-            points = np.array([cube.transform(t.params) for t in completed_trials + pruned])
-            scores = corrected_by(finals, scores[:, 0], points)[:, None]
         scores = np.concatenate([scores, np.tile(scores.min(axis=0), (len(failed), 1))])
-        found = [self._violations(trial) for trial in completed_trials]
+        found = [trial.constraints for trial in completed_trials]
         violations = clip_violations(np.array([list(of.values()) for of in found]))
         violations = np.concatenate(
             [
@@ -135,26 +132,6 @@ class RobustGPSampler(GPSampler):
             numeric = best_params[:, ~acqf.search_space.is_categorical]
             best_params = best_params[(np.abs(numeric - 0.5) <= 0.5 + 1e-9).all(axis=1)]
         return super()._optimize_acqf(acqf, best_params)
-
-
-def corrected_by(finals: np.ndarray, values: np.ndarray, points: np.ndarray) -> np.ndarray:
-    """A multiple of the values plus a model of the difference from the objectives, (trials,).
-
-    The values themselves if fewer than three objectives are known, or if they are equal.
-
-    Args:
-        finals: objectives of the first trials, NaN where one is unknown.
-        values: of all trials, higher is better.
-        points: (trials, parameters), in the unit cube.
-    """
-    known = np.flatnonzero(np.isfinite(finals))
-    known = np.sort(known[np.argsort(-finals[known], kind="stable")[:MAX_CORRECTING]])
-    if len(known) < 3 or not np.ptp(finals[known]):
-        return values
-    objectives = compress_worse(finals[known][:, None])[:, 0]
-    rng = np.random.default_rng(0)
-    processes = GuidedProcesses(points[known], objectives, values[known], rng)
-    return processes.from_guide(points, values)
 
 
 def region_around(
@@ -203,7 +180,7 @@ def final_values(pruned: Sequence[FrozenTrial], complete: Sequence[FrozenTrial])
         pairs = [
             (other.intermediate_values[step], other.values[0])
             for other in complete
-            if step in other.intermediate_values
+            if math.isfinite(other.intermediate_values.get(step, math.nan))
         ]
         early, final = np.array(pairs).reshape(-1, 2).T
         if len(set(early)) > 1:

@@ -3,9 +3,8 @@
 Files of a trial that runs, or may run again, are not touched. When a trial ends, it is decided what
 stays of it. A pruned or failed trial loses all its files. A finished one keeps its newest weights
 while it is the current choice of a selection rule, one of the `search.checkpoints.keep_top` best by
-the objective, or a reference. The rule `expected` does not count: it may return to a trial whose
-files are gone. If all files together exceed `search.checkpoints.disk_gb`, weights are removed in
-reverse order of importance, which is the order of `kept_trials`.
+the objective, or a reference. If all files together exceed `search.checkpoints.disk_gb`, weights
+are removed in reverse order of importance, which is the order of `kept_trials`.
 
 The files are compared with these rules at every event. So whatever could not be removed, was left
 by a killed driver, or was written again while a trial was being stopped, goes at the next event.
@@ -20,10 +19,9 @@ from typing import Final
 
 from trainers.data.storage import Store
 from trainers.errors import system_words
-from tuning.algorithms.early_stopping import non_dominated
 from tuning.checkpoints.files import TrialFiles, keep_weights, list_trials, remove
 from tuning.runs.callbacks import Callback
-from tuning.runs.ranking import misses, pareto_front, ranked
+from tuning.runs.ranking import misses, non_dominated, pareto_front, ranked
 from tuning.runs.records import SearchOutcome, SearchRecord, TrialRecord
 from tuning.selection.rules import choices
 
@@ -44,7 +42,7 @@ def kept_trials(
     """
     finished = list(finished)
     trials = [record for record in finished if record.kind == "trial"]
-    objective, *others = choices(search, trials, with_expected=False)
+    objective, *others = choices(search, trials)
     groups = [trials]
     if len(methods := search.methods(trials)) > 1:
         groups += [[r for r in trials if search.method(r) == method] for method in methods]

@@ -192,6 +192,7 @@ def report(
     from tuning.runs.journal import is_running
     from tuning.runs.run_folder import check_is_no_copy, load_run
     from tuning.views.callback import write_results
+    from tuning.views.dashboard import complete_study, open_storage
     from tuning.views.html_report import REPORT_FILE, REPORT_FOLDER
     from tuning.views.mlflow.callback import backfill
 
@@ -214,6 +215,8 @@ def report(
         try:
             check_is_no_copy(loaded)
             show("MLflow", backfill(loaded))
+            storage = open_storage(loaded.folder, loaded.file.search.study_storage)
+            complete_study(loaded, storage)
         except ConfigError as error:
             warn(error)
 

@@ -32,49 +32,32 @@ from tuning.runs.records import METHOD_KEY
 class SamplerConfig(Frozen):
     """Which of Optuna's samplers proposes configurations."""
 
-    name: Literal["auto", "gp", "tpe", "cma_es", "nsga2", "qmc", "grid", "random"] = "auto"
+    name: Literal["auto", "gp", "tpe", "random", "grid"] = "auto"
     """`auto` is `gp` for a single objective, numeric parameters and up to 100 trials (of each
-    method), and `tpe` otherwise."""
+    method), and `tpe` otherwise. Any other sampler of Optuna is passed as an object from Python."""
     seed: int = Field(default=0, ge=0, lt=2**32)
     startup_trials: int | None = Field(default=None, ge=1, le=1_000_000)
-    """Trials before `gp`, `tpe` or `cma_es` uses its model: the first points, then random ones; the
-    population size of `nsga2`. For each method, if several are compared. null is 4 for `gp`, 6
-    otherwise."""
+    """Trials before `gp` or `tpe` uses its model: the first points, then random ones. For each
+    method, if several are compared. null is 4 for `gp`, 6 otherwise."""
     grid_points: int = Field(default=4, ge=2, le=10_000)
     """For `grid`: values of each numeric parameter, evenly spaced on its scale."""
     reach: float = Field(default=0.25, gt=0, le=1)
     """For `gp` with one objective: how far three of four proposals may be from the best trial, as a
     share of each (log) range; choices and floats with a `step` are not limited. 1 is no limit."""
     metric: str = "auto"
-    """What the sampler optimises: `objective`, a metric of the validation splits, or `auto`. That
-    is the NLL that belongs to a single accuracy, such as `val/mean_nll` to `val/mean_acc`, since it
-    varies less from seed to seed; to it, `gp` adds a model of the difference from the objective. In
-    other cases, `auto` is the objectives. The Optuna study has these values without the addition,
-    and early stopping compares trials by them. Selection, constraints and confirmation go by the
-    objectives."""
+    """What the sampler optimises, and by what early stopping compares trials: `objective`, a metric
+    of the validation splits, or `auto`. That is the NLL that belongs to a single accuracy, such as
+    `val/mean_nll` to `val/mean_acc`, since it varies less from seed to seed, and otherwise the
+    objectives. Selection, constraints and confirmation go by the objectives."""
 
 
-class CheckedConfig(Frozen):
-    """When early stopping may stop trials."""
+class StoppingConfig(Frozen):
+    """When early stopping may stop trials: never before 6 (of each method) have finished."""
 
     grace_steps: int | None = Field(default=None, ge=1, le=10**9)
-    """No trial is stopped before this step: the first rung of `asha`, and of the first bracket of
-    `hyperband`. null is two thirds of `trial.steps`, rounded down to an evaluation: earlier, the
-    best trials may look worse than those that hardly change the model."""
-    check_trials: int = Field(default=6, ge=0, le=1_000_000)
-    """Number of trials that run to their end first, at most half of the budget (of each method).
-    Trials are then stopped at a step only if its ranking of these agrees with the final objectives.
-    With a budget below 6 trials, none is stopped. 0 stops trials from the start, unchecked."""
-    min_correlation: float = Field(default=0.4, ge=-1, le=1)
-    """A step stops trials only if its rank correlation (Spearman's) with the final objectives is
-    above it."""
-
-    @field_validator("check_trials")
-    @classmethod
-    def _is_enough(cls, trials: int) -> int:
-        if trials in (1, 2):
-            raise ValueError("a rank correlation needs at least 3 trials; 0 is without a check")
-        return trials
+    """No trial is stopped before this step: the first rung of `asha` and `hyperband`. null is two
+    thirds of `trial.steps`, rounded down to an evaluation: earlier, the best trials may look worse
+    than those that hardly change the model."""
 
     def first_step(self, total_steps: int, eval_every: int) -> int:
         """`grace_steps`, or its default for trials of so many steps."""
@@ -82,33 +65,31 @@ class CheckedConfig(Frozen):
         return self.grace_steps or max(share - share % eval_every, min(eval_every, total_steps))
 
 
-class RungConfig(CheckedConfig):
+class RungConfig(StoppingConfig):
     """Early stopping at rungs."""
 
-    reduction_factor: float = Field(default=3, gt=1, le=1000)
-    """Of the trials that reach a rung, the best 1 / `reduction_factor` continue."""
+    reduction_factor: int = Field(default=3, ge=2, le=1000)
+    """Of the trials that reach a rung, the best 1 / `reduction_factor` continue. The next rung is
+    at so many times the steps."""
 
 
 class AshaConfig(RungConfig):
-    """Asynchronous successive halving (Li et al., MLSys 2020) on optimiser steps."""
+    """Asynchronous successive halving: `optuna.pruners.SuccessiveHalvingPruner`."""
 
     name: Literal["asha"] = "asha"
 
 
 class HyperbandConfig(RungConfig):
-    """Asynchronous Hyperband: several ASHA brackets, each with its first rung one rung later."""
+    """Several brackets of `asha`, whose first rungs differ: `optuna.pruners.HyperbandPruner`."""
 
     name: Literal["hyperband"] = "hyperband"
-    brackets: int = Field(default=3, ge=1, le=1000)
-    """Number of brackets, at most the number of rungs."""
 
 
-class MedianConfig(CheckedConfig):
-    """Stops a trial whose best value is worse than the median of the others' running means."""
+class MedianConfig(StoppingConfig):
+    """Stops a trial whose best value is worse than the median of the finished trials' values at the
+    same step: `optuna.pruners.MedianPruner`."""
 
     name: Literal["median"] = "median"
-    min_trials: int = Field(default=4, ge=1, le=1_000_000)
-    """Number of other trials that must have reached the step."""
 
 
 class NoSchedulerConfig(Frozen):
@@ -142,8 +123,8 @@ class ObjectiveConfig(Frozen):
 class BudgetConfig(Frozen):
     """Limits that end the search, whichever is reached first. They count across resumes.
 
-    After `trials` and `patience`, running trials may finish. The other limits stop running trials
-    at once; a resume with a larger budget continues them.
+    After `trials`, running trials may finish. The other limits stop running trials at once; a
+    resume with a larger budget continues them.
     """
 
     trials: int = Field(default=20, ge=1, le=1_000_000)
@@ -154,9 +135,7 @@ class BudgetConfig(Frozen):
     """Reserved GPUs times hours, including failed and repeated trials and references. The time of a
     trial includes the start of its workers, and of an autoscaler's nodes that they wait for."""
     target: float | None = None
-    """End as soon as the objective reaches this value."""
-    patience: int | None = Field(default=None, ge=1, le=1_000_000)
-    """End after so many ended trials in a row without a new best (of their method)."""
+    """End as soon as the objective of the best trial reaches this value."""
     failures: int | None = Field(default=10, ge=1, le=1_000_000)
     """Stop after so many failed trials in a row, counted from the start of the command: the cause
     lies elsewhere than in their parameters. Once it is removed, `lipsum-tune resume` goes on. null:
@@ -173,7 +152,7 @@ class CheckpointsConfig(Frozen):
     """Limit of all checkpoints together (10^9 bytes). Those of running trials are never deleted."""
     keep_top: int = Field(default=0, ge=0, le=1_000_000)
     """Always keep the weights of so many best trials by the objective, for `lipsum-tune soup` and
-    `export`. 0 keeps only those that a selection rule other than `expected` may choose."""
+    `export`. 0 keeps only those that a selection rule may choose."""
 
     @field_validator("storage")
     @classmethod
@@ -192,14 +171,11 @@ class CheckpointsConfig(Frozen):
 
 
 class WarmStartConfig(Frozen):
-    """Earlier searches whose results are used."""
+    """Earlier searches whose results are used: as observations of the sampler if trial, data and
+    objectives are the same, else their best points are tried first."""
 
     runs: Lines = ()
     """Run folders of the earlier searches, or names of folders in `runs/`."""
-    use: Literal["auto", "observations", "points"] = "auto"
-    """`observations` passes their measurements to the sampler; `points` tries their best points
-    first; `auto` is observations if trial and data are the same, else points. Trials without a
-    metric that the sampler optimises or a constraint needs are no observations."""
     top: int = Field(default=4, ge=1, le=1_000_000)
     """Number of points to try first from each run."""
 
@@ -306,8 +282,8 @@ class SearchConfig(Frozen):
     tracking: TrackingConfig = TrackingConfig()
 
     study_storage: str | None = None
-    """Database of the Optuna study, `postgresql+psycopg://user:${PASSWORD}@host/name`; it must not
-    be MLflow's. null is a journal file in the run folder."""
+    """Database of the Optuna study for dashboards, `postgresql+psycopg://user:${PASSWORD}@host/name`;
+    it must not be MLflow's. null is a journal file in the run folder."""
     storage: str = "runs"
     """Folder of the run folders. With several nodes, all must reach it, unless the checkpoints have
     a storage of their own."""

@@ -16,7 +16,6 @@ from trainers.config import TrialConfig, with_overrides
 from trainers.errors import ConfigError, suggestion, validate
 from trainers.evaluation.metrics import DIRECTIONS, ID_ACC, direction, metric_names
 from tuning.config.loading import read_layers, refuse_secrets
-from tuning.config.objectives import check_meaning
 from tuning.config.schema import NoSchedulerConfig, SearchFile
 from tuning.config.search_space import SpaceConfig
 from tuning.runs.records import METHOD_KEY
@@ -168,18 +167,6 @@ def check_settings(file: SearchFile) -> None:
             "" if scheduler.name == "none" else ", and no trial is stopped early",
         )
     refuse_secrets(file.model_dump(mode="json"))  # one made in Python was not read from a file
-
-    # Optuna refuses these only in the middle of a search.
-    if search.sampler.name == "cma_es":
-        key = "search.sampler.name"
-        if len(file.objectives) > 1:
-            raise ConfigError("supports a single objective only", key=key, value="cma_es")
-        for method, part in space.parts().items():
-            numeric = [p for p in part.parameters.values() if not isinstance(p, Categorical)]
-            if len(numeric) < 2:
-                where = "" if method is None else f" for {method!r}"
-                problem = f"needs at least two numeric parameters{where}"
-                raise ConfigError(problem, key=key, value="cma_es")
     _check_budget(file)
 
 
@@ -280,11 +267,15 @@ def _check_objective(file: SearchFile) -> None:
         )
     if len({objective.metric for objective in file.objectives}) < len(file.objectives):
         raise ConfigError("a metric is given twice", key="search.objective")
-    constraints = file.constraints()
-    try:
-        check_meaning(constraints)
-    except ValueError as error:
-        raise ConfigError(str(error), key="search.constraints") from None
+    file.constraints()
+    if len(file.objectives) > 1 and file.search.scheduler.name != "none":
+        problem = "no trial can be stopped early with several objectives"
+        raise ConfigError(
+            problem,
+            key="search.scheduler.name",
+            value=file.search.scheduler.name,
+            hint="write none",
+        )
 
 
 def _check_budget(file: SearchFile) -> None:

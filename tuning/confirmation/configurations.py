@@ -10,8 +10,7 @@ from trainers.errors import ConfigError, did_you_mean
 from tuning.confirmation.results import FT, Configuration, Confirmation, read_results
 from tuning.runs.ranking import misses, ranked
 from tuning.runs.records import SearchRecord, TrialRecord
-from tuning.selection.beliefs import MIN_TRIALS
-from tuning.selection.rules import BY_METHOD, EXPECTED, OBJECTIVE, PARETO, RULES, choices
+from tuning.selection.rules import BY_METHOD, OBJECTIVE, PARETO, RULES, choices
 
 
 def chosen(
@@ -63,11 +62,7 @@ def chosen(
             add(choice.rule, label, trial, choice.looks_at_ood)
     finished = [r for r in records if r.kind == "trial" and r.outcome == "finished"]
     if not found and rules and finished:
-        reasons = {
-            BY_METHOD: "all trials of this search have the same method",
-            EXPECTED: "it needs one objective, one method, numbers as hyperparameters, and at "
-            f"least {MIN_TRIALS} finished trials",
-        }
+        reasons = {BY_METHOD: "all trials of this search have the same method"}
         reasons |= {choice.rule: choice.reason for choice in others if choice.reason}
         problems = [
             f"{rule}: {reasons.get(rule, 'no finished trial has the metrics that it needs')}"

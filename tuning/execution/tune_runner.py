@@ -12,12 +12,11 @@ from ray import tune
 
 from trainers.folders import temporary_folder
 from tuning.algorithms.budget import Budget
-from tuning.algorithms.rung_check import search_rule
 from tuning.algorithms.searcher import TrialProposer
 from tuning.algorithms.studies import Studies
-from tuning.algorithms.tune_scheduler import StepScheduler
 from tuning.config.schema import SearchFile
 from tuning.execution.ray_workarounds import tune_workarounds
+from tuning.execution.scheduler import PrunerScheduler
 from tuning.runs.journal import History
 from tuning.runs.recorder import Recorder
 from tuning.runs.records import SearchOutcome
@@ -32,7 +31,6 @@ def run_trials(
     recorder: Recorder,
     history: History,
     concurrent: int,
-    announce: Callable[[str], None],
     interrupted: Callable[[], None],
 ) -> SearchOutcome:
     """Run trials until nothing more is proposed, and say how that ended.
@@ -52,7 +50,6 @@ def run_trials(
         references=file.search.references,
         earlier=history.records,
     )
-    rule = search_rule(recorder.search)
     # The folder is for files of Tune, which are never read again.
     with tune_workarounds(), temporary_folder("lipsum-tune-search-") as storage:
         tune.Tuner(
@@ -61,7 +58,7 @@ def run_trials(
                 num_samples=-1,  # until the proposer has no more
                 max_concurrent_trials=concurrent,
                 search_alg=proposer,
-                scheduler=StepScheduler(rule, file.trial.steps, history.records, announce),
+                scheduler=PrunerScheduler(studies, file.trial.steps),
                 reuse_actors=True,
             ),
             run_config=tune.RunConfig(

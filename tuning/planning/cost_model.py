@@ -20,16 +20,37 @@ import heapq
 from bisect import bisect_left
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from typing import TypeAlias
 
 import numpy as np
 
-from tuning.algorithms.early_stopping import StoppingRule, Values
+Values: TypeAlias = tuple[float, ...]
 
 RISE = 1.0
 """Gain of all trials from first to last step, in standard deviations of their quality. Rules that
 compare trials at equal steps do not depend on it; the median rule does."""
 QUANTILES = (0.05, 0.5, 0.95)
 REPLAYS = 50
+
+
+class Halving:
+    """Asynchronous successive halving by the first value, once enough trials have finished."""
+
+    def __init__(self, rungs: Sequence[int], factor: int, total_steps: int, least: int) -> None:
+        self._reached: dict[int, dict[int, float]] = {rung: {} for rung in rungs}
+        self._factor, self._total_steps, self._least = factor, total_steps, least
+        self._finished = 0
+
+    def should_continue(self, number: int, step: int, values: Values) -> bool:
+        """Take a report into account, and return whether the trial continues."""
+        self._finished += step >= self._total_steps
+        new = [r for r, of in self._reached.items() if r <= step and number not in of]
+        for rung in new:
+            self._reached[rung][number] = values[0]
+        if not new or self._finished < self._least:
+            return True
+        ranked = sorted(self._reached[new[-1]].values(), reverse=True)
+        return values[0] >= ranked[max(1, len(ranked) // self._factor) - 1]
 
 
 @dataclass(frozen=True)
@@ -122,7 +143,7 @@ class Replay:
 def estimate(
     shape: SearchShape,
     cost: TrialCost,
-    new_rule: Callable[[], StoppingRule | None],
+    new_rule: Callable[[], Halving | None],
     *,
     replays: int = REPLAYS,
     seed: int = 0,
@@ -167,7 +188,7 @@ def estimate(
 def replay(
     shape: SearchShape,
     cost: TrialCost,
-    rules: Sequence[StoppingRule | None],
+    rules: Sequence[Halving | None],
     values: Sequence[Sequence[Values]],
     speeds: Sequence[float],
 ) -> Replay:

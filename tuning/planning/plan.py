@@ -13,7 +13,6 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 
 import ray
@@ -23,14 +22,13 @@ from trainers.config import EvalConfig, with_overrides
 from trainers.data.data_root import resolve_root
 from trainers.data.dataset import KEEP_BYTES, KEPT_BYTES
 from trainers.errors import ConfigError
-from tuning.algorithms.early_stopping import rung_ladder
-from tuning.algorithms.rung_check import create_rule
+from tuning.algorithms.pruning import LEAST_FINISHED, rung_ladder
 from tuning.algorithms.samplers import number_of_trials
-from tuning.config.schema import MedianConfig, RungConfig, SearchFile
+from tuning.config.schema import MedianConfig, NoSchedulerConfig, RungConfig, SearchFile
 from tuning.execution.cluster_resources import HEAD
 from tuning.execution.ray_session import concurrent_trials, ray_session
 from tuning.execution.ray_watch import watched_ray
-from tuning.planning.cost_model import Band, Estimate, SearchShape, TrialCost, estimate
+from tuning.planning.cost_model import Band, Estimate, Halving, SearchShape, TrialCost, estimate
 from tuning.planning.probe import MAX_PROBES, OVERRIDES, Probe, probe_trials
 from tuning.views.formatting import show_phase
 
@@ -190,15 +188,20 @@ def plan_search(
     )
     with console.status("Replaying the search"):
         cost = trial_cost(probe, file.trial.eval)
-        # The trials that are compared with each other.
-        of_method = math.ceil(trials / shape.methods)
-        new_rule = partial(
-            create_rule, search.scheduler, shape.total_steps, of_method, shape.eval_every
-        )
-        expected = estimate(shape, cost, new_rule, seed=search.sampler.seed)
+        expected = estimate(shape, cost, lambda: create_rule(file), seed=search.sampler.seed)
     memory = [n.get("memory", 0) + n.get("object_store_memory", 0) for n in nodes]
     on_head = [size for node, size in zip(nodes, memory, strict=True) if HEAD in node]
     return Plan(file, probe, shape, expected, int(sum(memory)), int(sum(on_head)))
+
+
+def create_rule(file: SearchFile) -> Halving | None:
+    """About what the pruner of a search does; None if every trial runs to its end."""
+    scheduler, steps = file.search.scheduler, file.trial.steps
+    if isinstance(scheduler, NoSchedulerConfig):
+        return None
+    first = scheduler.first_step(steps, file.trial.eval.every)
+    factor = scheduler.reduction_factor if isinstance(scheduler, RungConfig) else 2
+    return Halving(rung_ladder(first, factor, steps), factor, steps, LEAST_FINISHED)
 
 
 def check_budget(plan: Plan) -> None:

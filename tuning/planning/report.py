@@ -111,9 +111,9 @@ def _cost(plan: Plan) -> RenderableType:
     disk = "" if limit is None else f"{limit:g} GB"
     table.add_row("checkpoints at most", gigabytes(plan.peak_checkpoint_bytes), "", disk)
     budget = plan.file.search.budget
-    if budget.target is None and budget.patience is None:
+    if budget.target is None:
         return table
-    return Group(table, Text("A target or patience in the budget may end it sooner.", style="dim"))
+    return Group(table, Text("A target in the budget may end it sooner.", style="dim"))
 
 
 def _verdict(budget: tuple[float, Band] | None) -> str:

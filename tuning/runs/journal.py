@@ -16,7 +16,7 @@ import operator
 import os
 import secrets
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from io import FileIO
@@ -230,6 +230,25 @@ def read_history(run_folder: Path, live: bool = False) -> History:
             hint="finish and export the run with that version",
         ) from None
     return reader.history(live)
+
+
+def trial_events(run_folder: Path) -> Iterator[tuple[str, TrialRecord]]:
+    """Every start, report and end of a trial in the order of the journal, with its record then.
+
+    The names of the events are `started`, `report` and `ended`.
+
+    Raises:
+        ConfigError: see `read_history`.
+    """
+    read_history(run_folder)  # refuses a damaged journal
+    reader = _Reader()
+    with (run_folder / JOURNAL_FILE).open("rb") as lines:
+        for line in lines:
+            if line.endswith(b"\n"):
+                event = json.loads(line)
+                reader.read(event)
+                if event["event"] in ("started", "report", "ended"):
+                    yield event["event"], reader.records[event["trial"]]
 
 
 def add_missed_reports(search: SearchRecord, journal: Journal, checkpoints: Store) -> History:

@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
+from optuna.pruners import BasePruner
 from optuna.samplers import BaseSampler
 from optuna.storages import BaseStorage
 from rich.console import Console
@@ -60,6 +61,7 @@ def resume_search(
     storage: BaseStorage | None = None,
     address: str | None = None,
     console: Console | None = None,
+    pruner: BasePruner | None = None,
 ) -> SearchResult:
     """Continue an interrupted search from its run folder.
 
@@ -74,7 +76,7 @@ def resume_search(
     """
     run = load_run(folder)
     file = load_config(run.folder / CONFIG_FILE, list(overrides))
-    options = SearchOptions(callbacks, sampler, storage, address, console)
+    options = SearchOptions(callbacks, sampler, storage, address, console, pruner)
     return continue_from(run.folder, file, options)
 
 
@@ -88,6 +90,7 @@ def extend_search(
     storage: BaseStorage | None = None,
     address: str | None = None,
     console: Console | None = None,
+    pruner: BasePruner | None = None,
 ) -> SearchResult:
     """Continue a search with more trials, or with another space, sampler or scheduler.
 
@@ -105,7 +108,7 @@ def extend_search(
         wanted = max(existing, run.file.search.budget.trials) + trials
         overrides = [*overrides, f"search.budget.trials={wanted}"]
     file = load_config(run.folder / CONFIG_FILE, list(overrides))
-    file, options = with_options(file, callbacks, sampler, storage, address, console)
+    file, options = with_options(file, callbacks, sampler, storage, address, console, pruner=pruner)
     return continue_from(run.folder, file, options, extend=True)
 
 

@@ -16,13 +16,13 @@ import yaml
 
 from trainers.config import TrialConfig
 from trainers.data.storage import Store, open_store, url_of
-from trainers.errors import ConfigError, quoted, suggestion
+from trainers.errors import ConfigError, suggestion
 from tuning.checkpoints.files import TRAIN_FOLDER, checkpoint_home
 from tuning.config.schema import SearchFile
 from tuning.config.validation import load_config
 from tuning.runs.environment import ENVIRONMENT_FILE, environment, seen_at_start
 from tuning.runs.journal import JOURNAL_FILE, History, is_running, read_history
-from tuning.runs.records import METHOD_KEY, SearchRecord, TrialRecord
+from tuning.runs.records import SearchRecord, TrialRecord
 
 if TYPE_CHECKING:
     import optuna
@@ -128,38 +128,14 @@ class LoadedRun:
         return curves_table(self.search, self.history.records).slice(zero_shot_rows).to_pandas()
 
     @cached_property
-    def studies(self) -> dict[str | None, optuna.Study]:
-        """The Optuna studies in memory, by method; under None if methods are not compared."""
-        from optuna.storages import InMemoryStorage
-
-        from tuning.algorithms.optuna_storage import quiet_optuna
-        from tuning.algorithms.studies import create_studies
-
-        with quiet_optuna():
-            created = create_studies(
-                self.search,
-                self.file.search_space(),
-                self.file.search.sampler,
-                InMemoryStorage(),
-                self.history.run_id,
-                self.history.records,
-            )
-        return {part.method: part.study for part in created.studies}
-
-    @property
     def study(self) -> optuna.Study:
-        """The Optuna study, in memory. Changes to it do not affect the run.
+        """The Optuna study with the objectives as its values, in memory.
 
-        Raises:
-            ConfigError: the search compares methods, each with a study of its own.
+        Changes to it do not affect the run.
         """
-        if None not in self.studies:
-            raise ConfigError(
-                f"the search compares {quoted(map(str, self.studies))}",
-                key=METHOD_KEY,
-                hint="use .studies",
-            )
-        return self.studies[None]
+        from tuning.views.dashboard import study_of
+
+        return study_of(self)
 
     @property
     def plot(self) -> Plots:

@@ -7,16 +7,13 @@ validation splits at a trial's last step:
 | rule | chooses by | its OOD accuracy |
 |---|---|---|
 | objective | the search's own objective | optimistic if the objective uses OOD data |
-| expected | the expected objective, without the noise of single trainings | as for `objective` |
 | by_method | the objective, among the trials of each method | as for `objective` |
 | id_val | ID accuracy | unbiased: the choice did not use OOD data |
 | ood_val | mean OOD accuracy | an oracle: chosen on the data that it reports |
 | leave_one_domain_out | per OOD domain, the mean of the others | unbiased: on the one left out |
-| worst_domain | the lowest accuracy among the OOD domains | optimistic |
 | pareto | nothing: all trials that no other beats in both ID and OOD accuracy | the trade-off |
 
-`expected` exists only if there are `beliefs`, and `by_method` only if the trials of a search have
-several methods. `id_val` favours the method
+`by_method` exists only if the trials of a search have several methods. `id_val` favours the method
 `tpgm`, which learns its radii on the labels of the ID validation split.
 
 If all trials have all accuracies, none is above the oracle, and the gap to it is the cost of not
@@ -32,25 +29,22 @@ from dataclasses import dataclass, replace
 from typing import Final
 
 from trainers.evaluation.metrics import ID_ACC, OOD_MEAN_ACC, val_acc
-from tuning.algorithms.early_stopping import non_dominated
 from tuning.runs.ranking import (
     Measure,
     best_trial,
     comparable,
     contenders,
     highest,
+    non_dominated,
     ranked,
 )
 from tuning.runs.records import SearchRecord, TrialRecord
-from tuning.selection.beliefs import Belief, beliefs
 
 OBJECTIVE: Final = "objective"
-EXPECTED: Final = "expected"
 BY_METHOD: Final = "by_method"
 ID_VAL: Final = "id_val"
 OOD_VAL: Final = "ood_val"
 LEAVE_ONE_DOMAIN_OUT: Final = "leave_one_domain_out"
-WORST_DOMAIN: Final = "worst_domain"
 PARETO: Final = "pareto"
 
 PROPOSED_WITH_OOD: Final = (
@@ -59,12 +53,10 @@ PROPOSED_WITH_OOD: Final = (
 
 RULES: Final[Mapping[str, str]] = {
     OBJECTIVE: "The best value of the search's objective.",
-    EXPECTED: "The best expected objective, by Gaussian processes through the trials.",
     BY_METHOD: "The best value of the objective within each method.",
     ID_VAL: "The highest accuracy in distribution.",
     OOD_VAL: "The highest mean accuracy on the OOD domains, the oracle.",
     LEAVE_ONE_DOMAIN_OUT: "For each OOD domain, the highest mean accuracy on the others.",
-    WORST_DOMAIN: "The highest accuracy on the OOD domain that is worst for the trial.",
     PARETO: "All trials that none beats in both ID and mean OOD accuracy.",
 }
 """Rule -> how it chooses, in the order of the tables."""
@@ -84,8 +76,6 @@ class Pick:
     """OOD domain that the choice did not use."""
     method: str | None = None
     """Method of the trial; None if its configuration does not name one."""
-    belief: Belief | None = None
-    """For `expected`: what it is chosen by."""
 
 
 @dataclass(frozen=True)
@@ -149,13 +139,10 @@ class Choice:
         return combine(known) if values and known == values and not self.is_set else None
 
 
-def choices(
-    search: SearchRecord, records: Iterable[TrialRecord], with_expected: bool = True
-) -> tuple[Choice, ...]:
+def choices(search: SearchRecord, records: Iterable[TrialRecord]) -> tuple[Choice, ...]:
     """The choice of every rule, in the order of `RULES`; the earlier one of equal trials.
 
-    `expected` is left out if there are no `beliefs`, or on request, as these take time; `by_method`
-    if all trials have the same method. Each rule chooses among its
+    `by_method` is left out if all trials have the same method. Each rule chooses among its
     `contenders`: finished trials that meet the constraints, or those that come closest to that.
     """
     records = list(records)
@@ -182,9 +169,6 @@ def choices(
         return pick(highest(search, records, measure), left_out)
 
     add(OBJECTIVE, pick(best_trial(search, records)), search.sees_ood)
-    if with_expected and (believed := beliefs(search, records)):
-        picks = [replace(p, belief=believed[0]) for p in pick(believed[0].trial)]
-        add(EXPECTED, picks, search.sees_ood)
     if len(search.methods(records)) > 1:
         best = best_by_method(search, records).values()
         add(BY_METHOD, [p for trial in best for p in pick(trial)], search.sees_ood)
@@ -199,10 +183,9 @@ def choices(
         # A domain without a choice leaves the mean over the domains without a value.
         complete = len(judged) == len(domains)
         add(LEAVE_ONE_DOMAIN_OUT, judged if complete else (), reason=reason)
-        add(WORST_DOMAIN, pick_highest(lambda record: _worst(record, domains)))
         add(PARETO, [p for trial in _id_ood_front(search, records) for p in pick(trial)])
     else:
-        for rule in (OOD_VAL, LEAVE_ONE_DOMAIN_OUT, WORST_DOMAIN, PARETO):
+        for rule in (OOD_VAL, LEAVE_ONE_DOMAIN_OUT, PARETO):
             add(rule, (), reason="the search has no OOD domain")
 
     id_acc = next(choice.id_acc for choice in found if choice.rule == ID_VAL)

@@ -18,12 +18,11 @@ from typing import TYPE_CHECKING
 from xml.etree.ElementTree import ParseError
 
 from trainers.errors import ConfigError, storage_failures
-from tuning.runs.ranking import best_trial, misses
+from tuning.runs.ranking import best_trial
 from tuning.runs.records import AVERAGED, SearchRecord, TrialRecord
-from tuning.selection.beliefs import MAX_TRIALS, beliefs
 from tuning.views.changed_images import changed_images
 from tuning.views.cost import cost_sentences
-from tuning.views.formatting import format_metric, format_seconds
+from tuning.views.formatting import format_seconds
 from tuning.views.leaderboard import leaderboard, sampled_images
 from tuning.views.linked_figures import (
     MAX_LINKED,
@@ -205,9 +204,6 @@ def _sections(
             "distance 0."
         )
         yield _image(drift, "OOD accuracy over the distance from the zero-shot model", note)
-    if (sentence := belief_sentence(search, records, bool(confirmed))) is not None:
-        yield "<h2>How sure the best trial is</h2>"
-        yield _paragraph(sentence)
     if sentences := cost_sentences(search, records):
         yield "<h2>Cost</h2>"
         yield _paragraph(" ".join(sentences))
@@ -234,43 +230,6 @@ def _hyperparameters(search: SearchRecord, records: Sequence[TrialRecord]) -> It
         yield _image(importance, "importance of each hyperparameter", note)
     elif lacks := details.importance_lacks(records):
         yield _paragraph(lacks)
-
-
-def belief_sentence(
-    search: SearchRecord, records: Sequence[TrialRecord], confirmed: bool = False
-) -> str | None:
-    """Which trial is expected to be the best, and how sure that is; None if `beliefs` is empty.
-
-    The probabilities are still too high with few trials and much noise, see `beliefs`.
-    """
-    found, chosen = beliefs(search, records), best_trial(search, records)
-    if chosen is None or not found:
-        return None
-    expected = found[0]
-    best = next(b for b in found if b.trial.trial_id == chosen.trial_id)
-    metric = search.objectives[0].metric
-    compared = "the finished trials" if len(found) < MAX_TRIALS else f"the {MAX_TRIALS} best trials"
-    if search.constraints:
-        missed = misses(search, records)[chosen.trial_id]
-        compared += " that come closest to the" if missed else " that meet the"
-        compared += " constraints"
-    text = (
-        f"By Gaussian processes through {compared}, which take the noise of single trainings out, "
-        f"the hyperparameters of {expected.trial.trial_id} have the best expected {metric}, "
-        f"{format_metric(metric)(expected.mean)}. They are the best of these with a probability "
-        f"of {expected.chance:.0%}"
-    )
-    if best is expected:
-        text += ", and the trial was measured as the best"
-    else:
-        text += f", those of {chosen.trial_id}, which was measured as the best, "
-        text += f"with one of {best.chance:.0%}"
-    if confirmed:
-        text += ". The results of `lipsum-tune confirm` above are from fresh seeds"
-    elif expected.chance < 0.9:
-        text += ". `lipsum-tune confirm --top 3` compares the choices of the selection rules, this "
-        text += "one included, and the three best measured trials, on fresh seeds"
-    return text + ". With few trials and much noise, the probabilities are too high."
 
 
 def _confirmation(search: SearchRecord, records: Sequence[TrialRecord]) -> Iterator[str]:

@@ -14,7 +14,6 @@ from rich.text import Text
 
 from trainers.evaluation.metrics import ID_ACC, OOD_MEAN_ACC, val_acc
 from trainers.methods.registry import METHODS
-from tuning.algorithms.rung_check import describe_checks
 from tuning.runs.ranking import (
     best_trial,
     misses,
@@ -162,7 +161,6 @@ def leaderboard(search: SearchRecord, records: Sequence[TrialRecord]) -> ResultT
             "distance to the best value of each objective, scaled to its range."
         )
     notes += notes_of_early_trials(search, (*references, *order))
-    notes += describe_checks(search, records)
     if len(search.constraints) > 1:
         named = [f"{letter}: {text}" for text, letter in letters.items()]
         notes.append(f"Constraints: {'; '.join(named)}.")

@@ -7,7 +7,7 @@ from typing import Final
 
 from tuning.runs.records import SearchRecord, TrialRecord
 from tuning.selection.rules import BY_METHOD, PROPOSED_WITH_OOD, RULES, Choice, choices
-from tuning.views.formatting import format_gap, format_metric, format_percent
+from tuning.views.formatting import format_gap, format_percent
 from tuning.views.result_table import Column, ResultTable, Row
 
 _COLUMNS: Final = (
@@ -72,15 +72,6 @@ def _notes(search: SearchRecord, found: Sequence[Choice]) -> list[str]:
             parts = [f"{trial} for {', '.join(domains)}" for trial, domains in judged.items()]
             text = "; ".join(parts) if len(parts) > 1 else f"{next(iter(judged))} for each"
             lines.append(f"{choice.rule}, chosen by the other domains: {text}.")
-        for pick in choice.picks:
-            if (belief := pick.belief) is not None:
-                metric = search.objectives[0].metric
-                lines.append(
-                    f"{choice.rule}: Gaussian processes expect {metric} = "
-                    f"{format_metric(metric)(belief.mean)} of the hyperparameters of "
-                    f"{_number(pick.trial)}; with a probability of {belief.chance:.0%}, they are "
-                    "the best of those tried."
-                )
         if choice.rule == BY_METHOD:
             lines.append(f"{choice.rule}: see the table of methods.")
         elif choice.is_set:

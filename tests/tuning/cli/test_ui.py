@@ -23,10 +23,10 @@ from tests.tuning.execution.slot import HOLD
 from tests.tuning.run_folders import search_file, write_run
 from tests.waiting import wait_until
 from trainers.errors import ConfigError
-from tuning.algorithms.optuna_storage import OPTUNA_FILE
 from tuning.execution.ray_session import free_port
 from tuning.runs.journal import read_history
 from tuning.runs.run_folder import load_run
+from tuning.views.dashboard import OPTUNA_FILE
 from tuning.views.html_report import REPORT_FILE, write_report
 from tuning.views.mlflow.callback import MlflowCallback
 from tuning.views.mlflow.client import default_tracking_uri

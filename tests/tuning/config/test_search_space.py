@@ -299,11 +299,6 @@ def test_every_method_gets_a_trial(path, caplog):
     assert "search.budget.trials = 5: not a multiple of the 2" in caplog.text
 
 
-def test_cma_es_needs_two_numbers_for_every_method(path):
-    with pytest.raises(ConfigError, match=r"'cma_es'.* for 'ft'"):
-        load_config(path, ["search.sampler.name=cma_es"])
-
-
 def test_methods_replace_a_ready_space_and_back(path):
     lr = "search.space.parameters.optim.lr.low=1e-5"
     methods = "search.space.methods=[ft, lipsum_ft]"

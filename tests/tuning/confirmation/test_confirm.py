@@ -18,7 +18,6 @@ from tests.tuning.databases import with_database
 from tests.tuning.result_tables import notes
 from tests.tuning.run_folders import LR, WEIGHT, search_file, swap_classes, write_run
 from tests.tuning.run_folders import trial as searched
-from tests.tuning.selection.test_beliefs import lucky_trials
 from trainers.errors import ConfigError
 from trainers.fine_tune import fine_tune
 from trainers.loop.state import load_split
@@ -67,17 +66,9 @@ def test_each_chosen_trial_is_confirmed_once(tmp_path):
     assert list(found) == ["trial-000", "trial-003", "trial-001"]
     assert found["trial-000"].labels == ("objective #1", "id_val")
     assert found["trial-003"].labels == ("objective #2",)
-    assert found["trial-001"].labels == ("ood_val", "leave_one_domain_out", "worst_domain")
+    assert found["trial-001"].labels == ("ood_val", "leave_one_domain_out")
     assert not found["trial-000"].looks_at_ood
     assert found["trial-001"].looks_at_ood
-
-
-def test_the_expected_best_is_confirmed(tmp_path):
-    search = fakes.search_record(tmp_path)
-    labels = [label for one in chosen(search, lucky_trials(), top=3) for label in one.labels]
-    assert labels.count("expected") == 1
-    (only,) = chosen(search, lucky_trials(), rules=["expected"])
-    assert (only.labels, only.looks_at_ood) == (("expected",), True)
 
 
 def test_the_announced_reference_is_labelled_as_not_tuned(tmp_path):
@@ -133,7 +124,6 @@ def test_the_best_of_each_method_is_confirmed_under_its_name(tmp_path):
         ([fakes.reference(), fakes.trial(0, outcome="pruned")], {}, None),
         ([fakes.trial(0)], {"rules": ["paretto"]}, "--rule"),
         ([fakes.trial(0)], {"rules": ["by_method"]}, "--rule"),
-        ([fakes.trial(0)], {"rules": ["expected"]}, "--rule"),
         ([fakes.trial(0)], {"top": 0}, "--top"),
         ([fakes.trial(0)], {"top": 5, "rules": ["id_val"]}, "--top"),
     ],
@@ -147,11 +137,9 @@ def test_a_choice_that_is_not_possible_is_refused(records, arguments, key, tmp_p
 def test_each_rule_without_a_trial_is_named_with_its_reason(tmp_path):
     search = fakes.search_record(tmp_path, ood_domains=())
     with pytest.raises(ConfigError) as error:
-        chosen(search, [fakes.trial(0)], rules=["expected", "by_method", "ood_val"])
-    assert error.value.value == "expected, by_method, ood_val"
-    expected, by_method, ood_val = error.value.problem.split("; ")
-    assert "expected: it needs" in expected
-    assert "8 finished trials" in expected
+        chosen(search, [fakes.trial(0)], rules=["by_method", "ood_val"])
+    assert error.value.value == "by_method, ood_val"
+    by_method, ood_val = error.value.problem.split("; ")
     assert by_method == "by_method: all trials of this search have the same method"
     assert ood_val == "ood_val: the search has no OOD domain"
 

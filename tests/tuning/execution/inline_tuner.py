@@ -3,6 +3,7 @@
 Its warrant is `test_inline_tuner.py`, which compares it with Ray Tune itself.
 """
 
+import json
 import pickle
 import shutil
 from collections import Counter
@@ -11,6 +12,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from unittest.mock import patch
 
+from optuna.storages.journal import JournalFileBackend
 from ray.exceptions import RayTaskError
 from ray.tune.experiment import Trial
 from ray.tune.schedulers import TrialScheduler
@@ -179,20 +181,31 @@ def killed_at_write(number, folder):
     """
     left, is_dead, snapshot = number, False, folder.with_name("snapshot")
 
-    def append(file, content, *, sync=True):
+    def write(content, half, whole):
         nonlocal left, is_dead
         if left == 0 and not is_dead:
-            file.write(content[: len(content) // 2])
+            half(content[: len(content) // 2])
             shutil.copytree(folder, snapshot)
             is_dead = True
         if is_dead:
             raise Killed
         left -= 1
-        append_synced(file, content, sync=False)
+        whole(content)
 
-    with ExitStack() as patches:
-        for module in ("tuning.runs.journal", "tuning.algorithms.optuna_storage"):
-            patches.enter_context(patch(f"{module}.append_synced", append))
+    def to_journal(file, content):
+        write(content, file.write, lambda content: append_synced(file, content, sync=False))
+
+    def to_optuna(backend, logs):
+        def append(content):
+            with Path(backend._file_path).open("ab") as file:
+                file.write(content)
+
+        write("".join(f"{json.dumps(log)}\n" for log in logs).encode(), append, append)
+
+    with (
+        patch("tuning.runs.journal.append_synced", to_journal),
+        patch.object(JournalFileBackend, "append_logs", to_optuna),
+    ):
         try:
             yield
         except Killed:

@@ -3,24 +3,18 @@
 import re
 import tempfile
 
-import optuna
 import pytest
 import torch
 from ray.exceptions import RayTaskError
 from ray.train import ControllerError, WorkerGroupError
 from ray.tune import TuneError
 
-from search_spaces import SearchSpace
-from search_spaces.distributions import Float
 from tests.disks import fill, make_room, small_disk
 from tests.tuning import fakes
 from trainers.checkpoints.format import Checkpoint, Progress, save_checkpoint, saved_step
 from trainers.errors import StorageFailed
 from trainers.fine_tune import fine_tune
 from trainers.ray_trainer import SAVED, saved_locally
-from tuning.algorithms.optuna_storage import open_storage
-from tuning.algorithms.studies import create_studies
-from tuning.config.schema import SamplerConfig
 from tuning.execution.ray_errors import resumable, storage_failure
 from tuning.runs.journal import JOURNAL_FILE, Journal, read_history
 
@@ -61,29 +55,6 @@ def test_a_line_that_finds_no_room_leaves_nothing_and_ends_the_journal_of_the_se
     history = read_history(disk)
     assert [record.trial_id for record in history.unfinished] == ["trial-000", "trial-001"]
     assert history.run_id == journal.run_id == again.run_id
-
-
-@pytest.mark.nightly
-def test_optunas_journal_has_no_half_line_either_and_goes_on_once_there_is_room(disk):
-    search = fakes.search_record(disk)
-    space = SearchSpace(parameters={"optim.lr": Float(low=0.1, high=1.0)})
-
-    def created():
-        storage = open_storage(disk, None)
-        (only,) = create_studies(search, space, SamplerConfig(), storage, "id").studies
-        return only.study
-
-    study = created()
-    trial = study.ask(fixed_distributions=space.distributions())
-    fill(disk)
-    with pytest.raises(StorageFailed, match=f"optuna.journal: cannot be written: {FULL}"):
-        trial.set_user_attr("long", "x" * 10_000)
-    make_room(disk)
-    study.tell(trial, 1.0)
-    (found,) = study.trials
-    assert found.state == optuna.trial.TrialState.COMPLETE
-    assert found.user_attrs == {}
-    assert created().trials == []  # all lines are whole
 
 
 def checkpoint(step):

@@ -18,7 +18,7 @@ from tuning.runs.journal import read_history
 from tuning.runs.run_folder import load_run
 from tuning.views.mlflow.callback import backfill
 
-ASHA = {"name": "asha", "grace_steps": EVERY, "reduction_factor": 2, "check_trials": 0}
+ASHA = {"name": "asha", "grace_steps": EVERY, "reduction_factor": 2}
 SETTINGS = {
     "search__sampler__name": "random",
     "search__scheduler": ASHA,
@@ -48,7 +48,12 @@ class Story:
     def session(self, kill_at):
         """Search, resume or extend; killed at a write, or to the end."""
         is_killed = nullcontext() if kill_at is None else killed_at_write(kill_at, self.runs)
-        with without_ray(mlflow=False), patch.object(InlineTuner, "choose", self.choose), is_killed:
+        with (
+            without_ray(mlflow=False),
+            patch.object(InlineTuner, "choose", self.choose),
+            patch("tuning.algorithms.studies.LEAST_FINISHED", 1),  # so that trials are pruned
+            is_killed,
+        ):
             if not (self.run / "journal.jsonl").exists():
                 run_instantly(self.file)
             elif read_history(self.run).outcome == "finished":

@@ -11,6 +11,7 @@ import optuna
 import pyarrow.parquet as pq
 import pytest
 from mlflow.tracking import MlflowClient
+from optuna.pruners import SuccessiveHalvingPruner
 from ray.air.execution._internal import RayActorManager
 from ray.tune.execution import class_cache
 from rich.console import Console
@@ -298,15 +299,17 @@ def test_a_refused_change_leaves_a_run_that_resumes(images_root, tmp_path):
 
 
 @pytest.mark.usefixtures("inline")
-def test_a_rung_stops_trials_once_it_is_checked(images_root, tmp_path):
-    scheduler = {"name": "asha", "grace_steps": 2, "reduction_factor": 2, "check_trials": 3}
-    settings = {"search__scheduler": scheduler, "search__budget__trials": 8}
+@pytest.mark.parametrize("name", ["asha", "object"])
+def test_trials_are_stopped_once_six_have_finished(name, images_root, tmp_path):
+    settings = {"search__budget__trials": 14, "search__sampler__name": "random"}
+    options = {"pruner": SuccessiveHalvingPruner(min_resource=2, reduction_factor=2)}
+    if name == "asha":
+        settings["search__scheduler"] = {"name": name, "grace_steps": 2, "reduction_factor": 2}
+        options = {}
     console = Console(file=io.StringIO(), width=200)
-    found = run_instantly(instant_file(images_root, tmp_path, **settings), console=console)
+    file = instant_file(images_root, tmp_path, **settings)
+    found = run_instantly(file, console=console, **options)
     outcomes = [record.outcome for record in found.history.records]
-    assert outcomes[:3] == ["finished"] * 3
-    assert "pruned" in outcomes[3:]
-    lines = console.file.getvalue().splitlines()
-    checked = [line for line in lines if line.startswith("Rank correlation")]
-    assert len(checked) == 2  # steps 2 and 4
-    assert all("1.00 [-1.00, 1.00] in 3 trials; may stop: above" in line for line in checked)
+    assert outcomes[:6] == ["finished"] * 6
+    assert "pruned" in outcomes[6:]
+    assert ", once 6 trials have finished\n" in console.file.getvalue()

@@ -7,10 +7,7 @@ from statistics import median
 import numpy as np
 import pytest
 
-from tuning.algorithms.early_stopping import Asha
-from tuning.algorithms.rung_check import create_rule
-from tuning.config.schema import AshaConfig, HyperbandConfig, MedianConfig
-from tuning.planning.cost_model import SearchShape, TrialCost, estimate, replay
+from tuning.planning.cost_model import Halving, SearchShape, TrialCost, estimate, replay
 
 EXACT = TrialCost(startup_s=10, step_s=0.5, eval_s=4)
 
@@ -79,7 +76,7 @@ def test_asha_costs_the_same_when_simulated_by_the_second(slots):
     played = replay(
         shape,
         TrialCost(startup_s=7, step_s=1, eval_s=0),
-        [Asha((10, 20, 40), reduction_factor=2)],
+        [Halving((10, 20, 40), 2, 80, 0)],
         [[(quality,)] * len(shape.report_steps) for quality in qualities],
         [1.0] * 12,
     )
@@ -92,7 +89,7 @@ def test_each_of_several_methods_has_its_own_rule():
     values = (50.0, 10.0, 30.0, 49.0, 11.0, 29.0)
     shape = SearchShape(trials=6, total_steps=20, eval_every=10)
     curves = [[(value,)] * 2 for value in values]
-    played = replay(shape, EXACT, [Asha((10,), 2) for _ in range(3)], curves, [1.0] * 6)
+    played = replay(shape, EXACT, [Halving((10,), 2, 20, 0) for _ in range(3)], curves, [1.0] * 6)
     # The second of each is compared with the first of each.
     assert played.reports == (2, 2, 2, 1, 2, 1)
 
@@ -111,7 +108,7 @@ def test_nine_in_ten_independent_searches_lie_in_the_band():
     cost = TrialCost(startup_s=20, step_s=1, eval_s=0, spread=0.1)
     rng = np.random.default_rng(123)
     truths = [one_slot_asha(rng) / 3600 for _ in range(400)]
-    band = estimate(shape, cost, lambda: create_rule(AshaConfig(grace_steps=30), 90)).hours
+    band = estimate(shape, cost, lambda: Halving((30,), 3, 90, 0)).hours
     inside = np.mean([band.low <= truth <= band.high for truth in truths])
     assert 0.8 < inside < 0.98
     assert band.median == pytest.approx(median(truths), rel=0.05)
@@ -129,20 +126,11 @@ def one_slot_asha(rng):
     return seconds
 
 
-@pytest.mark.parametrize(
-    "scheduler",
-    [
-        AshaConfig(grace_steps=20),
-        HyperbandConfig(grace_steps=20, reduction_factor=2),
-        MedianConfig(grace_steps=20),
-    ],
-)
-@pytest.mark.parametrize("objectives", [1, 2])
-def test_stopping_is_cheaper_and_repeatable_by_seed(scheduler, objectives):
-    shape = SearchShape(20, 100, 10, concurrent=4, references=1, objectives=objectives)
+def test_stopping_is_cheaper_and_repeatable_by_seed():
+    shape = SearchShape(20, 100, 10, concurrent=4, references=1)
 
     def stopped(seed):
-        return estimate(shape, EXACT, lambda: create_rule(scheduler, 100), replays=20, seed=seed)
+        return estimate(shape, EXACT, lambda: Halving((20, 60), 3, 100, 0), replays=20, seed=seed)
 
     full = estimate(shape, EXACT, lambda: None, replays=1)
     found = stopped(0)
@@ -157,6 +145,6 @@ def test_stopping_is_cheaper_and_repeatable_by_seed(scheduler, objectives):
 
 def test_a_rung_between_two_reports_is_seen_at_the_second():
     shape = SearchShape(trials=20, total_steps=100, eval_every=40)
-    found = estimate(shape, EXACT, lambda: create_rule(AshaConfig(grace_steps=50), 100), replays=20)
+    found = estimate(shape, EXACT, lambda: Halving((50,), 3, 100, 6), replays=20)
     assert found.trials_at(40) == found.trials_at(50) == found.trials_at(80) == 20
     assert found.trials_at(100) < 20

@@ -1,7 +1,6 @@
 """What a plan shows, refuses and warns of; and a real one, on a local Ray."""
 
 from dataclasses import replace
-from functools import partial
 
 import pytest
 import ray
@@ -10,7 +9,6 @@ from rich.console import Console
 from tests.tuning.result_tables import text_of
 from trainers.config import with_overrides
 from trainers.errors import ConfigError
-from tuning.algorithms.rung_check import create_rule
 from tuning.algorithms.samplers import number_of_trials
 from tuning.config.schema import SearchFile
 from tuning.execution.ray_session import ray_session
@@ -18,6 +16,7 @@ from tuning.planning.cost_model import SearchShape, estimate
 from tuning.planning.plan import (
     Plan,
     check_budget,
+    create_rule,
     plan_search,
     trial_cost,
 )
@@ -47,7 +46,7 @@ PROBE = Probe(
 
 
 def search_file(evaluation=None, **search):
-    scheduler = {"name": "asha", "grace_steps": 100, "check_trials": 0}
+    scheduler = {"name": "asha", "grace_steps": 100}
     trial = {"steps": 900, "eval": {"every": 100, "line": "off", **(evaluation or {})}}
     return SearchFile.model_validate({"trial": trial, "search": {"scheduler": scheduler, **search}})
 
@@ -56,7 +55,7 @@ def make_plan(file, probe=PROBE, memory=10**11, head_memory=10**11):
     """The plan of a search whose probe is known; four trials at once."""
     shape = SearchShape(number_of_trials(file), 900, 100, concurrent=4, references=1)
     cost = trial_cost(probe, file.trial.eval)
-    expected = estimate(shape, cost, partial(create_rule, file.search.scheduler, 900))
+    expected = estimate(shape, cost, lambda: create_rule(file))
     return Plan(file, probe, shape, expected, memory, head_memory)
 
 
@@ -254,7 +253,7 @@ def test_the_spread_is_that_of_all_measured_intervals():
 
 @pytest.mark.parametrize("width", [80, 100, 140])
 def test_what_is_printed_fits_the_terminal_and_is_complete(width):
-    file = search_file(budget={"hours": 1000, "patience": 9})
+    file = search_file(budget={"hours": 1000, "target": 90})
     text = printed(make_plan(file), width)
     assert max(map(len, text.splitlines())) <= width
     for words in (
@@ -267,7 +266,7 @@ def test_what_is_printed_fits_the_terminal_and_is_complete(width):
         "1000 h",
         "kept",
         "11 GB",
-        "patience",
+        "target",
     ):
         assert words in text
 

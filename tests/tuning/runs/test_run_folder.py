@@ -142,7 +142,6 @@ def test_a_trial_that_a_resumed_search_continues_is_running(file, tmp_path):
         ({"budget__trials": 5}, 5),
         # Each run has at most `top` points, after which the grid goes on.
         ({"warm_start__runs": ["a", "b"], "warm_start__top": 3}, 9 + 6),
-        ({"warm_start__runs": ["a"], "warm_start__use": "observations"}, 9),
     ],
 )
 def test_a_grid_smaller_than_the_budget_is_counted(images_root, tmp_path, changes, most):

@@ -1,4 +1,3 @@
-import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -6,7 +5,6 @@ import pytest
 
 from tests.tuning import fakes
 from tests.tuning.result_tables import cells, notes
-from tests.tuning.selection.test_beliefs import lucky_trials
 from tuning.config.objectives import Objective, parse_constraint
 from tuning.views.selection_report import selection_table
 
@@ -30,7 +28,6 @@ def test_each_rule_has_a_row_with_its_choice():
         "id_val": ["000", "90.0", "50.0", "40.0", "-6.0", "0.0", "no"],
         "ood_val": ["002", "85.0", "56.0", "50.0", "0.0", "-5.0", "yes"],
         "leave_one_domain_out": ["002, 001", "86.0", "47.3", "40.0", "-8.7", "-4.0", "yes"],
-        "worst_domain": ["003", "80.0", "53.0", "52.0", "-3.0", "-10.0", "yes"],
         "pareto": ["3 trials", "85-90", "50-56", "40-50", "-", "-", "yes"],
     }
 
@@ -71,18 +68,6 @@ def test_a_search_that_used_ood_data_is_noted():
     blind = replace(SEARCH, objectives=(Objective("id_val/acc"),))
     assert note not in notes(selection_table(blind, TRIALS))
     assert selection_table(SEARCH, []) is None
-
-
-def test_the_expected_best_has_its_value_and_how_sure_it_is():
-    table = selection_table(fakes.search_record(Path("run")), lucky_trials())
-    number = rows(table)["expected"][0]
-    found = re.search(
-        rf"expected: Gaussian processes expect val/mean_acc = [56].\.\d of the hyperparameters of "
-        rf"{number}; with a probability of \d+%",
-        notes(table),
-    )
-    assert found is not None
-    assert "expected" not in rows(selection_table(SEARCH, TRIALS))
 
 
 def test_a_long_front_is_cut_short():

@@ -16,7 +16,7 @@ from matplotlib.ticker import MaxNLocator
 from matplotlib.tri import Triangulation
 
 from trainers.evaluation.metrics import ID_ACC, MEAN_OOD, OOD_MEAN_ACC, MetricKey, val_acc
-from tuning.algorithms.optuna_storage import quiet_optuna
+from tuning.algorithms.studies import quiet_optuna
 from tuning.runs.ranking import best_trial
 from tuning.runs.records import STEP, ZERO_SHOT, SearchRecord, TrialRecord
 from tuning.views.figures.frame import (

@@ -2,7 +2,7 @@
 
 | run | tags | metrics |
 |---|---|---|
-| parent, named as the search | run_folder, kind, outcome, best/*, rung_checks, source | best/* |
+| parent, named as the search | run_folder, kind, outcome, best/*, source | best/* |
 | child `zero-shot` | trial_id, kind, outcome | before any step |
 | child, named by its parameters | trial_id, kind, method, outcome, error, nonfinite | reports |
 

@@ -19,7 +19,6 @@ from typing import TYPE_CHECKING
 from PIL import Image
 
 from trainers.data.storage import url_of
-from tuning.algorithms.rung_check import describe_checks
 from tuning.checkpoints.files import TRAIN_FOLDER, checkpoint_home, trial_path
 from tuning.runs.environment import ENVIRONMENT_FILE, recorded_environment
 from tuning.runs.ranking import best_trial
@@ -194,8 +193,6 @@ class SearchRuns:
             figure = f"get-artifact?path={_NOTE_FIGURE}&run_uuid={self.parent_run_id}"
         note = describe(search, records, outcome, figure)
         tags: dict[str, str] = {"outcome": outcome, NOTE_TAG: note}
-        if checks := describe_checks(search, records):
-            tags["rung_checks"] = "\n".join(checks)
         metrics: list[Metric] = []
         best = best_trial(search, records)
         if best is not None:
