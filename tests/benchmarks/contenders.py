@@ -74,7 +74,8 @@ class Ours(Searcher):
         """Pass the end on; Tune brings the last report of a stopped trial with it."""
         if result is not None:
             self.on_trial_result(trial_id, result)
-        outcome, _ = outcome_of(self._records[trial_id], self._search.total_steps)
+        reason = "diverged" if error else None
+        outcome, _ = outcome_of(self._records[trial_id], self._search.total_steps, reason)
         self._records[trial_id] = self._records[trial_id].with_end(outcome, 0.0)
         self.studies.trial_ended(self._records[trial_id])
 

@@ -165,7 +165,7 @@ def parse_arguments(argv: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--seeds", type=int, default=30)
     parser.add_argument("--gpus", type=int, default=1)
     parser.add_argument("--grace-steps", type=int, default=60)
-    parser.add_argument("--reduction-factor", type=float, default=3)
+    parser.add_argument("--reduction-factor", type=int, default=3)
     parser.add_argument("--start-seconds", type=float, default=0.0)
     parser.add_argument("--process-seconds", type=float, default=0.0)
     parser.add_argument("--distances", nargs="+", type=float, default=[0, 0.2, 0.4])
