@@ -6,9 +6,7 @@ It mostly searches near the best trial.
 from __future__ import annotations
 
 import math
-import sys
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
@@ -26,43 +24,21 @@ _ANYWHERE_EVERY: Final = 4
 """Of this many proposals, one is not limited to a region."""
 
 
-@contextmanager
-def one_thread() -> Iterator[None]:
-    """Limit BLAS and, where it is loaded, PyTorch to one thread.
-
-    Several threads do not speed up such small matrices. Where trainings occupy all cores, threads
-    that wait for each other make a proposal of the sampler take many times as long.
-    """
-    torch = sys.modules.get("torch")
-    threads = torch.get_num_threads() if torch else 0
-    if torch:
-        torch.set_num_threads(1)
-    try:
-        with threadpool_limits(1, user_api="blas"):
-            yield
-    finally:
-        if torch:
-            torch.set_num_threads(threads)
-
-
 class RobustGPSampler(GPSampler):
     """Optuna's Gaussian process, which also learns from pruned, failed and bad trials.
 
     The GPSampler of Optuna 5.0 sees complete trials only, so it would propose a point again that
-    was pruned or failed a moment before. Here a pruned trial has the final value that
-    `final_values` expects from its last report. A failed trial, such as one whose loss diverged,
-    has the worst value of the others.
+    was pruned or failed a moment before. Here a pruned trial has the value that `final_values`
+    expects, and a failed one, such as one whose loss diverged, the worst value of the others.
 
-    Optuna's sampler scales values and violations of constraints by their standard deviation, so one
-    training that collapsed would make all good ones look the same. They are passed through
-    `compress_worse` and `clip_violations` first, which helps while fewer than half of the trainings
-    have collapsed.
+    Optuna scales values and violations by their standard deviation, so one training that collapsed
+    would make all good ones look the same. They are passed through `compress_worse` and
+    `clip_violations`, which helps while fewer than half of the trainings have collapsed.
 
     A Gaussian process that knows little proposes the ends of the ranges, which are seldom good. So
     three of four proposals are near the best trial that meets the constraints, as in a trust region
-    (Eriksson et al., NeurIPS 2019; here of constant size), and the fourth one is anywhere. Optuna
-    scales parameters by the region then, so its prior of the length scales is relative to that.
-    With several objectives, or if no trial meets the constraints, every proposal is anywhere.
+    (Eriksson et al., NeurIPS 2019; here of constant size), and the fourth one is anywhere. With
+    several objectives, or if no trial meets the constraints, every proposal is anywhere.
 
     Args:
         reach: see `region_around`.
@@ -72,7 +48,6 @@ class RobustGPSampler(GPSampler):
         super().__init__(**options)
         self._reach = reach
 
-    @one_thread()
     def _sample_relative_impl(
         self,
         study: optuna.Study,
@@ -121,7 +96,10 @@ class RobustGPSampler(GPSampler):
         if turn != 0 and len(study.directions) == 1 and allowed:
             best = completed_trials[max(allowed, key=lambda n: scores[n, 0])]
             search_space = region_around(best.params, search_space, self._reach)
-        return super()._sample_relative_impl(study, known, running_trials, search_space)
+        # Where trainings occupy all cores, threads that wait for each other make a proposal take
+        # many times as long. Optuna limits those of PyTorch.
+        with threadpool_limits(1, user_api="blas"):
+            return super()._sample_relative_impl(study, known, running_trials, search_space)
 
     def _optimize_acqf(
         self, acqf: BaseAcquisitionFunc, best_params: np.ndarray | None
@@ -165,10 +143,9 @@ def final_values(pruned: Sequence[FrozenTrial], complete: Sequence[FrozenTrial])
     """Expected final values of pruned trials, (pruned trials, objectives).
 
     With one objective, a line through the complete trials' values at the step of the last report
-    and at the end predicts the final value. The Theil-Sen estimator fits it, so that single
-    collapsed trainings do not move it, and the prediction is kept within the range of the complete
-    trials. The median of the complete trials is expected where early values say nothing or rank
-    trials in reverse, and with several objectives, of which studies have no reports.
+    and at the end predicts it, by the Theil-Sen estimator and within their range. It is the median
+    of the complete trials where early values say nothing or rank trials in reverse, and with
+    several objectives, of which studies have no reports.
     """
     from scipy.stats import theilslopes  # slow to import
 

@@ -19,8 +19,7 @@ from tuning.runs.records import TrialRecord, trial_name
 class TrialProposer(Searcher):
     """Proposes unfinished trials first, then references, then points of the samplers.
 
-    Only proposals are made here. How trials go on reaches the studies through the recorder, so the
-    journal and the studies cannot differ.
+    How trials go on reaches the studies through the recorder.
 
     Args:
         config_of: makes and validates a trial's configuration. A ConfigError is a failed trial.

@@ -1,13 +1,11 @@
 """The Optuna studies that propose the trials of a search, and that stop them early.
 
-They live in memory. Every session makes them anew from the events of the journal, in the order in
-which these happened, so nothing has to be reconciled after a kill. Their values are those of
-`SearchRecord.sampler_objectives`: by default, the NLL that belongs to an accuracy objective. What
-optuna-dashboard shows is another study, see `tuning.views.dashboard`.
+They live in memory. Every session makes them anew from the events of the journal, in their order.
+Their values are those of `SearchRecord.sampler_objectives`: by default, the NLL that belongs to an
+accuracy. What optuna-dashboard shows is another study, see `tuning.views.dashboard`.
 
-A search over one space has one study. A search that compares methods has one study for each method.
-A common sampler would draw the parameters of a method that is worse overall at random, because all
-its trials are among the bad ones, and the result of a method would depend on the others.
+A search that compares methods has one study for each. A common sampler would draw the parameters of
+a method that is worse overall at random, because all its trials are among the bad ones.
 """
 
 from __future__ import annotations
@@ -18,6 +16,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, Final
 
 import optuna
@@ -57,8 +56,7 @@ class MethodStudy:
     config: SamplerConfig | None = None
     """Of the sampler; None for an object of the user."""
     pruner: BasePruner | None = None
-    """Sees all trials of the study, unlike one that is set in an Optuna study: of those,
-    Hyperband shows the sampler a bracket alone."""
+    """Not that of the Optuna study: there, Hyperband shows the sampler its own bracket alone."""
     queue: deque[Mapping[str, ParamValue]] = field(default_factory=deque)
     """Points that are tried next, before the sampler proposes any."""
     is_warm: bool = False
@@ -74,11 +72,6 @@ class MethodStudy:
     def is_grid(self) -> bool:
         """Whether the points of a grid replace the sampler."""
         return self.config is not None and self.config.name == "grid"
-
-    @property
-    def is_exhausted(self) -> bool:
-        """Whether it has no more points."""
-        return self.is_stopped or (self.is_grid and not self.queue)
 
     def owns(self, record: TrialRecord) -> bool:
         """Whether the trial has this study's method. Its parameters may be outside of the space."""
@@ -159,9 +152,7 @@ class MethodStudy:
     def _result(self, record: TrialRecord) -> tuple[TrialState, list[float] | None]:
         """The state of the Optuna trial, and the values of a complete one.
 
-        Ray's OptunaSearch tells trials that the scheduler stopped as complete, with the value of
-        their last rung. Here they are pruned. A trial without finite objectives, such as one whose
-        loss diverged, is a failure.
+        A trial without finite objectives, such as one whose loss diverged, is a failure.
         """
         state = STATES[record.outcome]
         found = [record.last(objective.metric) for objective in self.search.sampler_objectives]
@@ -232,21 +223,11 @@ class Studies(Callback):
 
     def describe(self) -> str:
         """One line: the samplers, and what they optimise."""
-        methods: dict[str, list[str]] = {}
-        for study in self.studies:
-            of_user = type(study.study.sampler).__name__
-            name = of_user if study.config is None else study.config.name
-            methods.setdefault(name, []).append(study.method or "")
-        chosen = "; ".join(
-            name if len(methods) == 1 else f"{name} for {', '.join(of)}"
-            for name, of in methods.items()
+        names = (
+            s.config.name if s.config else type(s.study.sampler).__name__ for s in self.studies
         )
-        search = self.studies[0].search
-        told, objectives = search.sampler_objectives, search.objectives
-        line = f"{chosen}, optimises {' and '.join(o.metric for o in told)}"
-        if told != objectives:
-            line += f"; trials are chosen by {' and '.join(o.metric for o in objectives)}"
-        return line
+        told = [objective.metric for objective in self.studies[0].search.sampler_objectives]
+        return f"{' and '.join(dict.fromkeys(names))}, optimises {' and '.join(told)}"
 
     def propose(self, number: int, trial_id: str) -> TrialRecord | None:
         """The next trial of the method with the fewest trials, of equals the first.
@@ -256,25 +237,20 @@ class Studies(Callback):
         Returns:
             None if every grid is used up, or every sampler has stopped its study.
         """
-        open_studies = [study for study in self.studies if not study.is_exhausted]
-        if not open_studies:
+        going = [s for s in self.studies if not s.is_stopped and (s.queue or not s.is_grid)]
+        if not going:
             return None
-        study = min(open_studies, key=lambda study: study.num_trials)
-        is_first_point = bool(study.queue) and not study.is_grid
-        trial = study.ask(trial_id, study.queue.popleft() if study.queue else None)
+        study = min(going, key=lambda study: study.num_trials)
+        point = study.queue.popleft() if study.queue else None
+        trial = study.ask(trial_id, point)
         self._running[trial_id] = study, trial
-        state: dict[str, Any] = {}
-        if study.config is None:  # an object of the user may go on from what it noted, as CMA-ES
-            noted = study.study._storage.get_trial(trial._trial_id).system_attrs
-            state = {key: value for key, value in noted.items() if key != "fixed_params"}
+        # An object of the user may go on from what it noted, as CMA-ES does.
+        noted = study.study.get_trials(deepcopy=False)[trial.number].system_attrs
+        state = {k: v for k, v in noted.items() if study.config is None and k != "fixed_params"}
+        is_first = point is not None and not study.is_grid
         params = study.params(trial.params)
         return TrialRecord(
-            trial_id,
-            number,
-            "trial",
-            params,
-            is_first_point=is_first_point,
-            sampler_state=state,
+            trial_id, number, "trial", params, is_first_point=is_first, sampler_state=state
         )
 
     def goes_on(self, trial_id: str, report: Mapping[str, Any]) -> bool:
@@ -282,10 +258,8 @@ class Studies(Callback):
 
         References and trials outside of the space always do.
         """
-        if trial_id not in self._running:
-            return True
-        study, trial = self._running[trial_id]
-        return study.goes_on(trial, report)
+        study, trial = self._running.get(trial_id, (None, None))
+        return study is None or trial is None or study.goes_on(trial, report)
 
     def trial_reported(self, record: TrialRecord) -> None:
         """Take a report into account of which the scheduler was not asked, such as the last one."""
@@ -313,39 +287,23 @@ def create_studies(
         sampler: a configuration, or a sampler of Optuna, of which each method gets a copy.
         pruner: makes one for each method.
     """
-    return Studies(
-        [
-            _create_study(search, method, part, sampler, pruner())
-            for method, part in space.parts().items()
-        ]
-    )
-
-
-def _create_study(
-    search: SearchRecord,
-    method: str | None,
-    space: SearchSpace,
-    sampler: SamplerConfig | BaseSampler,
-    pruner: BasePruner | None,
-) -> MethodStudy:
-    config, told = None, search.sampler_objectives
-    if isinstance(sampler, SamplerConfig):
-        config = resolve_sampler(sampler, space, search.trials_per_method, len(told))
-        sampler = RandomSampler()
-    study = optuna.create_study(
-        study_name=f"{search.run_id}-{method}",  # Hyperband draws the brackets of trials from it
-        sampler=sampler if method is None else copy.deepcopy(sampler),
-        directions=["maximize" if o.mode == "max" else "minimize" for o in told],
-    )
-    created = MethodStudy(search, space, study, method, config, pruner)
-
-    # Samplers such as BruteForceSampler stop the study after their last point. The method of Optuna
-    # 5.0 raises a RuntimeError outside of Study.optimize.
-    def stop() -> None:
-        created.is_stopped = True
-
-    study.stop = stop  # type: ignore[method-assign]
-    return created
+    told, studies = search.sampler_objectives, []
+    for method, part in space.parts().items():
+        config, own = None, sampler
+        if isinstance(own, SamplerConfig):
+            config = resolve_sampler(own, part, search.trials_per_method, len(told))
+            own = RandomSampler()
+        study = optuna.create_study(
+            study_name=f"{search.run_id}-{method}",  # Hyperband draws trials' brackets from it
+            sampler=own if method is None else copy.deepcopy(own),
+            directions=["maximize" if o.mode == "max" else "minimize" for o in told],
+        )
+        created = MethodStudy(search, part, study, method, config, pruner())
+        # Samplers such as BruteForceSampler stop the study after their last point. The method of
+        # Optuna 5.0 raises a RuntimeError outside of Study.optimize.
+        study.stop = partial(setattr, created, "is_stopped", True)  # type: ignore[method-assign]
+        studies.append(created)
+    return Studies(studies)
 
 
 def point_of(record: TrialRecord) -> dict[str, ParamValue]:

@@ -50,7 +50,6 @@ def warm_start(
     """Give earlier runs to studies without trials; returns a line about each run and method.
 
     Each study gets the trials of its own method, whether the earlier run compared methods or not.
-    A resumed search does the same again, because its studies are new.
 
     Args:
         strict: raise if a run does not fit. Otherwise the search continues without it.

@@ -55,8 +55,7 @@ def by_objectives(search: SearchRecord, records: Iterable[TrialRecord]) -> list[
 def pareto_front(search: SearchRecord, records: Iterable[TrialRecord]) -> list[TrialRecord]:
     """The trials, among those that can be chosen, that no other one beats in all objectives."""
     pool = contenders(search, list(records), search.values)
-    values = [search.values(record) or () for record in pool]
-    return [pool[index] for index in non_dominated(values)]
+    return [pool[index] for index in non_dominated([search.values(r) or () for r in pool])]
 
 
 def misses(search: SearchRecord, records: Iterable[TrialRecord]) -> dict[str, dict[str, float]]:
