@@ -91,7 +91,6 @@ def pytest_terminal_summary(terminalreporter):
 def _arrow_cache(tmp_path_factory):
     """Give the tests, and all processes that they start, caches of their own."""
     os.environ[CACHE_VARIABLE] = str(tmp_path_factory.mktemp("arrow"))
-    os.environ["LIPSUM_TUNE_ZERO_SHOT_CACHE"] = str(tmp_path_factory.mktemp("zero_shot"))
 
 
 @pytest.fixture(scope="session")

@@ -20,6 +20,7 @@ from trainers.config import TrialConfig
 from trainers.data.dataset import ImageDataset, train_batches
 from trainers.data.sampler import StepSampler
 from trainers.errors import TrainingDiverged
+from trainers.hang import alive, pause
 from trainers.loop.lr_schedule import learning_rate
 from trainers.loop.state import (
     SinceReport,
@@ -153,6 +154,9 @@ def fine_tune(
     mark_every = CHECK_EVERY * math.ceil(config.eval.every / (CHECK_EVERY * CURVE_POINTS))
     clock = Clock(run)
     stepper, first = Stepper(run), run.progress.step
+    # What is compiled by a first step or evaluation may take long.
+    begin_phase = pause if config.compile else alive
+    begin_phase()
     for step, (views, labels) in enumerate(training_batches(run, train), start=first):
         # A stage has an optimiser and a learning-rate schedule of its own; most methods have one.
         stage = method.stage(step, config.steps)
@@ -169,6 +173,7 @@ def fine_tune(
         if run.rung_average is not None:
             update_average(run.rung_average, run.weights, rung_decay)
         run.progress.step = step + 1
+        alive()
 
         is_last = run.progress.step == config.steps
         is_due = is_last or run.progress.step % config.eval.every == 0
@@ -183,6 +188,7 @@ def fine_tune(
             if on_progress is not None and not is_due:
                 on_progress(clock.training()[1])
         if is_due:
+            begin_phase()
             training, train_curve = clock.training()
             metrics = (
                 training
@@ -196,10 +202,12 @@ def fine_tune(
             run.train_curves.append(train_curve)
             yield Report(run.progress.step, metrics, run, train_curve)
             clock.resume()
+            alive()
         elif must_save:
             clock.pause()
             yield Report(run.progress.step, {}, run)
             clock.resume()
+            alive()
 
 
 def random_text_diagnostic(run: TrainState) -> dict[str, float]:

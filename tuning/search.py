@@ -15,6 +15,7 @@ from typing import Any
 
 from optuna.samplers import BaseSampler
 from optuna.storages import BaseStorage
+from ray.tune import Callback as TuneCallback
 from rich.console import Console
 
 from search_spaces import SearchSpace
@@ -26,13 +27,10 @@ from tuning.algorithms.optuna_storage import open_storage, quiet_optuna
 from tuning.algorithms.samplers import check_sampler
 from tuning.algorithms.studies import Studies, create_studies
 from tuning.algorithms.warm_start import Earlier, load_earlier, warm_start, warm_start_uses_ood
-from tuning.checkpoints.files import TRAIN_FOLDER, checkpoint_home
 from tuning.checkpoints.retention import CheckpointCallback
-from tuning.checkpoints.storage_check import check_nodes
 from tuning.config.objectives import sampler_objectives
 from tuning.config.schema import SamplerConfig, SearchConfig, SearchFile
 from tuning.config.validation import check_search, check_settings, load_config
-from tuning.execution.ray_errors import resumable, storage_failure
 from tuning.execution.ray_session import concurrent_trials, ray_session, runs_folder
 from tuning.execution.ray_watch import watched_ray
 from tuning.execution.signals import restored_process
@@ -40,6 +38,8 @@ from tuning.execution.trainable import trainable
 from tuning.execution.tune_runner import run_trials
 from tuning.execution.zero_shot import zero_shot_metrics
 from tuning.runs.callbacks import Callback
+from tuning.runs.checkpoint_home import TRAIN_FOLDER, checkpoint_home
+from tuning.runs.errors import resumable, storage_failure
 from tuning.runs.journal import History, Journal, add_missed_reports, is_running, read_history
 from tuning.runs.recorder import Recorder
 from tuning.runs.records import SearchOutcome, SearchRecord, TrialRecord
@@ -92,6 +92,7 @@ class SearchOptions:
     storage: BaseStorage | None = None
     address: str | None = None
     console: Console | None = None
+    tune_callbacks: Sequence[TuneCallback] = ()
     trainable: Callable[[str, Any], Any] = trainable
     """Makes what Ray Tune runs for each trial. Tests replace it."""
 
@@ -105,6 +106,7 @@ def run_search(
     storage: BaseStorage | str | None = None,
     address: str | None = None,
     console: Console | None = None,
+    tune_callbacks: Sequence[TuneCallback] = (),
 ) -> SearchResult:
     """Run a search to its end, in a new run folder.
 
@@ -117,6 +119,8 @@ def run_search(
         callbacks: called after the callbacks of the search itself.
         address: of a Ray cluster; by default the one in `RAY_ADDRESS`, or a new local one.
         console: for the display of progress; by default the standard error.
+        tune_callbacks: callbacks and loggers of Ray Tune, such as `CSVLoggerCallback`. Loggers that
+            write into Tune's folder of a trial find it below `tune/` in the run folder.
 
     Raises:
         ConfigError: before anything runs: missing data, too few resources, MLflow not reachable.
@@ -124,7 +128,9 @@ def run_search(
     """
     file = config if isinstance(config, SearchFile) else load_config(config)
     return start_search(
-        *with_options(file, callbacks, sampler, storage, address, console, space=space)
+        *with_options(
+            file, callbacks, sampler, storage, address, console, tune_callbacks, space=space
+        )
     )
 
 
@@ -135,6 +141,7 @@ def with_options(
     storage: BaseStorage | str | None,
     address: str | None,
     console: Console | None,
+    tune_callbacks: Sequence[TuneCallback] = (),
     *,
     space: SearchSpace | None = None,
 ) -> tuple[SearchFile, SearchOptions]:
@@ -151,7 +158,7 @@ def with_options(
         search = file.search.model_copy(update=changes)
         file = file.model_copy(update={"search": search})
         (check_settings if space is None else check_search)(file)
-    return file, SearchOptions(callbacks, sampler, storage, address, console)
+    return file, SearchOptions(callbacks, sampler, storage, address, console, tune_callbacks)
 
 
 def start_search(file: SearchFile, options: SearchOptions) -> SearchResult:
@@ -218,8 +225,7 @@ def _run_session(
     ):
         # Preparation: everything that can be refused is checked before a trial starts.
         home = checkpoint_home(run_folder, keep.storage, file.search.name, journal.run_id)
-        check_nodes(file, home)
-        concurrent = concurrent_trials(file.search.resources)
+        concurrent = concurrent_trials(file.search.resources, is_own_ray=is_own_ray)
         checkpoints = open_store(url_of(home, TRAIN_FOLDER))
         before = read_history(run_folder)
         journal.session_started(before.fingerprints or file.fingerprints())
@@ -244,7 +250,7 @@ def _run_session(
             budget,
             ResultsCallback(run_folder, history.records, checkpoints=checkpoints.url),
             MlflowCallback(uri, tracking.experiment, tracking.metrics == "all"),  # uploads them
-            CheckpointCallback(checkpoints, keep.disk_bytes, history.records, keep.keep_top),
+            CheckpointCallback(checkpoints, history.records, keep.keep_top),
             progress,
             *options.callbacks,
         )
@@ -254,10 +260,6 @@ def _run_session(
 
         def announce(line: str) -> None:
             console.print(line, soft_wrap=True, highlight=False)
-
-        def interrupted() -> None:
-            progress.is_ending = True
-            show_phase(console, "Ctrl-C", "ending the trials; press it again not to wait for them")
 
         watch.record_end = lambda: recorder.finish("stopped")
         outcome: SearchOutcome = "failed"
@@ -269,7 +271,15 @@ def _run_session(
                 journal.session_started(file.fingerprints())
             train = options.trainable(checkpoints.url, file.search.resources)
             outcome = run_trials(
-                train, file, studies, budget, recorder, history, concurrent, announce, interrupted
+                train,
+                file,
+                studies,
+                budget,
+                recorder,
+                history,
+                concurrent,
+                announce,
+                options.tune_callbacks,
             )
         except KeyboardInterrupt:
             outcome = "stopped"

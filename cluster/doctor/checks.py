@@ -16,13 +16,7 @@ from trainers.errors import ConfigError, first_line, system_words
 from trainers.redact import redact
 from tuning.algorithms.optuna_storage import open_storage
 from tuning.config.validation import check_search
-from tuning.execution.cluster_resources import (
-    DRIVER_MEMORY,
-    HEAD,
-    check_fits,
-    fitting_drivers,
-    fitting_trials,
-)
+from tuning.execution.cluster_resources import check_fits, fitting_trials
 from tuning.runs.run_folder import job_runs
 from tuning.security.databases import check_listens, expand
 from tuning.security.exposure import goes_unencrypted
@@ -164,7 +158,7 @@ def check_machine(cluster: ClusterFacts) -> Iterator[Finding]:
 
 _MAKE_ROOM = {
     node_facts.RAY_SESSION: "remove old sessions, or start Ray with --temp-dir on another disk",
-    node_facts.RUN_STORAGE: "set search.checkpoints.disk_gb, or remove old run folders",
+    node_facts.RUN_STORAGE: "set search.checkpoints.storage, or remove old run folders",
     node_facts.IMAGE_CACHE: "set trial.data.cache_gb, or LIPSUM_TUNE_ARROW_CACHE to another disk",
     node_facts.TEMPORARY: "set TMPDIR to a folder on another disk before `ray start`",
 }
@@ -224,9 +218,9 @@ def check_storage(cluster: ClusterFacts) -> Iterator[Finding]:
         remedy = "mount a shared disk there, or set search.checkpoints.storage to s3://..."
         if "://" in storage.url:
             remedy = "give that node credentials and network access"
-        for name, answer in storage.nodes:
-            if answer.fault:
-                yield Finding("fault", f"{named}: {answer.fault}", remedy, name)
+        for name, fault in storage.nodes.items():
+            if fault:
+                yield Finding("fault", f"{named}: {fault}", remedy, name)
             else:
                 yield Finding("ok", f"{storage.url}: readable and writable", node=name)
 
@@ -261,36 +255,18 @@ def check_room(cluster: ClusterFacts) -> Iterator[Finding]:
         return
     resources = cluster.file.search.resources
     offered = [{"CPU": node.cpus, "GPU": node.gpus} for node in cluster.nodes]
+    fits, most = fitting_trials(offered, resources), resources.max_concurrent
+    takes = f"{resources.cpus_per_worker} CPU, {resources.gpus_per_worker:g} GPU"
+    found = f"a trial takes {resources.workers} x ({takes}); {min(fits, most or fits)} at once"
+    if most is not None and most > fits:
+        remedy = "let the cluster add nodes, or reduce search.resources.max_concurrent"
+        yield Finding("warning", f"{found}, {most} once it has room", remedy)
+        return
     try:
         check_fits(offered, resources)
+        yield Finding("ok", found)
     except ConfigError as error:
-        remedy = "add nodes, or reduce search.resources"
-        if cluster.has_autoscaler:
-            found = f"{error}; trials wait until the autoscaler adds nodes"
-            yield Finding("warning", found, "let it add enough nodes that are large enough")
-        else:
-            yield Finding("fault", str(error), remedy)
-        return
-    fits, most = fitting_trials(offered, resources), resources.max_concurrent
-    heads = [{HEAD: 1.0, "memory": node.memory_bytes} for node in cluster.nodes if node.is_head]
-    drivers = fitting_drivers(heads)
-    least = "" if resources.min_workers is None else f"{resources.min_workers} to "
-    takes = f"{resources.cpus_per_worker} CPU, {resources.gpus_per_worker:g} GPU"
-    found = f"a trial takes {least}{resources.workers} x ({takes})"
-    wanted = min(fits, most or fits)
-    found += f"; {wanted} at once"
-    if drivers is not None and drivers < wanted:
-        found += (
-            f", but the head's memory of {heads[0]['memory'] / 1e9:.1f} GB has room for {drivers} "
-            f"driver(s) of {DRIVER_MEMORY / 1e9:.1f} GB"
-        )
-        yield Finding(
-            "warning", found, "take a larger head, or fewer trials: search.resources.max_concurrent"
-        )
-        return
-    if cluster.has_autoscaler and most is not None and most > fits:
-        found += f", {most} when the autoscaler has added nodes"
-    yield Finding("ok", found)
+        yield Finding("fault", error.problem, "add nodes, or reduce search.resources")
 
 
 def check_configuration(cluster: ClusterFacts) -> Iterator[Finding]:

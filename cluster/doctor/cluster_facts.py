@@ -6,7 +6,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from cluster.doctor.node_facts import NodeFacts, Software
-from tuning.checkpoints.storage_check import NodeStorage
 from tuning.config.schema import SearchFile
 
 
@@ -21,8 +20,6 @@ class Node:
     cpus: float
     """CPUs that Ray offers on it."""
     gpus: float
-    memory_bytes: float
-    """Memory that Ray offers on it, which the drivers of trials take on the head."""
 
 
 @dataclass(frozen=True)
@@ -33,8 +30,8 @@ class Storage:
     url: str
     error: str | None = None
     """Why the driver cannot write there."""
-    nodes: tuple[tuple[str, NodeStorage], ...] = ()
-    """Answers of the nodes, by name."""
+    nodes: Mapping[str, str] = field(default_factory=dict)
+    """What is wrong on each node, by name; empty if nothing is."""
 
 
 @dataclass(frozen=True)
@@ -54,7 +51,6 @@ class ClusterFacts:
     dead: Mapping[str, str] = field(default_factory=dict)
     """Nodes that died unexpectedly, with the reason that Ray gives."""
     storage: tuple[Storage, ...] = ()
-    has_autoscaler: bool = False
 
     def answers(self) -> list[tuple[Node, NodeFacts]]:
         """Nodes with their facts."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 
@@ -17,18 +17,17 @@ from rich.text import Text
 from cluster.doctor import node_facts
 from cluster.doctor.checks import CHECKS, Finding, Status
 from cluster.doctor.cluster_facts import ClusterFacts, Node, Storage
+from cluster.doctor.storage import storage_faults
 from trainers.data.data_root import EMBEDDED
 from trainers.data.storage import open_store
 from trainers.errors import ConfigError
 from trainers.redact import is_secret_name, redact
-from tuning.checkpoints.storage_check import storage_on_nodes
 from tuning.config.schema import SearchFile
 from tuning.execution.cluster_resources import HEAD
-from tuning.execution.ray_errors import in_one_line
 from tuning.execution.ray_session import ray_session
-from tuning.execution.ray_workarounds import has_autoscaler
 from tuning.execution.tasks import ask_nodes
 from tuning.runs.environment import DRAWING_PACKAGES, PACKAGES
+from tuning.runs.errors import in_one_line
 from tuning.runs.run_folder import job_runs
 
 ANSWER_S = 120.0
@@ -93,8 +92,7 @@ def gather(file: SearchFile | None, answer_s: float) -> ClusterFacts:
             name = f"{address} ({node['NodeID'][:6]})"
         if node["Alive"]:
             cpus, gpus = resources.get("CPU", 0.0), resources.get("GPU", 0.0)
-            memory = resources.get("memory", 0.0)
-            alive[node["NodeID"]] = Node(name, address, HEAD in resources, cpus, gpus, memory)
+            alive[node["NodeID"]] = Node(name, address, HEAD in resources, cpus, gpus)
         else:
             dead[name] = node["DeathReasonMessage"]
 
@@ -116,10 +114,10 @@ def gather(file: SearchFile | None, answer_s: float) -> ClusterFacts:
         else:
             facts[name] = answer
 
-    nodes = tuple(alive.values())
-    storage = _storage(file, nodes, answer_s) if file else ()
+    storage = _storage(file, alive, answer_s) if file else ()
     driver = node_facts.software(request["packages"])
-    return ClusterFacts(driver, file, None, nodes, facts, silent, dead, storage, has_autoscaler())
+    nodes = tuple(alive.values())
+    return ClusterFacts(driver, file, None, nodes, facts, silent, dead, storage)
 
 
 def _request(file: SearchFile | None) -> node_facts.Request:
@@ -139,7 +137,7 @@ def _request(file: SearchFile | None) -> node_facts.Request:
     return request
 
 
-def _storage(file: SearchFile, nodes: Sequence[Node], answer_s: float) -> tuple[Storage, ...]:
+def _storage(file: SearchFile, nodes: Mapping[str, Node], answer_s: float) -> tuple[Storage, ...]:
     """Write to the run folder from here, and to the storage of checkpoints from every node."""
     runs, checkpoints = job_runs(file.search.storage), file.search.checkpoints.storage
     made = [folder for folder in (runs, runs.parent) if not folder.exists()]
@@ -156,14 +154,11 @@ def _storage(file: SearchFile, nodes: Sequence[Node], answer_s: float) -> tuple[
         key = "search.storage" if checkpoints is None else "search.checkpoints.storage"
         url = checkpoints or str(runs)
         try:
-            answers = storage_on_nodes(url, answer_s)
+            faults = storage_faults(url, nodes, answer_s)
         except ConfigError as error:
             return (*found, Storage(key, url, str(error)))
-        names: dict[str, list[str]] = {}  # several nodes may have the same address
-        for node in nodes:
-            names.setdefault(node.address, []).append(node.name)
-        by_name = [(names[a.node].pop(0) if names.get(a.node) else a.node, a) for a in answers]
-        return (*found, Storage(key, url, nodes=tuple(by_name)))
+        by_name = {nodes[node_id].name: fault for node_id, fault in faults.items()}
+        return (*found, Storage(key, url, nodes=by_name))
     finally:
         for folder in made:
             with suppress(OSError):

@@ -14,8 +14,8 @@ from pathlib import Path
 import pytest
 import ray
 
+from tests.ray_head import retry_slow_start
 from tests.waiting import wait_until
-from tuning.execution.ray_session import retry_slow_start
 from tuning.execution.ray_workarounds import draining_nodes
 
 SCRIPT = Path(__file__).parent.parent.parent / "cluster" / "launcher" / "spot_notice.sh"

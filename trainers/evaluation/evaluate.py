@@ -21,6 +21,7 @@ from trainers.errors import ConfigError
 from trainers.evaluation.accumulators import DomainSums
 from trainers.evaluation.metrics import flat_metrics, temperature_name
 from trainers.evaluation.predictions import Predictions
+from trainers.hang import alive
 from trainers.models.image import ImageInput
 
 
@@ -79,6 +80,7 @@ class EvalBatches:
             if len(labels):  # a worker may have no share of a very small domain
                 yield normalise(views.to(self.device), image_input), labels
                 number += 1
+                alive()
         most = math.ceil(len(images.eval_rows[:: self.world_size]) / self.batch_size)
         for _ in range(number, most if self.lockstep else 0):
             blank = torch.zeros(1, 3, image_input.size, image_input.size, device=self.device)

@@ -69,7 +69,6 @@ class TrialProposer(Searcher):
                 "trial_id": record.trial_id,
                 "params": dict(record.params),
                 "trial": config.model_dump_json(),  # all that the workers parse
-                "slowest_report_s": self._recorder.slowest_report_s,
             }
         self.is_exhausted = True
         return Searcher.FINISHED

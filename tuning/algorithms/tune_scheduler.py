@@ -9,7 +9,7 @@ from ray.tune.experiment import Trial
 from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 
 from tuning.algorithms.rung_check import SearchRule
-from tuning.execution.ray_errors import check_own_failure
+from tuning.runs.errors import check_own_failure
 from tuning.runs.records import STEP, TrialRecord, trial_number
 
 if TYPE_CHECKING:

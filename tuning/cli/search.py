@@ -188,9 +188,9 @@ def report(
     """
     from trainers.data.storage import url_of
     from trainers.errors import ConfigError
-    from tuning.checkpoints.files import TRAIN_FOLDER
+    from tuning.runs.checkpoint_home import TRAIN_FOLDER
     from tuning.runs.journal import is_running
-    from tuning.runs.run_folder import check_is_no_copy, load_run
+    from tuning.runs.run_folder import load_run
     from tuning.views.callback import write_results
     from tuning.views.html_report import REPORT_FILE, REPORT_FOLDER
     from tuning.views.mlflow.callback import backfill
@@ -212,7 +212,6 @@ def report(
         webbrowser.open(page.resolve().as_uri())
     if was_over and not is_running(run):  # a running search writes to MLflow itself
         try:
-            check_is_no_copy(loaded)
             show("MLflow", backfill(loaded))
         except ConfigError as error:
             warn(error)

@@ -169,8 +169,6 @@ class CheckpointsConfig(Frozen):
     storage: str | None = None
     """A folder or URL (`s3://bucket/x`) that all nodes reach; each search gets a folder in it. null
     is the run folder. The run folder itself must be on a disk: buckets cannot append to files."""
-    disk_gb: float | None = Field(default=None, gt=0, le=1e9)
-    """Limit of all checkpoints together (10^9 bytes). Those of running trials are never deleted."""
     keep_top: int = Field(default=0, ge=0, le=1_000_000)
     """Always keep the weights of so many best trials by the objective, for `lipsum-tune soup` and
     `export`. 0 keeps only those that a selection rule other than `expected` may choose."""
@@ -184,11 +182,6 @@ class CheckpointsConfig(Frozen):
         if not folder.is_absolute():  # each node has its own working directory
             raise ValueError("neither an absolute path nor a URL")
         return str(folder)
-
-    @property
-    def disk_bytes(self) -> int | None:
-        """`disk_gb` in bytes."""
-        return None if self.disk_gb is None else int(self.disk_gb * 1e9)
 
 
 class WarmStartConfig(Frozen):
@@ -209,27 +202,21 @@ class ResourcesConfig(Frozen):
 
     workers: int = Field(default=1, ge=1, le=10_000)
     """Data-parallel processes of a trial."""
-    min_workers: int | None = Field(default=None, ge=1, le=10_000)
-    """Elastic trials: they start, or continue after a lost node, with at least so many workers if
-    there is no room for `workers`. Ray looks for room again every minute; a trial that grows
-    continues from its last checkpoint. Metrics equal those with `workers` up to rounding."""
     cpus_per_worker: int = Field(default=1, ge=1, le=10_000)
     """CPU cores of each worker, including those that decode images."""
     gpus_per_worker: float = Field(default=0, ge=0, le=1)
     """A worker trains on one GPU. A fraction lets several trials with one worker share it."""
-    placement_strategy: Literal["PACK", "SPREAD", "STRICT_PACK", "STRICT_SPREAD"] = "PACK"
-    """Place the workers of a trial on few nodes or over many; the strict forms require one node, or
-    a separate node for each worker."""
+    placement_strategy: Literal["PACK", "SPREAD"] = "PACK"
+    """Place the workers of a trial on few nodes or over many."""
     max_concurrent: int | None = Field(default=None, ge=1, le=1_000_000)
-    """Limit of the trials that run at once; null is as many as fit. With an autoscaler, so many
-    are requested."""
+    """Trials that run at once; null is as many as fit. On a cluster that adds nodes by itself, as
+    many as it will have room for: those that do not fit yet wait."""
     max_failures: int = Field(default=3, ge=0, le=1_000_000)
     """Lost workers or nodes after which a trial continues from its last checkpoint. Errors of the
     training itself are not retried."""
     hang_after_s: float = Field(default=1800, gt=0, le=1e9)
-    """A trial fails, and gets new workers, if it trains for longer than this, and for ten times as
-    long as the slowest report before it, without a report. Before the first report of a search, and
-    in `confirm`, ten times this."""
+    """A training step or a batch of an evaluation that takes longer hangs. Its stack is logged, and
+    the trial continues from its last checkpoint with new workers; a second time, it fails."""
     preemption_grace_s: float = Field(default=0, ge=0, le=1e6)
     """When a node announces its end (a spot node), its trials save a checkpoint at once and train
     on until it is gone; workers on other nodes for so long after that. Such losses do not count as
@@ -237,10 +224,6 @@ class ResourcesConfig(Frozen):
 
     @model_validator(mode="after")
     def _fits_together(self) -> ResourcesConfig:
-        if self.min_workers is not None and self.min_workers > self.workers:
-            raise ValueError(
-                f"min_workers = {self.min_workers}: more than workers = {self.workers}"
-            )
         if self.workers > 1 and 0 < self.gpus_per_worker < 1:
             raise ValueError(
                 f"gpus_per_worker = {self.gpus_per_worker:g} with workers = {self.workers}: NCCL "
@@ -248,11 +231,6 @@ class ResourcesConfig(Frozen):
                 "one worker"
             )
         return self
-
-    @property
-    def sizes(self) -> range:
-        """All numbers of workers that a trial may have."""
-        return range(self.min_workers or self.workers, self.workers + 1)
 
     @property
     def gpus_per_trial(self) -> float:

@@ -130,7 +130,7 @@ def check_settings(file: SearchFile) -> None:
     for name in search.references:
         file.reference_config(name)
 
-    # All workers of a trial take the same share of a batch, whatever their number.
+    # All workers of a trial take the same share of a batch.
     batch_sizes: list[tuple[str, Any]] = [("trial.optim.batch_size", trial.optim.batch_size)]
     for method, part in space.parts().items():
         searched = part.parameters.get("optim.batch_size")
@@ -141,15 +141,11 @@ def check_settings(file: SearchFile) -> None:
         elif searched is not None:  # its other values are as many further steps apart
             second = min(searched.low + (searched.step or 1), searched.high)
             batch_sizes += [(f"{section}.optim.batch_size", n) for n in (searched.low, second)]
-    for workers in reversed(search.resources.sizes):
-        for where, size in batch_sizes:
-            if size % workers:
-                key = "workers" if workers == search.resources.workers else "min_workers"
-                raise ConfigError(
-                    f"not divisible by {workers} workers (search.resources.{key})",
-                    key=where,
-                    value=size,
-                )
+    workers = search.resources.workers
+    for where, size in batch_sizes:
+        if size % workers:
+            problem = f"not divisible by {workers} workers (search.resources.workers)"
+            raise ConfigError(problem, key=where, value=size)
     scheduler = search.scheduler
     grace_steps = None if isinstance(scheduler, NoSchedulerConfig) else scheduler.grace_steps
     if grace_steps is not None and grace_steps > trial.steps:

@@ -23,8 +23,7 @@ from trainers.data.data_root import resolve_root
 from trainers.data.fingerprint import split_fingerprint
 from trainers.data.storage import open_store, url_of
 from trainers.errors import ConfigError, quoted
-from tuning.checkpoints.files import TRAIN_FOLDER, remove_folder
-from tuning.checkpoints.storage_check import check_nodes
+from tuning.checkpoints.files import remove_folder
 from tuning.confirmation.configurations import chosen
 from tuning.confirmation.jobs import jobs, run_jobs
 from tuning.confirmation.results import (
@@ -37,12 +36,13 @@ from tuning.confirmation.results import (
     read_results,
     write_results_table,
 )
-from tuning.execution.ray_errors import resumable
 from tuning.execution.ray_session import ray_session
 from tuning.execution.ray_watch import watched_ray
+from tuning.runs.checkpoint_home import TRAIN_FOLDER
 from tuning.runs.environment import check_same_inputs
+from tuning.runs.errors import resumable
 from tuning.runs.records import SearchRecord, TrialRecord
-from tuning.runs.run_folder import check_is_no_copy, load_run
+from tuning.runs.run_folder import load_run
 from tuning.views.formatting import show_phase, untuned_label
 from tuning.views.html_report import REPORT_FOLDER, write_report
 from tuning.views.mlflow.client import tracking_uri
@@ -86,7 +86,6 @@ def confirm(
         problem = f"must be at least 2, for an interval, and at most {MAX_SEEDS}"
         raise ConfigError(problem, key="--seeds", value=seeds)
     run = load_run(folder)
-    check_is_no_copy(run)
     search, file, records = run.search, run.file, run.history.records
     configurations = (Configuration(FT, {}, method=FT), *chosen(search, records, top, rules))
     if run.history.outcome is None:
@@ -113,7 +112,6 @@ def confirm(
             stored = read_results(run.folder)
             _check_test_splits(run.folder, data, has_results=bool(stored))
             missing = [job for job in wanted if job.result.key not in stored]
-            check_nodes(file, run.home)
             done = f"{len(wanted)} evaluations, {len(wanted) - len(missing)} of them done"
             trained = f"all but zero-shot are trained on {seeds} seeds: {done}"
             show_phase(console, "Confirm", f"{_models(search, configurations)}; {trained}")

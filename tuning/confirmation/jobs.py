@@ -30,12 +30,11 @@ from tuning.confirmation.results import (
     ResultsFile,
     TestResult,
 )
-from tuning.execution.cluster_resources import driver_options
-from tuning.execution.ray_errors import in_one_line, storage_failure
+from tuning.execution.cluster_resources import DRIVER
 from tuning.execution.ray_session import concurrent_trials
 from tuning.execution.retries import TrainingDriver
 from tuning.execution.tasks import run_tasks
-from tuning.execution.trainable import OVERDUE
+from tuning.runs.errors import in_one_line, storage_failure
 from tuning.runs.records import ZERO_SHOT
 
 _PRINTED: Final = (str(MetricKey(SPLIT, ID, "acc")), str(MetricKey(SPLIT, MEAN_OOD, "acc")))
@@ -126,15 +125,13 @@ def _submit(job: Job, resources: ResourcesConfig, checkpoints: str) -> Any:
         return evaluate.remote(job.config)
     repeated = {"max_restarts": 3, "max_task_retries": 3}  # the number of Ray's tasks
     actor: Any = ray.remote(TrainingDriver)
-    driver = actor.options(num_cpus=0, **repeated, **driver_options()).remote()
+    driver = actor.options(num_cpus=0, **repeated, resources=DRIVER).remote()
     return driver.fit.remote(
         job.config.model_dump_json(),
         name=job.name,
         storage_path=checkpoints,
         resources=resources,
         final_split=SPLIT,
-        # No report of the search took as long as one with the test splits may take.
-        limit_s=OVERDUE * resources.hang_after_s,
     )
 
 

@@ -27,13 +27,8 @@ from trainers.folders import temporary_folder
 from trainers.ray_trainer import location, open_storage, torch_trainer, train_loop
 from tuning.config.schema import ResourcesConfig
 from tuning.execution.cluster_resources import fitting_trials
-from tuning.execution.ray_errors import wrapped_errors
-from tuning.execution.ray_workarounds import (
-    WorkerHealthCheckTimeoutError,
-    draining_nodes,
-    without_helpers,
-)
-from tuning.execution.warm_workers import watched
+from tuning.execution.ray_workarounds import draining_nodes
+from tuning.runs.errors import wrapped_errors
 
 logger = logging.getLogger(__name__)
 
@@ -45,10 +40,8 @@ _LOST: Final = (
     ray_errors.ObjectLostError,
     ray_errors.OutOfMemoryError,
     ray_errors.RpcError,
-    WorkerHealthCheckTimeoutError,
 )
-"""Errors of Ray about a process that is gone (killed, out of memory, lost with its node), or that
-has not answered for minutes."""
+"""Errors of Ray about a process that is gone: killed, out of memory, lost with its node."""
 
 _NOT_OF_THE_GPU: Final = (2, 710)
 """`cudaErrorMemoryAllocation`: memory outside of PyTorch's allocator is exhausted, such as that for
@@ -71,6 +64,10 @@ class MachinesLost(RuntimeError):
     """A training lost its workers more often than `search.resources.max_failures` allows."""
 
 
+class TrainingHangs(RuntimeError):
+    """A training has hung twice, see `search.resources.hang_after_s`; with the stacks."""
+
+
 def fit(
     config: str,
     *,
@@ -78,7 +75,6 @@ def fit(
     storage_path: Path | str,
     resources: ResourcesConfig,
     final_split: str | None = None,
-    limit_s: float | None = None,
     loop: Callable[[dict[str, Any]], Any] = train_loop,
 ) -> Any:
     """Run one training to its end, and repeat it from its newest checkpoint if a machine fails.
@@ -90,7 +86,6 @@ def fit(
         storage_path: folder or URL of all trainings.
         resources: of the training. `max_failures` failures of machines are survived.
         final_split: split that is evaluated once, after the last step.
-        limit_s: time after which a training without a report hangs; None: not watched.
         loop: replaces `train_loop`, for measurements; it gets the same values.
 
     Returns:
@@ -98,7 +93,6 @@ def fit(
 
     Raises:
         MachinesLost: more machines failed than `max_failures`.
-        ReportOverdue: it hangs.
         StorageFailed: checkpoints cannot be read or written.
         Exception: what the training itself raised, wrapped by Ray Train.
     """
@@ -113,16 +107,15 @@ def fit(
             unique = f"{name}-{secrets.token_hex(4)}"
             options = resources.per_trial() | nodes.placement()
             try:
-                with watched(limit_s) as exchange:
-                    given = values | {"exchange": exchange}
-                    trainer = torch_trainer(loop, given, name=unique, scratch=scratch, **options)
-                    return without_helpers(trainer).fit().return_value
+                trainer = torch_trainer(loop, values, name=unique, scratch=scratch, **options)
+                result: Any = trainer.fit()
+                return result.return_value
             except Exception as error:
                 logger.warning(attempts.failed(error))
 
 
 class TrainingDriver:
-    """Actor that runs one training, and holds Ray Train's controller, see `without_helpers`."""
+    """Actor that runs one training."""
 
     def fit(self, config: str, **options: Any) -> Any:
         """The same as `fit`."""
@@ -162,20 +155,11 @@ class FaultyNodes:
         self._failures = [failure for failure in self._failures if failure[1] in avoided]
 
     def placement(self) -> dict[str, Any]:
-        """Arguments of `torch_trainer` that replace those of `resources.per_trial()`.
-
-        The number of workers is limited to what the other nodes hold: for an elastic trial, Ray
-        Train 2.60 counts the room on all nodes, and would wait for ever for that on the others.
-        """
-        if not (avoided := self._avoided()):
-            return {}
-        alive = [node for node in ray.nodes() if node["Alive"]]
+        """Arguments of `torch_trainer` beside those of `resources.per_trial()`."""
+        avoided = self._avoided()
+        alive = [node for node in ray.nodes() if node["Alive"]] if avoided else []
         others = [node["Resources"] for node in alive if node["NodeID"] not in avoided]
-        for workers in reversed(self.resources.sizes):
-            size = {"workers": workers, "min_workers": None}
-            if fitting_trials(others, self.resources.model_copy(update=size)):
-                return {"avoid": avoided, "workers": workers}
-        return {}
+        return {"avoid": avoided} if fitting_trials(others, self.resources) else {}
 
     def _avoided(self) -> list[str]:
         nodes_of = defaultdict[str, set[str]](set)
@@ -190,18 +174,28 @@ class Attempts:
 
     def __init__(self, name: str, nodes: FaultyNodes) -> None:
         self._name, self._nodes, self._max_failures = name, nodes, nodes.resources.max_failures
-        self._failures, self._known_nodes = 0, set[str]()
+        self._failures, self._hangs, self._known_nodes = 0, 0, set[str]()
 
-    def failed(self, error: Exception) -> str:
-        """If the training should be repeated after this error of Ray Train, say so in one line.
+    def failed(self, error: Exception, stacks: Callable[[], str] = str) -> str:
+        """If the training should be repeated after this error of Ray Train, say so.
+
+        Args:
+            stacks: those of workers that ended because they hung, if any did.
 
         Raises:
             MachinesLost: more machines failed than `max_failures`.
+            TrainingHangs: it has hung for the second time.
             Exception: the error itself, if it is not the failure of a machine.
         """
         failure = machine_failure(error)
         if failure is None:
             raise error
+        if hung := stacks():
+            self._hangs += 1
+            reason = f"no step or batch in {self._nodes.resources.hang_after_s:g} s"
+            if self._hangs > 1:
+                raise TrainingHangs(f"{reason}, for the second time\n{hung}") from error
+            return f"{self._name} is repeated from its newest checkpoint: {reason}\n{hung}"
         # Ray Train repeats the training itself if a node had announced its end, unless the
         # other workers notice the loss before it does. Ray may have forgotten the node since, but
         # the workers have not.
@@ -227,7 +221,7 @@ def machine_failure(error: BaseException) -> BaseException | None:
     An actor that could not be created is no failure of a machine: its constructor raised.
     """
     errors = [e for e in _innermost(error) if not getattr(e, "actor_init_failed", False)]
-    lost = next((e for e in errors if isinstance(e, _LOST) or _is_of_accelerator(e)), None)
+    lost = next((e for e in errors if _is_lost(e) or _is_of_accelerator(e)), None)
     if lost is None and errors and all(map(_is_of_peer, errors)):
         return errors[0]
     return lost
@@ -235,11 +229,16 @@ def machine_failure(error: BaseException) -> BaseException | None:
 
 def _innermost(error: BaseException) -> Iterator[BaseException]:
     """The errors of all workers that an error of Ray Train wraps."""
-    wrapped = [] if isinstance(error, _LOST) else list(wrapped_errors(error))
+    wrapped = [] if _is_lost(error) else list(wrapped_errors(error))
     if not wrapped:
         yield error
     for one in wrapped:
         yield from _innermost(one)
+
+
+def _is_lost(error: BaseException) -> bool:
+    """Whether a process is gone, or has not answered Ray Train for minutes."""
+    return isinstance(error, _LOST) or type(error).__name__ == "WorkerHealthCheckTimeoutError"
 
 
 def _is_of_accelerator(error: BaseException) -> bool:

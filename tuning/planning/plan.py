@@ -263,14 +263,6 @@ def _warnings(plan: Plan) -> Iterator[str]:
             f"{len(methods)} methods are priced like one, trial.method.name = "
             f"{plan.file.trial.method.name!r}; those that also train the text encoder cost more"
         )
-    limit = plan.file.search.checkpoints.disk_gb
-    if limit is not None and plan.peak_checkpoint_bytes > limit * 1e9:
-        running = plan.running_checkpoint_bytes > limit * 1e9
-        yield f"search.checkpoints.disk_gb = {limit:g}: " + (
-            f"running trials alone take {gigabytes(plan.running_checkpoint_bytes)}"
-            if running
-            else "some checkpoints of the best trials will be deleted"
-        )
     ranks_raw = plan.file.trial.eval.rung_weights == "raw"
     is_given = getattr(plan.file.search.scheduler, "grace_steps", None) is not None
     if is_given and ranks_raw and plan.marks and plan.marks[0] < plan.shape.total_steps * 0.75:

@@ -32,7 +32,7 @@ from trainers.checkpoints.storage import newest_checkpoint
 from trainers.errors import ConfigError
 from trainers.ray_trainer import limit_gpu_memory, open_storage, save
 from tuning.config.schema import ResourcesConfig
-from tuning.execution.cluster_resources import driver_options
+from tuning.execution.cluster_resources import DRIVER
 from tuning.execution.retries import TrainingDriver
 from tuning.execution.tasks import run_tasks
 
@@ -106,7 +106,7 @@ def probe_trials(trial: str, resources: ResourcesConfig, folder: Path, probes: i
     Raises:
         ConfigError: the trial fails.
     """
-    driver: Any = ray.remote(num_cpus=0, **driver_options())(_Driver)
+    driver: Any = ray.remote(num_cpus=0, resources=DRIVER)(_Driver)
     began = time.perf_counter()
     timings: list[dict[str, Any]] = []
 

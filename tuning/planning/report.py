@@ -107,9 +107,7 @@ def _cost(plan: Plan) -> RenderableType:
         table.add_row(name, f"{band.median:.0f}", f"{band.low:.0f} .. {band.high:.0f}", "")
     one = format_seconds(3600 * plan.full_trial_hours)
     table.add_row("one trial in full", one, "", "")
-    limit = plan.file.search.checkpoints.disk_gb
-    disk = "" if limit is None else f"{limit:g} GB"
-    table.add_row("checkpoints at most", gigabytes(plan.peak_checkpoint_bytes), "", disk)
+    table.add_row("checkpoints at most", gigabytes(plan.peak_checkpoint_bytes), "", "")
     budget = plan.file.search.budget
     if budget.target is None and budget.patience is None:
         return table

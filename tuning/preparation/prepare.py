@@ -216,8 +216,8 @@ def run_shards(
     """
     import ray
 
-    from tuning.execution.ray_errors import in_one_line, root_cause
     from tuning.execution.tasks import run_tasks
+    from tuning.runs.errors import in_one_line, root_cause
 
     # A worker has another working directory, so local paths are absolute. Keys for storage go as an
     # argument, since Ray writes runtime environments to its logs and shows them in its dashboard.

@@ -13,6 +13,7 @@ from pathlib import Path
 
 from optuna.samplers import BaseSampler
 from optuna.storages import BaseStorage
+from ray.tune import Callback as TuneCallback
 from rich.console import Console
 
 from trainers.data.data_root import resolve_root
@@ -24,7 +25,7 @@ from tuning.execution.ray_session import runs_folder
 from tuning.runs.callbacks import Callback
 from tuning.runs.environment import check_same_inputs
 from tuning.runs.journal import JOURNAL_FILE
-from tuning.runs.run_folder import CONFIG_FILE, check_is_no_copy, load_run, runs_named
+from tuning.runs.run_folder import CONFIG_FILE, load_run, runs_named
 from tuning.search import (
     SearchOptions,
     SearchResult,
@@ -37,7 +38,6 @@ RESUMABLE = (
     "search.budget",
     "search.resources",
     "search.tracking",
-    "search.checkpoints.disk_gb",
     "search.checkpoints.keep_top",
     *(f"trial.data.{key}" for key in ELSEWHERE),
 )
@@ -60,6 +60,7 @@ def resume_search(
     storage: BaseStorage | None = None,
     address: str | None = None,
     console: Console | None = None,
+    tune_callbacks: Sequence[TuneCallback] = (),
 ) -> SearchResult:
     """Continue an interrupted search from its run folder.
 
@@ -74,7 +75,7 @@ def resume_search(
     """
     run = load_run(folder)
     file = load_config(run.folder / CONFIG_FILE, list(overrides))
-    options = SearchOptions(callbacks, sampler, storage, address, console)
+    options = SearchOptions(callbacks, sampler, storage, address, console, tune_callbacks)
     return continue_from(run.folder, file, options)
 
 
@@ -88,6 +89,7 @@ def extend_search(
     storage: BaseStorage | None = None,
     address: str | None = None,
     console: Console | None = None,
+    tune_callbacks: Sequence[TuneCallback] = (),
 ) -> SearchResult:
     """Continue a search with more trials, or with another space, sampler or scheduler.
 
@@ -105,7 +107,9 @@ def extend_search(
         wanted = max(existing, run.file.search.budget.trials) + trials
         overrides = [*overrides, f"search.budget.trials={wanted}"]
     file = load_config(run.folder / CONFIG_FILE, list(overrides))
-    file, options = with_options(file, callbacks, sampler, storage, address, console)
+    file, options = with_options(
+        file, callbacks, sampler, storage, address, console, tune_callbacks
+    )
     return continue_from(run.folder, file, options, extend=True)
 
 
@@ -152,7 +156,6 @@ def continue_from(
 ) -> SearchResult:
     """Check the changes against the run folder, then run the rest of the search."""
     before = load_run(folder)
-    check_is_no_copy(before)
     for key, (was, now) in _changes(before.file, file, EXTENDABLE if extend else RESUMABLE).items():
         raise ConfigError(
             f"it was {was!r} in this search and must not change",

@@ -17,9 +17,9 @@ import yaml
 from trainers.config import TrialConfig
 from trainers.data.storage import Store, open_store, url_of
 from trainers.errors import ConfigError, quoted, suggestion
-from tuning.checkpoints.files import TRAIN_FOLDER, checkpoint_home
 from tuning.config.schema import SearchFile
 from tuning.config.validation import load_config
+from tuning.runs.checkpoint_home import TRAIN_FOLDER, checkpoint_home
 from tuning.runs.environment import ENVIRONMENT_FILE, environment, seen_at_start
 from tuning.runs.journal import JOURNAL_FILE, History, is_running, read_history
 from tuning.runs.records import METHOD_KEY, SearchRecord, TrialRecord
@@ -245,27 +245,6 @@ def load_run(folder: str | Path) -> LoadedRun:
         ]
         history = replace(history, records=tuple(records))
     return LoadedRun(folder.resolve(), load_config(config, check=False), history)
-
-
-def check_is_no_copy(run: LoadedRun) -> None:
-    """Check that the folder in which a run had its last session is this one, or is gone.
-
-    Raises:
-        ConfigError: both exist. They have the same MLflow runs, study and folder of checkpoints.
-    """
-    former = Path(run.history.folder) / JOURNAL_FILE
-    if not run.history.folder or not former.is_file():
-        return
-    try:
-        is_same_run = read_history(former.parent).run_id == run.history.run_id
-    except ConfigError:  # damaged, or of another version
-        return
-    if is_same_run and not former.samefile(run.folder / JOURNAL_FILE):
-        raise ConfigError(
-            f"a copy of {former.parent}, whose records in MLflow it would change",
-            source=run.folder,
-            hint="move it instead, or start a new search with search.warm_start.runs",
-        )
 
 
 def config_of(file: SearchFile, record: TrialRecord) -> TrialConfig:

@@ -29,14 +29,13 @@ from trainers.folders import appearing
 from trainers.ray_trainer import task_device
 from trainers.weights.soups import Recipe, Soup, build_soup, check_ingredients
 from tuning.checkpoints.files import fetched, kept_checkpoint
-from tuning.checkpoints.storage_check import check_nodes
-from tuning.execution.ray_errors import root_cause
 from tuning.execution.ray_session import concurrent_trials, ray_session
 from tuning.execution.ray_watch import watched_ray
 from tuning.runs.environment import check_same_inputs
+from tuning.runs.errors import root_cause
 from tuning.runs.ranking import misses, ranked
 from tuning.runs.records import SearchRecord, TrialRecord
-from tuning.runs.run_folder import LoadedRun, check_is_no_copy, config_of, load_run
+from tuning.runs.run_folder import LoadedRun, config_of, load_run
 from tuning.views.mlflow.client import tracking_uri
 from tuning.views.mlflow.results import log_soup
 from tuning.weights.sources import SOUP_FILE, SOUPS_FOLDER, measured
@@ -89,11 +88,10 @@ def make_soup(
     """Average at most `top` of a search's best trials, as a Ray task on the hardware of its trials.
 
     Raises:
-        ConfigError: fewer than two ingredients, some that cannot be averaged, data that have
-            changed since the search, or a copy of a run folder that still exists.
+        ConfigError: fewer than two ingredients, some that cannot be averaged, or data that have
+            changed since the search.
     """
     run = load_run(folder)
-    check_is_no_copy(run)
     found = ingredients(run, top, method)
     data, resources = run.file.trial.data, run.file.search.resources
     resolve_root(data.root, progress=True)
@@ -105,7 +103,6 @@ def make_soup(
         watched_ray(),
         Console(stderr=True).status(f"{recipe} soup of {len(found)} trials"),
     ):
-        check_nodes(run.file, run.home)
         concurrent_trials(resources.model_copy(update={"workers": 1}))  # or it would never start
         remote = ray.remote(num_cpus=resources.cpus_per_worker, num_gpus=resources.gpus_per_worker)
         config = config_of(run.file, found[0].record)

@@ -37,12 +37,12 @@ def gpu(capability=(9, 0), error=""):
     return {"name": "H100", "memory_bytes": 80 * 2**30, "capability": capability, "error": error}
 
 
-def cluster(*nodes, cpus=16, gpus=0, memory=64e9, address="10.0.0.4", **more):
+def cluster(*nodes, cpus=16, gpus=0, address="10.0.0.4", **more):
     """A cluster of nodes with these facts, named a, b, c, of which the first is the head."""
     names = "abcdefgh"[: len(nodes)]
     return ClusterFacts(
         driver=SOFTWARE,
-        nodes=tuple(Node(name, address, name == "a", cpus, gpus, memory) for name in names),
+        nodes=tuple(Node(name, address, name == "a", cpus, gpus) for name in names),
         facts=dict(zip(names, nodes, strict=True)),
         **more,
     )

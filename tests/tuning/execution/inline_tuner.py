@@ -152,8 +152,7 @@ def without_ray(mlflow=True):
     run_search = {
         "ray_session": lambda *_, **__: nullcontext(True),
         "watched_ray": lambda *_: nullcontext(watch),
-        "check_nodes": lambda *_: None,
-        "concurrent_trials": lambda resources: resources.max_concurrent or 1,
+        "concurrent_trials": lambda resources, **_: resources.max_concurrent or 1,
         "zero_shot_metrics": zero_shot,
         "restored_process": nullcontext,
     }

@@ -17,7 +17,7 @@ from tests.tuning.execution.slot import EVERY, METRICS, STEPS, InstantSlot
 from tests.tuning.run_folders import search_file
 from trainers.errors import ConfigError
 from tuning.config.validation import load_config
-from tuning.execution.cluster_resources import DRIVER_MEMORY
+from tuning.execution.cluster_resources import DRIVER
 from tuning.runs.journal import read_history
 from tuning.runs.resume import continue_from
 from tuning.runs.run_folder import write_config
@@ -44,7 +44,7 @@ def instant_options(file, **options):
     def trainable(checkpoints, resources):
         common = {"folder": Path(checkpoints), "runs": Path(file.search.storage)}
         slot = type("InstantSlot", (InstantSlot,), common)
-        return tune.with_resources(slot, {"memory": DRIVER_MEMORY})
+        return tune.with_resources(slot, DRIVER)
 
     options = {"console": Console(quiet=True), **options}
     return SearchOptions(trainable=trainable, **options)

@@ -21,7 +21,7 @@ from trainers.ray_trainer import SAVED, saved_locally
 from tuning.algorithms.optuna_storage import open_storage
 from tuning.algorithms.studies import create_studies
 from tuning.config.schema import SamplerConfig
-from tuning.execution.ray_errors import resumable, storage_failure
+from tuning.runs.errors import resumable, storage_failure
 from tuning.runs.journal import JOURNAL_FILE, Journal, read_history
 
 FULL = "No space left on device"

@@ -59,7 +59,7 @@ def test_a_search_leaves_records_and_no_change_of_the_process(images_root, tmp_p
         names = ("", "ray", "ray.tune", "ray.train", "optuna", "mlflow", "lipsum")
         tune = [RayActorManager._actor_task_failed, class_cache.ENV_VARS_TO_PROPAGATE]
         levels = [logging.getLogger(name).level for name in names]
-        signals = [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGUSR1)]
+        signals = [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)]
         return [dict(os.environ), levels, tune, signals, list(logging.root.handlers)]
 
     before, callback = state(), Ended()
@@ -109,7 +109,7 @@ def test_an_interrupted_search_continues_where_it_was(images_root, tmp_path):
     folder, hold, log = tmp_path / "small", tmp_path / HOLD, tmp_path / "log.txt"
     hold.touch()
 
-    def interrupt(path, number, times, reports):
+    def interrupt(path, number, reports):
         def has_reported():
             journal = folder / JOURNAL_FILE
             return journal.exists() and journal.read_text().count('"event": "report"') == reports
@@ -117,19 +117,14 @@ def test_an_interrupted_search_continues_where_it_was(images_root, tmp_path):
         driver = start(path, log)
         wait_until(has_reported, process=driver)
         driver.send_signal(number)
-        if number == signal.SIGINT:
-            wait_until(lambda: "press it again not to wait" in log.read_text(), process=driver)
-        if times == 2:
-            driver.send_signal(number)
         killed = number == signal.SIGKILL
         assert driver.wait() == (-9 if killed else 130)
         assert load_run(folder).history.outcome == (None if killed else "stopped")
 
     path = write_instant(tmp_path / "config", instant_file(images_root, tmp_path))
-    interrupt(path, signal.SIGINT, times=1, reports=1)
-    interrupt(folder, signal.SIGINT, times=2, reports=2)
-    interrupt(folder, signal.SIGTERM, times=1, reports=3)
-    interrupt(folder, signal.SIGKILL, times=1, reports=4)
+    interrupt(path, signal.SIGINT, reports=1)
+    interrupt(folder, signal.SIGTERM, reports=2)
+    interrupt(folder, signal.SIGKILL, reports=3)
     hold.unlink()
     assert resume_instantly(folder).outcome == "finished"
     assert disagreements(folder) == []

@@ -8,7 +8,7 @@ from tests.tuning.run_folders import LR, WEIGHT, ZERO_SHOT, search_file, write_r
 from trainers.checkpoints.format import Checkpoint, Progress, save_checkpoint
 from trainers.data.storage import open_store
 from trainers.errors import StorageFailed
-from tuning.checkpoints.files import trial_path
+from tuning.runs.checkpoint_home import trial_path
 from tuning.runs.journal import Journal, add_missed_reports
 from tuning.runs.records import TrialRecord
 from tuning.runs.run_folder import load_run, search_record

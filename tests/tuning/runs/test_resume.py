@@ -21,7 +21,6 @@ from tuning.runs.environment import check_same_inputs, environment
 from tuning.runs.journal import JOURNAL_FILE, Journal, read_history
 from tuning.runs.resume import earlier_run, extend_search, resume_search, search_or_resume
 from tuning.runs.run_folder import CONFIG_FILE, create_run_folder, load_run, write_config
-from tuning.weights.soup import make_soup
 
 NARROWER = f"search.space.parameters.{LR}.low=1e-5"
 
@@ -51,17 +50,6 @@ def edit(run, **changes):
     (run / CONFIG_FILE).write_text(yaml.safe_dump(nest(dotted, values), sort_keys=False))
 
 
-def test_a_copy_does_not_go_on_while_the_original_exists(run, went_on):
-    copy = Path(shutil.copytree(run, run.with_name("copy")))
-    for go_on in (resume_search, extend_search, confirm, make_soup):
-        with pytest.raises(ConfigError, match=f"a copy of {run}"):
-            go_on(copy)
-    assert went_on == []
-    run.rename(run.with_name("original"))
-    resume_search(copy)
-    assert len(went_on) == 1
-
-
 @pytest.mark.parametrize("extend", [False, True])
 @pytest.mark.parametrize(
     "override",
@@ -72,7 +60,6 @@ def test_a_copy_does_not_go_on_while_the_original_exists(run, went_on):
         "search.resources.workers=2",
         "search.resources.max_concurrent=1",
         "search.tracking.experiment=other",
-        "search.checkpoints.disk_gb=5",
         "trial.data.cache_gb=7",
         "trial.data.workers=2",
     ],

@@ -6,7 +6,7 @@ from tests.tuning.weights.real_runs import kept_weights, real_file, real_run
 from trainers.checkpoints.format import PREDICTIONS
 from trainers.data.storage import url_of
 from trainers.evaluation.metrics import ID, MetricKey
-from tuning.checkpoints.files import TRAIN_FOLDER
+from tuning.runs.checkpoint_home import TRAIN_FOLDER
 from tuning.runs.run_folder import load_run
 from tuning.views.html_report import REPORT_FILE, write_report
 from tuning.views.predictions_report import (

@@ -3,7 +3,8 @@
 from tests.tuning.run_folders import search_file, write_run
 from trainers.fine_tune import fine_tune
 from trainers.loop.state import load_split, start
-from tuning.checkpoints.files import TRAIN_FOLDER, kept_checkpoint, trial_path
+from tuning.checkpoints.files import kept_checkpoint
+from tuning.runs.checkpoint_home import TRAIN_FOLDER, trial_path
 from tuning.runs.records import TrialRecord, trial_name
 from tuning.runs.run_folder import load_run
 

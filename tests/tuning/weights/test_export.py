@@ -2,6 +2,7 @@
 
 import json
 import math
+import os
 import re
 import shutil
 import signal
@@ -323,9 +324,7 @@ def test_the_next_export_removes_what_a_killed_one_left(real, tmp_path):
 def test_weights_that_are_damaged_are_not_exported(real, tmp_path):
     run = Path(shutil.copytree(real[0], tmp_path / "run"))
     (path,) = run.glob("train/train-trial-003/*/student.safetensors")
-    content = bytearray(path.read_bytes())
-    content[-1000] ^= 1
-    path.write_bytes(content)
-    with pytest.raises(ConfigError, match="do not have their checksum"):
+    os.truncate(path, path.stat().st_size - 1000)
+    with pytest.raises(ConfigError, match="missing or damaged"):
         export(run, tmp_path / "model", trial="trial-003")
     assert not (tmp_path / "model").exists()

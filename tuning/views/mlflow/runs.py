@@ -20,7 +20,7 @@ from PIL import Image
 
 from trainers.data.storage import url_of
 from tuning.algorithms.rung_check import describe_checks
-from tuning.checkpoints.files import TRAIN_FOLDER, checkpoint_home, trial_path
+from tuning.runs.checkpoint_home import TRAIN_FOLDER, checkpoint_home, trial_path
 from tuning.runs.environment import ENVIRONMENT_FILE, recorded_environment
 from tuning.runs.ranking import best_trial
 from tuning.runs.records import (

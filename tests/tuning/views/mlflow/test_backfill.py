@@ -1,8 +1,6 @@
 """`lipsum-tune report`: what MLflow lacks of a search is written from the journal."""
 
 import json
-import shutil
-from contextlib import closing
 from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
@@ -138,20 +136,6 @@ def test_a_moved_run_folder_has_the_same_runs_in_mlflow(images_root, runs):
     assert parent.info.run_name == "archived"
     assert parent.data.tags["run_folder"] == str(moved)
     assert in_mlflow(moved) == expected(moved)
-
-
-def test_a_report_of_a_copy_leaves_the_original_in_mlflow(images_root, runs):
-    run = write_run(runs / "search", search_file(images_root), fakes.finished_search()[:3])
-    backfill(load_run(run))
-    copy = Path(shutil.copytree(run, runs / "copy"))
-    with closing(Journal(copy)) as journal:
-        journal.trial_started(fakes.trial(9))
-        journal.trial_ended(fakes.trial(9))
-    shown = CliRunner().invoke(app, ["report", str(copy)], env={"COLUMNS": "120"})
-    assert shown.exit_code == 0, shown.output
-    assert f"a copy of {run}, whose records in MLflow it would change" in shown.stderr
-    assert (copy / "trials.parquet").is_file()
-    assert in_mlflow(run) == expected(run)
 
 
 def test_the_parent_names_data_source_and_configuration(images_root, runs):
