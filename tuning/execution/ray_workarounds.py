@@ -61,8 +61,7 @@ TUNE_ENVIRONMENT: Final = {
     # The tables, MLflow and the progress display replace Tune's own output.
     "RAY_AIR_NEW_OUTPUT": "0",
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
-    # Tune's own state is never read. With callbacks of the user, their files are copied with it.
-    "TUNE_GLOBAL_CHECKPOINT_S": "60",
+    "TUNE_GLOBAL_CHECKPOINT_S": "3600",
     # A report without the objective fails its trial. By default, it fails the search.
     "TUNE_DISABLE_STRICT_METRIC_CHECKING": "1",
     # Ctrl-C ends the search as SIGTERM does. Tune would take 10 s to end the trials.

@@ -18,6 +18,7 @@ from tuning.algorithms.studies import Studies
 from tuning.algorithms.tune_scheduler import StepScheduler
 from tuning.config.schema import SearchFile
 from tuning.execution.ray_workarounds import tune_workarounds
+from tuning.execution.signals import environment_variables
 from tuning.runs.journal import History
 from tuning.runs.recorder import Recorder
 from tuning.runs.records import STEP, TRAIN_CURVE, SearchOutcome
@@ -54,11 +55,13 @@ def run_trials(
     )
     rule = search_rule(recorder.search)
     with ExitStack() as stack:
-        stack.enter_context(tune_workarounds())
-        if callbacks:
+        if callbacks:  # Tune copies what its loggers have written so often, and at the end
+            copies = environment_variables({"TUNE_GLOBAL_CHECKPOINT_S": "60"}, override=False)
+            stack.enter_context(copies)
             storage = recorder.search.run_folder / "tune"
         else:  # files of Tune, which are never read again
             storage = stack.enter_context(temporary_folder("lipsum-tune-search-"))
+        stack.enter_context(tune_workarounds())
         tune.Tuner(
             train,
             tune_config=tune.TuneConfig(
