@@ -178,7 +178,7 @@ def _has_begun(run_folder: Path) -> bool:
 
 
 def continue_search(run_folder: Path, file: SearchFile, options: SearchOptions) -> SearchResult:
-    """Run the rest of a search in its run folder. `tuning.runs.resume` checks what has changed.
+    """Run the rest of a search in its run folder. `tuning.resume` checks what has changed.
 
     Raises:
         ConfigError: before anything runs; among others, another process is running this search.

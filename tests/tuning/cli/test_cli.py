@@ -32,12 +32,12 @@ from tests.tuning import fakes
 from tests.tuning.run_folders import search_file, trial, write_run
 from trainers.checkpoints.format import saved_step
 from trainers.errors import ConfigError, StorageFailed
+from tuning import resume
 from tuning import search as run_search
 from tuning.cli import app, main, run_command
 from tuning.config.loading import find_config, ready_configs
 from tuning.config.validation import load_config
 from tuning.confirmation.confirm import _check_test_splits
-from tuning.runs import resume
 from tuning.runs.journal import Journal
 from tuning.runs.run_folder import CONFIG_FILE, load_run, write_config
 from tuning.search import SearchResult

@@ -18,8 +18,8 @@ from tests.tuning.run_folders import search_file
 from trainers.errors import ConfigError
 from tuning.config.validation import load_config
 from tuning.execution.cluster_resources import DRIVER_MEMORY
+from tuning.resume import continue_from
 from tuning.runs.journal import read_history
-from tuning.runs.resume import continue_from
 from tuning.runs.run_folder import write_config
 from tuning.search import SearchOptions, start_search
 
