@@ -1,7 +1,5 @@
 """Requests of a search's slot to the workers that it keeps, their answers, and their clock.
 
-The trainings of a confirmation use the clock alone.
-
 A process of its own imports this module for each slot, so it imports nothing outside of the
 standard library.
 """
@@ -22,6 +20,8 @@ class Request:
     """Path or URL of the trial's checkpoints. Another folder is another trial."""
     trial: str | None
     """A `TrialConfig` as JSON. None ends the workers."""
+    final_split: str | None = None
+    """Evaluated once, after the last step."""
 
 
 END = Request("", None)

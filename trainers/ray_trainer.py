@@ -241,10 +241,11 @@ def serve(values: dict[str, Any]) -> None:
                     return
                 config, folder = TrialConfig.model_validate_json(request.trial), request.folder
                 running.enter_context(restored_state())
-                fill_cache(config)
+                fill_cache(config, request.final_split)
                 if not is_alone:
                     barrier()  # the clock starts once all nodes have the images
-                trial = train(config, open_storage(folder), on_progress=note_progress)
+                store = open_storage(folder)
+                trial = train(config, store, request.final_split, on_progress=note_progress)
                 reports = running.enter_context(closing(trial))
             if is_first:
                 exchange.training.remote(me)

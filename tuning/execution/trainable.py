@@ -26,13 +26,14 @@ OVERDUE = 10
 """A report is overdue if it takes so many times as long as the slowest one of the search before."""
 
 
-def trainable(storage_path: str, resources: ResourcesConfig) -> Any:
+def trainable(storage_path: str, resources: ResourcesConfig, final_split: str | None) -> Any:
     """The class for `tune.Tuner`, with the resources of its process.
 
     Args:
         storage_path: folder or URL of the checkpoints of all trials.
+        final_split: evaluated once, after the last step of each trial.
     """
-    common = {"storage_path": storage_path, "resources": resources}
+    common = {"storage_path": storage_path, "resources": resources, "final_split": final_split}
     slot, options = type("Slot", (Slot,), common), driver_options()
     return tune.with_resources(slot, {"memory": options["memory"], **options["resources"]})
 
@@ -47,6 +48,7 @@ class Slot(tune.Trainable):
 
     storage_path: str
     resources: ResourcesConfig
+    final_split: str | None
 
     def setup(self, config: dict[str, Any]) -> None:
         """Start the first trial; its workers start at the first step."""
@@ -104,4 +106,5 @@ class Slot(tune.Trainable):
             prepare_folder(self._folder)
         if self._workers is None:
             self._workers = WarmWorkers(self.resources.per_trial() | self._nodes.placement())
-        return self._workers.ask(Request(location(self._folder), self._trial), limit_s)
+        request = Request(location(self._folder), self._trial, self.final_split)
+        return self._workers.ask(request, limit_s)

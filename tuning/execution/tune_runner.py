@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import signal
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from types import FrameType
 from typing import Any
 
@@ -14,24 +14,20 @@ from trainers.folders import temporary_folder
 from tuning.algorithms.budget import Budget
 from tuning.algorithms.rung_check import search_rule
 from tuning.algorithms.searcher import TrialProposer
-from tuning.algorithms.studies import Studies
 from tuning.algorithms.tune_scheduler import StepScheduler
-from tuning.config.schema import SearchFile
 from tuning.execution.ray_workarounds import tune_workarounds
-from tuning.runs.journal import History
 from tuning.runs.recorder import Recorder
-from tuning.runs.records import SearchOutcome
-from tuning.runs.run_folder import config_of
+from tuning.runs.records import SearchOutcome, TrialRecord
 
 
 def run_trials(
     train: Any,
-    file: SearchFile,
-    studies: Studies,
+    proposer: TrialProposer,
     budget: Budget,
     recorder: Recorder,
-    history: History,
+    earlier: Sequence[TrialRecord],
     concurrent: int,
+    max_failures: int,
     announce: Callable[[str], None],
     interrupted: Callable[[], None],
 ) -> SearchOutcome:
@@ -42,16 +38,9 @@ def run_trials(
     Args:
         train: a class, because Ray Tune 2.60 hangs if it stops a trial of a function whose process
             it keeps.
+        max_failures: of processes of trials. Failed trainings are reported by them, see `Slot`.
         interrupted: called at the first Ctrl-C, after which Tune ends the trials.
     """
-    proposer = TrialProposer(
-        studies,
-        recorder,
-        lambda record: config_of(file, record),
-        may_propose=budget.allows,
-        references=file.search.references,
-        earlier=history.records,
-    )
     rule = search_rule(recorder.search)
     # The folder is for files of Tune, which are never read again.
     with tune_workarounds(), temporary_folder("lipsum-tune-search-") as storage:
@@ -61,7 +50,7 @@ def run_trials(
                 num_samples=-1,  # until the proposer has no more
                 max_concurrent_trials=concurrent,
                 search_alg=proposer,
-                scheduler=StepScheduler(rule, file.trial.steps, history.records, announce),
+                scheduler=StepScheduler(rule, recorder.search.total_steps, earlier, announce),
                 reuse_actors=True,
             ),
             run_config=tune.RunConfig(
@@ -70,8 +59,7 @@ def run_trials(
                 callbacks=[recorder, _StopNotice(interrupted)],
                 stop=_BudgetStopper(budget),
                 checkpoint_config=tune.CheckpointConfig(checkpoint_at_end=False),
-                # Of processes of trials: failed trainings are reported by them, see `Slot`.
-                failure_config=tune.FailureConfig(file.search.resources.max_failures),
+                failure_config=tune.FailureConfig(max_failures),
                 verbose=0,
             ),
         ).fit()

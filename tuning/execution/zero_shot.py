@@ -31,7 +31,11 @@ CACHE_VARIABLE = "LIPSUM_TUNE_ZERO_SHOT_CACHE"
 
 
 def zero_shot_metrics(
-    trial: TrialConfig, resources: ResourcesConfig, *, here: bool = False
+    trial: TrialConfig,
+    resources: ResourcesConfig,
+    *,
+    here: bool = False,
+    final_split: str | None = None,
 ) -> dict[str, float]:
     """The validation metrics of a trial before its first step, from the cache if they are there.
 
@@ -40,20 +44,21 @@ def zero_shot_metrics(
 
     Args:
         here: evaluate in this process if trials take no GPU, as all of them run on this machine.
+        final_split: adds the metrics of this split, which are never cached.
 
     Raises:
         ConfigError: data or model cannot be loaded.
     """
-    fingerprint = _fingerprint(trial, resources)
+    fingerprint = _fingerprint(trial, resources) if final_split is None else None
     cached = _folder() / f"{fingerprint}.json"
     if fingerprint is not None:
         with suppress(OSError, ValueError):
             found: dict[str, float] = json.loads(cached.read_text(encoding="utf-8"))
             return found
     if here and not resources.gpus_per_worker:
-        metrics = _evaluate_here(trial, resources)
+        metrics = _evaluate_here(trial, resources, final_split)
     else:
-        metrics = _evaluate_on_cluster(trial, resources)
+        metrics = _evaluate_on_cluster(trial, resources, final_split)
     if fingerprint is not None:
         with suppress(OSError):
             cached.parent.mkdir(parents=True, exist_ok=True)
@@ -65,26 +70,36 @@ def zero_shot_metrics(
     return metrics
 
 
-def _evaluate_here(trial: TrialConfig, resources: ResourcesConfig) -> dict[str, float]:
+def _evaluate_here(
+    trial: TrialConfig, resources: ResourcesConfig, final_split: str | None
+) -> dict[str, float]:
     """Evaluate without a process that would have to import all that this one has imported."""
     with restored_state():
         if "OMP_NUM_THREADS" not in os.environ:  # as Ray does for a worker
             torch.set_num_threads(max(1, int(resources.cpus_per_worker)))
-        return start(trial, device="cpu").evaluate("val", load_split(trial, "val"))
+        return _evaluate(trial, final_split, "cpu")
 
 
-def _evaluate_on_cluster(trial: TrialConfig, resources: ResourcesConfig) -> dict[str, float]:
+def _evaluate_on_cluster(
+    trial: TrialConfig, resources: ResourcesConfig, final_split: str | None
+) -> dict[str, float]:
     """Evaluate on the hardware on which trials run."""
     remote = ray.remote(num_cpus=resources.cpus_per_worker, num_gpus=resources.gpus_per_worker)
     try:
-        metrics: dict[str, float] = ray.get(remote(_evaluate).remote(trial))
+        metrics: dict[str, float] = ray.get(remote(_evaluate).remote(trial, final_split))
     except ConfigError as error:  # Ray adds the traceback of the worker
         raise root_cause(error) from None
     return metrics
 
 
-def _evaluate(trial: TrialConfig) -> dict[str, float]:
-    return start(trial, device=task_device()).evaluate("val", load_split(trial, "val"))
+def _evaluate(
+    trial: TrialConfig, final_split: str | None, device: str | None = None
+) -> dict[str, float]:
+    run = start(trial, device=device or task_device())
+    metrics = run.evaluate("val", load_split(trial, "val"))  # calibrates the temperature
+    if final_split is not None:
+        metrics |= run.evaluate(final_split, load_split(trial, final_split))
+    return metrics
 
 
 def _folder() -> Path:

@@ -41,8 +41,9 @@ def instant_file(root, storage, **changes):
 def instant_options(file, **options):
     """Options of a search with instant trials."""
 
-    def trainable(checkpoints, resources):
+    def trainable(checkpoints, resources, final_split):
         common = {"folder": Path(checkpoints), "runs": Path(file.search.storage)}
+        common["final_split"] = final_split
         slot = type("InstantSlot", (InstantSlot,), common)
         return tune.with_resources(slot, {"memory": DRIVER_MEMORY})
 
@@ -57,7 +58,7 @@ def zero_shot(*_, **__):
 
 def run_instantly(file, **options):
     """Run a new search."""
-    with patch("tuning.search.zero_shot_metrics", zero_shot):
+    with patch("tuning.session.zero_shot_metrics", zero_shot):
         return start_search(file, instant_options(file, **options))
 
 
