@@ -21,7 +21,7 @@ from tuning.algorithms.searcher import TrialProposer
 from tuning.algorithms.studies import Studies
 from tuning.checkpoints.files import TRAIN_FOLDER, checkpoint_home
 from tuning.checkpoints.storage_check import check_nodes
-from tuning.config.schema import ResourcesConfig, SearchFile
+from tuning.config.schema import BudgetConfig, NoSchedulerConfig, ResourcesConfig, SearchFile
 from tuning.execution.ray_errors import resumable, storage_failure
 from tuning.execution.ray_session import concurrent_trials, ray_session
 from tuning.execution.ray_watch import RayWatch, watched_ray
@@ -196,3 +196,10 @@ def open_session(
             file, options, journal, checkpoints, concurrent, console, progress, watch,
             is_own_ray,
         )  # fmt: skip
+
+
+def fixed_only(file: SearchFile, trials: int) -> SearchFile:
+    """The configuration of a run whose trials are all fixed: nothing stops or limits them."""
+    budget = BudgetConfig(trials=trials, failures=None)
+    changes = {"scheduler": NoSchedulerConfig(), "references": (), "budget": budget}
+    return file.model_copy(update={"search": file.search.model_copy(update=changes)})

@@ -130,9 +130,9 @@ def plan(config: Config, set_: Set = None, address: Address = None) -> None:
     from tuning.planning.plan import check_budget, plan_search
     from tuning.planning.report import render
 
-    console = Console()
-    planned = plan_search(file, address=address)
-    console.print(render(planned, console.width))
+    with _stopped("nothing of a plan is kept"):
+        planned = plan_search(file, address=address)
+    Console().print(render(planned))
     check_budget(planned)
 
 
