@@ -30,7 +30,7 @@ from tuning.config.loading import read_layers
 from tuning.config.schema import SearchFile
 from tuning.config.validation import check_settings, load_config
 from tuning.execution.signals import environment_variables
-from tuning.runs.resume import identity
+from tuning.resume import identity
 from tuning.security.exposure import check_sends
 
 STOP_SECONDS = 20

@@ -106,7 +106,7 @@ def test_the_suite_that_is_printed_is_that_of_the_page(shop):
 
 def test_cost_and_trials_are_shown(shop):
     assert all(domain in shop.printed["zero-shot"] for domain in DOMAINS)
-    for cost in ("CPU-hours", "memory of a trial", "checkpoints at most"):
+    for cost in ("CPU-hours", "all trials in full", "confirm"):
         assert cost in shop.printed["plan"]
     for command in ("search", "status", "report"):
         assert all(f"trial-00{n}" in shop.printed[command] for n in range(3)), command

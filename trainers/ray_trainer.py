@@ -106,7 +106,7 @@ def torch_trainer(
     """A trainer whose workers run a loop; `fit()` starts them.
 
     Args:
-        loop: `train_loop` for one trial, `serve` for one trial after the other.
+        loop: `serve`, or another one in tests.
         values: passed to the loop.
         name: of Ray Train's run; unique to the attempt.
         scratch: folder on this machine for the files of Ray Train's run, which nothing reads.
@@ -170,28 +170,6 @@ def named_node() -> Iterator[None]:
     except torch.AcceleratorError as error:
         error.node = ray.get_runtime_context().get_node_id()  # type: ignore[attr-defined]
         raise
-
-
-@named_node()
-def train_loop(values: dict[str, Any]) -> dict[str, float]:
-    """Run one trial in the workers of Ray Train, from its newest checkpoint on.
-
-    Args:
-        values: `trial` (a `TrialConfig` as JSON), `folder` (path or URL of its checkpoints) and
-            `final_split`, which is evaluated once, after the last step, and added to the last
-            report (a search has none, so no trial ever reads the test splits).
-
-    Returns:
-        The last report.
-    """
-    from trainers.config import TrialConfig
-
-    config, metrics = TrialConfig.model_validate_json(values["trial"]), dict[str, float]()
-    fill_cache(config, values["final_split"])
-    barrier()  # all nodes have the images
-    for report in train(config, open_storage(values["folder"]), values["final_split"]):
-        metrics = report.metrics
-    return metrics
 
 
 @named_node()

@@ -7,8 +7,7 @@ contains is passed to studies, scheduler, budget and callbacks, and the rest is 
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable, Sequence
-from contextlib import closing
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,8 +18,7 @@ from ray.tune import Callback as TuneCallback
 from rich.console import Console
 
 from search_spaces import SearchSpace
-from trainers.data.data_root import EMBEDDED, resolve_root
-from trainers.data.storage import open_store, url_of
+from trainers.data.data_root import resolve_root
 from trainers.errors import ConfigError, validate
 from tuning.algorithms.budget import Budget
 from tuning.algorithms.optuna_storage import open_storage, quiet_optuna
@@ -31,30 +29,18 @@ from tuning.checkpoints.retention import CheckpointCallback
 from tuning.config.objectives import sampler_objectives
 from tuning.config.schema import SamplerConfig, SearchConfig, SearchFile
 from tuning.config.validation import check_search, check_settings, load_config
-from tuning.execution.ray_session import concurrent_trials, ray_session, runs_folder
-from tuning.execution.ray_watch import watched_ray
-from tuning.execution.signals import restored_process
-from tuning.execution.trainable import trainable
-from tuning.execution.tune_runner import run_trials
-from tuning.execution.zero_shot import zero_shot_metrics
+from tuning.execution.ray_session import runs_folder
 from tuning.runs.callbacks import Callback
-from tuning.runs.checkpoint_home import TRAIN_FOLDER, checkpoint_home
-from tuning.runs.errors import resumable, storage_failure
-from tuning.runs.journal import History, Journal, add_missed_reports, is_running, read_history
-from tuning.runs.recorder import Recorder
+from tuning.runs.journal import History, add_missed_reports, is_running, read_history
 from tuning.runs.records import SearchOutcome, SearchRecord, TrialRecord
-from tuning.runs.run_folder import (
-    LoadedRun,
-    create_run_folder,
-    search_record,
-    write_config,
-)
+from tuning.runs.run_folder import LoadedRun, create_run_folder, search_record, write_config
 from tuning.security.databases import check_drivers
+from tuning.session import SearchOptions as SearchOptions
+from tuning.session import open_session
 from tuning.views.callback import ResultsCallback
 from tuning.views.formatting import points_line, show_phase
 from tuning.views.mlflow.callback import MlflowCallback
 from tuning.views.mlflow.client import TrackingError, tracking_uri
-from tuning.views.progress import ProgressCallback
 
 _ARGUMENTS = "arguments"
 """Source of a mistake in what a caller passes."""
@@ -81,20 +67,6 @@ class SearchResult(LoadedRun):
     def failed(self) -> list[TrialRecord]:
         """The trials that raised."""
         return [record for record in self.history.records if record.outcome == "failed"]
-
-
-@dataclass(frozen=True)
-class SearchOptions:
-    """What a caller can pass to a search beside its configuration, see `run_search`."""
-
-    callbacks: Sequence[Callback] = ()
-    sampler: BaseSampler | None = None
-    storage: BaseStorage | None = None
-    address: str | None = None
-    console: Console | None = None
-    tune_callbacks: Sequence[TuneCallback] = ()
-    trainable: Callable[[str, Any], Any] = trainable
-    """Makes what Ray Tune runs for each trial. Tests replace it."""
 
 
 def run_search(
@@ -185,7 +157,7 @@ def _has_begun(run_folder: Path) -> bool:
 
 
 def continue_search(run_folder: Path, file: SearchFile, options: SearchOptions) -> SearchResult:
-    """Run the rest of a search in its run folder. `tuning.runs.resume` checks what has changed.
+    """Run the rest of a search in its run folder. `tuning.resume` checks what has changed.
 
     Raises:
         ConfigError: before anything runs; among others, another process is running this search.
@@ -196,46 +168,20 @@ def continue_search(run_folder: Path, file: SearchFile, options: SearchOptions) 
         with quiet_optuna():
             check_sampler(options.sampler, file.search_space(), len(objectives))
     resolve_root(file.trial.data.root, progress=True)
-    uri = tracking_uri(file.search.tracking.uri, run_folder.parent)
+    tracking = file.search.tracking
+    uri = tracking_uri(tracking.uri, run_folder.parent)
     check_drivers({"search.tracking.uri": uri, "search.study_storage": file.search.study_storage})
-    # The journal holds the lock of the run folder, so nothing is written there before.
-    go_on = _how_to_resume(run_folder)
-    with restored_process(), resumable(go_on), closing(Journal(run_folder)) as journal:
-        return _run_session(run_folder, file, journal, uri, options)
-
-
-def _how_to_resume(run_folder: Path) -> str:
-    return (
+    earlier = load_earlier(file)
+    go_on = (
         f"put that right, and `lipsum-tune resume {run_folder}` goes on from the last checkpoints"
     )
-
-
-def _run_session(
-    run_folder: Path, file: SearchFile, journal: Journal, uri: str, options: SearchOptions
-) -> SearchResult:
-    earlier = load_earlier(file)
-    console = options.console or Console(stderr=True)
-    show_phase(console, "Run folder", str(run_folder))
-    keep, tracking = file.search.checkpoints, file.search.tracking
-    with (
-        ray_session(options.address, console=console) as is_own_ray,
-        watched_ray(_how_to_resume(run_folder)) as watch,
-        quiet_optuna(),
-        closing(ProgressCallback(console, journal.now)) as progress,
-    ):
+    with open_session(run_folder, file, options, go_on) as session:
         # Preparation: everything that can be refused is checked before a trial starts.
-        home = checkpoint_home(run_folder, keep.storage, file.search.name, journal.run_id)
-        concurrent = concurrent_trials(file.search.resources, is_own_ray=is_own_ray)
-        checkpoints = open_store(url_of(home, TRAIN_FOLDER))
+        journal, checkpoints = session.journal, session.checkpoints
+        show_phase(session.console, "Run folder", str(run_folder))
         before = read_history(run_folder)
         journal.session_started(before.fingerprints or file.fingerprints())
-        zero_shot = before.zero_shot
-        if zero_shot is None:
-            # The cache of images may take hours for large data sets.
-            cached = "" if file.trial.data.root == EMBEDDED else ", once the images are cached"
-            show_phase(console, "Zero-shot", f"evaluating {file.trial.model.name}{cached}")
-            zero_shot = zero_shot_metrics(file.trial, file.search.resources, here=is_own_ray)
-            journal.zero_shot(zero_shot)
+        zero_shot = session.zero_shot(before)
         used_ood = before.used_ood or warm_start_uses_ood(file, earlier)
         search = search_record(file, run_folder, zero_shot, journal.run_id, used_ood)
         if search.sees_ood and not before.used_ood:
@@ -243,53 +189,27 @@ def _run_session(
 
         # The journal becomes complete; everything else is derived from it.
         history = add_missed_reports(search, journal, checkpoints)
-        progress.earlier_seconds = history.seconds
-        studies = prepare_studies(search, file, history, options, console, earlier)
+        studies = prepare_studies(search, file, history, options, session.console, earlier)
         budget = Budget(file.search.budget, search, history, journal.now)
+        keep = file.search.checkpoints
         callbacks = (
-            budget,
             ResultsCallback(run_folder, history.records, checkpoints=checkpoints.url),
             MlflowCallback(uri, tracking.experiment, tracking.metrics == "all"),  # uploads them
             CheckpointCallback(checkpoints, history.records, keep.keep_top),
-            progress,
+            session.progress,
             *options.callbacks,
         )
-        gpus = file.search.resources.gpus_per_trial
-        recorder = Recorder(search, journal, callbacks, history.records, gpus, studies, watch.check)
-        show_phase(console, "Trials", f"starting workers for {concurrent} at once")
 
-        def announce(line: str) -> None:
-            console.print(line, soft_wrap=True, highlight=False)
-
-        watch.record_end = lambda: recorder.finish("stopped")
-        outcome: SearchOutcome = "failed"
-        try:
-            recorder.start()
+        def begin() -> None:
             # Only now, so that a refused change leaves a run that resumes as it was.
             write_config(run_folder, file)
             if before.fingerprints not in ({}, file.fingerprints()):
                 journal.session_started(file.fingerprints())
-            train = options.trainable(checkpoints.url, file.search.resources)
-            outcome = run_trials(
-                train,
-                file,
-                studies,
-                budget,
-                recorder,
-                history,
-                concurrent,
-                announce,
-                options.tune_callbacks,
-            )
-        except KeyboardInterrupt:
-            outcome = "stopped"
-        except Exception as error:
-            outcome = "stopped" if watch.lost or storage_failure(error) else "failed"
-            raise
-        finally:
-            ended = recorder.finish(outcome)
-        if failure := journal.failure or watch.lost:
-            raise failure
+
+        references = [TrialRecord(name, -1, "reference", {}) for name in file.search.references]
+        ended, outcome = session.run(
+            search, history, budget, callbacks, studies=studies, fixed=references, begin=begin
+        )
     return SearchResult(run_folder, file, ended, outcome, uri, budget.reason())
 
 

@@ -13,6 +13,7 @@ from tuning.algorithms.studies import create_studies
 from tuning.config.schema import SamplerConfig
 from tuning.runs.journal import Journal, read_history
 from tuning.runs.recorder import Recorder
+from tuning.runs.records import TrialRecord
 
 
 class Session:
@@ -45,11 +46,11 @@ class Session:
             search, self.journal, callbacks, history.records, studies=self.studies
         )
         self.proposer = TrialProposer(
-            self.studies,
             self.recorder,
             config_of,
+            fixed=[TrialRecord(name, -1, "reference", {}) for name in references],
+            studies=self.studies,
             may_propose=lambda number: number < trials,
-            references=references,
             earlier=history.records,
         )
         self._tune_trials = {}

@@ -70,7 +70,7 @@ def search(
             show(what, f"{metric} uses OOD validation data{hint}")
     _say_what_lacks_test(file)
     # Imported after the check, since Ray and MLflow take seconds to import.
-    from tuning.runs.resume import search_or_resume
+    from tuning.resume import search_or_resume
     from tuning.search import run_search
 
     with _stopped():
@@ -85,7 +85,7 @@ def resume_run(run: Run, set_: Set = None, address: Address = None) -> None:
     Example: lipsum-tune resume quickstart
     """
     _announce("Resume", check_run(run, set_ or ()))
-    from tuning.runs.resume import resume_search
+    from tuning.resume import resume_search
 
     with _stopped():
         result = resume_search(run, set_ or (), address=address)
@@ -109,7 +109,7 @@ def extend(
         problem = "nothing to extend by: give --trials N, or --set KEY=VALUE"
         raise ConfigError(problem, hint="a stopped search goes on with `resume`")
     _announce("Extend", check_run(run, set_ or ()), trials or 0)
-    from tuning.runs.resume import extend_search
+    from tuning.resume import extend_search
 
     with _stopped():
         result = extend_search(run, set_ or (), trials=trials, address=address)
@@ -130,9 +130,9 @@ def plan(config: Config, set_: Set = None, address: Address = None) -> None:
     from tuning.planning.plan import check_budget, plan_search
     from tuning.planning.report import render
 
-    console = Console()
-    planned = plan_search(file, address=address)
-    console.print(render(planned, console.width))
+    with _stopped("nothing of a plan is kept"):
+        planned = plan_search(file, address=address)
+    Console().print(render(planned))
     check_budget(planned)
 
 

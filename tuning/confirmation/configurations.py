@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
 
 from trainers.errors import ConfigError, did_you_mean
-from tuning.confirmation.results import FT, Configuration, Confirmation, read_results
+from tuning.confirmation.results import (
+    FT,
+    Configuration,
+    Confirmation,
+    confirm_history,
+    failures_of,
+    results_of,
+)
 from tuning.runs.ranking import misses, ranked
-from tuning.runs.records import SearchRecord, TrialRecord
+from tuning.runs.records import ParamValue, SearchRecord, TrialRecord
 from tuning.selection.beliefs import MIN_TRIALS
 from tuning.selection.rules import BY_METHOD, EXPECTED, OBJECTIVE, PARETO, RULES, choices
 
@@ -89,13 +96,16 @@ def read_confirmation(search: SearchRecord, records: Sequence[TrialRecord]) -> C
     Raises:
         ConfigError: the results are damaged.
     """
-    results = read_results(search.run_folder)
+    history = confirm_history(search.run_folder)
+    results = results_of(history)
     if not results:
         return None
     stored: dict[str, dict[str, None]] = {}
-    for result in results.values():
-        if result.kind == "trial":
-            stored.setdefault(result.trial_id, {}).update(dict.fromkeys(result.labels))
+    params: dict[str, Mapping[str, ParamValue]] = {}
+    for (trial_id, seed), result in results.items():
+        if seed is not None and trial_id != FT:
+            stored.setdefault(trial_id, {}).update(dict.fromkeys(result.labels))
+            params[trial_id] = {k: v for k, v in result.params.items() if k != "seed"}
     # Labels are `objective #1`, `leave_one_domain_out/sketch+clipart`, `id_val`, ...
     rules, top = dict[str, None](), 1
     for label in (label for labels in stored.values() for label in labels):
@@ -110,7 +120,6 @@ def read_confirmation(search: SearchRecord, records: Sequence[TrialRecord]) -> C
     configurations += [one for one in today if one.trial_id in stored]
     looks_at_ood = {choice.rule: choice.looks_at_ood for choice in choices(search, records)}
     methods = {record.trial_id: search.method(record) for record in records}
-    params = {result.trial_id: result.params for result in results.values()}
     missed = misses(search, records)
     for name, labels in stored.items():
         if name not in {one.trial_id for one in today}:
@@ -121,4 +130,5 @@ def read_confirmation(search: SearchRecord, records: Sequence[TrialRecord]) -> C
                 Configuration(name, params[name], tuple(labels), sees_ood, method, misses=short)
             )
     seeds = sorted({seed for _, seed in results if seed is not None})
-    return Confirmation(search, tuple(seeds), tuple(configurations), results, {})
+    failed = {key: attempts[-1].error_line for key, attempts in failures_of(history).items()}
+    return Confirmation(search, tuple(seeds), tuple(configurations), results, failed)

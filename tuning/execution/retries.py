@@ -8,12 +8,9 @@ that announce their end; they do not count here.
 
 from __future__ import annotations
 
-import logging
 import re
-import secrets
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import Any, Final
 
 import ray
@@ -21,16 +18,11 @@ import torch
 import torch.distributed as dist
 from ray import exceptions as ray_errors
 
-from trainers.checkpoints.storage import prepare_folder
-from trainers.errors import first_line, storage_failures
-from trainers.folders import temporary_folder
-from trainers.ray_trainer import location, open_storage, torch_trainer, train_loop
+from trainers.errors import first_line
 from tuning.config.schema import ResourcesConfig
 from tuning.execution.cluster_resources import fitting_trials
 from tuning.execution.ray_workarounds import draining_nodes
 from tuning.runs.errors import wrapped_errors
-
-logger = logging.getLogger(__name__)
 
 _LOST: Final = (
     ray_errors.RayActorError,
@@ -66,60 +58,6 @@ class MachinesLost(RuntimeError):
 
 class TrainingHangs(RuntimeError):
     """A training has hung twice, see `search.resources.hang_after_s`; with the stacks."""
-
-
-def fit(
-    config: str,
-    *,
-    name: str,
-    storage_path: Path | str,
-    resources: ResourcesConfig,
-    final_split: str | None = None,
-    loop: Callable[[dict[str, Any]], Any] = train_loop,
-) -> Any:
-    """Run one training to its end, and repeat it from its newest checkpoint if a machine fails.
-
-    Args:
-        config: the `TrialConfig` as JSON.
-        name: of the training. Its checkpoints lie in a folder of this name, and a later call with
-            the same name continues from them.
-        storage_path: folder or URL of all trainings.
-        resources: of the training. `max_failures` failures of machines are survived.
-        final_split: split that is evaluated once, after the last step.
-        loop: replaces `train_loop`, for measurements; it gets the same values.
-
-    Returns:
-        What the training loop returned on the first worker: the last report.
-
-    Raises:
-        MachinesLost: more machines failed than `max_failures`.
-        StorageFailed: checkpoints cannot be read or written.
-        Exception: what the training itself raised, wrapped by Ray Train.
-    """
-    nodes = FaultyNodes(resources)
-    attempts = Attempts(name, nodes)
-    with storage_failures(storage_path, "cannot be used"):
-        folder = open_storage(storage_path).at(name)
-    values = {"trial": config, "folder": location(folder), "final_split": final_split}
-    while True:
-        prepare_folder(folder)
-        with temporary_folder("lipsum-tune-train-") as scratch:
-            unique = f"{name}-{secrets.token_hex(4)}"
-            options = resources.per_trial() | nodes.placement()
-            try:
-                trainer = torch_trainer(loop, values, name=unique, scratch=scratch, **options)
-                result: Any = trainer.fit()
-                return result.return_value
-            except Exception as error:
-                logger.warning(attempts.failed(error))
-
-
-class TrainingDriver:
-    """Actor that runs one training."""
-
-    def fit(self, config: str, **options: Any) -> Any:
-        """The same as `fit`."""
-        return fit(config, **options)
 
 
 class FaultyNodes:

@@ -23,13 +23,14 @@ from tuning.runs.errors import in_one_line, storage_failure
 from tuning.runs.records import ERROR, NOTICE, STEP, TRAIN_CURVE
 
 
-def trainable(storage_path: str, resources: ResourcesConfig) -> Any:
+def trainable(storage_path: str, resources: ResourcesConfig, final_split: str | None) -> Any:
     """The class for `tune.Tuner`, with the resources of its process.
 
     Args:
         storage_path: folder or URL of the checkpoints of all trials.
+        final_split: evaluated once, after the last step of each trial.
     """
-    common = {"storage_path": storage_path, "resources": resources}
+    common = {"storage_path": storage_path, "resources": resources, "final_split": final_split}
     return tune.with_resources(type("Slot", (Slot,), common), DRIVER)
 
 
@@ -43,6 +44,7 @@ class Slot(tune.Trainable):
 
     storage_path: str
     resources: ResourcesConfig
+    final_split: str | None
 
     def setup(self, config: dict[str, Any]) -> None:
         """Start the first trial; its workers start at the first step."""
@@ -97,4 +99,5 @@ class Slot(tune.Trainable):
         if self._workers is None:
             options = self.resources.per_trial() | self._nodes.placement()
             self._workers = WarmWorkers(self.resources.hang_after_s, options)
-        return self._workers.ask(Request(location(self._folder), self._trial))
+        request = Request(location(self._folder), self._trial, self.final_split)
+        return self._workers.ask(request)

@@ -14,25 +14,21 @@ from trainers.folders import temporary_folder
 from tuning.algorithms.budget import Budget
 from tuning.algorithms.rung_check import search_rule
 from tuning.algorithms.searcher import TrialProposer
-from tuning.algorithms.studies import Studies
 from tuning.algorithms.tune_scheduler import StepScheduler
-from tuning.config.schema import SearchFile
 from tuning.execution.ray_workarounds import tune_workarounds
 from tuning.execution.signals import environment_variables
-from tuning.runs.journal import History
 from tuning.runs.recorder import Recorder
-from tuning.runs.records import STEP, TRAIN_CURVE, SearchOutcome
-from tuning.runs.run_folder import config_of
+from tuning.runs.records import STEP, TRAIN_CURVE, SearchOutcome, TrialRecord
 
 
 def run_trials(
     train: Any,
-    file: SearchFile,
-    studies: Studies,
+    proposer: TrialProposer,
     budget: Budget,
     recorder: Recorder,
-    history: History,
+    earlier: Sequence[TrialRecord],
     concurrent: int,
+    max_failures: int,
     announce: Callable[[str], None],
     callbacks: Sequence[tune.Callback] = (),
 ) -> SearchOutcome:
@@ -43,16 +39,9 @@ def run_trials(
     Args:
         train: a class, because Ray Tune 2.60 hangs if it stops a trial of a function whose process
             it keeps.
+        max_failures: of processes of trials. Failed trainings are reported by them, see `Slot`.
         callbacks: of the user, for Tune. Its loggers write below `tune/` in the run folder.
     """
-    proposer = TrialProposer(
-        studies,
-        recorder,
-        lambda record: config_of(file, record),
-        may_propose=budget.allows,
-        references=file.search.references,
-        earlier=history.records,
-    )
     rule = search_rule(recorder.search)
     with ExitStack() as stack:
         if callbacks:  # Tune copies what its loggers have written so often, and at the end
@@ -68,7 +57,7 @@ def run_trials(
                 num_samples=-1,  # until the proposer has no more
                 max_concurrent_trials=concurrent,
                 search_alg=proposer,
-                scheduler=StepScheduler(rule, file.trial.steps, history.records, announce),
+                scheduler=StepScheduler(rule, recorder.search.total_steps, earlier, announce),
                 reuse_actors=True,
                 trial_name_creator=_trial_id,
                 trial_dirname_creator=_trial_id,
@@ -79,8 +68,7 @@ def run_trials(
                 callbacks=[recorder, *map(_Reports, callbacks)],
                 stop=_BudgetStopper(budget),
                 checkpoint_config=tune.CheckpointConfig(checkpoint_at_end=False),
-                # Of processes of trials: failed trainings are reported by them, see `Slot`.
-                failure_config=tune.FailureConfig(file.search.resources.max_failures),
+                failure_config=tune.FailureConfig(max_failures),
                 verbose=0,
             ),
         ).fit()

@@ -117,7 +117,7 @@ class Journal:
 
     def trial_started(self, record: TrialRecord) -> None:
         """An attempt of a trial begins."""
-        start = {
+        start: Event = {
             "kind": record.kind,
             "number": record.number,
             "params": dict(record.params),
@@ -127,6 +127,8 @@ class Journal:
             start["sampler"] = dict(record.sampler_state)
         if record.is_first_point:
             start["first_point"] = True
+        if record.labels:
+            start["labels"] = list(record.labels)
         self._append({"event": "started", "trial": record.trial_id, **start}, at=record.started_at)
 
     def trial_reported(self, record: TrialRecord) -> None:
@@ -310,6 +312,7 @@ class _Reader:
                 dict(event["params"]),
                 is_first_point=event.get("first_point", False),
                 sampler_state=event.get("sampler", {}),
+                labels=tuple(event.get("labels", ())),
             )
             return self.records.get(trial_id, new).with_attempt(at, event["gpus"])
         record = self.records[trial_id]

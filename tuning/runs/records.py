@@ -96,6 +96,8 @@ class TrialRecord:
     is_first_point: bool = False
     """Whether the search was given it, as a point of the prior, of `search.space.initial_points` or
     of a warm start: the sampler did not propose it."""
+    labels: tuple[str, ...] = ()
+    """In a run of `confirm`: the rules that chose the configuration."""
 
     def with_attempt(self, at: float, gpus: float) -> TrialRecord:
         """The record when an attempt begins. The costs of earlier attempts add up.

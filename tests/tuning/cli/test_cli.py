@@ -32,12 +32,11 @@ from tests.tuning import fakes
 from tests.tuning.run_folders import search_file, trial, write_run
 from trainers.checkpoints.format import saved_step
 from trainers.errors import ConfigError, StorageFailed
+from tuning import resume
 from tuning import search as run_search
 from tuning.cli import app, main, run_command
 from tuning.config.loading import find_config, ready_configs
 from tuning.config.validation import load_config
-from tuning.confirmation.confirm import _check_test_splits
-from tuning.runs import resume
 from tuning.runs.journal import Journal
 from tuning.runs.run_folder import CONFIG_FILE, load_run, write_config
 from tuning.search import SearchResult
@@ -494,17 +493,6 @@ def test_odd_input_is_one_line(arguments, file, status, said, run, monkeypatch, 
     assert len(shown.splitlines()) == 1
     assert len(shown) < 700
     assert (caught.value.code, shown.endswith(f"{UNFORESEEN}\n")) == (status, status == 70)
-
-
-@pytest.mark.parametrize("content", ["", "junk", "[]", "null"])
-def test_a_damaged_record_of_the_test_splits_is_one_line(content, images_root, tmp_path, capsys):
-    (tmp_path / "confirm").mkdir()
-    (tmp_path / "confirm" / "test_splits.json").write_text(content)
-    data = search_file(images_root).trial.data
-    with pytest.raises(SystemExit) as caught:
-        run_command(lambda: _check_test_splits(tmp_path, data, has_results=True))
-    assert caught.value.code == 70
-    assert len(capsys.readouterr().err.splitlines()) == 1
 
 
 def test_a_report_without_the_number_of_images_is_written(run):

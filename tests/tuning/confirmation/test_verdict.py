@@ -5,14 +5,14 @@ import math
 import os
 import subprocess
 import sys
-from contextlib import closing
 from dataclasses import replace
 
 import pytest
 
 from tests.tuning import fakes
+from tests.tuning.confirmation.written import write_results
 from tuning.config.objectives import parse_constraint
-from tuning.confirmation.results import ResultsFile, TestResult
+from tuning.confirmation.results import read_results
 from tuning.confirmation.verdict import verdict
 
 SEEDS = (1000, 1001)
@@ -32,19 +32,17 @@ def confirmed(folder, seeds=SEEDS, off=0.0, **accs):
     Args:
         off: added to the ID accuracy on validation splits, which is 80.
     """
-    with closing(ResultsFile(folder)) as results:
-        for name, (validated, tested) in accs.items():
-            trial_id = name.replace("_", "-")
-            kind = "reference" if trial_id == "ft" else "trial"
-            for seed, noise in zip(seeds, (-1.0, 1.0), strict=False):
-                metrics = {
-                    "val/mean_acc": validated + noise,
-                    "id_val/acc": 80.0 + off,
-                    "id_test/acc": tested + noise,
-                    "ood_test/mean_acc": tested + noise - 20,
-                }
-                labels = () if trial_id == "ft" else ("objective #1",)
-                results.append(TestResult(trial_id, kind, seed, {}, labels, metrics))
+    results = {
+        (name.replace("_", "-"), seed): {
+            "val/mean_acc": validated + noise,
+            "id_val/acc": 80.0 + off,
+            "id_test/acc": tested + noise,
+            "ood_test/mean_acc": tested + noise - 20,
+        }
+        for name, (validated, tested) in accs.items()
+        for seed, noise in zip(seeds, (-1.0, 1.0), strict=False)
+    }
+    write_results(folder, results)
 
 
 def test_the_best_trial_is_confirmed_and_exported(tmp_path):
@@ -151,9 +149,7 @@ def test_a_new_best_trial_is_not_judged_by_the_seeds_of_others(tmp_path):
 
 def test_results_without_the_objective_choose_nothing(tmp_path):
     search, records = searched(tmp_path, (85.0, 62.0))
-    with closing(ResultsFile(tmp_path)) as results:
-        tested = {"id_test/acc": 50.0, "id_val/acc": 50.0}
-        results.append(TestResult("trial-000", "trial", 1000, {}, ("objective #1",), tested))
+    write_results(tmp_path, {("trial-000", 1000): {"id_test/acc": 50.0, "id_val/acc": 50.0}})
     found = verdict(search, records)
     assert found is not None
     assert (found.trial_id, found.why) == ("trial-000", search.selection)
@@ -211,8 +207,8 @@ def test_a_search_that_loses_to_its_reference_exports_the_reference(
     about = json.loads((tmp_path / "after" / "classes.json").read_text())
     assert about["trial"] == "ft"
     card = (tmp_path / "after" / "README.md").read_text()
-    results = (tmp_path / "runs" / "mine" / "confirm" / "results.jsonl").read_text().splitlines()
-    accs = [r["metrics"]["id_test/acc"] for r in map(json.loads, results) if r["trial_id"] == "ft"]
+    results = read_results(tmp_path / "runs" / "mine")
+    accs = [r.metrics["id_test/acc"] for (name, _), r in results.items() if name == "ft"]
     assert len(accs) == 2
     row = f"| FT, not tuned (lr = 6e-04), test, mean of 2 fresh trainings | {sum(accs) / 2:.1f} |"
     assert row in card

@@ -149,18 +149,18 @@ class InlineTuner:
 def without_ray(mlflow=True):
     """Within the block, searches have instant trials, no Ray and no figures."""
     watch = SimpleNamespace(check=lambda: None, lost=None, record_end=None)
-    run_search = {
+    session = {
         "ray_session": lambda *_, **__: nullcontext(True),
         "watched_ray": lambda *_: nullcontext(watch),
         "concurrent_trials": lambda resources, **_: resources.max_concurrent or 1,
         "zero_shot_metrics": zero_shot,
         "restored_process": nullcontext,
     }
-    if not mlflow:
-        run_search["MlflowCallback"] = lambda *_: Callback()
     with ExitStack() as patches:
-        for name, stand_in in run_search.items():
-            patches.enter_context(patch(f"tuning.search.{name}", stand_in))
+        if not mlflow:
+            patches.enter_context(patch("tuning.search.MlflowCallback", lambda *_: Callback()))
+        for name, stand_in in session.items():
+            patches.enter_context(patch(f"tuning.session.{name}", stand_in))
         patches.enter_context(patch("tuning.views.callback.write_report"))
         patches.enter_context(patch("ray.tune.Tuner", InlineTuner))
         yield

@@ -18,8 +18,8 @@ from tests.tuning.run_folders import search_file
 from trainers.errors import ConfigError
 from tuning.config.validation import load_config
 from tuning.execution.cluster_resources import DRIVER
+from tuning.resume import continue_from
 from tuning.runs.journal import read_history
-from tuning.runs.resume import continue_from
 from tuning.runs.run_folder import write_config
 from tuning.search import SearchOptions, start_search
 
@@ -41,8 +41,9 @@ def instant_file(root, storage, **changes):
 def instant_options(file, **options):
     """Options of a search with instant trials."""
 
-    def trainable(checkpoints, resources):
+    def trainable(checkpoints, resources, final_split):
         common = {"folder": Path(checkpoints), "runs": Path(file.search.storage)}
+        common["final_split"] = final_split
         slot = type("InstantSlot", (InstantSlot,), common)
         return tune.with_resources(slot, DRIVER)
 
@@ -57,7 +58,7 @@ def zero_shot(*_, **__):
 
 def run_instantly(file, **options):
     """Run a new search."""
-    with patch("tuning.search.zero_shot_metrics", zero_shot):
+    with patch("tuning.session.zero_shot_metrics", zero_shot):
         return start_search(file, instant_options(file, **options))
 
 

@@ -25,8 +25,8 @@ from trainers.checkpoints.format import STATE, WEIGHTS
 from trainers.errors import ConfigError, StorageFailed
 from trainers.fine_tune import fine_tune
 from tuning.execution.ray_session import ray_session
+from tuning.resume import resume_search
 from tuning.runs.journal import JOURNAL_FILE
-from tuning.runs.resume import resume_search
 from tuning.runs.run_folder import load_run
 from tuning.search import run_search
 from tuning.weights.export import export_weights

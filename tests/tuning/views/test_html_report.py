@@ -1,6 +1,5 @@
 import base64
 import re
-from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 from xml.etree import ElementTree
@@ -9,8 +8,9 @@ import numpy as np
 import pytest
 
 from tests.tuning import fakes
+from tests.tuning.confirmation.written import write_results
 from tuning.config.objectives import Objective
-from tuning.confirmation.results import ResultsFile, TestResult, results_path
+from tuning.confirmation.results import results_path
 from tuning.views.figures.details import (
     MIN_TRIALS,
     contours_figure,
@@ -108,15 +108,13 @@ def test_the_page_has_what_confirm_left_in_the_run_folder(tmp_path):
     before = page()
     assert "Confirmed on fresh seeds" not in before
     assert f"lipsum-tune confirm {tmp_path}" in before
-    with closing(ResultsFile(tmp_path)) as file:
-        for seed in (1000, 1001):
-            for name, kind in (("ft", "reference"), ("trial-001", "trial")):
-                metrics = {
-                    "id_test/acc": float(seed - 929),
-                    "ood_test/mean_acc": 60.0,
-                    "val/mean_acc": 70.0,
-                }
-                file.append(TestResult(name, kind, seed, {}, ("id_val",), metrics))
+    metrics = {"ood_test/mean_acc": 60.0, "val/mean_acc": 70.0}
+    results = {
+        (name, seed): {**metrics, "id_test/acc": float(seed - 929)}
+        for seed in (1000, 1001)
+        for name in ("ft", "trial-001")
+    }
+    write_results(tmp_path, results, ("id_val",))
     confirmed = page()
     assert "71.5 ± 0.7" in confirmed
     assert "ID against OOD test accuracy of each seed" in confirmed
@@ -125,7 +123,7 @@ def test_the_page_has_what_confirm_left_in_the_run_folder(tmp_path):
     results_path(tmp_path).write_text("nonsense\n")
     damaged = page()
     assert "The results of lipsum-tune confirm are left out" in damaged
-    assert "line 1 cannot be read" in damaged
+    assert "line 1 is damaged" in damaged
 
 
 def test_contours_have_a_panel_for_each_pair_that_varies_independently():

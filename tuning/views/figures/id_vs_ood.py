@@ -196,12 +196,12 @@ def _draw_fresh_seeds(axes: Axes, search: SearchRecord, records: Sequence[TrialR
     seeds, whose arms are standard deviations. Returns an empty sentence if there is no cross.
     """
     try:
-        results = read_results(search.run_folder).values()
+        results = read_results(search.run_folder)
     except ConfigError:  # the report has a sentence about it where the test accuracies would be
         return ""
     numbers = set()
     for record in records:
-        metrics = [r.metrics for r in results if r.trial_id == record.trial_id]
+        metrics = [r.metrics for (name, _), r in results.items() if name == record.trial_id]
         found = [(m.get(ID_ACC, math.nan), m.get(OOD_MEAN_ACC, math.nan)) for m in metrics]
         pairs = [pair for pair in found if all(map(math.isfinite, pair))]
         point = accuracies(record)

@@ -21,8 +21,9 @@ from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
+from trainers.evaluation.metrics import ID_ACC, OOD_MEAN_ACC, MetricKey
 from trainers.redact import redact
-from tuning.confirmation.results import FT, Confirmation
+from tuning.confirmation.results import END, FT, SPLIT, Confirmation
 from tuning.runs.records import SearchRecord
 from tuning.views.html_report import REPORT_FILE, REPORT_FOLDER
 from tuning.views.mlflow import client as mlf
@@ -35,6 +36,8 @@ if TYPE_CHECKING:
     from tuning.weights.soup import FinishedSoup
 
 logger = logging.getLogger(__name__)
+
+COSTS = ("cost/seconds", "cost/gpu_seconds", "cost/cpu_seconds")
 
 
 def log_confirmation(tracking_uri: str, experiment: str, confirmation: Confirmation) -> None:
@@ -158,7 +161,13 @@ def _confirmed_metrics(confirmation: Confirmation, trial_id: str) -> dict[str, f
     """Mean and standard deviation of each metric over the seeds, and its paired differences."""
     found: dict[str, float] = {}
     names = {n for key, r in confirmation.results.items() if key[0] == trial_id for n in r.metrics}
+    search = confirmation.search
+    chosen_by = {o.metric for o in search.objectives} | {c.metric for c in search.constraints}
     for name in sorted(names):
+        key = MetricKey.parse(name.removeprefix(END))
+        is_test = key is not None and key.split == SPLIT
+        if not is_test and name not in {ID_ACC, OOD_MEAN_ACC, "line/a", *COSTS, *chosen_by}:
+            continue
         estimates = {"vs_zero_shot": confirmation.against_zero_shot(trial_id, name)}
         if trial_id != FT:
             estimates["vs_ft"] = confirmation.against(FT, trial_id, name)

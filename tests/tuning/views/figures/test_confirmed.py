@@ -31,6 +31,6 @@ def test_every_seed_and_the_interval_of_each_mean_are_drawn():
 def test_results_without_ood_accuracy_have_no_figure():
     found = confirmation()
     id_only = {
-        key: replace(one, metrics={"id_test/acc": 80.0}) for key, one in found.results.items()
+        key: replace(one, curve=({"id_test/acc": 80.0},)) for key, one in found.results.items()
     }
     assert confirmed_figure(replace(found, results=id_only)) is None

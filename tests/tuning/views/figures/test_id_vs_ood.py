@@ -1,11 +1,11 @@
 import math
-from contextlib import closing
 
 import numpy as np
 import pytest
 
 from tests.tuning import fakes
-from tuning.confirmation.results import ResultsFile, TestResult, results_path
+from tests.tuning.confirmation.written import write_results
+from tuning.confirmation.results import results_path
 from tuning.views.figures.id_vs_ood import draw, frontier
 
 SEEDS = {
@@ -17,12 +17,17 @@ SEEDS = {
 
 def confirmed(folder, seeds):
     """The figure of a search with these results of `confirm`, whose test accuracies are lower."""
-    with closing(ResultsFile(folder)) as file:
-        for name, pairs in seeds.items():
-            for seed, (id_acc, ood_acc) in enumerate(pairs):
-                metrics = {"id_val/acc": id_acc, "ood_val/mean_acc": ood_acc}
-                metrics |= {"id_test/acc": id_acc - 9, "ood_test/mean_acc": ood_acc - 9}
-                file.append(TestResult(name, "trial", 1000 + seed, {}, (), metrics))
+    results = {
+        (name, 1000 + seed): {
+            "id_val/acc": id_acc,
+            "ood_val/mean_acc": ood_acc,
+            "id_test/acc": id_acc - 9,
+            "ood_test/mean_acc": ood_acc - 9,
+        }
+        for name, pairs in seeds.items()
+        for seed, (id_acc, ood_acc) in enumerate(pairs)
+    }
+    write_results(folder, results)
     return draw(fakes.search_record(folder), [fakes.reference(), fakes.trial(0), fakes.trial(1)])
 
 

@@ -1,9 +1,8 @@
-from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 
 from tests.tuning import fakes
-from tuning.confirmation.results import ResultsFile, TestResult
+from tests.tuning.confirmation.written import write_results
 from tuning.views.mlflow.description import describe
 
 SEARCH = fakes.search_record(Path("run"))
@@ -41,8 +40,7 @@ def test_the_description_has_methods_and_rules_once_the_search_ended():
 def test_confirm_is_proposed_until_it_has_results(tmp_path):
     search = fakes.search_record(tmp_path)
     assert f"`lipsum-tune confirm {tmp_path}`" in describe(search, [fakes.trial(1)], "finished")
-    with closing(ResultsFile(tmp_path)) as file:
-        file.append(TestResult("ft", "reference", 1000, {}, (), {"id_test/acc": 71.0}))
+    write_results(tmp_path, {("ft", 1000): {"id_test/acc": 71.0}})
     text = describe(search, [fakes.trial(1)], "finished")
     assert "lipsum-tune confirm" not in text
     assert "over fresh seeds: see the report" in text

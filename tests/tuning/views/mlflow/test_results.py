@@ -5,7 +5,8 @@ from dataclasses import replace
 import pytest
 
 from tests.tuning import fakes
-from tuning.confirmation.results import FT, Configuration, Confirmation, TestResult
+from tests.tuning.confirmation.written import result
+from tuning.confirmation.results import FT, Configuration, Confirmation
 from tuning.views.mlflow.client import connect, default_tracking_uri
 from tuning.views.mlflow.results import log_confirmation
 from tuning.views.mlflow.runs import SearchRuns
@@ -15,13 +16,13 @@ SEEDS = (1000, 1001)
 
 def confirmation(search, **accuracies):
     """Accuracies of `ft` and `trial` by seed."""
-    results = [
-        TestResult(name, "trial", seed, {}, (), {"id_test/acc": accuracy})
+    results = {
+        (name, seed): result((name, seed), {"id_test/acc": accuracy})
         for name, found in accuracies.items()
         for seed, accuracy in zip(SEEDS, found, strict=False)
-    ]
+    }
     configurations = (Configuration(FT, {}), Configuration("trial", {}))
-    return Confirmation(search, SEEDS, configurations, {r.key: r for r in results}, {})
+    return Confirmation(search, SEEDS, configurations, results, {})
 
 
 def test_differences_follow_a_baseline_that_was_tried_again(runs):

@@ -12,14 +12,14 @@ from tests.tuning import fakes
 from tests.tuning.run_folders import LR, search_file, swap_classes, trial, write_run
 from trainers.errors import ConfigError
 from trainers.overrides import nest
+from tuning import resume
 from tuning import search as run_search
 from tuning.config.schema import SamplerConfig
 from tuning.config.validation import load_config
 from tuning.confirmation.confirm import confirm
-from tuning.runs import resume
+from tuning.resume import earlier_run, extend_search, resume_search, search_or_resume
 from tuning.runs.environment import check_same_inputs, environment
 from tuning.runs.journal import JOURNAL_FILE, Journal, read_history
-from tuning.runs.resume import earlier_run, extend_search, resume_search, search_or_resume
 from tuning.runs.run_folder import CONFIG_FILE, create_run_folder, load_run, write_config
 
 NARROWER = f"search.space.parameters.{LR}.low=1e-5"
