@@ -1,6 +1,5 @@
 """A Ray of one's own: closed to the network, and gone without a trace."""
 
-import gc
 import os
 import shutil
 import subprocess
@@ -20,7 +19,6 @@ from tests.waiting import wait_until
 from trainers.folders import locked
 from trainers.ray_trainer import torch_trainer
 from tuning.execution.ray_session import LONGEST_PARENT, PREFIX, ray_session
-from tuning.execution.signals import GC_THRESHOLD
 
 LOOPBACK = ("0100007F:", "0000000000000000FFFF00000100007F:")
 """Beginnings of addresses as the kernel writes them."""
@@ -104,37 +102,10 @@ def own_folder(path):
     return next(parent for parent in Path(path).parents if parent.name.startswith(PREFIX))
 
 
-ATTACK = """
-import os, socket, sys
-
-raylet, sockets = sys.argv[1], os.path.dirname(sys.argv[1])
-os.setgroups([])
-os.setgid(65534)
-os.setuid(65534)
-attempts = {
-    "list": lambda: os.listdir(sockets),
-    "write": lambda: open(sockets + "/new", "x"),
-    "rename": lambda: os.rename(raylet, raylet),
-    "connect": lambda: socket.socket(socket.AF_UNIX).connect(raylet),
-}
-for name, attempt in attempts.items():
-    try:
-        attempt()
-    except PermissionError:
-        continue
-    print(name)
-"""
-
-
 @pytest.mark.ray
 @pytest.mark.usefixtures("of_own_ray")
 def test_a_local_ray_is_closed_to_other_users():
-    raylet = ray.nodes()[0]["RayletSocketName"]
-    if os.getuid() == 0:  # only root can become another user
-        command = [sys.executable, "-c", ATTACK, raylet]
-        done = subprocess.run(command, capture_output=True, text=True, check=True)
-        assert done.stdout.split() == []
-    assert own_folder(raylet).stat().st_mode & 0o777 == 0o700
+    assert own_folder(ray.nodes()[0]["RayletSocketName"]).stat().st_mode & 0o777 == 0o700
 
 
 @pytest.mark.ray
@@ -144,13 +115,6 @@ def test_the_longest_parent_leaves_room_for_sockets():
     below = len(socket) - len(str(own_folder(socket).parent)) - len(str(os.getpid()))
     assert LONGEST_PARENT + below + len("99999") <= 103  # macOS
     assert LONGEST_PARENT + below + len("4194304") <= 107  # Linux
-
-
-@pytest.mark.ray
-@pytest.mark.usefixtures("of_own_ray")
-def test_processes_of_a_local_ray_collect_garbage_less_often():
-    threshold, *_ = ray.get(ray.remote(lambda: gc.get_threshold()).remote())
-    assert threshold == GC_THRESHOLD
 
 
 @pytest.fixture
