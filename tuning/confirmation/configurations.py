@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import replace
 
@@ -15,10 +16,9 @@ from tuning.confirmation.results import (
     failures_of,
     results_of,
 )
-from tuning.runs.ranking import misses, ranked
-from tuning.runs.records import ParamValue, SearchRecord, TrialRecord
-from tuning.selection.beliefs import MIN_TRIALS
-from tuning.selection.rules import BY_METHOD, EXPECTED, OBJECTIVE, PARETO, RULES, choices
+from tuning.runs.ranking import ranked
+from tuning.runs.records import SearchRecord, TrialRecord
+from tuning.selection.rules import BY_METHOD, OBJECTIVE, PARETO, RULES, choices
 
 
 def chosen(
@@ -44,10 +44,7 @@ def chosen(
     def add(rule: str, label: str, trial: TrialRecord, looks_at_ood: bool) -> None:
         if rule not in wanted or trial.outcome != "finished":
             return
-        method = search.method(trial)
-        rivals = [r for r in records if rule != BY_METHOD or search.method(r) == method]
-        missed = misses(search, rivals)[trial.trial_id]
-        new = Configuration(trial.trial_id, trial.params, method=method, misses=bool(missed))
+        new = Configuration(trial.trial_id, trial.params, method=search.method(trial))
         earlier = found.get(trial.trial_id, new)
         found[trial.trial_id] = replace(
             earlier,
@@ -68,23 +65,15 @@ def chosen(
             named = choice.by_method or 0 < len(names) < len(parts)
             label = f"{choice.rule}/{'+'.join(names)}" if named else choice.rule
             add(choice.rule, label, trial, choice.looks_at_ood)
-    finished = [r for r in records if r.kind == "trial" and r.outcome == "finished"]
-    if not found and rules and finished:
-        reasons = {
-            BY_METHOD: "all trials of this search have the same method",
-            EXPECTED: "it needs one objective, one method, numbers as hyperparameters, and at "
-            f"least {MIN_TRIALS} finished trials",
-        }
-        reasons |= {choice.rule: choice.reason for choice in others if choice.reason}
-        problems = [
-            f"{rule}: {reasons.get(rule, 'no finished trial has the metrics that it needs')}"
-            for rule in dict.fromkeys(rules)
-        ]
-        problem = f"no rule chooses a trial. {'; '.join(problems)}"
-        raise ConfigError(problem, key="--rule", value=", ".join(rules))
-    if not found:
+    if found:
+        return tuple(found.values())
+    if not any(r.kind == "trial" and r.outcome == "finished" for r in records):
         raise ConfigError("no finished trial to confirm", source=search.run_folder)
-    return tuple(found.values())
+    reasons = {choice.rule: choice.reason for choice in others if choice.reason}
+    reasons.setdefault(BY_METHOD, "all trials of this search have the same method")
+    why = [f"{rule}: {reasons.get(rule, 'no trial has its metrics')}" for rule in wanted]
+    problem = f"no rule chooses a finished trial. {'; '.join(sorted(why))}"
+    raise ConfigError(problem, key="--rule", value=", ".join(rules))
 
 
 def read_confirmation(search: SearchRecord, records: Sequence[TrialRecord]) -> Confirmation | None:
@@ -100,35 +89,37 @@ def read_confirmation(search: SearchRecord, records: Sequence[TrialRecord]) -> C
     results = results_of(history)
     if not results:
         return None
-    stored: dict[str, dict[str, None]] = {}
-    params: dict[str, Mapping[str, ParamValue]] = {}
+    stored: dict[str, Configuration] = {}
     for (trial_id, seed), result in results.items():
         if seed is not None and trial_id != FT:
-            stored.setdefault(trial_id, {}).update(dict.fromkeys(result.labels))
-            params[trial_id] = {k: v for k, v in result.params.items() if k != "seed"}
+            params = {key: value for key, value in result.params.items() if key != "seed"}
+            one = stored.get(trial_id, Configuration(trial_id, params))
+            labels = dict.fromkeys((*one.labels, *result.labels))
+            stored[trial_id] = replace(one, labels=tuple(labels))
     # Labels are `objective #1`, `leave_one_domain_out/sketch+clipart`, `id_val`, ...
-    rules, top = dict[str, None](), 1
-    for label in (label for labels in stored.values() for label in labels):
-        rule, _, rank = label.partition("/")[0].partition(" #")
-        rules[rule] = None
-        top = max(top, int(rank or 1))
-    today: tuple[Configuration, ...] = ()
+    all_labels = [label for one in stored.values() for label in one.labels]
+    rules = tuple(dict.fromkeys(map(_rule_of, all_labels)))
+    top = max((int(label.partition("#")[2]) for label in all_labels if "#" in label), default=1)
+    today: dict[str, Configuration] = {}
     if rules:
         with suppress(ConfigError):  # there is nothing to choose any more
-            today = chosen(search, records, top, tuple(rules))
-    configurations = [Configuration(FT, {}, method=FT)]
-    configurations += [one for one in today if one.trial_id in stored]
-    looks_at_ood = {choice.rule: choice.looks_at_ood for choice in choices(search, records)}
+            today = {one.trial_id: one for one in chosen(search, records, top, rules)}
+    seeing = {choice.rule for choice in choices(search, records) if choice.looks_at_ood}
     methods = {record.trial_id: search.method(record) for record in records}
-    missed = misses(search, records)
-    for name, labels in stored.items():
-        if name not in {one.trial_id for one in today}:
-            by = {label.partition("/")[0].partition(" ")[0] for label in labels}
-            sees_ood = any(looks_at_ood.get(rule, False) for rule in by)
-            method, short = methods.get(name), bool(missed.get(name))
-            configurations.append(
-                Configuration(name, params[name], tuple(labels), sees_ood, method, misses=short)
-            )
+    earlier = [
+        replace(
+            one, method=methods.get(name), looks_at_ood=bool(seeing & {*map(_rule_of, one.labels)})
+        )
+        for name, one in stored.items()
+        if name not in today
+    ]
+    configurations = [Configuration(FT, {}, method=FT)]
+    configurations += [one for name, one in today.items() if name in stored]
+    configurations += earlier
     seeds = sorted({seed for _, seed in results if seed is not None})
     failed = {key: attempts[-1].error_line for key, attempts in failures_of(history).items()}
     return Confirmation(search, tuple(seeds), tuple(configurations), results, failed)
+
+
+def _rule_of(label: str) -> str:
+    return re.split("[/ ]", label)[0]
