@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from contextlib import suppress
 from dataclasses import replace
 
 from trainers.errors import ConfigError, did_you_mean
@@ -79,8 +78,7 @@ def chosen(
 def read_confirmation(search: SearchRecord, records: Sequence[TrialRecord]) -> Confirmation | None:
     """The results of all calls so far, with every seed; None before the first.
 
-    The rules of these calls are applied to the trials of today. Trials with results that they chose
-    at the time, but do not choose any more, come last, with the rules that chose them.
+    Each trial has the labels of the rules that chose it in any call.
 
     Raises:
         ConfigError: the results are damaged.
@@ -89,37 +87,22 @@ def read_confirmation(search: SearchRecord, records: Sequence[TrialRecord]) -> C
     results = results_of(history)
     if not results:
         return None
-    stored: dict[str, Configuration] = {}
-    for (trial_id, seed), result in results.items():
-        if seed is not None and trial_id != FT:
-            params = {key: value for key, value in result.params.items() if key != "seed"}
-            one = stored.get(trial_id, Configuration(trial_id, params))
-            labels = dict.fromkeys((*one.labels, *result.labels))
-            stored[trial_id] = replace(one, labels=tuple(labels))
-    # Labels are `objective #1`, `leave_one_domain_out/sketch+clipart`, `id_val`, ...
-    all_labels = [label for one in stored.values() for label in one.labels]
-    rules = tuple(dict.fromkeys(map(_rule_of, all_labels)))
-    top = max((int(label.partition("#")[2]) for label in all_labels if "#" in label), default=1)
-    today: dict[str, Configuration] = {}
-    if rules:
-        with suppress(ConfigError):  # there is nothing to choose any more
-            today = {one.trial_id: one for one in chosen(search, records, top, rules)}
+    found = {FT: Configuration(FT, {}, method=FT)}
     seeing = {choice.rule for choice in choices(search, records) if choice.looks_at_ood}
-    methods = {record.trial_id: search.method(record) for record in records}
-    earlier = [
-        replace(
-            one, method=methods.get(name), looks_at_ood=bool(seeing & {*map(_rule_of, one.labels)})
+    for (trial_id, seed), result in results.items():
+        if seed is None or trial_id == FT:
+            continue
+        params = {key: value for key, value in result.params.items() if key != "seed"}
+        earlier = found.get(trial_id, Configuration(trial_id, params, method=search.method(result)))
+        labels = tuple(dict.fromkeys((*earlier.labels, *result.labels)))
+        # Labels are `objective #1`, `leave_one_domain_out/sketch+clipart`, `id_val`, ...
+        rules = {re.split("[/ ]", label)[0] for label in labels}
+        found[trial_id] = replace(
+            earlier,
+            labels=labels,
+            looks_at_ood=not seeing.isdisjoint(rules),
+            best_of_method=BY_METHOD in rules,
         )
-        for name, one in stored.items()
-        if name not in today
-    ]
-    configurations = [Configuration(FT, {}, method=FT)]
-    configurations += [one for name, one in today.items() if name in stored]
-    configurations += earlier
     seeds = sorted({seed for _, seed in results if seed is not None})
     failed = {key: attempts[-1].error_line for key, attempts in failures_of(history).items()}
-    return Confirmation(search, tuple(seeds), tuple(configurations), results, failed)
-
-
-def _rule_of(label: str) -> str:
-    return re.split("[/ ]", label)[0]
+    return Confirmation(search, tuple(seeds), tuple(found.values()), results, failed)
