@@ -56,7 +56,6 @@ from tuning.views.mlflow.results import log_confirmation
 
 FIRST_FRESH_SEED = 1000
 """Added to the seed of the search's trials."""
-MAX_SEEDS = 1000
 
 
 def confirm(
@@ -87,17 +86,11 @@ def confirm(
         KeyboardInterrupt: the same call continues from the checkpoints.
     """
     console = console or Console(stderr=True)
-    if not 2 <= seeds <= MAX_SEEDS:
-        problem = f"must be at least 2, for an interval, and at most {MAX_SEEDS}"
-        raise ConfigError(problem, key="--seeds", value=seeds)
+    if seeds < 2:
+        raise ConfigError("must be at least 2, for an interval", key="--seeds", value=seeds)
     run = load_run(folder)
     search, file, records = run.search, run.file, run.history.records
     configurations = (Configuration(FT, {}, method=FT), *chosen(search, records, top, rules))
-    if run.history.outcome is None:
-        console.print(
-            f"note: the search {search.name} is still running or was killed; trials that finish "
-            "later are not among the choices"
-        )
     fresh = fresh_seeds(file.trial.seed, records, seeds)
     # Seed by seed, so that pairs complete early.
     wanted: dict[Key, Configuration] = {

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
 import pyarrow as pa
-from rich.console import Group, RenderableType
+from rich.console import RenderableType
 from rich.text import Text
 
 from trainers.evaluation.metrics import ID, MEAN_OOD, MetricKey
@@ -43,110 +43,74 @@ _OOD_MEAN_ECE: Final = str(MetricKey(SPLIT, MEAN_OOD, "ece"))
 
 
 def report(confirmation: Confirmation, width: int | None = None) -> RenderableType:
-    """The table of methods, if several were confirmed, above that of all configurations."""
-    whole = fit_table(confirmation_table(confirmation), width)
-    methods = methods_table(confirmation)
-    return whole if methods is None else Group(fit_table(methods, width), "", whole)
-
-
-def methods_table(confirmation: Confirmation) -> ResultTable | None:
-    """One row per method, in the order of validation; None if fewer than two were confirmed.
-
-    Each method is represented by the trial that validation found best. Differences are to plain
-    fine-tuning as the search tuned it, if that is one of the methods, else to the reference.
-    """
-    if not confirmation.methods:
-        return None
-    untuned = untuned_label(confirmation.search)
-    tuned_ft = next((one for one in confirmation.methods if one.method == FT), None)
-    compared = FT if tuned_ft is None else tuned_ft.trial_id
-    columns = [
-        Column("method", "method", left=True),
-        Column("trial", "trial", drop=1, left=True),
-        Column(_ID_ACC, "ID"),
-        Column(_OOD_MEAN_ACC, "OOD mean"),
-        Column(_ID_ECE, "ECE ID", drop=3),
-        Column(_OOD_MEAN_ECE, "ECE OOD", drop=4),
-        Column("time", "time", drop=2),
-        *(
-            Column(f"{metric} - ft", f"{name} - {compared}\n[95 % interval]", drop=drop)
-            for drop, name, metric in ((5, "ID", _ID_ACC), (6, "OOD mean", _OOD_MEAN_ACC))
-        ),
-    ]
-
-    def row(one: Configuration) -> dict[str, Cell]:
-        means = _means(confirmation, one, [column.key for column in columns[2:6]])
-        seconds = confirmation.estimate(one.trial_id, SECONDS)
-        named = (untuned, "") if one.trial_id == FT else (one.method or "", one.trial_id)
-        values = {**means, "time": "" if seconds is None else format_seconds(seconds.mean)}
-        for metric in (_ID_ACC, _OOD_MEAN_ACC) if one.trial_id != compared else ():
-            gap = confirmation.against(compared, one.trial_id, metric)
-            values[f"{metric} - ft"] = _difference(gap)
-        return {**values, "method": named[0], "trial": named[1]}
-
-    reference = [one for one in confirmation.configurations if one.trial_id == FT]
-    above = [_zero_shot_row(confirmation, "method"), *map(row, reference)]
-    rows = [Row(values, "dim", ends_section=values is above[-1]) for values in above]
-    rows += [Row(row(one)) for one in confirmation.methods]
-    title = f"{confirmation.search.name}, methods on the test splits, in percent"
-    return ResultTable(title, columns, rows, [], f"{CONFIRM_FOLDER}/{TABLE_FILE}")
+    """The table for a terminal of this width."""
+    return fit_table(confirmation_table(confirmation), width)
 
 
 def confirmation_table(confirmation: Confirmation) -> ResultTable:
-    """Means over seeds, then differences to plain fine-tuning, then to the zero-shot model."""
+    """Means over seeds, then differences to plain fine-tuning, as configured and as the search has
+    tuned it if it was one of the methods, and to the zero-shot model."""
     search, configurations = confirmation.search, confirmation.configurations
-    untuned = untuned_label(search)
-    columns = [
-        Column("name", "", left=True, min_width=20),
-        Column(_ID_ACC, f"{search.id_domain}\n(ID)"),
-    ]
+    acc = [Column(_ID_ACC, f"{search.id_domain}\n(ID)")]
+    ece = [Column(_ID_ECE, "ECE\nID", drop=2)]
     if search.ood_domains:
-        columns.append(Column(_OOD_MEAN_ACC, "OOD\nmean"))
+        acc.append(Column(_OOD_MEAN_ACC, "OOD\nmean"))
+        ece.append(Column(_OOD_MEAN_ECE, "ECE\nOOD", drop=2))
     for domain in search.ood_domains:
         key = str(MetricKey(SPLIT, domain, "acc"))
-        columns.append(Column(key, domain, drop=1, group="domains"))
-    metrics = [column.key for column in columns[1:]]
-    rows = [_heading("mean ± standard deviation"), Row(_zero_shot_row(confirmation, "name"))]
+        acc.append(Column(key, domain, drop=1, group="domains"))
+    name = Column("name", "", left=True, min_width=20)
+    columns = [name, *acc, *ece, Column("time", "time", drop=3)]
+    accs, metrics = [column.key for column in acc], [column.key for column in (*acc, *ece)]
+    untuned = untuned_label(search)
+    zero_shot = {m: format_percent(v) for m, v in confirmation.zero_shot.items()}
+    rows = [_heading("mean ± standard deviation"), Row({"name": ZERO_SHOT, **zero_shot})]
     for one in configurations:
         params = Text(format_params(one.params, but=["seed"]), "dim")
         star = " *\n" if one.looks_at_ood else "\n"
         labels = ", ".join(one.labels)
         named = Text.assemble((one.trial_id, "bold"), star, labels, "\n", params)
-        means = _means(confirmation, one, metrics)
-        rows.append(Row({"name": untuned if one.trial_id == FT else named, **means}))
-        if any(confirmation.values(one.trial_id, END + metric) for metric in metrics):
-            ends = _means(confirmation, one, metrics, END)
+        seconds = confirmation.estimate(one.trial_id, SECONDS)
+        values = {
+            "name": untuned if one.trial_id == FT else named,
+            **_means(confirmation, one, metrics),
+            "time": "" if seconds is None else format_seconds(seconds.mean),
+        }
+        rows.append(Row(values))
+        if any(confirmation.values(one.trial_id, END + metric) for metric in accs):
+            ends = _means(confirmation, one, accs, END)
             rows.append(Row({"name": Text("  at the end of its training", "dim"), **ends}, "dim"))
 
-    def differences(to: str, against: Callable[[str, str], Estimate | None]) -> None:
-        rows.append(_heading(f"difference to {to} [95 % interval]"))
+    def differences(label: str, to: str, against: Callable[[str, str], Estimate | None]) -> None:
+        rows.append(_heading(f"difference to {label} [95 % interval]"))
         for one in configurations:
-            if one.trial_id == FT and to == untuned:
-                continue
-            method = one.params.get(METHOD_KEY)
-            name = one.trial_id + ("" if method is None else f" ({method})")
-            gaps = {m: _difference(against(one.trial_id, m)) for m in metrics}
-            rows.append(Row({"name": untuned if one.trial_id == FT else name, **gaps}))
+            if one.trial_id != to:
+                method = one.params.get(METHOD_KEY)
+                name = one.trial_id + ("" if method is None else f" ({method})")
+                gaps = {m: _difference(against(one.trial_id, m)) for m in accs}
+                rows.append(Row({"name": untuned if one.trial_id == FT else name, **gaps}))
 
-    differences(untuned, partial(confirmation.against, FT))
-    differences(ZERO_SHOT, confirmation.against_zero_shot)
-    title = f"{search.name}, test accuracy in percent"
-    notes = list(_notes(confirmation, metrics))
+    differences(untuned, FT, partial(confirmation.against, FT))
+    for one in configurations:
+        if one.best_of_method and one.method == FT:
+            against = partial(confirmation.against, one.trial_id)
+            differences(f"{one.trial_id}, tuned FT", one.trial_id, against)
+    differences(ZERO_SHOT, ZERO_SHOT, confirmation.against_zero_shot)
+    title = f"{search.name}, test splits, in percent"
+    notes = list(_notes(confirmation, accs))
     return ResultTable(title, columns, rows, notes, f"{CONFIRM_FOLDER}/{TABLE_FILE}")
 
 
-def _notes(confirmation: Confirmation, metrics: Sequence[str]) -> list[str]:
+def _notes(confirmation: Confirmation, metrics: Sequence[str]) -> Iterator[str]:
     seeds, configurations = confirmation.seeds, confirmation.configurations
-    lines = [
+    yield (
         f"Over {len(seeds)} seeds that the search did not use ({seeds[0]} to {seeds[-1]}); "
         "differences are paired by seed."
-    ]
+    )
     if any(one.looks_at_ood for one in configurations):
-        lines.append("* The choice used OOD validation data: these domains are not unseen.")
-    if missing := [one.trial_id for one in configurations if one.misses]:
-        lines.append(f"The constraints of the search are missed by {', '.join(missing)}.")
+        yield "* The choice used OOD validation data: these domains are not unseen."
     if confirmation.search.sees_ood:
-        lines.append(PROPOSED_WITH_OOD)
+        yield PROPOSED_WITH_OOD
     fewer = []
     for one in configurations:
         numbers = [len(confirmation.values(one.trial_id, metric)) for metric in metrics]
@@ -155,20 +119,15 @@ def _notes(confirmation: Confirmation, metrics: Sequence[str]) -> list[str]:
         if least < len(seeds):
             fewer.append(f"{one.trial_id}: {least}")
     if fewer:
-        lines.append(f"Fewer seeds: {', '.join(fewer)}.")
+        yield f"Fewer seeds: {', '.join(fewer)}."
     if confirmation.failed:
-        lines.append(f"{len(confirmation.failed)} failed; the next call tries again:")
+        yield f"{len(confirmation.failed)} failed; the next call tries again:"
     for (trial_id, seed), reason in confirmation.failed.items():
-        lines.append(f"  {trial_id} seed {seed}: {reason}")
-    return lines
+        yield f"  {trial_id} seed {seed}: {reason}"
 
 
 def _heading(text: str) -> Row:
     return Row({"name": Text(text, "dim")})
-
-
-def _zero_shot_row(confirmation: Confirmation, key: str) -> Mapping[str, Cell]:
-    return {key: ZERO_SHOT, **{m: format_percent(v) for m, v in confirmation.zero_shot.items()}}
 
 
 def _means(

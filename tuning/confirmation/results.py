@@ -38,8 +38,6 @@ class Configuration:
     """Its method; None if the search does not name one."""
     best_of_method: bool = False
     """Whether it was chosen as the best of its method."""
-    misses: bool = False
-    """Whether it misses a constraint of the search, because no trial meets all."""
 
 
 @dataclass(frozen=True)
@@ -60,12 +58,6 @@ class Confirmation:
     def run_folder(self) -> Path:
         """The run folder of the search; that of the confirmation is `confirm/` in it."""
         return self.search.run_folder
-
-    @property
-    def methods(self) -> tuple[Configuration, ...]:
-        """The best of each method, in the order of validation; empty unless there are several."""
-        found = tuple(one for one in self.configurations if one.best_of_method)
-        return found if len(found) > 1 else ()
 
     @property
     def zero_shot(self) -> Mapping[str, float]:

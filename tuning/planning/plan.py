@@ -40,18 +40,15 @@ AT_ONCE = 2
 NEVER_STOPPED = 6
 """Trials that run to their end before any is stopped."""
 CONFIRM_SEEDS = 5
-EVAL_SECONDS = "cost/eval_seconds"
 
 
 @dataclass(frozen=True)
 class Price:
-    """What trials take."""
+    """Hours of wall clock that trials take, and GPUs (else CPUs) that they reserve times hours."""
 
     what: str
     hours: float
-    """Wall clock."""
     device_hours: float
-    """Reserved GPUs times hours; CPUs if trials take no GPU."""
 
 
 @dataclass(frozen=True)
@@ -205,11 +202,12 @@ def plan_of(
     parts = []
     for record in order[at_once:]:  # those that found workers
         first, last = record.curve[0], record.curve[-1]
-        eval_s = last[EVAL_SECONDS] - first[EVAL_SECONDS]
+        rung_s = first["cost/eval_seconds"]
+        eval_s = last["cost/eval_seconds"] - rung_s
         step_s = file.trial.optim.batch_size / last["train/images_per_s"]
         save_s = last[SECONDS] - first[SECONDS] - eval_s - EVERY * step_s
         start_s = (record.seconds or 0.0) - last[SECONDS]
-        parts.append((start_s, step_s, max(0.0, save_s), first[EVAL_SECONDS], eval_s))
+        parts.append((start_s, step_s, max(0.0, save_s), rung_s, eval_s))
     start_s, step_s, save_s, rung_s, eval_s = map(fmean, zip(*parts, strict=True))
     one = order[0]
     workers_s = (one.seconds or 0.0) - one.metrics[SECONDS]

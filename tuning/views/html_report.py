@@ -293,9 +293,7 @@ def _confirmation(search: SearchRecord, records: Sequence[TrialRecord]) -> Itera
     )
     if (drawn := confirmed_figure(confirmation)) is not None:
         yield _image(drawn[0], "ID against OOD test accuracy of each seed", drawn[1])
-    for table in (report.methods_table(confirmation), report.confirmation_table(confirmation)):
-        if table is not None:
-            yield _table(table)
+    yield _table(report.confirmation_table(confirmation))
 
 
 def _predictions(search: SearchRecord, best: TrialRecord, checkpoints: str | None) -> Iterator[str]:
