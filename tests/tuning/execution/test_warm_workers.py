@@ -136,13 +136,13 @@ def test_every_process_of_a_slot_may_be_killed(images_root, tmp_path):
 def test_a_hang_is_found_repeated_once_and_is_no_other_trials(
     num_workers, images_root, tmp_path, caplog
 ):
-    """One trial hangs twice, one once. Of two workers, one waits for the other that hangs."""
+    """One trial hangs once, one twice. Of two workers, one waits for the other that hangs."""
     once = tmp_path / "once"
     parameters = {
         "method.waits": {"type": "categorical", "choices": ["never", "once", "always"]},
         "optim.lr": {"type": "categorical", "choices": [1e-4]},
     }
-    points = [{"method.waits": w, "optim.lr": 1e-4} for w in ("never", "always", "once")]
+    points = [{"method.waits": w, "optim.lr": 1e-4} for w in ("never", "once", "always")]
     file = real_file(
         images_root,
         tmp_path,
@@ -153,12 +153,12 @@ def test_a_hang_is_found_repeated_once_and_is_no_other_trials(
         search__resources={"max_concurrent": 1, "workers": num_workers, "hang_after_s": 15},
     )
     found = run_search(file, console=Console(quiet=True))
-    first, failed, repeated = found.history.records
-    assert (first.outcome, failed.outcome, repeated.outcome) == ("finished", "failed", "finished")
+    first, repeated, failed = found.history.records
+    assert (first.outcome, repeated.outcome, failed.outcome) == ("finished", "finished", "failed")
     assert failed.step == 3
     assert failed.error == "TrainingHangs: no step or batch in 15 s, for the second time"
     assert [*map(untimed, repeated.curve)] == [*map(untimed, first.curve)]
-    # Twice of the trial that always hangs, once of the other one.
+    # Once of the one, twice of the other.
     messages = [message for message in caplog.messages if "no step or batch in 15 s" in message]
     assert len(messages) == 3
     assert all("hangs.py" in message and " in loss" in message for message in messages)
