@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
@@ -152,6 +153,7 @@ class Session:
             raise
         finally:
             ended = recorder.finish(outcome)
+        gc.collect()  # after Ctrl-C, this ends the processes of trials if Ray is not ours to end
         if failure := self.journal.failure or watch.lost:
             raise failure
         return ended, outcome
