@@ -165,13 +165,14 @@ def continue_search(run_folder: Path, file: SearchFile, options: SearchOptions) 
     uri = tracking_uri(tracking.uri, run_folder.parent)
     check_drivers({"search.tracking.uri": uri, "search.study_storage": file.search.study_storage})
     earlier = load_earlier(file)
+    console = options.console or Console(stderr=True)
+    show_phase(console, "Run folder", str(run_folder))
     go_on = (
         f"put that right, and `lipsum-tune resume {run_folder}` goes on from the last checkpoints"
     )
     with open_session(run_folder, file, options, go_on) as session:
         # Preparation: everything that can be refused is checked before a trial starts.
         journal, checkpoints = session.journal, session.checkpoints
-        show_phase(session.console, "Run folder", str(run_folder))
         before = read_history(run_folder)
         journal.session_started(before.fingerprints or file.fingerprints())
         zero_shot = session.zero_shot(before)
@@ -182,7 +183,7 @@ def continue_search(run_folder: Path, file: SearchFile, options: SearchOptions) 
 
         # The journal becomes complete; everything else is derived from it.
         history = add_missed_reports(search, journal, checkpoints)
-        studies = prepare_studies(search, file, history, options, session.console, earlier)
+        studies = prepare_studies(search, file, history, options, console, earlier)
         budget = Budget(file.search.budget, search, history, journal.now)
         keep = file.search.checkpoints
         callbacks = (
