@@ -70,6 +70,17 @@ def test_means_and_paired_differences():
     assert "The choice used OOD" in notes(confirmation_table(confirmation()))
 
 
+def test_the_end_of_a_training_before_which_a_point_was_chosen_has_a_row():
+    found = confirmation(rules=("id_val",))
+    ends = {
+        key: result(key, {**one.metrics, "line/1/id_test/acc": 70.0})
+        for key, one in found.results.items()
+        if key[0] == "trial-004"
+    }
+    rows = cells(confirmation_table(replace(found, results={**found.results, **ends})))
+    assert [row[1] for row in rows if row[0] == "at the end of its training"] == ["70.0 ± 0.0"]
+
+
 def test_methods_are_also_compared_with_fine_tuning_as_tuned():
     rows = cells(confirmation_table(confirmation()))
     heading = "difference to trial-004, tuned FT [95 % interval]"
