@@ -94,8 +94,7 @@ class Plan:
         trial = self.file.trial
         line = trial.eval.line_points
         on_line = (len(line) + 1) * self.rung_s if line else 0.0  # and the end
-        before_last = self.until(trial.steps) - self.rung_s - self.save_s
-        return before_last + self.eval_s + on_line
+        return self.until(trial.steps) - self.rung_s - self.save_s + self.eval_s + on_line
 
     def until(self, step: int) -> float:
         """A trial that is stopped at its report at this step, or at the next one."""
@@ -107,9 +106,9 @@ class Plan:
         resources = self.file.search.resources
         devices = resources.gpus_per_trial or resources.workers * resources.cpus_per_worker
         rounds = (math.ceil(number / self.concurrent) for number in (full, stopped))
-        stopped_s = self.until(step)
-        wall_s = sum(n * s for n, s in zip(rounds, (self.full_s, stopped_s), strict=True))
-        trial_s = full * self.full_s + stopped * stopped_s
+        each = self.full_s, self.until(step)
+        wall_s = sum(n * s for n, s in zip(rounds, each, strict=True))
+        trial_s = full * each[0] + stopped * each[1]
         return Price(what, (self.setup_s + wall_s) / 3600, trial_s * devices / 3600)
 
     @property

@@ -11,7 +11,7 @@ from tuning.views.result_table import borderless_table
 
 
 def render(plan: Plan) -> RenderableType:
-    """What a search costs at most and at least, what was measured, and what `confirm` costs."""
+    """The prices, and what was measured."""
     trial, references = plan.file.trial, ", ".join(plan.file.search.references)
     beside = f" and {references}" if references else ""
     what = f"{plan.trials} trials of {trial.steps} steps{beside}, {plan.concurrent} at once"
@@ -23,5 +23,4 @@ def render(plan: Plan) -> RenderableType:
     for price in (*plan.prices, plan.confirm_price):
         hours = format_hours(price.device_hours)
         table.add_row(price.what, format_seconds(3600 * price.hours), hours)
-    lines = f"{plan.file.search.name}: {what}\nMeasured: {measured}"
-    return Group(Text(lines), "", table)
+    return Group(Text(f"{plan.file.search.name}: {what}\nMeasured: {measured}"), "", table)

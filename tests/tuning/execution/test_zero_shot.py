@@ -19,7 +19,7 @@ def evaluated(monkeypatch, tmp_path):
     """The configurations that were evaluated, with an empty cache."""
     calls = []
 
-    def evaluate(trial, resources):
+    def evaluate(trial, resources, final_split):
         calls.append(trial)
         return METRICS
 
