@@ -40,7 +40,7 @@ from tuning.execution.trainable import trainable
 from tuning.execution.tune_runner import run_trials
 from tuning.execution.zero_shot import zero_shot_metrics
 from tuning.runs.callbacks import Callback
-from tuning.runs.journal import History, Journal, add_missed_reports, is_running, read_history
+from tuning.runs.journal import History, Journal, is_running, read_history
 from tuning.runs.recorder import Recorder
 from tuning.runs.records import SearchOutcome, SearchRecord, TrialRecord
 from tuning.runs.run_folder import (
@@ -235,8 +235,7 @@ def _run_session(
         if search.sees_ood and not before.used_ood:
             journal.used_ood()  # later sessions may have another sampler, or not find earlier runs
 
-        # The journal becomes complete; everything else is derived from it.
-        history = add_missed_reports(search, journal, checkpoints)
+        history = read_history(run_folder)
         progress.earlier_seconds = history.seconds
         studies = prepare_studies(search, file, history, options, console, earlier)
         budget = Budget(file.search.budget, search, history, journal.now)

@@ -37,6 +37,7 @@ from tuning.confirmation.results import (
     read_results,
     write_results_table,
 )
+from tuning.confirmation.tracking import log_confirmation
 from tuning.execution.ray_errors import resumable
 from tuning.execution.ray_session import ray_session
 from tuning.execution.ray_watch import watched_ray
@@ -46,7 +47,6 @@ from tuning.runs.run_folder import check_is_no_copy, load_run
 from tuning.views.formatting import show_phase, untuned_label
 from tuning.views.html_report import REPORT_FOLDER, write_report
 from tuning.views.mlflow.client import tracking_uri
-from tuning.views.mlflow.results import log_confirmation
 
 TEST_SPLITS_FILE = "test_splits.json"
 """Fingerprints of the test splits, by domain."""

@@ -38,7 +38,7 @@ from tuning.runs.ranking import misses, ranked
 from tuning.runs.records import SearchRecord, TrialRecord
 from tuning.runs.run_folder import LoadedRun, check_is_no_copy, config_of, load_run
 from tuning.views.mlflow.client import tracking_uri
-from tuning.views.mlflow.results import log_soup
+from tuning.views.mlflow.results import log_result
 from tuning.weights.sources import SOUP_FILE, SOUPS_FOLDER, measured
 
 
@@ -120,7 +120,21 @@ def make_soup(
         (unfinished / SOUP_FILE).write_text(text, encoding="utf-8")
         shutil.rmtree(destination, ignore_errors=True)
     uri = tracking_uri(run.file.search.tracking.uri, run.folder.parent)
-    log_soup(uri, run.file.search.tracking.experiment, finished)
+    log_result(
+        uri,
+        run.file.search.tracking.experiment,
+        run.search,
+        f"{recipe} soup",
+        tags={
+            "kind": "soup",
+            "soup": recipe,
+            "trials": ", ".join(record.trial_id for record in finished.used),
+            "of_trials": ", ".join(i.record.trial_id for i in finished.ingredients),
+            "looks_at_ood": str(run.search.sees_ood).lower(),
+        },
+        metrics=finished.soup.metrics,
+        step=run.search.total_steps,
+    )
     return finished
 
 

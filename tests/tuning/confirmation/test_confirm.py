@@ -41,7 +41,7 @@ from tuning.confirmation.results import (
 from tuning.execution.ray_session import ray_session
 from tuning.execution.retries import fit
 from tuning.runs.run_folder import load_run
-from tuning.views.mlflow.callback import MlflowCallback
+from tuning.views.mlflow.callback import backfill
 from tuning.views.mlflow.client import default_tracking_uri
 
 STEPS = 3
@@ -279,9 +279,7 @@ def test_results_of_two_test_splits_are_not_mixed(whole_root, tmp_path):
 @pytest.fixture(scope="module")
 def confirmed(whole_root, ray_head, tmp_path_factory):
     folder = run_folder(whole_root, with_database(tmp_path_factory.mktemp("runs")) / "small")
-    callback = MlflowCallback(default_tracking_uri(folder.parent), "lipsum-tune")
-    callback.search_started(load_run(folder).search)
-    callback.search_ended(load_run(folder).history.records, "finished")
+    backfill(load_run(folder))
     with ray_session(ray_head.address):
         return folder, confirm(folder, seeds=2, console=Console(quiet=True))
 

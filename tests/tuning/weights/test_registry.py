@@ -24,7 +24,7 @@ from trainers.models.image import image_input
 from trainers.models.loading import load_clip
 from tuning.runs.records import TrialRecord
 from tuning.runs.run_folder import load_run
-from tuning.views.mlflow.callback import MlflowCallback
+from tuning.views.mlflow.callback import backfill
 from tuning.views.mlflow.client import default_tracking_uri
 from tuning.weights.registry import register_weights
 from tuning.weights.served_model import prepared
@@ -79,9 +79,7 @@ def test_a_registered_model_predicts_as_the_exported_one(real, tmp_path):
         register_weights(run.folder, "a/b")
     with pytest.raises(ConfigError, match="has no run of this search"):
         register_weights(run.folder, "robust-clip")
-    callback = MlflowCallback(uri, "lipsum-tune")
-    callback.search_started(run.search)
-    callback.search_ended(run.history.records, "finished")
+    backfill(run)
     exported = tmp_path / "exported"
     version = register_weights(run.folder, "robust-clip", exported, trial="trial-003")
 

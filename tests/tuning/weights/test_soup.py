@@ -25,7 +25,7 @@ from tuning.runs.journal import Journal
 from tuning.runs.records import TrialRecord
 from tuning.runs.run_folder import load_run
 from tuning.views.mlflow import client as mlf
-from tuning.views.mlflow.callback import MlflowCallback
+from tuning.views.mlflow.callback import backfill
 from tuning.views.mlflow.client import default_tracking_uri
 from tuning.weights.report import soup_report
 from tuning.weights.soup import FinishedSoup, ingredients, make_soup
@@ -140,9 +140,7 @@ def test_a_soup_is_kept_logged_and_exported(real, tmp_path):
     loaded = load_run(run)
     chosen = names(ingredients(loaded, 2, "ft"))
     uri = default_tracking_uri(run.parent)
-    callback = MlflowCallback(uri, "lipsum-tune")
-    callback.search_started(loaded.search)
-    callback.search_ended(loaded.history.records, "finished")
+    backfill(loaded)
     with ray_session():
         for _ in range(2):  # the second time, it is the same soup
             command = ["soup", str(run), "--method", "ft", "--top", "2", "--name", "uniform"]
@@ -159,7 +157,8 @@ def test_a_soup_is_kept_logged_and_exported(real, tmp_path):
         torch.testing.assert_close(value, expected[name])
     client, experiment_id = mlf.connect(uri, "lipsum-tune")
     (logged,) = client.search_runs([experiment_id], "tags.kind = 'soup'")
-    assert logged.data.tags["mlflow.parentRunId"] == callback.parent_run_id
+    parent = mlf.search_run(client, experiment_id, loaded.search.run_id)
+    assert logged.data.tags["mlflow.parentRunId"] == parent.info.run_id
     assert logged.data.tags["trials"] == ", ".join(recorded["trials"])
     assert logged.data.metrics["id_val/acc"] == pytest.approx(recorded["metrics"]["id_val/acc"])
     assert logged.info.status == "FINISHED"

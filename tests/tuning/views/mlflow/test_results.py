@@ -1,50 +1,37 @@
 """What a confirmation writes to MLflow."""
 
-from dataclasses import replace
-
 import pytest
 
-from tests.tuning import fakes
 from tuning.confirmation.results import FT, Configuration, Confirmation, TestResult
+from tuning.confirmation.tracking import log_confirmation
+from tuning.runs.run_folder import load_run
+from tuning.views.mlflow.callback import backfill
 from tuning.views.mlflow.client import connect, default_tracking_uri
-from tuning.views.mlflow.results import log_confirmation
-from tuning.views.mlflow.runs import SearchRuns
-
-SEEDS = (1000, 1001)
 
 
-def confirmation(search, **accuracies):
-    """Accuracies of `ft` and `trial` by seed."""
-    results = [
-        TestResult(name, "trial", seed, {}, (), {"id_test/acc": accuracy})
-        for name, found in accuracies.items()
-        for seed, accuracy in zip(SEEDS, found, strict=False)
-    ]
-    configurations = (Configuration(FT, {}), Configuration("trial", {}))
-    return Confirmation(search, SEEDS, configurations, {r.key: r for r in results}, {})
-
-
-def test_differences_follow_a_baseline_that_was_tried_again(runs):
-    search, uri = fakes.search_record(runs / "mine"), default_tracking_uri(runs)
+def test_means_and_differences_are_those_of_all_seeds(run):
+    uri, search = default_tracking_uri(run.parent), load_run(run).search
+    backfill(load_run(run))
     client, experiment_id = connect(uri, "lipsum-tune")
-    SearchRuns(client, experiment_id, search).open_parent()
+    seeds = (1000, 1001)
+
+    def logged(seeds, **accuracies):
+        results = [
+            TestResult(name, "trial", seed, {}, (), {"id_test/acc": accuracy})
+            for name, found in accuracies.items()
+            for seed, accuracy in zip((1000, 1001), found, strict=False)
+        ]
+        configurations = (Configuration(FT, {}), Configuration("trial", {}))
+        found = Confirmation(search, seeds, configurations, {r.key: r for r in results}, {})
+        log_confirmation(uri, "lipsum-tune", found)
+        (run,) = client.search_runs([experiment_id], "tags.confirms = 'trial'")
+        return run
+
     for of_ft, difference in (([60.0], 10.0), ([60.0, 72.0], 4.5)):
-        for _ in range(2):  # the second call has nothing to add
-            found = confirmation(search, ft=of_ft, trial=[70.0, 71.0])
-            log_confirmation(uri, "lipsum-tune", found)
-        (run,) = client.search_runs([experiment_id], "tags.confirms = 'trial'")
-        assert run.data.metrics["vs_ft/id_test/acc"] == pytest.approx(difference)
-    assert len(client.get_metric_history(run.info.run_id, "vs_ft/id_test/acc")) == 2
-
-
-def test_a_later_call_with_fewer_seeds_leaves_the_means_over_all(runs):
-    search, uri = fakes.search_record(runs / "mine"), default_tracking_uri(runs)
-    client, experiment_id = connect(uri, "lipsum-tune")
-    SearchRuns(client, experiment_id, search).open_parent()
-    found = confirmation(search, ft=[60.0, 62.0], trial=[70.0, 73.0])
-    for seeds in (SEEDS, SEEDS[:1]):
-        log_confirmation(uri, "lipsum-tune", replace(found, seeds=seeds))
-        (run,) = client.search_runs([experiment_id], "tags.confirms = 'trial'")
-        assert run.data.tags["seeds"] == "1000, 1001"
-        assert run.data.metrics["id_test/acc"] == 71.5
-        assert run.data.metrics["vs_ft/id_test/acc"] == 10.5
+        for asked in (seeds, seeds, seeds[:1]):  # the later calls have nothing to add
+            trial = logged(asked, ft=of_ft, trial=[70.0, 71.0])
+        assert trial.data.metrics["vs_ft/id_test/acc"] == pytest.approx(difference)
+        assert trial.data.metrics["id_test/acc"] == 70.5
+        assert trial.data.tags["seeds"] == "1000, 1001"
+    history = client.get_metric_history(trial.info.run_id, "vs_ft/id_test/acc")
+    assert len(history) == 2
