@@ -3,14 +3,12 @@
 | run | tags | metrics |
 |---|---|---|
 | parent, named as the search | run_folder, kind, outcome, best/*, source | best/* |
-| child `zero-shot` | trial_id, kind, outcome | before any step |
-| child, named by its parameters | trial_id, kind, method, outcome, error, checkpoints | reports |
+| child `zero-shot` | trial_id, kind, method, outcome | before any step |
+| child, named by its parameters | trial_id, kind, method, outcome, error | reports |
 
 Each run has the tags `search` and `search_id`. The metrics are `view.main_metrics`, or all with
 `search.tracking.metrics: all`. Statuses: FINISHED, also of a pruned trial; KILLED for stopped;
-FAILED. The best parameters are tags, not params: a resumed search may find better ones, and
-MLflow's params cannot change. The parent has as artifacts report, tables, resolved configuration
-and environment.
+FAILED. The parent has report, tables, resolved configuration and environment as artifacts.
 
 A thread follows the journal and writes what is new every few seconds, so that the search never
 waits for MLflow. What MLflow lacks when the search ends is written by a resume, or by
@@ -22,6 +20,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import threading
+import time
 from collections.abc import Sequence
 
 from trainers.redact import redact
@@ -42,7 +41,7 @@ class MlflowCallback(Callback):
     """Writes a search to MLflow while it runs, and continues its runs after a resume.
 
     Args:
-        uri, experiment, all_metrics: see `Writer`.
+        uri, experiment, all_metrics, below: see `Writer`.
         interval_seconds: between two writes, and between two attempts if the server is away.
     """
 
@@ -52,16 +51,17 @@ class MlflowCallback(Callback):
         experiment: str,
         all_metrics: bool = False,
         interval_seconds: float = 5.0,
+        below: str | None = None,
     ) -> None:
-        self._uri, self._experiment, self._all_metrics = uri, experiment, all_metrics
-        self._interval = interval_seconds
+        self._uri, self._interval = uri, interval_seconds
+        self._options = experiment, all_metrics, below
         self._brief = contextlib.ExitStack()
-        self._is_over, self._is_written = threading.Event(), threading.Event()
+        self._is_over, self._is_complete = threading.Event(), threading.Event()
 
     @property
     def is_complete(self) -> bool:
         """Whether MLflow has all of the search, which has ended."""
-        return self._is_written.is_set()
+        return self._is_complete.is_set()
 
     def search_started(self, search: SearchRecord) -> None:
         """Connect, and start to follow the journal.
@@ -69,9 +69,8 @@ class MlflowCallback(Callback):
         Raises:
             TrackingError: within seconds, if MLflow cannot be used.
         """
-        mlf.connect(self._uri, self._experiment)
-        self._search = search
-        self._writer = Writer(search, self._uri, self._experiment, self._all_metrics)
+        mlf.connect(self._uri, self._options[0])
+        self._search, self._writer = search, Writer(search, self._uri, *self._options)
         # For the whole search, not around each write: a thread must not change the environment
         # while another one reads it.
         self._brief.enter_context(mlf.brief_requests())
@@ -86,7 +85,7 @@ class MlflowCallback(Callback):
             before = -1
             while self._writer.num_written > before:
                 before = self._writer.num_written
-                if self._is_written.wait(patience):
+                if self._is_complete.wait(patience):
                     return
         _log.warning(
             "MLflow at %s lacks a part of this search. Nothing is lost: once it answers, "
@@ -96,28 +95,24 @@ class MlflowCallback(Callback):
         )
 
     def _follow(self) -> None:
-        is_away = False
-        while not self._is_written.is_set():
+        where, is_away = redact(self._uri), False
+        while not self.is_complete:
             is_over = self._is_over.wait(self._interval)
             try:
                 self._writer.send(is_over)
             except Exception as error:
                 if not is_away:
-                    _log.warning(
-                        "MLflow at %s does not answer or refuses a write; the search goes on, and "
-                        "MLflow gets it later. %s",
-                        redact(self._uri),
-                        mlf.reason_of(error, self._uri),
-                    )
+                    reason = mlf.reason_of(error, self._uri)
+                    what = "does not answer or refuses a write, and gets it later"
+                    _log.warning("MLflow at %s %s: %s", where, what, reason)
                 is_away = True
-                if is_over:
-                    threading.Event().wait(min(self._interval, 1.0))
+                time.sleep(min(self._interval, 1.0))
                 continue
             if is_away:
-                _log.warning("MLflow at %s answers again and has everything.", redact(self._uri))
-            is_away = False
+                _log.warning("MLflow at %s answers again and has everything.", where)
+                is_away = False
             if is_over:
-                self._is_written.set()
+                self._is_complete.set()
 
 
 def backfill(run: LoadedRun) -> str:

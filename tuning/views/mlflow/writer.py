@@ -52,15 +52,20 @@ class Writer:
         uri: a database (`sqlite:////abs/mlflow.db`) or a server (`https://...`), as configured.
         experiment: its name in MLflow; created if it is missing.
         all_metrics: send everything that trials report, and not only `main_metrics`.
+        below: `run_id` of a search to whose parent run this one's belongs.
     """
 
     def __init__(
-        self, search: SearchRecord, uri: str, experiment: str, all_metrics: bool = False
+        self,
+        search: SearchRecord,
+        uri: str,
+        experiment: str,
+        all_metrics: bool = False,
+        below: str | None = None,
     ) -> None:
-        self.num_written = 0
-        """Number of runs that were written; it grows while MLflow answers."""
+        self.num_written = 0  # runs, over all calls: it grows while MLflow answers
         self._search, self._uri, self._experiment = search, uri, experiment
-        self._all_metrics = all_metrics
+        self._all_metrics, self._below = all_metrics, below
         self._journal, self._offset = Replay(), 0
         self._created = 0.0  # time of the first event
         self._reports: dict[str, list[Event]] = {}  # by trial ID
@@ -140,16 +145,17 @@ class Writer:
         client, self._experiment_id = mlf.connect(self._uri, self._experiment)
         recorded = recorded_environment(search.run_folder)
         version = recorded.get("packages", {}).get("lipsum-tune", "")
-        tags = mlf.tags_of(
-            {
-                "search": search.name,
-                "search_id": search.run_id,
-                "run_folder": str(search.run_folder.resolve()),
-                "kind": "search",
-                "mlflow.source.name": f"lipsum-tune {version}".strip(),
-                "mlflow.source.git.commit": recorded.get("git_commit") or "",
-            }
-        )
+        above = self._below and mlf.search_run(client, self._experiment_id, self._below)
+        values = {
+            "search": search.name,
+            "search_id": search.run_id,
+            "run_folder": str(search.run_folder.resolve()),
+            "kind": "search",
+            "mlflow.source.name": f"lipsum-tune {version}".strip(),
+            "mlflow.source.git.commit": recorded.get("git_commit") or "",
+            mlf.PARENT_TAG: above.info.run_id if above else "",
+        }
+        tags = mlf.tags_of(values)
         parent = mlf.search_run(client, self._experiment_id, search.run_id)
         if parent is None:
             parent = mlf.create_run(client, self._experiment_id, search.name, tags, self._created)
@@ -180,22 +186,20 @@ class Writer:
         # Tags of the last report, because they qualify its accuracies.
         qualities = {name: record.last(name) for name in (AVERAGED, EVAL_IMAGES)}
         # All from the start, since a filter on a tag hides runs without it.
-        tags = mlf.tags_of(
-            {
-                mlf.PARENT_TAG: self._parent_id,
-                "search": search.name,
-                "search_id": search.run_id,
-                "trial_id": trial_id,
-                "kind": "zero_shot" if trial_id == ZERO_SHOT else record.kind,
-                "method": search.method(record) or "",
-                "outcome": record.outcome,
-                "error": record.error or "",
-            }
-            | {name: f"{value:.0f}" for name, value in qualities.items() if value is not None}
-        )
+        values = {
+            mlf.PARENT_TAG: self._parent_id,
+            "search": search.name,
+            "search_id": search.run_id,
+            "trial_id": trial_id,
+            "kind": "zero_shot" if trial_id == ZERO_SHOT else record.kind,
+            "method": search.method(record) or "",
+            "outcome": record.outcome,
+            "error": record.error or "",
+        }
+        values |= {name: f"{value:.0f}" for name, value in qualities.items() if value is not None}
+        tags = mlf.tags_of(values)
         if trial_id not in self._runs:
-            at = record.started_at
-            run = mlf.create_run(client, self._experiment_id, label, tags, at)
+            run = mlf.create_run(client, self._experiment_id, label, tags, record.started_at)
             self._runs[trial_id] = str(run.info.run_id)
         run_id, reports = self._runs[trial_id], self._reports.get(trial_id, [])
         new = reports[self._sent.get(trial_id, 0) :]

@@ -85,7 +85,7 @@ def test_an_outage_of_the_whole_search_is_one_warning_and_made_up_for(
     said = sorted(record.message.partition("mlflow.db ")[2] for record in caplog.records)
     command = f"`lipsum-tune report {begun}` adds it."
     assert said[1].endswith(command)
-    assert said[0].endswith("MLflow gets it later. http://***@c refused")
+    assert said[0].endswith("and gets it later: http://***@c refused")
     wait_until(lambda: callback.is_complete)  # in a process that goes on
     assert found_runs(begun.parent)["trial-000"].info.status == "FINISHED"
     assert caplog.records[-1].message.endswith("answers again and has everything.")

@@ -11,13 +11,11 @@ import pytest
 from mlflow.exceptions import MlflowException
 from mlflow.protos.databricks_pb2 import INVALID_PARAMETER_VALUE
 from mlflow.tracking import MlflowClient
-from typer.testing import CliRunner
 
 from tests.tuning import fakes
 from tests.tuning.databases import with_database
 from tests.tuning.run_folders import search_file, write_run
 from tests.tuning.views.mlflow.content import content, found_runs, points
-from tuning.cli import app
 from tuning.runs.journal import JOURNAL_FILE, Journal
 from tuning.runs.run_folder import CONFIG_FILE, load_run
 from tuning.views.mlflow.callback import backfill
@@ -57,6 +55,7 @@ def test_mlflow_has_what_the_journal_has_at_its_times(run):
         own = [event for event in events if event.get("trial") == record.trial_id]
         assert child.info.status == STATUS[record.outcome]
         assert child.data.tags["outcome"] == record.outcome
+        assert child.data.tags["method"] == ("ft" if record.kind == "reference" else "lipsum_ft")
         assert child.info.start_time == round(1000 * own[0]["time"])
         assert child.info.end_time == round(1000 * own[-1]["time"])
         for metric in ("ood_val/sketch/acc", "train/loss"):
@@ -231,19 +230,10 @@ def test_metrics_are_few_finite_and_follow_the_training_curve(images_root, runs,
 def test_an_error_is_a_tag_that_is_cut_and_holds_no_password(images_root, runs):
     error = "OSError: no route to https://ann:pa55@host/x?token=abc\n" + "x" * 20_000
     failed = fakes.trial(1, outcome="failed", error=error)
-    tag = write(write_run(runs / "search", search_file(images_root), [failed]))[
-        "trial-001"
-    ].data.tags["error"]
+    run = write_run(runs / "search", search_file(images_root), [failed])
+    tag = write(run)["trial-001"].data.tags["error"]
     assert tag.startswith("OSError: no route to https://***@host/x?token=***")
     assert len(tag) == MAX_CHARS
-
-
-def test_every_run_has_its_method(images_root, runs):
-    file = search_file(images_root, trial__method__name="lipsum_ft")
-    records = (*fakes.compared_methods(1), fakes.trial(9))
-    found = write(write_run(runs / "search", file, records))
-    methods = {name: found[name].data.tags["method"] for name in ("trial-001", "trial-009", "ft")}
-    assert methods == {"trial-001": "kd", "trial-009": "lipsum_ft", "ft": "ft"}
 
 
 def test_the_parent_has_configuration_best_trial_and_results(images_root, runs):
@@ -273,19 +263,22 @@ def test_the_parent_has_configuration_best_trial_and_results(images_root, runs):
     assert logged == (run / CONFIG_FILE).read_text().replace("ann:${PASSWORD}@", "***@")
 
 
+def test_a_run_of_a_search_stands_below_it(run, images_root):
+    inner = write_run(run / "confirm", search_file(images_root), [fakes.trial(0)])
+    search_id, before = load_run(run).search.run_id, write(run)
+    Writer(
+        load_run(inner).search, default_tracking_uri(run.parent), "lipsum-tune", below=search_id
+    ).send(is_over=True)
+    client = MlflowClient(default_tracking_uri(run.parent))
+    parent = before[None].info
+    (found,) = client.search_runs(
+        [parent.experiment_id], f"tags.`mlflow.parentRunId` = '{parent.run_id}'"
+        " and tags.kind = 'search'"
+    )  # fmt: skip
+    assert found.info.run_name == "confirm"
+
+
 def test_a_run_folder_without_its_database_gets_none(run, tmp_path):
     copy = Path(shutil.copytree(run, tmp_path / "elsewhere" / "search"))
     assert backfill(load_run(copy)).endswith("mlflow.db is not here")
     assert not (copy.parent / "mlflow.db").exists()
-
-
-def test_a_server_that_is_away_is_a_warning_beside_the_report(images_root, tmp_path, monkeypatch):
-    monkeypatch.setenv("SECRET", "pa55word")
-    uri = "http://ann:${SECRET}@127.0.0.1:9"
-    file = search_file(images_root, search__tracking__uri=uri)
-    run = write_run(tmp_path / "search", file, [fakes.trial(0)])
-    shown = CliRunner().invoke(app, ["report", str(run)], env={"COLUMNS": "120"})
-    assert shown.exit_code == 0, shown.output
-    assert "warning: MLflow cannot be used at http://***@127.0.0.1:9" in shown.output
-    assert "pa55word" not in shown.output
-    assert (run / "trials.parquet").is_file()
