@@ -31,7 +31,6 @@ from tuning.views.mlflow.view import describe, main_metrics, order_key, share_vi
 
 if TYPE_CHECKING:
     from mlflow.entities import Metric
-    from mlflow.tracking import MlflowClient
 
 STATUS: Mapping[str, str] = {
     "running": "RUNNING",
@@ -70,13 +69,11 @@ class Writer:
         self._created = 0.0  # time of the first event
         self._reports: dict[str, list[Event]] = {}  # by trial ID
         self._zero_shot: list[TrialRecord] = []
-        # What MLflow has; looked up again after an error.
-        self._client: MlflowClient | None = None
-        self._runs: dict[str, str] = {}  # trial ID -> run ID
-        self._sent: dict[str, int] = {}  # trial ID -> number of its reports
+        # What MLflow has, by trial ID; looked up again after an error.
+        self._is_open = False
+        self._runs: dict[str, str] = {}
+        self._sent: dict[str, int] = {}  # number of reports
         self._written: dict[str, TrialRecord] = {}
-        self._outcome = ""
-        self._columns: list[str] | None = None
 
     def send(self, is_over: bool = False) -> None:
         """Bring MLflow up to date with the journal.
@@ -95,8 +92,8 @@ class Writer:
         outcome = history.outcome or ("stopped" if is_over else "running")
         refusal = None
         try:
-            if self._client is None or is_over:
-                self._client = self._open()
+            if not self._is_open or is_over:
+                self._open()
             columns = list(dict.fromkeys(key for record in records for key in record.params))
             if columns != self._columns:
                 share_view(self._client, self._experiment_id, self._search, columns)
@@ -104,20 +101,20 @@ class Writer:
             for record in records:
                 if self._written.get(record.trial_id) is not record:
                     try:
-                        self._write_trial(self._client, record, records)
+                        self._write_trial(record, records)
                     except mlf.MlflowException as error:
                         if error.get_http_status_code() >= 500:
                             raise
                         refusal = error
             if outcome != self._outcome:
-                self._write_parent(self._client, history.records, outcome)
+                self._write_parent(history.records, outcome)
                 self._outcome = outcome
             if is_over:
-                self._upload(self._client)
+                self._upload()
             if refusal is not None:
                 raise refusal
         except Exception:
-            self._client = None
+            self._is_open = False
             raise
 
     def _read(self) -> None:
@@ -139,10 +136,11 @@ class Writer:
                 self._reports.setdefault(trial_id, []).append(event)
                 records[trial_id] = records[trial_id].compact
 
-    def _open(self) -> MlflowClient:
+    def _open(self) -> None:
         """Connect, find or create the parent run, and find the runs of trials."""
         search = self._search
         client, self._experiment_id = mlf.connect(self._uri, self._experiment)
+        self._client = client
         recorded = recorded_environment(search.run_folder)
         version = recorded.get("packages", {}).get("lipsum-tune", "")
         above = self._below and mlf.search_run(client, self._experiment_id, self._below)
@@ -167,7 +165,8 @@ class Writer:
 
         own = f"tags.search_id = '{search.run_id}' and tags.kind != 'search'"
         found = client.search_runs([self._experiment_id], own, max_results=50_000)
-        self._runs, self._outcome, self._columns = {}, "", None
+        self._runs, self._outcome = {}, ""
+        self._columns: list[str] | None = None
         # A server that hung may have carried out two requests for a run. One of them has content.
         for run in sorted(found, key=lambda run: not (run.data.params or run.data.metrics)):
             trial_id, run_id = run.data.tags.get("trial_id"), str(run.info.run_id)
@@ -175,12 +174,10 @@ class Writer:
                 client.delete_run(run_id)
         self._sent = {name: n for name, n in self._sent.items() if name in self._runs}
         self._written = {name: r for name, r in self._written.items() if name in self._runs}
-        return client
+        self._is_open = True
 
-    def _write_trial(
-        self, client: MlflowClient, record: TrialRecord, records: Sequence[TrialRecord]
-    ) -> None:
-        search, trial_id = self._search, record.trial_id
+    def _write_trial(self, record: TrialRecord, records: Sequence[TrialRecord]) -> None:
+        search, client, trial_id = self._search, self._client, record.trial_id
         pruned = f" (pruned {record.step})" if record.outcome == "pruned" else ""
         label = f"{trial_label(search, record)}{pruned} {format_params(record.params)}".strip()
         # Tags of the last report, because they qualify its accuracies.
@@ -215,10 +212,8 @@ class Writer:
         self._sent[trial_id], self._written[trial_id] = len(reports), record
         self.num_written += 1
 
-    def _write_parent(
-        self, client: MlflowClient, records: Sequence[TrialRecord], outcome: str
-    ) -> None:
-        search, at = self._search, self._journal.last
+    def _write_parent(self, records: Sequence[TrialRecord], outcome: str) -> None:
+        search, client, at = self._search, self._client, self._journal.last
         tags = {"outcome": outcome, "mlflow.note.content": describe(search, records, outcome)}
         best = best_trial(search, records) if outcome != "running" else None
         metrics: list[Metric] = []
@@ -238,9 +233,9 @@ class Writer:
                     order = [self._order(record, False, at)]
                     client.log_batch(self._runs[record.trial_id], order)
 
-    def _upload(self, client: MlflowClient) -> None:
+    def _upload(self) -> None:
         """Copy tables, report, configuration and environment to the parent's artifacts."""
-        folder = self._search.run_folder
+        folder, client = self._search.run_folder, self._client
         for path in (*folder.glob("*.parquet"), *(folder / "report").glob("*")):
             client.log_artifact(self._parent_id, str(path))
         for name in (CONFIG_FILE, ENVIRONMENT_FILE):
