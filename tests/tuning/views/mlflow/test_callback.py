@@ -3,7 +3,6 @@
 import os
 import threading
 from contextlib import closing
-from dataclasses import replace
 
 import pytest
 from mlflow.tracking import MlflowClient
@@ -41,15 +40,12 @@ def finish(run, callback):
     with closing(Journal(run)) as journal:
         journal.session_started({})
         journal.trial_started(trial)
-        for number in range(1, len(trial.curve) + 1):
-            part = replace(trial, outcome="running", curve=trial.curve[:number])
-            journal.trial_reported(part)
-        journal.trial_ended(trial)
+        journal.trial_reported(trial)
         journal.session_ended("finished")
         callback.search_ended([trial], "stopped")
 
 
-def test_a_search_is_there_while_it_runs_and_complete_at_its_end(callback, begun, monkeypatch):
+def test_a_search_is_there_while_it_runs_and_complete_at_its_end(callback, begun):
     wait_until(lambda: "zero-shot" in found_runs(begun.parent))
     assert found_runs(begun.parent)[None].info.status == "RUNNING"
     assert TIMEOUT in os.environ  # limits of requests
@@ -65,7 +61,6 @@ def test_a_search_is_there_while_it_runs_and_complete_at_its_end(callback, begun
 def test_an_outage_of_the_whole_search_is_one_warning_and_made_up_for(
     begun, callback, monkeypatch, caplog
 ):
-    """A server that hangs, and another one that is away."""
     wait_until(lambda: "zero-shot" in found_runs(begun.parent))
     with monkeypatch.context() as patch:
         patch.setattr(mlflow_callback, "_PATIENCE_STOPPED_S", 0.2)
@@ -83,8 +78,7 @@ def test_an_outage_of_the_whole_search_is_one_warning_and_made_up_for(
         wait_until(lambda: len(caplog.records) > 1)
         assert not callback.is_complete
     said = sorted(record.message.partition("mlflow.db ")[2] for record in caplog.records)
-    command = f"`lipsum-tune report {begun}` adds it."
-    assert said[1].endswith(command)
+    assert said[1].endswith(f"`lipsum-tune report {begun}` adds it.")
     assert said[0].endswith("and gets it later: http://***@c refused")
     wait_until(lambda: callback.is_complete)  # in a process that goes on
     assert found_runs(begun.parent)["trial-000"].info.status == "FINISHED"

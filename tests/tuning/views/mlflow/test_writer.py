@@ -5,6 +5,7 @@ import shutil
 from contextlib import closing
 from dataclasses import replace
 from importlib.metadata import version
+from itertools import count
 from pathlib import Path
 
 import pytest
@@ -18,8 +19,8 @@ from tests.tuning.run_folders import search_file, write_run
 from tests.tuning.views.mlflow.content import content, found_runs, points
 from tuning.runs.journal import JOURNAL_FILE, Journal
 from tuning.runs.run_folder import CONFIG_FILE, load_run
+from tuning.views.mlflow import client as mlf
 from tuning.views.mlflow.callback import backfill
-from tuning.views.mlflow.client import MAX_CHARS, TrackingError, default_tracking_uri
 from tuning.views.mlflow.writer import Writer
 
 STATUS = {"finished": "FINISHED", "pruned": "FINISHED", "failed": "FAILED", "stopped": "KILLED"}
@@ -27,7 +28,7 @@ STATUS = {"finished": "FINISHED", "pruned": "FINISHED", "failed": "FAILED", "sto
 
 def writer_of(run, runs=None, **options):
     return Writer(
-        load_run(run).search, default_tracking_uri(runs or run.parent), "lipsum-tune", **options
+        load_run(run).search, mlf.default_tracking_uri(runs or run.parent), "lipsum-tune", **options
     )
 
 
@@ -78,7 +79,7 @@ def test_mlflow_has_what_the_journal_has_at_its_times(run):
 def test_what_is_sent_twice_is_there_once(run):
     write(run)
     before = content(run.parent)
-    assert backfill(load_run(run)) == f"{default_tracking_uri(run.parent)} has all of it"
+    assert backfill(load_run(run)) == f"{mlf.default_tracking_uri(run.parent)} has all of it"
     assert content(run.parent) == before
 
 
@@ -100,22 +101,19 @@ def test_a_search_that_is_followed_leaves_what_is_sent_at_once(run, tmp_path):
 @pytest.mark.parametrize("is_answer_lost", [False, True])
 def test_an_outage_loses_and_doubles_nothing(is_answer_lost, run, tmp_path, monkeypatch):
     """Each sixth request fails, before or after it was carried out."""
-    number = 0
+    numbers, failures = count(), 0
 
     def unreliable(method):
         def call(*args, **kwargs):
-            nonlocal number
-            number += 1
-            if number % 6 == 0 and not is_answer_lost:
-                raise ConnectionError("refused")
-            answer = method(*args, **kwargs)
-            if number % 6 == 0:
+            fails = next(numbers) % 6 == 5
+            answer = None if fails and not is_answer_lost else method(*args, **kwargs)
+            if fails:
                 raise ConnectionError("reset by peer")
             return answer
 
         return call
 
-    runs, failures = with_database(tmp_path / "unreliable"), 0
+    runs = with_database(tmp_path / "unreliable")
     writer = writer_of(run, runs)
     with monkeypatch.context() as patch:
         for name in ("create_run", "log_batch", "update_run", "set_terminated"):
@@ -171,7 +169,7 @@ def test_what_was_deleted_is_made_again(run):
     """A run while the search is followed; then the parent, and the experiment."""
     writer = writer_of(run)
     writer.send()
-    before, client = content(run.parent), MlflowClient(default_tracking_uri(run.parent))
+    before, client = content(run.parent), MlflowClient(mlf.default_tracking_uri(run.parent))
     metrics = {row for row in before["metrics"] if "best/" not in row}
     deleted = found_runs(run.parent)["trial-001"]
     client.delete_run(deleted.info.run_id)
@@ -183,12 +181,12 @@ def test_what_was_deleted_is_made_again(run):
     assert metrics <= {*content(run.parent)["metrics"]}
 
     client.delete_experiment(deleted.info.experiment_id)
-    with pytest.raises(TrackingError, match="is deleted; restore it with `mlflow experiments"):
+    with pytest.raises(mlf.TrackingError, match="is deleted; restore it with `mlflow experiments"):
         backfill(load_run(run))
 
 
 def test_a_run_that_a_hung_server_made_twice_is_removed(run):
-    child, client = write(run)["trial-001"], MlflowClient(default_tracking_uri(run.parent))
+    child, client = write(run)["trial-001"], MlflowClient(mlf.default_tracking_uri(run.parent))
     client.create_run(child.info.experiment_id, tags=child.data.tags)
     assert write(run)["trial-001"].info.run_id == child.info.run_id
 
@@ -233,7 +231,7 @@ def test_an_error_is_a_tag_that_is_cut_and_holds_no_password(images_root, runs):
     run = write_run(runs / "search", search_file(images_root), [failed])
     tag = write(run)["trial-001"].data.tags["error"]
     assert tag.startswith("OSError: no route to https://***@host/x?token=***")
-    assert len(tag) == MAX_CHARS
+    assert len(tag) == mlf.MAX_CHARS
 
 
 def test_the_parent_has_configuration_best_trial_and_results(images_root, runs):
@@ -256,7 +254,7 @@ def test_the_parent_has_configuration_best_trial_and_results(images_root, runs):
     note = parent.data.tags["mlflow.note.content"].splitlines()
     assert note[0] == "**Best: trial-002** with reg_weight=1 text_length=8 lr=1e-05."
     assert note[1:3] == ["- trial-002: 87.0 ID, 63.0 OOD", "- zero-shot: 82.4 ID, 61.0 OOD"]
-    client = MlflowClient(default_tracking_uri(runs))
+    client = MlflowClient(mlf.default_tracking_uri(runs))
     artifacts = {file.path for file in client.list_artifacts(parent.info.run_id)}
     assert artifacts == {"trials.parquet", "index.html", "search.yaml", "environment.json"}
     logged = Path(client.download_artifacts(parent.info.run_id, CONFIG_FILE)).read_text()
@@ -265,17 +263,11 @@ def test_the_parent_has_configuration_best_trial_and_results(images_root, runs):
 
 def test_a_run_of_a_search_stands_below_it(run, images_root):
     inner = write_run(run / "confirm", search_file(images_root), [fakes.trial(0)])
-    search_id, before = load_run(run).search.run_id, write(run)
-    Writer(
-        load_run(inner).search, default_tracking_uri(run.parent), "lipsum-tune", below=search_id
-    ).send(is_over=True)
-    client = MlflowClient(default_tracking_uri(run.parent))
-    parent = before[None].info
-    (found,) = client.search_runs(
-        [parent.experiment_id], f"tags.`mlflow.parentRunId` = '{parent.run_id}'"
-        " and tags.kind = 'search'"
-    )  # fmt: skip
-    assert found.info.run_name == "confirm"
+    parent, search_id = write(run)[None].info, load_run(run).search.run_id
+    writer_of(inner, run.parent, below=search_id).send(is_over=True)
+    client = MlflowClient(mlf.default_tracking_uri(run.parent))
+    below = mlf.runs_below(client, parent.experiment_id, parent.run_id, "tags.kind = 'search'")
+    assert [found.info.run_name for found in below] == ["confirm"]
 
 
 def test_a_run_folder_without_its_database_gets_none(run, tmp_path):

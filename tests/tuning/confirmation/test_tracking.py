@@ -2,6 +2,8 @@
 
 import pytest
 
+from tests.tuning.databases import with_database
+from tests.tuning.run_folders import search_file, write_run
 from tuning.confirmation.results import FT, Configuration, Confirmation, TestResult
 from tuning.confirmation.tracking import log_confirmation
 from tuning.runs.run_folder import load_run
@@ -9,7 +11,8 @@ from tuning.views.mlflow.callback import backfill
 from tuning.views.mlflow.client import connect, default_tracking_uri
 
 
-def test_means_and_differences_are_those_of_all_seeds(run):
+def test_means_and_differences_are_those_of_all_seeds(images_root, tmp_path):
+    run = write_run(with_database(tmp_path / "runs") / "search", search_file(images_root))
     uri, search = default_tracking_uri(run.parent), load_run(run).search
     backfill(load_run(run))
     client, experiment_id = connect(uri, "lipsum-tune")
