@@ -74,6 +74,8 @@ class Writer:
         self._runs: dict[str, str] = {}
         self._sent: dict[str, int] = {}  # number of reports
         self._written: dict[str, TrialRecord] = {}
+        self._outcome: str = ""
+        self._columns: list[str] | None = None
 
     def send(self, is_over: bool = False) -> None:
         """Bring MLflow up to date with the journal.
@@ -165,8 +167,7 @@ class Writer:
 
         own = f"tags.search_id = '{search.run_id}' and tags.kind != 'search'"
         found = client.search_runs([self._experiment_id], own, max_results=50_000)
-        self._runs, self._outcome = {}, ""
-        self._columns: list[str] | None = None
+        self._runs, self._outcome, self._columns = {}, "", None
         # A server that hung may have carried out two requests for a run. One of them has content.
         for run in sorted(found, key=lambda run: not (run.data.params or run.data.metrics)):
             trial_id, run_id = run.data.tags.get("trial_id"), str(run.info.run_id)
