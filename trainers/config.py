@@ -25,6 +25,9 @@ from trainers.methods.registry import METHODS, MethodConfig, is_available, load_
 from trainers.models.config import ModelConfig
 from trainers.overrides import over_trial
 
+MOST_LOADERS = 16
+"""Limit of `data.workers: auto`; a process decodes some hundred images a second."""
+
 
 class DataConfig(Frozen):
     """Where the images are, and which domain is in-distribution (ID)."""
@@ -54,8 +57,9 @@ class DataConfig(Frozen):
     `prepare arrays`, whose images are crops."""
     cache_gb: float = Field(default=100, gt=0, le=1e6)
     """Limit of the local data cache on each machine (10^9 bytes)."""
-    workers: int = Field(default=0, ge=0, le=1000)
-    """Processes of each training worker that decode images; 0 decodes in the worker itself."""
+    workers: Literal["auto"] | Annotated[int, Field(ge=0, le=1000)] = "auto"
+    """Processes of each training worker that decode images; 0 decodes in the worker itself. `auto`
+    is one for each of the worker's CPUs if it trains on a GPU, else 0."""
 
     @field_validator("root")
     @classmethod
@@ -113,6 +117,15 @@ class DataConfig(Frozen):
             raise ValueError("crop_law: tensorflow draws crops of more than 0.1 of the image only")
         return self
 
+    def loader_processes(self, *, on_gpu: bool) -> int:
+        """Processes that decode the images of this worker, see `workers`."""
+        if self.workers != "auto":
+            return self.workers
+        import torch
+
+        # Ray sets the number of threads to that of the worker's CPUs.
+        return min(MOST_LOADERS, torch.get_num_threads()) if on_gpu else 0
+
     @property
     def domains(self) -> tuple[str, ...]:
         """All domains, the ID domain first."""
@@ -150,7 +163,8 @@ class OptimConfig(Frozen):
     """Images of a step over all workers."""
     micro_batch_size: int | None = Field(default=None, ge=1, le=10**6)
     """Images that go through a worker's model at once. A step then has several parts, with the
-    same gradient. null is a worker's whole share, halved automatically if GPU memory runs out."""
+    same gradient. null is a worker's whole share. It is halved if GPU memory runs out: by a worker
+    that is alone on the spot, by several in a new attempt from the last checkpoint."""
     clip_grad_norm: float | None = Field(default=None, gt=0, le=1e6)
     """Maximum norm of all gradients together; null does not clip."""
     warmup_fraction: float = Field(default=0.1, ge=0, lt=1)
@@ -179,6 +193,10 @@ class EvalConfig(Frozen):
     trained ones."""
     batch_size: int = Field(default=256, ge=1, le=10**6)
     """Images of a forward pass."""
+    ema: float | None = Field(default=None, ge=0, lt=1)
+    """d of the moving average ``average <- d average + (1 - d) weights`` after every step, which
+    starts at the zero-shot weights and is evaluated, saved and exported in place of the trained
+    ones; null for none. The method `ema` is `ft` with it, and `r_adapter` has one of its own."""
     line: Literal["auto", "off"] | Share | tuple[Share, ...] = "auto"
     """Point of the line from the zero-shot weights (0) to the trained ones (1) that a trial
     evaluates and keeps after its last step (WiSE-FT). `auto` measures three points and the end on
@@ -246,10 +264,9 @@ class TrialConfig(Frozen):
     """Seed of batches, image views and random texts: all are functions of (seed, step, sample)."""
     precision: PrecisionName = "auto"
     """Precision of the encoders' forward pass; `auto` is bfloat16 autocast on GPUs that have it."""
-    parallel: Literal["ddp", "fsdp"] = "ddp"
-    """Whether each worker of a trial has the whole model (`ddp`) or a part of it (`fsdp`)."""
     activation_checkpointing: bool = False
-    """Recompute activations in the backward pass instead of storing them, to save memory."""
+    """Recompute activations in the backward pass instead of storing them, to save memory. Works
+    with transformers of open_clip and models of timm."""
     compile: bool = False
     """Compile the encoders with `torch.compile`."""
     zero_shot_cache_gb: float = Field(default=5, ge=0, le=1e6)
@@ -301,12 +318,15 @@ class TrialConfig(Frozen):
         return self
 
     @model_validator(mode="after")
-    def _method_can_be_sharded(self) -> TrialConfig:
-        if self.parallel == "fsdp" and not self.method.shardable:
+    def _settings_fit_the_method(self) -> TrialConfig:
+        method = f"method.name = {self.method.name!r}"
+        if self.activation_checkpointing and not self.method.recomputes:
             raise ValueError(
-                f"parallel = 'fsdp': method.name = {self.method.name!r} needs whole weights on "
-                "every worker; write parallel = 'ddp'"
+                f"activation_checkpointing = True: not with {method}; optim.micro_batch_size "
+                "saves memory, too"
             )
+        if self.eval.ema is not None and self.method.ema is not None:
+            raise ValueError(f"eval.ema: {method} has a moving average of its own")
         return self
 
 

@@ -34,12 +34,15 @@ from trainers.checkpoints.format import STATE, WEIGHTS
 from trainers.checkpoints.storage import (
     fetch_checkpoint,
     newest_checkpoint,
+    note_micro_batch,
+    noted_micro_batch,
     remove_other_checkpoints,
     write_checkpoint,
 )
 from trainers.data.storage import Store, open_store
 from trainers.errors import (
     ConfigError,
+    MicroBatchTooLarge,
     StorageFailed,
     TrainingDiverged,
     storage_failures,
@@ -290,12 +293,16 @@ def train(
 ) -> Generator[Report]:
     """Run `fine_tune` from the newest checkpoint on, and yield its reports once they are saved."""
     from trainers.fine_tune import fine_tune
+    from trainers.loop.evaluate_run import evaluate_run, measure_end
     from trainers.loop.state import load_split
 
     device = ray.train.torch.get_device()
     limit_gpu_memory(device)
+    if (size := noted_micro_batch(folder)) is not None:
+        optim = config.optim.model_copy(update={"micro_batch_size": size})
+        config = config.model_copy(update={"optim": optim})
     notice = _PreemptionNotice(device)
-    with newest_on_this_node(folder) as resume_from, notice.in_errors():
+    with newest_on_this_node(folder) as resume_from, notice.in_errors(), _noted_in(folder):
         for report in fine_tune(
             config,
             device=device,
@@ -307,12 +314,22 @@ def train(
             is_known = f"id_{final_split}/acc" in report.metrics
             if final_split is not None and report.step == config.steps and not is_known:
                 images = load_split(config, final_split)
-                report.add(report.run.evaluate(final_split, images))
+                report.add(evaluate_run(report.run, final_split, images))
                 if (point := report.metrics.get("line/a", 1)) != 1:
-                    report.add(report.run.measure_end(final_split, images, point))
+                    report.add(measure_end(report.run, final_split, images, point))
             save(report, folder)
             if report.metrics:  # otherwise it was a request to save
                 yield report
+
+
+@contextmanager
+def _noted_in(folder: Store) -> Iterator[None]:
+    """If memory does not suffice within the block, the next attempt has smaller micro-batches."""
+    try:
+        yield
+    except MicroBatchTooLarge as error:
+        note_micro_batch(folder, error.micro_batch_size)
+        raise
 
 
 def task_device() -> torch.device:

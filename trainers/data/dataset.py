@@ -292,8 +292,8 @@ def train_batches(
     `data.workers` processes decode (0: this one, which keeps decoded images of small sets). Copies
     of page-locked batches (`pin_memory`) to a GPU overlap with its work.
     """
-    kept = None
-    if not data.workers:
+    kept, workers = None, data.loader_processes(on_gpu=pin_memory)
+    if not workers:
         key = (images.store.url, images.name, images.version)
         kept = _kept_pixels.get(key, {})
         _kept_pixels.clear()
@@ -303,7 +303,7 @@ def train_batches(
     )
     views = _TrainViews(images, view, sampler.seed, kept)
     return _batches(
-        DataLoader(views, batch_sampler=sampler, num_workers=data.workers, pin_memory=pin_memory)
+        DataLoader(views, batch_sampler=sampler, num_workers=workers, pin_memory=pin_memory)
     )
 
 

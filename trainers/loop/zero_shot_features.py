@@ -33,7 +33,6 @@ from trainers.data.data_root import resolve_root
 from trainers.data.dataset import ImageDataset
 from trainers.data.transforms import normalise
 from trainers.evaluation.evaluate import Drift, EvalBatches, image_features
-from trainers.loop.distributed import any_worker
 from trainers.loop.precision import Precision
 from trainers.models.architecture import architecture
 from trainers.models.text_head import installed, tensor_bytes
@@ -56,7 +55,7 @@ class ZeroShotFeatures:
     """The zero-shot model's features for one worker of a run, on the model's device.
 
     If `zero_shot_cache_gb` is 0, they are computed at every call and not rounded. Make it before
-    the model is sharded or `compiled`.
+    the model is `compiled`.
     """
 
     def __init__(
@@ -75,10 +74,9 @@ class ZeroShotFeatures:
             zero_shot.image_input,
             config.eval.batch_size,
             zero_shot.device,
-            config.data.workers,
+            config.data.loader_processes(on_gpu=zero_shot.device.type == "cuda"),
             rank,
             world_size,
-            lockstep=config.parallel == "fsdp",
         )
         """Those of evaluations, in which evaluated images are encoded, too."""
         self._limit = int(config.zero_shot_cache_gb * 1e9)
@@ -113,17 +111,14 @@ class ZeroShotFeatures:
         They are computed as in the evaluation, in its precision and batches, so that an unchanged
         student has distance 0. They are kept in memory.
         """
-        rank, world_size, batch_size = self._rank, self._world_size, self.batches.batch_size
-        key = ("images", *self._of_images, images.version, images.crop_pct, batch_size)
-        encode_images = partial(image_features, self._encode, images, self.batches)
+        key = ("images", *self._of_images, images.version, images.crop_pct, self.batches.batch_size)
         if len(images.eval_rows) < len(images):
             key += ("sample", len(images.eval_rows))
-        if key not in self._kept:
-            share = len(images.eval_rows[rank::world_size])
-            largest = len(images.eval_rows[::world_size])
-            file = self._file(key, world_size, largest, torch.float32)
-            self._kept[key] = self._shared(file, rank, share, encode_images).cpu()
-        return self._kept[key]
+        rank, world_size, rows = self._rank, self._world_size, images.eval_rows
+        share, largest = len(rows[rank::world_size]), len(rows[::world_size])
+        file = self._file(key, world_size, largest, torch.float32)
+        encode = partial(image_features, self._encode, images, self.batches)
+        return self._once(key, lambda: self._shared(file, rank, share, encode).cpu())
 
     def drift(self, images: ImageDataset) -> Drift:
         """The zero-shot model's side of the comparison of a student with it on these images.
@@ -149,42 +144,38 @@ class ZeroShotFeatures:
     def of_fixed_texts(self, count: int, length: int) -> Tensor:
         """The features of step 0's random texts; they are kept in memory."""
         key = ("fixed texts", count, length)
-        if key not in self._kept:
-            self._kept[key] = self.of_random_texts(count, length, 0)
-        return self._kept[key]
+        return self._once(key, lambda: self.of_random_texts(count, length, 0))
 
     def of_file(self, path: Path) -> Tensor:
         """The features (N, D) of the texts of a file; they are kept in memory."""
-        key = ("texts of a file", str(path))
-        if key not in self._kept:
+
+        def encode() -> Tensor:
             texts, model = read_texts(path), self._zero_shot
             parts = [texts[start : start + 1024] for start in range(0, len(texts), 1024)]
             tokens = (model.tokenize(part).to(model.device) for part in parts)
-            self._kept[key] = torch.cat([model.encode_tokens(part) for part in tokens])
-        return self._kept[key]
+            return torch.cat([model.encode_tokens(part) for part in tokens])
+
+        return self._once(("texts of a file", str(path)), encode)
 
     def random_text_moment(self, length: int, *, count: int = PART, seed: int = 0) -> Tensor:
         """The second moment (D, D) of random texts, not rounded; it is kept in memory."""
         key, width = ("moment", *self._of_texts, length, count, seed), self._width
         compute = partial(random_text_moment, self._zero_shot, length, count=count, seed=seed)
+        file = self._file(key, 1, width, torch.float32)
+        return self._once(key, lambda: self._shared(file, 0, width, compute))
+
+    def _once(self, key: tuple[object, ...], compute: Callable[[], Tensor]) -> Tensor:
+        """What was computed for this key before, kept in memory."""
         if key not in self._kept:
-            file = self._file(key, 1, width, torch.float32)
-            self._kept[key] = self._shared(file, 0, width, compute)
+            self._kept[key] = compute()
         return self._kept[key]
 
     def _shared(
-        self,
-        file: FeatureFile | None,
-        record: int,
-        rows: int,
-        compute: Callable[[], Tensor],
+        self, file: FeatureFile | None, record: int, rows: int, compute: Callable[[], Tensor]
     ) -> Tensor:
         """The features in a record, computed and stored if they are not there."""
         found = None if file is None else file.read(record, rows)
-        missing = found is None
-        if self._config.parallel == "fsdp":  # a sharded model computes on all workers or on none
-            missing = any_worker(missing, self._zero_shot.device)
-        if missing or found is None:
+        if found is None:
             found = compute()
             if file is not None:
                 found = file.write(record, found)
@@ -197,15 +188,9 @@ class ZeroShotFeatures:
         self, key: tuple[object, ...], records: int, rows: int, dtype: torch.dtype = torch.float16
     ) -> FeatureFile | None:
         """The file of all that `key` tells apart; None if nothing is shared."""
+        size = {"records": records, "rows": rows, "width": self._width}
         if self._limit and key not in self._files:
-            self._files[key] = FeatureFile(
-                key,
-                records=records,
-                rows=rows,
-                width=self._width,
-                dtype=dtype,
-                limit_bytes=self._limit,
-            )
+            self._files[key] = FeatureFile(key, **size, dtype=dtype, limit_bytes=self._limit)
         return self._files.get(key)
 
     @property

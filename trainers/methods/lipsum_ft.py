@@ -28,16 +28,7 @@ from typing import TYPE_CHECKING, Literal
 from pydantic import Field, field_validator, model_validator
 
 from trainers.errors import ConfigError
-from trainers.methods.base import (
-    Batch,
-    Loss,
-    Method,
-    Schedule,
-    Step,
-    cross_entropy,
-    scheduled,
-    zero,
-)
+from trainers.methods.base import Schedule, Step, ZeroShotRegulariser, scheduled
 from trainers.methods.registry import register_method
 from trainers.seeding import generator
 from trainers.texts.random_texts import digest
@@ -45,6 +36,7 @@ from trainers.texts.random_texts import digest
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from trainers.models.student import Outputs
     from trainers.models.text import TextFacts
 
 TEXTS_OF_MOMENT = 16_384
@@ -52,12 +44,10 @@ TEXTS_OF_MOMENT = 16_384
 
 
 @register_method("lipsum_ft")
-class LipsumFineTuning(Method):
+class LipsumFineTuning(ZeroShotRegulariser):
     """Lipsum-FT with the defaults of the authors' code. With `reg_weight = 0` it is FT."""
 
     name: Literal["lipsum_ft"] = "lipsum_ft"
-    reg_weight: float = Field(default=1.0, ge=0, le=1e6)
-    """Weight of the regulariser."""
     reg_schedule: Schedule = "constant"
     """Constant, or falling from `reg_weight` to 0 over the run, linearly or as a cosine."""
     text_source: Literal["random", "fixed", "second_moment", "isotropic", "file"] = "random"
@@ -92,11 +82,6 @@ class LipsumFineTuning(Method):
             else:
                 object.__setattr__(self, "texts_sha256", found)  # pydantic has no public way
         return self
-
-    @property
-    def needs_zero_shot(self) -> bool:
-        """Whether the regulariser has a weight."""
-        return self.reg_weight > 0
 
     def check(self, text: TextFacts) -> None:
         """Raise a `ConfigError` if the model has no random texts, or too short a context."""
@@ -140,18 +125,18 @@ class LipsumFineTuning(Method):
         }
         return frozenset(without.get(self.text_source, ()))
 
-    def loss(self, batch: Batch, step: Step) -> Loss:
-        """Cross-entropy plus the energy gap to the zero-shot model on the texts of this step."""
-        task = cross_entropy(batch)
-        if batch.zero_shot is None:
-            return Loss(task, zero(task))
-        before, now = batch.zero_shot.features, batch.student.features
+    def weight_at(self, step: Step) -> float:
+        """The weight by `reg_schedule`."""
+        return scheduled(self.reg_weight, self.reg_schedule, step)
+
+    def regulariser(self, student: Outputs, zero_shot: Outputs, step: Step) -> Tensor:
+        """The energy gap to the zero-shot model on the texts of this step."""
         scale = step.zero_shot.logit_scale
         if self.text_source in ("second_moment", "isotropic"):
-            reg = quadratic_gap(now, before, self._moment(step), scale)
-        else:
-            reg = energy_gap(now, before, self._text_features(step), scale)
-        return Loss(task, reg, scheduled(self.reg_weight, self.reg_schedule, step))
+            moment = self._moment(step)
+            return quadratic_gap(student.features, zero_shot.features, moment, scale)
+        texts = self._text_features(step)
+        return energy_gap(student.features, zero_shot.features, texts, scale)
 
     def _text_features(self, step: Step) -> Tensor:
         """Features (M, D) of the texts of this step."""

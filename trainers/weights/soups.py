@@ -23,6 +23,7 @@ from trainers.config import TrialConfig
 from trainers.data.storage import Store, open_store
 from trainers.errors import ConfigError, validate
 from trainers.evaluation.metrics import ID_ACC
+from trainers.loop.evaluate_run import holding, measure
 from trainers.loop.state import TrainState, load_split, start
 
 Recipe: TypeAlias = Literal["uniform", "greedy"]
@@ -76,16 +77,16 @@ def build_soup(
 
     def id_acc(chosen: Sequence[int]) -> float:
         _load(run, average([ingredients[index] for index in chosen]))
-        with run.holding(run.weights):
-            return run.measure("val", {id_domain: images[id_domain]}, None)[ID_ACC]
+        with holding(run, run.weights):
+            return measure(run, "val", {id_domain: images[id_domain]}, None)[ID_ACC]
 
     used = tuple(range(len(ingredients)))
     steps = greedy(used, id_acc) if recipe == "greedy" else ()
     if steps:
         used = tuple(step.ingredient for step in steps if step.kept)
     _load(run, average([ingredients[index] for index in used]))
-    with run.holding(run.weights):
-        metrics = run.measure("val", images, None)
+    with holding(run, run.weights):
+        metrics = measure(run, "val", images, None)
     weights = {name: value.cpu() for name, value in run.student.plain_state().items()}
     save_weights(destination, weights, Progress(step=config.steps), run.class_names)
     return Soup(used, metrics, steps)

@@ -23,7 +23,7 @@ from trainers.config import TrialConfig, with_overrides
 from trainers.config_model import Frozen
 from trainers.errors import ConfigError, did_you_mean, suggestion, validation_problem
 from trainers.methods.registry import METHODS as KNOWN_METHODS
-from trainers.methods.registry import SEARCH_SPACES, forget_method, is_available
+from trainers.methods.registry import SEARCH_SPACES, is_available, plugin_of
 from tuning.config.prior import PriorConfig, check_names, prior_points
 from tuning.runs.records import METHOD_KEY
 
@@ -283,7 +283,7 @@ def _ready_space(name: str, key: str | None = None) -> SearchSpace:
     except ValidationError as error:
         where = ".".join(map(str, error.errors()[0]["loc"][:2]))
         problem = f"search_space of the method {name!r}: {where}: {validation_problem(error)}"
-        raise ConfigError(problem, source=forget_method(name)) from None
+        raise ConfigError(problem, source=plugin_of(name)) from None
 
 
 def _change(

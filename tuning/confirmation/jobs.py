@@ -140,11 +140,12 @@ def _submit(job: Job, resources: ResourcesConfig, checkpoints: str) -> Any:
 
 def _zero_shot_metrics(config: TrialConfig) -> dict[str, float]:
     """Metrics on the test splits, with the temperature calibrated on validation images."""
+    from trainers.loop.evaluate_run import evaluate_run
     from trainers.loop.state import load_split, start
 
     run = start(config, device=task_device())
-    run.evaluate("val", load_split(config, "val"))
-    return run.evaluate(SPLIT, load_split(config, SPLIT))
+    evaluate_run(run, "val", load_split(config, "val"))
+    return evaluate_run(run, SPLIT, load_split(config, SPLIT))
 
 
 def kept_metrics(report: Mapping[str, float], chosen_by: Collection[str] = ()) -> dict[str, float]:

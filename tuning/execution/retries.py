@@ -22,7 +22,7 @@ import torch.distributed as dist
 from ray import exceptions as ray_errors
 
 from trainers.checkpoints.storage import prepare_folder
-from trainers.errors import first_line, storage_failures
+from trainers.errors import MicroBatchTooLarge, first_line, storage_failures
 from trainers.folders import temporary_folder
 from trainers.ray_trainer import location, open_storage, torch_trainer, train_loop
 from tuning.config.schema import ResourcesConfig
@@ -65,6 +65,10 @@ _NCCL_MISUSE: Final = re.compile("ncclInvalid(Usage|Argument)")
 GPU_FAILURES: Final = 2
 """Number of GPU failures on a node, without a finished trial in between, after which trials avoid
 the node."""
+
+
+MICRO_BATCH_HALVINGS: Final = 5
+"""Attempts at a training that may end because several workers need a smaller micro-batch."""
 
 
 class MachinesLost(RuntimeError):
@@ -188,6 +192,9 @@ class FaultyNodes:
 class Attempts:
     """Counts the failures of machines during one training, and tells them to `nodes`."""
 
+    _halved = 0
+    """Number of attempts that ended for a smaller micro-batch."""
+
     def __init__(self, name: str, nodes: FaultyNodes) -> None:
         self._name, self._nodes, self._max_failures = name, nodes, nodes.resources.max_failures
         self._failures, self._known_nodes = 0, set[str]()
@@ -199,6 +206,10 @@ class Attempts:
             MachinesLost: more machines failed than `max_failures`.
             Exception: the error itself, if it is not the failure of a machine.
         """
+        smaller = [e for e in _innermost(error) if isinstance(e, MicroBatchTooLarge)]
+        if smaller and self._halved < MICRO_BATCH_HALVINGS:
+            self._halved += 1
+            return f"{self._name} is repeated from its newest checkpoint: {smaller[0]}"
         failure = machine_failure(error)
         if failure is None:
             raise error

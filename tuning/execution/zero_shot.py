@@ -18,6 +18,7 @@ import trainers
 from trainers.config import TrialConfig
 from trainers.data.fingerprint import data_fingerprint
 from trainers.errors import ConfigError
+from trainers.loop.evaluate_run import evaluate_run
 from trainers.loop.state import load_split, start
 from trainers.models.config import HUB
 from trainers.process_state import restored_state
@@ -70,7 +71,7 @@ def _evaluate_here(trial: TrialConfig, resources: ResourcesConfig) -> dict[str, 
     with restored_state():
         if "OMP_NUM_THREADS" not in os.environ:  # as Ray does for a worker
             torch.set_num_threads(max(1, int(resources.cpus_per_worker)))
-        return start(trial, device="cpu").evaluate("val", load_split(trial, "val"))
+        return evaluate_run(start(trial, device="cpu"), "val", load_split(trial, "val"))
 
 
 def _evaluate_on_cluster(trial: TrialConfig, resources: ResourcesConfig) -> dict[str, float]:
@@ -84,7 +85,7 @@ def _evaluate_on_cluster(trial: TrialConfig, resources: ResourcesConfig) -> dict
 
 
 def _evaluate(trial: TrialConfig) -> dict[str, float]:
-    return start(trial, device=task_device()).evaluate("val", load_split(trial, "val"))
+    return evaluate_run(start(trial, device=task_device()), "val", load_split(trial, "val"))
 
 
 def _folder() -> Path:

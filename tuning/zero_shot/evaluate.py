@@ -121,7 +121,8 @@ def measure(
         return features, zero_shot.logit_scale * features @ zero_shot.head.T
 
     rows, batch_size = [], config.eval.batch_size
-    batches = EvalBatches(zero_shot.image_input, batch_size, where, data.workers)
+    workers = data.loader_processes(on_gpu=where.type == "cuda")
+    batches = EvalBatches(zero_shot.image_input, batch_size, where, workers)
     for domain in wanted:
         began(domain)
         images = open_images(data, domain, split)

@@ -13,6 +13,7 @@ from tests.trainers.methods.contract import configured, untimed
 from trainers.data.cache.arrow_cache import CACHE_VARIABLE
 from trainers.data.transforms import normalise
 from trainers.fine_tune import fine_tune
+from trainers.loop.evaluate_run import evaluate_run
 from trainers.loop.state import load_split, start
 from trainers.loop.zero_shot_features import ZeroShotFeatures
 from trainers.texts.random_texts import random_texts
@@ -146,7 +147,7 @@ def test_versions_of_libraries_have_features_of_their_own(trial, folder, tmp_pat
 
 def test_an_unchanged_student_has_distance_0_from_stored_features(trial):
     for _ in range(2):
-        metrics = start(trial).evaluate("val", load_split(trial, "val"))
+        metrics = evaluate_run(start(trial), "val", load_split(trial, "val"))
         assert metrics["id_val/feature_distortion"] == metrics["id_val/energy_gap"] == 0
 
 

@@ -150,13 +150,3 @@ def test_a_model_without_projections_needs_zero_weights(tmp_path):
     for image_without in (siglip, random_model(tmp_path, "timm", vision_cfg=vision)):
         with pytest.raises(ConfigError, match="the image encoder of this model has no linear"):
             check_method_fits(CaRot(), image_without)
-
-
-def test_the_last_layer_of_a_timm_encoder_is_its_projection(tmp_path):
-    vision = {"timm_model_name": "test_vit", "timm_pool": "token", "timm_proj": ""}
-    model = random_model(tmp_path, "timm", vision_cfg=vision)
-    check_method_fits(CaRot(), model)
-    zero_shot = load_zero_shot(model, Prompts(("cat",), ("a {}.",)))
-    last = [m for m in zero_shot.visual.modules() if isinstance(m, nn.Linear)][-1]
-    student = student_of(zero_shot, CaRot())
-    assert torch.equal(projections(student.trained)[0].T, last.weight)

@@ -13,6 +13,7 @@ from tests.trainers.methods.contract import configured
 from tests.trainers.tiny_models import random_model
 from trainers.checkpoints.format import load_weights
 from trainers.fine_tune import fine_tune
+from trainers.loop.evaluate_run import classify, holding
 from trainers.models import tiny_clip
 from trainers.models.byte_pair import merges_of, packed
 from trainers.models.config import ModelConfig
@@ -61,8 +62,8 @@ def exported_logits(run, checkpoint, to, alpha=None):
 
 
 def run_logits(run, weights):
-    with run.holding(weights):
-        return run.classify(pixels(run))[1]
+    with holding(run, weights):
+        return classify(run, pixels(run))[1]
 
 
 def evaluated(run):

@@ -21,6 +21,7 @@ from tests.tuning.run_folders import trial as searched
 from tests.tuning.selection.test_beliefs import lucky_trials
 from trainers.errors import ConfigError
 from trainers.fine_tune import fine_tune
+from trainers.loop.evaluate_run import evaluate_run, measure_end
 from trainers.loop.state import load_split
 from trainers.ray_trainer import train_loop
 from tuning.config.objectives import Objective, parse_constraint
@@ -303,8 +304,8 @@ def test_all_are_trained_with_the_same_seeds_and_tested(confirmed):
     kept = ("id_val/acc", "ood_val/mean_acc", "val/mean_acc", "line/a")
     validated = {name: last.metrics[name] for name in kept}
     images = load_split(trial, "test")
-    tested = last.run.evaluate("test", images)
-    tested |= last.run.measure_end("test", images, validated["line/a"])
+    tested = evaluate_run(last.run, "test", images)
+    tested |= measure_end(last.run, "test", images, validated["line/a"])
     assert measured == pytest.approx(tested | validated)
     table = confirmation_table(found)
     names = [str(row.values["name"]) for row in table.rows]
@@ -393,7 +394,7 @@ def test_two_workers_and_a_resumed_job_read_the_test_splits(trial, whole_root, t
     assert all(again[n] == first[n] for n in again.keys() - timed)  # its last word, said again
     tested = {name for name in first if name.startswith(("id_test/", "ood_test/"))}
     *_, last = fine_tune(config)  # with neither Ray nor search
-    expected = last.run.evaluate("test", load_split(config, "test"))
+    expected = evaluate_run(last.run, "test", load_split(config, "test"))
     assert tested == {name for name in expected if not name.startswith("test/")}
     for name in tested:
         assert again[name] == pytest.approx(first[name])

@@ -12,7 +12,7 @@ from ray.train.v2._internal.exceptions import (
 )
 from ray.train.v2.api.exceptions import ControllerError, WorkerGroupError
 
-from trainers.errors import ConfigError, StorageFailed, TrainingDiverged
+from trainers.errors import ConfigError, MicroBatchTooLarge, StorageFailed, TrainingDiverged
 from tuning.config.schema import ResourcesConfig
 from tuning.execution import retries
 from tuning.execution.ray_session import ray_session
@@ -199,6 +199,15 @@ def test_too_many_failures_end_the_training(monkeypatch, tmp_path):
     with pytest.raises(WorkerGroupError):
         run(trainer, monkeypatch, tmp_path)
     assert len(trainer.made) == 1
+
+
+def test_want_of_memory_is_repeated_five_times_beside_other_failures(monkeypatch, tmp_path):
+    short = of_workers(MISSED, cloudpickle.loads(cloudpickle.dumps(MicroBatchTooLarge(16))))
+    assert run(Trainer(*[short] * 5, *[of_workers(DEAD)] * 2), monkeypatch, tmp_path)
+    trainer = Trainer(*[short] * 6)
+    with pytest.raises(WorkerGroupError):
+        run(trainer, monkeypatch, tmp_path)
+    assert len(trainer.made) == 6
 
 
 def test_a_node_that_announced_its_end_does_not_count_once(monkeypatch, tmp_path):

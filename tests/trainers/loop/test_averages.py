@@ -1,4 +1,4 @@
-"""Averaged weights, those of rungs and those of EMA, against the sum that they come to."""
+"""Averaged weights, of rungs, of `eval.ema` and of EMA, against the sum that they come to."""
 
 import numpy as np
 import pytest
@@ -11,6 +11,7 @@ from tests.trainers.methods.by_hand import cross_entropy
 from tests.trainers.methods.contract import untimed
 from trainers.checkpoints.format import WEIGHTS
 from trainers.config import with_overrides
+from trainers.errors import ConfigError
 from trainers.fine_tune import fine_tune
 from trainers.loop.state import start
 
@@ -28,9 +29,13 @@ def raw(config):
     return with_overrides(config, {"eval.rung_weights": "raw"}, "test")
 
 
-@pytest.mark.parametrize(("method", "d"), [({"name": "ft"}, 1 - 4 / STEPS), (EMA, 0.6)])
-def test_the_average_is_evaluated_and_saved(method, d, averaged, tmp_path):
-    config = with_overrides(averaged, {"method": method}, "test")
+@pytest.mark.parametrize(
+    ("settings", "d"),
+    [({}, 1 - 4 / STEPS), ({"eval.ema": 0.7}, 0.7)],
+    ids=["rungs", "ema"],
+)
+def test_the_average_is_evaluated_and_saved(settings, d, averaged, tmp_path):
+    config = with_overrides(averaged, settings, "test")
     points = [{n: v.clone() for n, v in start(config).weights.items()}]
     for report in fine_tune(config):
         points.append({n: v.clone() for n, v in report.run.weights.items()})
@@ -73,20 +78,18 @@ def test_the_average_survives_a_resume(averaged, tmp_path):
         assert curve(config, resume_from=tmp_path / step) == undisturbed
 
 
-def test_a_method_with_an_average_of_its_own_evaluates_that(averaged):
-    config = with_overrides(averaged, {"method": EMA}, "test")
-    reports = list(fine_tune(config))
-    assert reports[-1].run.rung_average is None
-    assert [untimed(report) for report in reports] == curve(raw(config))
-    losses = [report["train/loss"] for report in curve(raw(averaged))]
-    assert [report.metrics["train/loss"] for report in reports] == losses
+def test_ema_is_ft_with_the_average(averaged):
+    """At every report, whatever the rungs of others evaluate."""
+    ema = with_overrides(averaged, {"method": EMA}, "test")
+    ft = with_overrides(raw(averaged), {"eval.ema": EMA["ema_decay"]}, "test")
+    assert curve(ema) == curve(ft)
+    with pytest.raises(ConfigError, match="'ema' has a moving average of its own"):
+        with_overrides(ema, {"eval.ema": 0.5}, "test")
 
 
-def test_wise_ft_interpolates_towards_the_average(averaged):
-    config = with_overrides(averaged, {"method": {"name": "wise_ft", "alpha": 0.5}}, "test")
-    report = next(fine_tune(config))
-    run = report.run
-    assert run.rung_average is not None
-    assert run.eval_weights is not None
+@pytest.mark.parametrize("average", [{}, {"eval.ema": 0.7}], ids=["rungs", "ema"])
+def test_wise_ft_interpolates_towards_the_average(average, averaged):
+    method = {"method": {"name": "wise_ft", "alpha": 0.5}}
+    run = next(fine_tune(with_overrides(averaged, method | average, "test"))).run
     for name, value in run.eval_weights.items():
-        assert torch.equal(value, torch.lerp(run.initial[name], run.rung_average[name], 0.5))
+        assert torch.equal(value, torch.lerp(run.initial[name], run.ema[name], 0.5))
