@@ -1,5 +1,7 @@
 """Which failures are those of a machine. Errors are as Ray raised them for killed processes."""
 
+import shutil
+
 import pytest
 import ray
 import torch
@@ -12,7 +14,9 @@ from ray.train.v2._internal.exceptions import (
 )
 from ray.train.v2.api.exceptions import ControllerError, WorkerGroupError
 
+from tests.trainers.curves import short
 from trainers.errors import ConfigError, MicroBatchTooLarge, StorageFailed, TrainingDiverged
+from trainers.ray_trainer import train_loop
 from tuning.config.schema import ResourcesConfig
 from tuning.execution import retries
 from tuning.execution.ray_session import ray_session
@@ -208,6 +212,28 @@ def test_want_of_memory_is_repeated_five_times_beside_other_failures(monkeypatch
     with pytest.raises(WorkerGroupError):
         run(trainer, monkeypatch, tmp_path)
     assert len(trainer.made) == 6
+
+
+@pytest.mark.ray
+def test_workers_short_of_memory_go_on_with_half(trial, local_ray, tmp_path):
+    """Each has four images a step, and room for two at once from the third step on."""
+
+    def loop(values):
+        from tests.trainers.loop.short_memory import limit_images
+        from trainers import fine_tune
+
+        fine_tune.start = limit_images(2, "student", from_step=3)
+        return train_loop(values)
+
+    resources = ResourcesConfig(workers=2, max_failures=0)
+    options = {"name": "short", "storage_path": tmp_path, "resources": resources}
+    with ray_session():
+        last = fit(short(trial, "ft", steps=6).model_dump_json(), loop=loop, **options)
+        assert last["train/micro_batch_size"] == 2
+        # A later call begins with what fitted.
+        shutil.rmtree(next((tmp_path / "short").glob("checkpoint_*")))
+        again = fit(short(trial, "ft", steps=1).model_dump_json(), **options)
+    assert again["train/micro_batch_size"] == 2
 
 
 def test_a_node_that_announced_its_end_does_not_count_once(monkeypatch, tmp_path):
