@@ -80,7 +80,7 @@ def project(
     for _ in range(steps):
         of_weights = id_gradient(at(shares))
         of_shares = [(of_weights[name] * moved).sum() for name, moved in change.items()]
-        shares.grad = averaged(torch.stack(of_shares))
+        shares.grad = averaged(torch.stack(of_shares).to(shares))
         optimizer.step()
         shares.clamp_(0, 1)
     return at(shares)
