@@ -47,7 +47,7 @@ class DataConfig(Frozen):
     """Smallest and largest share of an image's area that a random training crop covers."""
     crop_law: Literal["torchvision", "tensorflow"] = "torchvision"
     """How random crops are distributed: as torchvision's `RandomResizedCrop`, or as TensorFlow's
-    `sample_distorted_bounding_box`, which the authors of Lipsum-FT used: 6 to 14 % less area,
+    `sample_distorted_bounding_box`, which the authors of Lipsum-FT used: 5 to 14 % less area,
     depending on the shape of the image, and never less than a tenth of it."""
     flip: bool = True
     """Mirror every second training crop, at random."""
