@@ -61,6 +61,13 @@ class DataConfig(Frozen):
     """Processes of each training worker that decode images; 0 decodes in the worker itself. `auto`
     is one for each of the worker's CPUs if it trains on a GPU, else 0."""
 
+    @field_validator("workers", mode="before")
+    @classmethod
+    def _workers_are_counted(cls, workers: Any) -> Any:
+        if workers != "auto" and not (type(workers) is int and 0 <= workers <= 1000):
+            raise ValueError("expected auto, or a number from 0 to 1000")
+        return workers
+
     @field_validator("root")
     @classmethod
     def _root_is_absolute(cls, root: str) -> str:
