@@ -43,7 +43,7 @@ ALWAYS_EXCLUDED = (
 )
 """Patterns as in a .gitignore file; Ray also applies the .gitignore files that it finds."""
 
-_FILE_KEYS = ("model.name", "model.pretrained", "model.tokenizer", "method.texts_file")
+_FILE_KEYS = ("model.name", "model.pretrained", "method.texts_file")
 """Keys of a trial that may name a file. `data.suite` is not one: its file is read with the
 configuration."""
 

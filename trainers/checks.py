@@ -1,4 +1,4 @@
-"""Checks of model, method and data before a worker starts, from headers and labels alone."""
+"""Checks of model, method and data before a worker starts: of data, headers and labels alone."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ from trainers.data.storage import Store
 from trainers.errors import ConfigError, suggestion
 from trainers.methods.base import check_method_fits
 from trainers.models.activations import check_activation_checkpointing
+from trainers.models.clip import check_model
 from trainers.models.config import ModelConfig
-from trainers.models.loading import check_model
 
 logger = logging.getLogger(__name__)
 
@@ -34,8 +34,8 @@ _REQUESTS = 16  # concurrent requests to a bucket
 def check_trials(configs: Iterable[TrialConfig]) -> None:
     """Raise a ConfigError for a model, method or data that cannot work, alone or together.
 
-    No weights are loaded, no images read, and the embedded benchmark is not built. Models and data
-    that several configurations have in common are checked once.
+    A model is loaded once. No images are read, and the embedded benchmark is not built. Models and
+    data that several configurations have in common are checked once.
     """
     models: list[ModelConfig] = []
     data: list[DataConfig] = []

@@ -32,8 +32,6 @@ from trainers.loop.state import (
 from trainers.loop.step import Stepper
 from trainers.loop.timing import Clock
 from trainers.methods.lipsum_ft import LipsumFineTuning
-from trainers.models.config import ModelConfig
-from trainers.models.text import text_facts
 from trainers.texts.random_texts import effective_rank
 from trainers.weights.averaging import update_average
 
@@ -55,7 +53,7 @@ REPORTED = (
     "cost/gpu_seconds",
     "cost/cpu_seconds",
 )
-"""Names in every report, besides `evaluation.metric_names`; see `reported`."""
+"""Names in every report, besides `evaluation.metric_names`."""
 
 RUNG_HORIZONS = 4
 """The average of `eval.rung_weights` looks back over this fraction of the run, a quarter:
@@ -67,12 +65,6 @@ CHECK_EVERY = 10
 CURVE_POINTS = 50
 """Limit of the points of a training curve between two reports, which are `CHECK_EVERY` steps or a
 multiple of that apart."""
-
-
-def reported(model: ModelConfig) -> tuple[str, ...]:
-    """`REPORTED`, without the rank of random texts for a model that has none."""
-    has_random_texts = text_facts(model).has_random_texts
-    return tuple(name for name in REPORTED if has_random_texts or name != RANDOM_TEXT_RANK)
 
 
 @dataclass(frozen=True)
@@ -203,15 +195,13 @@ def fine_tune(
 
 
 def random_text_diagnostic(run: TrainState) -> dict[str, float]:
-    """The effective rank of random texts; empty for a model that has none.
+    """The effective rank of random texts.
 
     Their length is the method's own, or Lipsum-FT's default, limited by the model's context.
     """
-    if not run.zero_shot.text.has_random_texts:
-        return {}
     method = run.config.method
     lipsum = method if isinstance(method, LipsumFineTuning) else LipsumFineTuning()
-    length = min(lipsum.text_length, run.zero_shot.text.context_length - 2)
+    length = min(lipsum.text_length, run.zero_shot.vocabulary.longest)
     return {RANDOM_TEXT_RANK: effective_rank(run.zero_shot_features.random_text_moment(length))}
 
 

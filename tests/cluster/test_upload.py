@@ -168,8 +168,6 @@ CHOICES = "search.space.parameters.model.pretrained={type: categorical, choices:
         ("search.warm_start.runs=FILE", "search.warm_start.runs", "FILE"),
         ("search.warm_start.runs=[/shared/a, FILE]", "search.warm_start.runs", "FILE"),
         ("trial.plugins=[numpy, FILE.py]", "plugins", "FILE.py"),
-        ("trial.model.name=FILE.json", "trial.model.name", "FILE.json"),
-        ("trial.model.tokenizer=FILE.txt", "trial.model.tokenizer", "FILE.txt"),
         ("trial.model.name=local-dir:FILE", "trial.model.name", "local-dir:FILE"),
         (
             CHOICES.replace("FILE", "FILE.pt"),
@@ -177,9 +175,9 @@ CHOICES = "search.space.parameters.model.pretrained={type: categorical, choices:
             "FILE.pt",
         ),
         (
-            "search.space.by_method={ft: {initial_points: [{model.name: FILE.json}]}}",
+            "search.space.by_method={ft: {initial_points: [{model.pretrained: FILE.pt}]}}",
             "search.space.by_method.ft.initial_points",
-            "FILE.json",
+            "FILE.pt",
         ),
     ],
 )

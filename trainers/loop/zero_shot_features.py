@@ -16,14 +16,11 @@ features of both, its regulariser differed by 8 % within four steps of the tiny 
 from __future__ import annotations
 
 import hashlib
-import json
 import math
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property, partial
 from pathlib import Path
 
-import open_clip
 import torch
 from torch import Tensor
 
@@ -35,15 +32,12 @@ from trainers.data.transforms import normalise
 from trainers.evaluation.evaluate import Drift, EvalBatches, image_features
 from trainers.loop.distributed import any_worker
 from trainers.loop.precision import Precision
-from trainers.models.architecture import architecture
-from trainers.models.text_head import installed, tensor_bytes
 from trainers.models.zero_shot import ZeroShotModel
 from trainers.texts.random_texts import (
     PART,
     random_text_features,
     random_text_moment,
     read_texts,
-    second_moment,
 )
 
 NOT_OF_VIEWS = {"root", "suite", "id_domain", "ood_domains", "crop_pct", "cache_gb", "workers"}
@@ -82,7 +76,6 @@ class ZeroShotFeatures:
         )
         """Those of evaluations, in which evaluated images are encoded, too."""
         self._limit = int(config.zero_shot_cache_gb * 1e9)
-        self._digest = _digest(zero_shot) if self._limit else ""
         self._files: dict[tuple[object, ...], FeatureFile] = {}
         self._kept: dict[tuple[object, ...], Tensor] = {}
 
@@ -128,16 +121,11 @@ class ZeroShotFeatures:
     def drift(self, images: ImageDataset) -> Drift:
         """The zero-shot model's side of the comparison of a student with it on these images.
 
-        `energy_gap` uses random texts as of Lipsum-FT, the same for every run. A model without
-        random texts is compared on its class prompts.
+        `energy_gap` uses random texts as of Lipsum-FT, the same for every run.
         """
-        zero_shot = self._zero_shot
-        if zero_shot.text.has_random_texts:
-            length = min(DRIFT_TEXT_LENGTH, zero_shot.text.context_length - 2)
-            moment = self.random_text_moment(length)
-        else:
-            moment = second_moment(zero_shot.head)
-        return Drift(self.of_images(images), moment, zero_shot.logit_scale)
+        length = min(DRIFT_TEXT_LENGTH, self._zero_shot.vocabulary.longest)
+        moment = self.random_text_moment(length)
+        return Drift(self.of_images(images), moment, self._zero_shot.logit_scale)
 
     def of_random_texts(self, count: int, length: int, step: int) -> Tensor:
         """L2-normalised features (count, D) of a step's random texts of `length` tokens."""
@@ -218,11 +206,8 @@ class ZeroShotFeatures:
         where = self._zero_shot.device
         on_gpu = where.type == "cuda"
         computed_by = torch.cuda.get_device_name(where) if on_gpu else torch.get_num_threads()
-        built = json.dumps(architecture(self._config.model).config, sort_keys=True, default=str)
-        texts = hashlib.sha256(repr(self._zero_shot.text).encode()).hexdigest()
-        others = installed("pillow", "timm", "torchvision", "transformers")
-        versions = (torch.__version__, open_clip.__version__, *others.items())
-        return self._digest, built, texts, computed_by, *versions
+        texts = hashlib.sha256(self._zero_shot.vocabulary.ids.tobytes()).hexdigest()
+        return self._zero_shot.digest, texts, computed_by
 
     @cached_property
     def _of_images(self) -> tuple[object, ...]:
@@ -244,15 +229,3 @@ class ZeroShotFeatures:
     def _encode(self, images: Tensor) -> Tensor:
         with self._precision.autocast():
             return self._zero_shot.image_features(images)
-
-
-def _digest(zero_shot: ZeroShotModel) -> str:
-    """A hash of the model's weights."""
-
-    def of(item: tuple[str, Tensor]) -> bytes:
-        name, tensor = item
-        return name.encode() + hashlib.sha256(tensor_bytes(tensor)).digest()
-
-    with ThreadPoolExecutor() as pool:  # hashing takes a second for each GB
-        parts = pool.map(of, sorted(zero_shot.clip.state_dict().items()))
-        return hashlib.sha256(b"".join(parts)).hexdigest()

@@ -28,8 +28,8 @@ if TYPE_CHECKING:
     from trainers.loop.zero_shot_features import ZeroShotFeatures
     from trainers.models.config import ModelConfig
     from trainers.models.student import Outputs, Student
-    from trainers.models.text import TextFacts
     from trainers.models.zero_shot import ZeroShotModel
+    from trainers.texts.random_texts import Vocabulary
 
 Weights: TypeAlias = "Mapping[str, Tensor]"
 """Trained parameters by their names in the student."""
@@ -195,7 +195,7 @@ class Method(Frozen, ABC):
         """Whether `loss` reads `Batch.average`."""
         return False
 
-    def check(self, text: TextFacts) -> None:
+    def check(self, vocabulary: Vocabulary) -> None:
         """Raise a `ConfigError` if the method does not work with a model of such texts."""
         return None
 
@@ -247,9 +247,9 @@ def check_method_fits(method: Method, model: ModelConfig) -> None:
 
     No weights are loaded.
     """
-    from trainers.models.text import text_facts
+    from trainers.models.clip import vocabulary
 
-    method.check(text_facts(model))
+    method.check(vocabulary(model))
     method.check_model(model)
     method.check_files()
 

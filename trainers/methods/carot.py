@@ -84,7 +84,7 @@ class CaRot(ContrastiveMethod):
 
     def check_model(self, model: ModelConfig) -> None:
         """Raise a `ConfigError` if an encoder has no linear projection."""
-        from trainers.models.loading import skeleton
+        from trainers.models.clip import skeleton
 
         if self.orthogonality_weight or self.cross_weight:
             projections(

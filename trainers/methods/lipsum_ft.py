@@ -45,7 +45,7 @@ from trainers.texts.random_texts import digest
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from trainers.models.text import TextFacts
+    from trainers.texts.random_texts import Vocabulary
 
 TEXTS_OF_MOMENT = 16_384
 """Number of random texts from which the expected second moment is estimated."""
@@ -63,7 +63,7 @@ class LipsumFineTuning(Method):
     text_source: Literal["random", "fixed", "second_moment", "isotropic", "file"] = "random"
     """Which texts; all but the first are controls."""
     text_length: int = Field(default=8, ge=1, le=100_000)
-    """L: random tokens of a text, besides the start and end tokens."""
+    """L: random tokens of a text, besides those that the tokenizer adds."""
     text_count: int = Field(default=80, ge=1, le=100_000)
     """M: texts a step."""
     texts_file: str | None = None
@@ -98,25 +98,18 @@ class LipsumFineTuning(Method):
         """Whether the regulariser has a weight."""
         return self.reg_weight > 0
 
-    def check(self, text: TextFacts) -> None:
-        """Raise a `ConfigError` if the model has no random texts, or too short a context."""
+    def check(self, vocabulary: Vocabulary) -> None:
+        """Raise a `ConfigError` if the model's context is too short for the random texts."""
         if self.text_source in ("isotropic", "file"):
             return
-        if not text.has_random_texts:
-            raise ConfigError(
-                "random texts need a tokenizer with a start and an end token, and none is known of "
-                f"model.name = {text.model!r}",
-                key="method.name",
-                value=self.name,
-                hint="write method.name = 'ft', or model.tokenizer = its tokenizer.json",
-            )
-        if self.text_length + 2 > text.context_length:
+        if self.text_length > vocabulary.longest:
             raise ConfigError(
                 "too long for the model's context with its start and end tokens",
                 key="method.text_length",
                 value=self.text_length,
-                hint=f"at most {text.context_length - 2}",
+                hint=f"at most {vocabulary.longest}",
             )
+        vocabulary.frame(self.text_length)
 
     def check_files(self) -> None:
         """Raise a `ConfigError` if the texts have changed since the configuration was made."""

@@ -90,7 +90,7 @@ class ResidualAdapter(ContrastiveMethod):
     def check_model(self, model: ModelConfig) -> None:
         """Raise a `ConfigError` if an encoder has no transformer blocks."""
         from trainers.models.adapters import Adapters
-        from trainers.models.loading import skeleton
+        from trainers.models.clip import skeleton
         from trainers.models.student import TextTower
 
         clip: Any = skeleton(model)

@@ -14,7 +14,7 @@ from torch.func import functional_call
 from torch.utils.checkpoint import checkpoint
 
 from trainers.errors import ConfigError
-from trainers.models.architecture import architecture
+from trainers.models.clip import model_config
 from trainers.models.config import ModelConfig
 
 BLOCK_LISTS = ("resblocks", "blocks", "layer", "layers", "block")
@@ -37,7 +37,7 @@ def blocks(encoder: nn.Module) -> list[nn.Module]:
 
 def check_activation_checkpointing(model: ModelConfig) -> None:
     """Raise a `ConfigError` for open_clip's ResNets, which are not made of blocks."""
-    if isinstance(architecture(model).vision.get("layers"), list | tuple):
+    if isinstance(model_config(model)["vision_cfg"].get("layers"), list | tuple):
         tower = f"the image tower of model.name = {model.name!r}"
         raise _impossible(f"{tower} is a ResNet, which has no blocks")
 

@@ -244,9 +244,6 @@ def _part(
         for key, given in space.parameters.items()
         if key in parameters or key not in known
     }
-    length, longest = parameters.get(TEXT_LENGTH), trial.model.longest_text
-    if isinstance(length, Int) and longest is not None and length.low <= longest < length.high:
-        parameters[TEXT_LENGTH] = length.model_copy(update={"high": longest})
     _change(parameters, common, section, known)
     if method is not None:
         section = f"search.space.by_method.{method}"

@@ -229,10 +229,10 @@ def _section_of(key: str, method: str | None, config: SpaceConfig) -> str:
 
 
 def _check_objective(file: SearchFile) -> None:
-    from trainers.fine_tune import reported
+    from trainers.fine_tune import REPORTED
 
     key = "search.objective.metric"
-    known = [*metric_names(file.trial.data), *reported(file.trial.model)]
+    known = [*metric_names(file.trial.data), *REPORTED]
     for objective, configured in zip(file.objectives, file.search.objective, strict=True):
         if objective.metric.startswith("line/"):
             raise ConfigError(

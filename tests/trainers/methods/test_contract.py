@@ -25,10 +25,9 @@ from trainers.evaluation.metrics import metric_names
 from trainers.fine_tune import REPORTED, fine_tune
 from trainers.loop.state import id_classes, load_split, open_images, start
 from trainers.methods.registry import METHODS
+from trainers.models.clip import load_clip, load_tokenizer
 from trainers.models.image import image_input
-from trainers.models.loading import load_clip
 from trainers.models.text_head import zero_shot_heads
-from trainers.models.tokenizers import load_tokenizer
 
 NAMES = sorted(METHODS)
 TEMPLATES = ["a photo of a {}.", "a sketch of a {}.", "a {}."]

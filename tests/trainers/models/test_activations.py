@@ -5,10 +5,10 @@ import torch
 from torch import nn
 
 from tests.trainers.curves import curve, short
+from tests.trainers.tiny_models import random_model
 from trainers.checks import check_trials
 from trainers.errors import ConfigError
 from trainers.models.activations import blocks, keep_no_activations
-from trainers.models.config import ModelConfig
 from trainers.models.image import pooled_features
 from trainers.models.student import TextTower
 
@@ -73,11 +73,10 @@ def test_blocks_are_those_of_the_innermost_lists():
     assert blocks(stages) == inner
 
 
-def test_a_resnet_is_refused_before_a_worker_starts(trial):
-    resnet = ModelConfig(name="RN50", pretrained="random")
-    config = trial.model_copy(update={"model": resnet})
+def test_a_resnet_is_refused_before_a_worker_starts(trial, tmp_path):
+    config = trial.model_copy(update={"model": random_model(tmp_path, "resnet")})
     check_trials([config])
-    with pytest.raises(ConfigError, match="'RN50' is a ResNet") as error:
+    with pytest.raises(ConfigError, match="is a ResNet") as error:
         check_trials([config.model_copy(update={"activation_checkpointing": True})])
     assert error.value.key == "activation_checkpointing"
 

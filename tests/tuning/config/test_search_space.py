@@ -5,7 +5,7 @@ import yaml
 from pydantic import ValidationError
 
 from search_spaces import METHODS, SPACES, Float, Int, SearchSpace
-from tests.trainers.tiny_models import KINDS, write_config
+from tests.trainers.tiny_models import random_model
 from trainers.errors import ConfigError
 from trainers.methods.ft import PlainFineTuning
 from trainers.methods.registry import METHODS as KNOWN_METHODS
@@ -55,16 +55,6 @@ def test_parameters_apply_to_methods_that_have_them():
         low=2, high=12, log=True
     )
     assert found.branches["ft"].parameters.keys() == {"optim.lr"}
-
-
-def test_a_ready_space_ends_at_what_the_models_context_holds(tmp_path):
-    text = KINDS["clip"]["text_cfg"] | {"context_length": 16}
-    model = {"name": str(write_config(tmp_path, "clip", text_cfg=text)), "pretrained": "random"}
-    found = space({"trial.model": model}).branches["lipsum_ft"].parameters["method.text_length"]
-    assert found == Int(low=2, high=14, log=True)
-    given = {"method.text_length": {"high": 20}}  # the user's own bound is checked, not changed
-    kept = space({"trial.model": model}, parameters=given).branches["lipsum_ft"]
-    assert kept.parameters["method.text_length"] == Int(low=2, high=20, log=True)
 
 
 def test_a_new_parameter_is_added_to_all_methods():
@@ -276,8 +266,8 @@ def test_settings_without_effect_are_not_searched(several, path):
 
 
 def test_a_method_that_does_not_fit_the_model_is_named(path, tmp_path):
-    name = write_config(tmp_path, "resnet")
-    model = [f"trial.model={{name: {name}, pretrained: random}}", "search.budget.trials=3"]
+    name = random_model(tmp_path, "resnet").name
+    model = [f"trial.model={{name: '{name}'}}", "search.budget.trials=3"]
     with pytest.raises(ConfigError, match="'r_adapter'") as caught:
         load_config(path, ["search.space.methods=[ft, r_adapter, kd]", *model])
     assert caught.value.key == "search.space.methods"

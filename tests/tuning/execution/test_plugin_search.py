@@ -9,8 +9,8 @@ from tests.trainers.exported import open_clip_logits
 from tests.tuning.execution.real_searches import outcomes, real_file
 from trainers.data.transforms import normalise
 from trainers.loop.state import load_split
+from trainers.models.clip import load_clip
 from trainers.models.image import image_input
-from trainers.models.loading import load_clip
 from tuning.execution.ray_session import ray_session
 from tuning.search import run_search
 from tuning.weights.export import export_weights

@@ -189,8 +189,9 @@ def test_data_that_have_changed_are_refused_with_the_domain_and_split(
 
 
 def test_a_model_that_has_changed_is_refused_with_its_file(images_root, tmp_path, went_on):
-    model = tiny_models.write_config(tmp_path, "clip")
-    file = search_file(images_root, trial__model={"name": str(model), "pretrained": "random"})
+    name = tiny_models.random_model(tmp_path, "clip").name
+    model = tmp_path / "clip" / "open_clip_config.json"
+    file = search_file(images_root, trial__model={"name": name})
     run = write_run(tmp_path / "run", file, [trial(0, 85.0, 62.0)])
     (run / "environment.json").write_text(json.dumps(environment(file.trial)))
     resume_search(run)

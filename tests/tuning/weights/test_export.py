@@ -4,39 +4,36 @@ import json
 import math
 import re
 import shutil
-import signal
 import subprocess
 import sys
 from pathlib import Path
 
-import pyarrow.parquet as pq
 import pytest
 import torch
 from safetensors.torch import load_file
 
 from tests.conftest import CLASSES
+from tests.trainers.tiny_models import random_model
 from tests.tuning.weights.real_runs import kept_weights
 from trainers.checkpoints.format import load_weights
-from trainers.config import DataConfig, with_overrides
-from trainers.data.schema import METADATA_KEY, part_path
+from trainers.config import with_overrides
 from trainers.errors import ConfigError
 from trainers.evaluation.metrics import ID_ACC, val_acc
 from trainers.fine_tune import fine_tune
-from trainers.folders import appearing
 from trainers.loop.state import load_split
+from trainers.models.config import ModelConfig
 from trainers.models.zero_shot import load_zero_shot
-from tuning.cli import run_command
 from tuning.runs.journal import JOURNAL_FILE
 from tuning.runs.ranking import best_trial
 from tuning.runs.records import TrialRecord
 from tuning.runs.run_folder import load_run
 from tuning.weights.export import export_weights as export
-from tuning.weights.sources import evaluation_crops, measured, write_trial
+from tuning.weights.sources import measured, write_trial
 
 Real = tuple[Path, list[TrialRecord]]
 FILES = {
     "open_clip_config.json", "open_clip_model.safetensors", "head.safetensors", "classes.json",
-    "bpe.txt.gz", "README.md",
+    "bpe.txt.gz", "README.md", "classify.py",
 }  # fmt: skip
 
 
@@ -140,11 +137,11 @@ def with_snippet(config, folder):
     write_trial(folder / "trained", config)
     model = export(folder / "trained", folder / "model").rename(folder / "moved")
     card = (model / "README.md").read_text()
-    assert str(folder) not in card
+    assert str(folder / "model") not in card
     (snippet,) = re.findall(r"```python\n(.*?)```", card, re.DOTALL)
-    *lines, example = snippet.strip().splitlines()
-    assert example == 'print(classify(Image.open("image.jpg")))'
-    (model / "snippet.py").write_text("\n".join(lines))
+    lines, example = snippet.rsplit("print", 1)
+    assert example == '(classify(Image.open("image.jpg")))\n'
+    (model / "snippet.py").write_text(lines)
     names, labels = [], []
     for domain, images in load_split(config, "val").items():
         for index in range(len(images.labels)):
@@ -157,15 +154,23 @@ def with_snippet(config, folder):
 
 def test_the_snippet_of_the_card_reaches_its_accuracies(trial, tmp_path):
     """In a process that imports open_clip and nothing of this project."""
-    changes = {"precision": "fp32", "method.name": "ft", "steps": 3}
-    both = ({"data.crop_pct": 0.5}, {"data.crop_pct": 1.0, "eval.line": 0.4, "optim.lr": 3e-3})
-    configs = [with_overrides(trial, {**changes, **more}, "test") for more in both]
-    made = [with_snippet(config, tmp_path / str(n)) for n, config in enumerate(configs)]
-    command = [sys.executable, "-c", CLASSIFY_ALL, *(model for model, _ in made)]
+    made = []
+    for kind, more in (
+        ("tiny-clip", {"data.crop_pct": 0.5}),
+        ("tiny-clip", {"eval.line": 0.4, "optim.lr": 3e-3}),
+        ("roberta", {"optim.lr": 3e-2}),
+        ("siglip", {"optim.lr": 3e-2, "method.name": "lipsum_ft"}),
+    ):
+        folder = tmp_path / str(len(made))
+        folder.mkdir()
+        model = ModelConfig() if kind == "tiny-clip" else random_model(folder, kind)
+        changes = {"precision": "fp32", "method.name": "ft", "steps": 3, "model.name": model.name}
+        config = with_overrides(trial, {**changes, **more}, "test")
+        made.append((config, *with_snippet(config, folder)))
+    command = [sys.executable, "-c", CLASSIFY_ALL, *(model for _, model, _ in made)]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
-    lines = done.stdout.splitlines()
-    for config, (model, labels), line in zip(configs, made, lines, strict=True):
+    for (config, model, labels), line in zip(made, done.stdout.splitlines(), strict=True):
         predicted, expected = json.loads(line), about(model)["metrics"]
         for domain in config.data.domains:
             right = [
@@ -203,20 +208,6 @@ def test_the_card_names_origin_and_accuracy(real, tmp_path):
     assert crops == dict.fromkeys(("real", "sketch", "clipart"), 1.0)
 
 
-def test_crops_that_data_name_themselves_are_recorded(images_root, tmp_path):
-    root = shutil.copytree(images_root, tmp_path / "images")
-    path = part_path(root, "sketch", "val")
-    table = pq.read_table(path)
-    metadata = {**table.schema.metadata, METADATA_KEY: b'{"crop_pct": "0.75"}'}
-    pq.write_table(table.replace_schema_metadata(metadata), path)
-    data = DataConfig(root=str(root), ood_domains=("sketch",))
-    assert evaluation_crops(data) == {"real": 1.0, "sketch": 0.75}
-    configured = DataConfig(root=str(root), ood_domains=("sketch",), crop_pct=0.9)
-    assert evaluation_crops(configured) == {"real": 0.9, "sketch": 0.75}
-    gone = DataConfig(root=str(tmp_path / "gone"), ood_domains=("sketch",))
-    assert evaluation_crops(gone) == {"real": 1.0, "sketch": 1.0}
-
-
 def test_the_output_of_train_can_be_exported(trial, tmp_path):
     (*_, last) = fine_tune(trial)
     last.save(tmp_path / "trained")
@@ -231,7 +222,7 @@ def test_the_output_of_train_can_be_exported(trial, tmp_path):
     weights, _ = load_weights(tmp_path / "trained")
     head = load_file(written / "head.safetensors")["head"]
     assert torch.equal(head, weights["head"])
-    with pytest.raises(ConfigError, match="without trials or soups"):
+    with pytest.raises(ConfigError, match="not for one training"):
         export(tmp_path / "trained", tmp_path / "other", trial="trial-000")
 
 
@@ -242,6 +233,8 @@ def test_the_output_of_train_can_be_exported(trial, tmp_path):
         ({"trial": "trial-004"}, None, "search.checkpoints.keep_top"),
         ({"soup": "greedy"}, "--soup", "--name greedy"),
         ({"soup": "greedy", "trial": "trial-000"}, "--trial", "--soup"),
+        ({"alpha": math.nan}, "--alpha", "from 0 to 1"),
+        ({"alpha": 5.0}, "--alpha", "from 0 to 1"),
     ],
 )
 def test_weights_that_do_not_exist_are_refused(arguments, key, hint, real, tmp_path):
@@ -252,31 +245,11 @@ def test_weights_that_do_not_exist_are_refused(arguments, key, hint, real, tmp_p
     assert not (tmp_path / "model").exists()
 
 
-@pytest.mark.parametrize("alpha", [-1, 5.0, math.nan])
-def test_an_alpha_out_of_range_is_refused(alpha, tmp_path):
-    with pytest.raises(ConfigError, match="must be from 0 to 1") as caught:
-        export(tmp_path, tmp_path / "model", alpha=alpha)
-    assert caught.value.key == "--alpha"
-
-
-@pytest.mark.parametrize(
-    ("output", "said"), [("x" * 300, "File name too long"), ("~nosuchuser/x", "home directory")]
-)
-def test_an_output_that_cannot_exist_is_one_line(output, said, real, capsys):
-    with pytest.raises(SystemExit) as caught:
-        run_command(lambda: export(real[0], output))
-    assert caught.value.code == 70
-    shown = capsys.readouterr().err
-    assert said in shown
-    assert len(shown.splitlines()) == 1
-
-
-@pytest.mark.parametrize("contents", ["{", "{}", '{"metrics": {}, "trials": []}'])
-def test_a_damaged_record_of_a_soup_is_one_line(contents, real, tmp_path):
+def test_a_damaged_record_of_a_soup_is_one_line(real, tmp_path):
     run = Path(shutil.copytree(real[0], tmp_path / "run"))
     file = run / "soups" / "greedy" / "soup.json"
     file.parent.mkdir(parents=True)
-    file.write_text(contents)
+    file.write_text('{"metrics": {}, "trials": []}')
     with pytest.raises(ConfigError) as caught:
         export(run, tmp_path / "model", soup="greedy")
     assert (caught.value.problem, caught.value.source) == ("damaged", str(file))
@@ -297,27 +270,6 @@ def test_only_an_empty_output_folder_is_used(real, tmp_path):
 
 def _prompts(run):
     return load_run(run).file.trial.data.rules.prompts(CLASSES)
-
-
-KILLED_EXPORT = """
-import os, signal, sys
-from pathlib import Path
-from tuning.weights import export
-export.model_card = lambda *_: os.kill(os.getpid(), signal.SIGKILL)
-export.export_weights(Path(sys.argv[1]), Path(sys.argv[2]), trial="trial-003")
-"""
-
-
-def test_the_next_export_removes_what_a_killed_one_left(real, tmp_path):
-    run, _ = real
-    command = [sys.executable, "-c", KILLED_EXPORT, str(run), str(tmp_path / "model")]
-    assert subprocess.run(command, check=False).returncode == -signal.SIGKILL
-    assert [path.name[:7] for path in tmp_path.iterdir()] == [".model."]
-    with appearing(tmp_path / "model") as alive:  # of another process that is at work
-        export(run, tmp_path / "model", trial="trial-003")
-        assert sorted(tmp_path.iterdir()) == [alive, tmp_path / "model"]
-        shutil.rmtree(tmp_path / "model")
-    assert list(tmp_path.iterdir()) == [tmp_path / "model"]
 
 
 def test_weights_that_are_damaged_are_not_exported(real, tmp_path):
