@@ -136,6 +136,7 @@ def test_the_exported_model_predicts_as_evaluated(shop, monkeypatch):
     reported = {record.trial_id: record.metrics for record in run.history.records}
     won = {"zero-shot": run.search.zero_shot, **reported}[about["trial"]]
     monkeypatch.chdir("model")
+    monkeypatch.syspath_prepend(Path.cwd())
     (code,) = re.findall(r"```python\n(.*?)```", Path("README.md").read_text(), re.DOTALL)
     card = {}
     exec(code.replace('print(classify(Image.open("image.jpg")))', ""), card)

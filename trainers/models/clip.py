@@ -59,8 +59,9 @@ def location(model: ModelConfig) -> str:
     return f"{LOCAL_DIR}{tiny_clip.FOLDER}" if model.name == TINY_CLIP else model.name
 
 
+@lru_cache(maxsize=8)
 def check_model(model: ModelConfig) -> None:
-    """Load a model and its tokenizer, and encode two texts.
+    """Load a model and its tokenizer once in this process, and encode two texts.
 
     Raises:
         ConfigError: it cannot be loaded, or not as it was trained; its images are not square; its

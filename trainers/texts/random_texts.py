@@ -27,8 +27,7 @@ if TYPE_CHECKING:
 
     from trainers.models.zero_shot import ZeroShotModel
 
-PART = 1024
-"""Random texts that are encoded at once for the second moment."""
+PART = 1024  # random texts that are encoded at once for the second moment
 
 
 class Vocabulary:
