@@ -120,7 +120,7 @@ def model_digest(clip: nn.Module, config: Mapping[str, Any]) -> str:
 
     def of(item: tuple[str, Tensor]) -> bytes:
         name, tensor = item
-        values = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy()
+        values: Any = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy()
         return name.encode() + hashlib.sha256(values).digest()
 
     packages = {}

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from rich import box
 from rich.table import Table
 
@@ -15,13 +17,14 @@ def soup_report(finished: FinishedSoup) -> Table:
     search, soup, best = finished.search, finished.soup, finished.ingredients[0].record
     names = [ID_ACC, OOD_MEAN_ACC, *map(val_acc, search.ood_domains)]
     accs = {step.ingredient: step.id_acc for step in soup.steps}
+    rows: list[tuple[str, str, Mapping[str, float], str, str]]
     rows = [(ZERO_SHOT, "", search.zero_shot, "", "dim")]
     for index, ingredient in enumerate(finished.ingredients):
         record, used = ingredient.record, index in soup.used
         part = "yes" if used else f"no: ID {accs[index]:.1f}"
         rows.append((record.trial_id, search.method(record) or "", record.metrics, part, ""))
     name, part = f"{finished.recipe} soup", f"{len(finished.used)} trials"
-    rows.append((name, "", dict(soup.metrics), part, "bold green"))
+    rows.append((name, "", soup.metrics, part, "bold green"))
 
     gaps = {"ID": ID_ACC, "OOD mean": OOD_MEAN_ACC}
     values = {name: soup.metrics[metric] - best.metrics[metric] for name, metric in gaps.items()}
