@@ -118,8 +118,9 @@ def test_with_alpha_only_the_evaluated_point_has_metrics(real, tmp_path):
 
 
 CLASSIFY_ALL = """
-import json, os, pathlib, sys
+import json, os, pathlib, sys, torch
 from PIL import Image
+torch.set_num_threads(1)
 for folder in sys.argv[1:]:
     os.chdir(folder)
     exec(pathlib.Path("snippet.py").read_text())
@@ -156,13 +157,14 @@ def test_the_snippet_of_the_card_reaches_its_accuracies(trial, tmp_path):
     for kind, more in (
         ("tiny-clip", {"data.crop_pct": 0.5}),
         ("tiny-clip", {"eval.line": 0.4, "optim.lr": 3e-3}),
-        ("roberta", {"optim.lr": 3e-2}),
-        ("siglip", {"optim.lr": 3e-2, "method.name": "lipsum_ft"}),
+        ("roberta", {"optim.lr": 3e-3}),
+        ("siglip", {"optim.lr": 3e-3, "method.name": "lipsum_ft"}),
     ):
         folder = tmp_path / str(len(made))
         folder.mkdir()
         model = ModelConfig() if kind == "tiny-clip" else random_model(folder, kind)
         changes = {"precision": "fp32", "method.name": "ft", "steps": 3, "model.name": model.name}
+        changes["data.ood_domains"] = ["sketch"]
         config = with_overrides(trial, {**changes, **more}, "test")
         made.append((config, *with_snippet(config, folder)))
     command = [sys.executable, "-c", CLASSIFY_ALL, *(model for _, model, _ in made)]
