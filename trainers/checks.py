@@ -10,7 +10,6 @@ from functools import cache
 from pyarrow import fs
 
 from trainers.config import DataConfig, TrialConfig
-from trainers.data.cache.arrow_cache import check_limit
 from trainers.data.class_map import domain_class_map
 from trainers.data.data_root import EMBEDDED, domain_files, resolve_root
 from trainers.data.schema import Header, check_labels
@@ -69,7 +68,7 @@ def _warn_of_repeats(batch_size: int, images: int) -> None:
 
 
 def check_data(data: DataConfig, parts: Sequence[Part] | None = None) -> int:
-    """Raise a ConfigError for data that are missing, unfinished, mislabelled or too large.
+    """Raise a ConfigError for data that are missing, unfinished or mislabelled.
 
     Args:
         parts: the parts that will be read, of the ID domain first. Default: those of a trial.
@@ -83,11 +82,7 @@ def check_data(data: DataConfig, parts: Sequence[Part] | None = None) -> int:
         headers = _embedded(parts)
     else:
         store = resolve_root(data.root)
-        files = {part: domain_files(store, *part) for part in parts}
-        every = [file for of_part in files.values() for file in of_part]
-        headers = _headers(store, files)
-        needed = sum(header.image_bytes for header in headers.values())
-        check_limit(store, every, needed, limit_bytes=int(data.cache_gb * 1e9))
+        headers = _headers(store, {part: domain_files(store, *part) for part in parts})
     if not headers:
         return 0
     id_classes = headers[parts[0]].class_names
@@ -129,8 +124,8 @@ def _headers(store: Store, files: Mapping[Part, Sequence[fs.FileInfo]]) -> dict[
         where = f"{store.url}/{domain}/{split}"
         if len({header.class_names for header in headers}) > 1:
             raise ConfigError("its files have different class names", source=where)
-        rows, size = (sum(h.rows for h in headers), sum(h.image_bytes for h in headers))
+        rows = sum(header.rows for header in headers)
         if not rows:
             raise ConfigError("it has no images", source=where)
-        merged[domain, split] = Header(headers[0].class_names, headers[0].metadata, rows, size)
+        merged[domain, split] = Header(headers[0].class_names, headers[0].metadata, rows)
     return merged

@@ -52,8 +52,6 @@ class DataConfig(Frozen):
     """Share of the short side that the evaluation's center crop keeps; 1 is the whole side, as
     open_clip's own transform shows it. Data that name a share of their own keep that, as those of
     `prepare arrays`, whose images are crops."""
-    cache_gb: float = Field(default=100, gt=0, le=1e6)
-    """Limit of the local data cache on each machine (10^9 bytes)."""
     workers: int = Field(default=0, ge=0, le=1000)
     """Processes of each training worker that decode images; 0 decodes in the worker itself."""
 

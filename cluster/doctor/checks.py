@@ -165,7 +165,7 @@ def check_machine(cluster: ClusterFacts) -> Iterator[Finding]:
 _MAKE_ROOM = {
     node_facts.RAY_SESSION: "remove old sessions, or start Ray with --temp-dir on another disk",
     node_facts.RUN_STORAGE: "set search.checkpoints.disk_gb, or remove old run folders",
-    node_facts.IMAGE_CACHE: "set trial.data.cache_gb, or LIPSUM_TUNE_ARROW_CACHE to another disk",
+    node_facts.IMAGE_CACHE: "set HF_DATASETS_CACHE to a folder on another disk",
     node_facts.TEMPORARY: "set TMPDIR to a folder on another disk before `ray start`",
 }
 

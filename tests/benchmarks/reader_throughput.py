@@ -35,9 +35,9 @@ from torchvision.datasets import ImageFolder
 
 from tests.benchmarks.spread import spread
 from trainers.config import DataConfig
-from trainers.data.cache.arrow_cache import CACHE_VARIABLE
 from trainers.data.dataset import ImageDataset, train_batches
 from trainers.data.encoding import EncodeOptions
+from trainers.data.feature_cache import CACHE_VARIABLE
 from trainers.data.formats import LAYOUTS
 from trainers.data.formats.index import LayoutOptions
 from trainers.data.sampler import StepSampler

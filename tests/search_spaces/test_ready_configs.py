@@ -132,12 +132,6 @@ def test_runlocal_passes_all_checks_and_fits_a_laptop(name):
     assert file.trial.method.name == file.search.space.name == method
 
 
-@pytest.mark.parametrize("name", [name for name in PAPER if name.startswith("imagenet")])
-def test_the_cache_holds_imagenet_in_full_size(name):
-    everything = 147.9 + 6.7 + 1.3 + 2.2 + 0.7 + 7.6  # GB: train and val, V2, -R, -A, -Sketch
-    assert load_config(name, check=False).trial.data.cache_gb > everything
-
-
 def test_methods_get_equal_trials_and_small_model_ranges():
     file = load_config("methods")
     quickstart = load_config("quickstart")

@@ -10,7 +10,7 @@ import os
 import secrets
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +29,7 @@ class Store:
     without fsspec's Python), and atomic local writes would have to be added to it all the same.
     """
 
-    filesystem: fs.FileSystem
+    filesystem: fs.FileSystem = field(hash=False)
     root: str
     """As the file system spells it, without a slash at its end."""
     url: str

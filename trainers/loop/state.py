@@ -450,6 +450,4 @@ def open_images(data: DataConfig, domain: str, split: str) -> ImageDataset:
     Raises:
         ConfigError: they are missing or cannot be read.
     """
-    return ImageDataset(
-        resolve_root(data.root), domain, split, cache_gb=data.cache_gb, crop_pct=data.crop_pct
-    )
+    return ImageDataset(resolve_root(data.root), domain, split, crop_pct=data.crop_pct)

@@ -2,7 +2,7 @@
 
 Training views are functions of (seed, step, sample) and random texts of (seed, step), so trials of
 one seed need the same features of them at the same steps. The first trial that gets there computes
-and stores them (`trainers.data.cache.feature_cache`), the others read them.
+and stores them (`trainers.data.feature_cache`), the others read them.
 
 Features of views and of random texts are rounded to float16: each value changes by at most 1 part
 in 2048, and a feature vector by 2e-4 of its length on average. Features of evaluated images and
@@ -28,9 +28,9 @@ import torch
 from torch import Tensor
 
 from trainers.config import TrialConfig
-from trainers.data.cache.feature_cache import FeatureFile
 from trainers.data.data_root import resolve_root
 from trainers.data.dataset import ImageDataset
+from trainers.data.feature_cache import FeatureFile
 from trainers.data.transforms import normalise
 from trainers.evaluation.evaluate import Drift, EvalBatches, image_features
 from trainers.loop.distributed import any_worker
@@ -46,7 +46,7 @@ from trainers.texts.random_texts import (
     second_moment,
 )
 
-NOT_OF_VIEWS = {"root", "suite", "id_domain", "ood_domains", "crop_pct", "cache_gb", "workers"}
+NOT_OF_VIEWS = {"root", "suite", "id_domain", "ood_domains", "crop_pct", "workers"}
 """Keys of `data` without effect on the views of given images."""
 DRIFT_TEXT_LENGTH = 8
 """Tokens of the random texts of `energy_gap`: Lipsum-FT's default, for every method."""
@@ -237,7 +237,7 @@ class ZeroShotFeatures:
         if not self._limit:
             return ()
         root = resolve_root(data.root)
-        train = ImageDataset(root, data.id_domain, "train", cache_gb=data.cache_gb)
+        train = ImageDataset(root, data.id_domain, "train")
         return train.version, data.model_dump_json(exclude=NOT_OF_VIEWS)
 
     @torch.no_grad()

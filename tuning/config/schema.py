@@ -313,7 +313,7 @@ class SearchConfig(Frozen):
     a storage of their own."""
 
 
-ELSEWHERE = ("root", "workers", "cache_gb")
+ELSEWHERE = ("root", "workers")
 """Keys of `trial.data` that change no metric: where images are and how they are read."""
 
 

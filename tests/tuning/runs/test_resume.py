@@ -73,7 +73,6 @@ def test_a_copy_does_not_go_on_while_the_original_exists(run, went_on):
         "search.resources.max_concurrent=1",
         "search.tracking.experiment=other",
         "search.checkpoints.disk_gb=5",
-        "trial.data.cache_gb=7",
         "trial.data.workers=2",
     ],
 )

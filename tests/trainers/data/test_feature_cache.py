@@ -7,8 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from trainers.data.cache.arrow_cache import CACHE_VARIABLE
-from trainers.data.cache.feature_cache import FeatureFile, _warn
+from trainers.data.feature_cache import CACHE_VARIABLE, FeatureFile, _warn
 
 ROWS, WIDTH, RECORDS = 4, 8, 6
 RECORD_BYTES = ROWS * WIDTH * 2 + 4
@@ -19,7 +18,7 @@ LIMIT = 3 * RECORDS * RECORD_BYTES
 def folder(tmp_path, monkeypatch):
     monkeypatch.setenv(CACHE_VARIABLE, str(tmp_path))
     _warn.cache_clear()
-    return tmp_path / "features"
+    return tmp_path / "lipsum-tune-features"
 
 
 def opened(*identity, records=RECORDS, **options):

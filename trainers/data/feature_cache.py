@@ -8,21 +8,25 @@ would end the process. Records that are not there yet take no room.
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import logging
 import os
+import shutil
 import weakref
 import zlib
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from functools import cache
+from pathlib import Path
 
 import filelock
 import torch
 from torch import Tensor
 
-from trainers.data.cache.arrow_cache import cache_folder, make_room
+CACHE_VARIABLE = "HF_DATASETS_CACHE"
+"""Environment variable of the package `datasets` for the folder of this machine's caches."""
 
 FORMAT = 1
 """Increase it when the same identity gives other features than before."""
@@ -30,6 +34,12 @@ FORMAT = 1
 CHECKSUM_BYTES = 4
 
 logger = logging.getLogger(__name__)
+
+
+def cache_folder() -> Path:
+    """Folder of this machine's Arrow files and features, by default that of `datasets`."""
+    home = os.environ.get("HF_HOME") or "~/.cache/huggingface"
+    return Path(os.environ.get(CACHE_VARIABLE) or f"{home}/datasets").expanduser()
 
 
 class FeatureFile:
@@ -63,7 +73,7 @@ class FeatureFile:
             _warn(f"{cache_folder()}: {error.strerror}")
 
     def _open(self, name: str, records: int, limit_bytes: int) -> None:
-        folder, size = cache_folder() / "features", records * self._stride
+        folder, size = cache_folder() / "lipsum-tune-features", records * self._stride
         folder.mkdir(parents=True, exist_ok=True)
         path = folder / f"{name}.features"
         with filelock.FileLock(folder / "lock"):
@@ -74,7 +84,7 @@ class FeatureFile:
                     _warn(f"{size / 1e9:.3g} GB do not fit into the limit")
                     return
                 # Checkpoints need a part of the free disk as well.
-                make_room(folder, others, size, limit_bytes, disk_share=0.5)
+                _make_room(folder, others, size, limit_bytes)
             self._file = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
             weakref.finalize(self, os.close, self._file)
             if known < size:
@@ -113,6 +123,23 @@ class FeatureFile:
                 _warn(error.strerror or type(error).__name__)
                 self._file = None
         return rounded.float()
+
+
+def _make_room(folder: Path, others: Iterable[Path], size: int, limit: int) -> None:
+    """Remove other files, those unused for longest first, until `size` more bytes fit.
+
+    Raises:
+        OSError: ENOSPC; half of the disk that can be freed is less than that. Nothing is removed.
+    """
+    found = {path: path.stat() for path in others}
+    total = sum(stat.st_size for stat in found.values())
+    if shutil.disk_usage(folder).free + total < 2 * size:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    for path in sorted(found, key=lambda path: found[path].st_mtime_ns):
+        if total + size <= limit and shutil.disk_usage(folder).free >= 2 * size:
+            break
+        path.unlink(missing_ok=True)
+        total -= found[path].st_size
 
 
 def _checksum(values: bytes | memoryview) -> bytes:
