@@ -56,7 +56,7 @@ def excludes(working_dir: Path, file: SearchFile) -> list[str]:
         file: its data root and storage are excluded if they lie in the working directory.
     """
     places = set()
-    for url in (file.trial.data.root, file.search.storage):
+    for url in (str(file.trial.data.root), file.search.storage):
         place = (working_dir / Path(url).expanduser()).resolve()
         if "://" not in url and place.is_dir() and working_dir in place.parents:
             places.add(place)
@@ -139,8 +139,8 @@ def check_paths(values: Mapping[str, Any]) -> None:
         ConfigError: a relative path.
     """
     trial, search = values.get("trial", {}), values.get("search", {})
-    root = str(trial.get("data", {}).get("root", EMBEDDED))
-    if root != EMBEDDED and "://" not in root and _is_relative(root):
+    root = trial.get("data", {}).get("root", EMBEDDED)
+    if isinstance(root, str) and root != EMBEDDED and "://" not in root and _is_relative(root):
         raise ConfigError(
             "data are not uploaded with a job",
             key="trial.data.root",

@@ -27,9 +27,8 @@ from tests.s3 import ENVIRONMENT as S3_ENVIRONMENT
 from tests.s3 import anywhere as anywhere
 from tests.s3 import bucket as bucket
 from trainers.config import TrialConfig
-from trainers.data.feature_cache import CACHE_VARIABLE
 from trainers.data.schema import LabelledImage, read_header, write_images
-from trainers.data.storage import open_store
+from trainers.data.storage import CACHE_VARIABLE, open_store
 from trainers.embedded_benchmark.build import ImageCounts, build
 from trainers.methods.registry import _LOADED, METHODS, SEARCH_SPACES
 

@@ -15,6 +15,7 @@ from pydantic import Field, field_validator, model_validator
 
 from trainers.config_model import Frozen
 from trainers.data.data_root import EMBEDDED
+from trainers.data.sources import Source
 from trainers.data.suite import Suite, is_domain_name, load_suite, resolve_suite
 from trainers.errors import ConfigError, suggestion, validate
 from trainers.evaluation.line import POINTS, LineGoal
@@ -29,9 +30,11 @@ from trainers.overrides import over_trial
 class DataConfig(Frozen):
     """Where the images are, and which domain is in-distribution (ID)."""
 
-    root: str = EMBEDDED
+    root: str | dict[str, Source] = EMBEDDED
     """Folder or URL (`s3://bucket/data`) with `<domain>/<split>/*.parquet`; `openmoji` is the
-    embedded benchmark."""
+    embedded benchmark. Or the source of each domain, the ID domain first, which each machine
+    prepares once in its cache: `studio: {path: /data/studio}`, `photo: {layout: hub, path:
+    owner/name, revision: main, domain_column: domain}`."""
     suite: str | Suite | None = None
     """Name of a packaged suite, or your own as a YAML file or its keys, which become part of the
     configuration. It has the domains, unless the next two keys are given, and the class names in
@@ -57,8 +60,12 @@ class DataConfig(Frozen):
 
     @field_validator("root")
     @classmethod
-    def _root_is_absolute(cls, root: str) -> str:
+    def _root_is_absolute(cls, root: str | dict[str, Source]) -> str | dict[str, Source]:
         """Workers and resumed runs may have another working directory."""
+        if isinstance(root, dict):
+            if not root:
+                raise ValueError("expected the source of each domain")
+            return {name: source.absolute() for name, source in root.items()}
         if root == EMBEDDED or "://" in root:
             return root
         return str(Path(root).expanduser().absolute())
@@ -78,6 +85,9 @@ class DataConfig(Frozen):
         except ConfigError:
             return values  # reported by the field's own validation
         if suite is None:
+            if isinstance(root := values.get("root"), Mapping) and root:
+                first, *others = root
+                return {"id_domain": first, "ood_domains": others, **values}
             return values
         rules = load_suite(suite) if isinstance(suite, str) else suite
         filled = {"id_domain": rules.id_domain, **values, "suite": suite}
@@ -93,6 +103,8 @@ class DataConfig(Frozen):
         for name in names:
             if not is_domain_name(name):
                 raise ValueError(f"the domain {name!r} is not the name of a folder")
+        if isinstance(self.root, dict) and next(iter(self.root)) != self.id_domain:
+            raise ValueError(f"the first source of root is not that of {self.id_domain!r}")
         twice = sorted({name for name in names if names.count(name) > 1})
         if twice:
             raise ValueError(f"the domain {twice[0]!r} is named twice in id_domain and ood_domains")

@@ -239,6 +239,9 @@ def check_images(cluster: ClusterFacts) -> Iterator[Finding]:
     if root == EMBEDDED:  # `check_versions` covers the packages that draw it
         yield Finding("ok", "the embedded benchmark: every node draws it at first use")
         return
+    if not isinstance(root, str):
+        yield Finding("ok", "sources: every node prepares them at first use")
+        return
     seen = [(node, images) for node, facts in cluster.answers() if (images := facts["images"])]
     counts = Counter((im["files"], im["bytes"]) for _, im in seen if not im["error"])
     usual = counts.most_common(1)[0][0] if counts else (0, 0)

@@ -132,7 +132,7 @@ def _request(file: SearchFile | None) -> node_facts.Request:
         request["folders"] = {node_facts.RUN_STORAGE: storage}
     if file.trial.data.root == EMBEDDED:
         request["packages"] = (*PACKAGES, *DRAWING_PACKAGES)
-    else:
+    elif isinstance(file.trial.data.root, str):
         request["images"] = (file.trial.data.root, file.trial.data.trial_parts)
     texts = getattr(file.trial.method, "texts_file", None)
     request["files"] = [*file.trial.model.paths, *([str(texts)] if texts else [])]

@@ -112,7 +112,7 @@ def node_facts(request: Request) -> NodeFacts:
         TEMPORARY: tempfile.gettempdir(),
     }
     try:
-        from trainers.data.feature_cache import cache_folder
+        from trainers.data.storage import cache_folder
 
         folders[IMAGE_CACHE] = str(cache_folder())
     except Exception:  # Lipsum-Tune is missing or broken: `software` shows it

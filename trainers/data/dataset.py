@@ -28,11 +28,10 @@ from torchvision.transforms.v2 import functional
 
 from trainers.config import DataConfig
 from trainers.data.data_root import domain_files
-from trainers.data.encoding import BadImage, decode, orientation
-from trainers.data.feature_cache import CACHE_VARIABLE, cache_folder
+from trainers.data.images import BadImage, decode, orientation
 from trainers.data.sampler import StepSampler
 from trainers.data.schema import Header, check_labels
-from trainers.data.storage import Store, open_store
+from trainers.data.storage import CACHE_VARIABLE, Store, cache_folder, open_store
 from trainers.data.transforms import CROP_PCT, eval_view, train_view
 from trainers.errors import ConfigError, first_line
 from trainers.models.image import ImageInput

@@ -25,8 +25,7 @@ import filelock
 import torch
 from torch import Tensor
 
-CACHE_VARIABLE = "HF_DATASETS_CACHE"
-"""Environment variable of the package `datasets` for the folder of this machine's caches."""
+from trainers.data.storage import cache_folder
 
 FORMAT = 1
 """Increase it when the same identity gives other features than before."""
@@ -34,12 +33,6 @@ FORMAT = 1
 CHECKSUM_BYTES = 4
 
 logger = logging.getLogger(__name__)
-
-
-def cache_folder() -> Path:
-    """Folder of this machine's Arrow files and features, by default that of `datasets`."""
-    home = os.environ.get("HF_HOME") or "~/.cache/huggingface"
-    return Path(os.environ.get(CACHE_VARIABLE) or f"{home}/datasets").expanduser()
 
 
 class FeatureFile:

@@ -199,38 +199,3 @@ def _entry(schema: pa.Schema, key: bytes, name: str, kind: type) -> Any:
         problem = f"{key.decode()!r} in its metadata: {first_line(error)}"
         raise ConfigError(problem, source=name) from None
     return value if isinstance(value, kind) else kind()
-
-
-def declared_names(schema: pa.Schema, column: str, name: str) -> tuple[str, ...]:
-    """Names of the classes whose labels a column holds; empty if there are none."""
-    names = _entry(schema, CLASS_NAMES_KEY, name, list)
-    feature = features_of(schema, name).get(column)
-    if not names and isinstance(feature, dict):
-        names = feature.get("names") or []
-    return tuple(map(str, names))
-
-
-def features_of(schema: pa.Schema, name: str) -> dict[str, Any]:
-    """Features of the columns as the package ``datasets`` declares them."""
-    info = _entry(schema, HUGGINGFACE_KEY, name, dict).get("info")
-    features = info.get("features") if isinstance(info, dict) else None
-    return features if isinstance(features, dict) else {}
-
-
-def metadata_of(schema: pa.Schema, name: str = "") -> dict[str, str]:
-    """Free metadata in a schema; empty in files of the package ``datasets``."""
-    entries = _entry(schema, METADATA_KEY, name, dict)
-    return {str(key): str(value) for key, value in entries.items()}
-
-
-def holds_images(kind: pa.DataType) -> bool:
-    """Whether a column's type is that of encoded images: binary, or a struct with binary bytes."""
-    if pa.types.is_struct(kind):
-        place = kind.get_field_index("bytes")
-        kind = kind.field(place).type if place >= 0 else pa.null()
-    return bool(pa.types.is_binary(kind) or pa.types.is_large_binary(kind))
-
-
-def cannot_be_read(name: str, error: Exception) -> ConfigError:
-    """The error to raise if Arrow or the file system fails in the middle of a file."""
-    return ConfigError(f"cannot be read: {first_line(error)}", source=name)

@@ -20,6 +20,15 @@ from pyarrow import ArrowInvalid, fs
 from trainers.errors import ConfigError
 from trainers.redact import WRITE_NAME, has_password, redact
 
+CACHE_VARIABLE = "HF_DATASETS_CACHE"
+"""Environment variable of the package `datasets` for the folder of this machine's caches."""
+
+
+def cache_folder() -> Path:
+    """Folder of this machine's Arrow files and features, by default that of `datasets`."""
+    home = os.environ.get("HF_HOME") or "~/.cache/huggingface"
+    return Path(os.environ.get(CACHE_VARIABLE) or f"{home}/datasets").expanduser()
+
 
 @dataclass(frozen=True)
 class Store:

@@ -89,7 +89,9 @@ def check_nodes(file: SearchFile, home: str) -> None:
         except ConfigError as error:
             raise ConfigError(str(error), key=key, value=value) from None
         found += [(key, value, "set search.checkpoints.storage = s3://...", node) for node in nodes]
-    if are_several and root != EMBEDDED:  # which every machine draws itself
+    if (
+        are_several and isinstance(root, str) and root != EMBEDDED
+    ):  # others are made by each machine
         nodes = _storage_on(root, file.trial.data.id_domain, ANSWER_S, writes=False)
         found += [("trial.data.root", root, "use a URL such as s3://...", node) for node in nodes]
     for key, value, advice, node in found:

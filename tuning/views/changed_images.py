@@ -6,18 +6,18 @@ import base64
 import io
 from collections.abc import Iterator, Sequence
 from html import escape
-from itertools import accumulate
 from typing import Final
 
 import numpy as np
 from PIL import Image
+from pydantic import TypeAdapter
 
-from trainers.data.data_root import domain_files, stored_root
-from trainers.data.encoding import BadImage, decode
+from trainers.data.data_root import stored_root
+from trainers.data.dataset import ImageDataset
 from trainers.data.fingerprint import split_fingerprint
-from trainers.data.formats.readers import ParquetSource, read_sources
-from trainers.data.schema import read_header
+from trainers.data.sources import Source
 from trainers.data.storage import Store
+from trainers.errors import ConfigError
 from tuning.runs.environment import seen_at_start
 from tuning.runs.records import SearchRecord
 from tuning.views.predictions_report import DomainPredictions
@@ -38,7 +38,8 @@ def changed_images(search: SearchRecord, found: Sequence[DomainPredictions]) -> 
     """
     try:
         number = max(1, min(NUM_SHOWN, MAX_SHOWN // (2 * len(found))))
-        store = stored_root(str(search.configured("trial", "data", "root")))
+        root = search.configured("trial", "data", "root")
+        store = stored_root(TypeAdapter(str | dict[str, Source]).validate_python(root))
         seen = seen_at_start(search.run_folder) or {}
         parts = []
         for domain in found[: MAX_SHOWN // 2]:
@@ -85,27 +86,15 @@ def _thumbnail(domain: DomainPredictions, place: int, jpeg: bytes) -> str:
 
 def _jpegs(store: Store, domain: DomainPredictions, places: np.ndarray) -> Iterator[bytes | None]:
     """The thumbnails of some predictions, in their order; None for an image that is damaged."""
-    files = domain_files(store, domain.domain, "val")
-    ends = list(accumulate(read_header(store, file).rows for file in files))
-    rows = np.sort(domain.rows[places])  # ascending, so that each file is read once
-    parts = np.searchsorted(ends, rows, side="right")
-    sources = [
-        ParquetSource(store.relative(files[part]), int(row - ([0, *ends])[part]), "image")
-        for part, row in zip(parts, rows, strict=True)
-    ]
-    read = dict(zip(rows, map(_jpeg, read_sources(store, sources)), strict=True))
-    return (read[row] for row in domain.rows[places])
-
-
-def _jpeg(data: bytes | OSError) -> bytes | None:
-    if isinstance(data, OSError):
-        return None
-    try:
-        image = decode(data)
-    except BadImage:
-        return None
-    image.thumbnail((_PIXELS, _PIXELS), Image.Resampling.BICUBIC)
-    image.info = {}  # Pillow would write a colour profile from there
-    file = io.BytesIO()
-    image.save(file, "JPEG", quality=_QUALITY)
-    return file.getvalue()
+    images = ImageDataset(store, domain.domain, "val")
+    for row in domain.rows[places]:
+        try:
+            image = images.decode(int(row))
+        except ConfigError:
+            yield None
+            continue
+        image.thumbnail((_PIXELS, _PIXELS), Image.Resampling.BICUBIC)
+        image.info = {}  # Pillow would write a colour profile from there
+        file = io.BytesIO()
+        image.save(file, "JPEG", quality=_QUALITY)
+        yield file.getvalue()

@@ -33,7 +33,7 @@ from rich.table import Table
 
 from tests.benchmarks.spread import spread
 from trainers.data.data_root import EMBEDDED, resolve_root
-from trainers.data.feature_cache import CACHE_VARIABLE
+from trainers.data.storage import CACHE_VARIABLE
 from tuning.config.validation import load_config
 
 HERE = Path(__file__).parent

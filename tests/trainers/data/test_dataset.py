@@ -17,10 +17,9 @@ from tests.images import exif_of, file_of
 from trainers.config import DataConfig
 from trainers.data import dataset as images_module
 from trainers.data.dataset import ImageDataset, stratified, train_batches
-from trainers.data.feature_cache import CACHE_VARIABLE
 from trainers.data.sampler import StepSampler
 from trainers.data.schema import LabelledImage, arrow_schema, part_path, write_images
-from trainers.data.storage import open_store
+from trainers.data.storage import CACHE_VARIABLE, open_store
 from trainers.errors import ConfigError
 from trainers.models.image import ImageInput
 

@@ -10,7 +10,7 @@ import torch
 from tests.trainers.curves import changed, first_batch
 from tests.trainers.installed import install
 from tests.trainers.methods.contract import configured, untimed
-from trainers.data.feature_cache import CACHE_VARIABLE
+from trainers.data.storage import CACHE_VARIABLE
 from trainers.data.transforms import normalise
 from trainers.fine_tune import fine_tune
 from trainers.loop.state import load_split, start

@@ -394,23 +394,13 @@ LONG = "a very long name of a class " * 6
     ],
 )
 def test_classes_that_a_tokenizer_cannot_tell_apart_are_refused(names, shown, tmp_path):
-    for domain, name in zip(("studio", "street"), names, strict=True):
-        for folder in (tmp_path / "one" / name, tmp_path / "two" / domain / name):
-            folder.mkdir(parents=True)
-            (folder / "1.png").touch()
     root = write_photo_and_sketch(tmp_path / "data", names)
     data = {"root": str(root), "id_domain": "photo", "ood_domains": ["sketch"]}
     (tmp_path / "mine.yaml").write_text(yaml.safe_dump({"trial": {"data": data}}))
-    for words, problem in (
-        (["prepare", "folders", tmp_path / "one", tmp_path / "out"], "are the same in a prompt"),
-        (["prepare", "folders", tmp_path / "two", tmp_path / "out", "--id", "studio"],
-         "are the same in a prompt"),
-        (["zero-shot", tmp_path / "mine.yaml"], "are both called"),
-        (["search", tmp_path / "mine.yaml"], "are both called"),
-    ):  # fmt: skip
-        error = invoke(*words).exception
-        assert isinstance(error, ConfigError), words
-        assert f"the classes {shown} {problem}" in str(error)
+    for command in ("zero-shot", "search"):
+        error = invoke(command, tmp_path / "mine.yaml").exception
+        assert isinstance(error, ConfigError), command
+        assert f"the classes {shown} are both called" in str(error)
         assert "Unicode form (NFC or NFD) and HTML entities" in str(error)
         assert len(str(error).splitlines()) == 1
 
@@ -470,7 +460,12 @@ UNFORESEEN = " (--debug shows the traceback)"
         (f"search FILE --set search.warm_start.runs={TOO_LONG}", "", 70, "File name too long"),
         ("status RUN", "journal.jsonl", 2, "line 27 is damaged"),
         ("report RUN", "journal.jsonl", 2, "line 27 is damaged"),
-        ("prepare domainnet mine ../out", "lists", 2, "is not a path and a label"),
+        (
+            "prepare domainnet mine ../out",
+            "lists",
+            2,
+            "line 1 is not `real/<class>/<file> <label>`",
+        ),
     ],
 )
 def test_odd_input_is_one_line(arguments, file, status, said, run, monkeypatch, capsys):

@@ -16,7 +16,7 @@ from tests.conftest import CLASSES
 from tests.images import exif_of, file_of
 from tests.trainers.exported import open_clip_logits
 from tests.tuning.databases import with_database
-from trainers.data.encoding import decode
+from trainers.data.images import decode
 from trainers.data.transforms import normalise
 from trainers.errors import ConfigError
 from trainers.loop.state import load_split
