@@ -214,8 +214,8 @@ def _check_folder(folder: Store, record: Mapping[str, Any], *, replace: bool) ->
     before = read_record(folder)
     hint = "choose another destination, or remove the folder"
     if before is None:
-        if any(path.endswith(".parquet") for path in folder.files()):
-            problem = "it has Parquet files that `prepare` did not make"
+        if folder.files():  # they would be removed
+            problem = "it has files that `prepare` did not make"
             raise ConfigError(problem, hint=hint, source=folder.url)
     elif before.get("format") != FORMAT:
         problem = "it was prepared by version 0.2; with other splits, its test images would train"

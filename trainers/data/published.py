@@ -14,6 +14,7 @@ from functools import cache
 from importlib.resources import files
 from importlib.util import find_spec
 from pathlib import Path
+from typing import cast
 
 import yaml
 
@@ -183,21 +184,15 @@ def _lists(root: Path) -> dict[tuple[str, Split], list[tuple[str, int]]]:
     """Paths and labels of all official lists, by domain and split."""
     found: dict[tuple[str, Split], list[tuple[str, int]]] = {}
     for file in sorted([*root.glob("*.txt"), *(root / "splits").glob("*.txt")]):
-        named = _LIST.fullmatch(file.name)
-        if named is None:
+        if not (named := _LIST.fullmatch(file.name)):
             continue
-        split: Split = "train" if named[2] == "train" else "test"
-        for number, line in enumerate(file.read_text(encoding="utf-8").splitlines(), 1):
-            if line.strip():
-                path, _, label = line.strip().rpartition(" ")
-                if (
-                    path.count("/") != 2
-                    or not path.startswith(f"{named[1]}/")
-                    or not label.isdecimal()
-                ):
-                    problem = f"line {number} is not `{named[1]}/<class>/<file> <label>`: {line!r}"
-                    raise ConfigError(problem, source=file)
-                found.setdefault((named[1], split), []).append((path, int(label)))
+        domain, split = named[1], cast(Split, named[2])
+        line_of = re.compile(rf"({domain}/[^/]+/[^/]+) (\d{{1,9}})")
+        for number, line in enumerate(file.read_text(encoding="utf-8").strip().splitlines(), 1):
+            if not (parts := line_of.fullmatch(line.strip())):
+                problem = f"line {number} is not `{domain}/<class>/<file> <label>`: {line[:99]!r}"
+                raise ConfigError(problem, source=file)
+            found.setdefault((domain, split), []).append((parts[1], int(parts[2])))
     if not found:
         raise ConfigError("no official list of DomainNet, such as real_train.txt", source=root)
     return found

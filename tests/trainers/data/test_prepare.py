@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from tests.images import file_of, write_split
+from tests.images import file_of
 from trainers.data.data_root import read_record
 from trainers.data.dataset import ImageDataset
 from trainers.data.prepare import BAD, DUPLICATES, Options, find_duplicates, may_skip, prepare
@@ -204,9 +204,12 @@ def test_what_is_there_already_is_kept_and_nothing_else_is_replaced(tree, tmp_pa
     with pytest.raises(ConfigError, match=r"data/pets: it was prepared from other images"):
         run(tree, data)
     assert before == {path: path.stat().st_mtime_ns for path in data.rglob("*.parquet")}
-    write_split(tmp_path / "own", "pets", "train", ("cat", "dog"))
-    with pytest.raises(ConfigError, match="Parquet files that `prepare` did not make"):
+    own = tmp_path / "own" / "pets" / "notes.txt"
+    own.parent.mkdir(parents=True)
+    own.write_text("mine")
+    with pytest.raises(ConfigError, match="files that `prepare` did not make"):
         run(tree, tmp_path / "own")
+    assert own.read_text() == "mine"
     for source, target in ((tree, tree / "data"), (tree, tree.parent), (tree, tree)):
         with pytest.raises(ConfigError, match="is in the other"):
             run(source, target)
