@@ -233,9 +233,9 @@ def read_wilds(layout: str, root: Path, domain: str) -> dict[Split, Found]:
         raise ConfigError(f"not WILDS' {layout}: {error}", source=root) from None
     found: dict[Split, Found] = {}
     theirs: dict[Split, str] = {"train": "train", "val": "id_val", "test": "id_test"}
-    for split, name in (
-        {"val": "val", "test": "test"} if domain.endswith("-ood") else theirs
-    ).items():
+    if domain.endswith("-ood"):
+        theirs = {"val": "val", "test": "test"}
+    for split, name in theirs.items():
         rows = [row for row, value in enumerate(part) if value == name]
         if rows:
             images = [names[row] for row in rows]

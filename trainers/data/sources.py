@@ -106,7 +106,8 @@ def domain_names(source: Source) -> list[str]:
         return [source.layout]
     if source.domain_column is not None:
         tables = _load(source).values()
-        return sorted({name for rows in tables for name in _values(rows, source.domain_column)})
+        values = {value for rows in tables for value in _values(rows, source.domain_column)}
+        return sorted(str(value) for value in values if value is not None)
     return [root.absolute().name]
 
 
@@ -257,9 +258,15 @@ def _tables(source: Source, domain: str) -> dict[Split, Found]:
         ]
         for name, rows in loaded.items()
     }
-    labels = {name: _values(rows, columns[name][1]) for name, rows in loaded.items()}
+    labels = {
+        # Given names replace those of the file, so its labels count.
+        name: list(rows[columns[name][1]][:])
+        if source.class_names and hasattr(rows.features[columns[name][1]], "names")
+        else _values(rows, columns[name][1])
+        for name, rows in loaded.items()
+    }
     class_names = _class_names(source, loaded, columns, labels)
-    number = {class_: label for label, class_ in enumerate(class_names)}
+    number: dict[int | str | None, int] = {c: label for label, c in enumerate(class_names)}
     found, left_out = dict[Split, Found](), list[tuple[str, str]]()
     for name, rows in loaded.items():
         usual = SPLIT_WORDS.get(name.lower(), "train" if len(loaded) == 1 else None)
@@ -281,7 +288,9 @@ def _tables(source: Source, domain: str) -> dict[Split, Found]:
             for row, path in enumerate(paths)
         ]
         of_rows = [
-            label if isinstance(label, int) and label < len(class_names) else number.get(label, -1)
+            number.get(label, -1)
+            if isinstance(label, str) or label is None or label >= len(class_names)
+            else label
             for label in labels[name]
         ]
         feature = datasets.ClassLabel(names=class_names)

@@ -242,5 +242,9 @@ def test_columns_and_class_names_that_are_not_clear_are_asked_for(tmp_path):
     with pytest.raises(ConfigError, match=r"names of the classes are not known .--class-names"):
         open_domain(tars, "d")
     named = tars.model_copy(update={"class_names": ("cat", "dog")})
+    write_table(tmp_path / "numbered" / "x.parquet", [(b"x", 0), (b"y", 1)], ("0", "1"))
+    other = Source(path=str(tmp_path / "numbered"), layout="parquet", class_names=("cat", "dog"))
+    found = open_domain(other, "d")["train"]
+    assert (found.class_names, found.rows["label"][:]) == (["cat", "dog"], [0, 1])
     rows = open_domain(named, "d")["train"].rows
     assert [rows.features["label"].int2str(label) for label in rows["label"][:]] == ["dog", "cat"]

@@ -24,7 +24,7 @@ ROUNDING = 2**-11
 @pytest.fixture(autouse=True)
 def folder(tmp_path, monkeypatch):
     monkeypatch.setenv(CACHE_VARIABLE, str(tmp_path / "cache"))
-    return tmp_path / "cache" / "features"
+    return tmp_path / "cache" / "lipsum-tune-features"
 
 
 @pytest.fixture
