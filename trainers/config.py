@@ -86,8 +86,8 @@ class DataConfig(Frozen):
             return values  # reported by the field's own validation
         if suite is None:
             if isinstance(root := values.get("root"), Mapping) and root:
-                first, *others = root
-                return {"id_domain": first, "ood_domains": others, **values}
+                first, *rest = root
+                return {"id_domain": first, "ood_domains": rest, **values}
             return values
         rules = load_suite(suite) if isinstance(suite, str) else suite
         filled = {"id_domain": rules.id_domain, **values, "suite": suite}

@@ -127,8 +127,8 @@ def prepare(
         print("lipsum-tune: run the same command again", file=sys.stderr)
         raise typer.Exit(130) from None
     Console().print(render(report), soft_wrap=True)
-    if problem := refusal(report):
-        print(f"lipsum-tune: {problem}", file=sys.stderr)
+    if refused := refusal(report):
+        print(f"lipsum-tune: {refused}", file=sys.stderr)
         raise typer.Exit(1)
 
 

@@ -419,7 +419,7 @@ def test_a_domain_whose_preparation_is_not_done_is_refused(root):
     record = root / "real" / "preparation.json"
     for status, advice in (
         ("unfinished", r"is unfinished .run the same `lipsum-tune prepare` again"),
-        ("refused", r"more bad images than it may skip .* --skip-bad"),
+        ("refused", r"more bad images than may be left out.* --skip-bad"),
     ):
         record.write_text(json.dumps({"status": status}))
         with pytest.raises(ConfigError, match=advice):
