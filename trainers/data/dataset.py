@@ -229,7 +229,10 @@ def _mapped(store: Store, files: Sequence[str], version: str) -> datasets.Datase
             with filelock.FileLock(f"{copies}.lock"):
                 for file, path in zip(files, paths, strict=True):
                     if not Path(path).exists():
-                        with store.open(file) as source, open_store(copies).write(path) as copy:
+                        with (
+                            store.open(file) as source,
+                            open_store(copies).write(Path(path).name) as copy,
+                        ):
                             shutil.copyfileobj(source, copy, 1 << 24)
         datasets.disable_progress_bars()
         return datasets.Dataset.from_parquet(
