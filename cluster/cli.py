@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from pathlib import Path
 from typing import Annotated
 
@@ -46,7 +45,7 @@ def submit(
 
     Example: lipsum-tune submit quickstart --address http://127.0.0.1:8265
     """
-    from cluster.submit import submit_search
+    from cluster.submit import follow, submit_search
 
     overrides = [*(set_ or ()), *([f"search.name={json.dumps(name)}"] if name else ())]
     job = submit_search(
@@ -56,49 +55,34 @@ def submit(
     for line in job.description():
         console.print(line, soft_wrap=True, highlight=False, markup=False)
     if wait:
-        from cluster.follow import follow
-
-        raise typer.Exit(follow(job, console))
+        raise typer.Exit(follow(job))
 
 
 @commands.command()
 def doctor(
     config: Annotated[
-        str | None, typer.Argument(help="Also check whether this configuration can run.")
+        str | None, typer.Argument(help="Also check its data, storage and MLflow.")
     ] = None,
     address: Address = None,
     set_: Set = None,
-    json_: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
-    """Check a cluster: versions, GPUs, memory, disks, storage, MLflow.
+    """Show each node of a cluster: devices, versions, memory, disks, and what a search needs there.
 
     Run it on a node of the cluster. The exit status is 1 if there is a fault.
 
     Example: lipsum-tune doctor quickstart --address auto
     """
+    from cluster.doctor import examine, render
     from trainers.errors import ConfigError
     from tuning.config.validation import load_config
 
     if set_ and config is None:
         raise ConfigError("needs a configuration to override", key="--set")
-    url = address or os.environ.get("RAY_ADDRESS", "")
-    if url.startswith(("http://", "https://")):
-        raise ConfigError(
-            "this is a dashboard; doctor takes HOST:PORT of the head (port 6379 by default)",
-            key="--address" if address else "RAY_ADDRESS",
-            value=url,
-            hint="run it on a node of the cluster: `kubectl exec`, `ray attach` or `ray exec`",
-        )
     file = load_config(config, set_ or (), check=False) if config else None
-    from cluster.doctor.examine import as_json, examine, render
-
-    with Console(stderr=True).status("examining the cluster"):
-        diagnosis = examine(file, address=address)
-    if json_:
-        print(as_json(diagnosis))
-    else:
-        Console().print(render(diagnosis))
-    if diagnosis.count("fault"):
+    with Console(stderr=True).status("asking the nodes"):
+        nodes = examine(file, address=address)
+    Console().print(render(nodes))
+    if any(node.faults for node in nodes):
         raise typer.Exit(1)
 
 

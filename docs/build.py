@@ -21,7 +21,7 @@ CONFIGURATION = """\
 
 All keys of a configuration file with their defaults, section by section. `[ft]` marks the keys of
 a section with `name: ft`, and `<key>` a key of your own choice. Limits of a million and more are
-left out. `lipsum-tune schema` prints the same keys as a JSON Schema. Files, variants and
+left out. `lipsum-tune schema` prints the same keys as a JSON Schema. Files and
 overrides: [Configuration](../configuration.md).
 """
 COMMANDS = """\
@@ -31,7 +31,7 @@ CONFIG is a YAML file or the name of a ready configuration, RUN a run folder or 
 `runs/`. `--help` of a command prints what stands here, `lipsum-tune --debug COMMAND` the traceback
 behind a one-line error, and `--install-completion` installs completion for your shell. All
 commands have the same [exit statuses](../configuration.md#exit-status). The layouts of `prepare`
-stand under [Data](../data.md#prepare-images).
+stand under [Layouts](../own_images.md#layouts).
 """
 SPACES = """\
 # Search spaces
@@ -55,6 +55,8 @@ def commands() -> str:
 
     parts = [NOTICE + COMMANDS]
     for name, command in get_command(app).commands.items():
+        if command.hidden:
+            continue
         about, _, example = inspect.cleandoc(command.help).partition("Example: ")
         parts += [f"\n## {name}\n", about, f"```sh\n{example.strip()}\n```\n"]
         types = get_type_hints(command.callback, include_extras=True)

@@ -5,9 +5,10 @@ from __future__ import annotations
 import math
 import random
 import re
+import warnings
 from typing import Annotated, Any, Literal, TypeAlias
 
-import optuna
+from optuna import distributions
 from pydantic import (
     BaseModel,
     ConfigDict,
@@ -23,9 +24,6 @@ from pydantic import (
 Value: TypeAlias = bool | int | float | str
 """A value of one hyperparameter, as it goes into a trial's configuration."""
 
-# A value on the grid may miss it by a rounding error: 0.1 * 3 != 0.3.
-_GRID_TOLERANCE = 1e-9
-
 
 class Frozen(BaseModel):
     """Base of distributions and spaces: immutable, and unknown fields are errors."""
@@ -34,7 +32,7 @@ class Frozen(BaseModel):
 
 
 class _Range(Frozen):
-    """The rules that Float and Int share; both declare `low`, `high` and `step` in their type."""
+    """What Float and Int share; both declare `low`, `high` and `step` in their type."""
 
     low: float
     """Smallest value, included."""
@@ -47,29 +45,20 @@ class _Range(Frozen):
 
     @model_validator(mode="after")
     def _check_range(self) -> _Range:
-        if not self.low < self.high:
+        if not self.low < self.high:  # Optuna accepts a range of one value
             raise ValueError(f"low={self.low} must be smaller than high={self.high}")
-        if self.log and self.low <= 0:
-            raise ValueError(f"low={self.low} must be greater than 0 on a log scale")
-        if self.step is None:
-            return self
-        if self.log:
-            raise ValueError(f"step={self.step} and log=true exclude each other")
-        if self.step <= 0:
-            raise ValueError(f"step={self.step} must be greater than 0")
-        if not self._is_on_grid(self.high):
-            last = self.low + math.floor((self.high - self.low) / self.step) * self.step
-            raise ValueError(
-                f"high={self.high} is not reached from low={self.low} in steps of {self.step}; "
-                f"the last value is {last:g}"
-            )
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # that the grid misses `high`: an error below
+            last = self.to_optuna().high
+        if last < self.high:
+            raise ValueError(f"high={self.high} is no step of {self.step}: the last is {last:g}")
         return self
 
-    def _is_on_grid(self, number: float) -> bool:
-        if self.step is None:
-            return True
-        steps = (number - self.low) / self.step
-        return abs(steps - round(steps)) <= _GRID_TOLERANCE * max(1.0, steps)
+    def to_optuna(self) -> distributions.FloatDistribution | distributions.IntDistribution:
+        """The same distribution for Optuna."""
+        is_int = isinstance(self, Int)
+        kind: Any = distributions.IntDistribution if is_int else distributions.FloatDistribution
+        return kind(self.low, self.high, log=self.log, step=self.step)
 
     def parse(self, value: Value) -> float:
         """The value as a number of this range; a string that spells a number is accepted.
@@ -77,26 +66,21 @@ class _Range(Frozen):
         Raises:
             ValueError: not a number, or outside the range. The message starts with "is".
         """
-        # YAML reads 1e-5 (no dot) as a string, so a string that spells a number is accepted.
-        if isinstance(value, bool):
-            raise ValueError("is not a number")
-        try:
-            number = float(value)
+        try:  # YAML 1.1 reads 1e-5, which has no point, as a string
+            number = math.nan if isinstance(value, bool) else float(value)
         except (ValueError, OverflowError):
-            raise ValueError("is not a number") from None
+            number = math.nan
         if not math.isfinite(number):
             raise ValueError("is not a finite number")
         if not self.low <= number <= self.high:
             raise ValueError(f"is outside {self.low:g} .. {self.high:g}")
-        if not self._is_on_grid(number):
+        steps = (number - self.low) / (self.step or math.inf)
+        if not math.isclose(steps, round(steps), rel_tol=1e-9, abs_tol=1e-9):
             raise ValueError(f"is not {self.low:g} plus a multiple of {self.step:g}")
         return number
 
     def unit(self, value: float) -> float:
-        """Where a value lies in the range on its scale, from 0 to 1; values outside are at a bound.
-
-        A log scale is linear in the logarithm.
-        """
+        """Where a value lies on the scale of the range, 0 to 1; values outside are at a bound."""
         value = min(max(value, self.low), self.high)
         if self.log:
             return math.log(value / self.low) / math.log(self.high / self.low)
@@ -109,21 +93,19 @@ class _Range(Frozen):
             number = float(self.low * (self.high / self.low) ** unit)
         else:
             number = self.low + unit * (self.high - self.low)
-        if self.step is not None:
+        if self.step:
             number = self.low + round((number - self.low) / self.step) * self.step
         return min(max(number, self.low), self.high)
 
     def near(self, center: float, width: float, rng: random.Random) -> float:
-        """A random value around a centre, normally distributed on the scale of the range.
-
-        The distribution is truncated: what is drawn outside of the range is drawn again.
+        """A random value around a centre, normal on the scale of the range and truncated to it.
 
         Args:
             width: standard deviation as a share of the range, 0 to 1.
         """
         middle = self.unit(center)
         position = middle + width * rng.gauss(0, 1)
-        # From a generator of its own, so that values that are drawn later do not change. With a
+        # Drawn again by a generator of its own, so that later draws of `rng` do not change. With a
         # width of 1, one of three draws is inside.
         again = random.Random(position)
         for _ in range(100):
@@ -134,13 +116,12 @@ class _Range(Frozen):
 
     def __str__(self) -> str:
         """For people, such as `float 1e-06 .. 0.001, log scale`."""
-        name = type(self).__name__.lower()
-        text = f"{name} {format_value(self.low)} .. {format_value(self.high)}"
-        if self.log:
-            text += ", log scale"
-        if self.step is not None:
-            text += f", steps of {format_value(self.step)}"
-        return text
+        text = f"{type(self).__name__.lower()} {self.low:g} .. {self.high:g}"
+        return (
+            text
+            + ", log scale" * self.log
+            + (f", steps of {self.step:g}" if self.step not in (None, 1) else "")
+        )
 
 
 class Float(_Range):
@@ -151,12 +132,6 @@ class Float(_Range):
     high: FiniteFloat
     step: FiniteFloat | None = None
 
-    def to_optuna(self) -> optuna.distributions.FloatDistribution:
-        """The same distribution for Optuna."""
-        return optuna.distributions.FloatDistribution(
-            self.low, self.high, log=self.log, step=self.step
-        )
-
 
 class Int(_Range):
     """Integers from `low` to `high`, on a linear or log scale or on a grid of `step`."""
@@ -164,49 +139,35 @@ class Int(_Range):
     type: Literal["int"] = "int"
     low: int
     high: int
-    step: int | None = None
+    step: int = 1
+    """Distance of the grid points, counted from `low`."""
 
     def parse(self, value: Value) -> int:
         """As `Float.parse`, and whole; `3.0` is."""
-        number = super().parse(value)
-        if not number.is_integer():
-            raise ValueError("is not a whole number")
-        return int(number)
+        return round(super().parse(value))
 
     def at(self, unit: float) -> int:
         """As `Float.at`, rounded."""
         return round(super().at(unit))
-
-    def to_optuna(self) -> optuna.distributions.IntDistribution:
-        """The same distribution for Optuna."""
-        return optuna.distributions.IntDistribution(
-            self.low, self.high, log=self.log, step=1 if self.step is None else self.step
-        )
 
 
 class Categorical(Frozen):
     """One of several values that have no order."""
 
     type: Literal["categorical"] = "categorical"
-    choices: tuple[StrictBool | StrictInt | FiniteFloat | StrictStr, ...]
+    choices: tuple[StrictBool | StrictInt | FiniteFloat | StrictStr, ...] = Field(min_length=1)
     """The values: booleans, numbers or strings."""
 
     @field_validator("choices", mode="before")
     @classmethod
-    def _parse_numbers(cls, choices: Any) -> Any:
-        is_list = isinstance(choices, list | tuple)
-        return tuple(map(_number_of, choices)) if is_list else choices
-
-    @field_validator("choices")
-    @classmethod
-    def _check_choices(cls, choices: tuple[Value, ...]) -> tuple[Value, ...]:
-        if not choices:
-            raise ValueError("choices is empty; give at least one value")
+    def _are_numbers_and_differ(cls, choices: Any) -> Any:
+        if not isinstance(choices, list | tuple):
+            return choices
+        parsed = [_number_of(choice) for choice in choices]
         # Optuna compares choices with ==, so 1, 1.0 and true would be one choice.
-        for index, choice in enumerate(choices):
-            if choice in choices[:index]:
-                raise ValueError(f"choices has {choice!r} twice")
-        return choices
+        if twice := [choice for index, choice in enumerate(parsed) if choice in parsed[:index]]:
+            raise ValueError(f"choices has {twice[0]!r} twice")
+        return tuple(parsed)
 
     def parse(self, value: Value) -> Value:
         """The choice that equals the value; `true` and 1 are different.
@@ -224,9 +185,9 @@ class Categorical(Frozen):
         """The centre, or with a probability of `width` any of the choices."""
         return rng.choice(self.choices) if rng.random() < width else center
 
-    def to_optuna(self) -> optuna.distributions.CategoricalDistribution:
+    def to_optuna(self) -> distributions.CategoricalDistribution:
         """The same distribution for Optuna."""
-        return optuna.distributions.CategoricalDistribution(self.choices)
+        return distributions.CategoricalDistribution(self.choices)
 
     def __str__(self) -> str:
         return f"one of {', '.join(map(str, self.choices))}"
@@ -240,8 +201,3 @@ def _number_of(value: Any) -> Any:
 
 Distribution: TypeAlias = Annotated[Float | Int | Categorical, Field(discriminator="type")]
 """Any of the three; in YAML, `type` is float, int or categorical."""
-
-
-def format_value(value: Value) -> str:
-    """The value for people: floats with six significant digits."""
-    return f"{value:g}" if isinstance(value, float) else str(value)

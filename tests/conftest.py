@@ -27,9 +27,8 @@ from tests.s3 import ENVIRONMENT as S3_ENVIRONMENT
 from tests.s3 import anywhere as anywhere
 from tests.s3 import bucket as bucket
 from trainers.config import TrialConfig
-from trainers.data.cache.arrow_cache import CACHE_VARIABLE
 from trainers.data.schema import LabelledImage, read_header, write_images
-from trainers.data.storage import open_store
+from trainers.data.storage import CACHE_VARIABLE, open_store
 from trainers.embedded_benchmark.build import ImageCounts, build
 from trainers.methods.registry import _LOADED, METHODS, SEARCH_SPACES
 
@@ -91,7 +90,6 @@ def pytest_terminal_summary(terminalreporter):
 def _arrow_cache(tmp_path_factory):
     """Give the tests, and all processes that they start, caches of their own."""
     os.environ[CACHE_VARIABLE] = str(tmp_path_factory.mktemp("arrow"))
-    os.environ["LIPSUM_TUNE_ZERO_SHOT_CACHE"] = str(tmp_path_factory.mktemp("zero_shot"))
 
 
 @pytest.fixture(scope="session")

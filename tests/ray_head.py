@@ -17,7 +17,7 @@ from pathlib import Path
 import requests
 from ray.job_submission import JobSubmissionClient
 
-from tuning.execution.ray_session import free_port, retry_slow_start
+from tuning.execution.ray_session import free_port
 
 BIN = Path(sys.executable).parent
 START_S = 120.0
@@ -35,6 +35,16 @@ class Head:
     """Ray's temporary folder, with all logs."""
     environment: Mapping[str, str]
     """Environment of the head, for commands that submit to it."""
+
+
+def retry_slow_start(start):
+    """Start something of Ray; once again if it took more than the 30 s that Ray gives it."""
+    try:
+        return start()
+    except Exception as error:
+        if "timed out during startup" not in str(error):  # Ray 2.60 raises a plain exception
+            raise
+        return start()
 
 
 @contextmanager

@@ -8,10 +8,13 @@ import pytest
 from PIL import Image
 
 from tests.tuning.run_folders import search_file, trial, write_run
-from trainers.data.formats.index import LayoutOptions
+from trainers.data.prepare import Options
+from trainers.data.prepare import prepare as prepare_domains
+from trainers.data.sources import Source
+from trainers.data.storage import open_store
 from trainers.errors import ConfigError
 from tuning.config.validation import load_config
-from tuning.preparation.plan import PrepareOptions, plan_preparation
+from tuning.preparation.prepare import sources_of
 from tuning.weights.sources import find_source
 
 HOSTILE = ("", ".", "..", "../up", "a/b", "/absolute", "C:\\x", "nul\0", "x" * 300)
@@ -23,12 +26,13 @@ def configured(line):
     return lambda name, folder: load_config("quickstart", [line.format(json.dumps(name))])
 
 
-def prepare(layout, folder):
+def prepare(folder, **roles):
     image = folder / "source" / "studio" / "cup" / "1.png"
     image.parent.mkdir(parents=True)
     Image.new("RGB", (8, 8)).save(image)
-    source, destination = folder / "source", folder / "data"
-    return plan_preparation("folders", str(source), str(destination), PrepareOptions(layout))
+    path = folder / "source" if "id_domain" in roles else folder / "source" / "studio"
+    sources = sources_of(Source(path=str(path)), **roles)
+    return prepare_domains(sources, open_store(folder / "data"), Options())
 
 
 ENTRANCES = {
@@ -37,9 +41,9 @@ ENTRANCES = {
     "ood_domains": configured("trial.data.ood_domains=[{}]"),
     "suite.id_domain": configured("trial.data.suite={{id_domain: {}}}"),
     "suite.ood_domains": configured("trial.data.suite={{id_domain: real, ood_domains: [{}]}}"),
-    "prepare --domain": lambda name, folder: prepare(LayoutOptions(domain=name), folder),
-    "prepare --id": lambda name, folder: prepare(LayoutOptions(id=name), folder),
-    "prepare --domains": lambda name, folder: prepare(LayoutOptions(domains=(name,)), folder),
+    "prepare --domain": lambda name, folder: prepare(folder, domain=name),
+    "prepare --id": lambda name, folder: prepare(folder, id_domain=name),
+    "prepare --ood": lambda name, folder: prepare(folder, id_domain="studio", ood=(name,)),
 }
 
 

@@ -19,7 +19,7 @@ from trainers.config import TrialConfig
 from trainers.evaluation.metrics import metric_names
 from trainers.fine_tune import REPORTED
 from tuning.config.schema import SearchFile
-from tuning.views.tables.trials import write_tables
+from tuning.views.tables import write_tables
 
 EXPECTED = yaml.safe_load((Path(__file__).parent / "public_surface.yaml").read_text("utf-8"))
 
@@ -28,6 +28,8 @@ def commands():
     """Each command with its arguments in capitals and its options."""
 
     def walk(command, path):
+        if command.hidden:
+            return
         if hasattr(command, "commands"):
             for name, below in command.commands.items():
                 yield from walk(below, (*path, name))
@@ -68,6 +70,7 @@ def tables():
         return {
             path.name: [name for name in pq.read_schema(path).names if not {*"./"} & {*name}]
             for path in sorted(paths)
+            if path.suffix == ".parquet"
         }
 
 

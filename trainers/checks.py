@@ -1,4 +1,4 @@
-"""Checks of model, method and data before a worker starts, from headers and labels alone."""
+"""Checks of model, method and data before a worker starts: of data, headers and labels alone."""
 
 from __future__ import annotations
 
@@ -10,7 +10,6 @@ from functools import cache
 from pyarrow import fs
 
 from trainers.config import DataConfig, TrialConfig
-from trainers.data.cache.arrow_cache import check_limit
 from trainers.data.class_map import domain_class_map
 from trainers.data.data_root import EMBEDDED, domain_files, resolve_root
 from trainers.data.schema import Header, check_labels
@@ -18,8 +17,8 @@ from trainers.data.storage import Store
 from trainers.errors import ConfigError, suggestion
 from trainers.methods.base import check_method_fits
 from trainers.models.activations import check_activation_checkpointing
+from trainers.models.clip import check_model
 from trainers.models.config import ModelConfig
-from trainers.models.loading import check_model
 
 logger = logging.getLogger(__name__)
 
@@ -34,8 +33,8 @@ _REQUESTS = 16  # concurrent requests to a bucket
 def check_trials(configs: Iterable[TrialConfig]) -> None:
     """Raise a ConfigError for a model, method or data that cannot work, alone or together.
 
-    No weights are loaded, no images read, and the embedded benchmark is not built. Models and data
-    that several configurations have in common are checked once.
+    A model is loaded once. No images are read, and the embedded benchmark is not built. Models and
+    data that several configurations have in common are checked once.
     """
     models: list[ModelConfig] = []
     data: list[DataConfig] = []
@@ -69,7 +68,7 @@ def _warn_of_repeats(batch_size: int, images: int) -> None:
 
 
 def check_data(data: DataConfig, parts: Sequence[Part] | None = None) -> int:
-    """Raise a ConfigError for data that are missing, unfinished, mislabelled or too large.
+    """Raise a ConfigError for data that are missing, unfinished or mislabelled.
 
     Args:
         parts: the parts that will be read, of the ID domain first. Default: those of a trial.
@@ -83,11 +82,7 @@ def check_data(data: DataConfig, parts: Sequence[Part] | None = None) -> int:
         headers = _embedded(parts)
     else:
         store = resolve_root(data.root)
-        files = {part: domain_files(store, *part) for part in parts}
-        every = [file for of_part in files.values() for file in of_part]
-        headers = _headers(store, files)
-        needed = sum(header.image_bytes for header in headers.values())
-        check_limit(store, every, needed, limit_bytes=int(data.cache_gb * 1e9))
+        headers = _headers(store, {part: domain_files(store, *part) for part in parts})
     if not headers:
         return 0
     id_classes = headers[parts[0]].class_names
@@ -129,8 +124,8 @@ def _headers(store: Store, files: Mapping[Part, Sequence[fs.FileInfo]]) -> dict[
         where = f"{store.url}/{domain}/{split}"
         if len({header.class_names for header in headers}) > 1:
             raise ConfigError("its files have different class names", source=where)
-        rows, size = (sum(h.rows for h in headers), sum(h.image_bytes for h in headers))
+        rows = sum(header.rows for header in headers)
         if not rows:
             raise ConfigError("it has no images", source=where)
-        merged[domain, split] = Header(headers[0].class_names, headers[0].metadata, rows, size)
+        merged[domain, split] = Header(headers[0].class_names, headers[0].metadata, rows)
     return merged

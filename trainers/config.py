@@ -15,6 +15,7 @@ from pydantic import Field, field_validator, model_validator
 
 from trainers.config_model import Frozen
 from trainers.data.data_root import EMBEDDED
+from trainers.data.sources import Source
 from trainers.data.suite import Suite, is_domain_name, load_suite, resolve_suite
 from trainers.errors import ConfigError, suggestion, validate
 from trainers.evaluation.line import POINTS, LineGoal
@@ -25,13 +26,18 @@ from trainers.methods.registry import METHODS, MethodConfig, is_available, load_
 from trainers.models.config import ModelConfig
 from trainers.overrides import over_trial
 
+MOST_LOADERS = 16
+"""Limit of `data.workers: auto`; a process decodes some hundred images a second."""
+
 
 class DataConfig(Frozen):
     """Where the images are, and which domain is in-distribution (ID)."""
 
-    root: str = EMBEDDED
+    root: str | dict[str, Source] = EMBEDDED
     """Folder or URL (`s3://bucket/data`) with `<domain>/<split>/*.parquet`; `openmoji` is the
-    embedded benchmark."""
+    embedded benchmark. Or the source of each domain, the ID domain first, which each machine
+    prepares once in its cache: `studio: {path: /data/studio}`, `photo: {layout: hub, path:
+    owner/name, revision: main, domain_column: domain}`."""
     suite: str | Suite | None = None
     """Name of a packaged suite, or your own as a YAML file or its keys, which become part of the
     configuration. It has the domains, unless the next two keys are given, and the class names in
@@ -44,7 +50,7 @@ class DataConfig(Frozen):
     """Smallest and largest share of an image's area that a random training crop covers."""
     crop_law: Literal["torchvision", "tensorflow"] = "torchvision"
     """How random crops are distributed: as torchvision's `RandomResizedCrop`, or as TensorFlow's
-    `sample_distorted_bounding_box`, which the authors of Lipsum-FT used: 6 to 14 % less area,
+    `sample_distorted_bounding_box`, which the authors of Lipsum-FT used: 5 to 14 % less area,
     depending on the shape of the image, and never less than a tenth of it."""
     flip: bool = True
     """Mirror every second training crop, at random."""
@@ -52,15 +58,25 @@ class DataConfig(Frozen):
     """Share of the short side that the evaluation's center crop keeps; 1 is the whole side, as
     open_clip's own transform shows it. Data that name a share of their own keep that, as those of
     `prepare arrays`, whose images are crops."""
-    cache_gb: float = Field(default=100, gt=0, le=1e6)
-    """Limit of the local data cache on each machine (10^9 bytes)."""
-    workers: int = Field(default=0, ge=0, le=1000)
-    """Processes of each training worker that decode images; 0 decodes in the worker itself."""
+    workers: Literal["auto"] | Annotated[int, Field(ge=0, le=1000)] = "auto"
+    """Processes of each training worker that decode images; 0 decodes in the worker itself. `auto`
+    is one for each of the worker's CPUs if it trains on a GPU, else 0."""
+
+    @field_validator("workers", mode="before")
+    @classmethod
+    def _workers_are_counted(cls, workers: Any) -> Any:
+        if workers != "auto" and not (type(workers) is int and 0 <= workers <= 1000):
+            raise ValueError("expected auto, or a number from 0 to 1000")
+        return workers
 
     @field_validator("root")
     @classmethod
-    def _root_is_absolute(cls, root: str) -> str:
+    def _root_is_absolute(cls, root: str | dict[str, Source]) -> str | dict[str, Source]:
         """Workers and resumed runs may have another working directory."""
+        if isinstance(root, dict):
+            if not root:
+                raise ValueError("expected the source of each domain")
+            return {name: source.absolute() for name, source in root.items()}
         if root == EMBEDDED or "://" in root:
             return root
         return str(Path(root).expanduser().absolute())
@@ -80,6 +96,9 @@ class DataConfig(Frozen):
         except ConfigError:
             return values  # reported by the field's own validation
         if suite is None:
+            if isinstance(root := values.get("root"), Mapping) and root:
+                first, *rest = root
+                return {"id_domain": first, "ood_domains": rest, **values}
             return values
         rules = load_suite(suite) if isinstance(suite, str) else suite
         filled = {"id_domain": rules.id_domain, **values, "suite": suite}
@@ -95,6 +114,8 @@ class DataConfig(Frozen):
         for name in names:
             if not is_domain_name(name):
                 raise ValueError(f"the domain {name!r} is not the name of a folder")
+        if isinstance(self.root, dict) and next(iter(self.root)) != self.id_domain:
+            raise ValueError(f"the first source of root is not that of {self.id_domain!r}")
         twice = sorted({name for name in names if names.count(name) > 1})
         if twice:
             raise ValueError(f"the domain {twice[0]!r} is named twice in id_domain and ood_domains")
@@ -112,6 +133,15 @@ class DataConfig(Frozen):
         if self.crop_law == "tensorflow" and self.crop_area[1] <= 0.1:
             raise ValueError("crop_law: tensorflow draws crops of more than 0.1 of the image only")
         return self
+
+    def loader_processes(self, *, on_gpu: bool) -> int:
+        """Processes that decode the images of this worker, see `workers`."""
+        if self.workers != "auto":
+            return self.workers
+        import torch
+
+        # Ray sets the number of threads to that of the worker's CPUs.
+        return min(MOST_LOADERS, torch.get_num_threads()) if on_gpu else 0
 
     @property
     def domains(self) -> tuple[str, ...]:
@@ -150,7 +180,8 @@ class OptimConfig(Frozen):
     """Images of a step over all workers."""
     micro_batch_size: int | None = Field(default=None, ge=1, le=10**6)
     """Images that go through a worker's model at once. A step then has several parts, with the
-    same gradient. null is a worker's whole share, halved automatically if GPU memory runs out."""
+    same gradient. null is a worker's whole share. It is halved if GPU memory runs out: by a worker
+    that is alone on the spot, by several in a new attempt from the last checkpoint."""
     clip_grad_norm: float | None = Field(default=None, gt=0, le=1e6)
     """Maximum norm of all gradients together; null does not clip."""
     warmup_fraction: float = Field(default=0.1, ge=0, lt=1)
@@ -179,6 +210,10 @@ class EvalConfig(Frozen):
     trained ones."""
     batch_size: int = Field(default=256, ge=1, le=10**6)
     """Images of a forward pass."""
+    ema: float | None = Field(default=None, ge=0, lt=1)
+    """d of the moving average ``average <- d average + (1 - d) weights`` after every step, which
+    starts at the zero-shot weights and is evaluated, saved and exported in place of the trained
+    ones; null for none. The method `ema` is `ft` with it, and `r_adapter` has one of its own."""
     line: Literal["auto", "off"] | Share | tuple[Share, ...] = "auto"
     """Point of the line from the zero-shot weights (0) to the trained ones (1) that a trial
     evaluates and keeps after its last step (WiSE-FT). `auto` measures three points and the end on
@@ -246,10 +281,9 @@ class TrialConfig(Frozen):
     """Seed of batches, image views and random texts: all are functions of (seed, step, sample)."""
     precision: PrecisionName = "auto"
     """Precision of the encoders' forward pass; `auto` is bfloat16 autocast on GPUs that have it."""
-    parallel: Literal["ddp", "fsdp"] = "ddp"
-    """Whether each worker of a trial has the whole model (`ddp`) or a part of it (`fsdp`)."""
     activation_checkpointing: bool = False
-    """Recompute activations in the backward pass instead of storing them, to save memory."""
+    """Recompute activations in the backward pass instead of storing them, to save memory. Works
+    with transformers of open_clip and models of timm."""
     compile: bool = False
     """Compile the encoders with `torch.compile`."""
     zero_shot_cache_gb: float = Field(default=5, ge=0, le=1e6)
@@ -301,12 +335,15 @@ class TrialConfig(Frozen):
         return self
 
     @model_validator(mode="after")
-    def _method_can_be_sharded(self) -> TrialConfig:
-        if self.parallel == "fsdp" and not self.method.shardable:
+    def _settings_fit_the_method(self) -> TrialConfig:
+        method = f"method.name = {self.method.name!r}"
+        if self.activation_checkpointing and not self.method.recomputes:
             raise ValueError(
-                f"parallel = 'fsdp': method.name = {self.method.name!r} needs whole weights on "
-                "every worker; write parallel = 'ddp'"
+                f"activation_checkpointing = True: not with {method}; optim.micro_batch_size "
+                "saves memory, too"
             )
+        if self.eval.ema is not None and self.method.ema is not None:
+            raise ValueError(f"eval.ema: {method} has a moving average of its own")
         return self
 
 

@@ -66,6 +66,20 @@ class TrainingDiverged(FloatingPointError):
     """The training loss is no longer a finite number."""
 
 
+class MicroBatchTooLarge(RuntimeError):
+    """The model does not fit into a worker's memory with so many images, and other workers wait.
+
+    The attempt ends, and the next one begins with `micro_batch_size` images at once.
+    """
+
+    def __init__(self, micro_batch_size: int) -> None:
+        super().__init__(micro_batch_size)
+        self.micro_batch_size = micro_batch_size
+
+    def __str__(self) -> str:
+        return f"out of memory; the next attempt has {self.micro_batch_size} images at once"
+
+
 UNEXPECTED = 70
 """Exit status for an error that this package did not foresee. EX_SOFTWARE of sysexits.h."""
 

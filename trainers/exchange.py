@@ -1,6 +1,4 @@
-"""Requests of a search's slot to the workers that it keeps, their answers, and their clock.
-
-The trainings of a confirmation use the clock alone.
+"""Requests of a search's slot to the workers that it keeps, and their answers.
 
 A process of its own imports this module for each slot, so it imports nothing outside of the
 standard library.
@@ -9,7 +7,6 @@ standard library.
 from __future__ import annotations
 
 import asyncio
-import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -22,6 +19,8 @@ class Request:
     """Path or URL of the trial's checkpoints. Another folder is another trial."""
     trial: str | None
     """A `TrialConfig` as JSON. None ends the workers."""
+    final_split: str | None = None
+    """Evaluated once, after the last step."""
 
 
 END = Request("", None)
@@ -37,8 +36,6 @@ class Answer:
     """Metrics of training since the last report, column by column."""
     diverged: str | None = None
     """Message of the `TrainingDiverged` that ended the trial."""
-    seconds: float = 0.0
-    """Time from the start of training, or from the request, to this answer."""
 
 
 class Exchange:
@@ -52,15 +49,12 @@ class Exchange:
         self._changed = asyncio.Condition()
         self._request: Request | None = None
         self._answer: Answer | None = None
-        self._began: float | None = None
-        self._worker = b""
         self._progress = Answer()
 
     async def ask(self, request: Request) -> Answer:
         """Answer of the workers, once they have it. For the slot."""
         async with self._changed:
-            self._request, self._answer, self._began = request, None, None
-            self._progress = Answer()
+            self._request, self._answer, self._progress = request, None, Answer()
             self._changed.notify_all()
             await self._changed.wait_for(lambda: self._answer is not None)
             assert self._answer is not None
@@ -71,31 +65,14 @@ class Exchange:
         async with self._changed:
             await self._changed.wait_for(lambda: self._request is not None)
             assert self._request is not None
-            self._began = None  # if workers were replaced, the clock starts again with `training`
             return self._request
-
-    async def training(self, worker: bytes) -> None:
-        """Start the clock of the next report: everything that it needs is on this machine.
-
-        `worker` is the pickled handle of the first worker.
-        """
-        self._began, self._worker = time.monotonic(), worker
-
-    async def lost(self, worker: bytes) -> None:
-        """Stop the clock of a worker that is gone. `training` of its replacement starts it."""
-        if self._worker == worker:
-            self._began = None
-
-    async def waits(self) -> bool:
-        """Whether the requested report has no worker yet that trains it."""
-        return self._began is None
 
     async def answer(self, answer: Answer) -> None:
         """Pass the answer to the slot, which may have asked the workers to end in the meantime."""
         async with self._changed:
             if self._request != END:
                 self._request = None
-            self._answer, self._began = answer, None
+            self._answer = answer
             self._changed.notify_all()
 
     async def set_progress(self, train_curve: Mapping[str, Sequence[float]]) -> None:
@@ -105,8 +82,3 @@ class Exchange:
     async def progress(self) -> Answer:
         """What the workers have noted since the request. For the slot."""
         return self._progress
-
-    async def overdue(self, limit_s: float) -> bytes | None:
-        """The first worker, if it has trained for longer than the limit without a report."""
-        late = self._began is not None and time.monotonic() - self._began > limit_s
-        return self._worker if late else None

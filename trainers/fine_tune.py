@@ -7,6 +7,7 @@ group exists, the model is wrapped in DistributedDataParallel and metrics are re
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,12 +16,14 @@ import torch
 from torch import Tensor
 
 from trainers.checkpoints.format import TrainCurve, save_checkpoint
-from trainers.checkpoints.train_state import restore, snapshot
 from trainers.config import TrialConfig
 from trainers.data.dataset import ImageDataset, train_batches
 from trainers.data.sampler import StepSampler
 from trainers.errors import TrainingDiverged
+from trainers.hang import alive, pause
+from trainers.loop.evaluate_run import class_maps, evaluate_run
 from trainers.loop.lr_schedule import learning_rate
+from trainers.loop.snapshot import restore, snapshot
 from trainers.loop.state import (
     SinceReport,
     TrainState,
@@ -32,8 +35,6 @@ from trainers.loop.state import (
 from trainers.loop.step import Stepper
 from trainers.loop.timing import Clock
 from trainers.methods.lipsum_ft import LipsumFineTuning
-from trainers.models.config import ModelConfig
-from trainers.models.text import text_facts
 from trainers.texts.random_texts import effective_rank
 from trainers.weights.averaging import update_average
 
@@ -55,11 +56,7 @@ REPORTED = (
     "cost/gpu_seconds",
     "cost/cpu_seconds",
 )
-"""Names in every report, besides `evaluation.metric_names`; see `reported`."""
-
-RUNG_HORIZONS = 4
-"""The average of `eval.rung_weights` looks back over this fraction of the run, a quarter:
-``d = 1 - 4 / steps``."""
+"""Names in every report, besides `evaluation.metric_names`."""
 
 CHECK_EVERY = 10
 """Steps between two checks of the loss: each one waits for the GPU."""
@@ -67,12 +64,6 @@ CHECK_EVERY = 10
 CURVE_POINTS = 50
 """Limit of the points of a training curve between two reports, which are `CHECK_EVERY` steps or a
 multiple of that apart."""
-
-
-def reported(model: ModelConfig) -> tuple[str, ...]:
-    """`REPORTED`, without the rank of random texts for a model that has none."""
-    has_random_texts = text_facts(model).has_random_texts
-    return tuple(name for name in REPORTED if has_random_texts or name != RANDOM_TEXT_RANK)
 
 
 @dataclass(frozen=True)
@@ -98,16 +89,13 @@ class Report:
     def save(self, folder: Path) -> None:
         """Write a checkpoint from which `fine_tune` resumes.
 
-        On CPUs, a run of one or two workers resumes bit for bit. With more, results differ by
-        rounding: the first steps of a process add the workers' gradients up in another order (see
-        `Stepper`).
+        On CPUs, a run of one or two workers resumes bit for bit. With more, results may differ by
+        rounding: DDP adds the gradients of the first step of a process up in another order.
 
-        Every worker must call it; the first one writes.
+        Only the first worker writes.
         """
-        if self.run.rank == 0 or self.run.config.parallel == "fsdp":
-            checkpoint = snapshot(self.run)
-            if checkpoint is not None and self.run.rank == 0:
-                save_checkpoint(folder, checkpoint, self.run.class_names)
+        if self.run.rank == 0:
+            save_checkpoint(folder, snapshot(self.run), self.run.class_names)
 
 
 def fine_tune(
@@ -135,6 +123,7 @@ def fine_tune(
     Raises:
         ConfigError: the data or the model do not fit the configuration.
         TrainingDiverged: the loss is no longer a finite number.
+        MicroBatchTooLarge: one of several workers has run out of memory.
     """
     run = start(config, device=device)
     if resume_from is not None:
@@ -143,16 +132,18 @@ def fine_tune(
     train = open_images(config.data, config.data.id_domain, "train")
     held_out = load_split(config, "val")
     sampled = {d: i.sampled(config.eval.rung_images) for d, i in held_out.items()}
-    run.class_maps(held_out)  # raises for a domain that does not fit, before the first step
+    class_maps(run, held_out)  # raises for a domain that does not fit, before the first step
     constant_metrics = random_text_diagnostic(run)
     if run.reports:  # the report before the checkpoint may have been lost
         last_report = {name: value for name, value in run.reports[-1].items() if name != "step"}
         yield Report(run.since.step, last_report, run, *run.train_curves[-1:])
 
-    rung_decay = max(0.0, 1 - RUNG_HORIZONS / config.steps)
     mark_every = CHECK_EVERY * math.ceil(config.eval.every / (CHECK_EVERY * CURVE_POINTS))
     clock = Clock(run)
     stepper, first = Stepper(run), run.progress.step
+    # What is compiled by a first step or evaluation may take long.
+    begin_phase = pause if config.compile else alive
+    begin_phase()
     for step, (views, labels) in enumerate(training_batches(run, train), start=first):
         # A stage has an optimiser and a learning-rate schedule of its own; most methods have one.
         stage = method.stage(step, config.steps)
@@ -166,9 +157,10 @@ def fine_tune(
         decay = method.average_decay(step, config.steps)
         if decay is not None and run.average is not None:
             update_average(run.average, run.weights, decay)
-        if run.rung_average is not None:
-            update_average(run.rung_average, run.weights, rung_decay)
+        if run.ema is not None:
+            update_average(run.ema, run.weights, run.ema_decay)
         run.progress.step = step + 1
+        alive()
 
         is_last = run.progress.step == config.steps
         is_due = is_last or run.progress.step % config.eval.every == 0
@@ -183,12 +175,13 @@ def fine_tune(
             if on_progress is not None and not is_due:
                 on_progress(clock.training()[1])
         if is_due:
+            begin_phase()
             training, train_curve = clock.training()
             metrics = (
                 training
                 | {"train/lr": lr, "train/micro_batch_size": float(run.micro_batch_size)}
                 | constant_metrics
-                | (clock.evaluate(held_out, sampled) if is_last else clock.evaluate(sampled))
+                | _evaluation(run, held_out, sampled)
                 | clock.cost()
             )
             run.since = SinceReport.now(run.progress.step, run.device)
@@ -196,22 +189,35 @@ def fine_tune(
             run.train_curves.append(train_curve)
             yield Report(run.progress.step, metrics, run, train_curve)
             clock.resume()
+            alive()
         elif must_save:
             clock.pause()
             yield Report(run.progress.step, {}, run)
             clock.resume()
+            alive()
+
+
+def _evaluation(
+    run: TrainState, held_out: dict[str, ImageDataset], sampled: dict[str, ImageDataset]
+) -> dict[str, float]:
+    """The validation metrics: of the sample, or of all images after the last step."""
+    began, is_last = time.perf_counter(), run.progress.step == run.config.steps
+    images = held_out if is_last else sampled
+    metrics = evaluate_run(run, "val", images, line_sample=sampled if is_last else None)
+    metrics["eval/averaged"] = float(run.averages_now and not run.ema_is_kept)
+    metrics["eval/images"] = float(sum(len(of_domain.eval_rows) for of_domain in images.values()))
+    run.progress.eval_seconds += time.perf_counter() - began
+    return metrics
 
 
 def random_text_diagnostic(run: TrainState) -> dict[str, float]:
-    """The effective rank of random texts; empty for a model that has none.
+    """The effective rank of random texts.
 
     Their length is the method's own, or Lipsum-FT's default, limited by the model's context.
     """
-    if not run.zero_shot.text.has_random_texts:
-        return {}
     method = run.config.method
     lipsum = method if isinstance(method, LipsumFineTuning) else LipsumFineTuning()
-    length = min(lipsum.text_length, run.zero_shot.text.context_length - 2)
+    length = min(lipsum.text_length, run.zero_shot.vocabulary.longest)
     return {RANDOM_TEXT_RANK: effective_rank(run.zero_shot_features.random_text_moment(length))}
 
 

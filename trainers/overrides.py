@@ -1,11 +1,12 @@
-"""Applying dotted keys such as ``optim.lr`` to nested dictionaries. Imports nothing heavy."""
+"""Dotted keys such as ``optim.lr``, and layers of settings. Imports nothing heavy."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from typing import Any
 
-METHOD_NAME = "method.name"
+METHOD_KEY = "method.name"
+"""Key of the method, in a trial and among the parameters of a search that compares several."""
 
 
 def nest(dotted: Mapping[str, Any], base: Mapping[str, Any] | None = None) -> dict[str, Any]:
@@ -34,6 +35,24 @@ def flat(nested: Mapping[str, Any]) -> dict[str, Any]:
     return values
 
 
+def merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings of two layers, of which `over` wins.
+
+    A mapping with a `name` or `type` that the one below does not have replaces it, since the other
+    keys belong to that name. Other mappings are merged key by key, everything else is replaced.
+    `search` and `sampler` are always merged: their other keys do not depend on the name.
+    """
+    merged = dict(base)
+    for key, value in over.items():
+        below = base.get(key)
+        if isinstance(below, Mapping) and isinstance(value, Mapping):
+            is_other = any(value.get(k, below.get(k)) != below.get(k) for k in ("name", "type"))
+            if key in ("search", "sampler") or not is_other:
+                value = merge(below, value)
+        merged[key] = value
+    return merged
+
+
 def over_trial(dotted: Mapping[str, Any], trial: Mapping[str, Any]) -> dict[str, Any]:
     """A copy of a `TrialConfig`'s plain values with the values of dotted keys.
 
@@ -42,6 +61,6 @@ def over_trial(dotted: Mapping[str, Any], trial: Mapping[str, Any]) -> dict[str,
     """
     method = trial.get("method")
     name = method.get("name") if isinstance(method, Mapping) else None
-    if dotted.get(METHOD_NAME, name) != name:
+    if dotted.get(METHOD_KEY, name) != name:
         trial = {key: value for key, value in trial.items() if key != "method"}
     return nest(dotted, trial)

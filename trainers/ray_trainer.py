@@ -3,7 +3,7 @@
 The only module of this package that imports Ray. Between a trial and its trainer there is little:
 the trial is one JSON text, its checkpoints lie in one folder, and its reports go to Ray Train
 without a checkpoint. Workers find the newest checkpoint in the folder whenever they start, be it
-for a new attempt, after a lost node, or because an elastic trial changed its size.
+for a new attempt or after a lost node.
 
 The driver of a trial imports this module before a worker does, so it imports neither open_clip nor
 the training loop at its top.
@@ -14,7 +14,6 @@ from __future__ import annotations
 import gc
 import secrets
 import tempfile
-import time
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing, contextmanager
 from importlib import import_module
@@ -24,7 +23,6 @@ from typing import TYPE_CHECKING, Any
 import ray.train
 import ray.train.torch
 import torch
-from ray import cloudpickle
 from ray.train import FailureConfig, RunConfig, ScalingConfig
 from ray.train.backend import Backend
 from ray.train.collective import barrier, broadcast_from_rank_zero
@@ -34,12 +32,15 @@ from trainers.checkpoints.format import STATE, WEIGHTS
 from trainers.checkpoints.storage import (
     fetch_checkpoint,
     newest_checkpoint,
+    note_micro_batch,
+    noted_micro_batch,
     remove_other_checkpoints,
     write_checkpoint,
 )
 from trainers.data.storage import Store, open_store
 from trainers.errors import (
     ConfigError,
+    MicroBatchTooLarge,
     StorageFailed,
     TrainingDiverged,
     storage_failures,
@@ -48,6 +49,7 @@ from trainers.errors import (
 )
 from trainers.exchange import Answer
 from trainers.folders import temporary_folder
+from trainers.hang import ends_if_it_hangs, pause
 from trainers.process_state import restored_state
 
 if TYPE_CHECKING:
@@ -65,8 +67,8 @@ COLLECTIVE_TIMEOUT_S = 1200
 """Time after which workers that wait for another one in a collective operation fail. Filling the
 cache of images may take hours, but happens before the first such operation."""
 
-NOTICE_S, NOTICE_STEPS = 1.0, 20
-"""Interval between two checks for nodes that announce their end, and its limit in steps."""
+NOTICE_STEPS = 20
+"""Steps between two checks for nodes that announce their end."""
 
 FETCHED, SAVED = "lipsum-tune-fetched-", "lipsum-tune-saved-"
 """Prefixes of temporary folders: of a checkpoint to continue from, and of one that is written."""
@@ -100,7 +102,6 @@ def torch_trainer(
     workers: int = 1,
     cpus_per_worker: float = 1,
     gpus_per_worker: float = 0,
-    min_workers: int | None = None,
     placement_strategy: str = "PACK",
     preemption_grace_s: float = 0.0,
     avoid: Sequence[str] = (),
@@ -108,7 +109,7 @@ def torch_trainer(
     """A trainer whose workers run a loop; `fit()` starts them.
 
     Args:
-        loop: `train_loop` for one trial, `serve` for one trial after the other.
+        loop: `serve`, or another one in tests.
         values: passed to the loop.
         name: of Ray Train's run; unique to the attempt.
         scratch: folder on this machine for the files of Ray Train's run, which nothing reads.
@@ -125,7 +126,7 @@ def torch_trainer(
         else TorchConfig(timeout_s=COLLECTIVE_TIMEOUT_S),
         train_loop_config=dict(values),
         scaling_config=ScalingConfig(
-            num_workers=workers if min_workers is None else (min_workers, workers),  # type: ignore[arg-type]
+            num_workers=workers,
             use_gpu=gpus_per_worker > 0,
             resources_per_worker=resources,
             placement_strategy=placement_strategy,
@@ -175,46 +176,16 @@ def named_node() -> Iterator[None]:
 
 
 @named_node()
-def train_loop(values: dict[str, Any]) -> dict[str, float]:
-    """Run one trial in the workers of Ray Train, from its newest checkpoint on.
-
-    Args:
-        values: `trial` (a `TrialConfig` as JSON), `folder` (path or URL of its checkpoints),
-            `final_split`: evaluated once, after the last step, and added to the last report (a
-            search has none, so no trial ever reads the test splits), and `exchange`, the handle of
-            an `Exchange` with the clock of each report, or None.
-
-    Returns:
-        The last report.
-    """
-    from trainers.config import TrialConfig
-
-    exchange, me = values["exchange"], cloudpickle.dumps(ray.get_runtime_context().current_actor)
-
-    def start_clock() -> None:
-        if exchange is not None and ray.train.get_context().get_world_rank() == 0:
-            exchange.training.remote(me)
-
-    config, metrics = TrialConfig.model_validate_json(values["trial"]), dict[str, float]()
-    fill_cache(config, values["final_split"])
-    barrier()  # all nodes have the images
-    start_clock()
-    for report in train(config, open_storage(values["folder"]), values["final_split"]):
-        metrics = report.metrics
-        start_clock()
-    return metrics
-
-
-@named_node()
 def serve(values: dict[str, Any]) -> None:
     """Run the trials that a slot of a search asks for, report by report, until it asks for no more.
 
     The workers start a trial as they started the first one, see `process_state`, and do not go on
     behind a report before the slot has asked for the next. A diverged trial ends without harm to
-    the process. Any other error ends the workers.
+    the process. Any other error ends the workers, and so does a hang, see `trainers.hang`.
 
     Args:
-        values: `exchange`, the handle of an actor of `trainers.exchange.Exchange`.
+        values: `exchange`, the handle of an actor of `trainers.exchange.Exchange`, and
+            `hang_after_s`.
     """
     from trainers.config import TrialConfig
 
@@ -222,16 +193,15 @@ def serve(values: dict[str, Any]) -> None:
     # Frozen objects are left out of garbage collections, such as the one after each trial.
     gc.freeze()
     exchange, context = values["exchange"], ray.train.get_context()
-    is_first, is_alone = context.get_world_rank() == 0, context.get_world_size() == 1
-    # Pickled, as the process of the exchange would import Ray Train with the handle.
-    me = cloudpickle.dumps(ray.get_runtime_context().current_actor)
+    rank, is_alone = context.get_world_rank(), context.get_world_size() == 1
+    is_first = rank == 0
     folder, running = None, ExitStack()
 
     def note_progress(train_curve: TrainCurve) -> None:
         if is_first:
             exchange.set_progress.remote(train_curve)
 
-    with running:
+    with ends_if_it_hangs(values["hang_after_s"], context.get_experiment_name(), rank), running:
         while True:
             request = ray.get(exchange.next_request.remote()) if is_first else None
             request = broadcast_from_rank_zero(request)
@@ -241,14 +211,14 @@ def serve(values: dict[str, Any]) -> None:
                     return
                 config, folder = TrialConfig.model_validate_json(request.trial), request.folder
                 running.enter_context(restored_state())
-                fill_cache(config)
+                fill_cache(config, request.final_split)
                 if not is_alone:
-                    barrier()  # the clock starts once all nodes have the images
-                trial = train(config, open_storage(folder), on_progress=note_progress)
+                    barrier()  # all nodes have the images
+                store = open_storage(folder)
+                trial = train(config, store, request.final_split, on_progress=note_progress)
                 reports = running.enter_context(closing(trial))
-            if is_first:
-                exchange.training.remote(me)
             answer = _next_answer(reports)
+            pause()  # until the slot asks for more
             if answer.diverged is not None and not is_alone:
                 raise TrainingDiverged(answer.diverged)  # others may still wait for this worker
             if is_first:
@@ -259,20 +229,18 @@ def serve(values: dict[str, Any]) -> None:
 
 def _next_answer(reports: Iterator[Report]) -> Answer:
     """The metrics of the next report. Nothing refers to the run afterwards, so it can be freed."""
-    began = time.monotonic()
     try:
         report = next(reports)
     except TrainingDiverged as error:
         return Answer(diverged=str(error))
-    metrics = {"step": report.step, **report.metrics}
-    return Answer(metrics, report.train_curve, seconds=time.monotonic() - began)
+    return Answer({"step": report.step, **report.metrics}, report.train_curve)
 
 
 def fill_cache(config: TrialConfig, *more_splits: str | None) -> None:
     """Copy the images of a trial into the cache of this machine if they are not there.
 
     That may take hours on one node while the others have them already. They wait at a barrier of
-    Ray, in `serve` or in `newest_on_this_node`, which does not time out.
+    Ray, which does not time out.
     """
     from trainers.loop.state import load_split, open_images
 
@@ -290,12 +258,16 @@ def train(
 ) -> Generator[Report]:
     """Run `fine_tune` from the newest checkpoint on, and yield its reports once they are saved."""
     from trainers.fine_tune import fine_tune
+    from trainers.loop.evaluate_run import evaluate_run, measure_end
     from trainers.loop.state import load_split
 
     device = ray.train.torch.get_device()
     limit_gpu_memory(device)
-    notice = _PreemptionNotice(device)
-    with newest_on_this_node(folder) as resume_from, notice.in_errors():
+    if (size := noted_micro_batch(folder)) is not None:
+        optim = config.optim.model_copy(update={"micro_batch_size": size})
+        config = config.model_copy(update={"optim": optim})
+    notice = _PreemptionNotice()
+    with newest_on_this_node(folder) as resume_from, notice.in_errors(), _noted_in(folder):
         for report in fine_tune(
             config,
             device=device,
@@ -307,12 +279,22 @@ def train(
             is_known = f"id_{final_split}/acc" in report.metrics
             if final_split is not None and report.step == config.steps and not is_known:
                 images = load_split(config, final_split)
-                report.add(report.run.evaluate(final_split, images))
+                report.add(evaluate_run(report.run, final_split, images))
                 if (point := report.metrics.get("line/a", 1)) != 1:
-                    report.add(report.run.measure_end(final_split, images, point))
+                    report.add(measure_end(report.run, final_split, images, point))
             save(report, folder)
             if report.metrics:  # otherwise it was a request to save
                 yield report
+
+
+@contextmanager
+def _noted_in(folder: Store) -> Iterator[None]:
+    """If memory does not suffice within the block, the next attempt has smaller micro-batches."""
+    try:
+        yield
+    except MicroBatchTooLarge as error:
+        note_micro_batch(folder, error.micro_batch_size)
+        raise
 
 
 def task_device() -> torch.device:
@@ -375,25 +357,17 @@ def newest_on_this_node(folder: Store) -> Iterator[Path | None]:
 class _PreemptionNotice:
     """True once for each node of the training that announces its end; for `save_now`.
 
-    Ray's own check is a message to a process that all workers wait for, so it is made about once a
-    second. The workers agree on the number of steps in between.
+    Ray's own check is a message to a process that all workers wait for, so not every step makes it.
     """
 
-    def __init__(self, device: torch.device) -> None:
-        self._device, self._known = device, set[str]()
-        self._steps, self._interval, self._began = 0, 1, time.monotonic()
+    def __init__(self) -> None:
+        self._known, self._steps = set[str](), 0
 
     def __call__(self) -> bool:
-        from trainers.loop.distributed import averaged
-
         self._steps += 1
-        if self._steps < self._interval:
+        if self._steps % NOTICE_STEPS:
             return False
         info = ray.train.get_preemption_info()
-        now = time.monotonic()
-        step_s = torch.tensor((now - self._began) / self._steps, device=self._device)
-        self._interval = max(1, min(NOTICE_STEPS, round(NOTICE_S / float(averaged(step_s)))))
-        self._steps, self._began = 0, now
         leaving = set(info.preempted_node_ids) if info is not None else set()
         is_new = not leaving <= self._known
         self._known |= leaving

@@ -17,10 +17,10 @@ if TYPE_CHECKING:
     from tuning.config.validation import load_config as load_config
     from tuning.confirmation.confirm import confirm as confirm
     from tuning.planning.plan import plan_search as plan_search
+    from tuning.resume import extend_search as extend_search
+    from tuning.resume import resume_search as resume_search
+    from tuning.run import load_run as load_run
     from tuning.runs.callbacks import Callback as Callback
-    from tuning.runs.resume import extend_search as extend_search
-    from tuning.runs.resume import resume_search as resume_search
-    from tuning.runs.run_folder import load_run as load_run
     from tuning.search import SearchResult as SearchResult
     from tuning.search import run_search as run_search
     from tuning.weights.export import export_weights as export_weights
@@ -32,11 +32,11 @@ _MODULES = {
     "SearchSpace": "search_spaces",
     "confirm": "tuning.confirmation.confirm",
     "export_weights": "tuning.weights.export",
-    "extend_search": "tuning.runs.resume",
+    "extend_search": "tuning.resume",
     "load_config": "tuning.config.validation",
-    "load_run": "tuning.runs.run_folder",
+    "load_run": "tuning.run",
     "plan_search": "tuning.planning.plan",
-    "resume_search": "tuning.runs.resume",
+    "resume_search": "tuning.resume",
     "run_search": "tuning.search",
 }
 

@@ -6,62 +6,57 @@ contains is passed to studies, scheduler, budget and callbacks, and the rest is 
 
 from __future__ import annotations
 
+import logging
 import shutil
-from collections.abc import Callable, Sequence
-from contextlib import closing
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from optuna.pruners import BasePruner
 from optuna.samplers import BaseSampler
 from optuna.storages import BaseStorage
+from ray.tune import Callback as TuneCallback
 from rich.console import Console
 
 from search_spaces import SearchSpace
-from trainers.data.data_root import EMBEDDED, resolve_root
-from trainers.data.storage import open_store, url_of
+from trainers.data.data_root import resolve_root
 from trainers.errors import ConfigError, validate
 from tuning.algorithms.budget import Budget
-from tuning.algorithms.optuna_storage import open_storage, quiet_optuna
-from tuning.algorithms.samplers import check_sampler
+from tuning.algorithms.pruning import LEAST_FINISHED, create_pruner
 from tuning.algorithms.studies import Studies, create_studies
 from tuning.algorithms.warm_start import Earlier, load_earlier, warm_start, warm_start_uses_ood
-from tuning.checkpoints.files import TRAIN_FOLDER, checkpoint_home
 from tuning.checkpoints.retention import CheckpointCallback
-from tuning.checkpoints.storage_check import check_nodes
-from tuning.config.objectives import sampler_objectives
 from tuning.config.schema import SamplerConfig, SearchConfig, SearchFile
 from tuning.config.validation import check_search, check_settings, load_config
-from tuning.execution.ray_errors import resumable, storage_failure
-from tuning.execution.ray_session import concurrent_trials, ray_session, runs_folder
-from tuning.execution.ray_watch import watched_ray
-from tuning.execution.signals import restored_process
-from tuning.execution.trainable import trainable
-from tuning.execution.tune_runner import run_trials
-from tuning.execution.zero_shot import zero_shot_metrics
+from tuning.execution.ray_session import runs_folder
+from tuning.run import Run
 from tuning.runs.callbacks import Callback
-from tuning.runs.journal import History, Journal, add_missed_reports, is_running, read_history
-from tuning.runs.recorder import Recorder
-from tuning.runs.records import SearchOutcome, SearchRecord, TrialRecord
-from tuning.runs.run_folder import (
-    LoadedRun,
-    create_run_folder,
-    search_record,
-    write_config,
+from tuning.runs.journal import (
+    History,
+    is_running,
+    read_history,
+    trial_events,
 )
+from tuning.runs.records import SearchOutcome, SearchRecord, TrialRecord
+from tuning.runs.run_folder import create_run_folder, search_record, write_config
 from tuning.security.databases import check_drivers
+from tuning.session import SearchOptions as SearchOptions
+from tuning.session import open_session
 from tuning.views.callback import ResultsCallback
+from tuning.views.dashboard import DashboardView, open_storage
 from tuning.views.formatting import points_line, show_phase
 from tuning.views.mlflow.callback import MlflowCallback
 from tuning.views.mlflow.client import TrackingError, tracking_uri
-from tuning.views.progress import ProgressCallback
+
+logger = logging.getLogger(__name__)
 
 _ARGUMENTS = "arguments"
 """Source of a mistake in what a caller passes."""
 
 
 @dataclass(frozen=True, repr=False)
-class SearchResult(LoadedRun):
+class SearchResult(Run):
     """The run folder of a search that has ended, and how it ended."""
 
     outcome: SearchOutcome
@@ -83,19 +78,6 @@ class SearchResult(LoadedRun):
         return [record for record in self.history.records if record.outcome == "failed"]
 
 
-@dataclass(frozen=True)
-class SearchOptions:
-    """What a caller can pass to a search beside its configuration, see `run_search`."""
-
-    callbacks: Sequence[Callback] = ()
-    sampler: BaseSampler | None = None
-    storage: BaseStorage | None = None
-    address: str | None = None
-    console: Console | None = None
-    trainable: Callable[[str, Any], Any] = trainable
-    """Makes what Ray Tune runs for each trial. Tests replace it."""
-
-
 def run_search(
     config: SearchFile | str | Path,
     *,
@@ -105,6 +87,8 @@ def run_search(
     storage: BaseStorage | str | None = None,
     address: str | None = None,
     console: Console | None = None,
+    tune_callbacks: Sequence[TuneCallback] = (),
+    pruner: BasePruner | None = None,
 ) -> SearchResult:
     """Run a search to its end, in a new run folder.
 
@@ -113,10 +97,14 @@ def run_search(
         space: replaces `search.space`.
         sampler: replaces `search.sampler`: its name, a configuration, or a sampler of Optuna. An
             object is not kept in the run folder; pass it again to `resume_search`.
-        storage: replaces `search.study_storage`: a URL, or a storage of Optuna.
+        storage: of the study for dashboards, in place of `search.study_storage`: a URL, or a
+            storage of Optuna.
         callbacks: called after the callbacks of the search itself.
         address: of a Ray cluster; by default the one in `RAY_ADDRESS`, or a new local one.
         console: for the display of progress; by default the standard error.
+        tune_callbacks: callbacks and loggers of Ray Tune, such as `CSVLoggerCallback`. Loggers that
+            write into Tune's folder of a trial find it below `tune/` in the run folder.
+        pruner: replaces `search.scheduler`. Like a sampler, it is not kept in the run folder.
 
     Raises:
         ConfigError: before anything runs: missing data, too few resources, MLflow not reachable.
@@ -124,7 +112,17 @@ def run_search(
     """
     file = config if isinstance(config, SearchFile) else load_config(config)
     return start_search(
-        *with_options(file, callbacks, sampler, storage, address, console, space=space)
+        *with_options(
+            file,
+            callbacks,
+            sampler,
+            storage,
+            address,
+            console,
+            tune_callbacks,
+            space=space,
+            pruner=pruner,
+        )
     )
 
 
@@ -135,8 +133,10 @@ def with_options(
     storage: BaseStorage | str | None,
     address: str | None,
     console: Console | None,
+    tune_callbacks: Sequence[TuneCallback] = (),
     *,
     space: SearchSpace | None = None,
+    pruner: BasePruner | None = None,
 ) -> tuple[SearchFile, SearchOptions]:
     """Sort arguments into those of the configuration, and objects."""
     given: dict[str, Any] = {} if space is None else {"space": space}
@@ -151,7 +151,9 @@ def with_options(
         search = file.search.model_copy(update=changes)
         file = file.model_copy(update={"search": search})
         (check_settings if space is None else check_search)(file)
-    return file, SearchOptions(callbacks, sampler, storage, address, console)
+    return file, SearchOptions(
+        callbacks, sampler, storage, address, console, tune_callbacks, pruner
+    )
 
 
 def start_search(file: SearchFile, options: SearchOptions) -> SearchResult:
@@ -178,109 +180,61 @@ def _has_begun(run_folder: Path) -> bool:
 
 
 def continue_search(run_folder: Path, file: SearchFile, options: SearchOptions) -> SearchResult:
-    """Run the rest of a search in its run folder. `tuning.runs.resume` checks what has changed.
+    """Run the rest of a search in its run folder. `tuning.resume` checks what has changed.
 
     Raises:
         ConfigError: before anything runs; among others, another process is running this search.
         StorageFailed: run folder or checkpoints could not be written; the search can be resumed.
     """
-    if options.sampler is not None:
-        objectives = sampler_objectives(file.search.sampler.metric, file.objectives)
-        with quiet_optuna():
-            check_sampler(options.sampler, file.search_space(), len(objectives))
+    if options.pruner is not None and len(file.objectives) > 1:
+        problem = "no trial can be stopped early with several objectives"
+        raise ConfigError(problem, key="pruner", value=type(options.pruner).__name__)
     resolve_root(file.trial.data.root, progress=True)
-    uri = tracking_uri(file.search.tracking.uri, run_folder.parent)
+    tracking = file.search.tracking
+    uri = tracking_uri(tracking.uri, run_folder.parent)
     check_drivers({"search.tracking.uri": uri, "search.study_storage": file.search.study_storage})
-    # The journal holds the lock of the run folder, so nothing is written there before.
-    go_on = _how_to_resume(run_folder)
-    with restored_process(), resumable(go_on), closing(Journal(run_folder)) as journal:
-        return _run_session(run_folder, file, journal, uri, options)
-
-
-def _how_to_resume(run_folder: Path) -> str:
-    return (
-        f"put that right, and `lipsum-tune resume {run_folder}` goes on from the last checkpoints"
-    )
-
-
-def _run_session(
-    run_folder: Path, file: SearchFile, journal: Journal, uri: str, options: SearchOptions
-) -> SearchResult:
     earlier = load_earlier(file)
     console = options.console or Console(stderr=True)
     show_phase(console, "Run folder", str(run_folder))
-    keep, tracking = file.search.checkpoints, file.search.tracking
-    with (
-        ray_session(options.address, console=console) as is_own_ray,
-        watched_ray(_how_to_resume(run_folder)) as watch,
-        quiet_optuna(),
-        closing(ProgressCallback(console, journal.now)) as progress,
-    ):
+    go_on = (
+        f"put that right, and `lipsum-tune resume {run_folder}` goes on from the last checkpoints"
+    )
+    with open_session(run_folder, file, options, go_on) as session:
         # Preparation: everything that can be refused is checked before a trial starts.
-        home = checkpoint_home(run_folder, keep.storage, file.search.name, journal.run_id)
-        check_nodes(file, home)
-        concurrent = concurrent_trials(file.search.resources)
-        checkpoints = open_store(url_of(home, TRAIN_FOLDER))
+        journal, checkpoints = session.journal, session.checkpoints
         before = read_history(run_folder)
         journal.session_started(before.fingerprints or file.fingerprints())
-        zero_shot = before.zero_shot
-        if zero_shot is None:
-            # The cache of images may take hours for large data sets.
-            cached = "" if file.trial.data.root == EMBEDDED else ", once the images are cached"
-            show_phase(console, "Zero-shot", f"evaluating {file.trial.model.name}{cached}")
-            zero_shot = zero_shot_metrics(file.trial, file.search.resources, here=is_own_ray)
-            journal.zero_shot(zero_shot)
+        zero_shot = session.zero_shot(before)
         used_ood = before.used_ood or warm_start_uses_ood(file, earlier)
         search = search_record(file, run_folder, zero_shot, journal.run_id, used_ood)
         if search.sees_ood and not before.used_ood:
             journal.used_ood()  # later sessions may have another sampler, or not find earlier runs
 
-        # The journal becomes complete; everything else is derived from it.
-        history = add_missed_reports(search, journal, checkpoints)
-        progress.earlier_seconds = history.seconds
+        history = read_history(run_folder)
         studies = prepare_studies(search, file, history, options, console, earlier)
+        dashboard = dashboard_view(file, search, history, options)
         budget = Budget(file.search.budget, search, history, journal.now)
+        keep = file.search.checkpoints
         callbacks = (
-            budget,
-            ResultsCallback(run_folder, history.records, checkpoints=checkpoints.url),
+            ResultsCallback(checkpoints.url),
             MlflowCallback(uri, tracking.experiment, tracking.metrics == "all"),  # uploads them
-            CheckpointCallback(checkpoints, keep.disk_bytes, history.records, keep.keep_top),
-            progress,
+            CheckpointCallback(checkpoints, history.records, keep.keep_top),
+            *dashboard,
+            session.progress,
             *options.callbacks,
         )
-        gpus = file.search.resources.gpus_per_trial
-        recorder = Recorder(search, journal, callbacks, history.records, gpus, studies, watch.check)
-        show_phase(console, "Trials", f"starting workers for {concurrent} at once")
 
-        def announce(line: str) -> None:
-            console.print(line, soft_wrap=True, highlight=False)
-
-        def interrupted() -> None:
-            progress.is_ending = True
-            show_phase(console, "Ctrl-C", "ending the trials; press it again not to wait for them")
-
-        watch.record_end = lambda: recorder.finish("stopped")
-        outcome: SearchOutcome = "failed"
-        try:
-            recorder.start()
+        def begin() -> None:
             # Only now, so that a refused change leaves a run that resumes as it was.
             write_config(run_folder, file)
             if before.fingerprints not in ({}, file.fingerprints()):
                 journal.session_started(file.fingerprints())
-            train = options.trainable(checkpoints.url, file.search.resources)
-            outcome = run_trials(
-                train, file, studies, budget, recorder, history, concurrent, announce, interrupted
-            )
-        except KeyboardInterrupt:
-            outcome = "stopped"
-        except Exception as error:
-            outcome = "stopped" if watch.lost or storage_failure(error) else "failed"
-            raise
-        finally:
-            ended = recorder.finish(outcome)
-        if failure := journal.failure or watch.lost:
-            raise failure
-    return SearchResult(run_folder, file, ended, outcome, uri, budget.reason())
+
+        references = [TrialRecord(name, -1, "reference", {}) for name in file.search.references]
+        ended, outcome = session.run(
+            search, history, budget, callbacks, studies=studies, fixed=references, begin=begin
+        )
+    return SearchResult(run_folder, file, ended, outcome, uri, budget.over())
 
 
 def prepare_studies(
@@ -294,20 +248,47 @@ def prepare_studies(
     """The Optuna studies of a session: trials of the journal, earlier searches, initial points.
 
     Raises:
-        ConfigError: the storage cannot be used, or an earlier search cannot.
+        ConfigError: an earlier search cannot be used.
     """
-    storage = options.storage or open_storage(search.run_folder, file.search.study_storage)
     sampler = options.sampler or file.search.sampler
-    space = file.search_space()
-    studies = create_studies(search, space, sampler, storage, search.run_id, history.records)
+    scheduler = options.pruner or file.search.scheduler
+    steps, every = file.trial.steps, file.trial.eval.every
+    studies = create_studies(
+        search, file.search_space(), sampler, lambda: create_pruner(scheduler, steps, every)
+    )
     is_new = not history.records
     for line in warm_start(studies.studies, file, search, earlier, strict=is_new):
         if is_new or "not used" in line:
             show_phase(console, "Warm start", line)
-    given = file.search.space.has_initial_points
-    studies.enqueue_initial_points([s.method for s in studies.studies if not given(s.method)])
+    for study in studies.studies:  # earlier results replace a prior, but not points that are given
+        study.is_warm &= not file.search.space.has_initial_points(study.method)
+    studies.enqueue_first_points()
+    studies.replay(trial_events(search.run_folder) if history.records else ())
     show_phase(console, "Sampler", studies.describe())
+    if options.pruner is not None or file.search.scheduler.name != "none":
+        name = (
+            file.search.scheduler.name if options.pruner is None else type(options.pruner).__name__
+        )
+        show_phase(console, "Stopping", f"{name}, once {LEAST_FINISHED} trials have finished")
     left = search.budget_trials - sum(record.kind == "trial" for record in history.records)
     if studies.num_waiting and left > 0:
         show_phase(console, "Points", points_line(left, studies.num_waiting))
     return studies
+
+
+def dashboard_view(
+    file: SearchFile, search: SearchRecord, history: History, options: SearchOptions
+) -> list[DashboardView]:
+    """The study for dashboards. A resumed search does without a storage that it cannot reach.
+
+    Raises:
+        ConfigError: a new search cannot use the storage.
+    """
+    try:
+        storage = options.storage or open_storage(search.run_folder, file.search.study_storage)
+    except ConfigError as error:
+        if not history.records:
+            raise
+        logger.warning("the Optuna study of the dashboard is not written: %s", error)
+        return []
+    return [DashboardView(storage, file.search_space())]

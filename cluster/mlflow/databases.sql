@@ -1,4 +1,4 @@
--- Databases and users for MLflow and Optuna on one PostgreSQL server. Run it as described in docs/mlflow_server.md.
+-- Databases and users for MLflow and Optuna on one PostgreSQL server. Run it as described in docs/cluster.md.
 \set ON_ERROR_STOP on
 \getenv mlflow_password MLFLOW_DB_PASSWORD
 \getenv optuna_password OPTUNA_DB_PASSWORD

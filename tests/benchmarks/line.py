@@ -24,6 +24,8 @@ from trainers.embedded_benchmark.build import available_cores
 from trainers.evaluation.line import GRID
 from trainers.evaluation.metrics import ID_ACC, MEAN_ACC, OOD_MEAN_ACC
 from trainers.fine_tune import fine_tune
+from trainers.loop.evaluate_run import holding
+from trainers.loop.evaluate_run import measure as measure_run
 from trainers.loop.state import load_split
 from trainers.weights.averaging import interpolate
 from tuning.config.validation import load_config
@@ -47,8 +49,8 @@ def measure(name: str, seed: int, base: TrialConfig) -> dict[str, Any]:
     run, images = last.run, load_split(base, "val")
     at = {}
     for a in GRID:
-        with run.holding(interpolate(run.initial, run.weights, a)):
-            at[a] = run.measure("val", images, run.temperature)
+        with holding(run, interpolate(run.initial, run.weights, a)):
+            at[a] = measure_run(run, "val", images, run.temperature)
     best = max(GRID, key=lambda a: at[a][MEAN_ACC])
     found = {"end": at[1.0], "chosen": last.metrics, "best": at[best]}
     row = {f"{which}/{metric}": of[metric] for which, of in found.items() for metric in SHOWN}

@@ -24,6 +24,7 @@ from trainers.config import TrialConfig
 from trainers.data.data_root import resolve_root
 from trainers.embedded_benchmark.build import available_cores
 from trainers.fine_tune import fine_tune
+from trainers.loop.evaluate_run import evaluate_run
 from trainers.loop.state import load_split, start
 from tuning import load_config, load_run, run_search
 from tuning.confirmation.statistics import paired_difference
@@ -70,7 +71,7 @@ def test(name: str, seed: int, config: TrialConfig) -> dict[str, Any]:
     """Train to the end, then read the test splits once; runs in a process of its own."""
     torch.set_num_threads(1)  # a model this small gains more from two runs than from two threads
     *_, last = fine_tune(config.model_copy(update={"seed": seed}))
-    metrics = last.run.evaluate("test", load_split(config, "test"))
+    metrics = evaluate_run(last.run, "test", load_split(config, "test"))
     return {"name": name, "seed": seed, "line/a": last.metrics.get("line/a", 1.0), **metrics}
 
 
@@ -93,8 +94,8 @@ def main() -> None:
     with ProcessPoolExecutor(available_cores(), get_context("spawn")) as pool:
         rows = list(pool.map(test, *zip(*jobs, strict=True)))
     before = start(base)
-    before.evaluate("val", load_split(base, "val"))  # settles the temperature of calibration
-    zero_shot = before.evaluate("test", load_split(base, "test"))
+    evaluate_run(before, "val", load_split(base, "val"))  # settles the temperature of calibration
+    zero_shot = evaluate_run(before, "test", load_split(base, "test"))
     Console(width=130).print(table(rows, zero_shot, base))
 
 

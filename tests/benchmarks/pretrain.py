@@ -1,6 +1,6 @@
 """Pre-train `tiny-clip`: `python -m tests.benchmarks.pretrain OUTPUT`.
 
-`trial.model={name: local-dir:OUTPUT, tokenizer: OUTPUT/bpe.txt.gz}` fine-tunes another one.
+`trial.model.name=local-dir:OUTPUT` fine-tunes another one.
 
 CLIP's recipe (Radford et al., 2021) at the size of a laptop: symmetric contrastive loss between
 images and captions, on every OpenMoji drawing redrawn in all five domains. The images are drawn
@@ -39,14 +39,13 @@ from trainers.data.transforms import normalise, train_view
 from trainers.embedded_benchmark.drawings import Drawing
 from trainers.embedded_benchmark.render import DOMAINS, render
 from trainers.models import tiny_clip
-from trainers.models.byte_pair import merges_of, packed
+from trainers.models.clip import MERGES, load_tokenizer, model_config, vocabulary
+from trainers.models.config import ModelConfig
 from trainers.models.image import image_input
-from trainers.models.text import encode_tokens
-from trainers.models.tokenizers import Vocabulary
+from trainers.models.text import encode_tokens, shortened
 from trainers.seeding import generator
 from trainers.texts import spoken
 from trainers.texts.random_texts import effective_rank, random_texts, second_moment
-from trainers.weights.export import MERGES
 
 IMAGE_SEED = 7_919
 """First number of the key of every image here; the seeds of the benchmark itself are small."""
@@ -72,7 +71,7 @@ class Recipe:
 def pretrain(recipe: Recipe, output: Path) -> None:
     """Train from scratch and write a folder that open_clip loads (float16), and the figures."""
     torch.manual_seed(recipe.seed)
-    config = tiny_clip.model_config()
+    config = model_config(ModelConfig())
     model = open_clip.model.CLIP(**config)
     visual = model.visual
     preprocessing = json.loads(tiny_clip.CONFIG.read_text())["preprocess_cfg"]
@@ -112,7 +111,7 @@ def _batches(recipe: Recipe, model: nn.Module) -> Iterator[tuple[Tensor, Tensor]
     """Normalised views and their captions' tokens."""
     drawings = {item.code_point: row for row, item in enumerate(all_drawings())}
     images = _rendered(recipe.renderings)
-    tokenize, pixels = tiny_clip.tokenizer(), image_input(model)
+    tokenize, pixels = load_tokenizer(ModelConfig()), image_input(model)
     for step in range(recipe.steps):
         rng = generator(recipe.seed, "pretrain", step)
         views, captions = [], []
@@ -183,9 +182,8 @@ def _write(
     seconds: float,
 ) -> None:
     """Weights and figures so far; float16 halves the file and costs no accuracy to speak of."""
-    start = model.vocab_size - 2
-    vocabulary = Vocabulary(start, start + 1, range(start))
-    texts = encode_tokens(model, random_texts(vocabulary, 1024, 8, seed=0, step=0))
+    tokens = random_texts(vocabulary(ModelConfig()), 1024, 8, seed=0, step=0)
+    texts = encode_tokens(model, shortened(model, tokens))
     figures = {
         "step": step,
         "loss": round(loss, 4),
@@ -199,7 +197,7 @@ def _write(
     weights = {name: tensor.half().contiguous() for name, tensor in model.state_dict().items()}
     save_file(weights, output / tiny_clip.WEIGHTS.name)
     shutil.copyfile(tiny_clip.CONFIG, output / tiny_clip.CONFIG.name)
-    (output / MERGES).write_bytes(packed(merges_of(tiny_clip.tokenizer())))
+    shutil.copyfile(tiny_clip.FOLDER / MERGES, output / MERGES)
     (output / "figures.json").write_text(json.dumps(figures, indent=2) + "\n", encoding="utf-8")
 
 

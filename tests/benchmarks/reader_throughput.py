@@ -35,14 +35,12 @@ from torchvision.datasets import ImageFolder
 
 from tests.benchmarks.spread import spread
 from trainers.config import DataConfig
-from trainers.data.cache.arrow_cache import CACHE_VARIABLE
 from trainers.data.dataset import ImageDataset, train_batches
-from trainers.data.encoding import EncodeOptions
-from trainers.data.formats import LAYOUTS
-from trainers.data.formats.index import LayoutOptions
+from trainers.data.prepare import Options
+from trainers.data.prepare import prepare as prepare_domains
 from trainers.data.sampler import StepSampler
-from trainers.data.shards import plan_shards, write_shard
-from trainers.data.storage import open_store
+from trainers.data.sources import Source
+from trainers.data.storage import CACHE_VARIABLE, open_store
 from trainers.data.transforms import normalise
 from trainers.models.image import ImageInput
 
@@ -86,12 +84,10 @@ def make_tree(root: Path, images: int) -> None:
         photograph(rng, width, height).save(path, quality=95)
 
 
-def prepare(tree: Path, root: Path, options: EncodeOptions) -> None:
-    """What `lipsum-tune prepare folders` does, in this process."""
-    source, destination = open_store(tree), open_store(root)
-    for listing in LAYOUTS["folders"].read(source, LayoutOptions(domain="photos")):
-        for shard in plan_shards(listing, options, 4096):
-            write_shard(source, destination, shard, options)
+def prepare(tree: Path, root: Path, resize: int | None = None) -> None:
+    """What `lipsum-tune prepare folders` does."""
+    options = Options(resize=resize, val_fraction=0, test_fraction=0)
+    prepare_domains({"photos": Source(path=str(tree))}, open_store(root), options)
 
 
 def image_folder(tree: Path, passes: int) -> Batches:
@@ -159,8 +155,8 @@ def main() -> None:
         os.environ[CACHE_VARIABLE] = str(base / "arrow")
         tree, whole, small = base / "tree", base / "whole", base / "small"
         make_tree(tree, arguments.images)
-        prepare(tree, whole, EncodeOptions())
-        prepare(tree, small, EncodeOptions(resize=SHORT_SIDE))
+        prepare(tree, whole)
+        prepare(tree, small, SHORT_SIDE)
         for name, root in (("as they are", tree), ("resized", small)):
             size = sum(path.stat().st_size for path in root.rglob("*") if path.is_file())
             console.print(f"images {name}: {size / arguments.images / 1e3:.0f} kB each")

@@ -27,6 +27,7 @@ from trainers.data.data_root import resolve_root
 from trainers.embedded_benchmark.build import available_cores
 from trainers.errors import TrainingDiverged
 from trainers.fine_tune import fine_tune
+from trainers.loop.evaluate_run import holding, measure
 from trainers.loop.state import load_split
 from trainers.weights.averaging import interpolate
 from tuning.config.schema import SearchFile
@@ -47,8 +48,8 @@ def record(number: int, params: dict[str, Any], config: TrialConfig) -> list[dic
             if report.step == config.steps:
                 run, images = report.run, load_split(config, "val")
                 for prefix, a in ((END, 1.0), (BEYOND, 1.25)):
-                    with run.holding(interpolate(run.initial, run.weights, a)):
-                        at_point = run.measure("val", images, None)
+                    with holding(run, interpolate(run.initial, run.weights, a)):
+                        at_point = measure(run, "val", images, None)
                     found |= {prefix + name: value for name, value in at_point.items()}
             metrics = {
                 name: value
@@ -89,7 +90,7 @@ def main() -> None:
         "trial.eval.line=auto",
         f"trial.data.id_domain={arguments.id_domain}",
         f"trial.data.ood_domains=[{', '.join(ood)}]",
-        "search.space.parameters.method.text_length={type: categorical, choices: [8]}",
+        "search.space.parameters={method.text_length: {type: categorical, choices: [8]}}",
     ]
     file = load_config("quickstart", overrides)
     resolve_root(file.trial.data.root, progress=True)

@@ -3,7 +3,7 @@
 Runs searches in simulated time over surfaces that were fitted to the recorded curves of a file of
 `record_curves` (see `surface`), through the same searcher, scheduler and prior objects that a real
 search uses. After 1, 3, 5, 10 and 20 trials' worth of device time, the finished trial with the best
-*observed* objective is recommended, or that of the rule `expected`. Its *true* regret is what its
+*observed* objective is recommended. Its *true* regret is what its
 point misses of the best point of any line, in percentage points.
 
 - The trials of a contender report the best point of their lines, or, with "no line", the end of the
@@ -43,7 +43,7 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from tests.benchmarks.contenders import CONTENDERS, Contender, Ours, Problem
+from tests.benchmarks.contenders import CONTENDERS, Contender, Problem
 from tests.benchmarks.curve_table import Costs, read_table
 from tests.benchmarks.simulator import simulate
 from tests.benchmarks.surface import SimulatedTrainings, Surfaces, prior_center
@@ -110,7 +110,6 @@ def regrets(name: str, distance: float | None, seed: int, setting: Setting) -> n
     trainings = SimulatedTrainings(surfaces, np.random.default_rng((seed, 1)))
     steps = contender.evaluate_at(problem)
     found, observed, best = np.full(BUDGETS[-1], np.nan), -np.inf, 0
-    expects = searcher if contender.by_expectation and isinstance(searcher, Ours) else None
     for ended in simulate(searcher, scheduler, trainings, costs, steps, setting.gpus):
         index = int(np.ceil(ended.seconds * setting.gpus / setting.trial_seconds - 1e-9)) - 1
         if index >= len(found):
@@ -120,9 +119,7 @@ def regrets(name: str, distance: float | None, seed: int, setting: Setting) -> n
         value = problem.objective.signed(ended.result[problem.objective.metric])
         if value > observed:
             observed, best = value, ended.configuration
-        expected = expects.expected_best() if expects else None
-        chosen = best if expected is None else expected  # trainings have the numbers of trials
-        found[index:] = setting.best - trainings.truths[chosen]
+        found[index:] = setting.best - trainings.truths[best]
     return found
 
 
@@ -131,9 +128,9 @@ def start_points(
 ) -> tuple[dict[str, bool | int | float | str], ...]:
     """The points of a prior that is off by that distance."""
     center = prior_center(surfaces, distance, np.random.default_rng((seed, 2)))
-    prior = PriorConfig(center=center)
+    prior = PriorConfig()
     parameters = surfaces.space.parameters
-    return tuple(prior_points(prior, seed, None, parameters, {}, TrialConfig()))
+    return tuple(prior_points(prior, {"prior": center}, seed, parameters, {}, TrialConfig()))
 
 
 def summary(found: dict[tuple[str, float | None], np.ndarray]) -> Table:
@@ -168,7 +165,7 @@ def parse_arguments(argv: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--seeds", type=int, default=30)
     parser.add_argument("--gpus", type=int, default=1)
     parser.add_argument("--grace-steps", type=int, default=60)
-    parser.add_argument("--reduction-factor", type=float, default=3)
+    parser.add_argument("--reduction-factor", type=int, default=3)
     parser.add_argument("--start-seconds", type=float, default=0.0)
     parser.add_argument("--process-seconds", type=float, default=0.0)
     parser.add_argument("--distances", nargs="+", type=float, default=[0, 0.2, 0.4])

@@ -35,7 +35,6 @@ from trainers.embedded_benchmark.build import ImageCounts, build
 from trainers.fine_tune import Report, fine_tune, training_batches
 from trainers.loop.state import load_split, open_images, start
 from trainers.loop.step import Stepper
-from trainers.loop.timing import Clock
 
 MODELS: dict[str, dict[str, Any]] = {
     "tiny-clip": {
@@ -109,7 +108,7 @@ class Profile:
                 (Stepper, "_teachers", "zero-shot model"),
                 (torch.Tensor, "backward", "backward"),
                 (torch.optim.AdamW, "step", "optimiser"),
-                (Clock, "evaluate", "evaluation"),
+                (training, "evaluate_run", "evaluation"),
                 (Report, "save", "checkpoint"),
             ):
                 timed = self._timed(getattr(owner, name), part)

@@ -18,19 +18,17 @@ from tests.benchmarks.captions import (
 from tests.benchmarks.pretrain import Recipe, _write
 from trainers.embedded_benchmark.classes import load_classes
 from trainers.embedded_benchmark.raster import generator
+from trainers.models.clip import load_clip, vocabulary
 from trainers.models.config import ModelConfig
-from trainers.models.loading import load_clip
-from trainers.models.text import text_facts
 from trainers.texts.random_texts import random_texts
 
 
 def test_the_effective_rank_is_that_of_the_second_moment(tmp_path: Path) -> None:
-    clip, vocabulary = load_clip(ModelConfig()), text_facts(ModelConfig()).vocabulary
+    clip = load_clip(ModelConfig())
     _write(clip, Recipe(), tmp_path, step=1, loss=0.0, seconds=0.0)  # type: ignore[arg-type]
     found = json.loads((tmp_path / "figures.json").read_text())["effective_rank_of_random_texts"]
 
-    assert vocabulary is not None
-    tokens = torch.nn.functional.pad(random_texts(vocabulary, 1024, 8, seed=0, step=0), (0, 22))
+    tokens = random_texts(vocabulary(ModelConfig()), 1024, 8, seed=0, step=0)
     with torch.no_grad():
         features = clip.encode_text(tokens, normalize=True)  # type: ignore[operator]
     eigenvalues = torch.linalg.svdvals(features.double()).square()

@@ -43,7 +43,7 @@ SPACE = SearchSpace(
 )
 COSTS = Costs(step_seconds=1.0, eval_seconds=5.0, final_seconds=5.0)
 LAST = 40
-SLOW = (WITH_ASHA, "ours, expected trial")
+SLOW = (WITH_ASHA,)
 """Of the contenders that take seconds, those that are simulated here."""
 
 
@@ -266,7 +266,7 @@ def rows_of_a_hill() -> list[Any]:
 def setting() -> Setting:
     table, metrics = curve_table(rows_of_a_hill(), SPACE), ("id_val/acc", "id_val/nll")
     lines, ends = Surfaces(table, metrics), Surfaces(table.at_ends(), metrics)
-    problem = Problem(SPACE, Objective("id_val/acc"), LAST, 10, 2.0)
+    problem = Problem(SPACE, Objective("id_val/acc"), LAST, 10, 2)
     return Setting(problem, lines, ends, replace(COSTS, line_seconds=4.0), gpus=1)
 
 
@@ -343,8 +343,8 @@ def test_a_contender_does_the_same_again_with_the_same_seed(setting: Setting, na
 def test_our_searcher_gets_stopped_trials_as_pruned_and_diverged_ones_as_failed(
     table: CurveTable, scheduler: str, other: str
 ) -> None:
-    problem = Problem(SPACE, Objective("score"), LAST, 10, 2.0)
-    contender = ours("TPE", "tpe", scheduler, checked=False)
+    problem = Problem(SPACE, Objective("score"), LAST, 10, 2)
+    contender = ours("TPE", "tpe", scheduler)
     searcher, scheduler = contender.create(problem, 0)
     steps = contender.evaluate_at(problem)
     ended = list(islice(simulate(searcher, scheduler, table, COSTS, steps), 80))

@@ -1,10 +1,9 @@
 """What does it cost to start a trial? `python -m tests.benchmarks.trial_start`
 
-Trials of the embedded tiny CLIP, in turn: several in the workers of a search, and one in processes
-of its own, as `confirm` runs it. Shown for each is the time from the end of the trial before it (or
-from the call) to its first step, and from its first step to its end without what its loop took:
-checkpoints, reports and their judgement. `--memory 50` shows instead what the processes of one slot
-hold in memory over so many trials, about half of which early stopping ends.
+Trials of the embedded tiny CLIP, in turn, in the workers of a search. Shown is the time from the
+end of the trial before it to its first step, and from its first step to its end without what its
+loop took: checkpoints, reports and their judgement. `--memory 50` shows instead what the processes
+of one slot hold in memory over so many trials, about half of which early stopping ends.
 """
 
 from __future__ import annotations
@@ -15,7 +14,6 @@ import re
 import statistics
 import tempfile
 import time
-from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
 
@@ -24,10 +22,8 @@ from rich.console import Console
 from rich.table import Table
 
 from tests.benchmarks.spread import spread
-from tuning.config.schema import SearchFile
 from tuning.config.validation import load_config
 from tuning.execution.ray_session import ray_session
-from tuning.execution.retries import fit
 from tuning.runs.callbacks import Callback
 from tuning.runs.records import SearchRecord, TrialRecord
 from tuning.search import SearchOptions, start_search
@@ -52,8 +48,13 @@ MEMORY_SETTINGS = (
     "search.sampler.name=random",
     "search.resources.max_concurrent=1",
 )
-SLOT = {"RayTrainWorker": "worker", "ResourceTrainable": "its driver", "Exchange": "exchange"}
-"""Ray's actors of a slot by the end of their names: the worker, and two on the head."""
+SLOT = {
+    "RayTrainWorker": "worker",
+    "ResourceTrainable": "its driver",
+    "TrainController": "controller",
+    "Exchange": "exchange",
+}
+"""Ray's actors of a slot by the end of their names: the worker, and three on the head."""
 
 
 class MemoryWatch(Callback):
@@ -122,20 +123,8 @@ class Stopwatch(Callback):
         self._ended = now
 
 
-def fresh(file: SearchFile, folder: Path) -> float:
-    """Seconds of a trial in processes of its own, without its loop."""
-    began = time.time()
-    last: Mapping[str, float] = fit(
-        file.trial.model_dump_json(),
-        name="fresh",
-        storage_path=folder,
-        resources=file.search.resources,
-    )
-    return time.time() - began - last["cost/seconds"]
-
-
 def main() -> None:
-    """Run both in turn, and print the table."""
+    """Run the searches, and print the table."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--memory", type=int, metavar="TRIALS")
@@ -144,19 +133,17 @@ def main() -> None:
         Console(width=100).print(memory(arguments.memory))
         return
     rounds = arguments.rounds
-    watch, alone = Stopwatch(), list[float]()
+    watch = Stopwatch()
     with ray_session(), tempfile.TemporaryDirectory(prefix="trial-start-") as folder:
         for number in range(rounds):
             storage = Path(folder) / str(number)
             file = load_config("quickstart", [*SETTINGS, f"search.storage={storage}"])
             options = SearchOptions(callbacks=[watch], console=Console(quiet=True))
             start_search(file, options)
-            alone.append(fresh(file, storage))
     table = Table("", "trials", "s, median and range")
     for name, seconds in (
         ("in the workers of a search, to the first step", watch.before),
         ("in the workers of a search, beside the loop", watch.beside),
-        ("in processes of its own, both", alone),
     ):
         table.add_row(name, str(len(seconds)), spread(seconds))
     Console(width=100).print(table)

@@ -1,7 +1,6 @@
 """The container file: linted, and it copies all that the package needs. No image is built."""
 
 import re
-import shlex
 import shutil
 import subprocess
 import sys
@@ -9,9 +8,6 @@ import zipfile
 from pathlib import Path
 
 import pytest
-import yaml
-from packaging.requirements import Requirement
-from packaging.specifiers import SpecifierSet
 
 ROOT = Path(__file__).parent.parent.parent
 FILE = ROOT / "cluster" / "container" / "Containerfile"
@@ -46,17 +42,10 @@ def test_the_base_has_a_tag_and_the_user_is_not_root():
     assert not any(line.startswith("RUN") for line in lines[lines.index("USER 1000:1000") :])
 
 
-def test_all_clusters_have_the_same_version_of_ray():
+def test_image_and_manifest_have_the_same_version_of_ray():
     (argument,) = [v for v in instructions("ARG") if v.startswith("RAY_VERSION=")]
-    version = argument.removeprefix("RAY_VERSION=")
-    for name in ("raycluster", "rayjob"):
-        manifest = next(yaml.safe_load_all((ROOT / f"cluster/kuberay/{name}.yaml").read_text()))
-        spec = manifest["spec"].get("rayClusterSpec", manifest["spec"])
-        assert spec["rayVersion"] == version
-    for cloud in ("aws", "gcp"):
-        launcher = yaml.safe_load((ROOT / f"cluster/launcher/{cloud}.yaml").read_text())
-        (setup,) = [c for c in launcher["setup_commands"] if "pip install" in c]
-        assert Requirement(shlex.split(setup)[-1]).specifier == SpecifierSet(f"=={version}")
+    manifest = (ROOT / "cluster/kuberay/rayjob.yaml").read_text()
+    assert f'rayVersion: "{argument.removeprefix("RAY_VERSION=")}"' in manifest
 
 
 def test_the_image_holds_no_secrets_and_only_the_package():

@@ -9,7 +9,7 @@ from cluster.cli import app, main
 from tests.disks import fill, small_disk
 from tests.tuning import fakes
 from tests.tuning.run_folders import search_file, trial, write_run
-from tuning.runs import resume
+from tuning import resume
 from tuning.runs.run_folder import CONFIG_FILE, load_run
 from tuning.search import SearchResult
 

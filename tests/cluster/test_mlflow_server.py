@@ -10,8 +10,12 @@ import pytest
 from tests.cluster import writers
 from tests.cluster.mlflow_process import running_server
 from tests.cluster.postgres import running_postgres
+from tests.tuning import fakes
+from tests.tuning.run_folders import search_file, write_run
 from trainers.errors import ConfigError
-from tuning.algorithms.optuna_storage import open_storage
+from tuning.runs.run_folder import load_run
+from tuning.views.dashboard import open_storage
+from tuning.views.mlflow.callback import backfill
 
 pytestmark = pytest.mark.nightly
 WRITERS = 8
@@ -81,6 +85,11 @@ def test_eight_searches_write_at_once_and_nothing_is_lost(postgres, server):
         for name, value in point.items()
         if name != "step"
     }
+    said |= {  # orders the view
+        (search, trial, "final/val/mean_acc", step, value)
+        for search, trial, name, step, value in said
+        if name == "val/mean_acc" and step == fakes.TOTAL_STEPS
+    }
     written = postgres.query(
         "mlflow",
         """
@@ -126,6 +135,19 @@ def test_eight_searches_write_at_once_and_nothing_is_lost(postgres, server):
     )
     assert len(params) == WRITERS * writers.TRIALS
     assert set(params) == set(proposed)
+
+
+def test_what_is_sent_twice_is_there_once(postgres, server, images_root, tmp_path):
+    limit = "id_val/acc >= best - 0.5"  # orders some trials by NaN
+    file = search_file(images_root, search__tracking__uri=server.url, search__constraints=[limit])
+    run = write_run(tmp_path / "twice", file, fakes.finished_search())
+    tables = ("metrics", "latest_metrics", "params", "tags", "runs")
+    found = []
+    for _ in range(2):
+        assert backfill(load_run(run)).endswith("has all of it")
+        rows = [postgres.query("mlflow", f"select * from {table}") for table in tables]
+        found.append([sorted(map(str, table)) for table in rows])
+    assert found[0] == found[1]
 
 
 @pytest.mark.usefixtures("eight_searches")

@@ -1,11 +1,12 @@
 """Ids, environments and requests of jobs; `test_jobs` submits real ones."""
 
 import os
+import subprocess
 from collections import Counter
 
 import pytest
 
-from cluster.submit import Job, job_environment, submission_base, submit_search
+from cluster.submit import MAX_UPLOAD_MB, Job, job_environment, submission_base, submit_search
 from tests.cluster.job_server import job_server
 from trainers.errors import ConfigError
 from tuning.config.validation import load_config
@@ -67,7 +68,6 @@ def test_mistakes_are_found_before_anything_is_sent(tmp_path):
     for overrides, key in (
         (("trial.optim.lrr=1",), None),
         (("search.tracking.uri=https://a:b@c",), "search.tracking.uri"),
-        (("trial.data.root=my/data",), "trial.data.root"),
         (("search.objective.metric=x/y",), None),
     ):
         with pytest.raises(ConfigError) as caught:
@@ -78,11 +78,41 @@ def test_mistakes_are_found_before_anything_is_sent(tmp_path):
         submit_search("quickstart", (), tmp_path / "none", NOWHERE)
     assert caught.value.key == "--working-dir"
     (tmp_path / "work").mkdir()
-    (tmp_path / "base.yaml").write_text("{}")
-    (tmp_path / "work" / "mine.yaml").write_text("extends: ../base.yaml")
+    (tmp_path / "mine.yaml").write_text("extends: quickstart")
+    with pytest.raises(ConfigError, match="not in the job's working directory"):
+        submit_search(str(tmp_path / "mine.yaml"), (), tmp_path / "work", NOWHERE)
+
+
+@pytest.mark.parametrize(
+    "override",
+    [
+        "trial.data.root=my/data",
+        "search.study_storage=sqlite:///study.db",
+        "search.tracking.uri=sqlite:///runs/mlflow.db",
+        "search.warm_start.runs=[runs/earlier]",
+    ],
+)
+def test_a_path_in_the_temporary_copy_is_refused(override, tmp_path):
     with pytest.raises(ConfigError) as caught:
-        submit_search(str(tmp_path / "work" / "mine.yaml"), (), tmp_path / "work", NOWHERE)
-    assert caught.value.key == "extends"
+        submit_search("quickstart", [override], tmp_path, NOWHERE)
+    assert caught.value.key.startswith(override.partition("=")[0])
+    assert "copy of the working directory" in caught.value.problem
+
+
+def test_a_large_upload_is_refused_with_its_largest_files(tmp_path):
+    subprocess.run(["git", "init", "--quiet", tmp_path], check=True)
+    for name, size in (("weights.bin", MAX_UPLOAD_MB), ("video.mp4", 1), ("ignored.bin", 500)):
+        with (tmp_path / name).open("wb") as file:
+            file.truncate(size * 2**20 + 1)
+    (tmp_path / ".gitignore").write_text("ignored.bin\n")
+    with pytest.raises(ConfigError) as caught:
+        submit_search("quickstart", (), tmp_path, NOWHERE)
+    assert caught.value.key == "--working-dir"
+    assert caught.value.hint.endswith("the largest: weights.bin, video.mp4, .gitignore")
+    (tmp_path / ".gitignore").write_text("*.bin\n")
+    with pytest.raises(ConfigError) as caught:
+        submit_search("quickstart", (), tmp_path, NOWHERE)
+    assert caught.value.key == f"--address {NOWHERE}"
 
 
 def test_a_password_is_refused_before_it_is_in_the_jobs_command(tmp_path):

@@ -41,17 +41,6 @@ def refused(root, said, **values):
     assert "\n" not in str(caught.value)
 
 
-def test_images_larger_than_the_cache_are_refused(root):
-    rows = {"image": [{"bytes": bytes([n]) * 50_000, "path": "x"} for n in range(40)]}
-    rows["label"] = [0] * 40
-    path = part_path(root, "sketch", "val", 1)
-    table = pa.Table.from_pydict(rows, arrow_schema(ID, {}))
-    pq.write_table(table, path, compression="zstd")
-    assert path.stat().st_size < 50_000
-    refused(root, r"cache_gb = 0\.001: .* \(photo/train, .*\) need 0\.00\d* GB", cache_gb=0.001)
-    check_data(data(root, cache_gb=0.01))
-
-
 def test_classes_that_do_not_fit_are_refused(root):
     write_split(root, "sketch", "val", ("cat", "cow"))
     refused(root, "sketch: 'cow': no class of photo, which has 3 .in a suite of your own")

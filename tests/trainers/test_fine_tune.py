@@ -10,14 +10,14 @@ import torch.distributed as dist
 from tests.conftest import CLASSES
 from tests.trainers.curves import changed
 from tests.trainers.methods.contract import untimed
-from trainers import models
 from trainers.checkpoints.format import STATE, whole_header
 from trainers.checkpoints.storage import newest_checkpoint
 from trainers.data.schema import LabelledImage, part_path, write_images
 from trainers.data.storage import open_store
 from trainers.errors import ConfigError, TrainingDiverged
 from trainers.evaluation.metrics import metric_names
-from trainers.fine_tune import REPORTED, fine_tune, reported, training_batches
+from trainers.fine_tune import REPORTED, fine_tune, training_batches
+from trainers.loop.evaluate_run import class_maps, evaluate_run
 from trainers.loop.state import load_split, open_images, start
 
 
@@ -207,10 +207,12 @@ def test_a_domain_may_reorder_or_omit_classes(trial, without_sketch, images_root
         ]
         write_images(part_path(tmp_path, "sketch", "val"), images, classes, {})
         run, split = start(without_sketch), load_split(without_sketch, "val")
-        metrics = run.evaluate("val", split)
+        metrics = evaluate_run(run, "val", split)
         if len(classes) == len(CLASSES):
-            assert metrics == pytest.approx(start(trial).evaluate("val", load_split(trial, "val")))
-            logits, maps = torch.randn(2, len(CLASSES)), run.class_maps(split)
+            assert metrics == pytest.approx(
+                evaluate_run(start(trial), "val", load_split(trial, "val"))
+            )
+            logits, maps = torch.randn(2, len(CLASSES)), class_maps(run, split)
             assert maps["sketch"].project(logits) is not logits
             assert maps["painting"].project(logits) is logits
         else:
@@ -222,15 +224,6 @@ def test_unknown_classes_are_refused_before_the_first_step(without_sketch, tmp_p
     write_images(part_path(tmp_path, "sketch", "val"), [LabelledImage(b"", "x", 0)], ("cow",), {})
     with pytest.raises(ConfigError, match="sketch: 'cow': no class of real"):
         next(fine_tune(without_sketch))
-
-
-def test_a_model_without_random_texts_reports_no_rank(trial, monkeypatch):
-    # As of a multilingual or sigmoid model, whose tokenizer needs a package that may be missing.
-    monkeypatch.setattr(models.text, "vocabulary", lambda *_: None)
-    plain = changed(trial, method={"name": "ft"}, steps=2)
-    (report,) = fine_tune(plain)
-    assert set(report.metrics) == {*reported(plain.model), *metric_names(trial.data)}
-    assert set(REPORTED) - set(reported(plain.model)) == {"random_text/effective_rank"}
 
 
 def test_a_loss_that_is_no_number_ends_the_run_with_its_step(trial):

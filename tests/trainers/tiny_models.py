@@ -1,10 +1,18 @@
-"""Model configurations of every kind that open_clip builds, a thousandth of their usual size."""
+"""Models of every kind that open_clip builds, a thousandth of their usual size, as folders."""
 
 import copy
 import json
+from pathlib import Path
+
+import open_clip
+import sentencepiece
+import torch
+from safetensors.torch import save_file
+from tokenizers import ByteLevelBPETokenizer
+from transformers import RobertaConfig
 
 from trainers.methods.ft import FineTuning
-from trainers.models.config import RANDOM, ModelConfig
+from trainers.models.config import ModelConfig
 from trainers.models.student import Student
 
 _VISION = {"image_size": 32, "patch_size": 16, "width": 32, "head_width": 16, "layers": 2}
@@ -47,16 +55,71 @@ KINDS = {
 }
 
 
-def write_config(folder, kind, **changes):
-    """The kind's configuration as a file of that name."""
-    path = folder / f"{kind}.json"
-    path.write_text(json.dumps(KINDS[kind] | changes), encoding="utf-8")
-    return path
+_SIGMOID = {"init_logit_scale": 2.3, "init_logit_bias": -10.0, "custom_text": True}
+_SIGLIP = {"no_causal_mask": True, "pool_type": "last", "proj_bias": True}
+_SIGLIP |= {"hf_tokenizer_name": "own", "tokenizer_kwargs": {"clean": "canonicalize"}}
+KINDS |= {
+    "roberta": _CLIP | {"text_cfg": {"context_length": 24, "hf_tokenizer_name": "own"}},
+    "siglip": _with(text=_SIGLIP | {"vocab_size": 300}, **_SIGMOID),
+    "siglip2": _with(text=_SIGLIP | {"vocab_size": 303, "context_length": 32}, **_SIGMOID),
+}
+OTHER_TOKENIZERS = ("roberta", "siglip", "siglip2")
+"""Kinds whose tokenizers are of Hugging Face, trained on a few hundred words."""
+
+_THINGS = "cat dog bear airplane umbrella fish clock bus water lily tree house car boat bird king"
 
 
 def random_model(folder, kind, **changes):
-    """The kind with random weights."""
-    return ModelConfig(name=str(write_config(folder, kind, **changes)), pretrained=RANDOM)
+    """The kind with random weights, as a `local-dir:` in a folder of its name."""
+    path = Path(folder, kind)
+    path.mkdir(exist_ok=True)
+    config = copy.deepcopy(KINDS[kind]) | changes
+    if kind in OTHER_TOKENIZERS:
+        _write_tokenizer(path, kind)
+    if kind == "roberta":
+        config["text_cfg"]["hf_model_name"] = str(path / "tower")
+    (path / "open_clip_config.json").write_text(json.dumps({"model_cfg": config}))
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        model = open_clip.create_model(
+            f"local-dir:{path}", load_weights=False, pretrained_text=False
+        )
+    state = {name: value.clone() for name, value in model.state_dict().items()}
+    save_file(state, path / "open_clip_model.safetensors")
+    return ModelConfig(name=f"local-dir:{path}")
+
+
+def _write_tokenizer(path, kind):
+    """The files of the tokenizer that models of this kind have on the hub."""
+    texts = [t(word) for t in open_clip.OPENAI_IMAGENET_TEMPLATES for word in _THINGS.split()]
+    texts += 20 * list("abcdefghijklmnopqrstuvwxyz")
+    if kind == "roberta":
+        made = ByteLevelBPETokenizer()
+        special = ["<s>", "<pad>", "</s>", "<unk>", "<mask>"]
+        made.train_from_iterator(texts, 500, special_tokens=special)
+        made.save_model(str(path))
+        settings = {"tokenizer_class": "RobertaTokenizer"}
+        width = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2}
+        size = {"vocab_size": 500, "intermediate_size": 64, "max_position_embeddings": 40}
+        RobertaConfig(**width, **size).save_pretrained(path / "tower")
+    else:
+        t5 = {"model_type": "unigram", "eos_id": 1, "unk_id": 2, "bos_id": -1}
+        gemma = {"model_type": "bpe", "eos_id": 1, "bos_id": 2, "unk_id": 3, "byte_fallback": True}
+        gemma |= {"bos_piece": "<bos>", "eos_piece": "<eos>"}
+        sentencepiece.SentencePieceTrainer.train(
+            sentence_iterator=iter(texts),
+            model_prefix=str(path / ("spiece" if kind == "siglip" else "tokenizer")),
+            vocab_size=300,
+            hard_vocab_limit=False,
+            minloglevel=2,
+            pad_id=0,
+            **(t5 if kind == "siglip" else gemma),
+        )
+        settings = {"tokenizer_class": "T5Tokenizer", "extra_ids": 0, "pad_token": "</s>"}
+        if kind == "siglip2":
+            settings = {"tokenizer_class": "GemmaTokenizer", "padding_side": "right"}
+            settings |= {"add_bos_token": False, "add_eos_token": True}
+    (path / "tokenizer_config.json").write_text(json.dumps(settings))
 
 
 def student_of(zero_shot, method=None):

@@ -7,10 +7,10 @@ import optuna
 import pyarrow.parquet as pq
 from mlflow.tracking import MlflowClient
 
-from tuning.algorithms.optuna_storage import open_storage
 from tuning.algorithms.studies import STATES, TRIAL_ID
+from tuning.run import load_run
 from tuning.runs.journal import JOURNAL_FILE
-from tuning.runs.run_folder import load_run
+from tuning.views.dashboard import open_storage
 from tuning.views.mlflow.client import default_tracking_uri
 from tuning.views.mlflow.view import main_metrics
 
@@ -48,27 +48,35 @@ def disagreements(folder):
 
 
 def _study(run, trials):
-    """The stored study against the journal; of several objectives, Optuna has no curves."""
-    storage = open_storage(run.folder, None)
-    metric = run.search.sampler_objectives[0].metric
+    """The study of the dashboard against the journal; of several objectives, it has no curves."""
+    study = optuna.load_study(study_name=None, storage=open_storage(run.folder, None))
+    (metric,) = (objective.metric for objective in run.search.objectives)
     has = {
-        trial.user_attrs[TRIAL_ID]: (trial.state.name, trial.value, trial.intermediate_values)
-        for name in optuna.get_all_study_names(storage)
-        for trial in optuna.load_study(study_name=name, storage=storage).trials
-        if TRIAL_ID in trial.user_attrs  # otherwise a point that waits
+        trial.number: (
+            trial.user_attrs[TRIAL_ID],
+            trial.state.name,
+            trial.params,
+            trial.value,
+            trial.intermediate_values,
+        )
+        for trial in study.trials
     }
     wanted = {
-        name: (
+        record.number: (
+            name,
             STATES[record.outcome].name,
+            record.params,
             record.metrics[metric] if record.outcome == "finished" else None,
             {int(point["step"]): point[metric] for point in record.curve},
         )
         for name, record in trials.items()
         if record.kind == "trial"
     }
-    # Optuna gives a pruned trial the value of its last report.
-    has = {n: (s, v if s == "COMPLETE" else None, c) for n, (s, v, c) in has.items()}
-    return [] if has == wanted else [f"Optuna has {has}, the journal {wanted}"]
+    found = [] if has == wanted else [f"Optuna has {has}, the journal {wanted}"]
+    best = run.best if run.best and run.best.record.outcome == "finished" else None
+    if best and not run.search.constraints and study.best_trial.number != best.record.number:
+        found.append(f"Optuna's best is {study.best_trial.number}, not {best.trial_id}")
+    return found
 
 
 def _mlflow(run, trials):

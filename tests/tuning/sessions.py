@@ -2,17 +2,16 @@
 
 from types import SimpleNamespace
 
-from optuna.storages import BaseStorage
 from ray.tune.search import Searcher
 
 from tests.tuning import fakes
 from trainers.config import TrialConfig
-from tuning.algorithms.optuna_storage import open_storage
 from tuning.algorithms.searcher import TrialProposer
 from tuning.algorithms.studies import create_studies
 from tuning.config.schema import SamplerConfig
-from tuning.runs.journal import Journal, read_history
+from tuning.runs.journal import Journal, read_history, trial_events
 from tuning.runs.recorder import Recorder
+from tuning.runs.records import TrialRecord
 
 
 class Session:
@@ -25,31 +24,29 @@ class Session:
         *,
         trials=100,
         references=(),
-        storage=None,
         callbacks=(),
         config_of=lambda record: TrialConfig(),
-        **sampler,
+        pruner=lambda: None,
+        sampler=None,
+        **settings,
     ):
         self.search = search
         self.journal = Journal(search.run_folder)
         self.journal.session_started({})
         history = read_history(search.run_folder)
-        if not isinstance(storage, BaseStorage):
-            storage = open_storage(search.run_folder, storage)
-        config = SamplerConfig.model_validate(sampler)
-        self.studies = create_studies(
-            search, space, config, storage, history.run_id, history.records
-        )
-        self.studies.enqueue_initial_points()
+        sampler = sampler or SamplerConfig.model_validate(settings)
+        self.studies = create_studies(search, space, sampler, pruner)
+        self.studies.enqueue_first_points()
+        self.studies.replay(trial_events(search.run_folder))
         self.recorder = Recorder(
             search, self.journal, callbacks, history.records, studies=self.studies
         )
         self.proposer = TrialProposer(
-            self.studies,
             self.recorder,
             config_of,
+            fixed=[TrialRecord(name, -1, "reference", {}) for name in references],
+            studies=self.studies,
             may_propose=lambda number: number < trials,
-            references=references,
             earlier=history.records,
         )
         self._tune_trials = {}

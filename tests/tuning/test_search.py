@@ -22,7 +22,7 @@ from trainers.errors import ConfigError
 from tuning.config.schema import ResourcesConfig
 from tuning.config.validation import load_config
 from tuning.execution.ray_session import concurrent_trials, ray_session
-from tuning.execution.zero_shot import CACHE_VARIABLE, zero_shot_metrics
+from tuning.execution.zero_shot import zero_shot_metrics
 from tuning.search import run_search
 
 SURFACE = Path(__file__).parents[2] / "public_surface.yaml"
@@ -147,13 +147,10 @@ def test_a_mistake_that_an_evaluation_is_the_first_to_find_is_one_line_too(here,
     assert "\n" not in str(caught.value)
 
 
-def test_this_process_evaluates_the_zero_shot_model_as_a_worker_does(trial, tmp_path, monkeypatch):
-    found = []
+def test_this_process_evaluates_the_zero_shot_model_as_a_worker_does(trial):
     threads = torch.get_num_threads()
-    for here in (False, True):
-        monkeypatch.setenv(CACHE_VARIABLE, str(tmp_path / str(here)))
-        found.append(zero_shot_metrics(trial, ResourcesConfig(), here=here))
-    assert found[0] == found[1]
+    in_worker, here = (zero_shot_metrics(trial, ResourcesConfig(), here=h) for h in (False, True))
+    assert in_worker == here
     assert torch.get_num_threads() == threads
 
 
@@ -165,3 +162,12 @@ def test_a_trial_that_can_never_fit_is_refused_before_it_starts():
         concurrent_trials(ResourcesConfig(workers=cpus + 1))
     with pytest.raises(ConfigError, match="1 GPU; the cluster has"):
         concurrent_trials(ResourcesConfig(gpus_per_worker=1))
+
+
+def test_a_cluster_may_have_room_for_more_trials_later(caplog):
+    cpus = int(ray.cluster_resources()["CPU"])
+    assert concurrent_trials(ResourcesConfig(max_concurrent=1)) == 1
+    assert concurrent_trials(ResourcesConfig(max_concurrent=9), is_own_ray=True) == cpus
+    assert caplog.text == ""
+    assert concurrent_trials(ResourcesConfig(max_concurrent=9)) == 9
+    assert f"{cpus} trial(s) fit into the cluster now" in caplog.text

@@ -90,8 +90,6 @@ class Header:
     """The training curve before each report."""
     shapes: Mapping[str, tuple[int, ...]]
     """Shape of each tensor by name."""
-    checksum: int
-    """CRC-32 of the tensors."""
 
     @property
     def step(self) -> int:
@@ -133,7 +131,6 @@ def read_header(folder: Path | Store) -> Header | None:
                 reports=metadata["reports"],
                 train_curves=metadata["train_curves"],
                 shapes={name: tuple(entry["shape"]) for name, entry in tensors.items()},
-                checksum=metadata["crc32"],
             )
     except (FileNotFoundError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
         return None
@@ -164,8 +161,10 @@ def load_weights(folder: Path) -> tuple[dict[str, Tensor], tuple[str, ...]]:
     Raises:
         ConfigError: they are missing or damaged.
     """
+    from safetensors.torch import load_file
+
     header = whole_header(folder)
-    return _checked_tensors(folder, header), header.class_names
+    return load_file(folder / WEIGHTS), header.class_names
 
 
 def save_checkpoint(folder: Path, checkpoint: Checkpoint, class_names: Sequence[str]) -> None:
@@ -210,6 +209,7 @@ def load_checkpoint(
             or it was trained on other classes than `class_names`.
     """
     import torch
+    from safetensors.torch import load_file
 
     if not (folder / STATE).is_file():
         raise ConfigError(f"no {STATE}; training cannot continue from weights alone", source=folder)
@@ -235,33 +235,8 @@ def load_checkpoint(
             "different checkpoints",
             source=folder,
         )
-    tensors = _checked_tensors(folder, header)
-    on_device = {name: tensor.to(device) for name, tensor in tensors.items()}
-    history = header.reports, header.train_curves
-    return Checkpoint(on_device, state, progress, *history)
-
-
-def _checked_tensors(folder: Path, header: Header) -> dict[str, Tensor]:
-    """The weights of a checkpoint on the CPU."""
-    from safetensors.torch import load_file
-
-    tensors = load_file(folder / WEIGHTS)
-    if header.checksum != _crc32(tensors):
-        raise ConfigError(
-            "damaged: its tensors do not have their checksum", source=folder / WEIGHTS
-        )
-    return tensors
-
-
-def _crc32(tensors: Mapping[str, Tensor]) -> int:
-    """A checksum of tensors on the CPU. It finds damage by disks and copies, not by attackers."""
-    import torch
-
-    checksum = 0
-    for name in sorted(tensors):
-        content = tensors[name].detach().reshape(-1).view(torch.uint8)
-        checksum = zlib.crc32(content.numpy().data, checksum)
-    return checksum
+    tensors = load_file(folder / WEIGHTS, device=str(device))
+    return Checkpoint(tensors, state, progress, header.reports, header.train_curves)
 
 
 def _write_weights(folder: Path, checkpoint: Checkpoint, class_names: Sequence[str]) -> None:
@@ -274,7 +249,6 @@ def _write_weights(folder: Path, checkpoint: Checkpoint, class_names: Sequence[s
         "classes": list(class_names),
         "reports": [dict(report) for report in checkpoint.reports],
         "train_curves": list(checkpoint.train_curves),
-        "crc32": _crc32(tensors),
     }
     texts = {key: json.dumps(value) for key, value in metadata.items()}
     save_file(tensors, folder / WEIGHTS, metadata=texts)

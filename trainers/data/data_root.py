@@ -1,15 +1,17 @@
-"""Where a configuration's images lie: a folder or URL, or the embedded benchmark."""
+"""Where a configuration's images lie: a folder or URL, the embedded benchmark, or sources."""
 
 from __future__ import annotations
 
+import hashlib
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import platformdirs
 from pyarrow import fs
 
-from trainers.data.storage import Store, open_store
+from trainers.data.sources import Source
+from trainers.data.storage import Store, cache_folder, open_store
 from trainers.errors import ConfigError, did_you_mean, listed
 
 EMBEDDED = "openmoji"
@@ -18,31 +20,44 @@ PREPARATION_FILE = "preparation.json"
 """Record of `lipsum-tune prepare` in a domain's folder, with its status."""
 
 
-def resolve_root(root: str, *, progress: bool = False) -> Store:
-    """The folder of a path, a URL of a file system of Arrow or fsspec, or `openmoji`.
+def resolve_root(root: str | Mapping[str, Source], *, progress: bool = False) -> Store:
+    """The folder of a path or URL, of `openmoji`, or of sources by domain, the ID domain first.
 
-    `openmoji`, the embedded benchmark, is built in the user's cache folder if it is not there yet.
+    `openmoji`, the embedded benchmark, is built in the user's cache folder if it is not there yet,
+    and sources are prepared in that of `datasets`. With `progress`, as a command does once, sources
+    are listed again and prepared again if they have other images than before.
 
     Raises:
-        ConfigError: the packages of the embedded benchmark are not installed.
+        ConfigError: the packages of the embedded benchmark are not installed, or a source cannot be
+            read.
     """
-    if root != EMBEDDED:
-        return open_store(root)
-    folder = stored_root(root).local_path()
-    try:
-        from trainers.embedded_benchmark.build import build
-    except ImportError as error:
-        raise ConfigError(
-            f"the embedded benchmark needs {error.name!r}",
-            key="data.root",
-            value=EMBEDDED,
-            hint="install it with: pip install 'lipsum-tune[benchmark]'",
-        ) from error
-    return open_store(build(folder, progress=progress))
+    store = stored_root(root)
+    if not isinstance(root, str):
+        from trainers.data.prepare import Options, prepare
+
+        made = [(read_record(store.at(domain)) or {}).get("status") for domain in root]
+        if progress or not {*made} <= {"done", "refused"}:
+            prepare(root, store, Options(), id_domain=next(iter(root)), replace=True, wait=True)
+    elif root == EMBEDDED:
+        try:
+            from trainers.embedded_benchmark.build import build
+        except ImportError as error:
+            raise ConfigError(
+                f"the embedded benchmark needs {error.name!r}",
+                key="data.root",
+                value=EMBEDDED,
+                hint="install it with: pip install 'lipsum-tune[benchmark]'",
+            ) from error
+        build(store.local_path(), progress=progress)
+    return store
 
 
-def stored_root(root: str) -> Store:
-    """The folder of `resolve_root`, without building the embedded benchmark there."""
+def stored_root(root: str | Mapping[str, Source]) -> Store:
+    """The folder of `resolve_root`, without writing anything there."""
+    if not isinstance(root, str):
+        text = json.dumps({name: source.model_dump(mode="json") for name, source in root.items()})
+        key = hashlib.sha256(text.encode()).hexdigest()[:16]
+        return open_store(cache_folder() / "lipsum-tune-prepared" / key)
     if root != EMBEDDED:
         return open_store(root)
     return open_store(platformdirs.user_cache_path("lipsum-tune") / EMBEDDED)
@@ -64,16 +79,16 @@ def domain_files(store: Store, domain: str, split: str) -> list[fs.FileInfo]:
             and not info.base_name.startswith((".", "_"))
         ]
         # Files that the user made in another way have no record.
-        record = read_record(store.at(domain)) or {"status": "done"}
-        status, source = record.get("status"), f"{store.url}/{domain}"
-        if status == "refused":
-            problem = "its preparation found more bad images than it may skip"
-            hint = "run `lipsum-tune prepare` again with --skip-bad"
-            raise ConfigError(problem, hint=hint, source=source)
+        status = (read_record(store.at(domain)) or {"status": "done"}).get("status")
         if status != "done":
-            problem = f"its preparation is {status}"
-            hint = "run the same `lipsum-tune prepare` again to finish it"
-            raise ConfigError(problem, hint=hint, source=source)
+            problem, hint = (
+                f"its preparation is {status}",
+                "run the same `lipsum-tune prepare` again",
+            )
+            if status == "refused":
+                problem = f"more bad images than may be left out, listed in {domain}/bad.csv"
+                hint = "mend them, or run `lipsum-tune prepare` again with --skip-bad"
+            raise ConfigError(problem, hint=hint, source=f"{store.url}/{domain}")
         if files:
             return files
         if not store.exists():
@@ -97,7 +112,9 @@ def domain_files(store: Store, domain: str, split: str) -> list[fs.FileInfo]:
         raise ConfigError(problem, key="data.root", value=store.url) from None
 
 
-def without_split(root: str, domains: Iterable[str], split: str) -> list[str]:
+def without_split(
+    root: str | Mapping[str, Source], domains: Iterable[str], split: str
+) -> list[str]:
     """The domains that lack a split; the embedded benchmark has them all.
 
     Raises:
@@ -105,7 +122,7 @@ def without_split(root: str, domains: Iterable[str], split: str) -> list[str]:
     """
     if root == EMBEDDED:
         return []
-    store = open_store(root)
+    store = stored_root(root)
     try:
         return [domain for domain in domains if not store.exists(f"{domain}/{split}")]
     except OSError as error:
@@ -125,9 +142,6 @@ def read_record(domain: Store) -> dict[str, Any] | None:
     except (ValueError, RecursionError):
         record = None
     if not isinstance(record, dict):
-        problem = (
-            "not a record of `prepare`; remove it, and run `lipsum-tune prepare` again if it was "
-            "interrupted"
-        )
+        problem = "not a record of `prepare`; remove the folder and prepare it again"
         raise ConfigError(problem, source=f"{domain.url}/{PREPARATION_FILE}")
     return record

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
+import json
+import shutil
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
 from copy import copy
 from dataclasses import dataclass
-from functools import partial
+from functools import lru_cache, partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
+import filelock
 import numpy as np
 import pyarrow as pa
 import torch
@@ -23,16 +27,18 @@ from torchvision.io import ImageReadMode, decode_jpeg
 from torchvision.transforms.v2 import functional
 
 from trainers.config import DataConfig
-from trainers.data.cache.arrow_cache import map_shards
 from trainers.data.data_root import domain_files
-from trainers.data.encoding import BadImage, decode, orientation
+from trainers.data.images import BadImage, decode, orientation
 from trainers.data.sampler import StepSampler
-from trainers.data.schema import check_range, class_names_of, metadata_of
-from trainers.data.storage import Store, open_store
+from trainers.data.schema import Header, check_labels
+from trainers.data.storage import CACHE_VARIABLE, Store, cache_folder, open_store
 from trainers.data.transforms import CROP_PCT, eval_view, train_view
-from trainers.errors import ConfigError
+from trainers.errors import ConfigError, first_line
 from trainers.models.image import ImageInput
 from trainers.seeding import generator
+
+if TYPE_CHECKING:
+    import datasets
 
 KEEP_BYTES = 1 << 29
 """Evaluation views of one domain and split of up to this size (512 MiB) stay decoded."""
@@ -54,41 +60,35 @@ _kept_pixels: dict[tuple[object, ...], dict[int, Tensor]] = {}
 class ImageDataset:
     """The images of `<root>/<domain>/<split>/*.parquet`, in the order of file and row.
 
-    They are memory-mapped from this machine's cache of Arrow files, which is filled first if
-    needed: an image is read when it is used, and processes share the pages. Pickled copies in other
-    processes map the same files.
+    The package `datasets` keeps them as Arrow files in the cache of this machine, which is filled
+    first if needed. These are memory-mapped: an image is read when it is used, and processes share
+    the pages. Pickled copies in other processes map the same files.
 
     Raises:
         ConfigError: no such folder, no Parquet file in it, an unfinished preparation, a label
-            without a class, files that differ in their class names, or a cache that is too small.
+            without a class, or files that differ in their class names.
     """
 
     def __init__(
-        self,
-        store: Store | Path | str,
-        domain: str,
-        split: str,
-        *,
-        cache_gb: float = 100.0,
-        crop_pct: float = CROP_PCT,
+        self, store: Store | Path | str, domain: str, split: str, *, crop_pct: float = CROP_PCT
     ) -> None:
         self.store = store if isinstance(store, Store) else open_store(store)
         self.name = f"{domain}/{split}"
-        self.files = domain_files(self.store, domain, split)
-        self._limit = int(cache_gb * 1e9)
+        files = domain_files(self.store, domain, split)
+        self.version = _version(self.store, files)
+        """Changes if the data are written again."""
+        names = tuple(map(self.store.relative, files))
+        header, self._rows = _opened(self.store, self.name, names, self.version)
+        self.class_names, self.metadata = header.class_names, header.metadata
+        self.labels: np.ndarray = self._rows.data.column("label").to_numpy()
+        """(N,) int64, indices into the class names."""
         self._sample_size: int | None = None
-        self.class_names, self.metadata = self._check(self._map())
         self.crop_pct = self._own_crop_pct(crop_pct)
         """Share of the resized image's short side that evaluation sees, the data's own if it has
         one."""
 
     def __len__(self) -> int:
         return len(self.labels)
-
-    @property
-    def version(self) -> str:
-        """Names of the cached files, which are others if the data are written again."""
-        return " ".join(path.stem for path in self._shards)
 
     @property
     def eval_rows(self) -> Sequence[int]:
@@ -109,39 +109,26 @@ class ImageDataset:
         sample._sample_size = size
         return sample
 
-    def __getstate__(self) -> dict[str, Any]:
-        mapped = ("labels", "_table", "_shards")
-        state = {key: value for key, value in vars(self).items() if key not in mapped}
-        state["files"] = [(file.path, file.mtime_ns, file.size) for file in self.files]
-        return state
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        vars(self).update(state)
-        self.files = [
-            fs.FileInfo(path, fs.FileType.File, mtime_ns=mtime_ns, size=size)
-            for path, mtime_ns, size in state["files"]
-        ]
-        self._map()
-
     def decode(self, index: int) -> Image.Image:
         """One image, RGB and upright, as `prepare` would store it.
 
         Raises:
             ConfigError: it cannot be decoded; names the image.
         """
+        image = self._image(index).as_py()
         try:
-            return decode(self._table["bytes"][index].as_py() or b"")
+            return decode(image["bytes"] or b"")
         except BadImage as bad:
             raise ConfigError(
-                f"row {index} ({self._table['path'][index].as_py()}): {bad}",
+                f"row {index} ({image['path']}): {bad}",
                 hint="`lipsum-tune prepare parquet` finds and leaves out such images; if it finds "
-                f"none, remove the cache {self._shards[0].parent}",
+                f"none, remove the cache {cache_folder()}",
                 source=f"{self.store.url}/{self.name}",
             ) from None
 
     def pixels(self, index: int) -> Tensor:
         """The same image as (3, H, W) uint8, decoded faster if it is a usual JPEG."""
-        data = self._table["bytes"][index].as_buffer()
+        data = self._image(index)["bytes"].as_buffer()
         if data is not None and _is_usual_jpeg(data):
             with suppress(RuntimeError):  # a torchvision without libjpeg
                 encoded = torch.frombuffer(bytearray(data), dtype=torch.uint8)
@@ -181,29 +168,9 @@ class ImageDataset:
         labels = torch.from_numpy(self.labels[mine])
         yield from zip(views.split(batch_size), labels.split(batch_size), strict=True)
 
-    def _map(self) -> list[pa.Table]:
-        shards = map_shards(self.store, self.files, limit_bytes=self._limit)
-        self._shards = list(shards)
-        self._table = pa.concat_tables(shards.values())
-        self.labels: np.ndarray = self._table["label"].to_numpy()
-        """(N,) int64, indices into the class names."""
-        return list(shards.values())
-
-    def _check(self, tables: list[pa.Table]) -> tuple[tuple[str, ...], Mapping[str, str]]:
-        """Class names and metadata, after a check of labels and of files that must agree."""
-        first: dict[str, object] = {}  # properties of the first file that the others must share
-        for file, table in zip(map(self.store.locate, self.files), tables, strict=True):
-            metadata = metadata_of(table.schema, file)
-            names = class_names_of(table.schema, file)
-            own = {"class names": names, **{k: metadata.get(k) for k in ("crop_pct", "class_map")}}
-            for key, value in own.items():
-                if first.setdefault(key, value) != value:
-                    problem = f"other {key} than {self.files[0].base_name}"
-                    raise ConfigError(problem, source=file)
-            check_range(table["label"], len(names), file)
-        if not len(self):
-            raise ConfigError("no images in its files", source=f"{self.store.url}/{self.name}")
-        return names, metadata_of(tables[0].schema)
+    def _image(self, index: int) -> pa.StructScalar:
+        # `self._rows[index]` takes 70 us for what is 3 us here.
+        return self._rows.data.column("image")[index]
 
     def _own_crop_pct(self, default: float) -> float:
         text = self.metadata.get("crop_pct", str(default))
@@ -212,6 +179,74 @@ class ImageDataset:
                 return float(text)
         source = f"{self.store.url}/{self.name}"
         raise ConfigError("must be in (0, 1]", key="crop_pct", value=text, source=source)
+
+
+def _version(store: Store, files: Sequence[fs.FileInfo]) -> str:
+    """A name for files that changes if one of them is written again."""
+    facts = []
+    for file in files:
+        changed = file.mtime_ns
+        if changed is None and isinstance(store.filesystem, fs.PyFileSystem):
+            changed = store.filesystem.handler.fs.checksum(file.path)  # an ETag or the like
+        facts.append([file.path, file.size, changed])
+    account = "" if store.is_local else store.url
+    return hashlib.sha256(json.dumps([account, *facts]).encode()).hexdigest()[:32]
+
+
+@lru_cache(maxsize=64)  # the trials of a process open the same splits
+def _opened(
+    store: Store, name: str, files: tuple[str, ...], version: str
+) -> tuple[Header, datasets.Dataset]:
+    """Header and rows of the Parquet files of a split."""
+    headers = [check_labels(store, file) for file in files]
+    shared = [
+        (header.class_names, header.metadata.get("crop_pct"), header.metadata.get("class_map"))
+        for header in headers
+    ]
+    for file, of_file in zip(files, shared, strict=True):
+        if of_file != shared[0]:
+            first = files[0].rpartition("/")[2]
+            problem = f"other class names, crop_pct or class_map than {first}"
+            raise ConfigError(problem, source=store.locate(file))
+    if not any(header.rows for header in headers):
+        raise ConfigError("no images in its files", source=f"{store.url}/{name}")
+    return headers[0], _mapped(store, files, version)
+
+
+def _mapped(store: Store, files: Sequence[str], version: str) -> datasets.Dataset:
+    """The rows of Parquet files, from the Arrow cache of `datasets`."""
+    import datasets  # with pandas and httpx, more than what a command line needs
+    from datasets.data_files import DataFilesDict, DataFilesList
+
+    features = {"image": datasets.Image(decode=False), "label": datasets.Value("int64")}
+    folder = cache_folder()
+    try:
+        paths = [str(store.local_path(file)) for file in files] if store.is_local else []
+        if not store.is_local:
+            copies = folder / "downloads" / version
+            copies.mkdir(parents=True, exist_ok=True)
+            paths = [str(copies / f"{number:05d}.parquet") for number in range(len(files))]
+            with filelock.FileLock(f"{copies}.lock"):
+                for file, path in zip(files, paths, strict=True):
+                    if not Path(path).exists():
+                        with (
+                            store.open(file) as source,
+                            open_store(copies).write(Path(path).name) as copy,
+                        ):
+                            shutil.copyfileobj(source, copy, 1 << 24)
+        datasets.disable_progress_bars()
+        return datasets.Dataset.from_parquet(
+            # Not as patterns, in which brackets of a path would have a meaning.
+            DataFilesDict({"train": DataFilesList(paths, [(version,)])}),
+            split="train",
+            cache_dir=str(folder),
+            features=datasets.Features(features),
+            columns=list(features),
+        )
+    except (datasets.exceptions.DatasetsError, pa.ArrowException, OSError) as error:
+        reason = first_line(error.__cause__ or error)
+        hint = f"${CACHE_VARIABLE} names another folder for the cache of images, {folder}"
+        raise ConfigError(f"cannot be cached: {reason}", hint=hint, source=store.url) from None
 
 
 def stratified(labels: np.ndarray, size: int, rng: np.random.Generator) -> list[int]:
@@ -292,8 +327,8 @@ def train_batches(
     `data.workers` processes decode (0: this one, which keeps decoded images of small sets). Copies
     of page-locked batches (`pin_memory`) to a GPU overlap with its work.
     """
-    kept = None
-    if not data.workers:
+    kept, workers = None, data.loader_processes(on_gpu=pin_memory)
+    if not workers:
         key = (images.store.url, images.name, images.version)
         kept = _kept_pixels.get(key, {})
         _kept_pixels.clear()
@@ -303,7 +338,7 @@ def train_batches(
     )
     views = _TrainViews(images, view, sampler.seed, kept)
     return _batches(
-        DataLoader(views, batch_sampler=sampler, num_workers=data.workers, pin_memory=pin_memory)
+        DataLoader(views, batch_sampler=sampler, num_workers=workers, pin_memory=pin_memory)
     )
 
 

@@ -17,7 +17,7 @@ A data set is one folder per domain and split: ``<root>/<domain>/<split>/part-00
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -56,8 +56,6 @@ class Header:
     class_names: tuple[str, ...]
     metadata: Mapping[str, str]
     rows: int
-    image_bytes: int = 0
-    """Size of the column image, uncompressed."""
 
 
 def part_path(root: Path, domain: str, split: str, part: int = 0) -> Path:
@@ -136,24 +134,17 @@ def check_labels(store: Store, file: fs.FileInfo | str) -> Header:
     name = store.locate(file)
     with open_parquet(store, file) as parquet:
         header = header_of(parquet, name)
-        try:
-            labels = parquet.read(columns=["label"])["label"]
-        except (pa.ArrowException, OSError) as error:
-            raise cannot_be_read(name, error) from None
-    check_range(labels, len(header.class_names), name)
-    return header
-
-
-def check_range(labels: pa.ChunkedArray | pa.Array, num_classes: int, name: str) -> None:
-    """Raise a ConfigError that names the file if a label is null or not in [0, num_classes)."""
+        labels = parquet.read(columns=["label"])["label"]
     if labels.null_count:
         problem = f"{labels.null_count} of its {len(labels)} labels are missing"
         raise ConfigError(problem, source=name)
     least, greatest = pc.min_max(labels).as_py().values()
+    num_classes = len(header.class_names)
     if len(labels) and not 0 <= least <= greatest < num_classes:
         wrong = least if least < 0 else greatest
         problem = f"label {wrong} of {num_classes} classes (0 to {num_classes - 1})"
         raise ConfigError(problem, source=name)
+    return header
 
 
 @contextmanager
@@ -161,62 +152,43 @@ def open_parquet(store: Store, file: fs.FileInfo | str) -> Iterator[pq.ParquetFi
     """Open a Parquet file, of which only the requested parts are read.
 
     Raises:
-        ConfigError: it cannot be opened or is not Parquet. Errors of later reads are Arrow's.
+        ConfigError: it cannot be opened, is not Parquet, or cannot be read within the context.
     """
-    name = store.locate(file)
     try:
-        stream = store.open(store.relative(file))
-    except (pa.ArrowException, OSError) as error:
-        reason = getattr(error, "strerror", None) or error
-        raise ConfigError(f"cannot be opened: {reason}", source=name) from None
-    with stream:
-        try:
-            parquet = pq.ParquetFile(stream)
-        except pa.ArrowInvalid as error:
-            problem = f"not a whole Parquet file ({first_line(error)})"
-            raise ConfigError(problem, source=name) from None
-        except (pa.ArrowException, OSError) as error:
-            raise cannot_be_read(name, error) from None
-        with parquet:
+        with store.open(store.relative(file)) as stream, pq.ParquetFile(stream) as parquet:
             yield parquet
+    except (pa.ArrowException, OSError) as error:
+        problem = f"cannot be read: {first_line(error)}"
+        raise ConfigError(problem, source=store.locate(file)) from None
 
 
-def cannot_be_read(name: str, error: Exception) -> ConfigError:
-    """The error to raise if Arrow or the file system fails in the middle of a file."""
-    return ConfigError(f"cannot be read: {first_line(error)}", source=name)
+def header_of(parquet: pq.ParquetFile, name: str) -> Header:
+    """Header of an open file; `name` is for the errors, which are those of `read_header`."""
+    schema = parquet.schema_arrow
+    types = dict(zip(schema.names, schema.types, strict=True))
+    if not {"image", "label"} <= types.keys() or len(types) < len(schema.names):
+        problem = f"expected columns 'image' and 'label', found {', '.join(schema.names)}"
+        raise ConfigError(problem, hint=_HINT, source=name)
+    image, label = types["image"], types["label"]
+    content = [f.type for f in image if f.name == "bytes"] if pa.types.is_struct(image) else []
+    if not content or not (pa.types.is_binary(content[0]) or pa.types.is_large_binary(content[0])):
+        problem = f"its column 'image' is {image}, not a struct with binary bytes"
+        raise ConfigError(problem, hint=_HINT, source=name)
+    if not pa.types.is_integer(label):
+        raise ConfigError(f"its column 'label' is {label}, not integers", hint=_HINT, source=name)
+    metadata = {str(k): str(v) for k, v in _entry(schema, METADATA_KEY, name, dict).items()}
+    return Header(_class_names(schema, name), metadata, parquet.metadata.num_rows)
 
 
-def class_names_of(schema: pa.Schema, name: str) -> tuple[str, ...]:
-    """Class names in a schema's metadata, of this project or of the package ``datasets``.
-
-    Raises:
-        ConfigError: there are none; `name` is the file.
-    """
-    if names := declared_names(schema, "label", name):
-        return names
-    raise ConfigError("no class names in its schema's metadata", hint=_HINT, source=name)
-
-
-def declared_names(schema: pa.Schema, column: str, name: str) -> tuple[str, ...]:
-    """Names of the classes whose labels a column holds; empty if there are none."""
+def _class_names(schema: pa.Schema, name: str) -> tuple[str, ...]:
+    """Class names in the metadata, of this project or of the package ``datasets``."""
     names = _entry(schema, CLASS_NAMES_KEY, name, list)
-    feature = features_of(schema, name).get(column)
-    if not names and isinstance(feature, dict):
-        names = feature.get("names") or []
+    with suppress(AttributeError, LookupError, TypeError):  # features of another form
+        info = _entry(schema, HUGGINGFACE_KEY, name, dict)["info"]
+        names = names or info["features"]["label"]["names"]
+    if not names:
+        raise ConfigError("no class names in its schema's metadata", hint=_HINT, source=name)
     return tuple(map(str, names))
-
-
-def features_of(schema: pa.Schema, name: str) -> dict[str, Any]:
-    """Features of the columns as the package ``datasets`` declares them."""
-    info = _entry(schema, HUGGINGFACE_KEY, name, dict).get("info")
-    features = info.get("features") if isinstance(info, dict) else None
-    return features if isinstance(features, dict) else {}
-
-
-def metadata_of(schema: pa.Schema, name: str = "") -> dict[str, str]:
-    """Free metadata in a schema; empty in files of the package ``datasets``."""
-    entries = _entry(schema, METADATA_KEY, name, dict)
-    return {str(key): str(value) for key, value in entries.items()}
 
 
 def _entry(schema: pa.Schema, key: bytes, name: str, kind: type) -> Any:
@@ -227,33 +199,3 @@ def _entry(schema: pa.Schema, key: bytes, name: str, kind: type) -> Any:
         problem = f"{key.decode()!r} in its metadata: {first_line(error)}"
         raise ConfigError(problem, source=name) from None
     return value if isinstance(value, kind) else kind()
-
-
-def holds_images(kind: pa.DataType) -> bool:
-    """Whether a column's type is that of encoded images: binary, or a struct with binary bytes."""
-    if pa.types.is_struct(kind):
-        place = kind.get_field_index("bytes")
-        kind = kind.field(place).type if place >= 0 else pa.null()
-    return bool(pa.types.is_binary(kind) or pa.types.is_large_binary(kind))
-
-
-def header_of(parquet: pq.ParquetFile, name: str) -> Header:
-    """Header of an open file; `name` is for the errors, which are those of `read_header`."""
-    schema = parquet.schema_arrow
-    for column in ("image", "label"):
-        count = schema.names.count(column)
-        if count != 1:
-            raise ConfigError(f"{count or 'no'} columns {column!r}", hint=_HINT, source=name)
-    image, label = (schema.field(column).type for column in ("image", "label"))
-    if not pa.types.is_struct(image) or not holds_images(image):
-        problem = f"its column 'image' is {image}, not a struct with binary bytes"
-        raise ConfigError(problem, hint=_HINT, source=name)
-    if not pa.types.is_integer(label):
-        raise ConfigError(f"its column 'label' is {label}, not integers", hint=_HINT, source=name)
-    footer = parquet.metadata
-    of_image = [
-        i for i in range(footer.num_columns) if footer.schema.column(i).path.startswith("image.")
-    ]
-    groups = [footer.row_group(number) for number in range(footer.num_row_groups)]
-    size = sum(group.column(i).total_uncompressed_size for group in groups for i in of_image)
-    return Header(class_names_of(schema, name), metadata_of(schema, name), footer.num_rows, size)

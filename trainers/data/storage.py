@@ -10,7 +10,7 @@ import os
 import secrets
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,15 @@ from pyarrow import ArrowInvalid, fs
 
 from trainers.errors import ConfigError
 from trainers.redact import WRITE_NAME, has_password, redact
+
+CACHE_VARIABLE = "HF_DATASETS_CACHE"
+"""Environment variable of the package `datasets` for the folder of this machine's caches."""
+
+
+def cache_folder() -> Path:
+    """Folder of this machine's Arrow files and features, by default that of `datasets`."""
+    home = os.environ.get("HF_HOME") or "~/.cache/huggingface"
+    return Path(os.environ.get(CACHE_VARIABLE) or f"{home}/datasets").expanduser()
 
 
 @dataclass(frozen=True)
@@ -29,7 +38,7 @@ class Store:
     without fsspec's Python), and atomic local writes would have to be added to it all the same.
     """
 
-    filesystem: fs.FileSystem
+    filesystem: fs.FileSystem = field(hash=False)
     root: str
     """As the file system spells it, without a slash at its end."""
     url: str

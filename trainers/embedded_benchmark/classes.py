@@ -6,7 +6,7 @@ from importlib.resources import files
 
 import yaml
 
-from trainers.data.formats.index import SPLITS, Split
+from trainers.data.folders import SPLITS, Split
 from trainers.embedded_benchmark.raster import generator
 
 _VAL_SHARE, _TEST_SHARE = 0.2, 0.3  # of the drawings of a class that has several

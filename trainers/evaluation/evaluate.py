@@ -1,12 +1,7 @@
-"""Accuracy, calibration, and distance from the zero-shot model, per domain, in one pass.
-
-`trainers.evaluation.accumulators` has the sums, `trainers.evaluation.calibration` those of the
-calibration errors.
-"""
+"""Accuracy, calibration, and distance from the zero-shot model, per domain, in one pass."""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 
@@ -18,9 +13,10 @@ from trainers.data.class_map import ClassMap
 from trainers.data.dataset import ImageDataset
 from trainers.data.transforms import normalise
 from trainers.errors import ConfigError
-from trainers.evaluation.accumulators import DomainSums
+from trainers.evaluation.domain_sums import DomainSums
 from trainers.evaluation.metrics import flat_metrics, temperature_name
 from trainers.evaluation.predictions import Predictions
+from trainers.hang import alive
 from trainers.models.image import ImageInput
 
 
@@ -66,23 +62,14 @@ class EvalBatches:
     rank: int = 0
     """Of this worker, which evaluates its share."""
     world_size: int = 1
-    lockstep: bool = False
-    """Whether all workers get equally many batches, a blank image without a label in place of those
-    that a worker lacks: required by sharded models, whose forward pass is a collective
-    operation."""
 
     def of(self, images: ImageDataset) -> Iterator[tuple[Tensor, Tensor]]:
         """Normalised views (B, 3, H, W) on the device, and their labels (B,) on the CPU."""
-        image_input, number = self.image_input, 0
         share = (self.rank, self.world_size, self.workers)
-        for views, labels in images.eval_batches(image_input, self.batch_size, *share):
+        for views, labels in images.eval_batches(self.image_input, self.batch_size, *share):
             if len(labels):  # a worker may have no share of a very small domain
-                yield normalise(views.to(self.device), image_input), labels
-                number += 1
-        most = math.ceil(len(images.eval_rows[:: self.world_size]) / self.batch_size)
-        for _ in range(number, most if self.lockstep else 0):
-            blank = torch.zeros(1, 3, image_input.size, image_input.size, device=self.device)
-            yield blank, torch.empty(0, dtype=torch.int64)
+                yield normalise(views.to(self.device), self.image_input), labels
+                alive()
 
 
 @torch.no_grad()
@@ -95,7 +82,7 @@ def evaluate(
     drift: Drift | None = None,
     predictions: Predictions | None = None,
 ) -> DomainSums:
-    """The accumulators of a domain, on the CPU, the same on every worker; see `summarise`.
+    """The sums of a domain, on the CPU, the same on every worker; see `summarise`.
 
     Args:
         classify: images (B, 3, H, W) to L2-normalised features (B, D) and to logits (B, K) of the
@@ -112,8 +99,6 @@ def evaluate(
     sums, done = DomainSums.zeros(classes, batches.device), 0
     for views, labels in batches.of(images):
         features, logits = classify(views)
-        if not len(labels):
-            continue
         none = features.new_zeros(0)
         shifts = (none, none) if drift is None else drift.of(features.float(), done)
         logits, labels = logits.float(), labels.to(batches.device)
@@ -124,11 +109,10 @@ def evaluate(
         if class_map is not None:
             logits, labels = class_map.score(logits, labels)
         sums += DomainSums.of(logits, labels, *shifts)
-    if batches.world_size > 1:
-        sums = sums.reduce()
+    sums = sums.reduce()
     if not sums.number:
         raise ConfigError(f"{images.name}: none of its images is of a class that is scored")
-    return sums.cpu()
+    return sums
 
 
 @torch.no_grad()
@@ -141,11 +125,7 @@ def image_features(
     has distance 0 from itself. A worker without a share returns (0, 0). `encode` maps images (B, 3,
     H, W) to features (B, D).
     """
-    found = []
-    for views, labels in batches.of(images):
-        features = encode(views)
-        if len(labels):
-            found.append(features.float().cpu())
+    found = [encode(views).float().cpu() for views, _ in batches.of(images)]
     return torch.cat(found) if found else torch.empty(0, 0)
 
 

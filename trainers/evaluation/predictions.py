@@ -1,7 +1,7 @@
 """The prediction for each image of an evaluation, beside that of the zero-shot model.
 
-Metrics need sums only (`trainers.evaluation.accumulators`). The report of a search also shows which
-classes are confused, and which images are lost and gained against the zero-shot model.
+Metrics need sums only (`trainers.evaluation.domain_sums`). The report of a search also shows which
+images are lost and gained against the zero-shot model.
 """
 
 from __future__ import annotations

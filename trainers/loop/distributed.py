@@ -1,4 +1,4 @@
-"""Several workers on one model: replicated (DDP) or sharded (FSDP2), and their communication.
+"""Several workers on one model, which each of them has whole (DistributedDataParallel).
 
 Without a process group, in a notebook for example, all functions return their input unchanged.
 """
@@ -7,20 +7,14 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Iterable
-from typing import Any, cast
+from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-from torch.autograd.function import FunctionCtx
-from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.fsdp import fully_shard
-from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.nn.parallel import DistributedDataParallel
 
-from trainers.models.activations import blocks
 from trainers.models.student import Student
-from trainers.models.zero_shot import ZeroShotModel
 
 
 def world() -> tuple[int, int]:
@@ -34,44 +28,12 @@ def replicated(student: Student, device: torch.device) -> nn.Module:
         return student
     device_ids = [device] if device.type == "cuda" else None
     with warnings.catch_warnings(action="ignore", category=FutureWarning):  # argument's name
-        # Buffers are the same on all workers. Broadcasting them would make a worker wait for one
-        # whose forward pass ran out of memory.
-        return DistributedDataParallel(student, device_ids=device_ids, broadcast_buffers=False)
-
-
-def shard(student: Student, zero_shot: ZeroShotModel) -> None:
-    """Shard the parameters of student and teacher over all workers, block by block.
-
-    A block's weights are gathered when they are needed and freed afterwards (Zhao et al., "PyTorch
-    FSDP", VLDB 2023; `fully_shard` of PyTorch). The text encoder of the teacher stays whole.
-    """
-    mesh = init_device_mesh(student.head.device.type, (world()[1],))
-    if student.text is not None:  # FSDP2 shards no scalars
-        clip = cast(Any, student.text.clip)
-        clip.logit_scale = nn.Parameter(clip.logit_scale.detach().reshape(1))
-    encoders = [student.visual, student.text, zero_shot.visual]
-    parts = [block for encoder in encoders if encoder is not None for block in blocks(encoder)]
-    # The root is resharded after its forward pass, too: its parameters are read between steps.
-    for part in (*parts, student, zero_shot.visual):
-        fully_shard(part, mesh=mesh, reshard_after_forward=True)
-
-
-def whole(tensor: Tensor) -> Tensor:
-    """A sharded tensor gathered on every worker (a collective operation); others as they are."""
-    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
-
-
-def as_sharded(tensor: Tensor, like: Tensor) -> Tensor:
-    """A tensor that every worker has whole, in the shape of `like` and sharded like it.
-
-    A sharded tensor is returned as it is; if `like` is whole, the result is whole, too.
-    """
-    if not isinstance(like, DTensor):
-        return tensor.reshape(like.shape)
-    if isinstance(tensor, DTensor):
-        return tensor
-    here = tensor.to(like.device).reshape(like.shape)
-    return distribute_tensor(here, like.device_mesh, like.placements, src_data_rank=None)
+        return DistributedDataParallel(
+            student,
+            device_ids=device_ids,
+            broadcast_buffers=False,  # they are the same on all workers
+            gradient_as_bucket_view=True,
+        )
 
 
 def gather(rows: Tensor) -> Tensor:
@@ -95,10 +57,8 @@ class _Gather(torch.autograd.Function):
         return torch.cat(parts)
 
     @staticmethod
-    def backward(ctx: FunctionCtx, *gradients: Any) -> Any:
-        (gradient,) = gradients
-        own: slice = ctx.own  # type: ignore[attr-defined]
-        return world()[1] * gradient[own]
+    def backward(ctx: Any, *gradients: Any) -> Any:
+        return world()[1] * gradients[0][ctx.own]
 
 
 def average_gradients(parameters: Iterable[nn.Parameter]) -> None:
@@ -116,12 +76,3 @@ def averaged(tensor: Tensor) -> Tensor:
     total = tensor.clone()
     dist.all_reduce(total)
     return total / world()[1]
-
-
-def any_worker(flag: bool, device: torch.device) -> bool:
-    """Whether the flag is true on any worker."""
-    if world()[1] == 1:
-        return flag
-    raised = torch.tensor(float(flag), device=device)
-    dist.all_reduce(raised, op=dist.ReduceOp.MAX)
-    return bool(raised)

@@ -8,8 +8,7 @@ import torch
 import torch.distributed as dist
 
 from trainers.checkpoints.format import TrainCurve
-from trainers.data.dataset import ImageDataset
-from trainers.loop.distributed import gather
+from trainers.loop.distributed import averaged, gather
 from trainers.loop.state import Mark, TrainState
 
 
@@ -31,19 +30,19 @@ class Clock:
         """Means over the steps from the last report to the last mark, and between any two marks;
         over all workers, each of which must call it."""
         since, batch_size = self.run.since, self.run.config.optim.batch_size
-        sums = torch.stack([mark.sums for mark in since.marks])
-        if self.run.world_size > 1:
-            dist.all_reduce(sums)
-            sums /= self.run.world_size
+        sums = averaged(torch.stack([mark.sums for mark in since.marks]))
         curve: TrainCurve = {"step": [], "train/loss": [], "train/lr": [], "train/images_per_s": []}
         step, seconds, summed = since.step, 0.0, 0.0
         for mark, (loss_sum, *_) in zip(since.marks, sums.tolist(), strict=True):
             steps = mark.step - step
+            point = {
+                "train/loss": (loss_sum - summed) / steps,
+                "train/lr": mark.lr,
+                "train/images_per_s": steps * batch_size / (mark.seconds - seconds),
+            }
             curve["step"].append(mark.step)
-            curve["train/loss"].append(_rounded((loss_sum - summed) / steps))
-            curve["train/lr"].append(_rounded(mark.lr))
-            rate = steps * batch_size / (mark.seconds - seconds)
-            curve["train/images_per_s"].append(_rounded(rate))
+            for name, value in point.items():  # six digits, enough for a chart and short in JSON
+                curve[name].append(float(f"{value:.6g}"))
             step, seconds, summed = mark.step, mark.seconds, loss_sum
         loss, task_loss, reg, grad_norm = (sums[-1] / (step - since.step)).tolist()
         return {
@@ -66,27 +65,6 @@ class Clock:
         """Begin to measure throughput: what happened at a report is no training."""
         self.since = time.perf_counter()
 
-    def evaluate(
-        self, images: dict[str, ImageDataset], line_sample: dict[str, ImageDataset] | None = None
-    ) -> dict[str, float]:
-        """The validation metrics; counted as evaluation time.
-
-        Args:
-            line_sample: after the last step, see `TrainState.evaluate`.
-        """
-        began = time.perf_counter()
-        is_last = line_sample is not None
-        averaged = self.run.rung_average is not None and not is_last
-        metrics = self.run.evaluate(
-            "val", images, averaged=averaged, keep_predictions=is_last, line_sample=line_sample
-        )
-        metrics["eval/averaged"] = float(averaged)
-        metrics["eval/images"] = float(
-            sum(len(of_domain.eval_rows) for of_domain in images.values())
-        )
-        self.run.progress.eval_seconds += time.perf_counter() - began
-        return metrics
-
     def cost(self) -> dict[str, float]:
         """Wall-clock, GPU and CPU seconds so far, those before a resume included.
 
@@ -94,24 +72,18 @@ class Clock:
         evaluation seconds are those of this worker.
         """
         progress, gpu = self.run.progress, self.run.device.type == "cuda"
-        wall = time.perf_counter()
-        cpu = torch.tensor(time.process_time() - self.cpu, dtype=torch.float64)
-        cpu = cpu.to(self.run.device)
+        wall, process = time.perf_counter(), time.process_time()
+        cpu = torch.tensor(process - self.cpu, dtype=torch.float64, device=self.run.device)
         if self.run.world_size > 1:
             dist.all_reduce(cpu)
         progress.seconds += wall - self.wall
         progress.gpu_seconds += (wall - self.wall) * self.run.world_size if gpu else 0.0
         progress.cpu_seconds += float(cpu)
-        self.cpu = time.process_time()
-        self.wall = self.since = time.perf_counter()
+        self.cpu, self.wall = process, wall
+        self.resume()
         return {
             "cost/seconds": progress.seconds,
             "cost/eval_seconds": progress.eval_seconds,
             "cost/gpu_seconds": progress.gpu_seconds,
             "cost/cpu_seconds": progress.cpu_seconds,
         }
-
-
-def _rounded(value: float) -> float:
-    """Six digits, which are enough for a chart and short in JSON."""
-    return float(f"{value:.6g}")

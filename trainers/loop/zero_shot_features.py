@@ -2,7 +2,7 @@
 
 Training views are functions of (seed, step, sample) and random texts of (seed, step), so trials of
 one seed need the same features of them at the same steps. The first trial that gets there computes
-and stores them (`trainers.data.cache.feature_cache`), the others read them.
+and stores them (`trainers.data.feature_cache`), the others read them.
 
 Features of views and of random texts are rounded to float16: each value changes by at most 1 part
 in 2048, and a feature vector by 2e-4 of its length on average. Features of evaluated images and
@@ -16,37 +16,30 @@ features of both, its regulariser differed by 8 % within four steps of the tiny 
 from __future__ import annotations
 
 import hashlib
-import json
 import math
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property, partial
 from pathlib import Path
 
-import open_clip
 import torch
 from torch import Tensor
 
 from trainers.config import TrialConfig
-from trainers.data.cache.feature_cache import FeatureFile
 from trainers.data.data_root import resolve_root
 from trainers.data.dataset import ImageDataset
+from trainers.data.feature_cache import FeatureFile
 from trainers.data.transforms import normalise
 from trainers.evaluation.evaluate import Drift, EvalBatches, image_features
-from trainers.loop.distributed import any_worker
 from trainers.loop.precision import Precision
-from trainers.models.architecture import architecture
-from trainers.models.text_head import installed, tensor_bytes
 from trainers.models.zero_shot import ZeroShotModel
 from trainers.texts.random_texts import (
     PART,
     random_text_features,
     random_text_moment,
     read_texts,
-    second_moment,
 )
 
-NOT_OF_VIEWS = {"root", "suite", "id_domain", "ood_domains", "crop_pct", "cache_gb", "workers"}
+NOT_OF_VIEWS = {"root", "suite", "id_domain", "ood_domains", "crop_pct", "workers"}
 """Keys of `data` without effect on the views of given images."""
 DRIFT_TEXT_LENGTH = 8
 """Tokens of the random texts of `energy_gap`: Lipsum-FT's default, for every method."""
@@ -56,7 +49,7 @@ class ZeroShotFeatures:
     """The zero-shot model's features for one worker of a run, on the model's device.
 
     If `zero_shot_cache_gb` is 0, they are computed at every call and not rounded. Make it before
-    the model is sharded or `compiled`.
+    the model is `compiled`.
     """
 
     def __init__(
@@ -75,14 +68,12 @@ class ZeroShotFeatures:
             zero_shot.image_input,
             config.eval.batch_size,
             zero_shot.device,
-            config.data.workers,
+            config.data.loader_processes(on_gpu=zero_shot.device.type == "cuda"),
             rank,
             world_size,
-            lockstep=config.parallel == "fsdp",
         )
         """Those of evaluations, in which evaluated images are encoded, too."""
         self._limit = int(config.zero_shot_cache_gb * 1e9)
-        self._digest = _digest(zero_shot) if self._limit else ""
         self._files: dict[tuple[object, ...], FeatureFile] = {}
         self._kept: dict[tuple[object, ...], Tensor] = {}
 
@@ -113,31 +104,23 @@ class ZeroShotFeatures:
         They are computed as in the evaluation, in its precision and batches, so that an unchanged
         student has distance 0. They are kept in memory.
         """
-        rank, world_size, batch_size = self._rank, self._world_size, self.batches.batch_size
-        key = ("images", *self._of_images, images.version, images.crop_pct, batch_size)
-        encode_images = partial(image_features, self._encode, images, self.batches)
+        key = ("images", *self._of_images, images.version, images.crop_pct, self.batches.batch_size)
         if len(images.eval_rows) < len(images):
             key += ("sample", len(images.eval_rows))
-        if key not in self._kept:
-            share = len(images.eval_rows[rank::world_size])
-            largest = len(images.eval_rows[::world_size])
-            file = self._file(key, world_size, largest, torch.float32)
-            self._kept[key] = self._shared(file, rank, share, encode_images).cpu()
-        return self._kept[key]
+        rank, world_size, rows = self._rank, self._world_size, images.eval_rows
+        share, largest = len(rows[rank::world_size]), len(rows[::world_size])
+        file = self._file(key, world_size, largest, torch.float32)
+        encode = partial(image_features, self._encode, images, self.batches)
+        return self._once(key, lambda: self._shared(file, rank, share, encode).cpu())
 
     def drift(self, images: ImageDataset) -> Drift:
         """The zero-shot model's side of the comparison of a student with it on these images.
 
-        `energy_gap` uses random texts as of Lipsum-FT, the same for every run. A model without
-        random texts is compared on its class prompts.
+        `energy_gap` uses random texts as of Lipsum-FT, the same for every run.
         """
-        zero_shot = self._zero_shot
-        if zero_shot.text.has_random_texts:
-            length = min(DRIFT_TEXT_LENGTH, zero_shot.text.context_length - 2)
-            moment = self.random_text_moment(length)
-        else:
-            moment = second_moment(zero_shot.head)
-        return Drift(self.of_images(images), moment, zero_shot.logit_scale)
+        length = min(DRIFT_TEXT_LENGTH, self._zero_shot.vocabulary.longest)
+        moment = self.random_text_moment(length)
+        return Drift(self.of_images(images), moment, self._zero_shot.logit_scale)
 
     def of_random_texts(self, count: int, length: int, step: int) -> Tensor:
         """L2-normalised features (count, D) of a step's random texts of `length` tokens."""
@@ -149,42 +132,38 @@ class ZeroShotFeatures:
     def of_fixed_texts(self, count: int, length: int) -> Tensor:
         """The features of step 0's random texts; they are kept in memory."""
         key = ("fixed texts", count, length)
-        if key not in self._kept:
-            self._kept[key] = self.of_random_texts(count, length, 0)
-        return self._kept[key]
+        return self._once(key, lambda: self.of_random_texts(count, length, 0))
 
     def of_file(self, path: Path) -> Tensor:
         """The features (N, D) of the texts of a file; they are kept in memory."""
-        key = ("texts of a file", str(path))
-        if key not in self._kept:
+
+        def encode() -> Tensor:
             texts, model = read_texts(path), self._zero_shot
             parts = [texts[start : start + 1024] for start in range(0, len(texts), 1024)]
             tokens = (model.tokenize(part).to(model.device) for part in parts)
-            self._kept[key] = torch.cat([model.encode_tokens(part) for part in tokens])
-        return self._kept[key]
+            return torch.cat([model.encode_tokens(part) for part in tokens])
+
+        return self._once(("texts of a file", str(path)), encode)
 
     def random_text_moment(self, length: int, *, count: int = PART, seed: int = 0) -> Tensor:
         """The second moment (D, D) of random texts, not rounded; it is kept in memory."""
         key, width = ("moment", *self._of_texts, length, count, seed), self._width
         compute = partial(random_text_moment, self._zero_shot, length, count=count, seed=seed)
+        file = self._file(key, 1, width, torch.float32)
+        return self._once(key, lambda: self._shared(file, 0, width, compute))
+
+    def _once(self, key: tuple[object, ...], compute: Callable[[], Tensor]) -> Tensor:
+        """What was computed for this key before, kept in memory."""
         if key not in self._kept:
-            file = self._file(key, 1, width, torch.float32)
-            self._kept[key] = self._shared(file, 0, width, compute)
+            self._kept[key] = compute()
         return self._kept[key]
 
     def _shared(
-        self,
-        file: FeatureFile | None,
-        record: int,
-        rows: int,
-        compute: Callable[[], Tensor],
+        self, file: FeatureFile | None, record: int, rows: int, compute: Callable[[], Tensor]
     ) -> Tensor:
         """The features in a record, computed and stored if they are not there."""
         found = None if file is None else file.read(record, rows)
-        missing = found is None
-        if self._config.parallel == "fsdp":  # a sharded model computes on all workers or on none
-            missing = any_worker(missing, self._zero_shot.device)
-        if missing or found is None:
+        if found is None:
             found = compute()
             if file is not None:
                 found = file.write(record, found)
@@ -197,15 +176,9 @@ class ZeroShotFeatures:
         self, key: tuple[object, ...], records: int, rows: int, dtype: torch.dtype = torch.float16
     ) -> FeatureFile | None:
         """The file of all that `key` tells apart; None if nothing is shared."""
+        size = {"records": records, "rows": rows, "width": self._width}
         if self._limit and key not in self._files:
-            self._files[key] = FeatureFile(
-                key,
-                records=records,
-                rows=rows,
-                width=self._width,
-                dtype=dtype,
-                limit_bytes=self._limit,
-            )
+            self._files[key] = FeatureFile(key, **size, dtype=dtype, limit_bytes=self._limit)
         return self._files.get(key)
 
     @property
@@ -218,11 +191,8 @@ class ZeroShotFeatures:
         where = self._zero_shot.device
         on_gpu = where.type == "cuda"
         computed_by = torch.cuda.get_device_name(where) if on_gpu else torch.get_num_threads()
-        built = json.dumps(architecture(self._config.model).config, sort_keys=True, default=str)
-        texts = hashlib.sha256(repr(self._zero_shot.text).encode()).hexdigest()
-        others = installed("pillow", "timm", "torchvision", "transformers")
-        versions = (torch.__version__, open_clip.__version__, *others.items())
-        return self._digest, built, texts, computed_by, *versions
+        texts = hashlib.sha256(self._zero_shot.vocabulary.ids.tobytes()).hexdigest()
+        return self._zero_shot.digest, texts, computed_by
 
     @cached_property
     def _of_images(self) -> tuple[object, ...]:
@@ -237,22 +207,10 @@ class ZeroShotFeatures:
         if not self._limit:
             return ()
         root = resolve_root(data.root)
-        train = ImageDataset(root, data.id_domain, "train", cache_gb=data.cache_gb)
+        train = ImageDataset(root, data.id_domain, "train")
         return train.version, data.model_dump_json(exclude=NOT_OF_VIEWS)
 
     @torch.no_grad()
     def _encode(self, images: Tensor) -> Tensor:
         with self._precision.autocast():
             return self._zero_shot.image_features(images)
-
-
-def _digest(zero_shot: ZeroShotModel) -> str:
-    """A hash of the model's weights."""
-
-    def of(item: tuple[str, Tensor]) -> bytes:
-        name, tensor = item
-        return name.encode() + hashlib.sha256(tensor_bytes(tensor)).digest()
-
-    with ThreadPoolExecutor() as pool:  # hashing takes a second for each GB
-        parts = pool.map(of, sorted(zero_shot.clip.state_dict().items()))
-        return hashlib.sha256(b"".join(parts)).hexdigest()

@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar, Literal, TypeAlias
 
 import numpy as np
+from pydantic import Field
 
 from trainers.config_model import Frozen
 from trainers.seeding import generator
@@ -28,8 +29,8 @@ if TYPE_CHECKING:
     from trainers.loop.zero_shot_features import ZeroShotFeatures
     from trainers.models.config import ModelConfig
     from trainers.models.student import Outputs, Student
-    from trainers.models.text import TextFacts
     from trainers.models.zero_shot import ZeroShotModel
+    from trainers.texts.random_texts import Vocabulary
 
 Weights: TypeAlias = "Mapping[str, Tensor]"
 """Trained parameters by their names in the student."""
@@ -55,7 +56,7 @@ class Batch:
     zero_shot: Outputs | None = None
     """Outputs of the zero-shot model for the same views and texts, if `needs_zero_shot`."""
     average: Outputs | None = None
-    """Outputs under the average of the parameters so far, if `needs_average`."""
+    """Outputs under the average of the parameters so far, if there is an `average_decay`."""
 
 
 @dataclass(frozen=True)
@@ -81,13 +82,12 @@ class Trained:
     """Results of training, from which a method chooses the evaluated weights."""
 
     weights: Weights
+    """The last ones, or their moving average (`Method.ema`, `eval.ema`)."""
     initial: Weights
     """Values before the first step."""
-    average: Weights | None
-    """Moving average, if the method has one."""
-    id_loss: Callable[[Weights], Tensor]
-    """Mean cross-entropy of weights on a batch of ID validation images, the next one at each call;
-    differentiable."""
+    id_gradient: Callable[[Weights], Weights]
+    """Gradient of the mean cross-entropy on a batch of ID validation images, the next one at each
+    call, with respect to the weights."""
 
 
 @dataclass(frozen=True)
@@ -121,13 +121,14 @@ class Loss:
     """The terms of a loss, each a scalar."""
 
     task: Tensor
-    reg: Tensor
+    reg: Tensor | None = None
+    """The regulariser; None is 0."""
     reg_weight: float = 1.0
 
     @property
     def total(self) -> Tensor:
         """The minimised value: ``task + reg_weight * reg``."""
-        return self.task + self.reg_weight * self.reg
+        return self.task if self.reg is None else self.task + self.reg_weight * self.reg
 
 
 @dataclass(frozen=True)
@@ -151,8 +152,9 @@ class Method(Frozen, ABC):
     has_line: ClassVar[bool] = True
     """Whether `eval.line` chooses a point between its weights and the zero-shot ones. The merged
     weights must be linear in the trained ones; those of LoRA are not."""
-    shardable: ClassVar[bool] = True
-    """Whether the method works with sharded weights (`parallel: fsdp`)."""
+    recomputes: ClassVar[bool] = True
+    """Whether the method works with `activation_checkpointing`: the weights of the forward pass
+    must still be the encoders' own in the backward pass."""
 
     def prepare(self, student: Student) -> None:
         """Choose what trains, and insert modules if the method has any; called once at the start.
@@ -191,11 +193,11 @@ class Method(Frozen, ABC):
         return False
 
     @property
-    def needs_average(self) -> bool:
-        """Whether `loss` reads `Batch.average`."""
-        return False
+    def ema(self) -> float | None:
+        """d of a moving average that is evaluated in place of the weights, as `eval.ema`."""
+        return None
 
-    def check(self, text: TextFacts) -> None:
+    def check(self, vocabulary: Vocabulary) -> None:
         """Raise a `ConfigError` if the method does not work with a model of such texts."""
         return None
 
@@ -206,11 +208,6 @@ class Method(Frozen, ABC):
     def check_files(self) -> None:
         """Raise a `ConfigError` if a file that the method reads is missing or has changed."""
         return None
-
-    @property
-    def idle(self) -> frozenset[str]:
-        """Fields without effect, given the values of the others; they are not searched."""
-        return frozenset()
 
     def stage(self, step: int, steps: int) -> Stage:
         """The stage that a step belongs to; by default the run has one stage."""
@@ -233,7 +230,7 @@ class Method(Frozen, ABC):
     def average_decay(self, step: int, steps: int) -> float | None:
         """d of ``average <- d average + (1 - d) weights`` after a step; None for no average.
 
-        The average starts as the initial weights.
+        The average starts as the initial weights, and the loss reads its outputs (`Batch.average`).
         """
         return None
 
@@ -242,14 +239,42 @@ class Method(Frozen, ABC):
         return trained.weights
 
 
+class ZeroShotRegulariser(Method):
+    """Base of classifiers whose regulariser compares with the zero-shot model on the same views."""
+
+    reg_weight: float = Field(default=1.0, ge=0, le=1e6)
+    """Weight of the regulariser."""
+
+    @property
+    def needs_zero_shot(self) -> bool:
+        """Whether the regulariser has a weight."""
+        return self.reg_weight > 0
+
+    def loss(self, batch: Batch, step: Step) -> Loss:
+        """Cross-entropy plus the regulariser."""
+        task = cross_entropy(batch)
+        if batch.zero_shot is None:
+            return Loss(task)
+        reg = self.regulariser(batch.student, batch.zero_shot, step)
+        return Loss(task, reg, self.weight_at(step))
+
+    def weight_at(self, step: Step) -> float:
+        """The regulariser's weight at a step."""
+        return self.reg_weight
+
+    @abstractmethod
+    def regulariser(self, student: Outputs, zero_shot: Outputs, step: Step) -> Tensor:
+        """The distance of the student from the zero-shot model, a scalar."""
+
+
 def check_method_fits(method: Method, model: ModelConfig) -> None:
     """Raise a `ConfigError` if the method does not work with the model or lacks a file.
 
     No weights are loaded.
     """
-    from trainers.models.text import text_facts
+    from trainers.models.clip import vocabulary
 
-    method.check(text_facts(model))
+    method.check(vocabulary(model))
     method.check_model(model)
     method.check_files()
 
@@ -259,11 +284,6 @@ def cross_entropy(batch: Batch) -> Tensor:
     from torch.nn import functional
 
     return functional.cross_entropy(batch.student.logits, batch.labels)
-
-
-def zero(like: Tensor) -> Tensor:
-    """A regulariser of 0."""
-    return like.new_zeros(())
 
 
 def scheduled(weight: float, schedule: Schedule, step: Step) -> float:

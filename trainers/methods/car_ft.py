@@ -15,34 +15,25 @@ direction of the divergence and the weight 1 come from that of others.
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
-from pydantic import Field
-
-from trainers.methods.base import Batch, Loss, Method, Step, cross_entropy, kl_divergence, zero
+from trainers.methods.base import Step, ZeroShotRegulariser, kl_divergence
 from trainers.methods.registry import register_method
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from trainers.models.student import Outputs
 
 
 @register_method("car_ft")
-class ContextAwareFineTuning(Method):
+class ContextAwareFineTuning(ZeroShotRegulariser):
     """CAR-FT. With `reg_weight = 0` it is FT."""
 
     name: Literal["car_ft"] = "car_ft"
-    reg_weight: float = Field(default=1.0, ge=0, le=1e6)
-    """Weight of the regulariser."""
 
-    @property
-    def needs_zero_shot(self) -> bool:
-        """Whether the regulariser has a weight."""
-        return self.reg_weight > 0
-
-    def loss(self, batch: Batch, step: Step) -> Loss:
-        """Cross-entropy plus the divergence from the zero-shot model's contexts."""
-        task = cross_entropy(batch)
-        if batch.zero_shot is None:
-            return Loss(task, zero(task))
+    def regulariser(self, student: Outputs, zero_shot: Outputs, step: Step) -> Tensor:
+        """The divergence from the zero-shot model's contexts."""
         contexts, scale = step.zero_shot.contexts, step.zero_shot.logit_scale
-        before, now = (
-            scale * encoded.features @ contexts.T for encoded in (batch.zero_shot, batch.student)
-        )
-        return Loss(task, kl_divergence(before, now), self.reg_weight)
+        before, now = (scale * of.features @ contexts.T for of in (zero_shot, student))
+        return kl_divergence(before, now)

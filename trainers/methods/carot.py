@@ -24,12 +24,12 @@ reproduced.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, ClassVar, Literal, cast
+from typing import TYPE_CHECKING, Literal
 
 from pydantic import Field
 
 from trainers.errors import ConfigError
-from trainers.methods.base import Batch, Loss, Step, Weights, zero
+from trainers.methods.base import Batch, Loss, Step, Weights
 from trainers.methods.flyp import ContrastiveMethod, contrastive_loss, similarities
 from trainers.methods.registry import register_method
 
@@ -37,7 +37,6 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from trainers.models.config import ModelConfig
-    from trainers.models.student import Outputs
 
 MOMENTUM = (0.05, 0.9)
 """Momentum of the average at the first step, and after its rise."""
@@ -67,7 +66,6 @@ class CaRot(ContrastiveMethod):
     """CaRot with the defaults of the authors' code."""
 
     name: Literal["carot"] = "carot"
-    shardable: ClassVar[bool] = False
     orthogonality_weight: float = Field(default=0.2, ge=0, le=1e6)
     """Weight of ``||Wv' Wv - I||_F``."""
     cross_weight: float = Field(default=0.05, ge=0, le=1e6)
@@ -77,14 +75,9 @@ class CaRot(ContrastiveMethod):
     teacher_updates: int = Field(default=50, ge=1, le=10**9)
     """Updates of the average in a run, evenly spread; at most one a step."""
 
-    @property
-    def needs_average(self) -> bool:
-        """Whether distillation has a weight."""
-        return self.distillation_weight > 0
-
     def check_model(self, model: ModelConfig) -> None:
         """Raise a `ConfigError` if an encoder has no linear projection."""
-        from trainers.models.loading import skeleton
+        from trainers.models.clip import skeleton
 
         if self.orthogonality_weight or self.cross_weight:
             projections(
@@ -96,7 +89,7 @@ class CaRot(ContrastiveMethod):
 
     def average_decay(self, step: int, steps: int) -> float | None:
         """The momentum after a step that updates the average; 1 (no update) after others."""
-        if not self.needs_average:
+        if self.distillation_weight == 0:
             return None
         if step * self.teacher_updates % steps >= self.teacher_updates:
             return 1.0
@@ -109,13 +102,13 @@ class CaRot(ContrastiveMethod):
 
         scores = similarities(batch.student)
         task = contrastive_loss(scores)
-        reg = zero(task)
+        reg = task.new_zeros(())
         if self.orthogonality_weight or self.cross_weight:
             image, text = projections(step.weights)
             reg = reg + self.orthogonality_weight * distance_from_orthogonal(image)
             reg = reg + self.cross_weight * torch.linalg.matrix_norm(image @ text.T)
-        if self.needs_average and step.number > 0:
-            teacher = similarities(cast("Outputs", batch.average))
+        if batch.average is not None and step.number > 0:
+            teacher = similarities(batch.average)
             reg = reg + self.distillation_weight * distillation(teacher, scores)
         return Loss(task=task, reg=reg)
 

@@ -1,9 +1,10 @@
 """EMA: plain fine-tuning that keeps the exponential moving average of the weights.
 
-After every step ``average <- d average + (1 - d) weights``, starting at the zero-shot weights. The
-average is evaluated, saved and exported. Polyak and Juditsky, "Acceleration of Stochastic
-Approximation by Averaging", 1992; a baseline of Lipsum-FT's paper, which does not state the decay;
-0.999 is usual. A run much shorter than ``1 / (1 - d)`` steps ends near the zero-shot model.
+It is `ft` with `eval.ema`, which every method can have. After every step ``average <- d average +
+(1 - d) weights``, starting at the zero-shot weights. The average is evaluated, saved and exported.
+A baseline of Lipsum-FT's paper, which does not state the decay; 0.999 is usual. (Polyak and
+Juditsky, 1992, average all weights uniformly.) A run much shorter than ``1 / (1 - d)`` steps ends
+near the zero-shot model.
 """
 
 from __future__ import annotations
@@ -12,7 +13,6 @@ from typing import Literal
 
 from pydantic import Field
 
-from trainers.methods.base import Trained, Weights
 from trainers.methods.ft import PlainFineTuning
 from trainers.methods.registry import register_method
 
@@ -25,10 +25,7 @@ class AveragedFineTuning(PlainFineTuning):
     ema_decay: float = Field(default=0.999, ge=0, lt=1)
     """d: share of the average that is kept at each step."""
 
-    def average_decay(self, step: int, steps: int) -> float | None:
-        """`ema_decay`, at every step."""
+    @property
+    def ema(self) -> float:
+        """`ema_decay`."""
         return self.ema_decay
-
-    def eval_weights(self, trained: Trained) -> Weights:
-        """The average."""
-        return trained.average or trained.weights

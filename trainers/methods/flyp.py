@@ -22,7 +22,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Literal
 
-from trainers.methods.base import Batch, Loss, Method, Step, StepRandom, Texts, zero
+from trainers.methods.base import Batch, Loss, Method, Step, StepRandom, Texts
 from trainers.methods.registry import register_method
 from trainers.texts.prompts import Prompts
 
@@ -56,17 +56,16 @@ class ContrastiveFineTuning(ContrastiveMethod):
     name: Literal["flyp"] = "flyp"
 
     def loss(self, batch: Batch, step: Step) -> Loss:
-        """The contrastive loss; its regulariser is 0."""
-        task = contrastive_loss(similarities(batch.student))
-        return Loss(task=task, reg=zero(task), reg_weight=0.0)
+        """The contrastive loss."""
+        return Loss(contrastive_loss(similarities(batch.student)))
 
 
 def random_captions(labels: Sequence[int], prompts: Prompts, draw: StepRandom) -> list[str]:
     """Put the class of each image into one of the templates, drawn again at every step.
 
     The authors of FLYP, CaRot and R-Adapter shuffle a table of every image in every template and
-    take the next rows. Drawing a template for each image is the same, except that they draw
-    without replacement.
+    take the next rows, so that some images come more often than others. Here every image comes
+    once an epoch.
     """
     drawn = draw.choose("caption", len(prompts.templates))
     return [

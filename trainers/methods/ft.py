@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Literal
 
-from trainers.methods.base import Batch, Loss, Method, Step, cross_entropy, zero
+from trainers.methods.base import Batch, Loss, Method, Step, cross_entropy
 from trainers.methods.registry import register_method
 
 
@@ -12,9 +12,8 @@ class PlainFineTuning(Method):
     """Base of the methods whose loss is cross-entropy alone."""
 
     def loss(self, batch: Batch, step: Step) -> Loss:
-        """Cross-entropy; its regulariser is 0."""
-        task = cross_entropy(batch)
-        return Loss(task, zero(task))
+        """Cross-entropy."""
+        return Loss(cross_entropy(batch))
 
 
 @register_method("ft")

@@ -13,31 +13,23 @@ at temperature 1. Lipsum-FT's authors list this baseline without weight and temp
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
-from pydantic import Field
-
-from trainers.methods.base import Batch, Loss, Method, Step, cross_entropy, kl_divergence, zero
+from trainers.methods.base import Step, ZeroShotRegulariser, kl_divergence
 from trainers.methods.registry import register_method
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from trainers.models.student import Outputs
 
 
 @register_method("kd")
-class Distillation(Method):
+class Distillation(ZeroShotRegulariser):
     """KD. With `reg_weight = 0` it is FT."""
 
     name: Literal["kd"] = "kd"
-    reg_weight: float = Field(default=1.0, ge=0, le=1e6)
-    """Weight of the regulariser."""
 
-    @property
-    def needs_zero_shot(self) -> bool:
-        """Whether the regulariser has a weight."""
-        return self.reg_weight > 0
-
-    def loss(self, batch: Batch, step: Step) -> Loss:
-        """Cross-entropy plus the divergence from the zero-shot model's probabilities."""
-        task = cross_entropy(batch)
-        if batch.zero_shot is None:
-            return Loss(task, zero(task))
-        reg = kl_divergence(batch.zero_shot.logits, batch.student.logits)
-        return Loss(task, reg, self.reg_weight)
+    def regulariser(self, student: Outputs, zero_shot: Outputs, step: Step) -> Tensor:
+        """The divergence from the zero-shot model's probabilities."""
+        return kl_divergence(zero_shot.logits, student.logits)

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Literal
 
 from pydantic import Field
 
-from trainers.methods.base import Batch, Loss, Method, Step, Weights, cross_entropy, zero
+from trainers.methods.base import Batch, Loss, Method, Step, Weights, cross_entropy
 from trainers.methods.registry import register_method
 
 if TYPE_CHECKING:
@@ -35,7 +35,7 @@ class L2SP(Method):
         """Cross-entropy plus the squared distance from the initial weights."""
         task = cross_entropy(batch)
         if self.reg_weight == 0:
-            return Loss(task, zero(task))
+            return Loss(task)
         return Loss(task, squared_distance(step.weights, step.initial), self.reg_weight)
 
 
@@ -43,8 +43,5 @@ def squared_distance(weights: Weights, initial: Weights) -> Tensor:
     """``sum_k ||theta_k - theta0_k||^2``, a scalar."""
     import torch
 
-    from trainers.loop.distributed import whole
-
-    return torch.stack(
-        [whole((value - initial[name]).square().sum()) for name, value in weights.items()]
-    ).sum()
+    distances = [(value - initial[name]).square().sum() for name, value in weights.items()]
+    return torch.stack(distances).sum()

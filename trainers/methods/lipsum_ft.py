@@ -28,16 +28,7 @@ from typing import TYPE_CHECKING, Literal
 from pydantic import Field, field_validator, model_validator
 
 from trainers.errors import ConfigError
-from trainers.methods.base import (
-    Batch,
-    Loss,
-    Method,
-    Schedule,
-    Step,
-    cross_entropy,
-    scheduled,
-    zero,
-)
+from trainers.methods.base import Schedule, Step, ZeroShotRegulariser, scheduled
 from trainers.methods.registry import register_method
 from trainers.seeding import generator
 from trainers.texts.random_texts import digest
@@ -45,25 +36,24 @@ from trainers.texts.random_texts import digest
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from trainers.models.text import TextFacts
+    from trainers.models.student import Outputs
+    from trainers.texts.random_texts import Vocabulary
 
 TEXTS_OF_MOMENT = 16_384
 """Number of random texts from which the expected second moment is estimated."""
 
 
 @register_method("lipsum_ft")
-class LipsumFineTuning(Method):
+class LipsumFineTuning(ZeroShotRegulariser):
     """Lipsum-FT with the defaults of the authors' code. With `reg_weight = 0` it is FT."""
 
     name: Literal["lipsum_ft"] = "lipsum_ft"
-    reg_weight: float = Field(default=1.0, ge=0, le=1e6)
-    """Weight of the regulariser."""
     reg_schedule: Schedule = "constant"
     """Constant, or falling from `reg_weight` to 0 over the run, linearly or as a cosine."""
     text_source: Literal["random", "fixed", "second_moment", "isotropic", "file"] = "random"
     """Which texts; all but the first are controls."""
     text_length: int = Field(default=8, ge=1, le=100_000)
-    """L: random tokens of a text, besides the start and end tokens."""
+    """L: random tokens of a text, besides those that the tokenizer adds."""
     text_count: int = Field(default=80, ge=1, le=100_000)
     """M: texts a step."""
     texts_file: str | None = None
@@ -93,30 +83,18 @@ class LipsumFineTuning(Method):
                 object.__setattr__(self, "texts_sha256", found)  # pydantic has no public way
         return self
 
-    @property
-    def needs_zero_shot(self) -> bool:
-        """Whether the regulariser has a weight."""
-        return self.reg_weight > 0
-
-    def check(self, text: TextFacts) -> None:
-        """Raise a `ConfigError` if the model has no random texts, or too short a context."""
+    def check(self, vocabulary: Vocabulary) -> None:
+        """Raise a `ConfigError` if the model's context is too short for the random texts."""
         if self.text_source in ("isotropic", "file"):
             return
-        if not text.has_random_texts:
-            raise ConfigError(
-                "random texts need a tokenizer with a start and an end token, and none is known of "
-                f"model.name = {text.model!r}",
-                key="method.name",
-                value=self.name,
-                hint="write method.name = 'ft', or model.tokenizer = its tokenizer.json",
-            )
-        if self.text_length + 2 > text.context_length:
+        if self.text_length > vocabulary.longest:
             raise ConfigError(
                 "too long for the model's context with its start and end tokens",
                 key="method.text_length",
                 value=self.text_length,
-                hint=f"at most {text.context_length - 2}",
+                hint=f"at most {vocabulary.longest}",
             )
+        vocabulary.frame(self.text_length)
 
     def check_files(self) -> None:
         """Raise a `ConfigError` if the texts have changed since the configuration was made."""
@@ -130,28 +108,18 @@ class LipsumFineTuning(Method):
                 value=self.texts_file,
             )
 
-    @property
-    def idle(self) -> frozenset[str]:
-        """The length and number of texts, if the source does not use them."""
-        without = {
-            "second_moment": {"text_count"},
-            "isotropic": {"text_length", "text_count"},
-            "file": {"text_length"},
-        }
-        return frozenset(without.get(self.text_source, ()))
+    def weight_at(self, step: Step) -> float:
+        """The weight by `reg_schedule`."""
+        return scheduled(self.reg_weight, self.reg_schedule, step)
 
-    def loss(self, batch: Batch, step: Step) -> Loss:
-        """Cross-entropy plus the energy gap to the zero-shot model on the texts of this step."""
-        task = cross_entropy(batch)
-        if batch.zero_shot is None:
-            return Loss(task, zero(task))
-        before, now = batch.zero_shot.features, batch.student.features
+    def regulariser(self, student: Outputs, zero_shot: Outputs, step: Step) -> Tensor:
+        """The energy gap to the zero-shot model on the texts of this step."""
         scale = step.zero_shot.logit_scale
         if self.text_source in ("second_moment", "isotropic"):
-            reg = quadratic_gap(now, before, self._moment(step), scale)
-        else:
-            reg = energy_gap(now, before, self._text_features(step), scale)
-        return Loss(task, reg, scheduled(self.reg_weight, self.reg_schedule, step))
+            moment = self._moment(step)
+            return quadratic_gap(student.features, zero_shot.features, moment, scale)
+        texts = self._text_features(step)
+        return energy_gap(student.features, zero_shot.features, texts, scale)
 
     def _text_features(self, step: Step) -> Tensor:
         """Features (M, D) of the texts of this step."""

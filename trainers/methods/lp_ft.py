@@ -17,7 +17,7 @@ chosen here, and the authors' results have not been reproduced.
 
 from __future__ import annotations
 
-from typing import ClassVar, Literal
+from typing import Literal
 
 from pydantic import Field
 
@@ -31,7 +31,6 @@ class LinearProbeFineTuning(PlainFineTuning):
     """LP-FT. With `probe_fraction = 0` it is FT."""
 
     name: Literal["lp_ft"] = "lp_ft"
-    shardable: ClassVar[bool] = False
     probe_fraction: float = Field(default=0.2, ge=0, lt=1)
     """Share of the steps that train only the head."""
     probe_lr: float = Field(default=1e-3, gt=0, le=1000)

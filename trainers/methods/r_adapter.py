@@ -35,7 +35,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, cast
 
 from pydantic import Field
 
-from trainers.methods.base import Batch, Loss, Step, StepRandom, Trained, Weights, zero
+from trainers.methods.base import Batch, Loss, Step, StepRandom, Trained, Weights
 from trainers.methods.flyp import ContrastiveMethod, similarities
 from trainers.methods.registry import register_method
 
@@ -52,7 +52,7 @@ class ResidualAdapter(ContrastiveMethod):
     """R-Adapter with the defaults of the authors' code on ImageNet."""
 
     name: Literal["r_adapter"] = "r_adapter"
-    shardable: ClassVar[bool] = False
+    recomputes: ClassVar[bool] = False
     drop_rate: float = Field(default=0.2, ge=0, lt=1)
     """p: probability that a step drops an adapter."""
     ema_decay: float = Field(default=0.999, ge=0, lt=1)
@@ -90,7 +90,7 @@ class ResidualAdapter(ContrastiveMethod):
     def check_model(self, model: ModelConfig) -> None:
         """Raise a `ConfigError` if an encoder has no transformer blocks."""
         from trainers.models.adapters import Adapters
-        from trainers.models.loading import skeleton
+        from trainers.models.clip import skeleton
         from trainers.models.student import TextTower
 
         clip: Any = skeleton(model)
@@ -98,20 +98,19 @@ class ResidualAdapter(ContrastiveMethod):
             Adapters(encoder)
 
     def loss(self, batch: Batch, step: Step) -> Loss:
-        """The multi-positive contrastive loss with its margin; its regulariser is 0."""
+        """The multi-positive contrastive loss with its margin."""
         scores = similarities(batch.student)
         margin = self.margin * batch.student.logit_scale
-        task = multi_positive_loss(scores, batch.labels, margin, self.label_smoothing)
-        return Loss(task=task, reg=zero(task), reg_weight=0.0)
+        return Loss(multi_positive_loss(scores, batch.labels, margin, self.label_smoothing))
 
-    def average_decay(self, step: int, steps: int) -> float | None:
-        """`ema_decay`, after every step."""
+    @property
+    def ema(self) -> float:
+        """`ema_decay`."""
         return self.ema_decay
 
     def eval_weights(self, trained: Trained) -> Weights:
         """The average, with the maps A times `alpha`; the gains g stay, as the product counts."""
-        average = trained.weights if trained.average is None else trained.average
-        return {n: self.alpha * v if ".maps." in n else v for n, v in average.items()}
+        return {n: self.alpha * v if ".maps." in n else v for n, v in trained.weights.items()}
 
 
 def multi_positive_loss(

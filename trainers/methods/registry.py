@@ -124,22 +124,24 @@ def _load_module(module: str) -> None:
         METHODS.update(methods)  # another file may have replaced some
         SEARCH_SPACES.update(spaces)
         return
-    if module.endswith(".py") and not Path(module).is_file():
+    before, name = dict(METHODS), _module_of(module)
+    if name != module and not Path(module).is_file():
         hint = "if a run folder names it, put the file back there, or a link to it"
         raise ConfigError("no such file", key="plugins", value=module, hint=hint)
-    methods, spaces = dict(METHODS), dict(SEARCH_SPACES)
     try:
-        if module.endswith(".py"):
-            _run_file(Path(module))
-        else:
+        if name == module:
             importlib.import_module(module)
+        else:
+            spec = importlib.util.spec_from_file_location(name, module)
+            assert spec is not None
+            assert spec.loader is not None
+            # Registered in sys.modules first, as pydantic looks up annotations there.
+            sys.modules[name] = loaded = importlib.util.module_from_spec(spec)
+            spec.loader.exec_module(loaded)
     except (Exception, SystemExit) as error:  # whatever a foreign module raises
-        for registry, before in ((METHODS, methods), (SEARCH_SPACES, spaces)):
-            registry.clear()
-            registry.update(before)  # type: ignore[arg-type]
-        _forget_modules(module)
+        sys.modules.pop(name, None)
         raise ConfigError(_import_problem(error), key="plugins", value=module) from error
-    new = {name: cls for name, cls in METHODS.items() if methods.get(name) is not cls}
+    new = {name: cls for name, cls in METHODS.items() if before.get(name) is not cls}
     _LOADED[module] = new, {name: SEARCH_SPACES[name] for name in new if name in SEARCH_SPACES}
 
 
@@ -164,36 +166,9 @@ def _module_of(plugin: str) -> str:
     return f"{_FILE}{path.stem}_{zlib.crc32(bytes(path)):08x}" if is_file else plugin
 
 
-def _forget_modules(plugin: str) -> None:
-    """Let the next import run a plug-in again, with all modules of a package."""
-    name = _module_of(plugin)
-    for module in [one for one in sys.modules if f"{one}.".startswith(f"{name}.")]:
-        del sys.modules[module]
-
-
-def _run_file(path: Path) -> None:
-    name = _module_of(str(path))
-    spec = importlib.util.spec_from_file_location(name, path)
-    assert spec is not None
-    assert spec.loader is not None
-    # Registered in sys.modules first, as pydantic looks up annotations there.
-    sys.modules[name] = loaded = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(loaded)
-
-
-def forget_method(method: str) -> str | None:
-    """Remove all methods of a method's plug-in, which can then be corrected and loaded again.
-
-    Returns:
-        The plug-in; None if the method is not of one, and stays.
-    """
-    plugin = next((plugin for plugin, (own, _) in _LOADED.items() if method in own), None)
-    if plugin is not None:
-        for name in _LOADED.pop(plugin)[0]:
-            METHODS.pop(name, None)
-            SEARCH_SPACES.pop(name, None)
-        _forget_modules(plugin)
-    return plugin
+def plugin_of(method: str) -> str | None:
+    """The plug-in that registered a method; None if it is not of one."""
+    return next((plugin for plugin, (own, _) in _LOADED.items() if method in own), None)
 
 
 def validate_method(value: Any) -> Method:

@@ -43,7 +43,6 @@ from trainers.methods.base import (
     cross_entropy,
     kl_divergence,
     scheduled,
-    zero,
 )
 from trainers.methods.flyp import contrastive_loss, similarities
 from trainers.methods.registry import register_method
@@ -110,9 +109,10 @@ class StarFineTuning(Method):
             task = contrastive_loss(similarities(batch.student))
         else:
             task = cross_entropy(batch)
+        if not self.needs_zero_shot:
+            return Loss(task)
         weight = scheduled(self.reg_weight, self.reg_schedule, step)
-        reg = spurious_divergence(batch) if self.needs_zero_shot else zero(task)
-        return Loss(task=task, reg=reg, reg_weight=weight)
+        return Loss(task, spurious_divergence(batch), weight)
 
 
 def spurious_divergence(batch: Batch) -> Tensor:

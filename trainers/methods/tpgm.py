@@ -19,7 +19,7 @@ are optimistic; compare it on the OOD domains and on the test splits.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, ClassVar, Literal
+from typing import TYPE_CHECKING, Literal
 
 from pydantic import Field
 
@@ -36,7 +36,6 @@ class ProjectedFineTuning(PlainFineTuning):
     """TPGM. With `projection_steps = 0` it is FT."""
 
     name: Literal["tpgm"] = "tpgm"
-    shardable: ClassVar[bool] = False
     projection_steps: int = Field(default=200, ge=0, le=10**9)
     """Steps of Adam on the radii, at every evaluation, each on 64 images."""
     projection_lr: float = Field(default=1e-2, gt=0, le=1000)
@@ -49,7 +48,7 @@ class ProjectedFineTuning(PlainFineTuning):
         return project(
             trained.weights,
             trained.initial,
-            trained.id_loss,
+            trained.id_gradient,
             steps=self.projection_steps,
             lr=self.projection_lr,
         )
@@ -58,28 +57,30 @@ class ProjectedFineTuning(PlainFineTuning):
 def project(
     weights: Weights,
     initial: Weights,
-    id_loss: Callable[[Weights], Tensor],
+    id_gradient: Callable[[Weights], Weights],
     *,
     steps: int,
     lr: float,
 ) -> dict[str, Tensor]:
     """Interpolate each weight between its initial and its trained value by a learned share.
 
-    `id_loss` is a differentiable loss of weights, called once a step of Adam.
+    `id_gradient` is that of the loss by the weights, called once a step of Adam.
     """
     import torch
 
     from trainers.loop.distributed import averaged
 
+    def at(shares: Tensor) -> dict[str, Tensor]:
+        pairs = zip(change.items(), shares, strict=True)
+        return {name: initial[name] + share * moved for (name, moved), share in pairs}
+
     change = {name: value - initial[name] for name, value in weights.items()}
     shares = torch.full((len(change),), 0.5, device=next(iter(change.values())).device)
-    optimizer = torch.optim.Adam([shares.requires_grad_()], lr=lr)
+    optimizer = torch.optim.Adam([shares], lr=lr)
     for _ in range(steps):
-        pairs = zip(change.items(), shares, strict=True)
-        at = {name: initial[name] + share * moved for (name, moved), share in pairs}
-        shares.grad = averaged(torch.autograd.grad(id_loss(at), shares)[0])
+        of_weights = id_gradient(at(shares))
+        of_shares = [(of_weights[name] * moved).sum() for name, moved in change.items()]
+        shares.grad = averaged(torch.stack(of_shares).to(shares))
         optimizer.step()
-        with torch.no_grad():
-            shares.clamp_(0, 1)
-    pairs = zip(change.items(), shares.detach(), strict=True)
-    return {name: initial[name] + share * moved for (name, moved), share in pairs}
+        shares.clamp_(0, 1)
+    return at(shares)

@@ -5,7 +5,8 @@ Wortsman et al., "Robust fine-tuning of zero-shot models", CVPR 2022 (arXiv 2109
     theta = (1 - alpha) theta_zero_shot + alpha theta_fine_tuned
 
 over every weight, the head included. The authors recommend alpha = 0.5 if nothing is known about
-the shift. `eval.line` chooses the point for any method.
+the shift. After the last step it is `ft` with `eval.line: 0.5`, which any method can have; here,
+every report is of that point.
 """
 
 from __future__ import annotations

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Literal, cast
+from typing import Any, Literal, cast, get_args
 
 from torch import Tensor, nn
 
@@ -28,36 +28,26 @@ class ImageInput:
 
 
 def image_input(clip: nn.Module) -> ImageInput:
-    """The size, normalisation and resizing that open_clip recorded on the model."""
-    preprocess = cast(Any, clip).visual.preprocess_cfg
-    for key, known in (
-        ("resize_mode", ("shortest", "squash", "longest")),
-        ("interpolation", ("bicubic", "bilinear")),
-    ):
-        if preprocess[key] not in known:
-            raise ConfigError(
-                f"{preprocess[key]!r} is not one of {', '.join(known)}",
-                key=f"model.name: preprocess_cfg.{key}",
-            )
-    return ImageInput(
-        size=square_side(preprocess["size"]),
-        mean=cast(tuple[float, float, float], tuple(preprocess["mean"])),
-        std=cast(tuple[float, float, float], tuple(preprocess["std"])),
-        resize_mode=preprocess["resize_mode"],
-        interpolation=preprocess["interpolation"],
-    )
-
-
-def square_side(size: int | list[int] | tuple[int, ...]) -> int:
-    """The side of an image whose size open_clip writes as one number or as two.
+    """The size, normalisation and resizing that open_clip recorded on the model.
 
     Raises:
-        ConfigError: it is not square.
+        ConfigError: images are not square, or resized in another way.
     """
-    sides = tuple(size) if isinstance(size, list | tuple) else (size,)
+    recorded = cast(Any, clip).visual.preprocess_cfg
+    for key, alias in (("resize_mode", ResizeMode), ("interpolation", Interpolation)):
+        if recorded[key] not in get_args(alias):
+            problem = f"{recorded[key]!r} is not one of {', '.join(get_args(alias))}"
+            raise ConfigError(problem, key=f"model.name: preprocess_cfg.{key}")
+    sides = recorded["size"] if isinstance(recorded["size"], list | tuple) else [recorded["size"]]
     if len(set(sides)) != 1:
         raise ConfigError(f"image_size = {list(sides)}: images must be square", key="model.name")
-    return int(sides[0])
+    return ImageInput(
+        size=int(sides[0]),
+        mean=cast(tuple[float, float, float], tuple(recorded["mean"])),
+        std=cast(tuple[float, float, float], tuple(recorded["std"])),
+        resize_mode=recorded["resize_mode"],
+        interpolation=recorded["interpolation"],
+    )
 
 
 def pooled_features(visual: Callable[[Tensor], Any], images: Tensor) -> Tensor:

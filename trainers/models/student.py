@@ -162,8 +162,7 @@ class Student(nn.Module):
             features = functional.normalize(pooled.float(), dim=-1)
         if tokens is not None and self.text is not None:
             encoded = _with(self.text_adapters, self.text)(tokens.flatten(0, 1))
-            # Cloned, as FSDP does not allow views as outputs of its modules.
-            texts = encoded.unflatten(0, tokens.shape[:2]).clone()
+            texts = encoded.unflatten(0, tokens.shape[:2])
             return Outputs(features, features.new_zeros(len(features), 0), texts, scale)
         with torch.autocast(features.device.type, enabled=False):
             logits = scale * features @ self.head.T

@@ -4,30 +4,24 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
-from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
-import open_clip
 import platformdirs
 import torch
 from filelock import FileLock
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from trainers.data.storage import open_store
 from trainers.errors import ConfigError
-from trainers.models.architecture import Architecture
-from trainers.models.text import encode_tokens, ends_at_the_end_token
+from trainers.models.text import encode_tokens, shortened
 from trainers.texts import both
 from trainers.texts.prompts import Prompts
-
-FORMAT = 3
-"""Increase it when the same inputs give other heads than before."""
 
 TEXTS_A_BATCH = 1024
 
@@ -76,14 +70,6 @@ def check_distinct_tokens(tokenizer: Any, prompts: Prompts) -> None:
             )
 
 
-def tokenize_short(clip: nn.Module, tokenizer: Any, texts: list[str]) -> Tensor:
-    """Tokens (N, n) with n as short as the model `clip` allows."""
-    tokens: Tensor = tokenizer(texts)
-    if ends_at_the_end_token(clip):  # the end token is the largest id
-        tokens = tokens[:, : int(tokens.argmax(dim=-1).max()) + 1]
-    return tokens
-
-
 def zero_shot_heads(
     clip: nn.Module, tokenizer: Any, prompts: Prompts, device: torch.device | str = "cpu"
 ) -> Heads:
@@ -94,88 +80,55 @@ def zero_shot_heads(
         with torch.autocast(where.type, enabled=False):
             return encode_tokens(clip, tokens.to(where))
 
-    return heads_of(encode, lambda texts: tokenize_short(clip, tokenizer, texts), prompts)
+    return heads_of(encode, lambda texts: shortened(clip, tokenizer(texts)), prompts)
 
 
 def cached_heads(
     clip: nn.Module,
     tokenizer: Any,
     prompts: Prompts,
-    built: Architecture,
+    digest: str,
     device: torch.device | str = "cpu",
 ) -> Heads:
-    """`zero_shot_heads` on the CPU, cached on disk under a hash of all inputs.
+    """`zero_shot_heads` on the CPU, cached on disk under the model's `digest` and the prompts.
 
     Trials that start together wait for the first one to compute them.
     """
-    digest = head_digest(clip, tokenizer, prompts, built)
-    path = platformdirs.user_cache_path("lipsum-tune") / "heads" / f"{digest}.safetensors"
-    if (kept := _read(path)) is not None:
-        return kept
+    tokens = tokenizer([*prompts.names, *prompts.templates]).tolist()
+    name = hashlib.sha256(repr((digest, prompts, tokens)).encode()).hexdigest()
+    path = platformdirs.user_cache_path("lipsum-tune") / "heads" / f"{name}.safetensors"
     heads = None
-    try:
+    with suppress(OSError, SafetensorError):  # without room on the disk, the heads are not cached
         path.parent.mkdir(parents=True, exist_ok=True)
         with FileLock(path.with_suffix(".lock")):
-            if (kept := _read(path)) is not None:
-                return kept
+            with suppress(OSError, SafetensorError, KeyError):
+                kept = load_file(path)
+                return Heads(kept["head"], kept["contexts"])
             heads = _on_cpu(zero_shot_heads(clip, tokenizer, prompts, device))
-            with open_store(path.parent).write(path.name) as file:
-                file.write(save({"head": heads.classes, "contexts": heads.contexts}))
-    except (OSError, SafetensorError):  # without room on the disk, the heads are not cached
-        pass
-    return _on_cpu(zero_shot_heads(clip, tokenizer, prompts, device)) if heads is None else heads
+            unfinished = path.with_suffix(".tmp")
+            save_file({"head": heads.classes, "contexts": heads.contexts}, unfinished)
+            unfinished.replace(path)
+    return heads or _on_cpu(zero_shot_heads(clip, tokenizer, prompts, device))
 
 
 def _on_cpu(heads: Heads) -> Heads:
     return Heads(heads.classes.cpu().contiguous(), heads.contexts.cpu().contiguous())
 
 
-def _read(path: Path) -> Heads | None:
-    """The cached heads; None if they are missing or cannot be read."""
-    try:
-        kept = load_file(path)
-        return Heads(kept["head"], kept["contexts"])
-    except (OSError, SafetensorError, KeyError):
-        return None
+def model_digest(clip: nn.Module, config: Mapping[str, Any]) -> str:
+    """A hash of weights, configuration and versions: all that features depend on."""
 
+    def of(item: tuple[str, Tensor]) -> bytes:
+        name, tensor = item
+        values: Any = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy()
+        return name.encode() + hashlib.sha256(values).digest()
 
-def head_digest(clip: nn.Module, tokenizer: Any, prompts: Prompts, built: Architecture) -> str:
-    """A hash of text weights, configuration, versions, names, templates and their tokens.
-
-    Names and templates are tokenised separately, not combined: this identifies the tokenizer as
-    well, in a hundredth of the time.
-    """
-    digest = hashlib.sha256()
-    settings = {
-        "format": FORMAT,
-        "open_clip": open_clip.__version__,
-        "torch": torch.__version__,
-        **installed("transformers"),
-        "text": dict(built.text),
-        "quick_gelu": built.config.get("quick_gelu", False),
-        "names": prompts.names,
-        "templates": prompts.templates,
-    }
-    digest.update(json.dumps(settings, sort_keys=True, default=str).encode())
-    for texts in (prompts.names, prompts.templates):
-        digest.update(tensor_bytes(tokenizer(list(texts))))
-    text = cast(nn.Module, getattr(clip, "text", clip))
-    for name, parameter in sorted(text.named_parameters()):
-        if not name.startswith(("visual.", "logit_")):
-            digest.update(name.encode())
-            digest.update(tensor_bytes(parameter))
-    return digest.hexdigest()
-
-
-def installed(*packages: str) -> dict[str, str]:
-    """The versions of those packages that are installed; none is imported."""
-    found = {}
-    for name in packages:
+    packages = {}
+    for package in ("open_clip_torch", "pillow", "timm", "torch", "torchvision", "transformers"):
         with suppress(PackageNotFoundError):
-            found[name] = version(name)
-    return found
-
-
-def tensor_bytes(tensor: Tensor) -> Any:
-    """The bytes of a tensor, copied only from another device or if not contiguous."""
-    return tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy()
+            packages[package] = version(package)
+    described = json.dumps([config, packages], sort_keys=True, default=str).encode()
+    with ThreadPoolExecutor() as pool:  # hashing takes a second for each GB
+        return hashlib.sha256(
+            b"".join([described, *pool.map(of, sorted(clip.state_dict().items()))])
+        ).hexdigest()

@@ -9,14 +9,13 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from trainers.models.architecture import architecture
+from trainers.models.clip import create_clip, load_tokenizer, model_config
 from trainers.models.config import ModelConfig
 from trainers.models.image import ImageInput, image_input, pooled_features
-from trainers.models.loading import create_clip
-from trainers.models.text import TextFacts, encode_tokens, text_facts
-from trainers.models.text_head import cached_heads, check_distinct_tokens, tokenize_short
-from trainers.models.tokenizers import load_tokenizer
+from trainers.models.text import encode_tokens, ignored_tokens, shortened
+from trainers.models.text_head import cached_heads, check_distinct_tokens, model_digest
 from trainers.texts.prompts import Prompts
+from trainers.texts.random_texts import Vocabulary
 
 
 @dataclass(frozen=True, eq=False)
@@ -34,14 +33,16 @@ class ZeroShotModel:
     """s: the exponential of the pre-trained parameter, 100 for OpenAI's models.
 
     The bias of sigmoid models (SigLIP) is left out: it is the same for all classes and cancels in
-    the softmax.
+    the softmax, in its gradient, and in every difference of scores.
     """
     image_input: ImageInput
-    text: TextFacts
+    vocabulary: Vocabulary
     tokenizer: Any
     trainable: frozenset[str]
     """Names of the parameters of `visual` that open_clip trains; others are constants, such as
     sine-cosine positions."""
+    digest: str
+    """A hash of all that its features depend on, besides the inputs."""
 
     @property
     def device(self) -> torch.device:
@@ -60,12 +61,16 @@ class ZeroShotModel:
 
     def tokenize(self, texts: Sequence[str]) -> Tensor:
         """Tokens (N, n) of texts, on the CPU, with n as short as the model allows."""
-        return tokenize_short(self.clip, self.tokenizer, list(texts))
+        return self.shortened(self.tokenizer(list(texts)))
+
+    def shortened(self, tokens: Tensor) -> Tensor:
+        """Tokens (N, n) without padding, if the model allows it."""
+        return shortened(self.clip, tokens)
 
     @torch.no_grad()
     def encode_tokens(self, tokens: Tensor) -> Tensor:
         """L2-normalised float32 text features (M, D) of token sequences (M, n)."""
-        return encode_tokens(self.clip, tokens, self.text.pad_token)
+        return encode_tokens(self.clip, tokens)
 
 
 def load_zero_shot(
@@ -74,16 +79,15 @@ def load_zero_shot(
     """The zero-shot model with its head for these prompts.
 
     Raises:
-        ConfigError: `check_model` refuses the model, the weights do not fit it, or its tokenizer
-            gives two names the same tokens.
+        ConfigError: the model cannot be loaded, or its tokenizer gives two names the same tokens.
     """
-    clip = create_clip(model)
+    clip, tokenizer = create_clip(model), load_tokenizer(model)
     visual = cast(nn.Module, clip.visual)
     trainable = frozenset(name for name, p in visual.named_parameters() if p.requires_grad)
-    clip = clip.requires_grad_(False).to(device)
-    tokenizer = load_tokenizer(model)
     check_distinct_tokens(tokenizer, prompts)
-    heads = cached_heads(clip, tokenizer, prompts, architecture(model), device)
+    digest = model_digest(clip, model_config(model))
+    clip = clip.requires_grad_(False).to(device)
+    heads = cached_heads(clip, tokenizer, prompts, digest, device)
     return ZeroShotModel(
         clip=clip,
         head=heads.classes.to(device),
@@ -91,7 +95,8 @@ def load_zero_shot(
         prompts=prompts,
         logit_scale=cast(Tensor, clip.logit_scale).exp().item(),
         image_input=image_input(clip),
-        text=text_facts(model),
+        vocabulary=Vocabulary(tokenizer, ignored_tokens(clip)),
         tokenizer=tokenizer,
         trainable=trainable,
+        digest=digest,
     )

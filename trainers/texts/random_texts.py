@@ -1,12 +1,22 @@
-"""Random texts, texts of the user, and how many directions of the feature space texts span."""
+"""Random texts for any tokenizer, texts of the user, and how many directions texts span.
+
+The tokenizer itself tells how a text is laid out: all words of a text are one letter, and where the
+tokens of two such texts differ stand the ordinary tokens; all others are the frame. A random text
+is the frame with ordinary tokens drawn from the vocabulary. CLIP has a start and an end token,
+RoBERTa other ones, SigLIP only an end token, which is its padding, too.
+"""
 
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Iterable
+from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING
+from string import ascii_lowercase
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from trainers.errors import ConfigError
 from trainers.seeding import generator
@@ -15,44 +25,88 @@ from trainers.text_files import read_text_file
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from trainers.models.tokenizers import Vocabulary
     from trainers.models.zero_shot import ZeroShotModel
 
-PART = 1024
-"""Random texts that are encoded at once for the second moment."""
+PART = 1024  # random texts that are encoded at once for the second moment
+
+
+class Vocabulary:
+    """The tokens and the layout of a tokenizer's texts.
+
+    Args:
+        tokenizer: of open_clip: from N texts to padded tokens (N, context length).
+        ignored: tokens that the text tower masks, which random texts do not contain.
+    """
+
+    def __init__(self, tokenizer: Any, ignored: Iterable[int] = ()) -> None:
+        self._tokenizer, self._ignored = tokenizer, frozenset(ignored)
+        self._frames: dict[int, tuple[Tensor, slice]] = {}
+
+    @cached_property
+    def ids(self) -> NDArray[np.int64]:
+        """(V,) ordinary tokens, ascending: neither special ones nor ignored ones."""
+        inner = getattr(self._tokenizer, "tokenizer", self._tokenizer)  # of Hugging Face, wrapped
+        every = inner.get_vocab() if hasattr(inner, "get_vocab") else inner.encoder
+        added = getattr(inner, "added_tokens_decoder", {}).items()
+        special = {*inner.all_special_ids, *(index for index, token in added if token.special)}
+        return np.array(sorted({*every.values()} - special - self._ignored), dtype=np.int64)
+
+    @cached_property
+    def longest(self) -> int:
+        """Ordinary tokens of the longest text."""
+        context = self._tokenizer(["a"]).shape[1]
+        return int(self._differences(context)[1].sum(dim=-1).max())
+
+    def frame(self, length: int) -> tuple[Tensor, slice]:
+        """The tokens (n,) of some text, and where its `length` ordinary ones stand.
+
+        Raises:
+            ConfigError: the context is too short, or no letter is a token.
+        """
+        if length not in self._frames:
+            texts, differs = self._differences(length)
+            fitting = (differs.sum(dim=-1) == length).nonzero().tolist()
+            for first, second in fitting:
+                at = differs[first, second].nonzero().flatten().tolist()
+                if at[-1] - at[0] + 1 == length:
+                    self._frames[length] = texts[first], slice(at[0], at[-1] + 1)
+                    break
+            else:
+                problem = f"its tokenizer has no text of {length} tokens"
+                raise ConfigError(problem, key="model.name", hint=f"the longest: {self.longest}")
+        return self._frames[length]
+
+    def _differences(self, words: int) -> tuple[Tensor, Tensor]:
+        """Tokens of a text of `words` equal letters for each letter, (26, n), and whether they
+        differ between two letters, (26, 26, n)."""
+        texts = self._tokenizer([" ".join(letter * words) for letter in ascii_lowercase])
+        return texts, texts[:, None] != texts
 
 
 def random_texts(
     vocabulary: Vocabulary, count: int, length: int, *, seed: int, step: int
 ) -> Tensor:
-    """The random texts of one step, (count, length + 2) int64: start, random tokens, end.
+    """The random texts of one step, (count, n) int64: `length` random tokens in their frame.
 
-    Tokens are uniform over the ordinary ones of the vocabulary. There is no padding: the sequence
-    is exactly as long as its tokens.
+    Tokens are uniform over the ordinary ones of the vocabulary.
     """
     import torch
 
-    ids = vocabulary.ids
+    ids, (frame, inside) = vocabulary.ids, vocabulary.frame(length)
     drawn = generator(seed, "random texts", step).integers(
         0, len(ids), size=(count, length), dtype=np.int64
     )
-    ends = ((0, 0), (vocabulary.start, vocabulary.end))
-    return torch.from_numpy(np.pad(ids[drawn], ((0, 0), (1, 1)), constant_values=ends))
+    texts = frame.repeat(count, 1)
+    texts[:, inside] = torch.from_numpy(ids[drawn])
+    return texts
 
 
 def random_text_features(
     zero_shot: ZeroShotModel, count: int, length: int, *, seed: int, step: int
 ) -> Tensor:
-    """L2-normalised features (count, D) of a step's random texts, on the model's device.
-
-    Raises:
-        ValueError: the model has no random texts.
-    """
-    vocabulary = zero_shot.text.vocabulary
-    if vocabulary is None:
-        raise ValueError(f"{zero_shot.text.model}: its tokenizer has no start token")
-    tokens = random_texts(vocabulary, count, length, seed=seed, step=step)
-    return zero_shot.encode_tokens(tokens.to(zero_shot.device))
+    """L2-normalised features (count, D) of a step's random texts, on the model's device."""
+    texts = random_texts(zero_shot.vocabulary, count, length, seed=seed, step=step)
+    return zero_shot.encode_tokens(zero_shot.shortened(texts).to(zero_shot.device))
 
 
 def second_moment(text_features: Tensor) -> Tensor:

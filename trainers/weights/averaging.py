@@ -7,7 +7,6 @@ from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
-from torch.distributed.tensor import DTensor
 
 
 @torch.no_grad()
@@ -31,8 +30,8 @@ def update_average(
     """``average <- decay average + (1 - decay) weights``, in place."""
     if decay == 1:
         return
-    for name, value in average.items():
-        value.lerp_(weights[name].detach(), 1 - decay)
+    now = [weights[name].detach() for name in average]
+    torch._foreach_lerp_(list(average.values()), now, 1 - decay)
 
 
 @contextmanager
@@ -43,21 +42,9 @@ def swapped_in(
     own: dict[str, Tensor] = {}
     try:
         for name, value in weights.items():
-            parameter = parameters[name]
-            if isinstance(parameter, DTensor):  # FSDP gathers from the storage itself
-                storage = parameter.to_local().data_ptr()
-                if isinstance(value, DTensor) and value.to_local().data_ptr() == storage:
-                    continue
-                own[name] = parameter.detach().clone()
-                parameter.detach().copy_(value)
-            else:
-                own[name] = parameter.data
-                parameter.data = value.detach()
+            own[name] = parameters[name].data
+            parameters[name].data = value.detach()
         yield
     finally:
         for name, value in own.items():
-            parameter = parameters[name]
-            if isinstance(parameter, DTensor):
-                parameter.detach().copy_(value)
-            else:
-                parameter.data = value
+            parameters[name].data = value

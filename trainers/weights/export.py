@@ -1,7 +1,7 @@
 """Export of fine-tuned weights for open_clip: a `local-dir:` of the whole CLIP, and the head.
 
 The logits of the run are, up to rounding, the exported model's L2-normalised image features times
-the head and the logit scale.
+the head and the logit scale. The bias of sigmoid models is the same for all classes, and left out.
 """
 
 from __future__ import annotations
@@ -13,21 +13,23 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
-from open_clip.tokenizer import HFTokenizer
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from trainers.models.architecture import PREPROCESSING, architecture
-from trainers.models.byte_pair import merges_of, packed
-from trainers.models.config import CONFIG, TINY_CLIP, ModelConfig
-from trainers.models.loading import load_clip
-from trainers.models.text_head import cached_heads, zero_shot_heads
-from trainers.models.tokenizers import FileTokenizer, load_tokenizer
+from trainers.models.clip import (
+    MERGES,
+    PREPROCESSING,
+    load_clip,
+    load_tokenizer,
+    location,
+    model_config,
+)
+from trainers.models.config import CONFIG, LOCAL_DIR, ModelConfig
+from trainers.models.text_head import cached_heads, model_digest, zero_shot_heads
 from trainers.texts.prompts import Prompts
 from trainers.weights.averaging import interpolate
 
 MODEL, HEAD = "open_clip_model.safetensors", "head.safetensors"
-MERGES, TOKENIZER = "bpe.txt.gz", "tokenizer.json"
 _HEAD, _TEXT = "head", "text."
 
 
@@ -61,15 +63,17 @@ def classifier(
     Raises:
         ConfigError: the zero-shot model cannot be loaded.
     """
-    clip, tokenizer = load_clip(model), load_tokenizer(model)
+    clip = load_clip(model)
     before = clip.state_dict()
     tuned = {n.removeprefix(_TEXT): v for n, v in weights.items() if n != _HEAD}
     if alpha is None:
         clip.load_state_dict(before | tuned)
         return Classifier(clip, weights[_HEAD])
+    tokenizer = load_tokenizer(model)
     trains_text = any(name.startswith(_TEXT) for name in weights)
     if not trains_text:
-        head = cached_heads(clip, tokenizer, prompts, architecture(model)).classes
+        digest = model_digest(clip, model_config(model))
+        head = cached_heads(clip, tokenizer, prompts, digest).classes
         head = interpolate({_HEAD: head}, {_HEAD: weights[_HEAD]}, alpha)[_HEAD]
     floats = {name: value for name, value in tuned.items() if value.is_floating_point()}
     clip.load_state_dict(before | interpolate(before, floats, alpha))
@@ -79,10 +83,7 @@ def classifier(
 
 
 def write_open_clip(folder: Path, model: ModelConfig, found: Classifier) -> str:
-    """Write `open_clip_config.json`, `open_clip_model.safetensors` and `head.safetensors`.
-
-    A tokenizer of its own is written, too: the files of a Hugging Face tokenizer, where open_clip
-    looks for them, or the merges as `bpe.txt.gz`.
+    """Write `open_clip_config.json`, `open_clip_model.safetensors`, `head.safetensors`, tokenizer.
 
     Returns:
         Python code that makes the tokenizer, given the `folder`.
@@ -90,7 +91,7 @@ def write_open_clip(folder: Path, model: ModelConfig, found: Classifier) -> str:
     folder.mkdir(parents=True, exist_ok=True)
     preprocessing = cast(Any, found.clip).visual.preprocess_cfg
     config = {
-        "model_cfg": dict(architecture(model).config),
+        "model_cfg": model_config(model),
         "preprocess_cfg": {key: preprocessing[key] for key in PREPROCESSING},
     }
     (folder / CONFIG).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
@@ -98,16 +99,10 @@ def write_open_clip(folder: Path, model: ModelConfig, found: Classifier) -> str:
     state = {name: value.contiguous().clone() for name, value in found.clip.state_dict().items()}
     save_file(state, folder / MODEL, metadata={"format": "pt"})
     save_file({_HEAD: found.head.contiguous()}, folder / HEAD, metadata={"format": "pt"})
-    tokenizer = load_tokenizer(model)
-    if isinstance(tokenizer, HFTokenizer):
+    merges = Path(location(model).removeprefix(LOCAL_DIR), MERGES)
+    if hasattr(tokenizer := load_tokenizer(model), "save_pretrained"):  # of Hugging Face
         tokenizer.save_pretrained(folder)
-    elif isinstance(tokenizer, FileTokenizer):
-        shutil.copyfile(tokenizer.path, folder / TOKENIZER)
-        return f"tokenizers.Tokenizer.from_file(f'{{folder}}/{TOKENIZER}')"
-    elif model.name == TINY_CLIP or model.tokenizer is not None:
-        (folder / MERGES).write_bytes(packed(merges_of(tokenizer)))
-        arguments = f"context_length={tokenizer.context_length}"
-        if clean := dict(architecture(model).text.get("tokenizer_kwargs") or {}).get("clean"):
-            arguments += f", clean={clean!r}"
-        return f"open_clip.SimpleTokenizer(f'{{folder}}/{MERGES}', {arguments})"
+    elif merges.is_file():
+        shutil.copyfile(merges, folder / MERGES)
+        return f"open_clip.get_tokenizer(f'local-dir:{{folder}}', bpe_path=f'{{folder}}/{MERGES}')"
     return "open_clip.get_tokenizer(f'local-dir:{folder}')"

@@ -11,9 +11,8 @@ A head that a text encoder makes is not averaged but made again by the averaged 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, TypeAlias
+from typing import Literal, NamedTuple, TypeAlias
 
 import torch
 from torch import Tensor
@@ -23,13 +22,13 @@ from trainers.config import TrialConfig
 from trainers.data.storage import Store, open_store
 from trainers.errors import ConfigError, validate
 from trainers.evaluation.metrics import ID_ACC
+from trainers.loop.evaluate_run import holding, measure
 from trainers.loop.state import TrainState, load_split, start
 
 Recipe: TypeAlias = Literal["uniform", "greedy"]
 
 
-@dataclass(frozen=True)
-class GreedyStep:
+class GreedyStep(NamedTuple):
     """Result of adding one more ingredient to a greedy soup."""
 
     ingredient: int
@@ -38,8 +37,7 @@ class GreedyStep:
     kept: bool
 
 
-@dataclass(frozen=True)
-class Soup:
+class Soup(NamedTuple):
     """A soup of ingredients, which are numbered in the order in which they were given."""
 
     used: tuple[int, ...]
@@ -76,16 +74,16 @@ def build_soup(
 
     def id_acc(chosen: Sequence[int]) -> float:
         _load(run, average([ingredients[index] for index in chosen]))
-        with run.holding(run.weights):
-            return run.measure("val", {id_domain: images[id_domain]}, None)[ID_ACC]
+        with holding(run, run.weights):
+            return measure(run, "val", {id_domain: images[id_domain]}, None)[ID_ACC]
 
     used = tuple(range(len(ingredients)))
     steps = greedy(used, id_acc) if recipe == "greedy" else ()
     if steps:
         used = tuple(step.ingredient for step in steps if step.kept)
     _load(run, average([ingredients[index] for index in used]))
-    with run.holding(run.weights):
-        metrics = run.measure("val", images, None)
+    with holding(run, run.weights):
+        metrics = measure(run, "val", images, None)
     weights = {name: value.cpu() for name, value in run.student.plain_state().items()}
     save_weights(destination, weights, Progress(step=config.steps), run.class_names)
     return Soup(used, metrics, steps)
@@ -127,25 +125,20 @@ def check_ingredients(folders: Sequence[Store]) -> None:
             raise ConfigError(f"trained on other classes than {folders[0].url}", source=folder.url)
         if header.shapes != first.shapes:
             odd = sorted({*header.shapes.items()} ^ {*first.shapes.items()})[0][0]
-            raise ConfigError(
-                f"cannot be averaged with {folders[0].url}: the tensor {odd!r} is not in both, or "
-                "has another shape",
-                source=folder.url,
-            )
+            problem = f"cannot be averaged with {folders[0].url}: the tensor {odd!r} is not in both"
+            raise ConfigError(f"{problem}, or has another shape", source=folder.url)
 
 
 def _evaluation_run(
     config: TrialConfig, trains_text: bool, device: torch.device | str | None
 ) -> TrainState:
-    """The state of a run of one worker that only evaluates the weights of checkpoints.
+    """The state of a run of one worker that only evaluates the (merged) weights of checkpoints.
 
-    Their tensors are those of `flyp` if the text encoder trained, else those of `ft`, for every
-    method: checkpoints hold merged weights.
+    Their tensors are those of `flyp` if the text encoder trained, else those of `ft`.
     """
-    kept = config.model_dump(mode="json", include={"model", "data", "precision"})
-    size = {"batch_size": config.eval.batch_size}
-    method = {"name": "flyp" if trains_text else "ft"}
-    values = {**kept, "eval": size, "method": method}
+    values = config.model_dump(mode="json", include={"model", "data", "precision"})
+    values |= {"eval": {"batch_size": config.eval.batch_size}}
+    values |= {"method": {"name": "flyp" if trains_text else "ft"}}
     return start(validate(TrialConfig, values, "evaluation"), device=device)
 
 

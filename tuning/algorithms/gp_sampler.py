@@ -1,30 +1,25 @@
 """Optuna's Gaussian process, for a few noisy trainings of which some are pruned, fail or collapse.
 
-It learns from the NLL and the objective together, and mostly searches near the best trial.
+It mostly searches near the best trial.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 import optuna
-from optuna._transform import _SearchSpaceTransform
 from optuna.distributions import BaseDistribution, FloatDistribution, IntDistribution
 from optuna.samplers import GPSampler
 from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
-
-from tuning.algorithms.gaussian_process import GuidedProcesses, one_thread
+from threadpoolctl import threadpool_limits
 
 if TYPE_CHECKING:
     from optuna._gp.acqf import BaseAcquisitionFunc  # imports PyTorch
 
-MAX_CORRECTING: Final = 100
-"""Trials whose objectives correct the values, the best ones: the time grows with the cube of the
-number."""
 _ANYWHERE_EVERY: Final = 4
 """Of this many proposals, one is not limited to a region."""
 
@@ -33,44 +28,26 @@ class RobustGPSampler(GPSampler):
     """Optuna's Gaussian process, which also learns from pruned, failed and bad trials.
 
     The GPSampler of Optuna 5.0 sees complete trials only, so it would propose a point again that
-    was pruned or failed a moment before. Here a pruned trial has the final value that
-    `final_values` expects from its last report. A failed trial, such as one whose loss diverged,
-    has the worst value of the others.
+    was pruned or failed a moment before. Here a pruned trial has the value that `final_values`
+    expects, and a failed one, such as one whose loss diverged, the worst value of the others.
 
-    Optuna's sampler scales values and violations of constraints by their standard deviation, so one
-    training that collapsed would make all good ones look the same. They are passed through
-    `compress_worse` and `clip_violations` first, which helps while fewer than half of the trainings
-    have collapsed.
-
-    The value of a study may be less noisy than the objective but have its best elsewhere, such as
-    the NLL that belongs to an accuracy. Then the sampler optimises a multiple of the value plus a
-    model of the difference from the objective, see `GuidedProcesses`.
+    Optuna scales values and violations by their standard deviation, so one training that collapsed
+    would make all good ones look the same. They are passed through `compress_worse` and
+    `clip_violations`, which helps while fewer than half of the trainings have collapsed.
 
     A Gaussian process that knows little proposes the ends of the ranges, which are seldom good. So
     three of four proposals are near the best trial that meets the constraints, as in a trust region
-    (Eriksson et al., NeurIPS 2019; here of constant size), and the fourth one is anywhere. Optuna
-    scales parameters by the region then, so its prior of the length scales is relative to that.
-    With several objectives, or if no trial meets the constraints, every proposal is anywhere.
+    (Eriksson et al., NeurIPS 2019; here of constant size), and the fourth one is anywhere. With
+    several objectives, or if no trial meets the constraints, every proposal is anywhere.
 
     Args:
         reach: see `region_around`.
-        objective: of a complete trial, higher is better, NaN without one. Default: the value.
-        violations: the violations of a complete trial as they are now; by default those at its end.
     """
 
-    def __init__(
-        self,
-        *,
-        reach: float = 1.0,
-        objective: Callable[[FrozenTrial], float] | None = None,
-        violations: Callable[[FrozenTrial], Mapping[str, float]] | None = None,
-        **options: Any,
-    ) -> None:
+    def __init__(self, *, reach: float = 1.0, **options: Any) -> None:
         super().__init__(**options)
-        self._reach, self._objective = reach, objective
-        self._violations = violations or (lambda trial: trial.constraints)
+        self._reach = reach
 
-    @one_thread()
     def _sample_relative_impl(
         self,
         study: optuna.Study,
@@ -90,13 +67,8 @@ class RobustGPSampler(GPSampler):
         complete = np.array([trial.values for trial in completed_trials])
         expected = final_values(pruned, completed_trials)
         scores = compress_worse(sign * np.concatenate([complete, expected]))
-        if self._objective is not None:
-            finals = np.array([self._objective(trial) for trial in completed_trials])
-            cube = _SearchSpaceTransform(search_space, transform_0_1=True)
-            points = np.array([cube.transform(t.params) for t in completed_trials + pruned])
-            scores = corrected_by(finals, scores[:, 0], points)[:, None]
         scores = np.concatenate([scores, np.tile(scores.min(axis=0), (len(failed), 1))])
-        found = [self._violations(trial) for trial in completed_trials]
+        found = [trial.constraints for trial in completed_trials]
         violations = clip_violations(np.array([list(of.values()) for of in found]))
         violations = np.concatenate(
             [
@@ -124,7 +96,10 @@ class RobustGPSampler(GPSampler):
         if turn != 0 and len(study.directions) == 1 and allowed:
             best = completed_trials[max(allowed, key=lambda n: scores[n, 0])]
             search_space = region_around(best.params, search_space, self._reach)
-        return super()._sample_relative_impl(study, known, running_trials, search_space)
+        # Where trainings occupy all cores, threads that wait for each other make a proposal take
+        # many times as long. Optuna limits those of PyTorch.
+        with threadpool_limits(1, user_api="blas"):
+            return super()._sample_relative_impl(study, known, running_trials, search_space)
 
     def _optimize_acqf(
         self, acqf: BaseAcquisitionFunc, best_params: np.ndarray | None
@@ -135,26 +110,6 @@ class RobustGPSampler(GPSampler):
             numeric = best_params[:, ~acqf.search_space.is_categorical]
             best_params = best_params[(np.abs(numeric - 0.5) <= 0.5 + 1e-9).all(axis=1)]
         return super()._optimize_acqf(acqf, best_params)
-
-
-def corrected_by(finals: np.ndarray, values: np.ndarray, points: np.ndarray) -> np.ndarray:
-    """A multiple of the values plus a model of the difference from the objectives, (trials,).
-
-    The values themselves if fewer than three objectives are known, or if they are equal.
-
-    Args:
-        finals: objectives of the first trials, NaN where one is unknown.
-        values: of all trials, higher is better.
-        points: (trials, parameters), in the unit cube.
-    """
-    known = np.flatnonzero(np.isfinite(finals))
-    known = np.sort(known[np.argsort(-finals[known], kind="stable")[:MAX_CORRECTING]])
-    if len(known) < 3 or not np.ptp(finals[known]):
-        return values
-    objectives = compress_worse(finals[known][:, None])[:, 0]
-    rng = np.random.default_rng(0)
-    processes = GuidedProcesses(points[known], objectives, values[known], rng)
-    return processes.from_guide(points, values)
 
 
 def region_around(
@@ -188,10 +143,9 @@ def final_values(pruned: Sequence[FrozenTrial], complete: Sequence[FrozenTrial])
     """Expected final values of pruned trials, (pruned trials, objectives).
 
     With one objective, a line through the complete trials' values at the step of the last report
-    and at the end predicts the final value. The Theil-Sen estimator fits it, so that single
-    collapsed trainings do not move it, and the prediction is kept within the range of the complete
-    trials. The median of the complete trials is expected where early values say nothing or rank
-    trials in reverse, and with several objectives, of which studies have no reports.
+    and at the end predicts it, by the Theil-Sen estimator and within their range. It is the median
+    of the complete trials where early values say nothing or rank trials in reverse, and with
+    several objectives, of which studies have no reports.
     """
     from scipy.stats import theilslopes  # slow to import
 
@@ -203,7 +157,7 @@ def final_values(pruned: Sequence[FrozenTrial], complete: Sequence[FrozenTrial])
         pairs = [
             (other.intermediate_values[step], other.values[0])
             for other in complete
-            if step in other.intermediate_values
+            if math.isfinite(other.intermediate_values.get(step, math.nan))
         ]
         early, final = np.array(pairs).reshape(-1, 2).T
         if len(set(early)) > 1:

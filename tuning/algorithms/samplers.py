@@ -2,28 +2,16 @@
 
 from __future__ import annotations
 
-import copy
-import math
-import warnings
-from collections.abc import Callable, Mapping, Sequence
+import itertools
+from collections.abc import Iterator
 from typing import Final
 
 import numpy as np
-import optuna
-from optuna.samplers import (
-    BaseSampler,
-    CmaEsSampler,
-    NSGAIISampler,
-    QMCSampler,
-    RandomSampler,
-    TPESampler,
-)
-from optuna.trial import FrozenTrial
+from optuna.samplers import BaseSampler, RandomSampler, TPESampler
 
 from search_spaces import Categorical, SearchSpace
-from trainers.errors import ConfigError, first_line
 from tuning.algorithms.gp_sampler import RobustGPSampler
-from tuning.config.schema import SamplerConfig, SearchFile
+from tuning.config.schema import SamplerConfig
 from tuning.runs.records import ParamValue
 
 GP_TRIALS: Final = 100
@@ -48,22 +36,13 @@ def resolve_sampler(
     return config.model_copy(update={"name": name, "startup_trials": startup_trials})
 
 
-def create_sampler(
-    config: SamplerConfig,
-    known_trials: int = 0,
-    objective: Callable[[FrozenTrial], float] | None = None,
-    violations: Callable[[FrozenTrial], Mapping[str, float]] | None = None,
-) -> BaseSampler:
-    """The sampler of a resolved configuration.
+def create_sampler(config: SamplerConfig, number: int) -> BaseSampler:
+    """The sampler of a resolved configuration for one proposal, whose number is part of the seed.
 
-    Args:
-        known_trials: number of trials in the study, which is part of the seed: with the same seed
-            after a resume, a sampler would propose the same points again.
-        objective: see `RobustGPSampler`; other samplers optimise the values of the study.
-        violations: see there too; other samplers take those at the end of a trial.
+    A grid has no sampler: `grid_points` are enqueued.
     """
     assert config.startup_trials is not None
-    seed = int(np.random.SeedSequence((config.seed, known_trials)).generate_state(1)[0])
+    seed = int(np.random.SeedSequence((config.seed, number)).generate_state(1)[0])
     if config.name == "tpe":
         return TPESampler(
             seed=seed,
@@ -73,69 +52,18 @@ def create_sampler(
         )
     if config.name == "gp":
         return RobustGPSampler(
-            reach=config.reach,
-            objective=objective,
-            violations=violations,
-            seed=seed,
-            n_startup_trials=config.startup_trials,
+            reach=config.reach, seed=seed, n_startup_trials=config.startup_trials
         )
-    if config.name == "cma_es":
-        return CmaEsSampler(seed=seed, n_startup_trials=config.startup_trials)
-    if config.name == "nsga2":
-        return NSGAIISampler(seed=seed, population_size=max(2, config.startup_trials))
-    if config.name == "qmc":  # the study counts its points, so the seed stays
-        return QMCSampler(seed=config.seed, scramble=True)
     return RandomSampler(seed=seed)
 
 
-def check_sampler(sampler: BaseSampler, space: SearchSpace, objectives: int) -> None:
-    """Check that a copy of the user's sampler can propose a first trial of each method.
-
-    A sampler that is not one of Optuna's may have side effects, and is not checked.
-
-    Raises:
-        ConfigError: it cannot, such as a GridSampler of other parameters.
-    """
-    if not type(sampler).__module__.startswith("optuna.samplers."):
-        return
-    try:
-        copy.deepcopy(sampler)
-    except Exception:  # what the user gave it, such as a function with a lock
-        return
-    for part in space.parts().values():
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            try:
-                study = optuna.create_study(
-                    directions=["minimize"] * objectives, sampler=copy.deepcopy(sampler)
-                )
-                study.ask(fixed_distributions=part.distributions())
-            except Exception as error:  # whatever a sampler raises
-                name = type(sampler).__name__
-                problem = f"{name} cannot search this space: {first_line(error)}"
-                raise ConfigError(problem, key="sampler") from error
-
-
-def grid_axes(space: SearchSpace, points: int) -> Mapping[str, Sequence[ParamValue]]:
-    """The values on each axis of a grid: `points` of a numeric parameter, or all choices."""
-    return {
-        key: parameter.choices
+def grid_points(space: SearchSpace, points: int) -> Iterator[dict[str, ParamValue]]:
+    """All points of a grid: so many values of each numeric parameter, and all choices."""
+    axes = [
+        parameter.choices
         if isinstance(parameter, Categorical)
         else sorted({parameter.at(unit) for unit in np.linspace(0, 1, points)})
-        for key, parameter in space.parameters.items()
-    }
-
-
-def number_of_trials(file: SearchFile) -> int:
-    """Most trials that the sampler can propose: the budget, or a smaller grid.
-
-    A grid goes on after the points of a warm start, which are counted as if all were new.
-    """
-    search, trials = file.search, 0
-    if search.sampler.name != "grid":
-        return search.budget.trials
-    earlier = () if search.warm_start.use == "observations" else search.warm_start.runs
-    for part in file.search_space().parts().values():
-        axes = grid_axes(part, search.sampler.grid_points)
-        trials += math.prod(map(len, axes.values())) + len(earlier) * search.warm_start.top
-    return min(search.budget.trials, trials)
+        for parameter in space.parameters.values()
+    ]
+    for values in itertools.product(*axes):
+        yield dict(zip(space.parameters, values, strict=True))

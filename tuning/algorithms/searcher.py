@@ -17,26 +17,27 @@ from tuning.runs.records import TrialRecord, trial_name
 
 
 class TrialProposer(Searcher):
-    """Proposes unfinished trials first, then references, then points of the samplers.
+    """Proposes unfinished trials first, then fixed points, then points of the samplers.
 
-    Only proposals are made here. How trials go on reaches the studies through the recorder, so the
-    journal and the studies cannot differ.
+    How trials go on reaches the studies through the recorder.
 
     Args:
         config_of: makes and validates a trial's configuration. A ConfigError is a failed trial.
-        may_propose: whether the budget allows the trial of that number.
+        fixed: trials to run in any case, such as references; those in `earlier` have run.
+        studies: propose the trials after these; None if there are no others.
+        may_propose: whether the budget allows the trial of that number from the studies.
         earlier: trials of earlier sessions. Unfinished ones are proposed again under their names,
             by which their checkpoints are found.
     """
 
     def __init__(
         self,
-        studies: Studies,
         recorder: Recorder,
         config_of: Callable[[TrialRecord], TrialConfig],
         *,
+        fixed: Sequence[TrialRecord] = (),
+        studies: Studies | None = None,
         may_propose: Callable[[int], bool] = lambda number: True,
-        references: Sequence[str] = (),
         earlier: Iterable[TrialRecord] = (),
     ) -> None:
         first = recorder.search.objectives[0]
@@ -50,9 +51,7 @@ class TrialProposer(Searcher):
         self._next_number = next(self._unused)
         started = {record.trial_id for record in earlier}
         self._waiting = deque(record for record in earlier if record.outcome == "stopped")
-        self._waiting.extend(
-            TrialRecord(name, -1, "reference", {}) for name in references if name not in started
-        )
+        self._waiting.extend(record for record in fixed if record.trial_id not in started)
         self.is_exhausted = False
         """Whether the last call had nothing more to propose."""
 
@@ -69,7 +68,6 @@ class TrialProposer(Searcher):
                 "trial_id": record.trial_id,
                 "params": dict(record.params),
                 "trial": config.model_dump_json(),  # all that the workers parse
-                "slowest_report_s": self._recorder.slowest_report_s,
             }
         self.is_exhausted = True
         return Searcher.FINISHED
@@ -77,7 +75,7 @@ class TrialProposer(Searcher):
     def _next(self) -> TrialRecord | None:
         if self._waiting:
             return self._waiting.popleft()
-        if not self._may_propose(self._next_number):
+        if self._studies is None or not self._may_propose(self._next_number):
             return None
         record = self._studies.propose(self._next_number, trial_name(self._next_number))
         if record is not None:

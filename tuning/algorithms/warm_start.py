@@ -1,16 +1,13 @@
 """What a new search learns from earlier ones.
 
-If trial and data are the same, the sampler gets the earlier results as observations. Results on
-other data, or without a metric of the sampler or a constraint, do not compare, but good parameters
-carry over: the best points are tried first. With `search.warm_start.use = observations`, results on
-other data are used as well, each shifted by the difference between the zero-shot models. Either
-replaces the points of `search.prior`, unless they are so few that the sampler would go on at
+If trial, data and objectives are the same, the sampler gets the earlier results as observations.
+Other results do not compare, but good parameters carry over: the best points are tried first.
+Either replaces the points of `search.prior`, unless they are so few that the sampler would go on at
 random.
 """
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -25,9 +22,7 @@ from tuning.runs.ranking import pareto_front, ranked
 from tuning.runs.records import METHOD_KEY, SearchRecord, TrialRecord
 from tuning.runs.run_folder import LoadedRun, load_run
 
-WARM_START = "warm_start"
-"""User attribute of an Optuna trial that an earlier search ran: `<run>/<trial>`."""
-
+_KEY = "search.warm_start.runs"
 
 Earlier: TypeAlias = Mapping[str, LoadedRun | ConfigError]
 """Earlier runs by their folders in the configuration; the error, if one cannot be read."""
@@ -40,7 +35,7 @@ def load_earlier(file: SearchFile) -> Earlier:
         try:
             return load_run(Path(folder).expanduser())
         except ConfigError as error:
-            return ConfigError(str(error), key="search.warm_start.runs")
+            return ConfigError(str(error), key=_KEY)
 
     return {folder: load(folder) for folder in file.search.warm_start.runs}
 
@@ -52,10 +47,9 @@ def warm_start(
     earlier: Earlier,
     strict: bool = True,
 ) -> list[str]:
-    """Give earlier runs to studies; returns a line about each run.
+    """Give earlier runs to studies without trials; returns a line about each run and method.
 
     Each study gets the trials of its own method, whether the earlier run compared methods or not.
-    A resumed search does the same again, because its studies are new.
 
     Args:
         strict: raise if a run does not fit. Otherwise the search continues without it.
@@ -68,23 +62,19 @@ def warm_start(
         try:
             if isinstance(run, ConfigError):
                 raise run
-            fitting = [(s, records) for s in studies if (records := _fitting(s, run, file))]
-            if not fitting:
-                names = ", ".join(s.method or ", ".join(s.space.parameters) for s in studies)
+            found = [line for study in studies if (line := _learn(study, run, file, search))]
+            if not found:
                 one = "one of these methods" if studies[0].method else "this space"
-                raise ConfigError(
-                    f"none of its {len(_ended(run))} ended trials has the parameters of "
-                    f"{one} ({names}) in its ranges",
-                    key="search.warm_start.runs",
-                    source=folder,
-                )
-            lines += [f"{folder}: {line}" for line in _learn(fitting, run, file, search)]
+                names = ", ".join(s.method or ", ".join(s.space.parameters) for s in studies)
+                problem = f"no trial that ended well has the parameters of {one} ({names})"
+                raise ConfigError(f"{problem} in its ranges", key=_KEY, source=folder)
+            lines += [f"{folder}: {line}" for line in found]
         except ConfigError as error:
             if strict:
                 raise
             lines.append(f"{folder}: not used any more: {error.problem}")
             for study in studies:  # the run may have replaced the prior when the trials began
-                study.is_warm |= study.num_trials > 0
+                study.is_warm = True
     return lines
 
 
@@ -100,13 +90,17 @@ def warm_start_uses_ood(file: SearchFile, earlier: Earlier) -> bool:
 
 
 def same_task(run: LoadedRun, record: TrialRecord, file: SearchFile, study: MethodStudy) -> bool:
-    """Whether a trial of that run would measure the same in this search: equal trial and data."""
+    """Whether a trial of that run would measure the same in this search, for the same objectives.
+
+    Its trial and data are then the same.
+    """
     method = {key: value for key, value in record.params.items() if key == METHOD_KEY}
     then, now = (
         config.model_dump(exclude={"data": set(ELSEWHERE)})
         for config in (run.file.trial_config(method), file.trial_config(study.params({})))
     )
-    return then == now and seen_at_start(run.folder) == data_fingerprint(file.trial.data)
+    is_same = then == now and run.search.objectives == study.search.objectives
+    return is_same and seen_at_start(run.folder) == data_fingerprint(file.trial.data)
 
 
 def best_points(
@@ -119,130 +113,35 @@ def best_points(
     return sorted(valued, key=lambda record: record.trial_id not in front)[:top]
 
 
-def _fitting(study: MethodStudy, run: LoadedRun, file: SearchFile) -> list[TrialRecord]:
-    """The ended trials of a run inside of a study's space."""
+def _learn(study: MethodStudy, run: LoadedRun, file: SearchFile, search: SearchRecord) -> str:
+    """Give a study its trials of a run; returns a line about them, empty if there are none."""
     wanted = study.method or file.trial.method.name
 
     def fits(record: TrialRecord) -> bool:
         # Two searches of a single method learn from each other if their parameters are the same.
         compared = study.method is not None or METHOD_KEY in record.params
-        method = record.params.get(METHOD_KEY, run.file.trial.method.name)
-        own = method == wanted or not compared
-        return own and is_inside(point_of(record), study.space)
+        own = not compared or run.search.method(record) == wanted
+        is_over = record.kind == "trial" and record.outcome in ("finished", "pruned")
+        return is_over and own and is_inside(point_of(record), study.space)
 
-    return [record for record in _ended(run) if fits(record)]
-
-
-def _learn(
-    fitting: Sequence[tuple[MethodStudy, Sequence[TrialRecord]]],
-    run: LoadedRun,
-    file: SearchFile,
-    search: SearchRecord,
-) -> list[str]:
-    """Give each study its trials of a run; returns a line about each study.
-
-    Raises:
-        ConfigError: no study can learn from the run.
-    """
-    lines, problems, use = list[str](), list[ConfigError](), file.search.warm_start.use
-    saw_ood = " (chosen with OOD validation data)" if run.search.sees_ood else ""
-    wanted = {objective.metric for objective in search.sampler_objectives}
-    wanted |= {constraint.metric for constraint in search.constraints}
-    for study, records in fitting:
-        prefix = "" if study.method is None else f"{study.method}: "
-        points = [replace(record, params=point_of(record)) for record in records]
-        # Runs with other domains lack metrics. The sampler would take such trials for failures.
-        observed = [record for record in points if wanted <= record.metrics.keys()]
-        try:
-            if use == "observations" or (
-                use == "auto" and observed and same_task(run, records[0], file, study)
-            ):
-                if not observed:
-                    raise ConfigError(
-                        f"none of its trials has {' and '.join(sorted(wanted))}",
-                        key="search.warm_start.use",
-                        source=run.folder,
-                    )
-                _observe(study, search, run, observed)
-                told = [objective.metric for objective in search.sampler_objectives]
-                study.num_observed += sum(
-                    record.outcome == "finished" and None not in map(record.last, told)
-                    for record in observed
-                )
-                lines.append(f"{prefix}{len(observed)} trials as observations")
-            else:
-                number = _enqueue(study, search, run, points, file.search.warm_start.top)
-                study.num_first += number
-                lines.append(f"{prefix}its best {number} points are tried first{saw_ood}")
-            enough = study.startup_trials
-            if study.num_first:  # no more were asked for
-                enough = min(enough, file.search.warm_start.top)
-            study.is_warm |= study.num_observed + study.num_first >= enough
-        except ConfigError as problem:
-            problems.append(problem)
-    if not lines:
-        raise problems[0]
-    return lines
-
-
-def _ended(run: LoadedRun) -> list[TrialRecord]:
-    return [
-        record
-        for record in run.history.records
-        if record.kind == "trial" and record.outcome in ("finished", "pruned")
-    ]
-
-
-def _enqueue(
-    study: MethodStudy,
-    search: SearchRecord,
-    run: LoadedRun,
-    records: Sequence[TrialRecord],
-    top: int,
-) -> int:
-    """Let the best points be tried first; returns their number."""
+    fitting = [record for record in run.history.records if fits(record)]
+    prefix = "" if study.method is None else f"{study.method}: "
+    # Without a metric of the sampler or of a constraint, a trial would be taken for a failure.
+    metrics = {objective.metric for objective in search.sampler_objectives}
+    metrics |= {constraint.metric for constraint in search.constraints}
+    observed = [record for record in fitting if metrics <= record.metrics.keys()]
+    top, enough = file.search.warm_start.top, (study.config and study.config.startup_trials) or 1
+    if observed and same_task(run, observed[0], file, study):
+        for record in observed:
+            point = replace(record, params=point_of(record))
+            study.observe(point, f"{run.folder.name}/{record.trial_id}")
+        study.is_warm |= len(study.finished) >= enough
+        return f"{prefix}{len(observed)} trials as observations"
     # With other domains, the objective may have another name in the earlier run.
-    measured = any(search.values(record) for record in records)
-    points = best_points(search if measured else run.search, records, top)
-    if not points:
-        raise ConfigError(
-            "it has no finished trial", key="search.warm_start.runs", source=run.folder
-        )
-    if study.grid is not None:  # it goes on after these points, and has each point once
-        tried = [trial.params for trial in study.study.get_trials(deepcopy=False)]
-        first = [dict(r.params) for r in points if r.params not in tried]
-        study.grid = deque([*first, *(point for point in study.grid if point not in first)])
-        return len(points)
-    for record in points:
-        study.study.enqueue_trial(
-            dict(record.params),
-            user_attrs={WARM_START: f"{run.folder.name}/{record.trial_id}"},
-            skip_if_exists=True,
-        )
-    return len(points)
-
-
-def _observe(
-    study: MethodStudy, search: SearchRecord, run: LoadedRun, records: Sequence[TrialRecord]
-) -> None:
-    """Add the trials of a run to a study, shifted by the difference of the zero-shot models."""
-    zero_shot = run.search.zero_shot
-    shift = {
-        name: value - zero_shot[name]
-        for name, value in search.zero_shot.items()
-        if name in zero_shot
-    }
-    shifted = [
-        replace(
-            record,
-            curve=tuple(
-                {name: value + shift.get(name, 0.0) for name, value in report.items()}
-                for report in record.curve
-            ),
-        )
-        for record in records
-    ]
-    for record in shifted:
-        study.bests = search.with_bests(study.bests, record)
-    for record in shifted:
-        study.add(record, study.bests, {WARM_START: f"{run.folder.name}/{record.trial_id}"})
+    measured = any(search.values(record) for record in fitting)
+    points = best_points(search if measured else run.search, fitting, top)
+    new = [point_of(record) for record in points]
+    study.queue.extend(point for point in new if point not in study.queue)
+    study.is_warm |= len(study.finished) + len(study.queue) >= min(top, enough)
+    saw_ood = " (chosen with OOD validation data)" if run.search.sees_ood else ""
+    return f"{prefix}its best {len(new)} points are tried first{saw_ood}" if new else ""

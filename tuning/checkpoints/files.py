@@ -10,40 +10,16 @@ trial are those of `trainers.checkpoints.storage`.
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Final
-
-from pyarrow import fs
 
 from trainers.checkpoints import storage
 from trainers.checkpoints.format import STATE, WEIGHTS
 from trainers.checkpoints.storage import CHECKPOINT, fetch_checkpoint, newest_checkpoint
-from trainers.data.storage import Store, open_store, url_of
-
-TRAIN_FOLDER: Final = "train"
-"""Folder of all trials, below a home."""
-_TRIAL: Final = "train-"
-
-
-def checkpoint_home(run_folder: Path, storage: str | None, name: str, run_id: str) -> str:
-    """Folder or URL of all checkpoints of a run.
-
-    Args:
-        storage: `search.checkpoints.storage`.
-        name: of the search. The run folder may be moved, and then has another name.
-        run_id: from the journal; distinguishes runs of the same name.
-    """
-    if storage is None:
-        return str(run_folder)
-    return url_of(storage, f"{name}-{run_id}")
-
-
-def trial_path(trial_id: str) -> str:
-    """Name of a trial's folder."""
-    return f"{_TRIAL}{trial_id}"
+from trainers.data.storage import Store, open_store
+from tuning.runs.checkpoint_home import TRIAL_PREFIX, trial_path
 
 
 @dataclass(frozen=True)
@@ -52,19 +28,13 @@ class TrialFiles:
 
     trial_id: str
     folder: Store
-    sizes: Mapping[str, int]
-    """Bytes of each file, by its path in the folder."""
-    checkpoints: tuple[str, ...]
-    """Names of the checkpoints, oldest first; some may be incomplete."""
+    files: set[str] = field(default_factory=set)
+    """Paths in the folder, also those of folders."""
 
     @property
-    def num_bytes(self) -> int:
-        """Bytes of all files."""
-        return sum(self.sizes.values())
-
-    def bytes_of(self, checkpoint: str) -> int:
-        """Bytes of one checkpoint."""
-        return sum(s for path, s in self.sizes.items() if path.startswith(f"{checkpoint}/"))
+    def checkpoints(self) -> list[str]:
+        """Names of the checkpoints, oldest first; some may be incomplete."""
+        return sorted(p for p in self.files if p.startswith(CHECKPOINT) and "/" not in p)
 
 
 def list_trials(train: Store) -> list[TrialFiles]:
@@ -73,23 +43,13 @@ def list_trials(train: Store) -> list[TrialFiles]:
     Raises:
         OSError: the storage cannot be read.
     """
-    sizes: dict[str, dict[str, int]] = {}
-    checkpoints: dict[str, list[str]] = {}
+    found: dict[str, TrialFiles] = {}
     for info in train.list(recursive=True):
         name, _, path = train.relative(info).partition("/")
-        if not name.startswith(_TRIAL):
-            continue
-        files = sizes.setdefault(name, {})
-        if info.type == fs.FileType.File:
-            files[path] = info.size
-        elif path.startswith(CHECKPOINT) and "/" not in path:
-            checkpoints.setdefault(name, []).append(path)
-    return [
-        TrialFiles(
-            name.removeprefix(_TRIAL), train.at(name), files, tuple(checkpoints.get(name, ()))
-        )
-        for name, files in sizes.items()
-    ]
+        if name.startswith(TRIAL_PREFIX):
+            trial_id = name.removeprefix(TRIAL_PREFIX)
+            found.setdefault(name, TrialFiles(trial_id, train.at(name))).files.add(path)
+    return list(found.values())
 
 
 def kept_checkpoint(train: Store, trial_id: str) -> Store | None:
@@ -126,18 +86,17 @@ def keep_weights(trial: TrialFiles) -> None:
     Raises:
         OSError: something cannot be read or removed; a second call continues.
     """
-    with_state = [name for name in trial.checkpoints if f"{name}/{STATE}" in trial.sizes]
-    if len(trial.checkpoints) == 1 and not with_state:
+    names = trial.checkpoints
+    if len(names) == 1 and f"{names[0]}/{STATE}" not in trial.files:
         return
-    newest = newest_checkpoint(trial.folder, trial.checkpoints)
+    newest = newest_checkpoint(trial.folder, names)
     if newest is None:
         remove(trial)
         return
-    for name in trial.checkpoints:
+    for name in names:
         if name != newest:
             storage.remove_checkpoint(trial.folder.at(name))
-    if newest in with_state:
-        storage.remove_file(trial.folder, f"{newest}/{STATE}")
+    storage.remove_file(trial.folder, f"{newest}/{STATE}")
 
 
 def remove(trial: TrialFiles) -> None:

@@ -44,15 +44,9 @@ def schema() -> None:
     from tuning.config.schema import SearchFile
 
     found = SearchFile.model_json_schema()
-    # These two keys are resolved before the rest is validated.
-    found["properties"]["extends"] = {
+    found["properties"]["extends"] = {  # it is resolved before the rest is validated
         "type": "string",
         "description": "A ready configuration, or the path of a file, that this one changes.",
-    }
-    found["properties"]["variants"] = {
-        "type": "object",
-        "additionalProperties": {"type": "object"},
-        "description": "Sets of dotted keys, by name; FILE:NAME on the command line applies one.",
     }
     print(json.dumps(_any_of(found), indent=2))
 

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import sys
+from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import typer
 from rich.console import Console
 from typer.core import TyperCommand
 
-from tuning.cli.options import Address, Config, Set, names
+from tuning.cli.options import Config, Set, names
 
 app = typer.Typer()
 
@@ -27,140 +28,107 @@ class _ListsLayouts(TyperCommand):
     """A command whose help ends with the list of layouts, imported only for that."""
 
     def format_help(self, ctx: Any, formatter: Any) -> None:
-        from trainers.data.formats import LAYOUTS
+        from trainers.data.sources import LAYOUTS
 
-        listed = (f"{name}: {layout.description}" for name, layout in LAYOUTS.items())
+        listed = (f"{name}: {description}" for name, description in LAYOUTS.items())
         self.epilog = "\n\n".join(["Values of LAYOUT:", *listed, _TREES])
         super().format_help(ctx, formatter)
 
 
-Layout = Annotated[str, typer.Argument(help="How the images are stored: the name of a layout.")]
-Source = Annotated[str, typer.Argument(help="Their folder, or a URL such as s3://...")]
-Destination = Annotated[
-    str, typer.Argument(help="Folder or URL of the data set, for `trial.data.root`.")
-]
-Domain = Annotated[
-    str | None, typer.Option(help="Name of the domain, for layouts of a single domain.")
-]
-Domains = Annotated[
-    str | None, typer.Option(help="Only these domains, comma-separated; for `folders`, also `all`.")
-]
-IdDomain = Annotated[
-    str | None,
-    typer.Option("--id", help="For `folders`: the domain to fine-tune on, a folder of SOURCE."),
-]
-OodDomains = Annotated[
-    str | None,
-    typer.Option(
-        help="For `folders`: the domains that are only evaluated, comma-separated. Their "
-        "train images become the val and test splits that they lack. Default: all but --id."
-    ),
-]
-SplitOfRest = Annotated[
-    Literal["train", "val", "test"] | None,
-    typer.Option(help="Split of images without one in their folder or file name."),
-]
-Deduplicate = Annotated[
-    str | None, typer.Option(help="A text file of paths to leave out, one per line.")
-]
-ClassNames = Annotated[
-    str | None, typer.Option(help="A text file of class names in the order of the labels.")
-]
-ImageColumn = Annotated[str | None, typer.Option(help="Column of the images in Parquet files.")]
-LabelColumn = Annotated[str | None, typer.Option(help="Column of the labels in Parquet files.")]
-ValFraction = Annotated[
-    float, typer.Option(help="Share of train (or of test, without train) that becomes val.")
-]
-TestFraction = Annotated[
-    float | None,
-    typer.Option(
-        help="Share of train that becomes test, if there is no test split. Default: 0.2 for "
-        "`folders`, else 0."
-    ),
-]
-Seed = Annotated[int, typer.Option(help="Seed of the images that become val and test.")]
-Resize = Annotated[
-    int | None, typer.Option(help="Pixels of the short side, e.g. 256; never enlarges.")
-]
-Quality = Annotated[int, typer.Option(help="Quality of re-encoded JPEGs.")]
-SkipBad = Annotated[
-    str, typer.Option(help="Leave out at most this many bad images per domain: `20`, or `0.1%`.")
-]
-ShardSize = Annotated[int, typer.Option(help="Images per Parquet file.")]
-Overwrite = Annotated[
-    bool, typer.Option("--overwrite", help="Replace domains prepared with other settings.")
-]
-
-
 @app.command(cls=_ListsLayouts)
 def prepare(
-    layout: Layout,
-    source: Source,
-    destination: Destination,
-    domain: Domain = None,
-    domains: Domains = None,
-    id_: IdDomain = None,
-    ood: OodDomains = None,
-    split: SplitOfRest = None,
-    deduplicate: Deduplicate = None,
-    class_names: ClassNames = None,
-    image_column: ImageColumn = None,
-    label_column: LabelColumn = None,
-    val_fraction: ValFraction = 0.1,
-    test_fraction: TestFraction = None,
-    seed: Seed = 0,
-    resize: Resize = None,
-    quality: Quality = 95,
-    skip_bad: SkipBad = "0",
-    shard_size: ShardSize = 4096,
-    overwrite: Overwrite = False,
-    address: Address = None,
+    layout: Annotated[str, typer.Argument(help="How the images are stored: a layout's name.")],
+    source: Annotated[str, typer.Argument(help="Their folder, or a data set's name on the hub.")],
+    destination: Annotated[
+        str, typer.Argument(help="Folder or URL of the data set, for `trial.data.root`.")
+    ],
+    id_: Annotated[str | None, typer.Option("--id", help="The domain to fine-tune on.")] = None,
+    ood: Annotated[
+        str | None,
+        typer.Option(
+            help="The domains that are only evaluated, comma-separated: their train images become "
+            "the val and test splits that they lack. Default: all but --id."
+        ),
+    ] = None,
+    domain: Annotated[
+        str | None, typer.Option(help="Name of the domain, if the source has one.")
+    ] = None,
+    domain_column: Annotated[
+        str | None, typer.Option(help="Column of a table that names the domain of each image.")
+    ] = None,
+    revision: Annotated[
+        str | None, typer.Option(help="Commit, branch or tag of a data set on the hub.")
+    ] = None,
+    subset: Annotated[
+        str | None, typer.Option(help="Configuration of a data set on the hub.")
+    ] = None,
+    splits: Annotated[
+        str | None,
+        typer.Option(help="Splits of a table, such as `train=train,validation=test`."),
+    ] = None,
+    class_names: Annotated[
+        str | None, typer.Option(help="A text file of class names in the order of the labels.")
+    ] = None,
+    image_column: Annotated[str | None, typer.Option(help="Column of the images.")] = None,
+    label_column: Annotated[str | None, typer.Option(help="Column of the labels.")] = None,
+    val_fraction: Annotated[
+        float, typer.Option(help="Share of train (or of test, without train) that becomes val.")
+    ] = 0.1,
+    test_fraction: Annotated[
+        float | None,
+        typer.Option(
+            help="Share of train that becomes test, if there is no test split. Default: 0.2 for "
+            "data of your own, else 0."
+        ),
+    ] = None,
+    seed: Annotated[int, typer.Option(help="Seed of the images that become val and test.")] = 0,
+    resize: Annotated[
+        int | None, typer.Option(help="Pixels of the short side, e.g. 256; never enlarges.")
+    ] = None,
+    quality: Annotated[int, typer.Option(help="Quality of re-encoded JPEGs.")] = 95,
+    skip_bad: Annotated[
+        str, typer.Option(help="Leave out at most this many bad images per domain: `20`, `0.1%`.")
+    ] = "0",
 ) -> None:
-    """Convert images in a usual layout into checked Parquet files; run it again to continue.
-
-    Run again, it also replaces what has changed at the source, judged by sizes and times of files;
-    single images in a bucket are not compared.
+    """Check images, give them splits and write them as Parquet; run it again after a kill.
 
     Example: lipsum-tune prepare folders /data/shop data/shop --id studio --ood street,sketch
     """
-    from trainers.data.encoding import EncodeOptions
-    from trainers.data.formats.index import LayoutOptions
-    from tuning.preparation.manifest import PreparationFailed
-    from tuning.preparation.plan import PrepareOptions
+    from trainers.data.prepare import Options
+    from trainers.data.sources import Source
+    from trainers.errors import ConfigError, validate
+    from trainers.text_files import read_text_file
     from tuning.preparation.prepare import prepare as run_preparation
-    from tuning.preparation.report import refusal, render
+    from tuning.preparation.prepare import refusal, render, sources_of
 
-    options = PrepareOptions(
-        LayoutOptions(
-            domain=domain,
-            domains=names(domains),
-            id=id_,
-            ood=names(ood),
-            split=split,
-            deduplicate=deduplicate,
-            class_names=class_names,
-            image_column=image_column,
-            label_column=label_column,
-        ),
-        EncodeOptions(resize=resize, quality=quality),
-        val_fraction=val_fraction,
-        test_fraction=test_fraction,
-        seed=seed,
-        skip_bad=skip_bad,
-        shard_size=shard_size,
-        overwrite=overwrite,
-    )
+    of_split = dict(pair.partition("=")[::2] for pair in names(splits))
+    lines = None
+    if class_names is not None:
+        where = {"key": "--class-names", "value": class_names}
+        text = read_text_file(Path(class_names), "utf-8-sig", **where)
+        lines = tuple(line.strip() for line in text.splitlines())
+        if not lines or "" in lines or len({*lines}) < len(lines):
+            problem = "expected a different class name in each line"
+            raise ConfigError(problem, **where)
+    values = {
+        "layout": layout, "path": source, "revision": revision, "subset": subset,
+        "domain_column": domain_column, "image_column": image_column,
+        "label_column": label_column, "class_names": lines, "splits": of_split,
+    }  # fmt: skip
+    whole = validate(Source, values, "prepare")
+    options = Options(
+        val_fraction=val_fraction, test_fraction=test_fraction, seed=seed, resize=resize,
+        quality=quality, skip_bad=skip_bad,
+    )  # fmt: skip
+    sources = sources_of(whole, id_domain=id_, ood=names(ood), domain=domain)
     try:
-        report = run_preparation(layout, source, destination, options, address=address)
-    except PreparationFailed as error:
-        print(f"lipsum-tune: {error}", file=sys.stderr)
-        raise typer.Exit(1) from None
+        report = run_preparation(sources, destination, options, id_, Console())
     except KeyboardInterrupt:
-        print("lipsum-tune: run the same command again to continue", file=sys.stderr)
+        print("lipsum-tune: run the same command again", file=sys.stderr)
         raise typer.Exit(130) from None
     Console().print(render(report), soft_wrap=True)
-    if report.refused:
-        print(f"lipsum-tune: {refusal(report)}", file=sys.stderr)
+    if refused := refusal(report):
+        print(f"lipsum-tune: {refused}", file=sys.stderr)
         raise typer.Exit(1)
 
 

@@ -70,7 +70,7 @@ def search(
             show(what, f"{metric} uses OOD validation data{hint}")
     _say_what_lacks_test(file)
     # Imported after the check, since Ray and MLflow take seconds to import.
-    from tuning.runs.resume import search_or_resume
+    from tuning.resume import search_or_resume
     from tuning.search import run_search
 
     with _stopped():
@@ -79,41 +79,37 @@ def search(
 
 
 @app.command("resume")
-def resume_run(run: Run, set_: Set = None, address: Address = None) -> None:
-    """Continue an interrupted search; budgets, resources and data.root may change.
-
-    Example: lipsum-tune resume quickstart
-    """
-    _announce("Resume", check_run(run, set_ or ()))
-    from tuning.runs.resume import resume_search
-
-    with _stopped():
-        result = resume_search(run, set_ or (), address=address)
-    _show(result)
-
-
-@app.command()
-def extend(
+def resume_run(
     run: Run,
-    trials: Annotated[int | None, typer.Option(min=1, help="Number of trials to add.")] = None,
+    trials: Annotated[
+        str | None, typer.Option(help="Number of trials: `30`, or `+8` for eight more.")
+    ] = None,
     set_: Set = None,
     address: Address = None,
 ) -> None:
-    """Give a search more trials, or another space, sampler or scheduler.
+    """Continue a search that was interrupted, or with more trials, hours or another sampler.
 
-    Example: lipsum-tune extend quickstart --trials 8
+    Example: lipsum-tune resume quickstart --trials +8
     """
-    from trainers.errors import ConfigError
-
-    if trials is None and not set_:
-        problem = "nothing to extend by: give --trials N, or --set KEY=VALUE"
-        raise ConfigError(problem, hint="a stopped search goes on with `resume`")
-    _announce("Extend", check_run(run, set_ or ()), trials or 0)
-    from tuning.runs.resume import extend_search
+    keys, more = list(set_ or ()), (trials or "").startswith("+")
+    if trials and not more:
+        keys.append(f"search.budget.trials={trials}")
+    _announce("Resume", check_run(run, keys), trials if more else None)
+    from tuning.resume import resume_search
 
     with _stopped():
-        result = extend_search(run, set_ or (), trials=trials, address=address)
+        result = resume_search(run, set_ or (), trials=trials, address=address)
     _show(result)
+
+
+@app.command(
+    hidden=True, context_settings={"ignore_unknown_options": True, "allow_extra_args": True}
+)
+def extend() -> None:
+    """Is `resume` now."""
+    from trainers.errors import ConfigError
+
+    raise ConfigError("`extend` is now `resume`, such as lipsum-tune resume quickstart --trials +8")
 
 
 @app.command()
@@ -130,9 +126,9 @@ def plan(config: Config, set_: Set = None, address: Address = None) -> None:
     from tuning.planning.plan import check_budget, plan_search
     from tuning.planning.report import render
 
-    console = Console()
-    planned = plan_search(file, address=address)
-    console.print(render(planned, console.width))
+    with _stopped("nothing of a plan is kept"):
+        planned = plan_search(file, address=address)
+    Console().print(render(planned))
     check_budget(planned)
 
 
@@ -173,7 +169,7 @@ def status(
         show("State", "running, evaluating the zero-shot model")
         return
     console = Console()
-    console.print(full_report(loaded.search, records, width=console.width))
+    console.print(full_report(loaded.search, records, console.width), highlight=False)
     show("State", state or "killed; resume it")
 
 
@@ -182,17 +178,17 @@ def report(
     run: Run,
     open_: Annotated[bool, typer.Option("--open", help="Open the report in a browser.")] = False,
 ) -> None:
-    """Write tables and the HTML report of a run, bring MLflow up to date, show the leaderboard.
+    """Show the trials of a run, write its tables and report, and bring MLflow up to date.
 
     Example: lipsum-tune report quickstart --open
     """
-    from trainers.data.storage import url_of
     from trainers.errors import ConfigError
-    from tuning.checkpoints.files import TRAIN_FOLDER
     from tuning.runs.journal import is_running
-    from tuning.runs.run_folder import check_is_no_copy, load_run
-    from tuning.views.callback import write_results
-    from tuning.views.html_report import REPORT_FILE, REPORT_FOLDER
+    from tuning.runs.run_folder import load_run
+
+    status(run)
+    from tuning.confirmation.report import write_run_report
+    from tuning.views.dashboard import complete_study, open_storage
     from tuning.views.mlflow.callback import backfill
 
     def is_over() -> bool:
@@ -201,19 +197,17 @@ def report(
     while True:
         was_over = is_over()
         loaded = load_run(run)
-        checkpoints = url_of(loaded.home, TRAIN_FOLDER)
-        write_results(loaded.folder, loaded.search, loaded.history.records, checkpoints)
+        page = write_run_report(loaded)
         if was_over or not is_over():
             break  # otherwise the search has ended, and its last results may have been replaced
-    status(run)
-    page = loaded.folder / REPORT_FOLDER / REPORT_FILE
-    show("Report", page)
+    show("Report", _shortest(page))
     if open_:
         webbrowser.open(page.resolve().as_uri())
     if was_over and not is_running(run):  # a running search writes to MLflow itself
         try:
-            check_is_no_copy(loaded)
             show("MLflow", backfill(loaded))
+            storage = open_storage(loaded.folder, loaded.file.search.study_storage)
+            complete_study(loaded, storage)
         except ConfigError as error:
             warn(error)
 
@@ -278,10 +272,10 @@ def _stopped(how_to_go_on: str = _LIST_AND_RESUME) -> Iterator[None]:
         raise typer.Exit(130) from None
 
 
-def _announce(label: str, file: SearchFile, more: int = 0) -> None:
+def _announce(label: str, file: SearchFile, more: str | None = None) -> None:
     """Print a first line at once, before the checks import torch and Ray."""
     trial, search = file.trial, file.search
-    trials = f"{search.budget.trials} trials" + (f" and {more} more" if more else "")
+    trials = f"{search.budget.trials}{more or ''} trials"
     compared = len(search.space.methods)
     method = f"{compared} methods" if compared else trial.method.name
     what = f"{trials} of {trial.steps} steps, {method} of {trial.model.name} on {trial.data.root}"
@@ -301,30 +295,19 @@ def _say_what_lacks_test(file: SearchFile) -> None:
 
 def _show(result: SearchResult, allow_failed_trials: bool = False) -> None:
     """Print the results of a search, and exit with a status for how it ended."""
-    from trainers.checkpoints.format import WEIGHTS
-    from trainers.data.storage import url_of
     from trainers.errors import MAY_CONTINUE, ConfigError
     from trainers.redact import redact
-    from tuning.checkpoints.files import kept_checkpoint
     from tuning.confirmation.verdict import verdict
-    from tuning.views.html_report import REPORT_FILE, REPORT_FOLDER
+    from tuning.views.leaderboard import SHOWN
     from tuning.views.leaderboard import report as full_report
     from tuning.views.mlflow.client import default_tracking_uri
+    from tuning.views.page import REPORT_FILE, REPORT_FOLDER
 
     console, records = Console(), result.history.records
-    console.print(full_report(result.search, records, width=console.width))
+    console.print(full_report(result.search, records, console.width, SHOWN), highlight=False)
     if result.ended_by:
         show("Ended by", result.ended_by)
-    show("Run folder", result.folder)
-    show("Report", result.folder / REPORT_FOLDER / REPORT_FILE)
-    found = None
-    try:
-        found = verdict(result.search, records)
-    except ConfigError as error:  # damaged results of `confirm`
-        warn(error)
-    kept = kept_checkpoint(result.checkpoints, found.trial_id) if found else None
-    if kept is not None:
-        show("Weights", url_of(kept.url, WEIGHTS))
+    show("Report", _shortest(result.folder / REPORT_FOLDER / REPORT_FILE))
     is_local = result.tracking_uri == default_tracking_uri(result.folder.parent)
     run = _word_for(result.folder)
     show("MLflow", f"lipsum-tune ui {run}" if is_local else redact(result.tracking_uri))
@@ -336,15 +319,20 @@ def _show(result: SearchResult, allow_failed_trials: bool = False) -> None:
     if result.outcome == "stopped":
         show("Go on with", f"lipsum-tune resume {run}")
         raise typer.Exit(MAY_CONTINUE if result.ended_by else 130)
-    if found is not None:
-        _show_next(found, result.folder)
-        study = result.folder / "optuna.journal"
-        if study.is_file() and shutil.which("optuna-dashboard"):
-            show("", f"optuna-dashboard {shlex.quote(str(study))}")
+    try:
+        if found := verdict(result.search, records):
+            _show_next(found, result.folder)
+    except ConfigError as error:  # damaged results of `confirm`
+        warn(error)
     if result.failed:
         print(f"{len(result.failed)} trial(s) failed", file=sys.stderr)
         if not (allow_failed_trials and finished):
             raise typer.Exit(1)
+
+
+def _shortest(path: Path) -> Path:
+    """Relative to the current directory, if it lies below."""
+    return path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path
 
 
 def _show_next(found: Verdict, run: Path) -> None:

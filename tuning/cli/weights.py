@@ -134,6 +134,6 @@ def soup(
 
     finished = make_soup(run, recipe=name, top=top, method=method, address=address)
     console = Console()
-    console.print(soup_report(finished, console.width))
+    console.print(soup_report(finished))
     show("Weights", finished.folder)
     show("Export with", f"lipsum-tune export {run} --soup {name} --output FOLDER")

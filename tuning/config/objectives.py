@@ -6,8 +6,8 @@ number, or one of these plus or minus a number:
     zero_shot.METRIC    the value of the model before any step:  id_val/acc >= zero_shot.id_val/acc
     best                the best value of a finished trial:      id_val/acc >= best - 0.5
 
-The best changes during a search. A choice must meet the bound at the end. The sampler `gp` gets the
-violations by the best of now, others those at the time when a trial ended.
+The best changes during a search. A choice must meet the bound at the end. At each proposal, the
+sampler gets the violations by the best of now.
 """
 
 from __future__ import annotations
@@ -126,24 +126,6 @@ def parse_constraint(text: str, known: Iterable[str]) -> Constraint:
         raise ValueError(f"{text!r}: the number is too large")
     relation: Literal[">=", "<="] = ">=" if match["relation"] == ">=" else "<="
     return Constraint(text.strip(), metric, relation, anchor, offset)
-
-
-def check_meaning(constraints: Sequence[Constraint]) -> None:
-    """Check that the constraints of a new search mean what their author probably meant.
-
-    Raises:
-        ValueError: a `best` on the side on which it is the worst, or an accuracy as a fraction.
-    """
-    for constraint in constraints:
-        known, number = direction(constraint.metric), constraint.offset
-        if constraint.anchor == "best" and known not in (None, constraint.mode):
-            raise ValueError(
-                f"{constraint.text!r}: the best {constraint.metric} is the "
-                f"{'highest' if known == 'max' else 'lowest'}; write "
-                f"{'>= best - ' if known == 'max' else '<= best + '}{abs(number):g}"
-            )
-        if constraint.anchor is None and 0 < number < 1 and constraint.metric.endswith("acc"):
-            raise ValueError(f"{constraint.text!r}: accuracies are in percent: {100 * number:g}?")
 
 
 def check_constraints(

@@ -9,85 +9,42 @@ from __future__ import annotations
 
 import operator
 import random
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from contextlib import suppress
 from functools import reduce
-from typing import Any, Final
+from typing import Any, TypeAlias
 
-from pydantic import Field, field_validator
+from pydantic import Field
 
 from search_spaces import Categorical, Distribution, Value
 from trainers.config import TrialConfig
 from trainers.config_model import Frozen
 from trainers.errors import ConfigError, suggestion
-from trainers.methods.registry import METHODS
 
-KEY: Final = "search.prior"
-WIDTH: Final = 0.2
-
-
-class MethodPriorConfig(Frozen):
-    """The prior of one of several methods."""
-
-    center: dict[str, Any] = Field(default_factory=dict)
-    """Dotted key of a parameter -> its most likely value. Default: the trial's own value, which for
-    a setting of a method is its authors' where that is known, and for `optim.lr` the learning rate
-    of the reference; the first initial point of a ready space that has one, such as `r_adapter`."""
+Center: TypeAlias = dict[str, Any]
+"""Dotted key of a parameter -> its most likely value."""
 
 
-class PriorConfig(MethodPriorConfig):
+class PriorConfig(Frozen):
     """What is known of good values. `search.space.initial_points` replace it, and so does
     `search.warm_start` with `search.sampler.startup_trials` complete trials or `top` points."""
 
-    width: float | dict[str, float] = WIDTH
+    center: Center = Field(default_factory=dict)
+    """Dotted key of a parameter -> its most likely value. Default: the trial's own value, which for
+    a setting of a method is its authors' where that is known, and for `optim.lr` the learning rate
+    of the reference; the first initial point of a ready space that has one, such as `r_adapter`.
+    `search.space.by_method` has centres for single methods."""
+    width: float = Field(default=0.2, ge=0, le=1)
     """Standard deviation of the points around the centre, as a share of each parameter's range on
-    its scale; for a choice, the probability of a random one. A number, or dotted key -> number."""
+    its scale; for a choice, the probability of a random one."""
     points: int = Field(default=3, ge=0, le=1_000_000)
     """Number of points around the centre, which is tried before them."""
-    by_method: dict[str, MethodPriorConfig] = Field(default_factory=dict)
-    """Centres of single methods of `search.space.methods`."""
-
-    @field_validator("width")
-    @classmethod
-    def _is_a_share(cls, width: float | dict[str, float]) -> float | dict[str, float]:
-        for share in width.values() if isinstance(width, dict) else (width,):
-            if not 0 <= share <= 1:
-                raise ValueError(f"{share:g} is not between 0 and 1")
-        return width
-
-
-def check_names(prior: PriorConfig, parameters: Mapping[str | None, Iterable[str]]) -> None:
-    """Check that a prior is of parameters that are searched.
-
-    Args:
-        parameters: the keys of each method's parameters; under None, those of a single space.
-
-    Raises:
-        ConfigError: an unknown parameter or method.
-    """
-    searched = [key for keys in parameters.values() for key in keys]
-    widths = prior.width if isinstance(prior.width, Mapping) else {}
-    sections = {"center": prior.center, "width": widths}
-    found = [(f"{name}.{key}", key, searched) for name, keys in sections.items() for key in keys]
-    for method, own in prior.by_method.items():
-        if method not in METHODS:
-            hint = suggestion(method, METHODS)
-            raise ConfigError("unknown method", key=f"{KEY}.by_method", value=method, hint=hint)
-        if None in parameters:
-            problem = "has an effect only with search.space.methods"
-            raise ConfigError(problem, key=f"{KEY}.by_method")
-        if method in parameters:
-            of_method = list(parameters[method])
-            found += [(f"by_method.{method}.center.{key}", key, of_method) for key in own.center]
-    for where, key, known in found:
-        if key not in known:
-            raise ConfigError("is not searched", key=f"{KEY}.{where}", hint=suggestion(key, known))
 
 
 def prior_points(
     prior: PriorConfig,
+    centers: Mapping[str, Center],
     seed: int,
-    method: str | None,
     parameters: Mapping[str, Distribution],
     published: Mapping[str, Value],
     trial: TrialConfig,
@@ -95,15 +52,13 @@ def prior_points(
     """The centre of the prior and the points around it.
 
     Args:
-        method: of a search that compares methods.
+        centers: by the section of the configuration that gives them; later ones win.
         published: values of the ready space, complete or empty.
-        trial: with that method.
+        trial: whose values are the centre of all other parameters.
 
     Raises:
-        ConfigError: a configured centre that is no value of the parameter.
+        ConfigError: a centre that is no value of the parameter.
     """
-    own = prior.by_method[method].center if method in prior.by_method else {}
-    given = {f"{KEY}.center": prior.center, f"{KEY}.by_method.{method}.center": own}
     defaults: Any = trial.model_dump(mode="json")
     center: dict[str, Value] = {}
     for key, parameter in parameters.items():
@@ -112,27 +67,28 @@ def prior_points(
             with suppress(KeyError, TypeError):  # a key that the trial does not have
                 default = reduce(operator.getitem, key.split("."), defaults)
         center[key] = _nearest(parameter, default)
-        for section, values in given.items():
-            if key in values:
+        for section, given in centers.items():
+            if key in given:
                 try:
-                    center[key] = parameter.parse(values[key])
+                    center[key] = parameter.parse(given[key])
                 except (TypeError, ValueError) as error:
-                    where = f"{section}.{key}"
-                    raise ConfigError(str(error), key=where, value=values[key]) from None
-    widths = prior.width
+                    where, value = f"{section}.{key}", given[key]
+                    raise ConfigError(str(error), key=where, value=value) from None
     rng = random.Random(seed)
     around = [
-        {
-            key: parameter.near(
-                center[key],  # type: ignore[arg-type]  # of the parameter's own type
-                widths.get(key, WIDTH) if isinstance(widths, Mapping) else widths,
-                rng,
-            )
-            for key, parameter in parameters.items()
-        }
+        # mypy cannot know that a value is of its own parameter's type.
+        {key: p.near(center[key], prior.width, rng) for key, p in parameters.items()}  # type: ignore[arg-type]
         for _ in range(prior.points)
     ]
     return [center, *around]
+
+
+def check_searched(section: str, center: Center, parameters: Mapping[str, Any]) -> None:
+    """Raise a ConfigError for a key of a centre that is no parameter."""
+    for key in center:
+        if key not in parameters:
+            hint = suggestion(key, parameters)
+            raise ConfigError("is not searched", key=f"{section}.{key}", hint=hint)
 
 
 def _nearest(parameter: Distribution, value: Any) -> Value:

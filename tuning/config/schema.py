@@ -13,68 +13,51 @@ from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator, Field, ValidationInfo, field_validator, model_validator
+from pydantic import BeforeValidator, Field, field_validator, model_validator
 
-from search_spaces import METHODS, SearchSpace
+from search_spaces import SearchSpace
 from trainers.config import TrialConfig, with_overrides
 from trainers.config_model import Frozen
 from trainers.data.suite import Suite
 from trainers.errors import ConfigError, validate
 from trainers.evaluation.line import LineGoal
 from trainers.evaluation.metrics import direction, metric_names
-from trainers.methods.registry import SEARCH_SPACES, is_available, load_plugins
+from trainers.methods.registry import load_plugins
+from trainers.overrides import METHOD_KEY
 from tuning.config.objectives import Constraint, Objective, check_constraints, parse_constraint
 from tuning.config.prior import PriorConfig
-from tuning.config.search_space import ALL, Lines, SpaceConfig, one_or_several, resolve_space
-from tuning.runs.records import METHOD_KEY
+from tuning.config.search_space import Lines, SpaceConfig, one_or_several, resolve_space
 
 
 class SamplerConfig(Frozen):
     """Which of Optuna's samplers proposes configurations."""
 
-    name: Literal["auto", "gp", "tpe", "cma_es", "nsga2", "qmc", "grid", "random"] = "auto"
+    name: Literal["auto", "gp", "tpe", "random", "grid"] = "auto"
     """`auto` is `gp` for a single objective, numeric parameters and up to 100 trials (of each
-    method), and `tpe` otherwise."""
+    method), and `tpe` otherwise. Any other sampler of Optuna is passed as an object from Python."""
     seed: int = Field(default=0, ge=0, lt=2**32)
     startup_trials: int | None = Field(default=None, ge=1, le=1_000_000)
-    """Trials before `gp`, `tpe` or `cma_es` uses its model: the first points, then random ones; the
-    population size of `nsga2`. For each method, if several are compared. null is 4 for `gp`, 6
-    otherwise."""
+    """Trials before `gp` or `tpe` uses its model: the first points, then random ones. For each
+    method, if several are compared. null is 4 for `gp`, 6 otherwise."""
     grid_points: int = Field(default=4, ge=2, le=10_000)
     """For `grid`: values of each numeric parameter, evenly spaced on its scale."""
     reach: float = Field(default=0.25, gt=0, le=1)
     """For `gp` with one objective: how far three of four proposals may be from the best trial, as a
     share of each (log) range; choices and floats with a `step` are not limited. 1 is no limit."""
     metric: str = "auto"
-    """What the sampler optimises: `objective`, a metric of the validation splits, or `auto`. That
-    is the NLL that belongs to a single accuracy, such as `val/mean_nll` to `val/mean_acc`, since it
-    varies less from seed to seed; to it, `gp` adds a model of the difference from the objective. In
-    other cases, `auto` is the objectives. The Optuna study has these values without the addition,
-    and early stopping compares trials by them. Selection, constraints and confirmation go by the
-    objectives."""
+    """What the sampler optimises, and by what early stopping compares trials: `objective`, a metric
+    of the validation splits, or `auto`. That is the NLL that belongs to a single accuracy, such as
+    `val/mean_nll` to `val/mean_acc`, since it varies less from seed to seed, and otherwise the
+    objectives. Selection, constraints and confirmation go by the objectives."""
 
 
-class CheckedConfig(Frozen):
-    """When early stopping may stop trials."""
+class StoppingConfig(Frozen):
+    """When early stopping may stop trials: never before 6 (of each method) have finished."""
 
     grace_steps: int | None = Field(default=None, ge=1, le=10**9)
-    """No trial is stopped before this step: the first rung of `asha`, and of the first bracket of
-    `hyperband`. null is two thirds of `trial.steps`, rounded down to an evaluation: earlier, the
-    best trials may look worse than those that hardly change the model."""
-    check_trials: int = Field(default=6, ge=0, le=1_000_000)
-    """Number of trials that run to their end first, at most half of the budget (of each method).
-    Trials are then stopped at a step only if its ranking of these agrees with the final objectives.
-    With a budget below 6 trials, none is stopped. 0 stops trials from the start, unchecked."""
-    min_correlation: float = Field(default=0.4, ge=-1, le=1)
-    """A step stops trials only if its rank correlation (Spearman's) with the final objectives is
-    above it."""
-
-    @field_validator("check_trials")
-    @classmethod
-    def _is_enough(cls, trials: int) -> int:
-        if trials in (1, 2):
-            raise ValueError("a rank correlation needs at least 3 trials; 0 is without a check")
-        return trials
+    """No trial is stopped before this step: the first rung of `asha` and `hyperband`. null is two
+    thirds of `trial.steps`, rounded down to an evaluation: earlier, the best trials may look worse
+    than those that hardly change the model."""
 
     def first_step(self, total_steps: int, eval_every: int) -> int:
         """`grace_steps`, or its default for trials of so many steps."""
@@ -82,33 +65,31 @@ class CheckedConfig(Frozen):
         return self.grace_steps or max(share - share % eval_every, min(eval_every, total_steps))
 
 
-class RungConfig(CheckedConfig):
+class RungConfig(StoppingConfig):
     """Early stopping at rungs."""
 
-    reduction_factor: float = Field(default=3, gt=1, le=1000)
-    """Of the trials that reach a rung, the best 1 / `reduction_factor` continue."""
+    reduction_factor: int = Field(default=3, ge=2, le=1000)
+    """Of the trials that reach a rung, the best 1 / `reduction_factor` continue. The next rung is
+    at so many times the steps."""
 
 
 class AshaConfig(RungConfig):
-    """Asynchronous successive halving (Li et al., MLSys 2020) on optimiser steps."""
+    """Asynchronous successive halving: `optuna.pruners.SuccessiveHalvingPruner`."""
 
     name: Literal["asha"] = "asha"
 
 
 class HyperbandConfig(RungConfig):
-    """Asynchronous Hyperband: several ASHA brackets, each with its first rung one rung later."""
+    """Several brackets of `asha`, whose first rungs differ: `optuna.pruners.HyperbandPruner`."""
 
     name: Literal["hyperband"] = "hyperband"
-    brackets: int = Field(default=3, ge=1, le=1000)
-    """Number of brackets, at most the number of rungs."""
 
 
-class MedianConfig(CheckedConfig):
-    """Stops a trial whose best value is worse than the median of the others' running means."""
+class MedianConfig(StoppingConfig):
+    """Stops a trial whose best value is worse than the median of the finished trials' values at the
+    same step: `optuna.pruners.MedianPruner`."""
 
     name: Literal["median"] = "median"
-    min_trials: int = Field(default=4, ge=1, le=1_000_000)
-    """Number of other trials that must have reached the step."""
 
 
 class NoSchedulerConfig(Frozen):
@@ -142,8 +123,8 @@ class ObjectiveConfig(Frozen):
 class BudgetConfig(Frozen):
     """Limits that end the search, whichever is reached first. They count across resumes.
 
-    After `trials` and `patience`, running trials may finish. The other limits stop running trials
-    at once; a resume with a larger budget continues them.
+    After `trials`, running trials may finish. The other limits stop running trials at once; a
+    resume with a larger budget continues them.
     """
 
     trials: int = Field(default=20, ge=1, le=1_000_000)
@@ -154,9 +135,7 @@ class BudgetConfig(Frozen):
     """Reserved GPUs times hours, including failed and repeated trials and references. The time of a
     trial includes the start of its workers, and of an autoscaler's nodes that they wait for."""
     target: float | None = None
-    """End as soon as the objective reaches this value."""
-    patience: int | None = Field(default=None, ge=1, le=1_000_000)
-    """End after so many ended trials in a row without a new best (of their method)."""
+    """End as soon as the objective of the best trial reaches this value."""
     failures: int | None = Field(default=10, ge=1, le=1_000_000)
     """Stop after so many failed trials in a row, counted from the start of the command: the cause
     lies elsewhere than in their parameters. Once it is removed, `lipsum-tune resume` goes on. null:
@@ -169,11 +148,9 @@ class CheckpointsConfig(Frozen):
     storage: str | None = None
     """A folder or URL (`s3://bucket/x`) that all nodes reach; each search gets a folder in it. null
     is the run folder. The run folder itself must be on a disk: buckets cannot append to files."""
-    disk_gb: float | None = Field(default=None, gt=0, le=1e9)
-    """Limit of all checkpoints together (10^9 bytes). Those of running trials are never deleted."""
     keep_top: int = Field(default=0, ge=0, le=1_000_000)
     """Always keep the weights of so many best trials by the objective, for `lipsum-tune soup` and
-    `export`. 0 keeps only those that a selection rule other than `expected` may choose."""
+    `export`. 0 keeps only those that a selection rule may choose."""
 
     @field_validator("storage")
     @classmethod
@@ -185,21 +162,13 @@ class CheckpointsConfig(Frozen):
             raise ValueError("neither an absolute path nor a URL")
         return str(folder)
 
-    @property
-    def disk_bytes(self) -> int | None:
-        """`disk_gb` in bytes."""
-        return None if self.disk_gb is None else int(self.disk_gb * 1e9)
-
 
 class WarmStartConfig(Frozen):
-    """Earlier searches whose results are used."""
+    """Earlier searches whose results are used: as observations of the sampler if trial, data and
+    objectives are the same, else their best points are tried first."""
 
     runs: Lines = ()
     """Run folders of the earlier searches, or names of folders in `runs/`."""
-    use: Literal["auto", "observations", "points"] = "auto"
-    """`observations` passes their measurements to the sampler; `points` tries their best points
-    first; `auto` is observations if trial and data are the same, else points. Trials without a
-    metric that the sampler optimises or a constraint needs are no observations."""
     top: int = Field(default=4, ge=1, le=1_000_000)
     """Number of points to try first from each run."""
 
@@ -209,27 +178,21 @@ class ResourcesConfig(Frozen):
 
     workers: int = Field(default=1, ge=1, le=10_000)
     """Data-parallel processes of a trial."""
-    min_workers: int | None = Field(default=None, ge=1, le=10_000)
-    """Elastic trials: they start, or continue after a lost node, with at least so many workers if
-    there is no room for `workers`. Ray looks for room again every minute; a trial that grows
-    continues from its last checkpoint. Metrics equal those with `workers` up to rounding."""
     cpus_per_worker: int = Field(default=1, ge=1, le=10_000)
     """CPU cores of each worker, including those that decode images."""
     gpus_per_worker: float = Field(default=0, ge=0, le=1)
     """A worker trains on one GPU. A fraction lets several trials with one worker share it."""
-    placement_strategy: Literal["PACK", "SPREAD", "STRICT_PACK", "STRICT_SPREAD"] = "PACK"
-    """Place the workers of a trial on few nodes or over many; the strict forms require one node, or
-    a separate node for each worker."""
+    placement_strategy: Literal["PACK", "SPREAD"] = "PACK"
+    """Place the workers of a trial on few nodes or over many."""
     max_concurrent: int | None = Field(default=None, ge=1, le=1_000_000)
-    """Limit of the trials that run at once; null is as many as fit. With an autoscaler, so many
-    are requested."""
+    """Trials that run at once; null is as many as fit. On a cluster that adds nodes by itself, as
+    many as it will have room for: those that do not fit yet wait."""
     max_failures: int = Field(default=3, ge=0, le=1_000_000)
     """Lost workers or nodes after which a trial continues from its last checkpoint. Errors of the
     training itself are not retried."""
     hang_after_s: float = Field(default=1800, gt=0, le=1e9)
-    """A trial fails, and gets new workers, if it trains for longer than this, and for ten times as
-    long as the slowest report before it, without a report. Before the first report of a search, and
-    in `confirm`, ten times this."""
+    """A training step or a batch of an evaluation that takes longer hangs. Its stack is logged, and
+    the trial continues from its last checkpoint with new workers; a second time, it fails."""
     preemption_grace_s: float = Field(default=0, ge=0, le=1e6)
     """When a node announces its end (a spot node), its trials save a checkpoint at once and train
     on until it is gone; workers on other nodes for so long after that. Such losses do not count as
@@ -237,10 +200,6 @@ class ResourcesConfig(Frozen):
 
     @model_validator(mode="after")
     def _fits_together(self) -> ResourcesConfig:
-        if self.min_workers is not None and self.min_workers > self.workers:
-            raise ValueError(
-                f"min_workers = {self.min_workers}: more than workers = {self.workers}"
-            )
         if self.workers > 1 and 0 < self.gpus_per_worker < 1:
             raise ValueError(
                 f"gpus_per_worker = {self.gpus_per_worker:g} with workers = {self.workers}: NCCL "
@@ -248,11 +207,6 @@ class ResourcesConfig(Frozen):
                 "one worker"
             )
         return self
-
-    @property
-    def sizes(self) -> range:
-        """All numbers of workers that a trial may have."""
-        return range(self.min_workers or self.workers, self.workers + 1)
 
     @property
     def gpus_per_trial(self) -> float:
@@ -306,14 +260,14 @@ class SearchConfig(Frozen):
     tracking: TrackingConfig = TrackingConfig()
 
     study_storage: str | None = None
-    """Database of the Optuna study, `postgresql+psycopg://user:${PASSWORD}@host/name`; it must not
-    be MLflow's. null is a journal file in the run folder."""
+    """Database of the Optuna study for dashboards, `postgresql+psycopg://user:${PASSWORD}@host/name`;
+    it must not be MLflow's. null is a journal file in the run folder."""
     storage: str = "runs"
     """Folder of the run folders. With several nodes, all must reach it, unless the checkpoints have
     a storage of their own."""
 
 
-ELSEWHERE = ("root", "workers", "cache_gb")
+ELSEWHERE = ("root", "workers")
 """Keys of `trial.data` that change no metric: where images are and how they are read."""
 
 
@@ -342,18 +296,6 @@ class SearchFile(Frozen):
         others = {key: value for key, value in values.items() if key != "plugins"}
         return {**others, "trial": {**trial, "plugins": [*plugins, *trial.get("plugins", ())]}}
 
-    @field_validator("search", mode="before")
-    @classmethod
-    def _all_methods_are_of_this_file(cls, search: Any, info: ValidationInfo) -> Any:
-        """Expand `methods: all` without methods that were registered for other configurations."""
-        space: Any = search.get("space") if isinstance(search, Mapping) else None
-        is_all = isinstance(space, Mapping) and space.get("methods") in (ALL, [ALL], (ALL,))
-        if not is_all or "trial" not in info.data:
-            return search
-        plugins = info.data["trial"].plugins
-        methods = [name for name in {**METHODS, **SEARCH_SPACES} if is_available(name, plugins)]
-        return {**search, "space": {**space, "methods": methods}}
-
     def model_copy(self, **options: Any) -> Any:
         """A copy whose search space is resolved again; pydantic copies cached values too."""
         copied = super().model_copy(**options)
@@ -381,6 +323,16 @@ class SearchFile(Frozen):
     def _space(self) -> SearchSpace:
         search = self.search
         return resolve_space(search.space, search.prior, self.trial, search.sampler.seed)
+
+    @property
+    def most_trials(self) -> int:
+        """Number of trials of the budget, or of a smaller grid after the points of a warm start."""
+        search, parts = self.search, self.search_space().parts().values()
+        if search.sampler.name != "grid":
+            return search.budget.trials
+        earlier = len(parts) * len(search.warm_start.runs) * search.warm_start.top
+        grid = sum(part.grid_size(search.sampler.grid_points) for part in parts)
+        return min(search.budget.trials, earlier + grid)
 
     @property
     def objectives(self) -> tuple[Objective, ...]:

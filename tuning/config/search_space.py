@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Mapping
 from typing import Annotated, Any, TypeAlias
 
 from pydantic import (
@@ -23,9 +23,9 @@ from trainers.config import TrialConfig, with_overrides
 from trainers.config_model import Frozen
 from trainers.errors import ConfigError, did_you_mean, suggestion, validation_problem
 from trainers.methods.registry import METHODS as KNOWN_METHODS
-from trainers.methods.registry import SEARCH_SPACES, forget_method, is_available
-from tuning.config.prior import PriorConfig, check_names, prior_points
-from tuning.runs.records import METHOD_KEY
+from trainers.methods.registry import SEARCH_SPACES, plugin_of
+from trainers.overrides import METHOD_KEY
+from tuning.config.prior import Center, PriorConfig, check_searched, prior_points
 
 ALL = "all"
 TEXT_LENGTH = "method.text_length"
@@ -56,19 +56,13 @@ class ParameterChange(Frozen):
     choices: tuple[Value, ...] | None = None
     """Values of a categorical parameter."""
 
-    def apply(self, parameter: Distribution) -> Distribution:
-        """The parameter with these fields in place of its own; a ValidationError if impossible."""
-        changed = self.model_dump(exclude_unset=True)
-        return type(parameter).model_validate({**dict(parameter), **changed})
-
 
 def _kind(parameter: Any) -> str | None:
     """The tag of a parameter in the union below."""
-    if isinstance(parameter, ParameterChange):
-        return ParameterChange.__name__
     if isinstance(parameter, Mapping):
         return str(parameter.get("type", ParameterChange.__name__))
-    return getattr(parameter, "type", None)
+    is_change = isinstance(parameter, ParameterChange)
+    return ParameterChange.__name__ if is_change else getattr(parameter, "type", None)
 
 
 Parameter: TypeAlias = Annotated[
@@ -89,18 +83,12 @@ class _Section(Frozen):
     parameters: dict[str, Parameter] = Field(default_factory=dict)
     """Dotted key to `{type: float|int|categorical, low, high, log, step, choices}`. Without a
     `type`, only the given fields of the ready space's parameter change."""
-    initial_points: tuple[dict[str, Any], ...] | None = None
-    """Points to try first, in order, in place of those of `search.prior`."""
 
     @field_validator("parameters")
     @classmethod
     def _method_is_no_parameter(cls, parameters: dict[str, Parameter]) -> dict[str, Parameter]:
         if METHOD_KEY in parameters:
-            chosen = getattr(parameters[METHOD_KEY], "choices", None) or ("ft", "lipsum_ft")
-            raise ValueError(
-                f"{METHOD_KEY} cannot be a parameter; to compare methods, write "
-                f"search.space.methods: {list(chosen)}"
-            )
+            raise ValueError("to compare methods, write `search.space.methods: [ft, lipsum_ft]`")
         return parameters
 
     @field_serializer("parameters")
@@ -120,6 +108,8 @@ class MethodSpaceConfig(_Section):
 
     name: str | None = None
     """A ready space; null is the method's own."""
+    center: Center = Field(default_factory=dict)
+    """As `search.prior.center`, for this method."""
 
 
 class SpaceConfig(_Section):
@@ -127,17 +117,20 @@ class SpaceConfig(_Section):
 
     With `methods`, it is the ready space of each method, side by side. `parameters` then apply to
     every method whose ready space has the key; a key that no ready space has is added to all
-    methods. `initial_points` for all methods can only be an empty list, since methods differ in
-    their parameters.
+    methods.
     """
 
     name: str | None = "lipsum_ft"
     """A ready space of `search_spaces`; null starts from an empty one."""
     methods: Lines = ()
-    """Methods to compare, each tuned separately in as many trials; `all` is every method."""
+    """Methods to compare, each tuned separately in as many trials; `all` is every method of this
+    package."""
     by_method: dict[str, MethodSpaceConfig] = Field(default_factory=dict)
     """Changes for one of `methods`, applied after those for all methods. Entries for methods that
     are not compared have no effect."""
+    initial_points: tuple[dict[str, Any], ...] | None = None
+    """Points to try first, in order, in place of those of `search.prior`. Each has a value for all
+    parameters; with `methods`, those of its `method.name`."""
 
     @model_validator(mode="before")
     @classmethod
@@ -154,25 +147,21 @@ class SpaceConfig(_Section):
 
     def has_initial_points(self, method: str | None) -> bool:
         """Whether points are given for a method, or for a search of one, in place of a prior's."""
-        own = self.by_method.get(method or "")
-        return bool(self.initial_points or (own and own.initial_points))
+        return any(point.get(METHOD_KEY) == method for point in self.initial_points or ())
 
     @field_validator("methods", "by_method")
     @classmethod
     def _methods_are_known(cls, methods: Any) -> Any:
-        if methods == (ALL,):  # not of a file, which has expanded it with its plug-ins
-            return tuple(name for name in METHODS if is_available(name, ()))
+        if methods == (ALL,):
+            return tuple(METHODS)
         for name in methods:
-            if name == ALL and isinstance(methods, tuple):
-                raise ValueError(f"`{ALL}` cannot be combined with other methods")
             if name not in KNOWN_METHODS:
-                known = [*KNOWN_METHODS, *([ALL] if isinstance(methods, tuple) else ())]
-                raise ValueError(f"unknown method {name!r}{did_you_mean(name, known)}")
+                raise ValueError(f"unknown method {name!r}{did_you_mean(name, KNOWN_METHODS)}")
             if name not in METHODS and name not in SEARCH_SPACES:
                 raise ValueError(f"method {name!r} was registered without a search space")
             _ready_space(name)
-            if isinstance(methods, tuple) and methods.count(name) > 1:
-                raise ValueError(f"{name!r} is given twice")
+        if len({*methods}) < len(methods):
+            raise ValueError("a method is given twice")
         return methods
 
 
@@ -187,91 +176,72 @@ def resolve_space(
     Raises:
         ConfigError: unknown ready space, or a parameter or first point that is impossible.
     """
-    if space.by_method and not space.methods:
-        raise ConfigError(
-            "has an effect only with search.space.methods", key="search.space.by_method"
-        )
     if space.methods and space.name:
-        raise ConfigError(
-            "search.space.methods uses the ready space of each method",
-            key="search.space.name",
-            value=space.name,
-            hint="write null, or search.space.by_method.<method>.name for another ready space",
-        )
-    if space.methods and space.initial_points:
-        raise ConfigError(
-            "methods differ in their parameters",
-            key="search.space.initial_points",
-            hint="write search.space.by_method.<method>.initial_points",
-        )
-    ready_spaces: dict[str | None, SearchSpace | None] = {
-        name: _ready_space(own.name or name, f"search.space.by_method.{name}.name")
-        for name in space.methods
-        for own in [space.by_method.get(name, MethodSpaceConfig())]
-    }
+        problem = "search.space.methods uses the ready space of each method"
+        hint = "leave one of them out, or write null"
+        raise ConfigError(problem, key="search.space.name", value=space.name, hint=hint)
+    ready_spaces: dict[str | None, SearchSpace | None] = {}
+    for name in space.methods:
+        own = space.by_method.get(name, MethodSpaceConfig())
+        ready_spaces[name] = _ready_space(own.name or name, f"search.space.by_method.{name}.name")
     if not space.methods:
         ready_spaces[None] = _ready_space(space.name, "search.space.name") if space.name else None
-    known = {key: None for ready in ready_spaces.values() if ready for key in ready.parameters}
+    for point in space.initial_points or ():
+        if point.get(METHOD_KEY) not in ready_spaces:
+            problem = f"its {METHOD_KEY} is none of search.space.methods"
+            raise ConfigError(problem, key="search.space.initial_points", value=point)
+    known = {key for ready in ready_spaces.values() if ready for key in ready.parameters}
     parts = {
         method: _part(space, method, ready, known, prior, trial, seed)
         for method, ready in ready_spaces.items()
     }
-    check_names(prior, {method: part.parameters for method, part in parts.items()})
-    if not space.methods:
-        return parts[None]
-    return SearchSpace(branches={str(method): part for method, part in parts.items()})
+    searched = {key: p for part in parts.values() for key, p in part.parameters.items()}
+    check_searched("search.prior.center", prior.center, searched)
+    return parts.get(None) or SearchSpace(branches={str(m): part for m, part in parts.items()})
 
 
 def _part(
     space: SpaceConfig,
     method: str | None,
     ready: SearchSpace | None,
-    known: Iterable[str],
+    known: Collection[str],
     prior: PriorConfig,
     trial: TrialConfig,
     seed: int,
 ) -> SearchSpace:
-    """The space of one of several methods, or of the whole search.
+    """The space of one of several methods, or of the whole search, from its ready space.
 
     Args:
-        ready: to change; None is an empty space.
         known: keys of the ready spaces of all methods.
     """
-    section, points = "search.space", space.initial_points
     parameters: dict[str, Distribution] = dict(ready.parameters) if ready else {}
-    common = {
-        key: given
-        for key, given in space.parameters.items()
-        if key in parameters or key not in known
-    }
-    length, longest = parameters.get(TEXT_LENGTH), trial.model.longest_text
-    if isinstance(length, Int) and longest is not None and length.low <= longest < length.high:
-        parameters[TEXT_LENGTH] = length.model_copy(update={"high": longest})
-    _change(parameters, common, section, known)
+    common = {k: p for k, p in space.parameters.items() if k in parameters or k not in known}
+    _change(parameters, common, "search.space", known)
+    centers = {"search.prior.center": prior.center}
     if method is not None:
         section = f"search.space.by_method.{method}"
         own = space.by_method.get(method, MethodSpaceConfig())
         _change(parameters, own.parameters, section, known)
-        points = points if own.initial_points is None else own.initial_points
         trial = with_overrides(trial, {METHOD_KEY: method}, "search.space.methods")
-    if points is None:
+        check_searched(f"{section}.center", own.center, parameters)
+        centers[f"{section}.center"] = own.center
+    if space.initial_points is None:
         published = ready.initial_points[0] if ready and ready.initial_points else {}
-        points = tuple(prior_points(prior, seed, method, parameters, published, trial))
+        points = prior_points(prior, centers, seed, parameters, published, trial)
+    else:
+        given = (point for point in space.initial_points if point.get(METHOD_KEY) == method)
+        points = [{k: v for k, v in point.items() if k != METHOD_KEY} for point in given]
     try:
-        return SearchSpace(parameters=parameters, initial_points=[dict(point) for point in points])
+        return SearchSpace(parameters=parameters, initial_points=points)
     except ValidationError as error:
-        field = error.errors()[0]["loc"][0]
-        raise ConfigError(validation_problem(error), key=f"{section}.{field}") from None
+        field = next(iter(error.errors()[0]["loc"]), "parameters")
+        raise ConfigError(validation_problem(error), key=f"search.space.{field}") from None
 
 
 def _ready_space(name: str, key: str | None = None) -> SearchSpace:
     """The ready space of that name, or the one that a plug-in's method of that name brings.
 
-    A plug-in with a mistake in it is forgotten, so that it can be corrected and loaded again in
-    this process.
-
-    Args:
-        key: of the configuration that names it.
+    A plug-in with a mistake in it is forgotten, so that it can be corrected and loaded again.
     """
     if name not in SEARCH_SPACES:
         if name not in SPACES:
@@ -283,33 +253,27 @@ def _ready_space(name: str, key: str | None = None) -> SearchSpace:
     except ValidationError as error:
         where = ".".join(map(str, error.errors()[0]["loc"][:2]))
         problem = f"search_space of the method {name!r}: {where}: {validation_problem(error)}"
-        raise ConfigError(problem, source=forget_method(name)) from None
+        raise ConfigError(problem, source=plugin_of(name)) from None
 
 
 def _change(
     parameters: dict[str, Distribution],
     given: Mapping[str, Parameter],
     section: str,
-    known: Iterable[str],
+    known: Collection[str],
 ) -> None:
-    """Change and add the parameters that a section gives.
-
-    Args:
-        known: keys to suggest for a misspelt one.
-    """
+    """Change and add the parameters that a section gives; `known` are suggested for others."""
     for key, parameter in given.items():
         if not isinstance(parameter, ParameterChange):
             parameters[key] = parameter
             continue
         where, value = f"{section}.parameters.{key}", parameter.model_dump(exclude_unset=True)
         if key not in parameters:
-            raise ConfigError(
-                "a parameter that the ready space does not have needs a `type`",
-                key=where,
-                value=value,
-                hint=None if key in known else suggestion(key, known),
-            )
+            problem = "a parameter that the ready space does not have needs a `type`"
+            hint = None if key in known else suggestion(key, known)
+            raise ConfigError(problem, key=where, value=value, hint=hint)
+        before = parameters[key]
         try:
-            parameters[key] = parameter.apply(parameters[key])
+            parameters[key] = type(before).model_validate({**dict(before), **value})
         except ValidationError as error:
             raise ConfigError(validation_problem(error), key=where, value=value) from None

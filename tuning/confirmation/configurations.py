@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
-from contextlib import suppress
 from dataclasses import replace
 
 from trainers.errors import ConfigError, did_you_mean
-from tuning.confirmation.results import FT, Configuration, Confirmation, read_results
-from tuning.runs.ranking import misses, ranked
+from tuning.confirmation.results import (
+    FT,
+    Configuration,
+    Confirmation,
+    confirm_history,
+    failures_of,
+    results_of,
+)
+from tuning.runs.ranking import ranked
 from tuning.runs.records import SearchRecord, TrialRecord
-from tuning.selection.beliefs import MIN_TRIALS
-from tuning.selection.rules import BY_METHOD, EXPECTED, OBJECTIVE, PARETO, RULES, choices
+from tuning.selection.rules import BY_METHOD, OBJECTIVE, PARETO, RULES, choices
 
 
 def chosen(
@@ -37,10 +43,7 @@ def chosen(
     def add(rule: str, label: str, trial: TrialRecord, looks_at_ood: bool) -> None:
         if rule not in wanted or trial.outcome != "finished":
             return
-        method = search.method(trial)
-        rivals = [r for r in records if rule != BY_METHOD or search.method(r) == method]
-        missed = misses(search, rivals)[trial.trial_id]
-        new = Configuration(trial.trial_id, trial.params, method=method, misses=bool(missed))
+        new = Configuration(trial.trial_id, trial.params, method=search.method(trial))
         earlier = found.get(trial.trial_id, new)
         found[trial.trial_id] = replace(
             earlier,
@@ -61,64 +64,45 @@ def chosen(
             named = choice.by_method or 0 < len(names) < len(parts)
             label = f"{choice.rule}/{'+'.join(names)}" if named else choice.rule
             add(choice.rule, label, trial, choice.looks_at_ood)
-    finished = [r for r in records if r.kind == "trial" and r.outcome == "finished"]
-    if not found and rules and finished:
-        reasons = {
-            BY_METHOD: "all trials of this search have the same method",
-            EXPECTED: "it needs one objective, one method, numbers as hyperparameters, and at "
-            f"least {MIN_TRIALS} finished trials",
-        }
-        reasons |= {choice.rule: choice.reason for choice in others if choice.reason}
-        problems = [
-            f"{rule}: {reasons.get(rule, 'no finished trial has the metrics that it needs')}"
-            for rule in dict.fromkeys(rules)
-        ]
-        problem = f"no rule chooses a trial. {'; '.join(problems)}"
-        raise ConfigError(problem, key="--rule", value=", ".join(rules))
-    if not found:
+    if found:
+        return tuple(found.values())
+    if not any(r.kind == "trial" and r.outcome == "finished" for r in records):
         raise ConfigError("no finished trial to confirm", source=search.run_folder)
-    return tuple(found.values())
+    reasons = {choice.rule: choice.reason for choice in others if choice.reason}
+    reasons.setdefault(BY_METHOD, "all trials of this search have the same method")
+    why = [f"{rule}: {reasons.get(rule, 'no trial has its metrics')}" for rule in wanted]
+    problem = f"no rule chooses a finished trial. {'; '.join(sorted(why))}"
+    raise ConfigError(problem, key="--rule", value=", ".join(rules))
 
 
 def read_confirmation(search: SearchRecord, records: Sequence[TrialRecord]) -> Confirmation | None:
     """The results of all calls so far, with every seed; None before the first.
 
-    The rules of these calls are applied to the trials of today. Trials with results that they chose
-    at the time, but do not choose any more, come last, with the rules that chose them.
+    Each trial has the labels of the rules that chose it in any call.
 
     Raises:
         ConfigError: the results are damaged.
     """
-    results = read_results(search.run_folder)
+    history = confirm_history(search.run_folder)
+    results = results_of(history)
     if not results:
         return None
-    stored: dict[str, dict[str, None]] = {}
-    for result in results.values():
-        if result.kind == "trial":
-            stored.setdefault(result.trial_id, {}).update(dict.fromkeys(result.labels))
-    # Labels are `objective #1`, `leave_one_domain_out/sketch+clipart`, `id_val`, ...
-    rules, top = dict[str, None](), 1
-    for label in (label for labels in stored.values() for label in labels):
-        rule, _, rank = label.partition("/")[0].partition(" #")
-        rules[rule] = None
-        top = max(top, int(rank or 1))
-    today: tuple[Configuration, ...] = ()
-    if rules:
-        with suppress(ConfigError):  # there is nothing to choose any more
-            today = chosen(search, records, top, tuple(rules))
-    configurations = [Configuration(FT, {}, method=FT)]
-    configurations += [one for one in today if one.trial_id in stored]
-    looks_at_ood = {choice.rule: choice.looks_at_ood for choice in choices(search, records)}
-    methods = {record.trial_id: search.method(record) for record in records}
-    params = {result.trial_id: result.params for result in results.values()}
-    missed = misses(search, records)
-    for name, labels in stored.items():
-        if name not in {one.trial_id for one in today}:
-            by = {label.partition("/")[0].partition(" ")[0] for label in labels}
-            sees_ood = any(looks_at_ood.get(rule, False) for rule in by)
-            method, short = methods.get(name), bool(missed.get(name))
-            configurations.append(
-                Configuration(name, params[name], tuple(labels), sees_ood, method, misses=short)
-            )
+    found = {FT: Configuration(FT, {}, method=FT)}
+    seeing = {choice.rule for choice in choices(search, records) if choice.looks_at_ood}
+    for (trial_id, seed), result in results.items():
+        if seed is None or trial_id == FT:
+            continue
+        params = {key: value for key, value in result.params.items() if key != "seed"}
+        earlier = found.get(trial_id, Configuration(trial_id, params, method=search.method(result)))
+        labels = tuple(dict.fromkeys((*earlier.labels, *result.labels)))
+        # Labels are `objective #1`, `leave_one_domain_out/sketch+clipart`, `id_val`, ...
+        rules = {re.split("[/ ]", label)[0] for label in labels}
+        found[trial_id] = replace(
+            earlier,
+            labels=labels,
+            looks_at_ood=not seeing.isdisjoint(rules),
+            best_of_method=BY_METHOD in rules,
+        )
     seeds = sorted({seed for _, seed in results if seed is not None})
-    return Confirmation(search, tuple(seeds), tuple(configurations), results, {})
+    failed = {key: attempts[-1].error_line for key, attempts in failures_of(history).items()}
+    return Confirmation(search, tuple(seeds), tuple(found.values()), results, failed)

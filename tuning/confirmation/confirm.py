@@ -5,13 +5,15 @@ with the seed that chose it. A confirmation is not: rules that use validation da
 before what is trained, the seeds are new and the same for all configurations and plain fine-tuning
 (so that differences are paired by seed), and each training reads the test splits once, after its
 last step. Apart from `zero-shot`, which selects nothing, no other command reads the test splits.
+
+A confirmation is a run of its own, in `confirm/` below that of the search: with a journal, from
+which an interrupted one continues, but without a sampler.
 """
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterable, Sequence
-from contextlib import closing, suppress
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from itertools import count, islice
 from pathlib import Path
 
@@ -21,38 +23,38 @@ from trainers.checks import check_data
 from trainers.config import DataConfig
 from trainers.data.data_root import resolve_root
 from trainers.data.fingerprint import split_fingerprint
-from trainers.data.storage import open_store, url_of
+from trainers.data.storage import Store, url_of
 from trainers.errors import ConfigError, quoted
-from tuning.checkpoints.files import TRAIN_FOLDER, remove_folder
-from tuning.checkpoints.storage_check import check_nodes
+from tuning.algorithms.budget import Budget
+from tuning.checkpoints.files import remove_folder
 from tuning.confirmation.configurations import chosen
-from tuning.confirmation.jobs import jobs, run_jobs
+from tuning.confirmation.report import write_results_table, write_run_report
 from tuning.confirmation.results import (
     CONFIRM_FOLDER,
     FT,
+    SPLIT,
     Configuration,
     Confirmation,
     Key,
-    ResultsFile,
+    confirm_history,
+    failures_of,
     read_results,
-    write_results_table,
+    results_of,
+    training_name,
 )
-from tuning.execution.ray_errors import resumable
-from tuning.execution.ray_session import ray_session
-from tuning.execution.ray_watch import watched_ray
+from tuning.confirmation.tracking import log_confirmation
+from tuning.runs.callbacks import Callback
+from tuning.runs.checkpoint_home import TRAIN_FOLDER, trial_path
 from tuning.runs.environment import check_same_inputs
-from tuning.runs.records import SearchRecord, TrialRecord
-from tuning.runs.run_folder import check_is_no_copy, load_run
+from tuning.runs.journal import History
+from tuning.runs.records import METHOD_KEY, ZERO_SHOT, SearchRecord, TrialRecord
+from tuning.runs.run_folder import LoadedRun, load_run
+from tuning.session import SearchOptions, fixed_only, open_session
 from tuning.views.formatting import show_phase, untuned_label
-from tuning.views.html_report import REPORT_FOLDER, write_report
 from tuning.views.mlflow.client import tracking_uri
-from tuning.views.mlflow.results import log_confirmation
 
-TEST_SPLITS_FILE = "test_splits.json"
-"""Fingerprints of the test splits, by domain."""
 FIRST_FRESH_SEED = 1000
 """Added to the seed of the search's trials."""
-MAX_SEEDS = 1000
 
 
 def confirm(
@@ -74,71 +76,118 @@ def confirm(
         rules: names of `tuning.selection.rules` whose choices are confirmed; by default all but the
             Pareto front.
         address: of a Ray cluster; by default the one in `RAY_ADDRESS`, or a new local one.
-        console: gets a line per result; by default the standard error.
+        console: for the display of progress; by default the standard error.
 
     Raises:
         ConfigError: no trial has finished, no such rule, fewer than two seeds, a domain without a
             test split, or data that changed since the search.
         StorageFailed: results or checkpoints cannot be written.
+        KeyboardInterrupt: the same call continues from the checkpoints.
     """
     console = console or Console(stderr=True)
-    if not 2 <= seeds <= MAX_SEEDS:
-        problem = f"must be at least 2, for an interval, and at most {MAX_SEEDS}"
-        raise ConfigError(problem, key="--seeds", value=seeds)
+    if seeds < 2:
+        raise ConfigError("must be at least 2, for an interval", key="--seeds", value=seeds)
     run = load_run(folder)
-    check_is_no_copy(run)
     search, file, records = run.search, run.file, run.history.records
     configurations = (Configuration(FT, {}, method=FT), *chosen(search, records, top, rules))
-    if run.history.outcome is None:
-        console.print(
-            f"note: the search {search.name} is still running or was killed; trials that finish "
-            "later are not among the choices"
-        )
     fresh = fresh_seeds(file.trial.seed, records, seeds)
-    wanted = jobs(file, configurations, fresh)
-    failed: dict[Key, str] = {}
-    checkpoints = url_of(run.home, CONFIRM_FOLDER, TRAIN_FOLDER)
-    if any(job.result.key not in read_results(run.folder) for job in wanted):
+    # Seed by seed, so that pairs complete early.
+    wanted: dict[Key, Configuration] = {
+        (one.trial_id, seed): one for seed in fresh for one in configurations
+    }
+    if {(ZERO_SHOT, None), *wanted} - read_results(run.folder).keys():
         data = file.trial.data
-        check_data(data, [*data.trial_parts, *((domain, "test") for domain in data.domains)])
+        check_data(data, [*data.trial_parts, *((domain, SPLIT) for domain in data.domains)])
         resolve_root(data.root, progress=True)
         check_same_inputs(run.folder, file.trial)
-        go_on = "put that right, and the same command goes on from the results so far"
-        with (
-            resumable(go_on),
-            closing(ResultsFile(run.folder)) as results,
-            ray_session(address),
-            watched_ray(go_on),
-        ):
-            stored = read_results(run.folder)
-            _check_test_splits(run.folder, data, has_results=bool(stored))
-            missing = [job for job in wanted if job.result.key not in stored]
-            check_nodes(file, run.home)
-            done = f"{len(wanted)} evaluations, {len(wanted) - len(missing)} of them done"
-            trained = f"all but zero-shot are trained on {seeds} seeds: {done}"
-            show_phase(console, "Confirm", f"{_models(search, configurations)}; {trained}")
-            chosen_by = [objective.metric for objective in search.objectives]
-            chosen_by += [constraint.metric for constraint in search.constraints]
-            failed = run_jobs(
-                missing, file.search.resources, results, checkpoints, console, chosen_by
-            )
-    stored = read_results(run.folder)
-    with suppress(OSError, ConfigError):  # left by a kill just after the result was stored
-        left = {info.base_name for info in open_store(checkpoints).list()}
-        for job in wanted:
-            if job.result.key in stored and job.name in left:
-                remove_folder(url_of(checkpoints, job.name))
-    write_results_table(run.folder, list(stored.values()))
-    confirmation = Confirmation(search, fresh, configurations, stored, failed)
+        show_phase(
+            console,
+            "Confirm",
+            f"{_models(search, configurations)}; all but zero-shot are trained on {seeds} seeds: "
+            f"{len(wanted)} trainings",
+        )
+        _train(run, wanted, SearchOptions(address=address, console=console))
+    history = confirm_history(run.folder)
+    home = url_of(run.home, CONFIRM_FOLDER, TRAIN_FOLDER)
+    if not history.unfinished:
+        remove_folder(home)
+    write_results_table(run.folder, results_of(history))
+    failures = failures_of(history)
+    failed = {key: failures[key][-1].error_line for key in wanted if key in failures}
+    confirmation = Confirmation(search, fresh, configurations, results_of(history), failed)
     uri = tracking_uri(file.search.tracking.uri, run.folder.parent)
     run = load_run(folder)  # the search may have gone on
-    report, train = run.folder / REPORT_FOLDER, url_of(run.home, TRAIN_FOLDER)
     try:
-        write_report(run.search, run.history.records, report, train)
+        write_run_report(run)
     except Exception as error:  # the results are stored, and the command prints them
         console.print(f"note: the report cannot be written: {error}", soft_wrap=True)
     log_confirmation(uri, file.search.tracking.experiment, confirmation)  # uploads the report
     return confirmation
+
+
+def _train(run: LoadedRun, wanted: Mapping[Key, Configuration], options: SearchOptions) -> None:
+    """Run the trainings that have no result yet, in the run folder of the confirmation.
+
+    Raises:
+        KeyboardInterrupt: not all have ended.
+    """
+    folder, file = run.folder / CONFIRM_FOLDER, fixed_only(run.file, len(wanted))
+    folder.mkdir(exist_ok=True)
+    go_on = "put that right, and the same command goes on from the results so far"
+    home = url_of(run.home, CONFIRM_FOLDER)
+    with open_session(folder, file, options, go_on, home) as session:
+        journal, history = session.journal, confirm_history(run.folder)
+        journal.session_started(same_test_splits(history, file.trial.data))
+        zero_shot = session.zero_shot(history, SPLIT)
+        search = replace(
+            run.search,
+            name=f"{run.search.name} {CONFIRM_FOLDER}",
+            budget_trials=len(wanted),
+            zero_shot=zero_shot,
+            config=file.summary(),
+            run_folder=folder,
+            run_id=journal.run_id,
+        )
+        points = trainings(history, wanted)
+        names = {point.trial_id for point in points}
+        earlier = [r for r in history.records if r.trial_id in names]
+        budget = Budget(file.search.budget, search, History(), journal.now)
+        _, outcome = session.run(
+            search,
+            replace(history, records=tuple(earlier)),
+            budget,
+            [_Remove(session.checkpoints), session.progress],
+            fixed=points,
+            final_split=SPLIT,
+        )
+    if outcome == "stopped":
+        raise KeyboardInterrupt
+
+
+def trainings(history: History, wanted: Mapping[Key, Configuration]) -> list[TrialRecord]:
+    """A trial for each configuration and seed without a result. One that failed gets a new name."""
+    done, failures = results_of(history), failures_of(history)
+    first = 1 + max((record.number for record in history.records), default=-1)
+    points: list[TrialRecord] = []
+    for key, one in wanted.items():
+        if key not in done:
+            name = training_name(key, 1 + len(failures.get(key, ())))
+            params = {METHOD_KEY: FT} if one.trial_id == FT else one.params
+            params = {**params, "seed": key[1] or 0}
+            number = first + len(points)
+            points.append(TrialRecord(name, number, "trial", params, labels=one.labels))
+    return points
+
+
+class _Remove(Callback):
+    """Removes the checkpoints of a training whose result, or failure, is in the journal."""
+
+    def __init__(self, checkpoints: Store) -> None:
+        self._checkpoints = checkpoints
+
+    def trial_ended(self, record: TrialRecord) -> None:
+        if record.is_final:
+            remove_folder(self._checkpoints.at(trial_path(record.trial_id)).url)
 
 
 def _models(search: SearchRecord, configurations: Iterable[Configuration]) -> str:
@@ -150,26 +199,23 @@ def _models(search: SearchRecord, configurations: Iterable[Configuration]) -> st
     return ", ".join(["zero-shot", *names])
 
 
-def _check_test_splits(folder: Path, data: DataConfig, *, has_results: bool) -> None:
-    """Check that the test splits are those of the results so far; record them before the first.
+def same_test_splits(history: History, data: DataConfig) -> dict[str, str]:
+    """Fingerprints of the test splits, which are those of the results so far.
 
     Raises:
         ConfigError: a test split has changed.
     """
-    store, path = resolve_root(data.root), folder / CONFIRM_FOLDER / TEST_SPLITS_FILE
-    now = {domain: split_fingerprint(store, domain, "test") for domain in data.domains}
-    if has_results and path.is_file():
-        seen = json.loads(path.read_text(encoding="utf-8"))
-        if changed := [domain for domain in data.domains if seen.get(domain) != now[domain]]:
-            raise ConfigError(
-                f"the test split of {quoted(changed)} changed since results were measured on it",
-                source=path,
-                hint=f"restore the old data, or move {path.parent} away to begin again",
-            )
-        return
-    temporary = path.with_suffix(".tmp")
-    temporary.write_text(json.dumps(now, indent=1) + "\n", encoding="utf-8")
-    temporary.replace(path)
+    store = resolve_root(data.root)
+    now = {domain: split_fingerprint(store, domain, SPLIT) for domain in data.domains}
+    changed = [domain for domain in now if history.fingerprints.get(domain) != now[domain]]
+    if results_of(history) and changed:
+        raise ConfigError(
+            f"the test split of {quoted(changed)} changed since results were measured on it",
+            key="trial.data.root",
+            value=data.root,
+            hint=f"restore the old data, or move {CONFIRM_FOLDER}/ away to begin again",
+        )
+    return now
 
 
 def fresh_seeds(base: int, records: Iterable[TrialRecord], number: int) -> tuple[int, ...]:

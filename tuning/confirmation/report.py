@@ -2,18 +2,39 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+import io
+import shlex
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
-from typing import Final
+from pathlib import Path
+from typing import Any, Final
 
-from rich.console import Group, RenderableType
+import pandas as pd
+from rich.console import RenderableType
 from rich.text import Text
 
+from trainers.data.storage import open_store, url_of
+from trainers.errors import ConfigError
 from trainers.evaluation.metrics import ID, MEAN_OOD, MetricKey
-from tuning.confirmation.results import END, FT, SPLIT, Configuration, Confirmation
+from tuning.confirmation.configurations import read_confirmation
+from tuning.confirmation.results import (
+    CONFIRM_FOLDER,
+    END,
+    FT,
+    SPLIT,
+    Configuration,
+    Confirmation,
+    Key,
+)
 from tuning.confirmation.statistics import Estimate
-from tuning.runs.records import METHOD_KEY, SECONDS, ZERO_SHOT
+from tuning.confirmation.verdict import verdict
+from tuning.runs.checkpoint_home import TRAIN_FOLDER
+from tuning.runs.journal import is_running
+from tuning.runs.records import METHOD_KEY, SECONDS, ZERO_SHOT, TrialRecord
+from tuning.runs.run_folder import LoadedRun
 from tuning.selection.rules import PROPOSED_WITH_OOD
+from tuning.views.answer import answer
+from tuning.views.callback import write_results
 from tuning.views.formatting import (
     format_difference,
     format_mean,
@@ -22,8 +43,9 @@ from tuning.views.formatting import (
     format_seconds,
     untuned_label,
 )
-from tuning.views.result_table import Cell, Column, ResultTable, Row, fit_table
+from tuning.views.result_table import Cell, Column, ResultTable, Row, fit_table, plain
 
+TABLE_FILE = "results.parquet"
 _ID_ACC: Final = str(MetricKey(SPLIT, ID, "acc"))
 _OOD_MEAN_ACC: Final = str(MetricKey(SPLIT, MEAN_OOD, "acc"))
 _ID_ECE: Final = str(MetricKey(SPLIT, ID, "ece"))
@@ -31,181 +53,143 @@ _OOD_MEAN_ECE: Final = str(MetricKey(SPLIT, MEAN_OOD, "ece"))
 
 
 def report(confirmation: Confirmation, width: int | None = None) -> RenderableType:
-    """The table of methods, if several were confirmed, above that of all configurations."""
-    whole = fit_table(confirmation_table(confirmation), width)
-    methods = methods_table(confirmation)
-    return whole if methods is None else Group(fit_table(methods, width), "", whole)
-
-
-def methods_table(confirmation: Confirmation) -> ResultTable | None:
-    """One row per method, in the order of validation; None if fewer than two were confirmed.
-
-    Each method is represented by the trial that validation found best. Differences are to plain
-    fine-tuning as the search tuned it, if that is one of the methods, else to the reference.
-    """
-    if not confirmation.methods:
-        return None
-    tuned_ft = next((one for one in confirmation.methods if one.method == FT), None)
-    untuned = untuned_label(confirmation.search)
-    compared = FT if tuned_ft is None else tuned_ft.trial_id
-
-    def row(one: Configuration) -> dict[str, Cell]:
-        is_reference = one.trial_id == FT
-        seconds = confirmation.estimate(one.trial_id, SECONDS)
-        values: dict[str, Cell] = {
-            "method": untuned_label(confirmation.search, "\n")
-            if is_reference
-            else one.method or "",
-            "trial": "" if is_reference else one.trial_id,
-            "time": "" if seconds is None else format_seconds(seconds.mean),
-        }
-        for metric in (_ID_ACC, _OOD_MEAN_ACC, _ID_ECE, _OOD_MEAN_ECE):
-            values[metric] = _mean(confirmation.estimate(one.trial_id, metric))
-        for metric in (_ID_ACC, _OOD_MEAN_ACC) if one.trial_id != compared else ():
-            gap = confirmation.against(compared, one.trial_id, metric)
-            values[f"{metric} - ft"] = _difference(gap)
-        return values
-
-    reference = [one for one in confirmation.configurations if one.trial_id == FT]
-    above = [_zero_shot_row(confirmation, "method"), *map(row, reference)]
-    rows = [Row(values, "dim", ends_section=values is above[-1]) for values in above]
-    rows += [Row(row(one)) for one in confirmation.methods]
-    columns = [
-        Column("method", "method", left=True),
-        Column("trial", "trial", drop=1, left=True),
-        Column(_ID_ACC, "ID"),
-        Column(_OOD_MEAN_ACC, "OOD mean"),
-        Column(_ID_ECE, "ECE ID", drop=3),
-        Column(_OOD_MEAN_ECE, "ECE OOD", drop=4),
-        Column("time", "time", drop=2),
-        Column(f"{_ID_ACC} - ft", "ID - ft\n[95 % interval]", drop=5),
-        Column(f"{_OOD_MEAN_ACC} - ft", "OOD mean - ft\n[95 % interval]", drop=6),
-    ]
-    notes = [
-        f"The best trial of each method, in this order. {confirmation.search.selection}",
-        "Mean ± standard deviation over seeds. ECE: calibration error. Time: of one training, "
-        "evaluations included.",
-        f"Differences are to ft as the search tuned it ({compared}). {untuned} is plain "
-        "fine-tuning with the settings of the configuration file."
-        if tuned_ft
-        else f"Differences are to {untuned}: plain fine-tuning with the settings of the "
-        "configuration file, while the methods were tuned.",
-    ]
-    if short := _fewer_seeds(confirmation, (_ID_ACC, _OOD_MEAN_ACC, _ID_ECE, _OOD_MEAN_ECE)):
-        notes.append(f"Fewer seeds: {short}.")
-    title = f"{confirmation.search.name}, methods on the test splits, in percent"
-    return ResultTable(title, columns, rows, notes, "confirm/results.parquet")
+    """The table for a terminal of this width."""
+    return fit_table(confirmation_table(confirmation), width)
 
 
 def confirmation_table(confirmation: Confirmation) -> ResultTable:
-    """Means over seeds, then differences to plain fine-tuning, then to the zero-shot model."""
+    """Means over seeds, then differences to plain fine-tuning, as configured and as the search has
+    tuned it if it was one of the methods, and to the zero-shot model."""
     search, configurations = confirmation.search, confirmation.configurations
-    untuned = untuned_label(search)
-    columns = [
-        Column("name", "", left=True, min_width=20),
-        Column(_ID_ACC, f"{search.id_domain}\n(ID)"),
-    ]
+    acc = [Column(_ID_ACC, f"{search.id_domain}\n(ID)")]
+    ece = [Column(_ID_ECE, "ECE\nID", drop=2)]
     if search.ood_domains:
-        columns.append(Column(_OOD_MEAN_ACC, "OOD\nmean"))
+        acc.append(Column(_OOD_MEAN_ACC, "OOD\nmean"))
+        ece.append(Column(_OOD_MEAN_ECE, "ECE\nOOD", drop=2))
     for domain in search.ood_domains:
         key = str(MetricKey(SPLIT, domain, "acc"))
-        columns.append(Column(key, domain, drop=1, group="domains"))
-    metrics = [column.key for column in columns[1:]]
-    rows = [
-        _heading("mean ± standard deviation"),
-        Row(_zero_shot_row(confirmation, "name")),
-    ]
+        acc.append(Column(key, domain, drop=1, group="domains"))
+    name = Column("name", "", left=True, min_width=20)
+    columns = [name, *acc, *ece, Column("time", "time", drop=3)]
+    accs, metrics = [column.key for column in acc], [column.key for column in (*acc, *ece)]
+    untuned = untuned_label(search)
+    zero_shot = {m: format_percent(v) for m, v in confirmation.zero_shot.items()}
+    rows = [_heading("mean ± standard deviation"), Row({"name": ZERO_SHOT, **zero_shot})]
     for one in configurations:
-        means = {m: _mean(confirmation.estimate(one.trial_id, m)) for m in metrics}
         params = Text(format_params(one.params, but=["seed"]), "dim")
-        name = Text.assemble(
-            (one.trial_id, "bold"), " *\n" if one.looks_at_ood else "\n",
-            ", ".join(one.labels), "\n", params,
-        )  # fmt: skip
-        values: dict[str, Cell] = {"name": untuned if one.trial_id == FT else name, **means}
-        is_last = one is configurations[-1]
-        ends = {m: confirmation.estimate(one.trial_id, END + m) for m in metrics}
-        has_end = any(ends.values())
-        rows.append(Row(values, ends_section=is_last and not has_end))
-        if has_end:
-            label = Text("  at the end of its training", "dim")
-            means = {m: _mean(estimate) for m, estimate in ends.items()}
-            rows.append(Row({"name": label, **means}, "dim", ends_section=is_last))
+        star = " *\n" if one.looks_at_ood else "\n"
+        labels = ", ".join(one.labels)
+        named = Text.assemble((one.trial_id, "bold"), star, labels, "\n", params)
+        seconds = confirmation.estimate(one.trial_id, SECONDS)
+        values = {
+            "name": untuned if one.trial_id == FT else named,
+            **_means(confirmation, one, metrics),
+            "time": "" if seconds is None else format_seconds(seconds.mean),
+        }
+        rows.append(Row(values))
+        if any(confirmation.values(one.trial_id, END + metric) for metric in accs):
+            ends = _means(confirmation, one, accs, END)
+            rows.append(Row({"name": Text("  at the end of its training", "dim"), **ends}, "dim"))
 
-    def differences(to: str, against: Callable[[str, str], Estimate | None]) -> None:
-        rows.append(_heading(f"difference to {to} [95 % interval]"))
+    def differences(label: str, to: str, against: Callable[[str, str], Estimate | None]) -> None:
+        rows.append(_heading(f"difference to {label} [95 % interval]"))
         for one in configurations:
-            if one.trial_id == FT and to == untuned:
-                continue
-            method = one.params.get(METHOD_KEY)
-            name = one.trial_id + ("" if method is None else f" ({method})")
-            gaps = {m: _difference(against(one.trial_id, m)) for m in metrics}
-            values = {"name": untuned if one.trial_id == FT else name, **gaps}
-            rows.append(Row(values, ends_section=one is configurations[-1]))
+            if one.trial_id != to:
+                method = one.params.get(METHOD_KEY)
+                name = one.trial_id + ("" if method is None else f" ({method})")
+                gaps = {m: _difference(against(one.trial_id, m)) for m in accs}
+                rows.append(Row({"name": untuned if one.trial_id == FT else name, **gaps}))
 
-    differences(untuned, partial(confirmation.against, FT))
-    differences(ZERO_SHOT, confirmation.against_zero_shot)
-    title = f"{search.name}, test accuracy in percent"
-    notes = _notes(confirmation, metrics)
-    return ResultTable(title, columns, rows, notes, "confirm/results.parquet")
+    differences(untuned, FT, partial(confirmation.against, FT))
+    for one in configurations:
+        if one.best_of_method and one.method == FT:
+            against = partial(confirmation.against, one.trial_id)
+            differences(f"{one.trial_id}, tuned FT", one.trial_id, against)
+    differences(ZERO_SHOT, ZERO_SHOT, confirmation.against_zero_shot)
+    title = f"{search.name}, test splits, in percent"
+    notes = list(_notes(confirmation, accs))
+    return ResultTable(title, columns, rows, notes, f"{CONFIRM_FOLDER}/{TABLE_FILE}")
 
 
-def _fewer_seeds(confirmation: Confirmation, metrics: Sequence[str]) -> str:
-    """Configurations without a finite value of a metric for some seeds, each with the number of
-    seeds that have one; empty if there are none."""
-    found = []
-    for one in confirmation.configurations:
+def _notes(confirmation: Confirmation, metrics: Sequence[str]) -> Iterator[str]:
+    seeds, configurations = confirmation.seeds, confirmation.configurations
+    yield (
+        f"Over {len(seeds)} seeds that the search did not use ({seeds[0]} to {seeds[-1]}); "
+        "differences are paired by seed."
+    )
+    if any(one.looks_at_ood for one in configurations):
+        yield "* The choice used OOD validation data: these domains are not unseen."
+    if confirmation.search.sees_ood:
+        yield PROPOSED_WITH_OOD
+    fewer = []
+    for one in configurations:
         numbers = [len(confirmation.values(one.trial_id, metric)) for metric in metrics]
         # A metric without any value has a dash in the table.
         least = min((number for number in numbers if number), default=0)
-        if least < len(confirmation.seeds):
-            found.append(f"{one.trial_id}: {least}")
-    return ", ".join(found)
-
-
-def _notes(confirmation: Confirmation, metrics: Sequence[str]) -> list[str]:
-    seeds, short = confirmation.seeds, _fewer_seeds(confirmation, metrics)
-    lines = [
-        f"{len(seeds)} seeds that the search did not use ({seeds[0]} to {seeds[-1]})"
-        f"{'' if short else ', the same in every row'}. Differences are paired by seed; intervals "
-        "are Student's t.",
-        f"{untuned_label(confirmation.search)} has the settings of the configuration file; the "
-        "trials beside it were chosen by the search.",
-        "The test splits were read once per row, after the choice on validation data. Choosing "
-        "among these rows now would be a choice on test data.",
-    ]
-    if any(one.looks_at_ood for one in confirmation.configurations):
-        lines.append("* The choice used OOD validation data: these domains are not unseen.")
-    if short_of := [one.trial_id for one in confirmation.configurations if one.misses]:
-        lines.append(f"The constraints of the search are missed by {', '.join(short_of)}.")
-    if confirmation.search.sees_ood:
-        lines.append(PROPOSED_WITH_OOD)
-    lines.append(
-        "Intervals cover the variation between trainings, not the sampling of test images, and are "
-        "not corrected for multiple comparisons."
-    )
-    if short:
-        lines.append(f"Fewer seeds: {short}.")
+        if least < len(seeds):
+            fewer.append(f"{one.trial_id}: {least}")
+    if fewer:
+        yield f"Fewer seeds: {', '.join(fewer)}."
     if confirmation.failed:
-        lines.append(f"{len(confirmation.failed)} failed; the next call tries again:")
+        yield f"{len(confirmation.failed)} failed; the next call tries again:"
     for (trial_id, seed), reason in confirmation.failed.items():
-        lines.append(f"  {trial_id}{'' if seed is None else f' seed {seed}'}: {reason}")
-    return lines
+        yield f"  {trial_id} seed {seed}: {reason}"
 
 
 def _heading(text: str) -> Row:
     return Row({"name": Text(text, "dim")})
 
 
-def _zero_shot_row(confirmation: Confirmation, key: str) -> Mapping[str, Cell]:
-    return {key: ZERO_SHOT, **{m: format_percent(v) for m, v in confirmation.zero_shot.items()}}
+def _means(
+    confirmation: Confirmation, one: Configuration, metrics: Sequence[str], prefix: str = ""
+) -> dict[str, Cell]:
+    found = {m: confirmation.estimate(one.trial_id, prefix + m) for m in metrics}
+    return {m: "-" if e is None else format_mean(e.mean, e.sd) for m, e in found.items()}
 
 
-def _mean(estimate: Estimate | None) -> str:
-    return "-" if estimate is None else format_mean(estimate.mean, estimate.sd)
+def _difference(found: Estimate | None) -> Cell:
+    return "-" if found is None else format_difference(found.mean, found.low, found.high)
 
 
-def _difference(estimate: Estimate | None) -> Cell:
-    if estimate is None:
-        return "-"
-    return format_difference(estimate.mean, estimate.low, estimate.high)
+def write_results_table(run_folder: Path, results: Mapping[Key, TrialRecord]) -> Path:
+    """Write the results as Parquet, one row per configuration and seed; returns the path.
+
+    Columns: trial_id, kind, seed, labels, then one per parameter and one per metric.
+    """
+    rows: list[dict[str, Any]] = []
+    for (trial_id, seed), record in results.items():
+        kind = {ZERO_SHOT: "zero_shot", FT: "reference"}.get(trial_id, "trial")
+        about = {"trial_id": trial_id, "kind": kind, "labels": ", ".join(record.labels)}
+        rows.append({**about, **record.params, "seed": seed, **record.metrics})
+    content, folder = io.BytesIO(), run_folder / CONFIRM_FOLDER
+    pd.DataFrame(rows).astype({"seed": "Int64"}).to_parquet(content)
+    with open_store(folder).write(TABLE_FILE) as file:
+        file.write(content.getbuffer())
+    return folder / TABLE_FILE
+
+
+def write_run_report(run: LoadedRun) -> Path:
+    """Write tables, page and main figure of a run, with the results of `confirm` if there are any.
+
+    Returns:
+        The path of the page.
+
+    Raises:
+        StorageFailed: the disk is full or fails.
+    """
+    search, records = run.search, run.history.records
+    more: dict[str, Any] = {}
+    try:
+        found, won = read_confirmation(search, records), verdict(search, records)
+    except ConfigError as error:
+        more["lines"] = [*answer(search, records), f"Results of confirm are left out: {error}"]
+    else:
+        if found is not None and found.seeds:
+            more["shown"] = {"Confirmed on fresh seeds": plain(confirmation_table(found))}
+        if won is not None and won.seeds:
+            limit = f"Test accuracies over {won.seeds} fresh seeds are below."
+            more |= {"lines": [f"{won.label}: {won.why}", limit]}
+            more["next_commands"] = won.commands(shlex.quote(search.name))
+    checkpoints = url_of(run.home, TRAIN_FOLDER)
+    is_over = run.history.outcome is not None or not is_running(run.folder)
+    return write_results(search, records, checkpoints, running=not is_over, **more)

@@ -1,73 +1,27 @@
-"""Results on the test splits: `confirm/results.jsonl`, one line per configuration and seed.
-
-A line is appended and synced when its job has ended, and never changed: a result in the file is not
-measured again. `confirm/results.parquet` is derived from it.
-"""
+"""What a confirmation has measured: read from the journal of its run, `confirm/journal.jsonl`."""
 
 from __future__ import annotations
 
-import dataclasses
-import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, TypeAlias
+from typing import TypeAlias
 
-import pyarrow as pa
-from pydantic import TypeAdapter
-
-from trainers.errors import ConfigError, storage_failures
+from trainers.errors import ConfigError
 from tuning.confirmation.statistics import Estimate, estimate, paired_difference
-from tuning.runs.journal import append_synced, open_locked
-from tuning.runs.records import ZERO_SHOT, ParamValue, SearchRecord
-from tuning.views.tables.arrow import metric_fields, param_fields, plain_table, write_atomically
+from tuning.runs.journal import JOURNAL_FILE, History, read_history
+from tuning.runs.records import ZERO_SHOT, ParamValue, SearchRecord, TrialRecord
 
 CONFIRM_FOLDER = "confirm"
-RESULTS_FILE = "results.jsonl"
-TABLE_FILE = "results.parquet"
 FT = "ft"
 """Id of the reference, plain fine-tuning."""
 SPLIT = "test"
 END = "line/1/"
 """Prefix of test accuracies at the end of a training, where a point before it was chosen."""
-COSTS = ("cost/seconds", "cost/gpu_seconds", "cost/cpu_seconds")
-"""Metrics of one training, evaluations included."""
 
 Key: TypeAlias = tuple[str, int | None]
 """Trial id and seed; the seed of the zero-shot model is None."""
-
-
-@dataclass(frozen=True)
-class TestResult:
-    """Metrics of one configuration, trained with one seed, on the test splits."""
-
-    __test__ = False  # pytest would collect a class of this name
-
-    trial_id: str
-    """`trial-007`, `ft`, or `zero-shot`."""
-    kind: Literal["trial", "reference", "zero_shot"]
-    seed: int | None
-    params: Mapping[str, ParamValue]
-    labels: tuple[str, ...]
-    """Rules that chose it when it was measured."""
-    metrics: Mapping[str, float]
-    """Metrics of the test splits; of a training also its `COSTS`, and on the validation splits ID
-    and mean OOD accuracy and what the search chooses by."""
-
-    @property
-    def key(self) -> Key:
-        """Trial id and seed."""
-        return self.trial_id, self.seed
-
-
-_RESULT = TypeAdapter(TestResult)
-_FIELDS = (
-    pa.field("trial_id", pa.string()),
-    pa.field("kind", pa.string()),
-    pa.field("seed", pa.int64()),
-    pa.field("labels", pa.string()),
-)
 
 
 @dataclass(frozen=True)
@@ -84,8 +38,6 @@ class Configuration:
     """Its method; None if the search does not name one."""
     best_of_method: bool = False
     """Whether it was chosen as the best of its method."""
-    misses: bool = False
-    """Whether it misses a constraint of the search, because no trial meets all."""
 
 
 @dataclass(frozen=True)
@@ -96,32 +48,27 @@ class Confirmation:
     seeds: tuple[int, ...]
     configurations: tuple[Configuration, ...]
     """Plain fine-tuning first."""
-    results: Mapping[Key, TestResult]
-    """All results, including those of earlier calls with other seeds or configurations."""
+    results: Mapping[Key, TrialRecord]
+    """All results, including those of earlier calls with other seeds or configurations. The last
+    report of each has the metrics of the test splits."""
     failed: Mapping[Key, str]
-    """Jobs that failed, with the error in one line; the next call tries them again."""
+    """Trainings that failed, with the error in one line; the next call tries them again."""
 
     @property
     def run_folder(self) -> Path:
-        """The run folder of the search, in which the results are kept."""
+        """The run folder of the search; that of the confirmation is `confirm/` in it."""
         return self.search.run_folder
 
     @property
-    def methods(self) -> tuple[Configuration, ...]:
-        """The best of each method, in the order of validation; empty unless there are several."""
-        found = tuple(one for one in self.configurations if one.best_of_method)
-        return found if len(found) > 1 else ()
-
-    @property
     def zero_shot(self) -> Mapping[str, float]:
-        """Finite metrics of the zero-shot model; empty if its evaluation failed."""
+        """Finite metrics of the zero-shot model; empty before they are known."""
         result = self.results.get((ZERO_SHOT, None))
         return _finite(result.metrics) if result else {}
 
     def values(self, trial_id: str, metric: str) -> dict[int, float]:
         """Seed -> value, for the seeds that have a finite value of the metric."""
         results = {seed: self.results.get((trial_id, seed)) for seed in self.seeds}
-        found = {seed: _finite(r.metrics).get(metric) for seed, r in results.items() if r}
+        found = {seed: r.last(metric) for seed, r in results.items() if r}
         return {seed: value for seed, value in found.items() if value is not None}
 
     def estimate(self, trial_id: str, metric: str) -> Estimate | None:
@@ -154,79 +101,57 @@ def _finite(metrics: Mapping[str, float]) -> dict[str, float]:
     return {name: value for name, value in metrics.items() if math.isfinite(value)}
 
 
-class ResultsFile:
-    """The results file of a run folder, open for the only process that may append to it.
+def training_name(key: Key, attempt: int = 1) -> str:
+    """Name of a training in the journal: `trial-007-seed-1003`, then `...-try-2` if it failed."""
+    trial_id, seed = key
+    return f"{trial_id}-seed-{seed}" + (f"-try-{attempt}" if attempt > 1 else "")
 
-    Raises:
-        ConfigError: another process is confirming this run.
-    """
 
-    def __init__(self, run_folder: Path) -> None:
-        path = self._path = results_path(run_folder)
-        path.parent.mkdir(exist_ok=True)
-        self._file = open_locked(path, f"{run_folder}: another process is confirming this run")
-
-    def close(self) -> None:
-        """Let another process append."""
-        self._file.close()
-
-    def append(self, result: TestResult) -> None:
-        """Append a result and sync the file.
-
-        Raises:
-            StorageFailed: the disk is full or fails.
-        """
-        with storage_failures(self._path, "cannot be written"):
-            append_synced(self._file, json.dumps(dataclasses.asdict(result)).encode() + b"\n")
+def key_of(record: TrialRecord) -> Key:
+    """What a training of the journal confirms, and with which seed."""
+    return record.trial_id.partition("-seed-")[0], int(record.params["seed"])
 
 
 def results_path(run_folder: Path) -> Path:
-    """Path of the results of a run."""
-    return run_folder / CONFIRM_FOLDER / RESULTS_FILE
+    """The journal of the confirmation of a search."""
+    return run_folder / CONFIRM_FOLDER / JOURNAL_FILE
 
 
-def read_results(run_folder: Path) -> dict[Key, TestResult]:
-    """All results so far; an incomplete last line (the writer was killed) is left out.
+def confirm_history(run_folder: Path) -> History:
+    """The contents of the journal of a confirmation; empty before the first.
 
     Raises:
-        ConfigError: the file is damaged before its last line.
+        ConfigError: it is damaged, or its results are those of another version.
     """
-    path = results_path(run_folder)
-    found: dict[Key, TestResult] = {}
-    if not path.is_file():
-        return found
-    for number, line in enumerate(path.read_bytes().splitlines(keepends=True), 1):
-        if not line.endswith(b"\n"):
-            break
-        try:
-            result = _RESULT.validate_python(json.loads(line))
-        except (ValueError, RecursionError):
-            raise ConfigError(f"line {number} cannot be read", source=path) from None
-        found.setdefault(result.key, result)
-    return found
+    folder = run_folder / CONFIRM_FOLDER
+    if (old := folder / "results.jsonl").is_file():
+        raise ConfigError(
+            "results of lipsum-tune 0.2, which this version does not read",
+            source=old,
+            hint=f"move {folder} away, and confirm again",
+        )
+    return read_history(folder) if results_path(run_folder).is_file() else History()
 
 
-def write_results_table(run_folder: Path, results: Sequence[TestResult]) -> Path:
-    """Write the results as Parquet, one row per configuration and seed; returns the path.
+def results_of(history: History) -> dict[Key, TrialRecord]:
+    """The finished trainings by trial and seed, in the order of their start, after zero-shot."""
+    found: dict[Key, TrialRecord] = {}
+    if history.zero_shot is not None:
+        model = TrialRecord(ZERO_SHOT, -1, "reference", {}, "finished", curve=(history.zero_shot,))
+        found[ZERO_SHOT, None] = model
+    finished = [record for record in history.records if record.outcome == "finished"]
+    return found | {key_of(record): record for record in finished}
 
-    Columns: trial_id, kind, seed, labels, then one per parameter and one per metric.
-    """
-    rows: list[dict[str, Any]] = [
-        {
-            "trial_id": result.trial_id,
-            "kind": result.kind,
-            "seed": result.seed,
-            "labels": ", ".join(result.labels),
-            **result.params,
-            **result.metrics,
-        }
-        for result in results
-    ]
-    fields = [
-        *_FIELDS,
-        *param_fields(result.params for result in results),
-        *metric_fields(result.metrics for result in results),
-    ]
-    path = run_folder / CONFIRM_FOLDER / TABLE_FILE
-    write_atomically(plain_table(rows, fields), path)
-    return path
+
+def failures_of(history: History) -> dict[Key, list[TrialRecord]]:
+    """The trainings that have failed, those without a result since."""
+    found: dict[Key, list[TrialRecord]] = {}
+    for record in history.records:
+        if record.outcome == "failed":
+            found.setdefault(key_of(record), []).append(record)
+    return {key: failed for key, failed in found.items() if key not in results_of(history)}
+
+
+def read_results(run_folder: Path) -> dict[Key, TrialRecord]:
+    """All results so far, see `confirm_history` and `results_of`."""
+    return results_of(confirm_history(run_folder))

@@ -7,10 +7,9 @@ from dataclasses import dataclass, replace
 
 from tuning.confirmation.configurations import read_confirmation
 from tuning.confirmation.results import FT
-from tuning.runs.ranking import best_trial, choice_of, stronger_reference
+from tuning.runs.ranking import best_trial, choice_of, misses, stronger_reference
 from tuning.runs.records import STEP, SearchRecord, TrialRecord
 from tuning.views.formatting import trial_label
-from tuning.views.leaderboard import warning_of_reference
 
 
 @dataclass(frozen=True)
@@ -39,7 +38,7 @@ class Verdict:
         """
         export = f"lipsum-tune export {run} --output model   # {self.label}, for open_clip"
         confirm = f"lipsum-tune confirm {run}   # fresh seeds, then the test splits, once"
-        extend = f"lipsum-tune extend {run} --trials 8   # no trial is better yet"
+        extend = f"lipsum-tune resume {run} --trials +8   # no trial is better yet"
         if self.seeds or self.record.outcome != "finished":
             return [export]
         return [confirm if self.record.kind == "trial" else extend, export]
@@ -64,24 +63,23 @@ def verdict(search: SearchRecord, records: Sequence[TrialRecord]) -> Verdict | N
     if again:
         # Bounds relative to the best trial are those that the search itself has set.
         bests = search.bests(records)
-        bounds = {c.text: c.bound(search.zero_shot, bests.get(c.text)) for c in search.constraints}
-        search = replace(
-            search,
-            constraints=tuple(
-                replace(c, anchor=None, offset=bound)
-                for c in search.constraints
-                if (bound := bounds[c.text]) is not None
-            ),
-        )
+        bounds = [(c, c.bound(search.zero_shot, bests.get(c.text))) for c in search.constraints]
+        fixed = [replace(c, anchor=None, offset=b) for c, b in bounds if b is not None]
+        search = replace(search, constraints=tuple(fixed))
         records, best = again, best_trial(search, again) or best
-    won = stronger_reference(search, records) or best
-    why = warning_of_reference(search, records) or choice_of(search, records, best)
+    won, metric = stronger_reference(search, records) or best, search.objectives[0].metric
+    label, why = trial_label(search, won), choice_of(search, records, best)
+    if won is not best:
+        missed = misses(search, records)[best.trial_id]
+        why = f"{label} meets the constraints, and no trial does" if missed else ""
+        why = why or f"No trial is better than {label}"
+        why += f": {metric} = {won.last(metric):.4g} against {best.last(metric):.4g} of the best."
     if seeds:
+        shown = [won, *(record for record in records if record is not won)]
+        values = [f"{trial_label(search, r)} {r.last(metric):.4g}" for r in shown]
         why += f" Compared by the means over {seeds} fresh seeds on the validation splits"
-        metric, others = search.objectives[0].metric, [r for r in records if r is not won]
-        values = [f"{trial_label(search, r)} {r.last(metric):.4g}" for r in (won, *others)]
         why += f": {metric} {', '.join(values)}."
-    return Verdict(won, trial_label(search, won), why, seeds)
+    return Verdict(won, label, why, seeds)
 
 
 def _over_fresh_seeds(

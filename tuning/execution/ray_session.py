@@ -5,35 +5,27 @@ from __future__ import annotations
 import gc
 import logging
 import os
-import shutil
 import socket
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, closing, contextmanager, suppress
 from functools import cache
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import ray
 from rich.console import Console
 
-from trainers.errors import ConfigError, first_line
+from trainers.errors import ConfigError
 from trainers.folders import temporary_folder
 from trainers.ray_trainer import WORKER_ENVIRONMENT
 from tuning.config.schema import ResourcesConfig
-from tuning.execution.cluster_resources import (
-    DRIVER_MEMORY,
-    check_fits,
-    fitting_drivers,
-    fitting_trials,
-)
-from tuning.execution.ray_workarounds import has_autoscaler, loopback_only, quiet_raylet
+from tuning.execution.cluster_resources import check_fits, fitting_trials
+from tuning.execution.ray_workarounds import init, loopback_only
 from tuning.execution.signals import GC_THRESHOLD, environment_variables
 from tuning.runs.run_folder import job_runs
-from tuning.views.formatting import show_phase
 
 logger = logging.getLogger(__name__)
-T = TypeVar("T")
 
 LOCALHOST = "127.0.0.1"
 CONNECT_S = 10
@@ -43,8 +35,6 @@ PREFIX = "lt-ray-"
 LONGEST_PARENT = 23
 """Most characters of the folder in which they are. Sockets have paths of at most 103 (macOS) or 107
 characters, of which Ray's own names need 62, or 64 with process ids of seven digits."""
-STARTS = 3
-"""Number of attempts to start Ray."""
 
 
 @contextmanager
@@ -66,15 +56,17 @@ def ray_session(address: str | None = None, *, console: Console | None = None) -
         return
     address = address or os.environ.get("RAY_ADDRESS")
     if console is not None:
-        show_phase(console, "Ray", f"connecting to {address}" if address else "starting")
+        what = f"connecting to {address}" if address else "starting"
+        console.print(f"Ray         {what}", markup=False, highlight=False, soft_wrap=True)
     with ExitStack() as stack:
-        stack.enter_context(quiet_raylet())
         try:
             if address:
                 _connect(address)
             else:
-                retry_slow_start(lambda: _start_local(stack.enter_context(_temporary_folder())))
-        except (ConnectionError, RuntimeError, ValueError) as error:
+                usual = Path(tempfile.gettempdir())
+                parent = usual if len(str(usual)) <= LONGEST_PARENT else Path("/tmp")
+                _start_local(stack.enter_context(temporary_folder(PREFIX, parent)))
+        except Exception as error:  # Ray 2.60 raises a plain one if it starts too slowly
             where = f"the Ray cluster at {address!r}" if address else "a local Ray cluster"
             raise ConfigError(f"cannot connect to {where}: {error}") from error
         stack.callback(ray.shutdown)
@@ -101,60 +93,27 @@ def _is_rays(folder: Path, address: str) -> bool:
         return folder.is_relative_to(Path(ray.get_runtime_context().get_temp_dir()).resolve())
 
 
-def concurrent_trials(resources: ResourcesConfig) -> int:
-    """Number of trials at a time: as many as fit, or as an autoscaler makes room for.
+def concurrent_trials(resources: ResourcesConfig, *, is_own_ray: bool = False) -> int:
+    """Number of trials at a time: as many as fit, or `max_concurrent`.
 
-    No more than the head has memory for their drivers; the others would never start.
+    On a given cluster, which may add nodes by itself, `max_concurrent` may be more than fit now.
 
     Raises:
-        ConfigError: not even one fits, and the cluster adds no nodes.
+        ConfigError: not even one fits, and `max_concurrent` does not say that there will be room.
     """
     nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
-    fits, drivers = fitting_trials(nodes, resources), fitting_drivers(nodes)
-    if has_autoscaler():
-        wanted = resources.max_concurrent or max(fits, 1)
-        if wanted > fits:
-            logger.warning(
-                "%d trial(s) fit into the cluster now; more, up to %d, wait until its autoscaler "
-                "adds nodes",
-                fits,
-                wanted,
-            )
-    else:
+    fits, most = fitting_trials(nodes, resources), resources.max_concurrent
+    if most is None or is_own_ray:
         check_fits(nodes, resources)
-        wanted = min(fits, resources.max_concurrent or fits)
-    if drivers is None or wanted <= drivers:
-        return wanted
-    logger.warning(
-        "%d instead of %d trial(s) run at once: the head's memory has no room for more drivers, "
-        "which take %.1f GB each",
-        drivers,
-        wanted,
-        DRIVER_MEMORY / 1e9,
-    )
-    return drivers
-
-
-def retry_slow_start(start: Callable[[], T]) -> T:
-    """Start something of Ray, and try again if it was too slow.
-
-    Ray gives its own processes 30 s, which a busy machine, or one that reads Ray's files for the
-    first time, may exceed.
-
-    Raises:
-        ConnectionError: it was too slow every time.
-    """
-    attempt = 1
-    while True:
-        try:
-            return start()
-        except Exception as error:
-            if "timed out during startup" not in str(error):  # Ray 2.60 raises a plain exception
-                raise
-            if attempt == STARTS:
-                raise ConnectionError(f"{first_line(error)} Is this machine very busy?") from error
-            attempt += 1
-            logger.warning("Ray did not start in time on this busy machine; trying again")
+        return min(fits, most or fits)
+    if most > fits:
+        logger.warning(
+            "%d trial(s) fit into the cluster now; search.resources.max_concurrent = %d: the "
+            "others wait until it has room",
+            fits,
+            most,
+        )
+    return most
 
 
 def free_port() -> int:
@@ -195,40 +154,19 @@ def _start_local(folder: Path) -> None:
         _init(
             f"{LOCALHOST}:{port}",
             address="local",
-            include_dashboard=False,  # nothing asks it, see `without_helpers`
+            include_dashboard=False,  # nothing asks it
             dashboard_host=LOCALHOST,
-            _node_ip_address=LOCALHOST,  # a local search does not listen on the network
-            # Ray 2.60 makes its folders writable for all users. They are below one that
-            # only this user can enter.
-            _temp_dir=str(folder / "r"),
+            # A local search does not listen on the network. Ray 2.60 makes its folders writable
+            # for all users, so they are below one that only this user can enter.
+            private={"_node_ip_address": LOCALHOST, "_temp_dir": str(folder / "r")},
         )
     with suppress(FileNotFoundError):
         (secrets / "auth_token").chmod(0o600)
 
 
-@contextmanager
-def _temporary_folder() -> Iterator[Path]:
-    """A folder for Ray's logs and sockets and its processes' own files; removed afterwards.
-
-    After an error it is kept until the next start, since its logs may explain it.
-    """
-    usual = Path(tempfile.gettempdir())
-    parent = usual if len(str(usual)) <= LONGEST_PARENT else Path("/tmp")
-    # Release 0.2 renamed what it kept to `ray-...`. Ray's link in it still has the earlier name.
-    for kept in parent.glob("ray-*"):
-        with suppress(OSError):
-            session = (kept / "session_latest").readlink()
-            if session.parent.name.startswith(PREFIX) and kept.stat().st_uid == os.geteuid():
-                shutil.rmtree(kept)
-    with temporary_folder(PREFIX, parent) as folder:
-        try:
-            yield folder
-        except Exception:
-            folder.rename(parent / f"{folder.name}-failed")
-            raise
-
-
-def _init(workers_address: str, **arguments: Any) -> None:
+def _init(
+    workers_address: str, *, private: Mapping[str, Any] | None = None, **arguments: Any
+) -> None:
     """Connect to Ray, and give workers its address.
 
     Ray looks for it in `RAY_ADDRESS`, which `ray job submit` sets for the entry point only. Without
@@ -242,4 +180,5 @@ def _init(workers_address: str, **arguments: Any) -> None:
         variables["RAY_TRAIN_ENABLE_PREEMPTION_WATCHER"] = "0"
         # Not on other clusters, where a job may have a hook of its own: Ray accepts only one.
         runtime_env["worker_process_setup_hook"] = lambda: gc.set_threshold(GC_THRESHOLD)
-    ray.init(log_to_driver=False, logging_level=logging.ERROR, runtime_env=runtime_env, **arguments)
+    arguments |= {"log_to_driver": False, "logging_level": logging.ERROR}
+    init(private or {}, runtime_env=runtime_env, **arguments)

@@ -8,12 +8,9 @@ that announce their end; they do not count here.
 
 from __future__ import annotations
 
-import logging
 import re
-import secrets
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import Any, Final
 
 import ray
@@ -21,21 +18,11 @@ import torch
 import torch.distributed as dist
 from ray import exceptions as ray_errors
 
-from trainers.checkpoints.storage import prepare_folder
-from trainers.errors import first_line, storage_failures
-from trainers.folders import temporary_folder
-from trainers.ray_trainer import location, open_storage, torch_trainer, train_loop
+from trainers.errors import MicroBatchTooLarge, first_line
 from tuning.config.schema import ResourcesConfig
 from tuning.execution.cluster_resources import fitting_trials
-from tuning.execution.ray_errors import wrapped_errors
-from tuning.execution.ray_workarounds import (
-    WorkerHealthCheckTimeoutError,
-    draining_nodes,
-    without_helpers,
-)
-from tuning.execution.warm_workers import watched
-
-logger = logging.getLogger(__name__)
+from tuning.execution.ray_workarounds import draining_nodes
+from tuning.runs.errors import wrapped_errors
 
 _LOST: Final = (
     ray_errors.RayActorError,
@@ -45,10 +32,8 @@ _LOST: Final = (
     ray_errors.ObjectLostError,
     ray_errors.OutOfMemoryError,
     ray_errors.RpcError,
-    WorkerHealthCheckTimeoutError,
 )
-"""Errors of Ray about a process that is gone (killed, out of memory, lost with its node), or that
-has not answered for minutes."""
+"""Errors of Ray about a process that is gone: killed, out of memory, lost with its node."""
 
 _NOT_OF_THE_GPU: Final = (2, 710)
 """`cudaErrorMemoryAllocation`: memory outside of PyTorch's allocator is exhausted, such as that for
@@ -67,66 +52,16 @@ GPU_FAILURES: Final = 2
 the node."""
 
 
+MICRO_BATCH_HALVINGS: Final = 5
+"""Attempts at a training that may end because several workers need a smaller micro-batch."""
+
+
 class MachinesLost(RuntimeError):
     """A training lost its workers more often than `search.resources.max_failures` allows."""
 
 
-def fit(
-    config: str,
-    *,
-    name: str,
-    storage_path: Path | str,
-    resources: ResourcesConfig,
-    final_split: str | None = None,
-    limit_s: float | None = None,
-    loop: Callable[[dict[str, Any]], Any] = train_loop,
-) -> Any:
-    """Run one training to its end, and repeat it from its newest checkpoint if a machine fails.
-
-    Args:
-        config: the `TrialConfig` as JSON.
-        name: of the training. Its checkpoints lie in a folder of this name, and a later call with
-            the same name continues from them.
-        storage_path: folder or URL of all trainings.
-        resources: of the training. `max_failures` failures of machines are survived.
-        final_split: split that is evaluated once, after the last step.
-        limit_s: time after which a training without a report hangs; None: not watched.
-        loop: replaces `train_loop`, for measurements; it gets the same values.
-
-    Returns:
-        What the training loop returned on the first worker: the last report.
-
-    Raises:
-        MachinesLost: more machines failed than `max_failures`.
-        ReportOverdue: it hangs.
-        StorageFailed: checkpoints cannot be read or written.
-        Exception: what the training itself raised, wrapped by Ray Train.
-    """
-    nodes = FaultyNodes(resources)
-    attempts = Attempts(name, nodes)
-    with storage_failures(storage_path, "cannot be used"):
-        folder = open_storage(storage_path).at(name)
-    values = {"trial": config, "folder": location(folder), "final_split": final_split}
-    while True:
-        prepare_folder(folder)
-        with temporary_folder("lipsum-tune-train-") as scratch:
-            unique = f"{name}-{secrets.token_hex(4)}"
-            options = resources.per_trial() | nodes.placement()
-            try:
-                with watched(limit_s) as exchange:
-                    given = values | {"exchange": exchange}
-                    trainer = torch_trainer(loop, given, name=unique, scratch=scratch, **options)
-                    return without_helpers(trainer).fit().return_value
-            except Exception as error:
-                logger.warning(attempts.failed(error))
-
-
-class TrainingDriver:
-    """Actor that runs one training, and holds Ray Train's controller, see `without_helpers`."""
-
-    def fit(self, config: str, **options: Any) -> Any:
-        """The same as `fit`."""
-        return fit(config, **options)
+class TrainingHangs(RuntimeError):
+    """A training has hung twice, see `search.resources.hang_after_s`; with the stacks."""
 
 
 class FaultyNodes:
@@ -162,20 +97,11 @@ class FaultyNodes:
         self._failures = [failure for failure in self._failures if failure[1] in avoided]
 
     def placement(self) -> dict[str, Any]:
-        """Arguments of `torch_trainer` that replace those of `resources.per_trial()`.
-
-        The number of workers is limited to what the other nodes hold: for an elastic trial, Ray
-        Train 2.60 counts the room on all nodes, and would wait for ever for that on the others.
-        """
-        if not (avoided := self._avoided()):
-            return {}
-        alive = [node for node in ray.nodes() if node["Alive"]]
+        """Arguments of `torch_trainer` beside those of `resources.per_trial()`."""
+        avoided = self._avoided()
+        alive = [node for node in ray.nodes() if node["Alive"]] if avoided else []
         others = [node["Resources"] for node in alive if node["NodeID"] not in avoided]
-        for workers in reversed(self.resources.sizes):
-            size = {"workers": workers, "min_workers": None}
-            if fitting_trials(others, self.resources.model_copy(update=size)):
-                return {"avoid": avoided, "workers": workers}
-        return {}
+        return {"avoid": avoided} if fitting_trials(others, self.resources) else {}
 
     def _avoided(self) -> list[str]:
         nodes_of = defaultdict[str, set[str]](set)
@@ -188,20 +114,37 @@ class FaultyNodes:
 class Attempts:
     """Counts the failures of machines during one training, and tells them to `nodes`."""
 
+    _halved = 0
+    """Number of attempts that ended for a smaller micro-batch."""
+
     def __init__(self, name: str, nodes: FaultyNodes) -> None:
         self._name, self._nodes, self._max_failures = name, nodes, nodes.resources.max_failures
-        self._failures, self._known_nodes = 0, set[str]()
+        self._failures, self._hangs, self._known_nodes = 0, 0, set[str]()
 
-    def failed(self, error: Exception) -> str:
-        """If the training should be repeated after this error of Ray Train, say so in one line.
+    def failed(self, error: Exception, stacks: Callable[[], str] = str) -> str:
+        """If the training should be repeated after this error of Ray Train, say so.
+
+        Args:
+            stacks: those of workers that ended because they hung, if any did.
 
         Raises:
             MachinesLost: more machines failed than `max_failures`.
+            TrainingHangs: it has hung for the second time.
             Exception: the error itself, if it is not the failure of a machine.
         """
+        smaller = [e for e in _innermost(error) if isinstance(e, MicroBatchTooLarge)]
+        if smaller and self._halved < MICRO_BATCH_HALVINGS:
+            self._halved += 1
+            return f"{self._name} is repeated from its newest checkpoint: {smaller[0]}"
         failure = machine_failure(error)
         if failure is None:
             raise error
+        if hung := stacks():
+            self._hangs += 1
+            reason = f"no step or batch in {self._nodes.resources.hang_after_s:g} s"
+            if self._hangs > 1:
+                raise TrainingHangs(f"{reason}, for the second time\n{hung}") from error
+            return f"{self._name} is repeated from its newest checkpoint: {reason}\n{hung}"
         # Ray Train repeats the training itself if a node had announced its end, unless the
         # other workers notice the loss before it does. Ray may have forgotten the node since, but
         # the workers have not.
@@ -227,7 +170,7 @@ def machine_failure(error: BaseException) -> BaseException | None:
     An actor that could not be created is no failure of a machine: its constructor raised.
     """
     errors = [e for e in _innermost(error) if not getattr(e, "actor_init_failed", False)]
-    lost = next((e for e in errors if isinstance(e, _LOST) or _is_of_accelerator(e)), None)
+    lost = next((e for e in errors if _is_lost(e) or _is_of_accelerator(e)), None)
     if lost is None and errors and all(map(_is_of_peer, errors)):
         return errors[0]
     return lost
@@ -235,11 +178,16 @@ def machine_failure(error: BaseException) -> BaseException | None:
 
 def _innermost(error: BaseException) -> Iterator[BaseException]:
     """The errors of all workers that an error of Ray Train wraps."""
-    wrapped = [] if isinstance(error, _LOST) else list(wrapped_errors(error))
+    wrapped = [] if _is_lost(error) else list(wrapped_errors(error))
     if not wrapped:
         yield error
     for one in wrapped:
         yield from _innermost(one)
+
+
+def _is_lost(error: BaseException) -> bool:
+    """Whether a process is gone, or has not answered Ray Train for minutes."""
+    return isinstance(error, _LOST) or type(error).__name__ == "WorkerHealthCheckTimeoutError"
 
 
 def _is_of_accelerator(error: BaseException) -> bool:

@@ -20,9 +20,9 @@ over while they do."""
 def interrupted_by_sigterm() -> Iterator[None]:
     """Within the block, SIGTERM raises KeyboardInterrupt immediately.
 
-    SIGKILL may follow after three seconds (`ray job stop`), so trials are not ended in order, as
-    Tune does at Ctrl-C; Ray ends all processes with the driver. Enter the block within a connection
-    to Ray, because Ray's own handler would print stack traces. Handlers can be set in the main
+    SIGKILL may follow after three seconds (`ray job stop`), so trials are not ended in order; Ray
+    ends all processes with the driver. Enter the block within a connection to Ray, because Ray's
+    own handler would print stack traces. Handlers can be set in the main
     thread only; in another thread, nothing changes.
     """
     if threading.current_thread() is not threading.main_thread():
@@ -57,28 +57,21 @@ def environment_variables(variables: Mapping[str, str], *, override: bool = True
 
 @contextmanager
 def restored_process() -> Iterator[None]:
-    """After the block, environment variables, log levels and handlers are as before it.
+    """After the block, environment variables, log levels and log handlers are as before it.
 
-    Ray 2.60 and MLflow 3.17 change them in the process that uses them and do not restore them. Tune
-    handles SIGUSR1. open_clip calls `logging.info`, which gives a root logger without handlers one,
-    so that `logging.basicConfig` would do nothing any more.
+    Ray 2.60 and MLflow 3.17 change them in the process that uses them and do not restore them.
+    open_clip calls `logging.info`, which gives a root logger without handlers one, so that
+    `logging.basicConfig` would do nothing any more.
     """
-    environment = dict(os.environ)
+    environment, handlers = dict(os.environ), list(logging.root.handlers)
     names = ["", *logging.root.manager.loggerDict]
     levels = {name: logging.getLogger(name).level for name in names}
-    is_main = threading.current_thread() is threading.main_thread()
-    log_handlers = list(logging.root.handlers)
-    numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
-    handlers = {number: signal.getsignal(number) for number in numbers}
     try:
         yield
     finally:
         for name in os.environ.keys() - environment.keys():
             del os.environ[name]
         os.environ.update(environment)
+        logging.root.handlers[:] = handlers
         for name, level in levels.items():
             logging.getLogger(name).setLevel(level)
-        logging.root.handlers[:] = log_handlers
-        for number, handler in handlers.items() if is_main else ():
-            if handler is not None and handler != signal.getsignal(number):  # None: not of Python
-                signal.signal(number, handler)

@@ -2,76 +2,72 @@
 
 from __future__ import annotations
 
-import signal
-import threading
-from collections.abc import Callable
-from types import FrameType
+from collections.abc import Sequence
+from contextlib import ExitStack
+from datetime import datetime
 from typing import Any
 
 from ray import tune
+from ray.tune.experiment import Trial
 
 from trainers.folders import temporary_folder
 from tuning.algorithms.budget import Budget
-from tuning.algorithms.rung_check import search_rule
 from tuning.algorithms.searcher import TrialProposer
 from tuning.algorithms.studies import Studies
-from tuning.algorithms.tune_scheduler import StepScheduler
-from tuning.config.schema import SearchFile
 from tuning.execution.ray_workarounds import tune_workarounds
-from tuning.runs.journal import History
+from tuning.execution.scheduler import PrunerScheduler
+from tuning.execution.signals import environment_variables
 from tuning.runs.recorder import Recorder
-from tuning.runs.records import SearchOutcome
-from tuning.runs.run_folder import config_of
+from tuning.runs.records import STEP, TRAIN_CURVE, SearchOutcome, TrialRecord
 
 
 def run_trials(
     train: Any,
-    file: SearchFile,
-    studies: Studies,
+    proposer: TrialProposer,
     budget: Budget,
     recorder: Recorder,
-    history: History,
+    earlier: Sequence[TrialRecord],
     concurrent: int,
-    announce: Callable[[str], None],
-    interrupted: Callable[[], None],
+    max_failures: int,
+    callbacks: Sequence[tune.Callback] = (),
+    studies: Studies | None = None,
 ) -> SearchOutcome:
     """Run trials until nothing more is proposed, and say how that ended.
 
-    It is `stopped` after Ctrl-C, which Tune does not raise, or after too many failures in a row.
+    It is `stopped` after too many failures in a row.
 
     Args:
         train: a class, because Ray Tune 2.60 hangs if it stops a trial of a function whose process
             it keeps.
-        interrupted: called at the first Ctrl-C, after which Tune ends the trials.
+        max_failures: of processes of trials. Failed trainings are reported by them, see `Slot`.
+        callbacks: of the user, for Tune. Its loggers write below `tune/` in the run folder.
     """
-    proposer = TrialProposer(
-        studies,
-        recorder,
-        lambda record: config_of(file, record),
-        may_propose=budget.allows,
-        references=file.search.references,
-        earlier=history.records,
-    )
-    rule = search_rule(recorder.search)
-    # The folder is for files of Tune, which are never read again.
-    with tune_workarounds(), temporary_folder("lipsum-tune-search-") as storage:
+    with ExitStack() as stack:
+        if callbacks:  # Tune copies what its loggers have written so often, and at the end
+            copies = environment_variables({"TUNE_GLOBAL_CHECKPOINT_S": "60"}, override=False)
+            stack.enter_context(copies)
+            storage = recorder.search.run_folder / "tune"
+        else:  # files of Tune, which are never read again
+            storage = stack.enter_context(temporary_folder("lipsum-tune-search-"))
+        stack.enter_context(tune_workarounds())
         tune.Tuner(
             train,
             tune_config=tune.TuneConfig(
                 num_samples=-1,  # until the proposer has no more
                 max_concurrent_trials=concurrent,
                 search_alg=proposer,
-                scheduler=StepScheduler(rule, file.trial.steps, history.records, announce),
+                scheduler=PrunerScheduler(studies, recorder.search.total_steps),
                 reuse_actors=True,
+                trial_name_creator=_trial_id,
+                trial_dirname_creator=_trial_id,
             ),
             run_config=tune.RunConfig(
-                name="tune",
+                name=f"{datetime.now():%Y-%m-%d_%H-%M-%S}",  # a folder for each session
                 storage_path=str(storage),
-                callbacks=[recorder, _StopNotice(interrupted)],
+                callbacks=[recorder, *map(_Reports, callbacks)],
                 stop=_BudgetStopper(budget),
                 checkpoint_config=tune.CheckpointConfig(checkpoint_at_end=False),
-                # Of processes of trials: failed trainings are reported by them, see `Slot`.
-                failure_config=tune.FailureConfig(file.search.resources.max_failures),
+                failure_config=tune.FailureConfig(max_failures),
                 verbose=0,
             ),
         ).fit()
@@ -81,36 +77,30 @@ def run_trials(
     return "finished" if complete or budget.over() is not None else "stopped"
 
 
-class _StopNotice(tune.Callback):
-    """Calls `interrupted` at Ctrl-C, since Tune takes about 10 s to end the trials.
+def _trial_id(trial: Trial) -> str:
+    return str(trial.config["trial_id"])
 
-    At the second Ctrl-C, the handler before Tune's raises KeyboardInterrupt.
+
+class _Reports(tune.Callback):
+    """A callback of the user, which sees reports only: Tune's other results say how far a trial is.
+
+    Without the training curve, a result has the same keys each time, as Tune's loggers expect.
     """
 
-    def __init__(self, interrupted: Callable[[], None]) -> None:
-        self._interrupted = interrupted
-        self._is_over = False
+    def __init__(self, callback: tune.Callback) -> None:
+        self._callback = callback
 
-    def setup(self, *arguments: Any, **info: Any) -> None:
-        """Wrap the handler that Tune has just set, in the main thread only."""
-        if threading.current_thread() is not threading.main_thread():
-            return
-        of_tune = signal.getsignal(signal.SIGINT)
+    def __getattribute__(self, name: str) -> Any:
+        callback = object.__getattribute__(self, "_callback")
+        if name != "on_trial_result":
+            return getattr(callback, name)
 
-        def stop(number: int, frame: FrameType | None) -> None:
-            if callable(of_tune):
-                of_tune(number, frame)
-            if not self._is_over:  # Tune's handler stays until the process restores its own
-                self._interrupted()
+        def on_trial_result(*, result: dict[str, Any], **info: Any) -> None:
+            if STEP in result:
+                report = {k: v for k, v in result.items() if k != TRAIN_CURVE}
+                callback.on_trial_result(result=report, **info)
 
-        signal.signal(signal.SIGINT, stop)
-
-    def on_experiment_end(self, trials: list[Any], **info: Any) -> None:
-        """Call nothing while results are written."""
-        self._is_over = True
-
-    def __getstate__(self) -> dict[str, object]:
-        return {}  # as below
+        return on_trial_result
 
 
 class _BudgetStopper(tune.Stopper):

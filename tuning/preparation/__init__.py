@@ -1,1 +1,1 @@
-"""`lipsum-tune prepare`: images in a usual layout, made into the project's Parquet shards."""
+"""`lipsum-tune prepare`: images of any source, checked and written as Parquet."""

@@ -1,256 +1,140 @@
-"""`lipsum-tune prepare`: plan, make the shards as Ray tasks, check them and close the records."""
+"""A preparation in the terminal: which domains there are, its progress, and a table at its end."""
 
 from __future__ import annotations
 
-import os
-import time
-from collections import Counter, defaultdict
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import ExitStack
-from importlib.metadata import version
-from typing import Any, TypeVar
-from uuid import uuid4
+import math
+from collections.abc import Sequence
+from pathlib import Path
 
-from rich.console import Console
+import yaml
+from rich.console import Console, Group, RenderableType
+from rich.markup import escape
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.text import Text
 
-from trainers.data.encoding import EncodeOptions
-from trainers.data.formats.index import Split
-from trainers.data.formats.retry import SourceLost, require_source
-from trainers.data.shards import Shard, ShardReport, make_shard, up_to_date
-from trainers.data.storage import Store, open_store
-from trainers.errors import StorageFailed
-from tuning.execution.signals import environment_variables
-from tuning.preparation.manifest import (
-    FINDINGS,
-    Found,
-    PreparationFailed,
-    Status,
-    check_own,
-    check_whole,
-    locked,
-    other_parts,
-    write_findings,
-    write_record,
-)
-from tuning.preparation.plan import DomainPlan, Plan, PrepareOptions, may_skip, plan_preparation
-from tuning.preparation.report import Display, DomainReport, PreparationReport, SplitReport
+from trainers.data.folders import SPLITS, subfolders
+from trainers.data.prepare import BAD, DUPLICATES, Options, Report
+from trainers.data.prepare import prepare as prepare_domains
+from trainers.data.sources import Source, domain_names
+from trainers.data.storage import open_store
+from trainers.errors import ConfigError, did_you_mean
+from tuning.views.formatting import accuracy_margin
+from tuning.views.result_table import borderless_table
 
-_PACKAGES = ("lipsum-tune", "pillow", "pyarrow", "numpy")
-_TASKS_PER_CPU = 2  # one runs, one waits
-_STORAGE_VARIABLES = ("AWS_", "AZURE_", "GCS_", "GOOGLE_", "HF_", "STORAGE_")
+FEW_IMAGES = 100
+"""Fewer validation images than this are said to be few: ± 10 points."""
 
-Report = TypeVar("Report", ShardReport, ShardReport | None)
-Make = Callable[[Store, Store, Shard, EncodeOptions], Report]
+
+def sources_of(
+    source: Source,
+    *,
+    id_domain: str | None = None,
+    ood: Sequence[str] = (),
+    domain: str | None = None,
+) -> dict[str, Source]:
+    """The source of each domain, the ID domain first.
+
+    Without `id_domain`, all domains of a published data set, or one domain that is called `domain`
+    or after its folder.
+
+    Raises:
+        ConfigError: a domain that the source does not have.
+    """
+    root = Path(source.path).expanduser()
+    of_folders = source.layout == "folders" and id_domain is not None
+    known = subfolders(root) if of_folders else domain_names(source)
+    if id_domain is None and ood:
+        raise ConfigError("is needed beside --ood", key="--id", hint="the domain to fine-tune on")
+    if len(known) == 1 and not of_folders:  # it has no name of its own
+        if id_domain is not None and ood:
+            raise ConfigError("there is one domain", key="--ood", value=",".join(ood))
+        return {domain or id_domain or known[0]: source}
+    if domain is not None:
+        raise ConfigError("the domains have names", key="--domain", value=domain)
+    if id_domain in ood:
+        raise ConfigError("is the domain of --id", key="--ood", value=id_domain)
+    for key, name in [("--id", id_domain), *(("--ood", name) for name in ood)]:
+        if name is not None and name not in known:
+            problem = f"no such domain{did_you_mean(name, known)}"
+            raise ConfigError(problem, key=key, value=name, source=source.path)
+    if id_domain is None:
+        return dict.fromkeys(known, source)
+    chosen = [id_domain, *(ood or [name for name in known if name != id_domain])]
+    if of_folders:
+        return {n: source.model_copy(update={"path": str(root / n)}) for n in chosen}
+    return dict.fromkeys(chosen, source)
 
 
 def prepare(
-    layout: str,
-    source: str,
+    sources: dict[str, Source],
     destination: str,
-    options: PrepareOptions | None = None,
-    *,
-    address: str | None = None,
-    progress: bool = True,
-) -> PreparationReport:
-    """Make a data set in the project's format out of images in one of the known layouts.
-
-    If it is run again, it continues after an interruption, and makes those shards anew whose images
-    have changed at the source since.
-
-    Args:
-        layout: a name of `trainers.data.formats.LAYOUTS`.
-        destination: folder or URL; it gets `<domain>/<split>/part-*.parquet`.
-        address: of a Ray cluster; by default `RAY_ADDRESS`, or a new local one.
-
-    Raises:
-        ConfigError: before anything is written, for everything that can be checked by then.
-        PreparationFailed: the source does not answer, the destination cannot be written to or is
-            in use, or a worker was lost.
-        KeyboardInterrupt: also for SIGTERM, with which clusters end a job.
-    """
-    options = options or PrepareOptions()
-    plan = plan_preparation(layout, source, destination, options)
-    console = Console(stderr=True, quiet=not progress)
-    count = f"{plan.images:,} images of {', '.join(domain.domain for domain in plan.domains)}"
-    console.print(f"{count}; starting Ray", soft_wrap=True, highlight=False, markup=False)
-    # Imports torch, which takes seconds: not before the plan is known to be good.
-    from tuning.execution.ray_session import ray_session
-    from tuning.execution.ray_watch import watched_ray
-
-    run = uuid4().hex
-    runs = {domain.domain: (domain.record or {}).get("run") for domain in plan.domains}
-    by_name = {domain.domain: domain for domain in plan.domains}
-    ended: dict[str, list[tuple[Shard, ShardReport]]] = defaultdict(list)
-    reports: dict[str, DomainReport] = {}
-    stale: list[Shard] = []
-
-    def begin(domain: DomainPlan) -> None:
-        runs[domain.domain] = run
-        write_record(domain.store, "unfinished", _facts(plan, domain, run))
-
-    def on_end(shard: Shard, report: ShardReport) -> None:
-        display.shard_ended(shard, report)
-        ended[shard.domain].append((shard, report))
-        domain = by_name[shard.domain]
-        if len(ended[shard.domain]) == len(domain.shards):
-            reports[shard.domain] = _finish(
-                plan, domain, ended[shard.domain], options, runs[shard.domain],
-                is_locked=domain.domain in exclusive,
-            )  # fmt: skip
-
-    def on_checked(shard: Shard, report: ShardReport | None) -> None:
-        if report is None:
-            stale.append(shard)
-        else:
-            on_end(shard, report)
-
-    try:
-        with ExitStack() as stack:
-            exclusive = {
-                domain.domain
-                for domain in plan.domains
-                if stack.enter_context(locked(domain.store, domain.record))
-            }
-            stack.enter_context(ray_session(address))
-            stack.enter_context(watched_ray())
-            display = stack.enter_context(Display(console, plan.images))
-            for domain in plan.domains:
-                if not domain.is_done:
-                    begin(domain)
-            began = time.monotonic()
-            done = [shard for d in plan.domains if d.is_done for shard in d.shards]
-            run_shards(plan, done, options.encode, up_to_date, on_checked)
-            # Domains of which a shard has to be made anew are unfinished from here on, so that no
-            # reader takes a part for the whole.
-            for domain in plan.domains:
-                if any(shard.domain == domain.domain for shard in stale):
-                    begin(domain)
-            rest = [shard for d in plan.domains if not d.is_done for shard in d.shards]
-            run_shards(plan, stale + rest, options.encode, make_shard, on_end)
-            seconds = time.monotonic() - began
-    except (OSError, PreparationFailed, StorageFailed) as error:
-        raise PreparationFailed(
-            f"{' '.join(str(error).split())}; finished shards stay: run the same command again to "
-            "continue"
-        ) from error
-    made = sum(len(s.examples) for pairs in ended.values() for s, r in pairs if not r.reused)
-    in_order = tuple(reports[domain.domain] for domain in plan.domains)
-    return PreparationReport(plan.destination.url, in_order, made, seconds, plan.id_domain)
-
-
-def _finish(
-    plan: Plan,
-    domain: DomainPlan,
-    ended: Sequence[tuple[Shard, ShardReport]],
-    options: PrepareOptions,
-    run: str | None,
-    *,
-    is_locked: bool,
-) -> DomainReport:
-    """Remove the files to be replaced, check that all shards are there, and close the record."""
-    place = {shard.path: number for number, shard in enumerate(domain.shards)}
-    in_order = sorted(ended, key=lambda pair: place[pair[0].path])
-    findings = list(domain.findings)
-    splits: dict[Split, SplitReport] = {}
-    for shard, made in in_order:
-        findings += [Found(shard.split, finding) for finding in made.findings]
-        before = splits.get(shard.split, SplitReport(0, 0))
-        splits[shard.split] = SplitReport(before.images + made.rows, before.bytes + made.bytes)
-    bad = sum(found.finding.bad for found in findings)
-    is_unchanged = domain.is_done and all(made.reused for _, made in in_order)
-    is_allowed = is_unchanged or may_skip(options.skip_bad, bad, domain.images)
-    status: Status = "done" if is_allowed else "refused"
-
-    store = domain.store
-    check_own(store, run)
-    to_remove = [path for path in other_parts(store, domain.shards) if path in domain.extra]
-    if is_locked:  # files of writers that were killed
-        to_remove += [path for path in store.files() if path.endswith(".unfinished")]
-    for path in to_remove:
-        store.filesystem.delete_file(store.full(path))
-    check_whole(plan.destination, store, in_order)
-    write_findings(store, findings)
-    check_own(store, run)
-    kinds = Counter((found.split, found.finding.kind) for found in findings)
-    counts = {
-        "skip_bad": options.skip_bad,
-        "bad": bad,
-        "splits": {
-            split: {
-                "images": made.images,
-                "bytes": made.bytes,
-                "findings": {kind: n for (of, kind), n in sorted(kinds.items()) if of == split},
-            }
-            for split, made in splits.items()
-        },
-        "findings": FINDINGS,
-    }
-    write_record(store, status, {**_facts(plan, domain, run), **counts})
-    return DomainReport(domain.domain, store.url, status, splits, tuple(findings), domain.images)
-
-
-def _facts(plan: Plan, domain: DomainPlan, run: str | None) -> dict[str, Any]:
-    """The part of a record that is known from the start."""
-    return {
-        "run": run,
-        "layout": plan.layout,
-        "source": plan.source.url,
-        "settings": dict(domain.settings),
-        "digest": domain.digest,
-        "overwrite": domain.overwrite,
-        "versions": {name: version(name) for name in _PACKAGES},
-    }
-
-
-def run_shards(
-    plan: Plan,
-    shards: Sequence[Shard],
-    options: EncodeOptions,
-    make: Make[Report],
-    on_end: Callable[[Shard, Report], None],
-) -> None:
-    """Make or check shards as Ray tasks of one CPU each, in order.
-
-    Raises:
-        PreparationFailed: at the first shard that fails.
-    """
-    import ray
-
-    from tuning.execution.ray_errors import in_one_line, root_cause
-    from tuning.execution.tasks import run_tasks
-
-    # A worker has another working directory, so local paths are absolute. Keys for storage go as an
-    # argument, since Ray writes runtime environments to its logs and shows them in its dashboard.
-    source, destination = (
-        store.root if store.is_local else store.url for store in (plan.source, plan.destination)
-    )
-    keys = {k: value for k, value in os.environ.items() if k.startswith(_STORAGE_VARIABLES)}
-    fixed = ray.put((source, destination, options, keys, make))
-    task: Any = ray.remote(num_cpus=1)(run_shard)
-
-    def get(shard: Shard, reference: Any) -> None:
-        try:
-            report = ray.get(reference)
-        except SourceLost as error:
-            raise PreparationFailed(str(root_cause(error))) from error
-        except Exception as error:
-            raise PreparationFailed(f"{shard.path}: {in_one_line(error)}") from error
-        on_end(shard, report)
-
-    cpus = max(1, int(ray.cluster_resources().get("CPU", 1)))
-    run_tasks(shards, lambda s: task.remote(fixed, s), get, at_once=_TASKS_PER_CPU * cpus)
-
-
-def run_shard(
-    fixed: tuple[str, str, EncodeOptions, Mapping[str, str], Make[Report]], shard: Shard
+    options: Options,
+    id_domain: str | None,
+    console: Console,
 ) -> Report:
-    """Make or check one shard, in a worker.
+    """Prepare domains with a bar of progress.
 
     Raises:
-        SourceLost: the source is not there on this machine.
+        ConfigError: see `trainers.data.prepare.prepare`; or a disk or a bucket fails.
     """
-    source, destination, options, keys, make = fixed
-    with environment_variables(keys, override=False):
-        origin = open_store(source)
-        require_source(origin)
-        return make(origin, open_store(destination), shard, options)
+    columns = (
+        TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(),
+    )  # fmt: skip
+    with Progress(*columns, console=console, disable=not console.is_terminal) as bar:
+        task = bar.add_task("listing images", total=None)
+
+        def show(part: str, done: int, total: int) -> None:
+            bar.update(task, description=part, completed=done, total=total)
+
+        try:
+            return prepare_domains(
+                sources, open_store(destination), options, id_domain=id_domain, progress=show
+            )
+        except OSError as error:  # a full disk, no permission, no connection
+            reason = " ".join(str(error).split())
+            raise ConfigError(reason, source=destination) from error
+
+
+def render(report: Report) -> RenderableType:
+    """Images by domain and split, what is bad, and the lines for the configuration."""
+    table = borderless_table("", *SPLITS, "bad", "left out", "status")
+    lines = []
+    for domain in report.domains:
+        counts = [f"{domain.images[s]:,}" if s in domain.images else "" for s in SPLITS]
+        row = [escape(domain.domain), *counts, f"{domain.bad:,}", f"{domain.left_out:,}"]
+        table.add_row(*row, domain.status, style="red" if domain.status == "refused" else "")
+        if domain.bad or domain.left_out:
+            listed = f"{report.destination}/{domain.domain}/{BAD}"
+            lines.append(f"! {domain.domain}: bad and left out images are listed in {listed}")
+        missing = [split for split in ("val", "test") if not domain.images.get(split)]
+        lines += [f"! {domain.domain}: no {split} split" for split in missing]
+        if 0 < (number := domain.images.get("val", 0)) < FEW_IMAGES:
+            margin = accuracy_margin(50.0, number)
+            lines.append(f"! {domain.domain}: {number} val images: accuracy ± {margin:.0f} points")
+    for pair, number in report.duplicates.items():
+        listed = f"{report.destination}/{DUPLICATES}"
+        lines.append(f"! {pair}: {number:,} images are byte for byte the same, see {listed}")
+    parts: list[RenderableType] = [table, *(Text(line, style="yellow") for line in lines)]
+    if not refusal(report):
+        parts.append(Text(f"Config      trial.data.root: {report.destination}"))
+        names = [domain.domain for domain in report.domains]
+        if id_domain := report.id_domain or (names[0] if len(names) == 1 else None):
+            ood = [name for name in names if name != id_domain]
+            suite = {"id_domain": id_domain, "ood_domains": ood}
+            text = yaml.safe_dump(
+                suite, default_flow_style=True, sort_keys=False, width=math.inf, allow_unicode=True
+            )
+            parts.append(Text(f"            trial.data.suite: {text.strip()}"))
+            if not ood:
+                parts.append(Text("            search.objective: {metric: id_val/acc}"))
+    return Group(*parts)
+
+
+def refusal(report: Report) -> str | None:
+    """What keeps the data from being used, in one line."""
+    refused = {d.domain: d.bad for d in report.domains if d.status == "refused"}
+    if not refused:
+        return None
+    counts = ", ".join(f"{number:,} of {domain}" for domain, number in refused.items())
+    needed = max(refused.values())
+    return f"bad images: {counts}; mend them, or run the same with --skip-bad {needed}"

@@ -4,7 +4,11 @@ The journal is the source of truth. Optuna studies, tables, MLflow and a resumed
 from it. A line is written and synced to disk before anything else learns of the event, and is never
 changed, so after any kill the journal is correct up to its last complete line. An incomplete last
 line is cut off when the journal is opened again. If a line cannot be written (disk full), nothing
-more is written in that session: later events would depend on one that is not recorded.
+more is written in that session: later events would depend on one that is not recorded. A report
+that a killed driver did not write comes again: a trial is at most one report ahead, and repeats its
+last one when it is resumed.
+
+Readers skip events and keys that they do not know, so that later versions can add some.
 """
 
 from __future__ import annotations
@@ -16,26 +20,15 @@ import operator
 import os
 import secrets
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from io import FileIO
 from pathlib import Path
 from typing import Any, TypeAlias, get_args
 
-from trainers.checkpoints.format import read_header
-from trainers.data.storage import Store
 from trainers.errors import ConfigError, StorageFailed, storage_failures, system_words
-from tuning.checkpoints.files import kept_checkpoint
-from tuning.runs.records import (
-    STEP,
-    TRAIN_CURVE,
-    Outcome,
-    SearchOutcome,
-    SearchRecord,
-    TrialRecord,
-    outcome_of,
-)
+from tuning.runs.records import STEP, TRAIN_CURVE, Outcome, SearchOutcome, TrialRecord
 
 JOURNAL_FILE = "journal.jsonl"
 FORMAT = 2
@@ -117,7 +110,7 @@ class Journal:
 
     def trial_started(self, record: TrialRecord) -> None:
         """An attempt of a trial begins."""
-        start = {
+        start: Event = {
             "kind": record.kind,
             "number": record.number,
             "params": dict(record.params),
@@ -127,6 +120,8 @@ class Journal:
             start["sampler"] = dict(record.sampler_state)
         if record.is_first_point:
             start["first_point"] = True
+        if record.labels:
+            start["labels"] = list(record.labels)
         self._append({"event": "started", "trial": record.trial_id, **start}, at=record.started_at)
 
     def trial_reported(self, record: TrialRecord) -> None:
@@ -208,93 +203,96 @@ def read_history(run_folder: Path, live: bool = False) -> History:
     Raises:
         ConfigError: there is no journal, its format is of another version, or it is damaged.
     """
-    path = run_folder / JOURNAL_FILE
-    reader = _Reader()
-    try:
-        with path.open("rb") as lines:
-            for number, line in enumerate(lines, 1):
-                if not line.endswith(b"\n"):
-                    break
-                try:
-                    reader.read(json.loads(line))
-                except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
-                    raise ConfigError(f"line {number} is damaged", source=path) from None
-    except FileNotFoundError:
-        raise ConfigError(
-            f"not a run folder: {JOURNAL_FILE} not found", source=run_folder
-        ) from None
-    except _OtherFormat as other:
-        raise ConfigError(
-            f"format {other} is of another version of lipsum-tune; this version reads {FORMAT}",
-            source=path,
-            hint="finish and export the run with that version",
-        ) from None
-    return reader.history(live)
+    replay = Replay()
+    for event, end in read_events(run_folder):
+        try:
+            replay.add(event)
+        except (ValueError, KeyError, TypeError, AttributeError):
+            raise _damaged(run_folder / JOURNAL_FILE, end) from None
+    return replay.history(live)
 
 
-def add_missed_reports(search: SearchRecord, journal: Journal, checkpoints: Store) -> History:
-    """Add the reports that a killed driver did not write, from checkpoints, and read the journal.
+def trial_events(run_folder: Path) -> Iterator[tuple[str, TrialRecord]]:
+    """Every start, report and end of a trial in the order of the journal, with its record then.
 
-    Workers train on for a while after their driver was killed. The checkpoint from which a trial
-    will continue contains all reports before it. A trial whose last report is found there is
-    finished and does not run again.
+    The names of the events are `started`, `report` and `ended`.
 
     Raises:
-        StorageFailed: the checkpoints cannot be read.
+        ConfigError: see `read_history`.
     """
-    for record in read_history(search.run_folder).unfinished:
-        with storage_failures(checkpoints.url, "cannot be read"):
-            kept = kept_checkpoint(checkpoints, record.trial_id)
-            header = None if kept is None else read_header(kept)
-            reports = [] if header is None else header.reports
-            parts = [] if header is None else header.train_curves
-        train_curves = {part[STEP][-1]: part for part in parts}
-        for report in reports:
-            if report[STEP] > record.step:
-                values = {name: float(value) for name, value in report.items()}
-                record = record.with_report(values, train_curves.get(values[STEP]))
-                record = replace(record, outcome="running")
-                journal.trial_reported(record)
-        if record.step >= search.total_steps:
-            outcome, _ = outcome_of(record, search.total_steps)
-            # At the time of the last event: its GPUs were not reserved since.
-            journal.trial_ended(record.with_end(outcome, record.ended_at or journal.now()))
-    return read_history(search.run_folder)
+    read_history(run_folder)  # refuses a damaged journal
+    replay = Replay()
+    for event, _ in read_events(run_folder):
+        replay.add(event)
+        if event["event"] in ("started", "report", "ended"):
+            yield event["event"], replay.records[event["trial"]]
 
 
-class _OtherFormat(Exception):
-    pass
+def read_events(run_folder: Path, offset: int = 0) -> Iterator[tuple[Event, int]]:
+    """The events of a journal, each with the offset in bytes at which the next one begins.
+
+    A view that follows a running search begins where it stopped before. An incomplete last line is
+    left out.
+
+    Raises:
+        ConfigError: there is no journal, its format is of another version, or it is damaged.
+    """
+    path = run_folder / JOURNAL_FILE
+    if not path.is_file():
+        raise ConfigError(f"not a run folder: {JOURNAL_FILE} not found", source=run_folder)
+    with path.open("rb") as file:
+        file.seek(offset)
+        for line in file:
+            if not line.endswith(b"\n"):
+                return
+            offset += len(line)
+            try:
+                event = json.loads(line)
+                found = event["format"] if offset == len(line) else FORMAT
+            except (ValueError, KeyError, TypeError, RecursionError):
+                raise _damaged(path, offset) from None
+            if found != FORMAT:
+                raise ConfigError(
+                    f"format {found} is of another version of lipsum-tune; this version reads "
+                    f"{FORMAT}",
+                    source=path,
+                    hint="finish and export the run with that version",
+                )
+            yield event, offset
 
 
-class _Reader:
+def _damaged(path: Path, end: int) -> ConfigError:
+    number = path.read_bytes()[:end].count(b"\n")
+    return ConfigError(f"line {number} is damaged", source=path)
+
+
+class Replay:
     """Builds a history from the events of a journal, in their order."""
 
     def __init__(self) -> None:
         self.records: dict[str, TrialRecord] = {}
-        self.found = History()  # without the records
-        self.session_start: float | None = None
-        self.last = 0.0  # largest time of the session
+        self.last = 0.0
+        """Largest time of the last session, in Unix seconds."""
+        self._found = History()  # without the records
+        self._session_start: float | None = None
 
-    def read(self, event: Event) -> None:
+    def add(self, event: Event) -> None:
+        """Take the next event. One that is not known is skipped."""
         kind, at = event["event"], float(event["time"])
-        if not self.found.run_id:
-            if event.get("format") != FORMAT:
-                raise _OtherFormat(event.get("format"))
-            self.found = replace(self.found, run_id=event["id"])
+        if kind == "created":
+            self._found = replace(self._found, run_id=event["id"])
         if kind == "session":
             self._close_session()
-            self.session_start = self.last = at
+            self._session_start = self.last = at
             session = {"fingerprints": event["fingerprints"], "folder": event["folder"]}
-            self.found = replace(self.found, outcome=None, **session)
-        # A session may record the end of a trial at the time at which an earlier one cut it off.
-        if kind != "ended" or self.records[event["trial"]].outcome == "running":
-            self.last = max(self.last, at)
+            self._found = replace(self._found, outcome=None, **session)
+        self.last = max(self.last, at)
         if kind == "used_ood":
-            self.found = replace(self.found, used_ood=True)
+            self._found = replace(self._found, used_ood=True)
         elif kind == "zero_shot":
-            self.found = replace(self.found, zero_shot=_numbers(event["metrics"]))
+            self._found = replace(self._found, zero_shot=_numbers(event["metrics"]))
         elif kind == "session_ended":
-            self.found = replace(self.found, outcome=event["outcome"])
+            self._found = replace(self._found, outcome=event["outcome"])
             self._close_session()
         elif kind in ("started", "report", "ended"):
             trial_id = event["trial"]
@@ -310,6 +308,7 @@ class _Reader:
                 dict(event["params"]),
                 is_first_point=event.get("first_point", False),
                 sampler_state=event.get("sampler", {}),
+                labels=tuple(event.get("labels", ())),
             )
             return self.records.get(trial_id, new).with_attempt(at, event["gpus"])
         record = self.records[trial_id]
@@ -320,19 +319,20 @@ class _Reader:
         return record.with_end(event["outcome"], at, event["error"])
 
     def _close_session(self) -> None:
-        if self.session_start is not None:
-            seconds = self.found.seconds + self.last - self.session_start
-            self.found = replace(self.found, seconds=seconds)
-        self.session_start = None
+        if self._session_start is not None:
+            seconds = self._found.seconds + self.last - self._session_start
+            self._found = replace(self._found, seconds=seconds)
+        self._session_start = None
         for trial_id, record in self.records.items():
             if record.outcome == "running":
                 self.records[trial_id] = record.with_end("stopped", self.last)
 
     def history(self, live: bool) -> History:
+        """The history so far, see `read_history`."""
         if not live:
             self._close_session()
         records = sorted(self.records.values(), key=lambda record: record.number)
-        return replace(self.found, records=tuple(records))
+        return replace(self._found, records=tuple(records))
 
 
 def _numbers(metrics: dict[str, float]) -> dict[str, float]:

@@ -7,7 +7,6 @@ import operator
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, TypeAlias
 
-from tuning.algorithms.early_stopping import distances_to_ideal, non_dominated
 from tuning.runs.records import ZERO_SHOT, SearchRecord, TrialRecord
 
 Measure: TypeAlias = Callable[[TrialRecord], Any]
@@ -56,8 +55,7 @@ def by_objectives(search: SearchRecord, records: Iterable[TrialRecord]) -> list[
 def pareto_front(search: SearchRecord, records: Iterable[TrialRecord]) -> list[TrialRecord]:
     """The trials, among those that can be chosen, that no other one beats in all objectives."""
     pool = contenders(search, list(records), search.values)
-    values = [search.values(record) or () for record in pool]
-    return [pool[index] for index in non_dominated(values)]
+    return [pool[index] for index in non_dominated([search.values(r) or () for r in pool])]
 
 
 def misses(search: SearchRecord, records: Iterable[TrialRecord]) -> dict[str, dict[str, float]]:
@@ -156,3 +154,26 @@ def comparable(records: Sequence[TrialRecord], measure: Measure) -> list[TrialRe
         furthest = max((r.step for r in alive), default=0)
         pool = [r for r in alive if r.step == furthest]
     return pool
+
+
+def non_dominated(points: Sequence[tuple[float, ...]]) -> list[int]:
+    """The indices of the Pareto front: no other point is as good in all and better in one value."""
+
+    def dominates(a: tuple[float, ...], b: tuple[float, ...]) -> bool:
+        return a != b and all(map(operator.ge, a, b))
+
+    return [i for i, p in enumerate(points) if not any(dominates(q, p) for q in points)]
+
+
+def distances_to_ideal(points: Sequence[tuple[float, ...]]) -> list[float]:
+    """Euclidean distance of each point to the best value of every objective.
+
+    Each objective is scaled to its range over these points, so its unit has no influence.
+    """
+    columns = list(zip(*points, strict=True))
+    best = [max(column) for column in columns]
+    scales = [max(column) - min(column) or 1.0 for column in columns]
+    return [
+        math.hypot(*((b - v) / s for b, v, s in zip(best, point, scales, strict=True)))
+        for point in points
+    ]

@@ -12,14 +12,13 @@ from ray.tune import Callback as TuneCallback
 from ray.tune.experiment import Trial
 
 from trainers.errors import StorageFailed
-from tuning.execution.ray_errors import error_of, in_one_line, storage_failure
 from tuning.runs.callbacks import Callback
+from tuning.runs.errors import error_of, in_one_line, storage_failure
 from tuning.runs.journal import History, Journal, read_history
 from tuning.runs.records import (
     ERROR,
     NOTICE,
     STEP,
-    TIME,
     TRAIN_CURVE,
     SearchOutcome,
     SearchRecord,
@@ -63,8 +62,6 @@ class Recorder(TuneCallback):
         self._gpus = gpus_per_trial
         self._check_ray = check_ray
         self._earlier = [record for record in earlier if record.is_final]
-        self.slowest_report_s = 0.0
-        """Longest time that a trial of this session has trained for one report."""
 
     def __getstate__(self) -> dict[str, Any]:
         """Tune pickles its callbacks. Nothing is ever restored from that."""
@@ -122,7 +119,6 @@ class Recorder(TuneCallback):
                 self.records[record.trial_id] = record
                 self._notify("trial_progressed", record)
             return
-        self.slowest_report_s = max(self.slowest_report_s, result.get(TIME) or 0.0)
         report = {
             name: float(value)
             for name, value in result.items()

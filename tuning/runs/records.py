@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any, Final, Literal, TypeAlias
 
 from trainers.evaluation.metrics import MetricKey
+from trainers.overrides import METHOD_KEY as METHOD_KEY
 from tuning.config.objectives import Constraint, Mode, Objective, sampler_objectives
 
 Outcome: TypeAlias = Literal["running", "finished", "pruned", "failed", "stopped"]
@@ -28,8 +29,6 @@ ParamValue: TypeAlias = bool | int | float | str
 
 FINAL: Final = frozenset({"finished", "pruned", "failed"})
 """Outcomes after which a trial never runs again."""
-METHOD_KEY: Final = "method.name"
-"""Parameter that holds the method, in a search that compares several."""
 ZERO_SHOT: Final = "zero-shot"
 """Name of the model before any step, in tables and displays."""
 STEP: Final = "step"
@@ -37,9 +36,7 @@ STEP: Final = "step"
 ERROR: Final = "error"
 """Key of the last result of a trial that has failed: the reason, in one line."""
 NOTICE: Final = "notice"
-"""Key of a result that is no report, but a line for the log."""
-TIME: Final = "time_this_iter_s"
-"""Tune's key for the seconds that a report took."""
+"""Key of a result that is no report, but a message for the log."""
 TRAIN_CURVE: Final = "train_curve"
 """Key of a result: metrics of training since the last report, column by column."""
 TRAIN_LOSS: Final = "train/loss"
@@ -98,6 +95,8 @@ class TrialRecord:
     is_first_point: bool = False
     """Whether the search was given it, as a point of the prior, of `search.space.initial_points` or
     of a warm start: the sampler did not propose it."""
+    labels: tuple[str, ...] = ()
+    """In a run of `confirm`: the rules that chose the configuration."""
 
     def with_attempt(self, at: float, gpus: float) -> TrialRecord:
         """The record when an attempt begins. The costs of earlier attempts add up.

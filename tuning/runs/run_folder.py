@@ -8,27 +8,19 @@ import re
 import shutil
 from contextlib import suppress
 from dataclasses import dataclass, replace
-from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
 
 import yaml
 
 from trainers.config import TrialConfig
 from trainers.data.storage import Store, open_store, url_of
-from trainers.errors import ConfigError, quoted, suggestion
-from tuning.checkpoints.files import TRAIN_FOLDER, checkpoint_home
+from trainers.errors import ConfigError, suggestion
 from tuning.config.schema import SearchFile
 from tuning.config.validation import load_config
+from tuning.runs.checkpoint_home import TRAIN_FOLDER, checkpoint_home
 from tuning.runs.environment import ENVIRONMENT_FILE, environment, seen_at_start
 from tuning.runs.journal import JOURNAL_FILE, History, is_running, read_history
-from tuning.runs.records import METHOD_KEY, SearchRecord, TrialRecord
-
-if TYPE_CHECKING:
-    import optuna
-    import pandas as pd
-
-    from tuning.views.notebook import Plots
+from tuning.runs.records import SearchRecord, TrialRecord
 
 RUNS = Path("runs")
 """The default of `search.storage`."""
@@ -36,40 +28,6 @@ CONFIG_FILE = "search.yaml"
 
 
 @dataclass(frozen=True)
-class BestTrial:
-    """The trial that the objective chooses."""
-
-    record: TrialRecord
-    run_folder: Path
-
-    @property
-    def trial_id(self) -> str:
-        """Its name, such as `trial-007`."""
-        return self.record.trial_id
-
-    @property
-    def params(self) -> dict[str, Any]:
-        """Its parameters, by dotted key."""
-        return dict(self.record.params)
-
-    @property
-    def metrics(self) -> dict[str, float]:
-        """Its last report."""
-        return dict(self.record.metrics)
-
-    def load_model(self) -> Any:
-        """The fine-tuned open_clip model, float32 on the CPU, in evaluation mode.
-
-        Raises:
-            ConfigError: its weights are not kept.
-        """
-        from tuning.weights.export import load_classifier
-        from tuning.weights.sources import find_source
-
-        return load_classifier(find_source(self.run_folder, self.trial_id))[0].clip
-
-
-@dataclass(frozen=True, repr=False)
 class LoadedRun:
     """The contents of a run folder."""
 
@@ -110,79 +68,6 @@ class LoadedRun:
             self.history.run_id,
             self.history.used_ood,
         )
-
-    @cached_property
-    def trials(self) -> pd.DataFrame:
-        """One row for each trial, with the columns of `trials.parquet`."""
-        from tuning.views.tables.trials import trials_table
-
-        zero_shot_rows = 1
-        return trials_table(self.search, self.history.records).slice(zero_shot_rows).to_pandas()
-
-    @cached_property
-    def curves(self) -> pd.DataFrame:
-        """One row for each report of each trial, with the columns of `curves.parquet`."""
-        from tuning.views.tables.trials import curves_table
-
-        zero_shot_rows = 1
-        return curves_table(self.search, self.history.records).slice(zero_shot_rows).to_pandas()
-
-    @cached_property
-    def studies(self) -> dict[str | None, optuna.Study]:
-        """The Optuna studies in memory, by method; under None if methods are not compared."""
-        from optuna.storages import InMemoryStorage
-
-        from tuning.algorithms.optuna_storage import quiet_optuna
-        from tuning.algorithms.studies import create_studies
-
-        with quiet_optuna():
-            created = create_studies(
-                self.search,
-                self.file.search_space(),
-                self.file.search.sampler,
-                InMemoryStorage(),
-                self.history.run_id,
-                self.history.records,
-            )
-        return {part.method: part.study for part in created.studies}
-
-    @property
-    def study(self) -> optuna.Study:
-        """The Optuna study, in memory. Changes to it do not affect the run.
-
-        Raises:
-            ConfigError: the search compares methods, each with a study of its own.
-        """
-        if None not in self.studies:
-            raise ConfigError(
-                f"the search compares {quoted(map(str, self.studies))}",
-                key=METHOD_KEY,
-                hint="use .studies",
-            )
-        return self.studies[None]
-
-    @property
-    def plot(self) -> Plots:
-        """Figures of the run: `.id_vs_ood()` and `.importance()`."""
-        from tuning.views.notebook import Plots
-
-        return Plots(self.search, self.history.records)
-
-    def __repr__(self) -> str:
-        trials = sum(record.kind == "trial" for record in self.history.records)
-        return f"<LoadedRun {self.folder}: {trials} trials>"
-
-    def _repr_html_(self) -> str | None:
-        # None is shown as text: the search has only begun.
-        return None if self.history.zero_shot is None else self.plot._repr_html_()
-
-    @property
-    def best(self) -> BestTrial | None:
-        """The trial that the objective chooses; None if no trial has a value."""
-        from tuning.runs.ranking import best_trial
-
-        record = best_trial(self.search, self.history.records)
-        return None if record is None else BestTrial(record, self.folder)
 
 
 def find_run(folder: str | Path) -> Path:
@@ -247,27 +132,6 @@ def load_run(folder: str | Path) -> LoadedRun:
     return LoadedRun(folder.resolve(), load_config(config, check=False), history)
 
 
-def check_is_no_copy(run: LoadedRun) -> None:
-    """Check that the folder in which a run had its last session is this one, or is gone.
-
-    Raises:
-        ConfigError: both exist. They have the same MLflow runs, study and folder of checkpoints.
-    """
-    former = Path(run.history.folder) / JOURNAL_FILE
-    if not run.history.folder or not former.is_file():
-        return
-    try:
-        is_same_run = read_history(former.parent).run_id == run.history.run_id
-    except ConfigError:  # damaged, or of another version
-        return
-    if is_same_run and not former.samefile(run.folder / JOURNAL_FILE):
-        raise ConfigError(
-            f"a copy of {former.parent}, whose records in MLflow it would change",
-            source=run.folder,
-            hint="move it instead, or start a new search with search.warm_start.runs",
-        )
-
-
 def config_of(file: SearchFile, record: TrialRecord) -> TrialConfig:
     """The configuration of a trial or reference.
 
@@ -291,15 +155,10 @@ def search_record(
     Raises:
         ConfigError: no trial can meet the constraints, given the zero-shot metrics.
     """
-    trials = file.search.budget.trials
-    if file.search.sampler.name == "grid":
-        from tuning.algorithms.samplers import number_of_trials  # imports Optuna
-
-        trials = number_of_trials(file)
     return SearchRecord(
         name=folder.name,
         total_steps=file.trial.steps,
-        budget_trials=trials,
+        budget_trials=file.most_trials,
         objectives=file.objectives,
         constraints=file.constraints(zero_shot),
         id_domain=file.trial.data.id_domain,

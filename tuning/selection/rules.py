@@ -2,26 +2,11 @@
 
 The data that a rule looks at determine how its OOD accuracy may be read (Gulrajani and Lopez-Paz,
 ICLR 2021: a domain generalisation algorithm must specify its model selection). All rules use
-validation splits at a trial's last step:
+validation splits at a trial's last step; docs/choosing.md says which look at OOD data. `id_val`
+favours the method `tpgm`, which learns its radii on the labels of the ID validation split.
 
-| rule | chooses by | its OOD accuracy |
-|---|---|---|
-| objective | the search's own objective | optimistic if the objective uses OOD data |
-| expected | the expected objective, without the noise of single trainings | as for `objective` |
-| by_method | the objective, among the trials of each method | as for `objective` |
-| id_val | ID accuracy | unbiased: the choice did not use OOD data |
-| ood_val | mean OOD accuracy | an oracle: chosen on the data that it reports |
-| leave_one_domain_out | per OOD domain, the mean of the others | unbiased: on the one left out |
-| worst_domain | the lowest accuracy among the OOD domains | optimistic |
-| pareto | nothing: all trials that no other beats in both ID and OOD accuracy | the trade-off |
-
-`expected` exists only if there are `beliefs`, and `by_method` only if the trials of a search have
-several methods. `id_val` favours the method
-`tpgm`, which learns its radii on the labels of the ID validation split.
-
-If all trials have all accuracies, none is above the oracle, and the gap to it is the cost of not
-knowing the shift. A rule affects only the final choice: the trials that were proposed, and those
-that were stopped early, followed the objective.
+A rule affects only the final choice: the trials that were proposed, and those that were stopped
+early, followed the objective.
 """
 
 from __future__ import annotations
@@ -32,25 +17,22 @@ from dataclasses import dataclass, replace
 from typing import Final
 
 from trainers.evaluation.metrics import ID_ACC, OOD_MEAN_ACC, val_acc
-from tuning.algorithms.early_stopping import non_dominated
 from tuning.runs.ranking import (
     Measure,
     best_trial,
     comparable,
     contenders,
     highest,
+    non_dominated,
     ranked,
 )
 from tuning.runs.records import SearchRecord, TrialRecord
-from tuning.selection.beliefs import Belief, beliefs
 
 OBJECTIVE: Final = "objective"
-EXPECTED: Final = "expected"
 BY_METHOD: Final = "by_method"
 ID_VAL: Final = "id_val"
 OOD_VAL: Final = "ood_val"
 LEAVE_ONE_DOMAIN_OUT: Final = "leave_one_domain_out"
-WORST_DOMAIN: Final = "worst_domain"
 PARETO: Final = "pareto"
 
 PROPOSED_WITH_OOD: Final = (
@@ -59,12 +41,10 @@ PROPOSED_WITH_OOD: Final = (
 
 RULES: Final[Mapping[str, str]] = {
     OBJECTIVE: "The best value of the search's objective.",
-    EXPECTED: "The best expected objective, by Gaussian processes through the trials.",
     BY_METHOD: "The best value of the objective within each method.",
     ID_VAL: "The highest accuracy in distribution.",
     OOD_VAL: "The highest mean accuracy on the OOD domains, the oracle.",
     LEAVE_ONE_DOMAIN_OUT: "For each OOD domain, the highest mean accuracy on the others.",
-    WORST_DOMAIN: "The highest accuracy on the OOD domain that is worst for the trial.",
     PARETO: "All trials that none beats in both ID and mean OOD accuracy.",
 }
 """Rule -> how it chooses, in the order of the tables."""
@@ -84,8 +64,6 @@ class Pick:
     """OOD domain that the choice did not use."""
     method: str | None = None
     """Method of the trial; None if its configuration does not name one."""
-    belief: Belief | None = None
-    """For `expected`: what it is chosen by."""
 
 
 @dataclass(frozen=True)
@@ -149,66 +127,65 @@ class Choice:
         return combine(known) if values and known == values and not self.is_set else None
 
 
-def choices(
-    search: SearchRecord, records: Iterable[TrialRecord], with_expected: bool = True
-) -> tuple[Choice, ...]:
+def choices(search: SearchRecord, records: Iterable[TrialRecord]) -> tuple[Choice, ...]:
     """The choice of every rule, in the order of `RULES`; the earlier one of equal trials.
 
-    `expected` is left out if there are no `beliefs`, or on request, as these take time; `by_method`
-    if all trials have the same method. Each rule chooses among its
+    `by_method` is left out if all trials have the same method. Each rule chooses among its
     `contenders`: finished trials that meet the constraints, or those that come closest to that.
     """
-    records = list(records)
-    domains = search.ood_domains
-    found: list[Choice] = []
-
-    def add(
-        rule: str, picks: Iterable[Pick], looks_at_ood: bool = True, reason: str | None = None
-    ) -> None:
-        picks = tuple(picks)
-        reason = None if picks else reason or "no trial has the metrics that it needs"
-        found.append(Choice(rule, looks_at_ood or search.all_rules_see_ood, picks, reason))
+    records, domains = list(records), search.ood_domains
 
     def pick(trial: TrialRecord | None, left_out: str | None = None) -> list[Pick]:
         if trial is None:
             return []
-        if left_out is None:
-            ood, worst = trial.last(OOD_MEAN_ACC), _worst(trial, domains)
-        else:
+        ood, worst = trial.last(OOD_MEAN_ACC), _over(trial, domains, min)
+        if left_out is not None:
             ood = worst = trial.last(val_acc(left_out))
         return [Pick(trial, trial.last(ID_ACC), ood, worst, left_out, search.method(trial))]
 
     def pick_highest(measure: Measure, left_out: str | None = None) -> list[Pick]:
         return pick(highest(search, records, measure), left_out)
 
-    add(OBJECTIVE, pick(best_trial(search, records)), search.sees_ood)
-    if with_expected and (believed := beliefs(search, records)):
-        picks = [replace(p, belief=believed[0]) for p in pick(believed[0].trial)]
-        add(EXPECTED, picks, search.sees_ood)
+    found: dict[str, list[Pick]] = {OBJECTIVE: pick(best_trial(search, records))}
+    reasons: dict[str, str] = {}
     if len(search.methods(records)) > 1:
         best = best_by_method(search, records).values()
-        add(BY_METHOD, [p for trial in best for p in pick(trial)], search.sees_ood)
-    add(ID_VAL, pick_highest(lambda record: record.last(ID_ACC)), False)
+        found[BY_METHOD] = [p for trial in best for p in pick(trial)]
+    found[ID_VAL] = pick_highest(lambda record: record.last(ID_ACC))
+    found |= {OOD_VAL: [], LEAVE_ONE_DOMAIN_OUT: [], PARETO: []}
     if domains:
-        add(OOD_VAL, pick_highest(lambda record: record.last(OOD_MEAN_ACC)))
-        judged = []
+        found[OOD_VAL] = pick_highest(lambda record: record.last(OOD_MEAN_ACC))
         for domain in domains if len(domains) > 1 else ():
             others = [name for name in domains if name != domain]
-            judged += pick_highest(lambda r, others=others: _mean(r, others), domain)  # type: ignore[misc]
-        reason = "it needs at least two OOD domains" if len(domains) == 1 else None
-        # A domain without a choice leaves the mean over the domains without a value.
-        complete = len(judged) == len(domains)
-        add(LEAVE_ONE_DOMAIN_OUT, judged if complete else (), reason=reason)
-        add(WORST_DOMAIN, pick_highest(lambda record: _worst(record, domains)))
-        add(PARETO, [p for trial in _id_ood_front(search, records) for p in pick(trial)])
+            found[LEAVE_ONE_DOMAIN_OUT] += pick_highest(
+                lambda record, others=others: _over(record, others, statistics.fmean),  # type: ignore[misc]
+                domain,
+            )
+        if len(found[LEAVE_ONE_DOMAIN_OUT]) < len(domains):  # then the mean has no value
+            found[LEAVE_ONE_DOMAIN_OUT] = []
+        if len(domains) == 1:
+            reasons[LEAVE_ONE_DOMAIN_OUT] = "it needs at least two OOD domains"
+        found[PARETO] = [p for trial in _id_ood_front(search, records) for p in pick(trial)]
     else:
-        for rule in (OOD_VAL, LEAVE_ONE_DOMAIN_OUT, WORST_DOMAIN, PARETO):
-            add(rule, (), reason="the search has no OOD domain")
-
-    id_acc = next(choice.id_acc for choice in found if choice.rule == ID_VAL)
-    ood_acc = next(choice.ood_acc for choice in found if choice.rule == OOD_VAL)
+        reasons = dict.fromkeys(
+            (OOD_VAL, LEAVE_ONE_DOMAIN_OUT, PARETO), "the search has no OOD domain"
+        )
+    looks = {OBJECTIVE: search.sees_ood, BY_METHOD: search.sees_ood, ID_VAL: False}
+    made = [
+        Choice(
+            rule,
+            looks.get(rule, True) or search.all_rules_see_ood,
+            tuple(picks),
+            None if picks else reasons.get(rule, "no trial has the metrics that it needs"),
+        )
+        for rule, picks in found.items()
+    ]
+    id_acc, ood_acc = (
+        next(getattr(choice, acc) for choice in made if choice.rule == rule)
+        for rule, acc in ((ID_VAL, "id_acc"), (OOD_VAL, "ood_acc"))
+    )
     return tuple(
-        replace(c, gap=_minus(c.ood_acc, ood_acc), id_gap=_minus(c.id_acc, id_acc)) for c in found
+        replace(c, gap=_minus(c.ood_acc, ood_acc), id_gap=_minus(c.id_acc, id_acc)) for c in made
     )
 
 
@@ -248,21 +225,13 @@ def _id_ood_front(search: SearchRecord, records: list[TrialRecord]) -> list[Tria
     return [record for _, record in front]
 
 
-def _domain_accs(record: TrialRecord, domains: Sequence[str]) -> list[float] | None:
-    """Accuracies on the domains; None if there are no domains or one has no finite accuracy."""
+def _over(
+    record: TrialRecord, domains: Sequence[str], combine: Callable[[list[float]], float]
+) -> float | None:
+    """The accuracies on the domains in one; None without domains or a finite accuracy on each."""
     known = [v for name in domains if (v := record.last(val_acc(name))) is not None]
-    return known if known and len(known) == len(domains) else None
-
-
-def _worst(record: TrialRecord, domains: Sequence[str]) -> float | None:
-    accs = _domain_accs(record, domains)
-    return None if accs is None else min(accs)
-
-
-def _mean(record: TrialRecord, domains: Sequence[str]) -> float | None:
-    accs = _domain_accs(record, domains)
     # Rounded, so that equal means tie although their sums differ in the last binary digits.
-    return None if accs is None else round(statistics.fmean(accs), 9)
+    return round(combine(known), 9) if known and len(known) == len(domains) else None
 
 
 def _minus(value: float | None, best: float | None) -> float | None:

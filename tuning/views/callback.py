@@ -1,79 +1,125 @@
-"""The results in the run folder: tables while a search runs, and its report at the end."""
+"""The files of a run that people read: tables and the page, written while a search runs."""
 
 from __future__ import annotations
 
-import math
+import logging
+import shlex
+import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
+from trainers.errors import StorageFailed
 from tuning.runs.callbacks import Callback
+from tuning.runs.journal import read_history
+from tuning.runs.ranking import best_trial
 from tuning.runs.records import SearchOutcome, SearchRecord, TrialRecord
-from tuning.views.html_report import REPORT_FOLDER, write_report
-from tuning.views.tables.trials import write_tables
+from tuning.views.answer import answer, commands
+from tuning.views.tables import write_tables
 
-MIN_PAUSE_SECONDS = 10.0
-"""Minimum time between two writes of the tables while the search runs."""
+if TYPE_CHECKING:
+    from tuning.views.result_table import PlainTable
+
+logger = logging.getLogger(__name__)
+
+PAUSE_SECONDS = 30.0
+"""Time between two writes while the search runs."""
 PAUSE_PER_WRITE = 50
-"""The pause after a write is at least this many times the duration of the write."""
+"""The pause after a write is at least this many times its duration, so it takes at most 2 %."""
 
 
 class ResultsCallback(Callback):
-    """Writes the run folder's tables when a trial ends, and tables and report at the end.
+    """Writes tables and page from the journal, every 30 s in a thread of its own and at the end.
 
-    At least 10 s, and 50 times the duration of the last write, lie between two writes, so that
-    writing takes at most 2 % of the time. The tables may lag behind by that much.
+    Args:
+        checkpoints: folder or URL of the checkpoints of all trials, with predictions.
     """
 
-    def __init__(
-        self,
-        run_folder: Path,
-        earlier: Sequence[TrialRecord] = (),
-        clock: Callable[[], float] = time.monotonic,
-        checkpoints: str | None = None,
-    ) -> None:
-        self._checkpoints = checkpoints
-        self._folder, self._clock = run_folder, clock
-        self._records = {record.trial_id: record for record in earlier}
+    def __init__(self, checkpoints: str | None = None, pause: float = PAUSE_SECONDS) -> None:
+        self._checkpoints, self._pause = checkpoints, pause
         self._search: SearchRecord | None = None
-        self._next_write = -math.inf
+        self._ended = threading.Event()
+        self._thread = threading.Thread(target=self._follow, daemon=True)
 
     def search_started(self, search: SearchRecord) -> None:
-        """Nothing is written yet, so that a resume keeps the tables of the earlier session."""
+        """Follow the journal from now on."""
         self._search = search
-
-    def trial_started(self, record: TrialRecord) -> None:
-        """Keep the record for the next write."""
-        self._records[record.trial_id] = record
-
-    trial_reported = trial_started
-
-    def trial_ended(self, record: TrialRecord) -> None:
-        """Write the tables, unless that was done a short while ago."""
-        self._records[record.trial_id] = record
-        started = self._clock()
-        if self._search is None or started < self._next_write:
-            return
-        write_tables(self._folder, self._search, list(self._records.values()))
-        ended = self._clock()
-        self._next_write = ended + max(MIN_PAUSE_SECONDS, PAUSE_PER_WRITE * (ended - started))
+        self._thread.start()
 
     def search_ended(self, records: Sequence[TrialRecord], outcome: SearchOutcome) -> None:
-        """Write tables and report with all trials."""
+        """Write everything with all trials."""
+        self._ended.set()
         if self._search is not None:
-            write_results(self._folder, self._search, records, self._checkpoints)
+            self._thread.join()
+            write_results(self._search, records, self._checkpoints)
+
+    def _follow(self) -> None:
+        assert self._search is not None
+        pause, written = self._pause, -1.0
+        journal = self._search.run_folder / "journal.jsonl"
+        while not self._ended.wait(pause):
+            began = time.monotonic()
+            try:
+                changed = journal.stat().st_mtime
+                if changed != written:
+                    records = read_history(self._search.run_folder, live=True).records
+                    write_results(self._search, records, None, running=True)
+                    written = changed
+            except Exception as error:  # a page less is no reason to end a search
+                if isinstance(error, StorageFailed):
+                    logger.warning("the report cannot be written: %s", error)
+                else:
+                    logger.exception("the report cannot be written")
+            pause = max(self._pause, PAUSE_PER_WRITE * (time.monotonic() - began))
 
 
 def write_results(
-    run_folder: Path,
     search: SearchRecord,
     records: Sequence[TrialRecord],
     checkpoints: str | None = None,
-) -> None:
-    """Write the tables and the report of a search into its run folder.
+    *,
+    lines: Sequence[str] = (),
+    next_commands: Sequence[str] | None = None,
+    shown: Mapping[str, PlainTable] | None = None,
+    running: bool = False,
+) -> Path:
+    """Write the tables, the page and, unless it is running, the main figure of a search.
+
+    Args:
+        lines, next_commands: those of a confirmation, in place of those of the search.
+        shown: tables of a confirmation, by title.
+
+    Returns:
+        The path of the page.
 
     Raises:
         StorageFailed: the disk is full or fails.
     """
-    write_tables(run_folder, search, records)
-    write_report(search, records, run_folder / REPORT_FOLDER, checkpoints)
+    # Plotly and Matplotlib take a second to import.
+    from tuning.views.changed_images import changed_images
+    from tuning.views.page import REPORT_FOLDER, write_page
+    from tuning.views.selection_report import selection_table
+    from tuning.views.static import write_main_figure
+
+    write_tables(search.run_folder, search, records)
+    best = best_trial(search, records)
+    changed = []
+    if best is not None and checkpoints is not None:
+        changed = changed_images(search, checkpoints, best.trial_id)
+    rules = selection_table(search, records)
+    folder, run = search.run_folder / REPORT_FOLDER, shlex.quote(search.name)
+    page = write_page(
+        search,
+        records,
+        folder,
+        lines=lines or answer(search, records),
+        commands=commands(search, records, run) if next_commands is None else next_commands,
+        shown=shown,
+        folded={} if rules is None else {"Selection rules": rules},
+        changed=changed,
+        running=running,
+    )
+    if search.ood_domains and not running:
+        write_main_figure(search, records, folder)
+    return page

@@ -1,26 +1,33 @@
-"""Thumbnails of validation images that fine-tuning made right or wrong."""
+"""Thumbnails of validation images that fine-tuning made right or wrong.
+
+The predictions of the best trial beside those of the zero-shot model are kept with its weights
+(`trainers.checkpoints.format.PREDICTIONS`).
+"""
 
 from __future__ import annotations
 
 import base64
 import io
+import json
 from collections.abc import Iterator, Sequence
-from html import escape
-from itertools import accumulate
-from typing import Final
+from dataclasses import dataclass
+from typing import Any, Final
 
 import numpy as np
+import pyarrow.parquet as pq
 from PIL import Image
+from pydantic import TypeAdapter
 
-from trainers.data.data_root import domain_files, stored_root
-from trainers.data.encoding import BadImage, decode
+from trainers.checkpoints.format import PREDICTED_CLASSES, PREDICTIONS
+from trainers.data.data_root import stored_root
+from trainers.data.dataset import ImageDataset
 from trainers.data.fingerprint import split_fingerprint
-from trainers.data.formats.readers import ParquetSource, read_sources
-from trainers.data.schema import read_header
-from trainers.data.storage import Store
+from trainers.data.sources import Source
+from trainers.data.storage import Store, open_store
+from trainers.errors import ConfigError
+from tuning.checkpoints.files import kept_checkpoint
 from tuning.runs.environment import seen_at_start
 from tuning.runs.records import SearchRecord
-from tuning.views.predictions_report import DomainPredictions
 
 NUM_SHOWN: Final = 6
 """Images of each domain and direction, fewer of many domains."""
@@ -31,81 +38,81 @@ _PIXELS: Final = 96
 _QUALITY: Final = 75
 
 
-def changed_images(search: SearchRecord, found: Sequence[DomainPredictions]) -> str | None:
-    """HTML of the images of each domain that became right or wrong with the most confidence.
+@dataclass(frozen=True)
+class Changed:
+    """Images of one domain that all became right, or all became wrong."""
 
-    None if the images cannot be read, or are others than those of the search.
+    domain: str
+    gained: bool
+    total: int
+    """How many changed in this way."""
+    shown: Sequence[dict[str, str]]
+    """The most confident: `true`, `before` and `after` are classes, `jpeg` is base64."""
+
+
+def changed_images(search: SearchRecord, checkpoints: str, trial_id: str) -> list[Changed]:
+    """The images of each domain that became right or wrong with the most confidence.
+
+    Args:
+        checkpoints: folder or URL of the checkpoints of all trials.
+
+    Returns:
+        Nothing if images or predictions cannot be read, or are others than those of the search.
     """
     try:
-        number = max(1, min(NUM_SHOWN, MAX_SHOWN // (2 * len(found))))
-        store = stored_root(str(search.configured("trial", "data", "root")))
+        checkpoint = kept_checkpoint(open_store(checkpoints), trial_id)
+        if checkpoint is None:
+            return []
+        with checkpoint.open(PREDICTIONS) as file:
+            table = pq.read_table(file)
+        classes: dict[str, list[str]] = json.loads(table.schema.metadata[PREDICTED_CLASSES])
+        root = search.configured("trial", "data", "root")
+        store = stored_root(TypeAdapter(str | dict[str, Source]).validate_python(root))
         seen = seen_at_start(search.run_folder) or {}
-        parts = []
-        for domain in found[: MAX_SHOWN // 2]:
-            now = split_fingerprint(store, domain.domain, "val")
-            if seen.get(f"{domain.domain}/val") != now:
-                return None
-            parts.append(_of_domain(store, domain, number))
+        number = max(1, min(NUM_SHOWN, MAX_SHOWN // (2 * len(classes))))
+        frame, found = table.to_pandas(), []
+        for domain, names in list(classes.items())[: MAX_SHOWN // 2]:
+            if seen.get(f"{domain}/val") != split_fingerprint(store, domain, "val"):
+                return []
+            of_domain = frame[frame["domain"] == domain].sort_values("confidence", ascending=False)
+            before = of_domain["zero_shot"] == of_domain["label"]
+            after = of_domain["predicted"] == of_domain["label"]
+            for gained, rows in ((True, after & ~before), (False, before & ~after)):
+                if rows.any():
+                    group = of_domain[rows]
+                    shown = _shown(store, domain, names, group[:number])
+                    found.append(Changed(domain, gained, len(group), shown))
+        return found
     except Exception:  # each store has errors of its own, and the report can do without
-        return None
-    return "".join(parts)
+        return []
 
 
-def most_confident(domain: DomainPredictions, *, gained: bool) -> np.ndarray:
-    """Places (M,) in the predictions of the images that became right (`gained`), or wrong."""
-    before, after = domain.zero_shot.correct, domain.best.correct
-    (changed,) = np.nonzero(after & ~before if gained else before & ~after)
-    return changed[np.argsort(-domain.best.confidence[changed], kind="stable")]
-
-
-def _of_domain(store: Store, domain: DomainPredictions, number: int) -> str:
-    parts = [f"<h4>{escape(domain.domain)}</h4>"]
-    for gained, title in ((True, "became right"), (False, "became wrong")):
-        places = most_confident(domain, gained=gained)
-        if not len(places):
-            continue
-        shown = zip(places, _jpegs(store, domain, places[:number]), strict=False)
-        images = [_thumbnail(domain, place, jpeg) for place, jpeg in shown if jpeg is not None]
-        text = f"{title}, {len(images)} of {len(places)}"
-        parts.append(f"<div><p>{text}</p>{''.join(images)}</div>")
-    return f'<div class="changed">{"".join(parts)}</div>'
-
-
-def _thumbnail(domain: DomainPredictions, place: int, jpeg: bytes) -> str:
-    before, after = (
-        escape(domain.classes[model.predicted[place]]) for model in (domain.zero_shot, domain.best)
-    )
-    true = escape(domain.classes[domain.labels[place]])
-    data = base64.b64encode(jpeg).decode()
-    return (
-        f'<span class="thumbnail"><img alt="{true}" src="data:image/jpeg;base64,{data}">'
-        f"<b>{true}</b><br>{before} → {after}</span>"
-    )
-
-
-def _jpegs(store: Store, domain: DomainPredictions, places: np.ndarray) -> Iterator[bytes | None]:
-    """The thumbnails of some predictions, in their order; None for an image that is damaged."""
-    files = domain_files(store, domain.domain, "val")
-    ends = list(accumulate(read_header(store, file).rows for file in files))
-    rows = np.sort(domain.rows[places])  # ascending, so that each file is read once
-    parts = np.searchsorted(ends, rows, side="right")
-    sources = [
-        ParquetSource(store.relative(files[part]), int(row - ([0, *ends])[part]), "image")
-        for part, row in zip(parts, rows, strict=True)
+def _shown(store: Store, domain: str, names: Sequence[str], frame: Any) -> list[dict[str, str]]:
+    jpegs = _jpegs(store, domain, frame["image"].to_numpy())
+    rows = frame[["label", "zero_shot", "predicted"]].itertuples(index=False)
+    return [
+        {
+            "true": names[label],
+            "before": names[zero_shot],
+            "after": names[predicted],
+            "jpeg": base64.b64encode(jpeg).decode(),
+        }
+        for (label, zero_shot, predicted), jpeg in zip(rows, jpegs, strict=True)
+        if jpeg is not None
     ]
-    read = dict(zip(rows, map(_jpeg, read_sources(store, sources)), strict=True))
-    return (read[row] for row in domain.rows[places])
 
 
-def _jpeg(data: bytes | OSError) -> bytes | None:
-    if isinstance(data, OSError):
-        return None
-    try:
-        image = decode(data)
-    except BadImage:
-        return None
-    image.thumbnail((_PIXELS, _PIXELS), Image.Resampling.BICUBIC)
-    image.info = {}  # Pillow would write a colour profile from there
-    file = io.BytesIO()
-    image.save(file, "JPEG", quality=_QUALITY)
-    return file.getvalue()
+def _jpegs(store: Store, domain: str, rows: np.ndarray) -> Iterator[bytes | None]:
+    """The thumbnails of rows of a split, in their order; None for an image that is damaged."""
+    images = ImageDataset(store, domain, "val")
+    for row in rows:
+        try:
+            image = images.decode(int(row))
+        except ConfigError:
+            yield None
+            continue
+        image.thumbnail((_PIXELS, _PIXELS), Image.Resampling.BICUBIC)
+        image.info = {}  # Pillow would write a colour profile from there
+        file = io.BytesIO()
+        image.save(file, "JPEG", quality=_QUALITY)
+        yield file.getvalue()

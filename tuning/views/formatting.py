@@ -102,16 +102,11 @@ def format_difference(mean: float, low: float, high: float) -> Text:
 
 
 def untuned_label(search: SearchRecord, separator: str = " ") -> str:
-    """Label of the reference, plain fine-tuning: `FT, not tuned (lr = 6e-04)`.
+    """Label of the reference, plain fine-tuning with the settings of the configuration file.
 
-    The reference has the settings of the configuration file. The label keeps readers from taking
-    it for a method that was tuned like the trials beside it.
+    It keeps readers from taking it for a method that was tuned like the trials beside it.
     """
-    if not search.reference_params:
-        return "FT, not tuned"
-    value = search.reference_params["optim.lr"]
-    mantissa, exponent = f"{value:.2e}".split("e")
-    return f"FT, not tuned{separator}(lr = {float(mantissa):g}e{exponent})"
+    return "untuned FT"
 
 
 def trial_label(search: SearchRecord, record: TrialRecord, separator: str = " ") -> str:

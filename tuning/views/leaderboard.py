@@ -1,38 +1,21 @@
-"""The results of a search: leaderboard, best trial of each method, selection rules.
-
-Every table states the split that trials were chosen on, because the validation accuracy of a chosen
-trial is optimistic. Only `confirm` and `zero-shot` read the test splits.
-"""
+"""The trials of a search as a table, best first, for the terminal."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
+from rich.box import SIMPLE_HEAD
 from rich.console import Group, RenderableType
+from rich.markup import escape
+from rich.table import Table
 from rich.text import Text
 
-from trainers.evaluation.metrics import ID_ACC, OOD_MEAN_ACC, val_acc
-from trainers.methods.registry import METHODS
-from tuning.algorithms.rung_check import describe_checks
-from tuning.runs.ranking import (
-    best_trial,
-    misses,
-    pareto_front,
-    ranked,
-    stronger_reference,
-)
-from tuning.runs.records import (
-    AVERAGED,
-    EVAL_IMAGES,
-    METHOD_KEY,
-    STEP,
-    Outcome,
-    SearchRecord,
-    TrialRecord,
-)
+from trainers.evaluation.metrics import ID_ACC, OOD_MEAN_ACC
+from tuning.runs.ranking import best_trial, misses, pareto_front, ranked
+from tuning.runs.records import METHOD_KEY, ZERO_SHOT, SearchRecord, TrialRecord
+from tuning.views.answer import answer
 from tuning.views.formatting import (
-    accuracy_margin,
     format_metric,
     format_params,
     format_percent,
@@ -41,15 +24,9 @@ from tuning.views.formatting import (
     short_names,
     trial_label,
 )
-from tuning.views.methods_report import methods_table
-from tuning.views.result_table import Column, ResultTable, Row, fit_table
-from tuning.views.selection_report import selection_table
-from tuning.views.tables.arrow import trial_row, zero_shot_row
 
-FIRST_POINT = "°"
-"""Mark of trials that the sampler did not propose."""
-_OUTCOME = 100
-"""The outcome is dropped after everything else that can be dropped."""
+SHOWN = 3
+"""Trials at the end of a search; `report` shows all."""
 OUTCOME_STYLE = {
     "finished": "green",
     "running": "cyan",
@@ -60,211 +37,163 @@ OUTCOME_STYLE = {
 
 
 def report(
-    search: SearchRecord, records: Sequence[TrialRecord], width: int | None = None
+    search: SearchRecord,
+    records: Sequence[TrialRecord],
+    width: int = 100,
+    shown: int | None = None,
 ) -> RenderableType:
-    """Leaderboard, methods (if the trials have several) and selection rules, for a terminal."""
-    tables = (
-        leaderboard(search, records),
-        methods_table(search, records),
-        selection_table(search, records),
+    """Title, leaderboard, the answer, and at most two notes.
+
+    Args:
+        width: of the terminal; parameters share one column where a column each does not fit.
+        shown: number of trials, best first; all of them by default.
+    """
+    trials = [record for record in records if record.kind == "trial"]
+    outcomes = [record.outcome for record in trials]
+    counted = ", ".join(f"{outcomes.count(o)} {o}" for o in OUTCOME_STYLE if o in outcomes)
+    starts = [record.started_at for record in records if record.started_at is not None]
+    ends = [record.ended_at for record in records if record.ended_at is not None]
+    took = f", in {format_seconds(max(ends) - min(starts))}" if starts and ends else ""
+    number = f"{len(trials)} trial{'s' * (len(trials) != 1)}"
+    title = f"[bold]{escape(search.name)}[/]   {number}: {counted or 'none has begun'}{took}"
+    return Group(
+        Text.from_markup(title),
+        leaderboard(search, records, width, shown),
+        *(Text(line) for line in answer(search, records)),
+        *(Text(note, style="dim") for note in notes(search, records)[:2]),
     )
-    parts = [part for t in tables if t is not None for part in (fit_table(t, width), "")]
-    return Group(*parts[:-1])
 
 
-def warning_of_reference(search: SearchRecord, records: Sequence[TrialRecord]) -> str | None:
-    """One sentence if `stronger_reference` finds the zero-shot model or a reference."""
-    stronger = stronger_reference(search, records)
-    if stronger is None:
-        return None
-    best = best_trial(search, records)
-    compared = []
-    for metric in dict.fromkeys(objective.metric for objective in search.objectives):
-        values = [record.last(metric) or 0.0 for record in (stronger, best) if record is not None]
-        compared.append(f"{metric} = {values[0]:.4g} against {values[1]:.4g}")
-    label, values_of_both = trial_label(search, stronger), ", ".join(compared)
-    if best is not None and misses(search, records)[best.trial_id]:
-        return f"{label} meets the constraints, and no trial does: {values_of_both} of the best."
-    return f"No trial is better than {label}: {values_of_both} of the best."
+def notes(search: SearchRecord, records: Sequence[TrialRecord]) -> list[str]:
+    """Sentences about failed trials, and about a search whose sampler has proposed nothing."""
+    trials = [record for record in records if record.kind == "trial"]
+    failed = [record for record in records if record.outcome == "failed"]
+    found = []
+    if failed:
+        first = failed[0]
+        found.append(f"{len(failed)} failed: {first.trial_id}, {first.error_line or 'no error'}")
+    if trials and all(record.is_first_point for record in trials):
+        found.append("All trials are given points: the sampler proposes from the next one on.")
+    return found
 
 
-def leaderboard(search: SearchRecord, records: Sequence[TrialRecord]) -> ResultTable:
-    """All trials, best first, below the zero-shot model and plain fine-tuning."""
+def leaderboard(
+    search: SearchRecord,
+    records: Sequence[TrialRecord],
+    width: int = 100,
+    shown: int | None = None,
+) -> Table:
+    """Zero-shot model, references, and the trials, best first. Accuracies are in percent.
+
+    A trial that ended early has no accuracies here: they belong to another step.
+    """
     order = ranked(search, records)
+    finished = [record for record in order if record.outcome == "finished"]
+    visible = order if shown is None else (finished or order)[:shown]
     references = [record for record in records if record.kind == "reference"]
-    best = best_trial(search, records)
-    missed = misses(search, records)
+    keys = list(dict.fromkeys(key for record in order for key in record.params))
+    each = _table(search, records, references, visible, keys, is_wide=True)
+    if each.__rich_measure__(_console(width), _console(width).options).minimum <= width:
+        table = each
+    else:
+        table = _table(search, records, references, visible, keys, is_wide=False)
+    hidden = len(order) - len(visible)
+    if hidden > 0:
+        table.add_row("", f"... {hidden} more", style="dim")
+    return table
+
+
+def _table(
+    search: SearchRecord,
+    records: Sequence[TrialRecord],
+    references: Sequence[TrialRecord],
+    trials: Sequence[TrialRecord],
+    keys: Sequence[str],
+    *,
+    is_wide: bool,
+) -> Table:
     several = len(search.objectives) > 1
     front = {r.trial_id for r in pareto_front(search, records)} if several else set()
-    letters = {c.text: chr(ord("a") + index) for index, c in enumerate(search.constraints)}
+    best, missed = best_trial(search, records), misses(search, records)
+    metrics = dict.fromkeys(o.metric for o in search.objectives)
+    extra = [metric for metric in metrics if metric not in (ID_ACC, OOD_MEAN_ACC)]
+    has_line = any(record.last("line/a") is not None for record in (*references, *trials))
+    early = any(record.outcome != "finished" for record in trials)
 
-    rows = [Row({**zero_shot_row(search), "outcome": None}, "dim", ends_section=not references)]
-    for record in references:
-        label = trial_label(search, record, "\n")
-        values = {**trial_row(search, record), "trial_id": label}
-        values["outcome"] = (record.outcome, record.step)
-        last = record is references[-1]
-        rows.append(Row(values, "dim", ends_section=last, trial=record.trial_id))
-    for rank, record in enumerate(order, 1):
-        finished = record.outcome == "finished"
-        values = {
-            **trial_row(search, record),
-            "trial_id": record.trial_id + FIRST_POINT * record.is_first_point,
-            "rank": (str(rank) if finished else "-") + "*" * (record.trial_id in front),
-            "outcome": (record.outcome, record.step),
-            METHOD_KEY: search.method(record),
-            "parameters": record.params,
-        }
-        style = ""
-        if finished and (amounts := missed[record.trial_id]):
-            text, amount = max(amounts.items(), key=lambda item: item[1])
-            values["misses"] = f"{amount:.2g}" + (f" {letters[text]}" if len(letters) > 1 else "")
-            style = "dim"
-        style = "bold green" if record is best else style
-        rows.append(Row(values, style, trial=record.trial_id))
-
-    def format_outcome(ended: tuple[Outcome, int]) -> Text:
-        """The outcome, with the step if the trial did not do all of them."""
-        outcome, step = ended
-        early = 0 < step < search.total_steps
-        return Text(f"{outcome} {step}" if early else outcome, OUTCOME_STYLE[outcome])
-
-    columns = [
-        Column("rank", "#"),
-        Column("trial_id", "trial", left=True),
-        *_param_columns(search, records),
-        Column(ID_ACC, f"{search.id_domain}\n(ID)", format_percent, style="bold"),
-        Column(OOD_MEAN_ACC, "OOD\nmean", format_percent, style="bold"),
-    ]
-    if any("line/a" in record.metrics for record in (*references, *order)):
-        columns.append(Column("line/a", "a", format_value, drop=_OUTCOME - 1))
-    for metric in dict.fromkeys(o.metric for o in search.objectives):
-        if metric not in (ID_ACC, OOD_MEAN_ACC):  # the column that the table is sorted by
-            columns.append(Column(metric, metric.replace("/", "/\n"), format_metric(metric)))
-    for domain in search.ood_domains:
-        columns.append(Column(val_acc(domain), domain, format_percent, drop=1, group="domains"))
-    columns += [
-        Column("step", "step", lambda step: f"{step}/{search.total_steps}", drop=4),
-        Column("outcome", "outcome", format_outcome, drop=_OUTCOME, left=True),
-        Column("seconds", "time", format_seconds, drop=3),
-    ]
+    table = Table(box=SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=(0, 1, 0, 0))
+    table.add_column("#", justify="right")
+    table.add_column("trial", no_wrap=True)
+    if is_wide:
+        for name in short_names(keys):
+            table.add_column(escape(name.replace("_", "_\n")), justify="right", no_wrap=True)
+    elif keys:
+        table.add_column("parameters", overflow="fold")
+    if has_line:
+        table.add_column("a", justify="right", no_wrap=True)
+    table.add_column("ID", justify="right", style="bold", no_wrap=True)
+    if search.ood_domains:
+        table.add_column("OOD", justify="right", style="bold", no_wrap=True)
+    for metric in extra:
+        table.add_column(escape(metric.replace("/", "/\n")), justify="right", no_wrap=True)
     if search.constraints:
-        columns.append(Column("misses", "misses\nby"))
+        table.add_column("misses", justify="right", no_wrap=True)
+    if early:
+        table.add_column("outcome", no_wrap=True)
 
-    notes = [search.selection, "Validation accuracy in percent, each trial at its last step."]
-    notes = [*first_points_note(search, records), *notes]
-    if any(record.is_first_point for record in order):
-        notes.append(f"{FIRST_POINT} A first point: of the prior, given, or of a warm start.")
-    notes += [margins] if (margins := margins_of(search)) else []
-    if several:
-        notes.append(
-            "* On the Pareto front of the objectives. Ranked by Pareto layers, then by the "
-            "distance to the best value of each objective, scaled to its range."
+    def row(
+        rank: str,
+        name: str,
+        params: Mapping[str, Any],
+        values: Mapping[str, Any],
+        misses_by: str = "",
+        outcome: Text | str = "",
+        style: str = "",
+    ) -> None:
+        cells: list[Text | str] = [rank, Text(name)]
+        if is_wide:
+            cells += [format_value(params[key]) if key in params else "" for key in keys]
+        elif keys:
+            cells.append(Text(format_params({key: params[key] for key in keys if key in params})))
+        if has_line:
+            cells.append(f"{values['line/a']:.2g}" if "line/a" in values else "")
+        cells.append(format_percent(values.get(ID_ACC)))
+        if search.ood_domains:
+            cells.append(format_percent(values.get(OOD_MEAN_ACC)))
+        cells += [format_metric(m)(values[m]) if m in values else "" for m in extra]
+        cells += [misses_by] if search.constraints else []
+        cells += [outcome] if early else []
+        table.add_row(*cells, style=style)
+
+    row("", ZERO_SHOT, {}, search.zero_shot, style="dim")
+    for record in references:
+        is_done = record.outcome == "finished"
+        values: Mapping[str, Any] = record.metrics if is_done else {}
+        label, params = trial_label(search, record), search.reference_params
+        row("", label, params, values, outcome=_outcome(record), style="dim")
+    table.add_section()
+    for rank, record in enumerate(ranked(search, records), 1):
+        if record not in trials:
+            continue
+        is_done = record.outcome == "finished"
+        amounts = missed[record.trial_id] if is_done else {}
+        row(
+            (str(rank) if is_done else "-") + "*" * (record.trial_id in front),
+            record.trial_id,
+            {METHOD_KEY: search.method(record), **record.params},
+            record.metrics if is_done else {},
+            f"{max(amounts.values()):.2g}" if amounts else "",
+            _outcome(record),
+            "bold green" if record is best and is_done else "dim" if amounts else "",
         )
-    notes += notes_of_early_trials(search, (*references, *order))
-    notes += describe_checks(search, records)
-    if len(search.constraints) > 1:
-        named = [f"{letter}: {text}" for text, letter in letters.items()]
-        notes.append(f"Constraints: {'; '.join(named)}.")
-    finished_trials = [record for record in order if record.outcome == "finished"]
-    if finished_trials and all(missed[record.trial_id] for record in finished_trials):
-        notes.append(
-            "No finished trial meets the constraints: the trial that misses them least is first."
-        )
-    failed = [record for record in (*references, *order) if record.outcome == "failed"]
-    if failed:
-        notes.append(f"{len(failed)} failed:")
-        notes += [f"  {r.trial_id}: {r.error_line or 'no error recorded'}" for r in failed]
-    warning = warning_of_reference(search, records)
-    title = search.name if warning is None else f"{search.name}\n{warning}"
-    return ResultTable(title, columns, rows, notes, "trials.parquet")
+    return table
 
 
-def first_points_note(search: SearchRecord, records: Sequence[TrialRecord]) -> list[str]:
-    """A sentence if no proposal of the sampler is better than the first points."""
-    trials = [record for record in records if record.kind == "trial"]
-    best = best_trial(search, records)
-    if best is None or not best.is_first_point or len(search.objectives) > 1:
-        return []
-    if all(record.is_first_point for record in trials):
-        return ["All trials are first points: the sampler has proposed none."]
-    if not any(r.outcome == "finished" for r in trials if not r.is_first_point):
-        return []
-    method = METHODS.get(search.method(best) or "")
-
-    def is_published(key: str) -> bool:
-        """Whether the value is the default of the method, or the trial's own in other settings."""
-        if not key.startswith("method."):
-            return search.configured("trial", *key.split(".")) == best.params[key]
-        field = method.model_fields.get(key.removeprefix("method.")) if method else None
-        return field is not None and field.default == best.params[key]
-
-    keys = best.params.keys() - {METHOD_KEY}
-    is_setting = any(key.startswith("method.") for key in keys) and all(map(is_published, keys))
-    which = "the published setting" if is_setting else "a first point"
-    return [f"The best trial is {which}; no proposal was better."]
+def _outcome(record: TrialRecord) -> Text:
+    step = "" if record.outcome == "finished" or not record.step else f" at {record.step}"
+    return Text(record.outcome + step, OUTCOME_STYLE[record.outcome])
 
 
-def notes_of_early_trials(search: SearchRecord, records: Iterable[TrialRecord]) -> list[str]:
-    """Sentences about last reports that are not comparable with those of the last step."""
-    points = [record.metrics for record in records]
-    notes = []
-    if any(point.get(AVERAGED) for point in points):
-        notes.append("Trials that ended early: accuracy of their averaged weights.")
-    if sample := sampled_images(search, points):
-        notes.append(
-            f"Trials before the last step: accuracy on {sample}, which may be some points off."
-        )
-    return notes
+def _console(width: int) -> Any:
+    from rich.console import Console
 
-
-def margins_of(search: SearchRecord) -> str | None:
-    """95 % interval of an accuracy on the ID validation split and on the smallest OOD one.
-
-    None if the numbers of images are not recorded.
-    """
-    found = search.val_images
-    if not all(found.get(domain) for domain in (search.id_domain, *search.ood_domains)):
-        return None
-    smallest = min(
-        (found[domain] for domain in search.ood_domains), default=found[search.id_domain]
-    )
-    margins = []
-    for images in dict.fromkeys((found[search.id_domain], smallest)):
-        domains = ", ".join(domain for domain, number in found.items() if number == images)
-        margins.append(f"± {accuracy_margin(50.0, images):.1f} on {images:,} images ({domains})")
-    return f"95 % interval of an accuracy, in points at most: {', '.join(margins)}."
-
-
-def sampled_images(search: SearchRecord, reports: Iterable[Mapping[str, float]]) -> str | None:
-    """The sample that reports before the last step are measured on; None if it is all images."""
-    sampled, whole = set[float](), set[float]()
-    for point in reports:
-        if EVAL_IMAGES in point:
-            (sampled if point[STEP] < search.total_steps else whole).add(point[EVAL_IMAGES])
-    if sampled and whole:
-        number, total = min(sampled), max(whole)
-        return f"{number:,.0f} of {total:,.0f} validation images" if number < total else None
-    limit = search.configured("trial", "eval", "rung_images") if sampled else None
-    return f"at most {limit:,} validation images of each domain" if limit else None
-
-
-def _param_columns(search: SearchRecord, records: Sequence[TrialRecord]) -> Iterator[Column]:
-    """One column per parameter; with several methods one per shared parameter, one for the rest."""
-    keys = list(dict.fromkeys(key for record in records for key in record.params))
-    shared, own = keys, list[str]()
-    if len(search.methods(records)) > 1:
-        trials = [record for record in records if record.kind == "trial"]
-        shared = [key for key in keys if all(key in record.params for record in trials)]
-        own = [key for key in keys if key not in shared and key != METHOD_KEY]
-        shared = [key for key in shared if key != METHOD_KEY]
-        yield Column(METHOD_KEY, "method", left=True)
-    for index, (key, name) in enumerate(zip(shared, short_names(shared), strict=True)):
-        header = name.replace("_", "_\n")
-        yield Column(key, header, format_value, drop=6 + len(shared) - index)
-    if own:
-
-        def format_own(params: Mapping[str, Any]) -> str:
-            return format_params(params, but=[METHOD_KEY, *shared])
-
-        yield Column("parameters", "parameters", format_own, drop=2, left=True)
+    return Console(width=width)

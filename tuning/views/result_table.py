@@ -1,11 +1,10 @@
-"""A table of results as one object, rendered to the terminal (rich), to Markdown and to HTML."""
+"""A table of results as one object, for the terminal (rich), as Markdown, and as text."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from html import escape as escape_html
 from typing import Any, TypeAlias
 
 from rich.box import SIMPLE_HEAD
@@ -49,8 +48,6 @@ class Row:
     style: str = ""
     ends_section: bool = False
     """Draw a line below the row."""
-    trial: str = ""
-    """Trial that the row is about; the report highlights both together."""
 
 
 @dataclass(frozen=True)
@@ -63,6 +60,15 @@ class ResultTable:
     notes: Sequence[str] = ()
     file: str = ""
     """File of the run folder that also has the columns that were left out."""
+
+
+@dataclass(frozen=True)
+class PlainTable:
+    """Text in rows and columns, with sentences below it."""
+
+    columns: Sequence[str]
+    rows: Sequence[Sequence[str]]
+    notes: Sequence[str] = ()
 
 
 def fit_table(table: ResultTable, width: int | None = None) -> Table:
@@ -144,24 +150,10 @@ def markdown(table: ResultTable) -> list[str]:
     return [header, f"|{'|'.join(alignments)}|", *body, *([""] if notes else []), *notes]
 
 
-def html_table(table: ResultTable) -> str:
-    """The table in HTML: all columns, without title and notes."""
-
-    def line(kind: str, texts: Sequence[str], attributes: str = "") -> str:
-        cells = [
-            f"<{kind}{' class=left' if column.left else ''}>{escape_html(text)}</{kind}>"
-            for column, text in zip(table.columns, texts, strict=True)
-        ]
-        return f"<tr{attributes}>{''.join(cells)}</tr>"
-
-    body = []
-    for row in table.rows:
-        attributes = " class=best" if "bold" in row.style else ""
-        if row.trial:
-            attributes += f' data-trial="{escape_html(row.trial)}"'
-        body.append(line("td", [_cell(c, row).plain for c in table.columns], attributes))
-    header = line("th", [column.header for column in table.columns])
-    return f"<table><thead>{header}</thead><tbody>{''.join(body)}</tbody></table>"
+def plain(table: ResultTable) -> PlainTable:
+    """All columns as text, for the page."""
+    rows = [[_cell(column, row).plain for column in table.columns] for row in table.rows]
+    return PlainTable([_one_line(c.header) for c in table.columns], rows, table.notes)
 
 
 def _one_line(text: str) -> str:

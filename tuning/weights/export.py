@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from trainers.folders import appearing
 from trainers.models.image import image_input
 from trainers.weights.export import Classifier, classifier, write_open_clip
 from tuning.checkpoints.files import fetched
+from tuning.weights import classify
 from tuning.weights.model_card import model_card
 from tuning.weights.sources import SPLIT, Source, evaluation_crops, find_source, measured
 
@@ -63,15 +65,14 @@ def export_weights(
     if output.exists() and (not output.is_dir() or any(output.iterdir())):
         problem, hint = "is not an empty folder", "name another one, or remove it first"
         raise ConfigError(problem, key="--output", value=str(output), hint=hint)
-    config = source.trial
-    data, model = config.data, config.model
-    metrics, test = source.metrics, source.test
+    data, model, metrics, test = source.trial.data, source.trial.model, source.metrics, source.test
     point = metrics.get("line/a", 1.0)  # at which the weights of the checkpoint are
     if alpha is None:
         alpha = source.alpha
     elif alpha != point:  # nothing else was evaluated in full
         metrics, test = {}, {}
     found, class_names = load_classifier(source, None if alpha is None else alpha / point)
+    pixels = dataclasses.asdict(image_input(found.clip))
     about: dict[str, Any] = {
         "classes": list(data.rules.prompts(class_names).names),  # in the order of the head's rows
         "class_names": list(class_names),
@@ -79,11 +80,8 @@ def export_weights(
         "id_domain": data.id_domain,
         "ood_domains": list(data.ood_domains),
         "model": {"name": model.name, "pretrained": model.pretrained},
-        "preprocessing": {
-            **dataclasses.asdict(image_input(found.clip)),
-            "crop_pct": evaluation_crops(data),
-        },
-        "precision": config.precision,
+        "preprocessing": {**pixels, "crop_pct": evaluation_crops(data)},
+        "precision": source.trial.precision,
         **source.origin,
         "alpha": point if alpha is None and point != 1 else alpha,
         "split": SPLIT,
@@ -96,6 +94,7 @@ def export_weights(
             (unfinished / ABOUT).write_text(json.dumps(about, indent=2) + "\n", encoding="utf-8")
             card = model_card(source.title, about)
             (unfinished / CARD).write_text(card, encoding="utf-8")
+            shutil.copyfile(classify.__file__, unfinished / "classify.py")
             for file in unfinished.iterdir():
                 file.chmod(0o644)  # safetensors writes for their owner alone
     except OSError as error:

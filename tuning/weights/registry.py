@@ -3,24 +3,22 @@
 from __future__ import annotations
 
 import importlib.metadata
-import io
 import json
 import secrets
 import tempfile
+import warnings
+from contextlib import suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
-
-from PIL import Image
+from typing import TYPE_CHECKING
 
 from trainers.errors import ConfigError
 from trainers.redact import redact
 from tuning.runs.run_folder import load_run
 from tuning.views.mlflow import client as mlf
 from tuning.views.mlflow.client import TrackingError
-from tuning.weights import served_model
+from tuning.weights import classify
 from tuning.weights.export import ABOUT, export_weights
 from tuning.weights.model_card import summary
-from tuning.weights.served_model import columns
 
 if TYPE_CHECKING:
     from mlflow.entities.model_registry import ModelVersion
@@ -39,22 +37,19 @@ def register_weights(
     soup: str | None = None,
     alpha: float | None = None,
 ) -> ModelVersion:
-    """Export weights of a search, and add them to a registered model as its next version.
+    """Export weights of a search (`export_weights`) as the next version of a registered model.
 
     `mlflow.pyfunc.load_model("models:/NAME/1")` loads it: a column `image` with the bytes of image
     files in, one column of probabilities for each class out. The version refers to the run of the
     trial, or to that of the search for a soup.
 
-    Args:
-        folder: of a run.
-        name: of the registered model, which is created if it is missing.
-        output: also keep the export for open_clip there.
-        trial, soup, alpha: see `export_weights`.
-
     Raises:
         ConfigError: see `export_weights`; MLflow cannot be used, or has no run of this search.
     """
+    from mlflow import pyfunc
     from mlflow.exceptions import MlflowException
+    from mlflow.models import ModelSignature
+    from mlflow.types import ColSpec, DataType, Schema
 
     if not name or set(name) & set("/:"):
         raise ConfigError("must not be empty or contain / or :", key="--register", value=name)
@@ -64,62 +59,36 @@ def register_weights(
     client, experiment_id = mlf.connect(uri, tracking.experiment)
     parent = mlf.search_run(client, experiment_id, run.search.run_id)
     if parent is None:
-        raise ConfigError(
-            f"MLflow at {redact(uri)} has no run of this search",
-            source=run.folder,
-            hint=f"`lipsum-tune report {run.folder}` writes it",
-        )
+        problem = f"MLflow at {redact(uri)} has no run of this search"
+        hint = f"`lipsum-tune report {run.folder}` writes it"
+        raise ConfigError(problem, source=run.folder, hint=hint)
     with tempfile.TemporaryDirectory(prefix="lipsum-tune-") as scratch:
-        exported = export_weights(
-            folder, output or Path(scratch) / "exported", trial=trial, soup=soup, alpha=alpha
-        )
+        to, packed = output or Path(scratch, "exported"), Path(scratch, "packed")
+        exported = export_weights(folder, to, trial=trial, soup=soup, alpha=alpha)
         about = json.loads((exported / ABOUT).read_text(encoding="utf-8"))
         own = f"tags.trial_id = '{about.get('trial')}'"
         source = next(iter(mlf.runs_below(client, experiment_id, parent.info.run_id, own)), parent)
-        packed, path = Path(scratch) / "packed", f"model-{secrets.token_hex(4)}"
-        with mlf.brief_requests():  # none is made, but MLflow would print progress bars
-            _pack(exported, about, packed)
-        needs = f"It is loaded with {', '.join(REQUIREMENTS)}, and nothing of Lipsum-Tune."
+        columns = Schema([ColSpec(DataType.double, label) for label in about["classes"]])
+        versions = {p: importlib.metadata.version(p).partition("+")[0] for p in REQUIREMENTS}
+        with mlf.brief_requests(), warnings.catch_warnings():  # it asks for an example
+            warnings.simplefilter("ignore", UserWarning)
+            pyfunc.save_model(
+                packed,
+                loader_module="classify",
+                code_paths=[classify.__file__],
+                data_path=str(exported),
+                signature=ModelSignature(Schema([ColSpec(DataType.binary, "image")]), columns),
+                pip_requirements=[f"{p}=={version}" for p, version in versions.items()],
+            )
+        path = f"model-{secrets.token_hex(4)}"
         try:
             client.log_artifacts(source.info.run_id, str(packed), path)
-            try:
+            with suppress(MlflowException):  # it exists; else the next line fails
                 client.create_registered_model(name)
-            except MlflowException as error:
-                if error.error_code != "RESOURCE_ALREADY_EXISTS":
-                    raise
+            uri_of_model, tags = f"{source.info.artifact_uri}/{path}", {"search": run.search.name}
             return client.create_model_version(
-                name,
-                f"{source.info.artifact_uri}/{path}",
-                source.info.run_id,
-                tags={"search": run.search.name, "search_id": run.search.run_id},
-                description=f"{summary(about)}\n\n{needs}",
+                name, uri_of_model, source.info.run_id, tags=tags, description=summary(about)
             )
         except MlflowException as error:
             reason = redact(str(error), uri).strip().partition("\n")[0][:300]
             raise TrackingError(f"MLflow at {redact(uri)} refused the model: {reason}") from None
-
-
-def _pack(exported: Path, about: dict[str, Any], packed: Path) -> None:
-    """Write an exported folder as a model of MLflow."""
-    import pandas as pd
-    from mlflow import pyfunc
-    from mlflow.models import ModelSignature
-    from mlflow.types import ColSpec, DataType, Schema
-
-    size = about["preprocessing"]["size"]
-    image = io.BytesIO()
-    Image.linear_gradient("L").resize((size, size)).convert("RGB").save(image, "PNG")
-    pyfunc.save_model(
-        packed,
-        python_model=served_model.__file__,
-        artifacts={"exported": str(exported)},
-        signature=ModelSignature(
-            Schema([ColSpec(DataType.binary, "image")]),
-            Schema([ColSpec(DataType.double, label) for label in columns(about)]),
-        ),
-        input_example=pd.DataFrame({"image": [image.getvalue()]}),
-        pip_requirements=[
-            f"{package}=={importlib.metadata.version(package).partition('+')[0]}"
-            for package in REQUIREMENTS
-        ],
-    )

@@ -2,56 +2,40 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
+from rich import box
 from rich.table import Table
 
-from trainers.evaluation.metrics import ID, ID_ACC, OOD_MEAN_ACC, MetricKey, val_acc
+from trainers.evaluation.metrics import ID_ACC, OOD_MEAN_ACC, val_acc
 from tuning.runs.records import ZERO_SHOT
-from tuning.views.formatting import format_gap, format_percent
-from tuning.views.result_table import Column, ResultTable, Row, fit_table
 from tuning.weights.soup import FinishedSoup
 
 
-def soup_report(finished: FinishedSoup, width: int | None = None) -> Table:
-    """The zero-shot model, the ingredients and the soup, with explanations below."""
-    search, soup = finished.search, finished.soup
-    columns = [
-        Column("name", "", left=True),
-        Column("method", "method", left=True),
-        Column(ID_ACC, f"{search.id_domain}\n(ID)", format_percent),
-        Column(OOD_MEAN_ACC, "OOD\nmean", format_percent),
-        *(Column(val_acc(d), d, format_percent, drop=1) for d in search.ood_domains),
-        Column(str(MetricKey("val", ID, "ece")), "ID\nECE", format_percent, drop=2),
-        Column("part", "in the soup", left=True),
-    ]
-    rows = [Row({**search.zero_shot, "name": ZERO_SHOT}, "dim")]
-    id_accs = {step.ingredient: step.id_acc for step in soup.steps}
+def soup_report(finished: FinishedSoup) -> Table:
+    """The zero-shot model, the ingredients and the soup; validation accuracies in percent."""
+    search, soup, best = finished.search, finished.soup, finished.ingredients[0].record
+    names = [ID_ACC, OOD_MEAN_ACC, *map(val_acc, search.ood_domains)]
+    accs = {step.ingredient: step.id_acc for step in soup.steps}
+    rows: list[tuple[str, str, Mapping[str, float], str, str]]
+    rows = [(ZERO_SHOT, "", search.zero_shot, "", "dim")]
     for index, ingredient in enumerate(finished.ingredients):
-        record, is_used = ingredient.record, index in soup.used
-        values: dict[str, object] = {
-            **record.metrics,
-            "name": record.trial_id,
-            "method": search.method(record),
-            "part": "yes" if is_used else f"no: ID {format_percent(id_accs[index])}",
-        }
-        rows.append(Row(values, ends_section=ingredient is finished.ingredients[-1]))
-    part = f"{len(finished.used)} trials"
-    whole = {**soup.metrics, "name": f"{finished.recipe} soup", "part": part}
-    rows.append(Row(whole, "bold green"))
+        record, used = ingredient.record, index in soup.used
+        part = "yes" if used else f"no: ID {accs[index]:.1f}"
+        rows.append((record.trial_id, search.method(record) or "", record.metrics, part, ""))
+    name, part = f"{finished.recipe} soup", f"{len(finished.used)} trials"
+    rows.append((name, "", soup.metrics, part, "bold green"))
 
-    notes = ["Validation accuracy and calibration error in percent."]
+    gaps = {"ID": ID_ACC, "OOD mean": OOD_MEAN_ACC}
+    values = {name: soup.metrics[metric] - best.metrics[metric] for name, metric in gaps.items()}
+    gain = ", ".join(f"{gap:+.1f} {name}" for name, gap in values.items())
+    note = f"Against {best.trial_id}, the best in ID accuracy: {gain}."
     if finished.recipe == "greedy":
-        notes.append(
-            "Greedy decides by the ID validation accuracy, so that of the soup is optimistic; `no` "
-            "is followed by its ID accuracy with that trial."
-        )
-    best = finished.ingredients[0].record
-    gaps = [
-        f"{format_gap(soup.metrics[name] - known)} {text}"
-        for name, text in ((ID_ACC, "ID"), (OOD_MEAN_ACC, "OOD mean"))
-        if name in soup.metrics and (known := best.last(name)) is not None
-    ]
-    notes.append(f"Against {best.trial_id}, the best in ID accuracy: {', '.join(gaps)}.")
-    if search.sees_ood:
-        notes.append("The search of the ingredients looked at OOD validation data.")
-    title = f"{search.name}, {finished.recipe} soup"
-    return fit_table(ResultTable(title, columns, rows, notes), width)
+        note += " Greedy decides by ID validation accuracy, so that of the soup is optimistic."
+    table = Table(title=f"{search.name}, {name}", caption=note, box=box.SIMPLE_HEAD)
+    for header in ("", "method", f"{search.id_domain} (ID)", "OOD mean", *search.ood_domains, ""):
+        table.add_column(header)
+    for label, method, metrics, part, style in rows:
+        cells = (f"{metrics[n]:.1f}" if n in metrics else "-" for n in names)
+        table.add_row(label, method, *cells, part, style=style)
+    return table

@@ -19,7 +19,7 @@ import ray
 from numpy.typing import NDArray
 from rich.console import Console
 
-from trainers.checkpoints.format import WEIGHTS, whole_header
+from trainers.checkpoints.format import WEIGHTS
 from trainers.config import TrialConfig
 from trainers.data.data_root import resolve_root
 from trainers.data.storage import Store
@@ -29,16 +29,15 @@ from trainers.folders import appearing
 from trainers.ray_trainer import task_device
 from trainers.weights.soups import Recipe, Soup, build_soup, check_ingredients
 from tuning.checkpoints.files import fetched, kept_checkpoint
-from tuning.checkpoints.storage_check import check_nodes
-from tuning.execution.ray_errors import root_cause
 from tuning.execution.ray_session import concurrent_trials, ray_session
 from tuning.execution.ray_watch import watched_ray
 from tuning.runs.environment import check_same_inputs
+from tuning.runs.errors import root_cause
 from tuning.runs.ranking import misses, ranked
 from tuning.runs.records import SearchRecord, TrialRecord
-from tuning.runs.run_folder import LoadedRun, check_is_no_copy, config_of, load_run
+from tuning.runs.run_folder import LoadedRun, config_of, load_run
 from tuning.views.mlflow.client import tracking_uri
-from tuning.views.mlflow.results import log_soup
+from tuning.views.mlflow.results import log_result
 from tuning.weights.sources import SOUP_FILE, SOUPS_FOLDER, measured
 
 
@@ -66,17 +65,6 @@ class FinishedSoup:
         """The trials that are averaged."""
         return tuple(self.ingredients[index].record for index in self.soup.used)
 
-    @property
-    def chosen(self) -> str:
-        """How the ingredients were chosen and on which split, as a sentence."""
-        best = f"{len(self.ingredients)} of the best trials of the search"
-        if self.recipe == "uniform":
-            return f"The mean of {best}. {self.search.selection}"
-        return (
-            f"The mean of {len(self.used)} among {best}, those that do not lower its {ID_ACC}. "
-            f"{self.search.selection}"
-        )
-
 
 def make_soup(
     folder: Path,
@@ -89,14 +77,13 @@ def make_soup(
     """Average at most `top` of a search's best trials, as a Ray task on the hardware of its trials.
 
     Raises:
-        ConfigError: fewer than two ingredients, some that cannot be averaged, data that have
-            changed since the search, or a copy of a run folder that still exists.
+        ConfigError: fewer than two ingredients, some that cannot be averaged, or data that have
+            changed since the search.
     """
     run = load_run(folder)
-    check_is_no_copy(run)
     found = ingredients(run, top, method)
-    data, resources = run.file.trial.data, run.file.search.resources
-    resolve_root(data.root, progress=True)
+    resources = run.file.search.resources
+    resolve_root(run.file.trial.data.root, progress=True)
     check_same_inputs(run.folder, run.file.trial)
     destination = run.folder / SOUPS_FOLDER / recipe
     with (
@@ -105,7 +92,6 @@ def make_soup(
         watched_ray(),
         Console(stderr=True).status(f"{recipe} soup of {len(found)} trials"),
     ):
-        check_nodes(run.file, run.home)
         concurrent_trials(resources.model_copy(update={"workers": 1}))  # or it would never start
         remote = ray.remote(num_cpus=resources.cpus_per_worker, num_gpus=resources.gpus_per_worker)
         config = config_of(run.file, found[0].record)
@@ -120,7 +106,21 @@ def make_soup(
         (unfinished / SOUP_FILE).write_text(text, encoding="utf-8")
         shutil.rmtree(destination, ignore_errors=True)
     uri = tracking_uri(run.file.search.tracking.uri, run.folder.parent)
-    log_soup(uri, run.file.search.tracking.experiment, finished)
+    log_result(
+        uri,
+        run.file.search.tracking.experiment,
+        run.search,
+        f"{recipe} soup",
+        tags={
+            "kind": "soup",
+            "soup": recipe,
+            "trials": ", ".join(record.trial_id for record in finished.used),
+            "of_trials": ", ".join(i.record.trial_id for i in finished.ingredients),
+            "looks_at_ood": str(run.search.sees_ood).lower(),
+        },
+        metrics=finished.soup.metrics,
+        step=run.search.total_steps,
+    )
     return finished
 
 
@@ -135,9 +135,8 @@ def ingredients(run: LoadedRun, top: int, method: str | None = None) -> tuple[In
     search, records, checkpoints = run.search, run.history.records, run.checkpoints
     methods = search.methods(records)
     if method is not None and method not in methods:
-        raise ConfigError(
-            "no trial has this method" + did_you_mean(method, methods), key="--method", value=method
-        )
+        problem = "no trial has this method" + did_you_mean(method, methods)
+        raise ConfigError(problem, key="--method", value=method)
     if top < 2:
         raise ConfigError("a soup needs at least two trials", key="--top", value=top)
     # A method's trials are measured by the `best` of the method, as by `by_method`.
@@ -150,14 +149,9 @@ def ingredients(run: LoadedRun, top: int, method: str | None = None) -> tuple[In
         if (checkpoint := kept_checkpoint(checkpoints, record.trial_id)) is not None
     ][:top]
     if len(found) < 2:
-        of_method = "" if method is None else f" of {method}"
-        if search.constraints and sum(not amounts for amounts in missed.values()) < 2:
-            raise ConfigError(
-                f"a soup needs two trials{of_method} that meet the constraints", source=run.folder
-            )
-        kept = f"only those of {found[0].record.trial_id}" if found else "none"
         raise ConfigError(
-            f"a soup needs the weights of two finished trials{of_method}, and {kept} were kept",
+            f"a soup needs two finished trials{f' of {method}' if method else ''} that meet the "
+            f"constraints and whose weights were kept, and there are {len(found)}",
             hint=f"set search.checkpoints.keep_top = {top} before a search, or for further trials",
             source=run.folder,
         )
@@ -165,23 +159,9 @@ def ingredients(run: LoadedRun, top: int, method: str | None = None) -> tuple[In
     if len(models) > 1:
         names = sorted(f"{model.name}/{model.pretrained}" for model in models)
         raise ConfigError(f"no soup of different models: {', '.join(names)}", source=run.folder)
-    by_text: dict[bool, list[str]] = {}  # methods, by whether they trained the text encoder
-    with storage_failures(run.checkpoints.url, "cannot be read"):
-        for ingredient in found:
-            trains_text = whole_header(ingredient.checkpoint).trains_text
-            by_text.setdefault(trains_text, []).append(search.method(ingredient.record) or "?")
-    if len(by_text) > 1:
-        images, both = (", ".join(dict.fromkeys(by_text[key])) for key in (False, True))
-        raise ConfigError(
-            f"{both} trained the text encoder and {images} did not: their weights cannot be "
-            "averaged",
-            hint="choose one with --method",
-            source=run.folder,
-        )
-    with storage_failures(run.checkpoints.url, "cannot be read"):
+    with storage_failures(checkpoints.url, "cannot be read"):
         check_ingredients([ingredient.checkpoint for ingredient in found])
-    found.sort(key=lambda i: (-(i.record.last(ID_ACC) or 0.0), i.record.number))
-    return tuple(found)
+    return tuple(sorted(found, key=lambda i: (-(i.record.last(ID_ACC) or 0.0), i.record.number)))
 
 
 def _build(
@@ -197,14 +177,16 @@ def _build(
 
 def _about(finished: FinishedSoup) -> dict[str, object]:
     """The content of `soup.json`."""
-    search, used = finished.search, finished.used
+    search, used, among = finished.search, finished.used, len(finished.ingredients)
+    chosen = f"The mean of {len(used)} of the {among} best trials of the search"
+    chosen += "" if finished.recipe == "uniform" else f", those that do not lower its {ID_ACC}"
     return {
         "run": search.name,
         "soup": finished.recipe,
         "trials": [record.trial_id for record in used],
         "of_trials": [i.record.trial_id for i in finished.ingredients],
         "method": ", ".join(dict.fromkeys(search.method(record) or "?" for record in used)),
-        "chosen": finished.chosen,
+        "chosen": f"{chosen}. {search.selection}",
         "looks_at_ood": search.sees_ood,
         "metrics": measured(finished.soup.metrics),
     }

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from contextlib import suppress
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,7 @@ from trainers.evaluation.metrics import ID, MetricKey
 from trainers.yaml_text import read_yaml
 from tuning.checkpoints.files import kept_checkpoint
 from tuning.confirmation.configurations import read_confirmation
-from tuning.confirmation.results import FT, Confirmation
+from tuning.confirmation.results import FT
 from tuning.confirmation.results import SPLIT as TEST
 from tuning.confirmation.verdict import verdict
 from tuning.runs.ranking import best_trial, choice_of
@@ -43,7 +43,6 @@ class Source:
     title: str
     """Such as `quickstart, trial-007`."""
     checkpoint: Store
-    """Folder of the weights."""
     trial: TrialConfig
     """The configuration of the training; for a soup, of its first ingredient."""
     origin: Mapping[str, Any]
@@ -73,21 +72,19 @@ def find_source(
     Raises:
         ConfigError: they do not exist or were not kept.
     """
-    if not (folder / CONFIG_FILE).is_file() and (folder / TRIAL_FILE).is_file():
-        if trial or soup:
-            raise ConfigError(
-                "holds a single training, without trials or soups",
-                key="--trial" if trial else "--soup",
-                value=trial or soup,
-                source=folder,
-            )
-        return _of_training(folder)
+    is_run = (folder / CONFIG_FILE).is_file() or not (folder / TRIAL_FILE).is_file()
+    if (trial and soup) or ((trial or soup) and not is_run):
+        problem = "cannot be used with --soup" if is_run else "is for runs, not for one training"
+        key = "--trial" if trial else "--soup"
+        raise ConfigError(problem, key=key, value=trial or soup, source=folder)
+    if not is_run:
+        header = whole_header(folder)
+        config = validate(TrialConfig, read_yaml(folder / TRIAL_FILE), str(folder / TRIAL_FILE))
+        name = folder.resolve().name
+        origin = {"run": name, "method": config.method.name, "step": header.step}
+        return Source(name, open_store(folder), config, origin, header.metrics)
     run = load_run(folder)
-    if soup is None:
-        return _of_trial(run, trial, may_be_zero_shot)
-    if trial is not None:
-        raise ConfigError("cannot be used with --soup", key="--trial", value=trial)
-    return _of_soup(run, soup)
+    return _of_trial(run, trial, may_be_zero_shot) if soup is None else _of_soup(run, soup)
 
 
 def write_trial(folder: Path, trial: TrialConfig) -> None:
@@ -115,20 +112,16 @@ def _of_trial(run: LoadedRun, trial_id: str | None, may_be_zero_shot: bool) -> S
     if is_zero_shot and best is not None:
         trial_id = best.trial_id  # the zero-shot weights are one end of the line of any trial
     elif trial_id not in records:
-        raise ConfigError(
-            "no such trial" + did_you_mean(trial_id, records), key="--trial", value=trial_id
-        )
+        problem = "no such trial" + did_you_mean(trial_id, records)
+        raise ConfigError(problem, key="--trial", value=trial_id)
     record = records[trial_id]
-    checkpoints = run.checkpoints
-    checkpoint = kept_checkpoint(checkpoints, record.trial_id)
+    checkpoint = kept_checkpoint(run.checkpoints, record.trial_id)
     if checkpoint is None:
-        kept = [name for name in records if kept_checkpoint(checkpoints, name) is not None]
-        raise ConfigError(
-            f"the weights of {record.trial_id} ({record.outcome}) were not kept, only those of "
-            f"{', '.join(kept) or 'no trial'}",
-            hint="--trial names one; in the next search, search.checkpoints.keep_top keeps more",
-            source=run.folder,
-        )
+        kept = [name for name in records if kept_checkpoint(run.checkpoints, name) is not None]
+        problem = f"the weights of {record.trial_id} ({record.outcome}) were not kept, only those "
+        problem += f"of {', '.join(kept) or 'no trial'}"
+        hint = "--trial names one; in the next search, search.checkpoints.keep_top keeps more"
+        raise ConfigError(problem, hint=hint, source=run.folder)
     step = saved_step(checkpoint)
     report = next((point for point in record.curve if point["step"] == step), {})
     origin = {
@@ -144,63 +137,41 @@ def _of_trial(run: LoadedRun, trial_id: str | None, may_be_zero_shot: bool) -> S
     if is_zero_shot:
         origin |= {"trial": ZERO_SHOT, "method": None, "params": {}, "outcome": None, "step": 0}
         report = search.zero_shot
-    source = Source(
-        f"{search.name}, {origin['trial']}",
-        checkpoint,
-        config_of(run.file, record),
-        origin,
-        report,
-        alpha=0.0 if is_zero_shot else None,
-    )
-    name, test = ZERO_SHOT if is_zero_shot else trial_label(search, record), {}
-    with suppress(ConfigError):  # damaged results of `confirm`
-        if confirmation := read_confirmation(search, run.history.records):
-            test = _test_accuracies(confirmation, name, record.trial_id)
-    return replace(source, test=test)
+    label = ZERO_SHOT if is_zero_shot else trial_label(search, record)
+    title, config = f"{search.name}, {origin['trial']}", config_of(run.file, record)
+    test, alpha = _test_accuracies(run, label, record.trial_id), 0.0 if is_zero_shot else None
+    return Source(title, checkpoint, config, origin, report, alpha, test)
 
 
-def _test_accuracies(
-    confirmation: Confirmation, label: str, trial_id: str
-) -> dict[str, dict[str, Any]]:
+def _test_accuracies(run: LoadedRun, label: str, trial_id: str) -> dict[str, dict[str, Any]]:
     """Label -> number of fresh seeds and mean test metrics: the model, FT and zero-shot."""
     found: dict[str, dict[str, Any]] = {}
-    for name, one in ((label, trial_id), (untuned_label(confirmation.search), FT)):
-        seeds = confirmation.values(one, str(MetricKey(TEST, ID, "acc")))
-        means = measured(confirmation.means(one), TEST)
-        found |= {name: {"seeds": len(seeds), "metrics": means}} if seeds else {}
-    if zero_shot := measured(confirmation.zero_shot, TEST):
-        found[ZERO_SHOT] = {"metrics": zero_shot}
+    with suppress(ConfigError):  # damaged results of `confirm`
+        if confirmation := read_confirmation(run.search, run.history.records):
+            for name, one in ((label, trial_id), (untuned_label(run.search), FT)):
+                if seeds := confirmation.values(one, str(MetricKey(TEST, ID, "acc"))):
+                    means = measured(confirmation.means(one), TEST)
+                    found[name] = {"seeds": len(seeds), "metrics": means}
+            if zero_shot := measured(confirmation.zero_shot, TEST):
+                found[ZERO_SHOT] = {"metrics": zero_shot}
     return found if label in found else {}
 
 
 def _of_soup(run: LoadedRun, name: str) -> Source:
-    soups = run.folder / SOUPS_FOLDER
+    soups, again = run.folder / SOUPS_FOLDER, f"`lipsum-tune soup {run.folder} --name {name}`"
     known = sorted(path.parent.name for path in soups.glob(f"*/{SOUP_FILE}"))
     if name not in known:
-        raise ConfigError(
-            "no such soup" + did_you_mean(name, known),
-            key="--soup",
-            value=name,
-            hint=f"make it with `lipsum-tune soup {run.folder} --name {name}`",
-            source=run.folder,
-        )
-    folder = soups / name
+        problem, hint = "no such soup" + did_you_mean(name, known), f"make it with {again}"
+        raise ConfigError(problem, key="--soup", value=name, hint=hint, source=run.folder)
+    file = soups / name / SOUP_FILE
     try:
-        about = json.loads((folder / SOUP_FILE).read_text(encoding="utf-8"))
+        about = json.loads(file.read_text(encoding="utf-8"))
         metrics, first_trial = about.pop("metrics"), about["trials"][0]
     except (ValueError, KeyError, TypeError, AttributeError, IndexError, RecursionError):
-        hint = f"make it again with `lipsum-tune soup {run.folder} --name {name}`"
-        raise ConfigError("damaged", source=folder / SOUP_FILE, hint=hint) from None
+        raise ConfigError("damaged", source=file, hint=f"make it again with {again}") from None
     first = next(r for r in run.history.records if r.trial_id == first_trial)
-    title = f"{run.folder.name}, {name} soup"
-    return Source(title, open_store(folder), config_of(run.file, first), about, metrics)
-
-
-def _of_training(folder: Path) -> Source:
-    path, name, header = folder / TRIAL_FILE, folder.resolve().name, whole_header(folder)
-    trial = validate(TrialConfig, read_yaml(path), str(path))
-    origin = {"run": name, "method": trial.method.name, "step": header.step}
-    return Source(name, open_store(folder), trial, origin, header.metrics)
+    title, config = f"{run.folder.name}, {name} soup", config_of(run.file, first)
+    return Source(title, open_store(soups / name), config, about, metrics)
 
 
 def evaluation_crops(data: DataConfig) -> dict[str, float]:

@@ -37,13 +37,13 @@ def zero_shot_table(rows: Sequence[Row], *, title: str, id_domain: str) -> Table
         shown.add_column(header, justify="right", no_wrap=True)
     for row in rows:
         name = f"{row.domain} (ID)" if row.domain == id_domain else row.domain
-        accuracy = f"{row.acc:.2f} ± {row.error:.2f}"
-        cells = [escape(name), f"{row.images:,}", f"{row.classes:,}", accuracy]
+        cells = [escape(name), f"{row.images:,}", f"{row.classes:,}"]
+        cells.append(f"{row.acc:.2f} ± {row.error:.2f}")
         if not compared:
             cells += [f"{row.nll:.3f}", f"{row.ece:.2f}"]
-        elif row.expected is not None and row.difference is not None:
+        elif row.expected is not None:
             verdict = "[green]agrees[/]" if row.agrees else "[bold red]off[/]"
-            cells += [f"{row.expected:.2f}", f"{row.difference:+.2f}", verdict]
+            cells += [f"{row.expected:.2f}", f"{row.acc - row.expected:+.2f}", verdict]
         shown.add_row(*cells)
     shifts = [row for row in rows if row.domain != id_domain]
     if len(shifts) > 1:

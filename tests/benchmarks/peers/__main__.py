@@ -32,8 +32,8 @@ from rich.console import Console
 from rich.table import Table
 
 from tests.benchmarks.spread import spread
-from trainers.data.cache.arrow_cache import CACHE_VARIABLE
 from trainers.data.data_root import EMBEDDED, resolve_root
+from trainers.data.storage import CACHE_VARIABLE
 from tuning.config.validation import load_config
 
 HERE = Path(__file__).parent

@@ -33,6 +33,8 @@ from trainers.models.zero_shot import ZeroShotModel, load_zero_shot
 
 DATA = DataConfig()
 BATCH_SIZE, EVAL_BATCH_SIZE, TEXTS, WARM_UP = 64, 64, 80, 0.1
+ENDS = (2046, 2047)
+"""Start and end token."""
 
 
 class TrainViews(Dataset[tuple[Tensor, Tensor]]):
@@ -87,8 +89,7 @@ def train(
     zero_shot = zero_shot_model()
     visual = copy.deepcopy(zero_shot.visual).requires_grad_(True)
     head = torch.nn.Parameter(zero_shot.head.clone())
-    scale, vocabulary = zero_shot.logit_scale, zero_shot.text.vocabulary
-    assert vocabulary is not None
+    scale, vocabulary = zero_shot.logit_scale, zero_shot.vocabulary
     ordinary = torch.as_tensor(vocabulary.ids)
 
     optimizer = torch.optim.AdamW([*visual.parameters(), head], lr=lr, weight_decay=0, fused=True)
@@ -115,8 +116,7 @@ def train(
             with torch.no_grad():
                 before = zero_shot.image_features(pixels)
                 drawn = ordinary[torch.randint(len(ordinary), (TEXTS, text_length))]
-                ends = (torch.full((TEXTS, 1), end) for end in (vocabulary.start, vocabulary.end))
-                first, last = ends
+                first, last = (torch.full((TEXTS, 1), end) for end in ENDS)
                 texts = zero_shot.encode_tokens(torch.cat([first, drawn, last], dim=1))
             gap = (scale * (features - before) @ texts.T).square().mean() / 2
             optimizer.zero_grad()

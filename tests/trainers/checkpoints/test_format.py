@@ -119,18 +119,6 @@ def test_weights_without_class_names_are_refused(tmp_path):
         load_weights(tmp_path)
 
 
-@pytest.mark.parametrize("read", [load_weights, load])
-def test_damaged_tensors_are_refused(read, tmp_path):
-    save(tmp_path, 20)
-    path = tmp_path / WEIGHTS
-    content = bytearray(path.read_bytes())
-    content[-2 * SIZE] ^= 1  # one bit within the tensors
-    path.write_bytes(content)
-    with pytest.raises(ConfigError, match="do not have their checksum") as error:
-        read(tmp_path)
-    assert error.value.source == str(path)
-
-
 @pytest.mark.parametrize("damage", ["bit", "text", "cut", "other"])
 def test_a_damaged_or_replaced_state_is_refused(damage, tmp_path):
     save(tmp_path, 20)
@@ -146,8 +134,8 @@ def test_a_damaged_or_replaced_state_is_refused(damage, tmp_path):
     assert error.value.source == str(path)
 
 
-def test_a_checksum_is_that_of_the_stored_numbers(tmp_path):
-    """Of every type, for one number and for tensors that are not contiguous."""
+def test_weights_of_every_type_come_back(tmp_path):
+    """Also one number and tensors that are not contiguous."""
     weights = {
         "b": torch.arange(6.0).reshape(2, 3).T,
         "a": torch.tensor(3, dtype=torch.int64),

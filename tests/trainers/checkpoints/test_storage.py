@@ -24,6 +24,8 @@ from trainers.checkpoints.storage import (
     checkpoint_names,
     fetch_checkpoint,
     newest_checkpoint,
+    note_micro_batch,
+    noted_micro_batch,
     prepare_folder,
     remove_checkpoint,
     remove_other_checkpoints,
@@ -156,3 +158,13 @@ def test_a_folder_that_cannot_be_used_is_named(tmp_path):
         prepare_folder(open_store(tmp_path / "train"))
     with pytest.raises(StorageFailed, match="cannot be copied to this machine"):
         fetch_checkpoint(open_store(tmp_path / "missing"), tmp_path / "here", (WEIGHTS,))
+
+
+def test_a_noted_micro_batch_outlives_attempts(folder):
+    assert noted_micro_batch(folder) is None
+    for size in (16, 8):
+        prepare_folder(folder)
+        note_micro_batch(folder, size)
+    prepare_folder(folder)
+    assert noted_micro_batch(folder) == 8
+    assert checkpoint_names(folder) == []

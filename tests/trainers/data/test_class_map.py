@@ -4,11 +4,9 @@ import numpy as np
 import pytest
 import torch
 
-from tests.trainers.data.formats import trees
-from tests.trainers.data.formats.reading import read_one
 from trainers.config import DataConfig
 from trainers.data.class_map import domain_class_map
-from trainers.data.formats.imagenet import wordnet_ids
+from trainers.data.published import objectnet_class_map, wordnet_ids
 from trainers.data.schema import Header
 from trainers.data.suite import DomainRule, Suite, load_suite
 from trainers.errors import ConfigError
@@ -126,20 +124,14 @@ def test_what_the_suite_maps_goes_before_what_the_files_say():
     assert mapped(("pet",), None, of_files).groups == ((3,),)
 
 
-def test_what_the_layouts_of_imagenets_shifts_name_fits_imagenets_classes(tmp_path):
+def test_the_classes_of_imagenets_shifts_fit_imagenets():
     ids, suite = wordnet_ids(), load_suite("imagenet")
-    for layout, make, size in (
-        ("imagenet-v2", trees.make_imagenet_v2, 1000),
-        ("imagenet-r", trees.make_imagenet_r, 200),
-        ("imagenet-a", trees.make_imagenet_a, 200),
-        ("imagenet-sketch", trees.make_imagenet_sketch, 1000),
-    ):
-        listing = read_one(layout, make(tmp_path))
-        assert listing.domain in suite.ood_domains
-        rule = suite.rule(listing.domain)
-        groups = mapped(listing.class_names, rule, listing.metadata, ids).groups
-        assert [ids[group[0]] for group in groups] == list(listing.class_names)
-        assert len(groups) == size
-    listing = read_one("objectnet", trees.make_objectnet(tmp_path))
-    groups = mapped(listing.class_names, None, listing.metadata, ids).groups
+    for domain in ("imagenet-r", "imagenet-a"):
+        names = wordnet_ids(domain.replace("-", "_"))
+        groups = mapped(names, suite.rule(domain), id_classes=ids).groups
+        assert [ids[group[0]] for group in groups] == list(names)
+    of_files = {"class_map": json.dumps(objectnet_class_map())}
+    names = tuple(objectnet_class_map())
+    groups = mapped(names, suite.rule("objectnet"), of_files, ids).groups
+    assert [[ids[i] for i in group] for group in groups] == list(objectnet_class_map().values())
     assert max(map(len, groups)) > 1

@@ -3,8 +3,7 @@ import pytest
 import yaml
 
 from trainers.config import DataConfig, TrialConfig, with_overrides
-from trainers.data.formats.domainnet import domainnet_classes
-from trainers.data.formats.imagenet import wordnet_ids
+from trainers.data.published import wordnet_ids
 from trainers.data.suite import Suite, imagenet_names, load_suite, packaged_suites
 from trainers.errors import ConfigError, validate
 from trainers.texts.prompts import named_templates
@@ -19,7 +18,7 @@ OWN = {
 
 
 def test_the_packaged_suites_have_the_papers_domains_and_figures():
-    assert sorted(packaged_suites()) == ["domainnet", "imagenet"]
+    assert sorted(packaged_suites()) == ["domainnet", "fmow", "imagenet", "iwildcam"]
     imagenet, domainnet = load_suite("imagenet"), load_suite("domainnet")
     assert imagenet.ood_domains == ("imagenet-v2", "imagenet-r", "imagenet-a", "imagenet-sketch")
     assert [imagenet.rule(d).num_classes for d in ("imagenet-r", "imagenet-a", "objectnet")] == [
@@ -118,7 +117,10 @@ def test_a_suite_that_is_not_there_or_no_yaml_is_named(tmp_path):
 
 
 def test_every_packaged_suite_tells_its_own_classes_apart():
-    assert len(load_suite("domainnet").prompts(domainnet_classes()).names) == 345
+    iwildcam = load_suite("iwildcam")
+    animals = tuple(iwildcam.class_names)
+    assert len(iwildcam.prompts(animals).names) == iwildcam.rule("iwildcam").num_classes == 182
+    assert "lion in the wild." in iwildcam.prompts(animals).of("lion")
     assert len(load_suite("imagenet").prompts(wordnet_ids()).names) == 1000
 
 

@@ -6,7 +6,7 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from trainers.data.formats.index import SPLITS
+from trainers.data.folders import SPLITS
 from trainers.data.schema import part_path, read_header
 from trainers.data.storage import open_store
 from trainers.embedded_benchmark import build as building

@@ -12,7 +12,7 @@ from trainers.data.class_map import ClassMap
 from trainers.data.dataset import ImageDataset
 from trainers.data.schema import LabelledImage, part_path, write_images
 from trainers.errors import ConfigError
-from trainers.evaluation.accumulators import DomainSums
+from trainers.evaluation.domain_sums import DomainSums
 from trainers.evaluation.evaluate import (
     Drift,
     EvalBatches,
@@ -123,7 +123,7 @@ def test_a_class_map_leaves_images_out_of_the_score_alone(images, texts):
     assert {name: scored[name] for name in expected} == pytest.approx(expected, rel=1e-4)
     everything = evaluate(classifier(2), images, FOURS, drift=drift).measures()
     assert scored["energy_gap"] == pytest.approx(everything["energy_gap"])
-    assert (sums.number, int(sums.compared)) == (5, 9)
+    assert (sums.number, int(sums.drift[0])) == (5, 9)
     only_cats = ClassMap(4, ((), (), (2,), ()))
     with pytest.raises(ConfigError, match="real/val: none of its images is of a class"):
         evaluate(classifier(2), images, FOURS, class_map=only_cats)

@@ -12,6 +12,7 @@ from trainers.checkpoints.format import WEIGHTS
 from trainers.config import with_overrides
 from trainers.evaluation.line import GRID, LineGoal, choose_point
 from trainers.fine_tune import fine_tune
+from trainers.loop.evaluate_run import evaluate_run, measure_end
 from trainers.loop.state import load_split, start
 from trainers.methods.registry import METHODS
 
@@ -103,7 +104,7 @@ def test_the_measured_line_goes_from_zero_shot_to_the_end(short):
     assert on_line == {"line/a", *wanted}
     end = trained(config, eval__line="off").metrics
     assert not [name for name in end if name.startswith("line/")]
-    before = start(config).evaluate("val", load_split(config, "val"))
+    before = evaluate_run(start(config), "val", load_split(config, "val"))
     for name in POINTS:
         assert last[f"line/0/{name}"] == pytest.approx(before[name])
         assert last[f"line/1/{name}"] == pytest.approx(end[name])
@@ -153,10 +154,10 @@ def test_the_end_is_found_again_from_the_point(short, whole_root):
     config = with_overrides(short, changes, "test")
     report = trained(config)
     images = load_split(config, "test")
-    report.run.evaluate("test", images)
-    found = report.run.measure_end("test", images, 0.4)
+    evaluate_run(report.run, "test", images)
+    found = measure_end(report.run, "test", images, 0.4)
     end = trained(config, eval__line="off")
-    tested = end.run.evaluate("test", images)
+    tested = evaluate_run(end.run, "test", images)
     for name in ("id_test/acc", "ood_test/sketch/acc", "ood_test/mean_acc"):
         assert found[f"line/1/{name}"] == pytest.approx(tested[name])
 

@@ -12,6 +12,7 @@ from tests.trainers.measures_by_hand import binned_error
 from trainers.checkpoints.format import PREDICTED_CLASSES, PREDICTIONS
 from trainers.evaluation.metrics import ID, MetricKey
 from trainers.fine_tune import fine_tune
+from trainers.loop.evaluate_run import evaluate_run
 from trainers.loop.state import load_split, start
 
 
@@ -26,7 +27,7 @@ def saved_predictions(config, folder):
 def test_they_have_the_accuracy_and_calibration_error_of_the_report(trial):
     config = short(trial, "ft", optim__lr=1e-3)
     images = load_split(config, "val")
-    zero_shot = start(config).evaluate("val", images)
+    zero_shot = evaluate_run(start(config), "val", images)
     *_, last = fine_tune(config)
     assert last.run.predictions is not None
     table = pq.read_table(io.BytesIO(last.run.predictions))

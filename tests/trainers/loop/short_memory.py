@@ -10,8 +10,8 @@ def limit_images(most, where, from_step=0):
 
     Args:
         most: that fit.
-        where: in the `student`'s forward pass, in its `backward` pass, in the `teacher`'s forward
-            pass, or in the student's while `all` of it trains. Evaluations always fit.
+        where: in the `student`'s forward pass, in its `backward` pass, or in the `teacher`'s
+            forward pass. Evaluations always fit.
         from_step: the first step in which that is so.
     """
 
@@ -20,11 +20,7 @@ def limit_images(most, where, from_step=0):
         encoder = run.zero_shot.visual if where == "teacher" else run.student.visual
 
         def before(module, inputs):
-            if not run.student.training or (where == "all" and run.student.head_alone):
-                return
-            if run.progress.step < from_step:
-                return
-            if len(inputs[0]) > most:
+            if run.student.training and run.progress.step >= from_step and len(inputs[0]) > most:
                 raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB.\nIt is.")
 
         def after(module, inputs, output):

@@ -3,49 +3,28 @@ import pytest
 import torch
 import torch.distributed as dist
 from torch import nn
-from torch.distributed.tensor import DTensor
 
 from tests.conftest import CLASSES
-from tests.trainers.curves import PARTS, assert_near, changed, curve, saved_between, short
+from tests.trainers.curves import assert_near, changed, curve, saved_between, short
 from tests.trainers.loop.short_memory import limit_images
 from trainers import fine_tune as loop
 from trainers.data.schema import LabelledImage, part_path, write_images
-from trainers.loop.distributed import any_worker, average_gradients, averaged, gather
+from trainers.errors import MicroBatchTooLarge
+from trainers.fine_tune import fine_tune
+from trainers.loop.distributed import average_gradients, averaged, gather
 from trainers.loop.state import start
-
-METHODS = {
-    "ft": {},
-    "ema": {"ema_decay": 0.5},
-    "wise_ft": {},
-    "l2_sp": {"reg_weight": 3},
-    "lipsum_ft": {"text_count": 16},
-    "flyp": {},
-    "star_ft": {},
-    "carot": {"teacher_updates": 3},
-}
 
 
 def configured(trial, method, **overrides):
     """Adam's eps is above rounding: see `test_step`."""
-    return short(trial, {"name": method, **METHODS[method]}, **{"optim__eps": 1e-3, **overrides})
+    return short(trial, method, **{"optim__eps": 1e-3, **overrides})
 
 
-@pytest.mark.parametrize(
-    ("method", "parallel", "parts"),
-    [
-        ("carot", "ddp", 3),
-        pytest.param("ema", "fsdp", None, marks=pytest.mark.nightly),
-        pytest.param("wise_ft", "fsdp", None, marks=pytest.mark.nightly),
-        pytest.param("l2_sp", "fsdp", 3, marks=pytest.mark.nightly),
-        pytest.param("lipsum_ft", "fsdp", None, marks=pytest.mark.nightly),
-        pytest.param("flyp", "fsdp", 3, marks=pytest.mark.nightly),
-    ],
-)
-def test_two_workers_have_the_curve_of_one(trial, two_workers, method, parallel, parts):
-    """Shards, and steps in parts; replicas of every method are in the contract."""
-    alone = configured(trial, method, steps=2, eval__line=[0.5])
-    together = changed(alone, parallel=parallel, optim__micro_batch_size=parts)
-    first, second = two_workers(curve, together)
+def test_two_workers_have_the_curve_of_one_in_parts_too(trial, two_workers):
+    """Whole steps of every method are in the contract."""
+    carot = {"name": "carot", "teacher_updates": 3}
+    alone = configured(trial, carot, steps=2, eval__line=[0.5])
+    first, second = two_workers(curve, changed(alone, optim__micro_batch_size=3))
     assert first == second
     assert_near(first, curve(alone))
 
@@ -53,52 +32,16 @@ def test_two_workers_have_the_curve_of_one(trial, two_workers, method, parallel,
 def test_gradients_of_all_workers_together_are_clipped(trial, two_workers):
     settings = {"optim__clip_grad_norm": 0.5, "optim__eps": 1.0, "optim__lr": 0.5}
     clipped = curve(configured(trial, "ft", **settings))
-    for parallel in ("ddp", "fsdp"):
-        first, _ = two_workers(curve, configured(trial, "ft", parallel=parallel, **settings))
-        assert_near(first, clipped)
+    assert_near(two_workers(curve, configured(trial, "ft", **settings))[0], clipped)
     unclipped = curve(configured(trial, "ft", optim__eps=1.0, optim__lr=0.5))
     assert abs(unclipped[0]["id_val/nll"] - clipped[0]["id_val/nll"]) > 1e-2
-
-
-def test_shards_go_with_checkpointing_and_with_16_bits(trial, two_workers):
-    options = {"activation_checkpointing": True, "precision": "fp16", "steps": 2}
-    replicas, shards = (
-        two_workers(curve, configured(trial, "flyp", parallel=parallel, **options))
-        for parallel in ("ddp", "fsdp")
-    )
-    assert shards[0] == shards[1]
-    assert_near(shards[0], replicas[0])
-
-
-def test_each_worker_holds_half_of_student_and_teacher(trial, two_workers):
-    whole = start(configured(trial, "flyp"))
-    teacher = list(whole.zero_shot.visual.parameters())
-    wanted = [_numbers(whole.student.trained.values()), _numbers(teacher)]
-    found = two_workers(_held, configured(trial, "flyp", parallel="fsdp", steps=1))
-    assert [one + other for one, other in zip(*found, strict=True)] == wanted
-    assert max(found[0]) < 0.55 * max(wanted)
-
-
-def _held(config):
-    """Numbers here of the student, in a state in which nothing is gathered, and of its teacher."""
-    (report,) = loop.fine_tune(config)
-    run = report.run
-    return [_numbers(run.student.trained.values()), _numbers(run.zero_shot.visual.parameters())]
-
-
-def _numbers(parameters):
-    local = [p.to_local() if isinstance(p, DTensor) else p for p in parameters]
-    return sum(tensor.numel() for tensor in local)
 
 
 def test_a_worker_may_have_fewer_or_no_images_of_a_domain(
     trial, two_workers, images_root, tmp_path
 ):
-    """In batches of two images of shards, which all workers must call equally often: of five the
-    first worker has two batches and the second one; of one it has one and the second none.
-
-    The first of two reports is on a sample.
-    """
+    """In batches of two: of five images the first worker has two batches and the second one; of
+    one it has one and the second none. The first of two reports is on a sample."""
     for domain in trial.data.domains:
         (tmp_path / domain).symlink_to(images_root / domain)
     for domain, size in (("sketch", 1), ("painting", 5)):
@@ -115,70 +58,53 @@ def test_a_worker_may_have_fewer_or_no_images_of_a_domain(
         "eval__line": [0.5],
         "steps": 2,
     }
-    first, second = two_workers(curve, configured(trial, "ft", parallel="fsdp", **changes))
+    config = configured(trial, "ft", **changes)
+    first, second = two_workers(curve, config)
     assert first == second
     assert [report["eval/images"] for report in first] == [3 + 1 + 3, 24 + 1 + 5]
-    assert_near(first, curve(configured(trial, "ft", **changes)))
+    assert_near(first, curve(config))
 
 
-@pytest.mark.parametrize(
-    ("method", "places"),
-    [("ft", [("student", "backward")]), ("star_ft", [("backward", "teacher"), (None, "teacher")])],
-    ids=["ft", "star_ft"],
-)
-def test_workers_out_of_memory_agree_on_smaller_parts(trial, two_workers, method, places):
-    config = configured(trial, method, steps=2)
-    in_twos = configured(trial, method, steps=2, optim__micro_batch_size=2)
-    from_the_start = two_workers(curve, in_twos)
-    assert {report[PARTS] for report in from_the_start[0]} == {2}
-    for where in places:
-        assert two_workers(_curve_in_short_memory, config, where) == from_the_start
+def test_want_of_memory_ends_the_attempt_with_the_size_for_the_next(trial, two_workers):
+    """No worker can take a step again while another waits for it."""
+    found = two_workers(_size_after_short_memory, configured(trial, "ft"))
+    assert found == [2, 2]
 
 
-def _curve_in_short_memory(config, where, from_step=0, resume_from=None):
-    """Of a run in which three images at a time are one too many, or none where it is nowhere."""
-    place = where[dist.get_rank()]
-    if place is not None:
-        loop.start = limit_images(2, place, from_step)
+def _size_after_short_memory(config):
+    """Of a run whose workers can have three of their four images at once."""
+    loop.start = limit_images(3, "student")
     try:
-        return curve(config, resume_from)
+        curve(config)
+    except MicroBatchTooLarge as error:
+        return error.micro_batch_size
     finally:
         loop.start = start
 
 
-def test_workers_agree_on_smaller_parts_after_an_evaluation_too(trial, two_workers):
-    """It may leave other weights behind, and so less memory than there was."""
-    config = configured(trial, "wise_ft", steps=6)
-    first, second = two_workers(_curve_in_short_memory, config, ("student", None), 3)
-    assert first == second
-    assert [report[PARTS] for report in first] == [4, 2]
+def test_two_workers_resume_between_two_reports(trial, two_workers, tmp_path):
+    config = configured(trial, {"name": "ema", "ema_decay": 0.5}, steps=4, eval__every=2)
+    undisturbed, _ = two_workers(saved_between, config, tmp_path, [False, True], 3)
+    assert two_workers(curve, config, tmp_path) == [undisturbed, undisturbed]
+    assert_near(curve(config, resume_from=tmp_path), undisturbed)
 
 
-def test_resumed_workers_with_less_memory_agree_on_parts(trial, two_workers, tmp_path):
-    """Memory is short in steps that follow neither the start of a training nor an evaluation."""
-    config = configured(trial, "ft", steps=6, eval__every=6)
-    undisturbed, _ = two_workers(saved_between, config, tmp_path, [False] * 3 + [True, False], 4)
-    everywhere = ("student", "student")
-    resumed, other = two_workers(_curve_in_short_memory, config, everywhere, 0, tmp_path)
-    assert resumed == other
-    assert_near(resumed, undisturbed)
-    assert [report[PARTS] for report in (*undisturbed, *resumed)] == [4, 2]
+def test_a_run_saved_while_it_repeats_a_report_keeps_its_sums(trial, two_workers, tmp_path):
+    """Also if one worker took the place of the two in between."""
+    config = configured(trial, "ft", steps=4, eval__every=2)
+    first, again, alone = (tmp_path / name for name in ("first", "again", "alone"))
+    undisturbed, _ = two_workers(saved_between, config, first, [False, True], 3)
+    two_workers(_saved_as_repeated, config, first, again)
+    assert two_workers(curve, config, again) == [undisturbed, undisturbed]
+    _saved_as_repeated(config, first, alone)
+    assert_near(two_workers(curve, config, alone)[0], undisturbed)
 
 
-@pytest.mark.parametrize(("parallel", "from_step"), [("ddp", 2), ("fsdp", 0)])
-def test_out_of_memory_during_reductions_ends_the_run(trial, two_workers, parallel, from_step):
-    """No worker can take a step again while another waits for it: a restart can."""
-    config = configured(trial, "ft", parallel=parallel)
-    said = two_workers(_out_of_memory, config, from_step)
-    assert all("Tried to allocate" in message for message in said)
-
-
-def _out_of_memory(config, from_step):
-    try:
-        _curve_in_short_memory(config, ("student", "student"), from_step)
-    except torch.OutOfMemoryError as error:
-        return str(error)
-    return "it fits"
+def _saved_as_repeated(config, folder, target):
+    """Resume a run, and save it again at its first report."""
+    resumed = fine_tune(config, resume_from=folder)
+    next(resumed).save(target)
+    resumed.close()
 
 
 def test_a_gradient_through_gather_is_that_of_one_process(two_workers):
@@ -187,21 +113,22 @@ def test_a_gradient_through_gather_is_that_of_one_process(two_workers):
     features = _rows() @ weight
     whole = _loss(features)
     wanted = torch.autograd.grad(whole, weight)[0]
-    for rank, (loss, gradient, gathered) in enumerate(two_workers(_through_gather)):
+    for rank, (loss, gradient, gathered, mean) in enumerate(two_workers(_through_gather)):
         assert loss == pytest.approx(whole.item(), rel=1e-12)
         assert torch.allclose(torch.tensor(gradient, dtype=torch.float64), wanted, rtol=1e-10), rank
         assert gathered == features.tolist()
+        assert mean == 1.5
 
 
 def _through_gather():
     rank, weight = dist.get_rank(), nn.Parameter(_weight())
-    rows = _rows()[3 * rank : 3 * (rank + 1)]
-    gathered = gather(rows @ weight)
+    gathered = gather(_rows()[3 * rank : 3 * (rank + 1)] @ weight)
     loss = _loss(gathered)
     loss.backward()
     average_gradients([weight])
     assert weight.grad is not None
-    return loss.item(), weight.grad.tolist(), gathered.tolist()
+    mean = float(averaged(torch.tensor(1.0 + rank)))
+    return loss.item(), weight.grad.tolist(), gathered.tolist(), mean
 
 
 def _rows():
@@ -214,13 +141,3 @@ def _weight():
 
 def _loss(features):
     return (features @ features.T).logsumexp(dim=1).sum()
-
-
-def test_workers_tell_each_other_flags_and_means(two_workers):
-    assert two_workers(_flags_and_means) == [(True, True, False, 1.5)] * 2
-
-
-def _flags_and_means():
-    rank, cpu = dist.get_rank(), torch.device("cpu")
-    flags = [any_worker(flag, cpu) for flag in (rank == 0, rank == 1, False)]
-    return flags[0], flags[1], flags[2], float(averaged(torch.tensor(1.0 + rank)))

@@ -1,5 +1,3 @@
-from collections.abc import Callable
-
 import pytest
 import torch
 from torch.nn import functional
@@ -97,9 +95,6 @@ def test_clipping_is_pytorchs_and_reports_the_unclipped_norm(trial):
         assert torch.allclose(stepped[name], parameter, atol=1e-6), name
 
 
-LimitImages = Callable[..., None]
-
-
 @pytest.fixture
 def limited(monkeypatch):
     """Makes models of runs that begin from now on run out of memory above so many images."""
@@ -110,16 +105,9 @@ def limited(monkeypatch):
     return limit
 
 
-@pytest.mark.parametrize(
-    ("method", "limit"),
-    [
-        pytest.param({"name": "ft"}, (4, "student", 2), id="later"),
-        pytest.param({"name": "lp_ft", "probe_fraction": 0.5}, (4, "all"), id="after-the-probe"),
-    ],
-)
-def test_memory_that_gets_short_halves_the_parts_from_then_on(method, limit, trial, limited):
-    limited(*limit)
-    first, second = curve(short(trial, method, steps=4, eval__every=2))
+def test_memory_that_gets_short_halves_the_parts_from_then_on(trial, limited):
+    limited(4, from_step=2)
+    first, second = curve(short(trial, "ft", steps=4, eval__every=2))
     assert (first[PARTS], second[PARTS]) == (8, 4)
 
 
@@ -158,9 +146,7 @@ def test_a_single_image_that_does_not_fit_ends_the_run(trial, limited):
     limited(0)
     with pytest.raises(torch.OutOfMemoryError) as said:
         curve(short(trial, "ft"))
-    (line,) = str(said.value).splitlines()
-    for key in ("optim.micro_batch_size = 1", "activation_checkpointing = true", "parallel = "):
-        assert key in line
+    assert "single images do not fit" in str(said.value)
 
 
 def test_other_errors_of_a_step_are_not_taken_for_want_of_memory(trial):

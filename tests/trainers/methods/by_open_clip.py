@@ -13,9 +13,9 @@ from tests.trainers.curves import first_batch, short
 from trainers.data.transforms import normalise
 from trainers.loop.state import TrainState, load_split, start
 from trainers.loop.step import Stepper
+from trainers.models.clip import load_clip
 from trainers.models.config import ModelConfig
 from trainers.models.image import image_input
-from trainers.models.loading import load_clip
 
 TEMPLATES = ("a photo of a {}.", "a sketch of a {}.", "one {}")
 SUITE = {"id_domain": "real", "ood_domains": ["sketch"], "templates": TEMPLATES}

@@ -19,9 +19,8 @@ from tests.trainers.methods.by_hand import (
 from trainers.methods.base import Batch
 from trainers.methods.car_ft import ContextAwareFineTuning
 from trainers.models import text_head as heads
+from trainers.models.clip import load_clip, load_tokenizer
 from trainers.models.config import ModelConfig
-from trainers.models.loading import load_clip
-from trainers.models.tokenizers import load_tokenizer
 from trainers.texts.prompts import Prompts, named_templates
 
 LABELS = [0, 2, 1, 1]

@@ -18,7 +18,6 @@ from tests.trainers.tiny_models import KINDS, random_model, student_of
 from trainers.errors import ConfigError
 from trainers.methods.base import check_method_fits
 from trainers.methods.carot import CaRot, projections
-from trainers.models.config import RANDOM, ModelConfig
 from trainers.models.image import pooled_features
 from trainers.models.zero_shot import load_zero_shot
 from trainers.texts.prompts import Prompts
@@ -114,7 +113,7 @@ def test_a_run_of_any_length_has_as_many_refreshes_as_fit(steps, refreshes):
     assert max(gaps) - min(gaps) <= 1
 
 
-PROJECTED = sorted(set(KINDS) - {"no-projection"})
+PROJECTED = sorted(set(KINDS) - {"no-projection", "roberta"})
 
 
 @pytest.mark.parametrize("kind", PROJECTED)
@@ -145,18 +144,7 @@ def test_a_model_without_projections_needs_zero_weights(tmp_path):
     with pytest.raises(ConfigError, match=r"'carot'.*the text encoder of this model has no linear"):
         check_method_fits(CaRot(), text_without)
     check_method_fits(CaRot(orthogonality_weight=0, cross_weight=0), text_without)
-    siglip = ModelConfig(name="ViT-B-16-SigLIP", pretrained=RANDOM)
     vision = KINDS["timm"]["vision_cfg"] | {"timm_proj": "mlp"}
-    for image_without in (siglip, random_model(tmp_path, "timm", vision_cfg=vision)):
-        with pytest.raises(ConfigError, match="the image encoder of this model has no linear"):
-            check_method_fits(CaRot(), image_without)
-
-
-def test_the_last_layer_of_a_timm_encoder_is_its_projection(tmp_path):
-    vision = {"timm_model_name": "test_vit", "timm_pool": "token", "timm_proj": ""}
-    model = random_model(tmp_path, "timm", vision_cfg=vision)
-    check_method_fits(CaRot(), model)
-    zero_shot = load_zero_shot(model, Prompts(("cat",), ("a {}.",)))
-    last = [m for m in zero_shot.visual.modules() if isinstance(m, nn.Linear)][-1]
-    student = student_of(zero_shot, CaRot())
-    assert torch.equal(projections(student.trained)[0].T, last.weight)
+    image_without = random_model(tmp_path, "timm", vision_cfg=vision)
+    with pytest.raises(ConfigError, match="the image encoder of this model has no linear"):
+        check_method_fits(CaRot(), image_without)

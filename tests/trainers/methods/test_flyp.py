@@ -20,7 +20,7 @@ def test_loss_and_gradients_equal_the_sum_over_pairs(zero_shot):
     loss = FLYP.loss(batch, at(zero_shot, 0))
     loss.total.backward()
     assert loss.total.item() == pytest.approx(contrastive(s * f @ t.T), rel=1e-12)
-    assert loss.reg.item() == 0
+    assert loss.reg is None
     assert_gradient(batch.student.features, lambda x: contrastive(s * x @ t.T), f)
     assert_gradient(batch.student.text_features, lambda x: contrastive(s * f @ x.T), t)
     assert_gradient(batch.student.logit_scale, lambda x: contrastive(x * f @ t.T), s)

@@ -9,7 +9,7 @@ from safetensors.torch import load_file
 from tests.trainers.curves import curve, short
 from trainers.checkpoints.format import WEIGHTS
 from trainers.fine_tune import fine_tune
-from trainers.models.loading import load_clip
+from trainers.models.clip import load_clip
 
 PLUGIN = str(Path(__file__).with_name("lora.py"))
 

@@ -43,21 +43,31 @@ def test_shares_converge_to_the_optimum_within_0_and_1():
         beside = torch.tensor(rng.standard_normal(change.shape))
         beside = beside - (beside * change).sum() / change.square().sum() * change
         wanted[name] = INITIAL[name] + share * change + beside
-    found = project(WEIGHTS, INITIAL, squared_distance_to(wanted), steps=400, lr=0.02)
+    found = project(WEIGHTS, INITIAL, gradient_of(squared_distance_to(wanted)), steps=400, lr=0.02)
     assert shares_of(found) == pytest.approx([0.3, 0.8, 1, 0], abs=1e-3)
     torch.testing.assert_close(found["visual.scale"], WEIGHTS["visual.scale"])
     assert torch.equal(found["visual.bias"], INITIAL["visual.bias"])
 
 
+def gradient_of(loss):
+    """By PyTorch, of a loss of weights."""
+
+    def gradient(weights):
+        leaves = {name: value.detach().requires_grad_() for name, value in weights.items()}
+        return dict(zip(leaves, torch.autograd.grad(loss(leaves), leaves.values()), strict=True))
+
+    return gradient
+
+
 def test_shares_begin_at_a_half_and_never_leave_0_and_1():
     seen = []
 
-    def id_loss(weights):
-        seen.append(shares_of(weights))
+    def loss(weights):
+        seen.append(shares_of({name: value.detach() for name, value in weights.items()}))
         sign = -1 if len(seen) % 4 < 2 else 1
         return sign * squared_distance_to(somewhere(3))(weights)
 
-    found = project(WEIGHTS, INITIAL, id_loss, steps=12, lr=0.4)
+    found = project(WEIGHTS, INITIAL, gradient_of(loss), steps=12, lr=0.4)
     assert len(seen) == 12
     assert seen[0] == pytest.approx(0.5)
     every = np.array([*seen, shares_of(found)])
@@ -90,13 +100,13 @@ def adam_by_differences(steps, lr):
 
 def test_every_step_is_adams_on_the_gradient_in_the_shares():
     for steps in (1, 2, 7):
-        found = shares_of(project(WEIGHTS, INITIAL, curved, steps=steps, lr=0.03))
+        found = shares_of(project(WEIGHTS, INITIAL, gradient_of(curved), steps=steps, lr=0.03))
         assert found == pytest.approx(adam_by_differences(steps, lr=0.03), abs=1e-5)
 
 
 def test_a_weight_that_has_not_moved_stays_where_it_is():
     still = WEIGHTS | {"head": INITIAL["head"].clone()}
-    found = project(still, INITIAL, squared_distance_to(somewhere(3)), steps=5, lr=0.1)
+    found = project(still, INITIAL, gradient_of(squared_distance_to(somewhere(3))), steps=5, lr=0.1)
     assert torch.equal(found["head"], INITIAL["head"])
     assert all(bool(value.isfinite().all()) for value in found.values())
 
@@ -104,7 +114,7 @@ def test_a_weight_that_has_not_moved_stays_where_it_is():
 def test_the_projected_weights_are_evaluated():
     before = {name: value.clone() for name, value in WEIGHTS.items()}
     method = ProjectedFineTuning(projection_steps=3, projection_lr=0.03)
-    found = method.eval_weights(Trained(WEIGHTS, INITIAL, average=None, id_loss=curved))
+    found = method.eval_weights(Trained(WEIGHTS, INITIAL, gradient_of(curved)))
     assert shares_of(found) == pytest.approx(adam_by_differences(3, lr=0.03), abs=1e-5)
     assert all(torch.equal(value, before[name]) for name, value in WEIGHTS.items())
     assert not any(value.requires_grad for value in found.values())

@@ -10,6 +10,7 @@ from tests.trainers.methods import by_open_clip
 from tests.trainers.methods.by_hand import cross_entropy
 from trainers.checkpoints.format import WEIGHTS
 from trainers.fine_tune import fine_tune
+from trainers.loop.evaluate_run import classify, holding
 from trainers.loop.state import start
 
 FAR = {"optim__lr": 3e-3, "precision": "fp32"}
@@ -43,27 +44,10 @@ def test_the_interpolated_weights_are_kept_and_evaluated(trial, tmp_path):
     run = report.run
     assert run.eval_weights is not None
     run.student.eval()
-    with run.holding(run.eval_weights):
-        features, found = run.classify(images)
+    with holding(run, run.eval_weights):
+        features, found = classify(run, images)
     np.testing.assert_allclose(found.numpy(), logits, atol=1e-3)
     np.testing.assert_allclose(features, by_open_clip.features(images, expected), atol=1e-5)
     nll = cross_entropy(logits, labels)
     assert report.metrics["id_val/nll"] == pytest.approx(nll, rel=1e-4)
     assert abs(nll - plain.metrics["id_val/nll"]) > 1e-2
-
-
-def test_the_line_is_between_both_models(trial):
-    alphas = [0, 0.4, 1]
-    config, report = trained(trial, {"name": "ft"}, eval__line=[0.4])
-    zero_shot, last = start(config).student.plain_state(), report.run.student.plain_state()
-    images, labels = by_open_clip.images_of(config)
-    found = [report.metrics[f"line/{alpha}/id_val/acc"] for alpha in alphas]
-    by_hand = []
-    for alpha in alphas:
-        logits = by_open_clip.logits(images, on_the_line(zero_shot, last, alpha))
-        by_hand.append(100 * float(np.mean(logits.argmax(axis=1) == labels)))
-    assert found == pytest.approx(by_hand)
-    assert len(set(found)) > 1
-    head = start(config).zero_shot.head.double().numpy()
-    alone = by_open_clip.features(images) @ head.T
-    assert found[0] == pytest.approx(100 * float(np.mean(alone.argmax(axis=1) == labels)))

@@ -1,7 +1,7 @@
 import pytest
 
 from tests.trainers.tiny_models import random_model
-from trainers.models.loading import load_clip
+from trainers.models.clip import load_clip
 
 
 @pytest.fixture(scope="session")

@@ -4,11 +4,11 @@ import pytest
 import torch
 from torch import nn
 
-from tests.trainers.curves import curve, short
+from tests.trainers.curves import changed, curve, short
+from tests.trainers.tiny_models import random_model
 from trainers.checks import check_trials
 from trainers.errors import ConfigError
-from trainers.models.activations import blocks, keep_no_activations
-from trainers.models.config import ModelConfig
+from trainers.models.activations import keep_no_activations
 from trainers.models.image import pooled_features
 from trainers.models.student import TextTower
 
@@ -58,30 +58,26 @@ def _gradients(tower, features):
     return size, gradients
 
 
-@pytest.mark.parametrize("method", ["lipsum_ft", "r_adapter"])
+@pytest.mark.parametrize("method", ["lipsum_ft", "flyp", "tpgm"])
 def test_a_run_with_it_is_equal_to_one_without_to_the_last_bit(trial, method):
-    assert curve(short(trial, method, activation_checkpointing=True)) == curve(short(trial, method))
+    fields = {"projection_steps": 2} if method == "tpgm" else {}
+    config = short(trial, {"name": method, **fields}, eval__line="off")
+    assert curve(changed(config, activation_checkpointing=True)) == curve(config)
 
 
-def test_blocks_are_those_of_the_innermost_lists():
-    stages = nn.Module()
-    stages.layers = nn.ModuleList(nn.Module() for _ in range(2))
-    for stage in stages.layers:
-        stage.blocks = nn.Sequential(nn.Linear(1, 1), nn.Linear(1, 1))
-        stage.downsample = nn.Linear(1, 1)
-    inner = [block for stage in stages.layers for block in stage.blocks.children()]
-    assert blocks(stages) == inner
+def test_methods_that_replace_weights_are_refused(trial):
+    with pytest.raises(ConfigError, match=r"not with method\.name = 'r_adapter'"):
+        short(trial, "r_adapter", activation_checkpointing=True)
 
 
-def test_a_resnet_is_refused_before_a_worker_starts(trial):
-    resnet = ModelConfig(name="RN50", pretrained="random")
-    config = trial.model_copy(update={"model": resnet})
+def test_a_resnet_is_refused_before_a_worker_starts(trial, tmp_path):
+    config = trial.model_copy(update={"model": random_model(tmp_path, "resnet")})
     check_trials([config])
-    with pytest.raises(ConfigError, match="'RN50' is a ResNet") as error:
+    with pytest.raises(ConfigError, match="is a ResNet") as error:
         check_trials([config.model_copy(update={"activation_checkpointing": True})])
     assert error.value.key == "activation_checkpointing"
 
 
-def test_an_encoder_of_no_known_blocks_is_refused():
-    with pytest.raises(ConfigError, match="no blocks are known of Linear"):
+def test_an_encoder_that_cannot_is_refused():
+    with pytest.raises(ConfigError, match="Linear cannot compute its activations again"):
         keep_no_activations(nn.Linear(1, 1))

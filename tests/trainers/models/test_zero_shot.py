@@ -7,19 +7,14 @@ import open_clip
 import platformdirs
 import pytest
 import torch
-from torch import nn
 
-from tests.trainers.installed import install
 from tests.trainers.tiny_models import random_model
-from trainers.models import text_head, tiny_clip
-from trainers.models.architecture import architecture
+from trainers.models import text_head
+from trainers.models.clip import load_clip, load_tokenizer, model_config
 from trainers.models.config import ModelConfig
-from trainers.models.loading import load_clip
-from trainers.models.text_head import head_digest, zero_shot_heads
-from trainers.models.tokenizers import load_tokenizer
+from trainers.models.text_head import cached_heads, model_digest, zero_shot_heads
 from trainers.models.zero_shot import load_zero_shot
 from trainers.texts.prompts import Prompts
-from trainers.texts.random_texts import effective_rank, random_text_moment
 
 PROMPTS = Prompts(
     names=("cat", "teddy bear", "The_Eiffel_Tower", "water lily"),
@@ -34,7 +29,9 @@ def cache(monkeypatch, tmp_path):
     return tmp_path / "cache/lipsum-tune/heads"
 
 
-@pytest.mark.parametrize("kind", ["clip", "bidirectional", "last-token", "coca", "sigmoid"])
+@pytest.mark.parametrize(
+    "kind", ["clip", "bidirectional", "last-token", "coca", "roberta", "siglip"]
+)
 @pytest.mark.parametrize("texts_a_batch", [4, 1024])
 def test_the_head_is_open_clips_zero_shot_classifier(kind, texts_a_batch, tmp_path, monkeypatch):
     model = random_model(tmp_path, kind)
@@ -48,29 +45,8 @@ def test_the_head_is_open_clips_zero_shot_classifier(kind, texts_a_batch, tmp_pa
     assert (expected[0] - expected[1]).abs().max() > 1e-3
 
 
-class BagOfTokens(nn.Module):
-    """A text tower that is none of open_clip's transformers, as Hugging Face's are."""
-
-    def __init__(self):
-        super().__init__()
-        self.embedding = nn.Embedding(49408, 16)
-
-    def forward(self, tokens):
-        return self.embedding(tokens).mean(dim=1)
-
-
-def test_foreign_text_towers_are_used_through_encode_text(tmp_path):
-    model = random_model(tmp_path, "custom-text")
-    clip, tokenizer = load_clip(model), load_tokenizer(model)
-    clip.text = BagOfTokens()
-    expected = open_clip.build_zero_shot_classifier(
-        clip, tokenizer, PROMPTS.names, PROMPTS.templates
-    ).T
-    torch.testing.assert_close(zero_shot_heads(clip, tokenizer, PROMPTS).classes, expected)
-
-
 def test_tiny_clips_head_is_the_mean_over_openais_templates():
-    clip, tokenizer = load_clip(ModelConfig()), tiny_clip.tokenizer()
+    clip, tokenizer = load_clip(ModelConfig()), load_tokenizer(ModelConfig())
     head = zero_shot_heads(clip, tokenizer, Prompts(("cat", "teddy bear"))).classes
     texts = [template("teddy bear") for template in open_clip.OPENAI_IMAGENET_TEMPLATES]
     rows = clip.encode_text(tokenizer(texts), normalize=True)
@@ -110,41 +86,36 @@ def test_a_head_that_cannot_be_kept_is_made_all_the_same(cache, tmp_path):
     )
 
 
-def test_whatever_goes_into_a_head_changes_its_key(tmp_path, monkeypatch):
+def test_whatever_goes_into_a_head_makes_another_file(cache, tmp_path):
     model = random_model(tmp_path, "clip")
-    clip, tokenizer, built = load_clip(model), load_tokenizer(model), architecture(model)
-    key = head_digest(clip, tokenizer, PROMPTS, built)
-    assert head_digest(copy.deepcopy(clip), tokenizer, PROMPTS, built) == key
-
-    others = [
-        head_digest(clip, tokenizer, prompts, built)
-        for prompts in (
-            dataclasses.replace(PROMPTS, names=PROMPTS.names[::-1]),
-            dataclasses.replace(PROMPTS, templates=PROMPTS.templates[:2]),
-        )
-    ]
-    other_tokens = open_clip.SimpleTokenizer(context_length=24, clean="canonicalize")
-    others.append(head_digest(clip, other_tokens, PROMPTS, built))
-    quick = dataclasses.replace(built, config={**built.config, "quick_gelu": True})
-    others.append(head_digest(clip, tokenizer, PROMPTS, quick))
+    clip, tokenizer, config = load_clip(model), load_tokenizer(model), model_config(model)
+    digest = model_digest(clip, config)
+    assert model_digest(copy.deepcopy(clip), copy.deepcopy(config)) == digest
     trained = copy.deepcopy(clip)
     trained.ln_final.bias.data[3] += 1e-6
-    others.append(head_digest(trained, tokenizer, PROMPTS, built))
-    with monkeypatch.context() as patch:
-        patch.setattr(torch, "__version__", "1.0")
-        others.append(head_digest(clip, tokenizer, PROMPTS, built))
-    with monkeypatch.context() as patch:
-        install(patch, tmp_path, "transformers")
-        others.append(head_digest(clip, tokenizer, PROMPTS, built))
-    assert len({key, *others}) == 8
+    quick = model_digest(clip, config | {"quick_gelu": True})
+    assert len({digest, quick, model_digest(trained, config)}) == 3
+    inputs = [
+        (tokenizer, PROMPTS, digest),
+        (tokenizer, PROMPTS, quick),
+        (tokenizer, dataclasses.replace(PROMPTS, names=PROMPTS.names[::-1]), digest),
+        (tokenizer, dataclasses.replace(PROMPTS, templates=PROMPTS.templates[:2]), digest),
+        (open_clip.SimpleTokenizer(context_length=24, clean="canonicalize"), PROMPTS, digest),
+    ]
+    for tokens, prompts, of_model in 2 * inputs:
+        cached_heads(clip, tokens, prompts, of_model)
+    assert len(list(cache.glob("*.safetensors"))) == len(inputs)
 
-    image_side = copy.deepcopy(clip)
-    image_side.visual.proj.data += 1
-    image_side.logit_scale.data += 1
-    assert head_digest(image_side, tokenizer, PROMPTS, built) == key
 
-
-def test_random_texts_span_several_directions_of_tiny_clip():
-    zero_shot = load_zero_shot(ModelConfig(), PROMPTS)
-    assert zero_shot.text.has_random_texts
-    assert effective_rank(random_text_moment(zero_shot, 8)) > 2
+def test_the_bias_of_a_sigmoid_model_changes_no_probability(tmp_path):
+    """SigLIP adds the same number to the scores of all classes."""
+    zero_shot = load_zero_shot(random_model(tmp_path, "siglip"), PROMPTS)
+    images = torch.randn(3, 3, 32, 32)
+    with torch.no_grad():
+        scores = zero_shot.clip.get_logits(images, zero_shot.tokenize(PROMPTS.names))[0]
+        features = zero_shot.clip.encode_image(images, normalize=True)
+        texts = zero_shot.encode_tokens(zero_shot.tokenize(PROMPTS.names))
+    assert zero_shot.clip.logit_bias.item() == -10
+    own = zero_shot.logit_scale * features @ texts.T
+    torch.testing.assert_close(scores, own - 10)
+    torch.testing.assert_close(scores.softmax(dim=-1), own.softmax(dim=-1))

@@ -1,7 +1,5 @@
 """Real fine-tunings of every kind of model, exported, and read by open_clip alone."""
 
-import json
-
 import open_clip
 import pytest
 import torch
@@ -13,12 +11,10 @@ from tests.trainers.methods.contract import configured
 from tests.trainers.tiny_models import random_model
 from trainers.checkpoints.format import load_weights
 from trainers.fine_tune import fine_tune
+from trainers.loop.evaluate_run import classify, holding
 from trainers.models import tiny_clip
-from trainers.models.byte_pair import merges_of, packed
+from trainers.models.clip import load_clip, load_tokenizer, vocabulary
 from trainers.models.config import ModelConfig
-from trainers.models.loading import load_clip
-from trainers.models.text import text_facts
-from trainers.models.tokenizers import load_tokenizer
 from trainers.weights.averaging import swapped_in
 from trainers.weights.export import Classifier, classifier, write_open_clip
 
@@ -31,6 +27,11 @@ KINDS_AND_METHODS = [
     ("custom-text", "r_adapter"),
     ("timm", "ft"),
     ("coca", "flyp"),
+    ("coca", "lipsum_ft"),
+    ("roberta", "lipsum_ft"),
+    ("siglip", "lipsum_ft"),
+    ("siglip2", "lipsum_ft"),
+    ("siglip2", "flyp"),
 ]
 
 
@@ -61,8 +62,8 @@ def exported_logits(run, checkpoint, to, alpha=None):
 
 
 def run_logits(run, weights):
-    with run.holding(weights):
-        return run.classify(pixels(run))[1]
+    with holding(run, weights):
+        return classify(run, pixels(run))[1]
 
 
 def evaluated(run):
@@ -131,21 +132,8 @@ def test_an_exported_vocabulary_is_loaded_again(tmp_path):
     texts = ["a photo of a cat.", "a sketch of an airplane"]
     expected = load_tokenizer(ModelConfig())(texts)
     assert torch.equal(eval(code, {"open_clip": open_clip, "folder": tmp_path})(texts), expected)
-    again = ModelConfig(name=f"local-dir:{tmp_path}", tokenizer=str(tmp_path / "bpe.txt.gz"))
+    again = ModelConfig(name=f"local-dir:{tmp_path}")
     assert torch.equal(load_tokenizer(again)(texts), expected)
-    assert text_facts(again).vocabulary == text_facts(ModelConfig()).vocabulary
+    assert vocabulary(again).ids.tolist() == vocabulary(ModelConfig()).ids.tolist()
     state = load_clip(again).state_dict()
     assert all(torch.equal(state[name], value) for name, value in clip.state_dict().items())
-
-
-def test_an_exported_vocabulary_cleans_texts_as_the_models_own(tmp_path):
-    config = tiny_clip.model_config()
-    config["text_cfg"]["tokenizer_kwargs"] = {"clean": "canonicalize"}
-    (tmp_path / "model.json").write_text(json.dumps(config))
-    (tmp_path / "bpe.txt.gz").write_bytes(packed(merges_of(tiny_clip.tokenizer())))
-    named = {"name": str(tmp_path / "model.json"), "tokenizer": str(tmp_path / "bpe.txt.gz")}
-    model, folder = ModelConfig(**named, pretrained="random"), tmp_path / "exported"
-    code = write_open_clip(folder, model, Classifier(load_clip(model), torch.zeros(2, 128)))
-    tokens = eval(code, {"open_clip": open_clip, "folder": folder})(["A t-shirt, on_sale."])
-    assert torch.equal(tokens, tiny_clip.tokenizer()(["a tshirt on sale"]))
-    assert torch.equal(tokens, load_tokenizer(model)(["A t-shirt, on_sale."]))

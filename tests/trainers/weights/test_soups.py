@@ -1,6 +1,5 @@
 """Soups of real fine-tunings: their arithmetic, their figures, and what they look at."""
 
-import shutil
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
@@ -12,7 +11,7 @@ from safetensors.numpy import load_file
 from tests.trainers.curves import changed
 from tests.trainers.methods.contract import configured
 from trainers.checkpoints.format import WEIGHTS, Progress, load_weights, save_weights
-from trainers.config import TrialConfig, with_overrides
+from trainers.config import TrialConfig
 from trainers.data.dataset import ImageDataset
 from trainers.data.storage import open_store
 from trainers.errors import ConfigError
@@ -69,16 +68,6 @@ def test_a_soup_of_one_trial_twice_has_the_trials_metrics(method, train, tmp_pat
     assert written.keys() == own.keys()
     for name, value in own.items():
         torch.testing.assert_close(written[name], value, rtol=1e-4, atol=1e-5)
-
-
-def test_the_head_of_a_trained_text_encoder_is_made_anew(train, tmp_path):
-    (config, first, _), (_, second, _) = train("flyp"), train("flyp", 1)
-    build_soup(config, [first, second], "uniform", tmp_path / "soup")
-    head = load_weights(tmp_path / "soup")[0]["head"]
-    mean = average([first, second])["head"]
-    torch.testing.assert_close(head.norm(dim=-1), torch.ones(len(head)))
-    assert not torch.allclose(head, mean, atol=1e-6)
-    torch.testing.assert_close(head, mean, rtol=0, atol=0.05)
 
 
 def test_greedy_takes_what_does_not_lower_the_accuracy():
@@ -167,11 +156,3 @@ def test_other_classes_than_the_data_have_now_are_told(train, tmp_path):
     with pytest.raises(ConfigError, match="other classes than the data have now"):
         build_soup(config, other, "uniform", tmp_path / "soup")
     assert not (tmp_path / "soup").exists()
-
-
-def test_a_configuration_for_many_workers_is_evaluated_by_one(train, tmp_path):
-    config, folder, metrics = train("ft")
-    sharded = with_overrides(config, {"parallel": "fsdp", "activation_checkpointing": True}, "test")
-    shutil.copytree(folder, tmp_path / "copy")
-    soup = build_soup(sharded, [folder, tmp_path / "copy"], "uniform", tmp_path / "soup")
-    assert soup.metrics["id_val/acc"] == pytest.approx(metrics["id_val/acc"])

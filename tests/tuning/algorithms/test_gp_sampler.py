@@ -11,12 +11,10 @@ from optuna.distributions import (
 from optuna.samplers import GPSampler
 from optuna.trial import TrialState
 
-from tuning.algorithms.gaussian_process import GuidedProcesses
 from tuning.algorithms.gp_sampler import (
     RobustGPSampler,
     clip_violations,
     compress_worse,
-    corrected_by,
     final_values,
     region_around,
 )
@@ -97,26 +95,6 @@ def test_bad_scores_are_compressed_and_keep_their_order():
     assert found[3:, 1] == pytest.approx([0, 0])  # without a scale
 
 
-@pytest.mark.parametrize(("known", "best"), [(None, 0.4), (13, 0.6), (12, 0.6), (2, 0.4)])
-def test_values_are_corrected_by_the_objectives(known, best):
-    """The value, lower is better, has its best at 0.4, and the objective at 0.6."""
-
-    def objective(trial):
-        return -((trial.params["x"] - 0.6) ** 2) if trial.number < known else math.nan
-
-    sampler = RobustGPSampler(seed=0, n_startup_trials=2, objective=objective if known else None)
-    study = optuna.create_study(sampler=sampler)
-    for x in np.linspace(0, 1, 13):
-        study.add_trial(ended(x, (x - 0.4) ** 2))
-    study.add_trial(
-        optuna.create_trial(params={"x": 0.1}, distributions=UNIT, state=TrialState.PRUNED)
-    )
-    study.add_trial(
-        optuna.create_trial(params={"x": 0.2}, distributions=UNIT, state=TrialState.FAIL)
-    )
-    assert study.ask(UNIT).params["x"] == pytest.approx(best, abs=0.06)
-
-
 @pytest.mark.parametrize("sampler", [GPSampler, RobustGPSampler])
 def test_a_collapsed_training_does_not_hide_the_best_region(sampler):
     def told():
@@ -159,28 +137,6 @@ def test_a_collapsed_training_does_not_hide_a_constraint(sampler):
         )
     # To Optuna 5.0's own sampler, all others meet the constraint equally well.
     assert (study.ask(distributions).params["x"] < 0.6) == (sampler is RobustGPSampler)
-
-
-def test_equal_objectives_correct_nothing():
-    values = np.array([3.0, 1.0, 2.0, 5.0])
-    points = np.array([[0.1], [0.4], [0.6], [0.9]])
-    assert corrected_by(np.full(4, 50.0), values, points) is values
-
-
-def test_the_best_objectives_correct_all_values(monkeypatch):
-    monkeypatch.setattr("tuning.algorithms.gp_sampler.MAX_CORRECTING", 8)
-    points = np.linspace(0, 1, 12)[:, None]
-    values = -((points[:, 0] - 0.4) ** 2)
-    finals = np.append(-((points[:10, 0] - 0.6) ** 2), math.nan)  # the last trial was pruned
-    best = np.sort(np.argsort(-finals[:10])[:8])
-    processes = GuidedProcesses(
-        points[best],
-        compress_worse(finals[best][:, None])[:, 0],
-        values[best],
-        np.random.default_rng(0),
-    )
-    found = corrected_by(finals, values, points)
-    assert found == pytest.approx(processes.from_guide(points, values))
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,5 @@
 """Files of a search that never ran: which of them exist after each event."""
 
-import logging
 import random
 from dataclasses import replace
 
@@ -11,9 +10,10 @@ from tests.tuning.fakes import DOMAINS, reference, report, search_record, trial
 from trainers.checkpoints.format import STATE, WEIGHTS, Checkpoint, Progress, save_checkpoint
 from trainers.data.storage import open_store
 from tuning.checkpoints import retention
-from tuning.checkpoints.files import TRAIN_FOLDER, list_trials, trial_path
+from tuning.checkpoints.files import list_trials
 from tuning.checkpoints.retention import CheckpointCallback, kept_trials
 from tuning.config.objectives import Objective, parse_constraint
+from tuning.runs.checkpoint_home import TRAIN_FOLDER, trial_path
 from tuning.runs.ranking import best_trial, pareto_front
 from tuning.runs.records import TrialRecord
 from tuning.selection.rules import best_by_method, choices
@@ -50,13 +50,9 @@ def with_state(run_folder):
     return {path.parent.parent.name.removeprefix("train-") for path in states}
 
 
-def num_bytes(run_folder):
-    return sum(p.stat().st_size for p in (run_folder / "train").rglob("*") if p.is_file())
-
-
-def started(search, disk_bytes=None, earlier=(), keep_top=0):
+def started(search, earlier=(), keep_top=0):
     train = open_store(search.run_folder / TRAIN_FOLDER)
-    callback = CheckpointCallback(train, disk_bytes, earlier, keep_top)
+    callback = CheckpointCallback(train, earlier, keep_top)
     callback.search_started(search)
     return callback
 
@@ -134,14 +130,12 @@ def test_the_outcome_decides_what_stays(tmp_path):
 def test_choices_and_the_best_have_their_weights(tmp_path, lines, keep_top):
     search = constrained(tmp_path, *lines)
     callback = started(search, keep_top=keep_top)
-    trials, kept = random_trials(40, seed=0), tuple[TrialRecord, ...]()
+    trials = random_trials(40, seed=0)
     for number, record in enumerate(trials, 1):
         run(callback, search, record)
         best = {r.trial_id for r in ranked_by_hand(search, trials[:number])[:keep_top]}
         assert on_disk(tmp_path) == best | chosen_by_any(search, trials[:number])
-        kept = kept_trials(search, (*kept, record), keep_top)
-    at_once = kept_trials(search, trials, keep_top)
-    assert {r.trial_id for r in at_once} == {r.trial_id for r in kept} == on_disk(tmp_path)
+    assert kept_trials(search, trials, keep_top).keys() == on_disk(tmp_path)
 
 
 @pytest.mark.parametrize("seed", range(2))
@@ -177,17 +171,6 @@ def test_the_best_of_each_method_has_its_weights(tmp_path):
         run(callback, search, trials[-1])
         chosen = {r.trial_id for r in best_by_method(search, trials).values()}
         assert chosen <= on_disk(tmp_path)
-
-
-def test_the_best_are_more_important_than_other_choices(tmp_path):
-    trials = [
-        reference(),
-        measured(0, 86.0, 66.0),  # by the objective
-        measured(1, 85.9, 65.9),  # second, and in no way the best
-        measured(2, 90.0, 50.0),  # by ID accuracy
-    ]
-    order = [record.trial_id for record in kept_trials(search_record(tmp_path), trials, 2)]
-    assert order == ["trial-000", "ft", "trial-001", "trial-002"]
 
 
 def test_a_resume_does_not_touch_what_may_run_again(tmp_path):
@@ -259,56 +242,12 @@ def test_a_folder_that_cannot_be_removed_is_named_once(tmp_path, caplog):
     assert "train-trial-000: cannot be removed yet" in message
 
 
-def test_the_budget_removes_the_least_important_first(tmp_path, caplog):
-    search = constrained(tmp_path, "train/loss <= best + 0.1")
-    finished = [
-        reference(),
-        measured(0, 86.0, 64.0, **{"train/loss": 0.45}),  # by the objective
-        measured(1, 86.2, 63.0, **{"train/loss": 0.45}),  # on the Pareto front
-        measured(2, 86.3, 62.0, **{"train/loss": 0.45}),  # by ID accuracy
-        measured(3, 85.0, 61.0, **{"train/loss": 0.40}),  # sets the bound
-    ]
-    for record in finished:
-        write_checkpoint(tmp_path, record.trial_id)
-    state_bytes = (write_checkpoint(tmp_path, RUNNING.trial_id) / STATE).stat().st_size
-    started(search, earlier=finished)
-    everything = num_bytes(tmp_path)
-    each = (everything - state_bytes) // 6
-    order = ["trial-003", "trial-001", "trial-002", "ft", "trial-000"]
-    budgets = [everything, *(everything - each * n + each // 2 for n in range(1, 6))]
-    for num_removed, disk_bytes in enumerate(budgets):
-        caplog.clear()
-        callback = started(search, disk_bytes, finished)
-        callback.trial_reported(RUNNING)
-        assert on_disk(tmp_path) == {*order[num_removed:], RUNNING.trial_id}
-        assert num_bytes(tmp_path) <= disk_bytes
-        named = [name for name in order if name in caplog.text]
-        assert named == order[max(0, num_removed - 1) : num_removed]
-
-
-def test_running_trials_beyond_the_budget_are_kept_with_a_warning(tmp_path, caplog):
-    for number in range(3):
-        state = write_checkpoint(tmp_path, f"trial-{number:03d}") / STATE
-        with state.open("ab") as file:
-            file.truncate(150_000_000)  # takes no disk
-    callback = started(search_record(tmp_path), disk_bytes=2 * 10**8)
-    for _ in range(3):
-        callback.trial_reported(RUNNING)
-    assert with_state(tmp_path) == {"trial-000", "trial-001", "trial-002"}
-    (warning,) = caplog.records
-    assert warning.levelno == logging.WARNING
-    assert "have checkpoints of 0.45 GB" in warning.getMessage()
-    assert "disk_gb = 0.2: set it to at least 1 (two checkpoints" in warning.getMessage()
-
-
 def test_the_front_of_several_objectives_keeps_its_weights(tmp_path):
     objectives = (Objective("id_val/acc"), Objective("train/loss", "min"))
     search = replace(constrained(tmp_path), objectives=objectives)
     trials = random_trials(30, 0)
-    kept = ()
+    kept = {}
     for number, record in enumerate(trials, 1):
-        kept = kept_trials(search, (*kept, record))
-        assert {r.trial_id for r in pareto_front(search, trials[:number])} <= {
-            r.trial_id for r in kept
-        }
-        assert kept[0] == best_trial(search, trials[:number])
+        kept = kept_trials(search, (*kept.values(), record))
+        assert {r.trial_id for r in pareto_front(search, trials[:number])} <= kept.keys()
+        assert best_trial(search, trials[:number]).trial_id in kept

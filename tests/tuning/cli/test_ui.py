@@ -18,18 +18,18 @@ from PIL import Image, ImageStat
 from playwright.sync_api import expect, sync_playwright
 
 from tests.tuning import fakes
+from tests.tuning.databases import with_database
 from tests.tuning.execution.instant import instant_file, write_instant
 from tests.tuning.execution.slot import HOLD
 from tests.tuning.run_folders import search_file, write_run
 from tests.waiting import wait_until
 from trainers.errors import ConfigError
-from tuning.algorithms.optuna_storage import OPTUNA_FILE
 from tuning.execution.ray_session import free_port
 from tuning.runs.journal import read_history
 from tuning.runs.run_folder import load_run
-from tuning.views.html_report import REPORT_FILE, write_report
-from tuning.views.mlflow.callback import MlflowCallback
-from tuning.views.mlflow.client import default_tracking_uri
+from tuning.views.dashboard import OPTUNA_FILE
+from tuning.views.mlflow.callback import backfill
+from tuning.views.page import REPORT_FILE, write_page
 
 pytestmark = pytest.mark.nightly
 
@@ -62,11 +62,9 @@ def records():
 def run(images_root, records, tmp_path_factory):
     folder = write_run(tmp_path_factory.mktemp("runs") / "mine", search_file(images_root), records)
     search = load_run(folder).search
-    write_report(search, records, folder / "report")
-    callback = MlflowCallback(default_tracking_uri(folder.parent), "lipsum-tune")
-    callback.search_started(search)
-    callback.search_ended(records, "finished")
-    assert callback.num_pending == 0
+    write_page(search, records, folder / "report")
+    with_database(folder.parent)
+    assert backfill(load_run(folder)).endswith("has all of it")
     # A newer search that has nothing to show yet.
     write_run(folder.parent / "begun", search_file(images_root), zero_shot=None, outcome=None)
     return folder
@@ -146,16 +144,22 @@ def column(page, name):
 
 def test_the_first_page_has_id_and_ood_accuracy_of_all_trials_best_first(records, address, page):
     open_search(page, address)
-    rows = [(r.trial_id, r.metrics) for r in records] + [("zero-shot", fakes.report(0, 82.4, 61.0))]
-    rows.sort(key=lambda row: -row[1]["val/mean_acc"])
+    rows = [(r.trial_id, r.metrics, r.outcome) for r in records]
+    rows.append(("zero-shot", fakes.report(0, 82.4, 61.0), "finished"))
+    best = sorted(
+        (row for row in rows if row[2] == "finished" and row[0].startswith("trial")),
+        key=lambda row: -row[1]["val/mean_acc"],
+    )
     names = [
         re.findall(r"trial-\d+|FT|zero-shot", text)
         for text in column(page, "attributes.`Run Name`")
     ]
-    assert names == [[name.replace("ft", "FT")] for name, _ in rows]
+    assert names[: len(best)] == [[name] for name, *_ in best]
+    assert sorted(names[len(best) : len(best) + 2]) == [["FT"], ["zero-shot"]]
+    by_name = {name.replace("ft", "FT"): metrics for name, metrics, _ in rows}
     for metric in ("id_val/acc", "ood_val/mean_acc"):
         shown = [float(text) for text in column(page, f"metrics.`{metric}`")]
-        assert shown == pytest.approx([metrics[metric] for _, metrics in rows], abs=1e-3)
+        assert shown == pytest.approx([by_name[name][metric] for (name,) in names], abs=1e-3)
 
 
 def test_a_trial_has_its_accuracies_and_training_curve(address, page):
@@ -168,15 +172,12 @@ def test_a_trial_has_its_accuracies_and_training_curve(address, page):
     expect(points).to_have_count(24)  # one in ten steps
 
 
-def test_the_search_has_a_description_with_table_and_figure(address, page):
+def test_the_search_has_a_description(address, page):
     open_parent(page, address)
     best = page.get_by_text("Best: trial-006")
     best.scroll_into_view_if_needed()
     expect(best).to_be_in_viewport()
-    expect(page.get_by_role("row", name="trial-006 86.4 62.6")).to_be_in_viewport()
-    page.get_by_text("Show more").click()
-    page.locator('img[src^="get-artifact"]').evaluate_all(LOADED)
-    expect(page.locator('img[src^="get-artifact"]')).to_have_count(1)
+    expect(page.get_by_text("trial-006: 86.4 ID, 62.6 OOD")).to_be_in_viewport()
 
 
 def test_all_trials_can_be_compared(address, page):
@@ -187,78 +188,50 @@ def test_all_trials_can_be_compared(address, page):
     expect(page.locator(".js-plotly-plot .parcoords")).to_be_visible()
 
 
-def test_the_charts_begin_with_ood_against_id_accuracy(address, page):
-    page.goto(f"{address}&compareRunsMode=CHART")
-    charts = page.locator(".js-plotly-plot")
-    expect(charts.first.locator(".scatterlayer .point")).to_have_count(NUM_RUNS)
-    expect(page.locator(".parcoords").first).to_be_visible()
-    text = page.locator("body").inner_text()
-    assert text.index("id_val/acc vs. ood_val/mean_acc") < text.index("Parallel Coordinates")
-
-
-def test_the_report_draws_its_figures(run, page):
+@pytest.fixture
+def report(run, page):
+    """The page of the report, without an error on its console."""
+    problems = []
+    page.on("console", lambda said: said.type == "error" and problems.append(said.text))
+    page.on("pageerror", lambda error: problems.append(str(error)))
     page.goto((run / "report" / REPORT_FILE).as_uri())
-    expect(page.get_by_role("heading", name="Curves")).to_be_visible()
-    images = page.locator("img")
-    images.evaluate_all(LOADED)
-    assert images.count() >= 4
+    expect(page.locator(".main-svg").first).to_be_visible()
+    yield page
+    assert problems == []
 
 
 @pytest.mark.parametrize("width", [390, 1280])
-def test_the_report_shows_whole_figures_at_any_width(run, page, width):
-    page.set_viewport_size({"width": width, "height": 900})
-    page.goto((run / "report" / REPORT_FILE).as_uri())
-    assert page.locator("figure").evaluate_all(CUT_OFF) == 0
+def test_the_report_fits_any_width(report, width):
+    report.set_viewport_size({"width": width, "height": 900})
+    assert report.evaluate("document.documentElement.scrollWidth") <= width
+    for figure in report.locator("section .plotly-graph-div").all():
+        assert figure.evaluate("box => box.scrollWidth") <= width
 
 
 @pytest.mark.parametrize(("scheme", "low", "high"), [("light", 250, 255), ("dark", 0, 40)])
-def test_the_ground_of_figures_is_that_of_the_page(run, page, scheme, low, high):
-    page.emulate_media(color_scheme=scheme)
-    page.goto((run / "report" / REPORT_FILE).as_uri())
-    drawn = Image.open(io.BytesIO(page.locator("figure").first.screenshot())).convert("L")
+def test_the_ground_of_figures_is_that_of_the_page(report, scheme, low, high):
+    report.emulate_media(color_scheme=scheme)
+    drawn = Image.open(io.BytesIO(report.locator("#id_vs_ood").screenshot())).convert("L")
     assert low <= ImageStat.Stat(drawn).median[0] <= high
 
 
-def test_a_long_table_of_the_report_scrolls_below_its_header(run, tmp_path, page):
-    page.set_viewport_size({"width": 1280, "height": 1000})
-    search = load_run(run).search
-    write_report(search, [fakes.trial(number) for number in range(100)], tmp_path)
-    page.goto((tmp_path / REPORT_FILE).as_uri())
-    table = page.locator(".table").first
-    assert table.evaluate("box => box.scrollWidth <= box.clientWidth")
-    assert table.evaluate("box => box.scrollHeight > 2 * box.clientHeight")
-    assert table.evaluate("box => box.clientHeight < window.innerHeight")
-    table.evaluate("box => { box.scrollIntoView(); box.scrollTop = box.scrollHeight }")
-    expect(table.locator("tr").last).to_be_in_viewport()
-    expect(table.locator("th").first).to_be_in_viewport()
+def test_rows_are_sorted_and_filtered(report):
+    names = report.locator("#trials tbody tr:visible td:nth-child(2)")
+    shown = names.all_inner_texts()
+    report.get_by_role("columnheader", name="lr").click()
+    assert sorted(names.all_inner_texts()) == sorted(shown)
+    rates = [text for text in report.locator("#trials td:nth-child(8)").all_inner_texts() if text]
+    assert [float(rate) for rate in rates] == sorted(float(rate) for rate in rates)
+    report.get_by_role("searchbox").fill("trial-002")
+    assert names.all_inner_texts() == ["trial-002"]
 
 
-def test_the_report_highlights_a_trial_in_figures_and_table(run, page):
-    page.goto((run / "report" / REPORT_FILE).as_uri())
-    row = page.get_by_role("row", name="trial-002")
-    in_figures = page.locator("svg [data-trial='trial-002']")
-    expect(in_figures).to_have_count(2)
-    everywhere, others = page.locator(".on"), page.locator("svg [data-trial='trial-003']")
-
+def test_a_row_and_its_point_are_marked_together(report):
+    row = report.locator("tr[data-trial='trial-003']")
     row.hover()
-    expect(everywhere).to_have_count(3)
-    expect(others.first).to_have_css("opacity", "0.15")
-    in_figures.first.hover()
-    expect(row).to_have_class("on")
-    page.mouse.move(0, 0)
-    expect(everywhere).to_have_count(0)
-
-    in_figures.first.focus()
-    page.keyboard.press("Enter")
-    page.mouse.move(1, 1)
-    others.first.hover()  # a pinned trial stays highlighted beside another one
-    expect(everywhere).to_have_count(6)
-    expect(in_figures.first).to_have_attribute("aria-pressed", "true")
-    page.screenshot(path=SCREENSHOTS / "report_highlighted.png", full_page=True)
-    page.keyboard.press("Escape")
-    expect(page.locator(".pinned")).to_have_count(0)
-    row.click()
-    expect(page.locator(".pinned")).to_have_count(3)
+    expect(row).to_have_class(re.compile("on"))
+    expect(report.locator("#id_vs_ood .hovertext")).to_contain_text("trial-003")
+    report.screenshot(path=SCREENSHOTS / "report_marked.png", full_page=True)
 
 
 def test_the_report_is_among_the_artifacts(address, page):
@@ -267,9 +240,7 @@ def test_the_report_is_among_the_artifacts(address, page):
     page.get_by_text(REPORT_FILE).click()
     report = page.frame_locator("iframe")
     expect(report.get_by_role("heading", name="Curves")).to_be_attached()
-    images = report.locator("img")
-    images.evaluate_all(LOADED)
-    assert images.count() >= 4
+    expect(report.locator("#id_vs_ood .main-svg").first).to_be_attached()
 
 
 @pytest.fixture

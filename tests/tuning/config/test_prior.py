@@ -7,10 +7,8 @@ import statistics
 import pytest
 
 from search_spaces import Categorical, Float, Int, SearchSpace
-from trainers.errors import ConfigError
 from trainers.overrides import nest
 from tuning.config.schema import SearchFile
-from tuning.config.validation import load_config
 
 LR, WEIGHT, LENGTH = "optim.lr", "method.reg_weight", "method.text_length"
 
@@ -33,21 +31,19 @@ def test_points_are_normal_around_the_centre_on_the_scale_of_the_range():
     center, *around = points(
         search__prior__points=2000,
         search__prior__center={LR: 10**-4.5},  # the middle of 1e-6 to 1e-3
-        search__prior__width={LR: 0.1},
+        search__prior__width=0.1,
     )
     exponents = [math.log10(point[LR]) for point in around]
     assert statistics.fmean(exponents) == pytest.approx(-4.5, abs=0.03)
     assert statistics.stdev(exponents) == pytest.approx(0.3, rel=0.05)  # a tenth of 3 decades
-    assert {point[LENGTH] for point in around} == set(range(2, 25))
     assert center[LR] == pytest.approx(10**-4.5)
 
 
-@pytest.mark.parametrize("center", [1e-5, 1.9e-3, 2e-3])
+@pytest.mark.parametrize("center", [1e-5, 1.9e-3])
 @pytest.mark.parametrize("width", [0.2, 1.0])
 def test_points_do_not_pile_up_on_a_bound(center, width):
-    bounds = {LR: {"low": 1e-5, "high": 2e-3}}
     _, *around = points(
-        search__space__parameters=bounds,
+        search__space__parameters={LR: {"low": 1e-5, "high": 2e-3}},
         search__prior={"points": 500, "center": {LR: center}, "width": width},
     )
     rates = [point[LR] for point in around]
@@ -107,37 +103,16 @@ def test_given_points_replace_the_prior():
     assert points(search__space__initial_points=[]) == []
 
 
-@pytest.mark.parametrize(
-    ("override", "key", "words"),
-    [
-        ("center.optim.lr=1", "center.optim.lr", "outside 1e-05 .. 0.002"),
-        ("center.optim.lr=fast", "center.optim.lr", "not a number"),
-        ("center.optim.lr=[1]", "center.optim.lr", "float"),
-        ("center.optim.lrr=1e-4", "center.optim.lrr", "did you mean 'optim.lr'"),
-        ("width.optim.lrr=0.1", "width.optim.lrr", "did you mean 'optim.lr'"),
-        ("width=2", "width", "2 is not between 0 and 1"),
-        ("width.optim.lr=-1", "width", "-1 is not between"),
-        ("points=-1", "points", "greater than or equal to 0"),
-        ("by_method.fft.center.optim.lr=1e-4", "by_method", "did you mean 'ft'"),
-        ("by_method.ft.center.optim.lr=1e-4", "by_method", "only with search.space.methods"),
-    ],
-)
-def test_a_mistake_in_the_prior_has_its_key(override, key, words):
-    with pytest.raises(ConfigError, match=words) as caught:
-        load_config("quickstart", [f"search.prior.{override}"], check=False).search_space()
-    assert caught.value.key == f"search.prior.{key}"
-
-
 def test_each_method_has_a_centre():
-    def centers(*keys):
-        overrides = ["search.space.methods=[ft, kd]", *(f"search.prior.{key}" for key in keys)]
-        space = load_config("quickstart", overrides, check=False).search_space()
-        return [branch.initial_points[0] for branch in space.branches.values()]
-
-    of_kd = "by_method.kd.center.optim.lr=2e-4", "by_method.kd.center.method.reg_weight=3.0"
-    assert centers("center.optim.lr=1e-4", *of_kd) == [{LR: 1e-4}, {LR: 2e-4, WEIGHT: 3.0}]
-    with pytest.raises(ConfigError, match="is not searched"):
-        centers("by_method.ft.center.method.reg_weight=3.0")
+    own = {"kd": {"center": {LR: 2e-4, WEIGHT: 3.0}}}
+    space = SearchFile.model_validate(
+        nest(
+            {"search.prior.center": {LR: 1e-4}},
+            {"search": {"space": {"methods": ["ft", "kd"], "by_method": own}}},
+        )
+    ).search_space()
+    firsts = {method: branch.initial_points[0] for method, branch in space.branches.items()}
+    assert firsts == {"ft": {LR: 1e-4}, "kd": {LR: 2e-4, WEIGHT: 3.0}}
 
 
 @pytest.mark.parametrize(

@@ -5,10 +5,11 @@ from pathlib import Path
 import pytest
 
 from tests.tuning import fakes
+from tests.tuning.confirmation.written import result
 from tests.tuning.result_tables import cells, notes, printed
 from tuning.confirmation.configurations import chosen
-from tuning.confirmation.report import confirmation_table, methods_table, report
-from tuning.confirmation.results import Configuration, Confirmation, TestResult
+from tuning.confirmation.report import confirmation_table, report
+from tuning.confirmation.results import Configuration, Confirmation
 
 SEEDS = (1000, 1001)
 # ID accuracy on both seeds; the OOD mean is 20 less, the ECEs 5 and 10.
@@ -19,7 +20,7 @@ ACCS = {
     "trial-006": (85.0, 88.0),
     "trial-007": (88.0, 90.0),
 }
-UNTUNED = "FT, not tuned (lr = 1e-05)"
+UNTUNED = "untuned FT"
 
 
 def confirmation(rules=("by_method",), without=""):
@@ -27,15 +28,14 @@ def confirmation(rules=("by_method",), without=""):
     picks = chosen(search, fakes.compared_methods(), rules=rules)
     configurations = (Configuration("ft", {}, method="ft"), *picks)
     configurations = tuple(c for c in configurations if c.trial_id != without)
-    results = [
-        TestResult(
-            name, "trial", seed, {}, (), metrics(acc, **{"cost/seconds": 60.0 + seed % 1000})
-        )
+    results = {
+        (name, seed): result((name, seed), metrics(acc, **{"cost/seconds": 60.0 + seed % 1000}))
         for name, accs in ACCS.items()
         for seed, acc in zip(SEEDS, accs, strict=True)
-    ]
-    results.append(TestResult("zero-shot", "zero_shot", None, {}, (), metrics(78.0)))
-    return Confirmation(search, SEEDS, configurations, {one.key: one for one in results}, {})
+    }
+    zero_shot = "zero-shot", None
+    results[zero_shot] = result(zero_shot, metrics(78.0))
+    return Confirmation(search, SEEDS, configurations, results, {})
 
 
 def metrics(acc, **more):
@@ -44,82 +44,9 @@ def metrics(acc, **more):
     return {"id_test/acc": acc, "ood_test/mean_acc": acc - 20, **domains, **errors, **more}
 
 
-def methods(found):
-    table = methods_table(found)
-    assert table is not None
-    return table
-
-
-def by_name(table):
-    return {row[0]: row[1:] for row in cells(table)}
-
-
-def test_the_use_of_ood_data_and_missed_constraints_are_said():
-    found = confirmation(rules=("id_val",))  # a rule without OOD data, in a search with
-    assert not any(one.looks_at_ood for one in found.configurations)
-    assert "used OOD validation data to propose trials" in notes(confirmation_table(found))
-    assert "missed" not in notes(confirmation_table(found))
-    first, *others = found.configurations
-    short = replace(found, configurations=(replace(first, misses=True), *others))
-    assert "constraints of the search are missed by ft" in notes(confirmation_table(short))
-
-
-def test_methods_are_compared_with_fine_tuning_as_tuned():
-    table = methods(confirmation())
-    found = by_name(table)
-    assert list(found) == ["zero-shot", UNTUNED, "carot", "lipsum_ft", "kd", "ft"]
-    assert found["zero-shot"] == ["-", "78.0", "58.0", "5.0", "10.0", "-", "-", "-"]
-    # 86 - 84 and 89 - 86: 2.5, and 12.706 * sqrt(0.5) / sqrt(2) = 6.353 to either side.
-    gap = "+2.5 [-3.9, +8.9]"
-    assert found["kd"] == [
-        "trial-005", "87.5 ± 2.1", "67.5 ± 2.1", "5.0 ± 0.0", "10.0 ± 0.0", "1m 00s", gap, gap,
-    ]  # fmt: skip
-    assert found["ft"][-2:] == ["-", "-"]
-    assert found[UNTUNED][-2:] == ["-4.0 [-4.0, -4.0]"] * 2
-    assert "Differences are to ft as the search tuned it (trial-004)" in notes(table)
-    assert "which looks at OOD validation data" in notes(table)
-
-
-def test_methods_are_compared_with_untuned_fine_tuning_if_there_is_no_other():
-    table = methods(confirmation(without="trial-004"))
-    found = by_name(table)
-    assert list(found) == ["zero-shot", UNTUNED, "carot", "lipsum_ft", "kd"]
-    assert found["carot"][-1] == "+8.0 [+8.0, +8.0]"
-    assert found[UNTUNED][-1] == "-"
-    assert f"Differences are to {UNTUNED}" in notes(table)
-
-
-def test_methods_without_a_metric_have_a_dash():
-    found = confirmation()
-    old = {
-        key: replace(one, metrics={n: v for n, v in one.metrics.items() if n.endswith("acc")})
-        for key, one in found.results.items()
-    }
-    assert by_name(methods(replace(found, results=old)))["kd"][3:6] == ["-", "-", "-"]
-
-
-def test_a_value_that_is_not_finite_is_left_out():
-    found = confirmation()
-    broken = {"id_test/ece": math.nan, "id_test/acc": math.inf}
-    key = ("trial-005", 1001)
-    result = found.results[key]
-    result = replace(result, metrics={**result.metrics, **broken})
-    found = replace(found, results={**found.results, key: result})
-    row = by_name(methods(found))["kd"]
-    assert (row[1], row[3], row[6]) == ("86.0", "5.0", "+2.0")
-    for table in (methods(found), confirmation_table(found)):
-        assert "Fewer seeds: trial-005: 1." in notes(table)
-    result = replace(found.results["zero-shot", None], metrics={"id_test/acc": math.nan})
-    found = replace(found, results={**found.results, result.key: result})
-    assert found.against_zero_shot("trial-005", "id_test/acc") is None
-
-
-def test_all_configurations_have_means_and_paired_differences():
-    found = replace(
-        confirmation(rules=("id_val",)),
-        failed={("trial-004", 1002): "OutOfMemoryError: full"},
-    )
-    table = confirmation_table(found)
+def test_means_and_paired_differences():
+    failed = {("trial-004", 1002): "OutOfMemoryError: full"}
+    table = confirmation_table(replace(confirmation(rules=("id_val",)), failed=failed))
     trial = "trial-004 id_val method=ft lr=2e-05"
     assert [row[:3] for row in cells(table)] == [
         ["mean ± standard deviation", "-", "-"],
@@ -133,21 +60,65 @@ def test_all_configurations_have_means_and_paired_differences():
         [UNTUNED, "+3.0 [-9.7, +15.7]", "+3.0 [-9.7, +15.7]"],
         ["trial-004 (ft)", "+7.0 [-5.7, +19.7]", "+7.0 [-5.7, +19.7]"],
     ]
-    assert f"{UNTUNED} has the settings of the configuration file" in notes(table)
+    assert [row[-3:] for row in cells(table)[1:3]] == [
+        ["5.0", "10.0", "-"],
+        ["5.0 ± 0.0", "10.0 ± 0.0", "1m 00s"],
+    ]
     assert "trial-004 seed 1002: OutOfMemoryError: full" in notes(table)
+    assert "used OOD validation data to propose trials" in notes(table)
     assert "The choice used OOD" not in notes(table)
-    assert "used OOD" in notes(confirmation_table(confirmation()))
+    assert "The choice used OOD" in notes(confirmation_table(confirmation()))
+
+
+def test_the_end_of_a_training_before_which_a_point_was_chosen_has_a_row():
+    found = confirmation(rules=("id_val",))
+    ends = {
+        key: result(key, {**one.metrics, "line/1/id_test/acc": 70.0})
+        for key, one in found.results.items()
+        if key[0] == "trial-004"
+    }
+    rows = cells(confirmation_table(replace(found, results={**found.results, **ends})))
+    assert [row[1] for row in rows if row[0] == "at the end of its training"] == ["70.0 ± 0.0"]
+
+
+def test_methods_are_also_compared_with_fine_tuning_as_tuned():
+    rows = cells(confirmation_table(confirmation()))
+    heading = "difference to trial-004, tuned FT [95 % interval]"
+    begin = next(index for index, row in enumerate(rows) if row[0] == heading)
+    gaps = {row[0]: row[1] for row in rows[begin + 1 : begin + 5]}
+    assert gaps == {
+        UNTUNED: "-4.0 [-4.0, -4.0]",
+        "trial-007 (carot)": "+4.0 [+4.0, +4.0]",
+        "trial-006 (lipsum_ft)": "+1.5 [-4.9, +7.9]",
+        # 86 - 84 and 89 - 86: 2.5, and 12.706 * sqrt(0.5) / sqrt(2) = 6.353 to either side.
+        "trial-005 (kd)": "+2.5 [-3.9, +8.9]",
+    }
+    without = cells(confirmation_table(confirmation(without="trial-004")))
+    assert not any(", tuned FT" in row[0] for row in without)
+
+
+def test_a_value_that_is_not_finite_is_left_out():
+    found = confirmation()
+
+    def with_metrics(key, **changes):
+        report = {**found.results[key].metrics, **changes}
+        return replace(found, results={**found.results, key: result(key, report)})
+
+    broken = {"id_test/ece": math.nan, "id_test/acc": math.inf}
+    table = confirmation_table(with_metrics(("trial-005", 1001), **broken))
+    row = next(row for row in cells(table) if row[0].startswith("trial-005 *"))
+    assert (row[1], row[-3]) == ("86.0", "5.0")
+    assert "Fewer seeds: trial-005: 1." in notes(table)
+    blind = with_metrics(("zero-shot", None), **{"id_test/acc": math.nan})
+    assert blind.against_zero_shot("trial-005", "id_test/acc") is None
 
 
 @pytest.mark.parametrize("width", [160, 80, 55])
 def test_the_report_fits_the_terminal(width):
     text = printed(report(confirmation(), width), width)
-    assert text.index("methods on the test splits") < text.index("test accuracy in percent")
-    assert ("[-3.9, +8.9]" in text) == (width >= 80)
+    assert "[-3.9, +8.9]" in text
     assert "87.5 ± 2.1" in text
     assert ("sketch" in text) == (width == 160)
-    by_others = printed(report(confirmation(rules=("objective", "id_val")), width), width)
-    assert "methods on the test splits" not in by_others
 
 
 def test_a_metric_that_zero_shot_lacks_has_no_difference():

@@ -6,6 +6,7 @@ Only the last worker waits there. Others wait for it in a collective operation.
 from __future__ import annotations
 
 import threading
+from pathlib import Path
 from typing import Literal
 
 from trainers.loop.distributed import world
@@ -18,11 +19,16 @@ class Hangs(PlainFineTuning):
     """FT, whose training thread may wait for something that never happens."""
 
     name: Literal["hangs"] = "hangs"
-    waits: bool = False
+    waits: Literal["never", "once", "always"] = "never"
+    file: str = ""
+    """Exists once a training with `once` has waited."""
 
     def loss(self, batch, step):
         """Cross-entropy."""
         rank, workers = world()
-        if self.waits and step.number == 4 and rank == workers - 1:
-            threading.Event().wait()
+        if self.waits != "never" and step.number == 4 and rank == workers - 1:
+            waited = Path(f"{self.file}-{self.waits}")
+            if self.waits == "always" or not waited.exists():
+                waited.touch()
+                threading.Event().wait()
         return super().loss(batch, step)

@@ -3,6 +3,7 @@
 Its warrant is `test_inline_tuner.py`, which compares it with Ray Tune itself.
 """
 
+import json
 import pickle
 import shutil
 from collections import Counter
@@ -11,6 +12,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from unittest.mock import patch
 
+from optuna.storages.journal import JournalFileBackend
 from ray.exceptions import RayTaskError
 from ray.tune.experiment import Trial
 from ray.tune.schedulers import TrialScheduler
@@ -149,20 +151,20 @@ class InlineTuner:
 def without_ray(mlflow=True):
     """Within the block, searches have instant trials, no Ray and no figures."""
     watch = SimpleNamespace(check=lambda: None, lost=None, record_end=None)
-    run_search = {
+    session = {
         "ray_session": lambda *_, **__: nullcontext(True),
         "watched_ray": lambda *_: nullcontext(watch),
-        "check_nodes": lambda *_: None,
-        "concurrent_trials": lambda resources: resources.max_concurrent or 1,
+        "concurrent_trials": lambda resources, **_: resources.max_concurrent or 1,
         "zero_shot_metrics": zero_shot,
         "restored_process": nullcontext,
     }
-    if not mlflow:
-        run_search["MlflowCallback"] = lambda *_: Callback()
     with ExitStack() as patches:
-        for name, stand_in in run_search.items():
-            patches.enter_context(patch(f"tuning.search.{name}", stand_in))
-        patches.enter_context(patch("tuning.views.callback.write_report"))
+        if not mlflow:
+            patches.enter_context(patch("tuning.search.MlflowCallback", lambda *_: Callback()))
+        for name, stand_in in session.items():
+            patches.enter_context(patch(f"tuning.session.{name}", stand_in))
+        patches.enter_context(patch("tuning.views.page.write_page"))
+        patches.enter_context(patch("tuning.views.static.write_main_figure"))
         patches.enter_context(patch("ray.tune.Tuner", InlineTuner))
         yield
 
@@ -179,20 +181,31 @@ def killed_at_write(number, folder):
     """
     left, is_dead, snapshot = number, False, folder.with_name("snapshot")
 
-    def append(file, content, *, sync=True):
+    def write(content, half, whole):
         nonlocal left, is_dead
         if left == 0 and not is_dead:
-            file.write(content[: len(content) // 2])
+            half(content[: len(content) // 2])
             shutil.copytree(folder, snapshot)
             is_dead = True
         if is_dead:
             raise Killed
         left -= 1
-        append_synced(file, content, sync=False)
+        whole(content)
 
-    with ExitStack() as patches:
-        for module in ("tuning.runs.journal", "tuning.algorithms.optuna_storage"):
-            patches.enter_context(patch(f"{module}.append_synced", append))
+    def to_journal(file, content):
+        write(content, file.write, lambda content: append_synced(file, content, sync=False))
+
+    def to_optuna(backend, logs):
+        def append(content):
+            with Path(backend._file_path).open("ab") as file:
+                file.write(content)
+
+        write("".join(f"{json.dumps(log)}\n" for log in logs).encode(), append, append)
+
+    with (
+        patch("tuning.runs.journal.append_synced", to_journal),
+        patch.object(JournalFileBackend, "append_logs", to_optuna),
+    ):
         try:
             yield
         except Killed:

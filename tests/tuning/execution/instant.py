@@ -17,9 +17,9 @@ from tests.tuning.execution.slot import EVERY, METRICS, STEPS, InstantSlot
 from tests.tuning.run_folders import search_file
 from trainers.errors import ConfigError
 from tuning.config.validation import load_config
-from tuning.execution.cluster_resources import DRIVER_MEMORY
+from tuning.execution.cluster_resources import DRIVER
+from tuning.resume import continue_from
 from tuning.runs.journal import read_history
-from tuning.runs.resume import continue_from
 from tuning.runs.run_folder import write_config
 from tuning.search import SearchOptions, start_search
 
@@ -41,10 +41,11 @@ def instant_file(root, storage, **changes):
 def instant_options(file, **options):
     """Options of a search with instant trials."""
 
-    def trainable(checkpoints, resources):
+    def trainable(checkpoints, resources, final_split):
         common = {"folder": Path(checkpoints), "runs": Path(file.search.storage)}
+        common["final_split"] = final_split
         slot = type("InstantSlot", (InstantSlot,), common)
-        return tune.with_resources(slot, {"memory": DRIVER_MEMORY})
+        return tune.with_resources(slot, DRIVER)
 
     options = {"console": Console(quiet=True), **options}
     return SearchOptions(trainable=trainable, **options)
@@ -57,15 +58,15 @@ def zero_shot(*_, **__):
 
 def run_instantly(file, **options):
     """Run a new search."""
-    with patch("tuning.search.zero_shot_metrics", zero_shot):
+    with patch("tuning.session.zero_shot_metrics", zero_shot):
         return start_search(file, instant_options(file, **options))
 
 
-def resume_instantly(folder, *overrides, extend=False, **options):
-    """Resume or extend a search."""
+def resume_instantly(folder, *overrides, **options):
+    """Resume a search."""
     file = load_config(folder / "search.yaml", check=False)
     changed = load_config(folder / "search.yaml", overrides)
-    return continue_from(folder, changed, instant_options(file, **options), extend=extend)
+    return continue_from(folder, changed, instant_options(file, **options))
 
 
 def write_instant(folder, file):

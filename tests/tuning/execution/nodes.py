@@ -8,7 +8,8 @@ from pathlib import Path
 
 from ray.cluster_utils import Cluster
 
-from tuning.execution.ray_session import free_port, retry_slow_start
+from tests.ray_head import retry_slow_start
+from tuning.execution.ray_session import free_port
 from tuning.runs.run_folder import load_run
 
 

@@ -39,7 +39,6 @@ def configuration(root, storage):
                 "name": "asha",
                 "grace_steps": 3,
                 "reduction_factor": 2,
-                "check_trials": 0,
             },
             "objective": {"metric": "train/lr", "mode": "max"},
             "budget": {"trials": 5},

@@ -3,25 +3,15 @@
 import re
 import tempfile
 
-import optuna
 import pytest
 import torch
-from ray.exceptions import RayTaskError
-from ray.train import ControllerError, WorkerGroupError
-from ray.tune import TuneError
 
-from search_spaces import SearchSpace
-from search_spaces.distributions import Float
 from tests.disks import fill, make_room, small_disk
 from tests.tuning import fakes
 from trainers.checkpoints.format import Checkpoint, Progress, save_checkpoint, saved_step
 from trainers.errors import StorageFailed
 from trainers.fine_tune import fine_tune
 from trainers.ray_trainer import SAVED, saved_locally
-from tuning.algorithms.optuna_storage import open_storage
-from tuning.algorithms.studies import create_studies
-from tuning.config.schema import SamplerConfig
-from tuning.execution.ray_errors import resumable, storage_failure
 from tuning.runs.journal import JOURNAL_FILE, Journal, read_history
 
 FULL = "No space left on device"
@@ -63,29 +53,6 @@ def test_a_line_that_finds_no_room_leaves_nothing_and_ends_the_journal_of_the_se
     assert history.run_id == journal.run_id == again.run_id
 
 
-@pytest.mark.nightly
-def test_optunas_journal_has_no_half_line_either_and_goes_on_once_there_is_room(disk):
-    search = fakes.search_record(disk)
-    space = SearchSpace(parameters={"optim.lr": Float(low=0.1, high=1.0)})
-
-    def created():
-        storage = open_storage(disk, None)
-        (only,) = create_studies(search, space, SamplerConfig(), storage, "id").studies
-        return only.study
-
-    study = created()
-    trial = study.ask(fixed_distributions=space.distributions())
-    fill(disk)
-    with pytest.raises(StorageFailed, match=f"optuna.journal: cannot be written: {FULL}"):
-        trial.set_user_attr("long", "x" * 10_000)
-    make_room(disk)
-    study.tell(trial, 1.0)
-    (found,) = study.trials
-    assert found.state == optuna.trial.TrialState.COMPLETE
-    assert found.user_attrs == {}
-    assert created().trials == []  # all lines are whole
-
-
 def checkpoint(step):
     tensors = {"visual.w": torch.full((20_000,), float(step))}
     return Checkpoint(tensors, {"optimizer": dict(tensors)}, Progress(step=step), ())
@@ -115,30 +82,3 @@ def test_a_full_folder_for_temporary_files_is_named_with_its_node(trial, tmp_pat
         assert list(disk.iterdir()) == []
     said = rf"node [\d.]+: {disk}/{SAVED}\w+: a checkpoint cannot be written: {FULL}; TMPDIR "
     assert re.match(said, str(caught.value))
-
-
-def test_a_failure_of_storage_is_found_behind_all_that_ray_makes_of_it():
-    failure = StorageFailed("s3://mine: refused")
-    lost = ConnectionError("rank 0 is gone")
-    of_workers = WorkerGroupError("a page", {0: lost, 1: failure})
-    as_ray_tells = RayTaskError("train", "a page", of_workers)
-    assert storage_failure(as_ray_tells.as_instanceof_cause()) is failure
-    task = RayTaskError("train", "a page", failure).as_instanceof_cause()
-    assert isinstance(task, StorageFailed)
-    assert storage_failure(task) is failure  # and not the page
-    full = storage_failure(OSError(28, "No space left on device", "/cache/x"))
-    assert str(full) == f"/cache/x: {FULL}"
-    for other in (OSError(2, "No such file", "/cache/x"), WorkerGroupError("", {0: lost}), None):
-        assert storage_failure(other) is None
-    assert storage_failure(ControllerError(lost)) is None
-    with pytest.raises(StorageFailed, match="refused; resume it"), resumable("resume it"):
-        as_tune_does(failure)
-    with pytest.raises(ZeroDivisionError), resumable("resume it"):
-        raise ZeroDivisionError
-
-
-def as_tune_does(error):
-    try:
-        raise error
-    except StorageFailed:
-        raise TuneError("a page") from None

@@ -4,8 +4,6 @@ import dataclasses
 from pathlib import Path
 
 import pytest
-import ray.train.collective
-import torch
 
 from tests.tuning.execution.nodes import (
     add_node,
@@ -17,11 +15,7 @@ from tests.tuning.execution.nodes import (
 from tests.tuning.execution.real_searches import EQUAL_TRIALS, real_file, untimed
 from tests.waiting import wait_until
 from trainers.checkpoints.format import load_checkpoint, load_weights, save_checkpoint, saved_step
-from trainers.ray_trainer import named_node
 from tuning.checkpoints.files import kept_checkpoint
-from tuning.config.schema import ResourcesConfig
-from tuning.execution.ray_session import ray_session
-from tuning.execution.retries import fit
 from tuning.runs.journal import JOURNAL_FILE
 from tuning.runs.run_folder import load_run
 
@@ -133,25 +127,3 @@ def test_a_search_avoids_a_node_whose_gpu_fails(three_nodes, images_root, tmp_pa
     said = (tmp_path / "driver.log").read_text()
     assert said.count("is repeated from its newest checkpoint: AcceleratorError: CUDA error") == 2
     assert said.count(f"({first[:8]}): trials avoid it") == 1
-
-
-@pytest.mark.nightly
-def test_an_elastic_training_goes_on_without_a_node_whose_gpu_fails(three_nodes, tmp_path):
-    """It has as many workers as the other nodes hold."""
-    sick = tmp_path / "sick"
-
-    def loop(values):
-        here, context = ray.get_runtime_context().get_node_id(), ray.train.get_context()
-        if context.get_world_rank() == 0 and not sick.exists():
-            sick.write_text(here)
-        ray.train.collective.barrier()
-        with named_node():
-            if sick.read_text() == here:
-                raise torch.AcceleratorError("CUDA error: unspecified launch failure")
-        return context.get_world_size()
-
-    resources = ResourcesConfig(workers=4, min_workers=1, max_failures=2)
-    with ray_session(three_nodes.address):
-        size = fit("{}", name="elastic", storage_path=tmp_path, resources=resources, loop=loop)
-        cpus = {node["NodeID"]: node["Resources"]["CPU"] for node in ray.nodes() if node["Alive"]}
-    assert size == sum(cpus.values()) - cpus[sick.read_text()]

@@ -1,23 +1,17 @@
 """A search whose Ray is killed: real processes, and Ray waits before it gives up."""
 
 import os
-import re
 import signal
-import subprocess
 import sys
 import time
-from pathlib import Path
 
 import pytest
 
 from tests.tuning.agreement import disagreements
-from tests.tuning.confirmation.test_confirm import run_folder
-from tests.tuning.databases import with_database
 from tests.tuning.execution.instant import instant_file, num_reports, start, write_instant
 from tests.tuning.execution.nodes import processes
 from tests.tuning.execution.slot import HOLD
 from tests.waiting import wait_until
-from tuning.confirmation.results import read_results
 from tuning.execution import ray_watch
 from tuning.execution.ray_watch import HEAD, RayLost, RayWatch, watched_ray
 from tuning.runs.run_folder import load_run
@@ -62,24 +56,6 @@ def test_a_search_without_ray_ends_and_can_be_resumed(name, images_root, tmp_pat
     hold.unlink()
     assert start(folder, log).wait() == 0
     assert disagreements(folder) == []
-
-
-@pytest.mark.nightly
-@pytest.mark.parametrize("name", ["raylet", "gcs_server"])
-def test_a_confirmation_without_ray_ends_and_says_how_to_go_on(name, whole_root, tmp_path):
-    folder, log = run_folder(whole_root, with_database(tmp_path) / "small"), tmp_path / "log.txt"
-    lipsum_tune = Path(sys.executable).with_name("lipsum-tune")
-    with log.open("wb") as file:
-        command = [lipsum_tune, "confirm", folder, "--seeds", "100"]
-        driver = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=file)
-    wait_until(lambda: "2 of 301" in log.read_text(), process=driver)
-    kill(driver, name)
-    assert driver.wait() == 75
-    said = (
-        r"lipsum-tune: Ray's \w+ at [\d.:]+ is gone .*; .*the same command goes on from the results"
-    )
-    assert re.search(said, log.read_text())
-    assert len(read_results(folder)) >= 2
 
 
 def kill(driver, name):

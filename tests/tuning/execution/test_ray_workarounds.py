@@ -1,39 +1,38 @@
 """Each workaround is still needed and works; a test that fails asks to look at it again."""
 
-import inspect
 import logging
 import os
+import sys
 import time
 from importlib import import_module
-from types import SimpleNamespace
 
 import pytest
 import ray
 from ray import cloudpickle
 from ray._private import services
-from ray._private import worker as ray_worker
 from ray.air.execution import FixedResourceManager
 from ray.air.execution._internal import RayActorManager
-from ray.exceptions import OutOfMemoryError, RayActorError, RayTaskError
-from ray.train.torch import TorchTrainer
-from ray.train.v2._internal.execution.scaling_policy import FixedScalingPolicy
+from ray.exceptions import OutOfMemoryError, RayActorError
+from ray.tune.execution import class_cache
 from ray.tune.execution.class_cache import _ActorClassCache
 from ray.util.placement_group import placement_group, placement_group_table
 from ray.util.state import list_actors
+from rich.console import Console
 
-from trainers.ray_trainer import torch_trainer
+from tests.tuning.agreement import disagreements
+from tests.tuning.execution.real_searches import EQUAL_TRIALS, real_file, untimed
 from tuning.execution import ray_workarounds
 from tuning.execution.ray_session import ray_session
 from tuning.execution.ray_workarounds import (
+    INTERNALS,
     TUNE_ENVIRONMENT,
-    has_autoscaler,
+    draining_nodes,
     loopback_only,
-    quiet_raylet,
     remove_orphaned_groups,
     tune_workarounds,
-    without_helpers,
 )
 from tuning.execution.tasks import run_tasks
+from tuning.search import run_search
 
 
 @pytest.fixture
@@ -96,23 +95,6 @@ def test_ray_itself_still_replaces_the_loopback_address(monkeypatch):
     assert dict(os.environ) == before
 
 
-def test_the_drivers_processes_are_no_warning(capsys):
-    needed = inspect.getsource(ray_worker.listen_error_messages)
-    assert "print_to_stdstream" in needed  # and not by the logger that `log_to_driver` silences
-    many = "WARNING: 8 PYTHON worker processes have been started on node: 41d2 with address: ..."
-
-    def publish(line):
-        data = {"lines": [line], "pid": "raylet", "is_err": False, "job": None}
-        ray_worker.print_to_stdstream(data, ignore_prefix=False)
-        shown = capsys.readouterr()
-        return shown.out + shown.err
-
-    with quiet_raylet():
-        assert publish(many) == ""
-        assert "memory" in publish("2 workers killed due to memory pressure")
-    assert "8 PYTHON worker" in publish(many)
-
-
 def environment_of_trials(monkeypatch):
     """The variables that Tune gives to the actors of its trials."""
     given = {}
@@ -144,7 +126,7 @@ def test_nothing_of_tune_stays_changed(monkeypatch):
 
     def state():
         handlers = [getattr(RayActorManager, name) for name in HANDLERS]
-        names = ray_workarounds.class_cache.ENV_VARS_TO_PROPAGATE
+        names = class_cache.ENV_VARS_TO_PROPAGATE
         return dict(os.environ), handlers, names, logging.getLogger("ray.tune").level
 
     before = state()
@@ -204,72 +186,88 @@ def test_tasks_get_the_cpus_that_a_killed_actor_held(ray_head, monkeypatch):
     assert found == [2, 3]
 
 
-def test_helpers_of_ray_train_are_left_out(tmp_path):
-    trainer = torch_trainer(print, {}, name="any", scratch=tmp_path)
+def without(name, patch):
+    """Rename what a workaround needs, as another Ray may."""
+    path, attributes, loss = INTERNALS[name]
+    patch.setitem(INTERNALS, name, (path, (*attributes, "renamed"), loss))
+    patch.setattr(ray_workarounds, "_skipped", set())
 
-    def callbacks():
-        return [type(one).__name__ for one in trainer._create_default_callbacks()]
 
-    before, left_out = callbacks(), ("DatasetsCallback", "PlacementGroupCleanerCallback")
-    assert without_helpers(trainer) is trainer
-    assert callbacks() == [name for name in before if name not in left_out] != before
-    assert set(left_out) < set(before)  # Ray Train itself still adds both
-    # It still asks for nodes; `test_warm_workers` has a slot that does not.
-    assert "_send_resource_request" in inspect.getsource(FixedScalingPolicy.after_controller_start)
+@pytest.mark.parametrize("name", INTERNALS)
+def test_a_workaround_without_its_internals_is_skipped_with_one_line(name, monkeypatch, caplog):
+    path, (attribute, *_), loss = INTERNALS[name]
+    module, _, inner = path.partition(":")
+    owner = import_module(module)
+    owner = getattr(owner, inner) if inner else owner
+    assert ray_workarounds.internal(name) is owner
+    with monkeypatch.context() as patch:
+        if isinstance(owner, type) and attribute not in vars(owner):  # of protobuf, in C
+            without(name, patch)
+        elif attribute in vars(owner):
+            patch.delattr(owner, attribute)
+        else:
+            patch.delattr(type(owner), attribute)
+        patch.setattr(ray_workarounds, "_skipped", set())
+        assert ray_workarounds.internal(name) is None
+        assert ray_workarounds.internal(name) is None
+        (line,) = caplog.messages
+        assert path in line
+        assert line.endswith(loss)
+    with monkeypatch.context() as patch:
+        patch.setattr(ray_workarounds, "_skipped", set())
+        patch.setitem(sys.modules, module, None)
+        assert ray_workarounds.internal(name) is None
+
+
+def test_without_internals_nothing_is_changed(monkeypatch):
+    for name in INTERNALS:
+        without(name, monkeypatch)
+    before = dict(os.environ)
+    with loopback_only(), tune_workarounds():
+        assert draining_nodes() == {}
+        remove_orphaned_groups()
+    assert dict(os.environ) == before
+
+
+def test_arguments_of_ray_that_are_not_public_may_be_missing(monkeypatch, caplog):
+    given = []
+
+    def init(address, **others):
+        given.append(address)
+        if others:
+            raise RuntimeError(f"Unknown keyword argument(s): {', '.join(others)}")
+
+    monkeypatch.setattr(ray, "init", init)
+    ray_workarounds.init({"_temp_dir": "/tmp/x"}, address="local")
+    assert given == ["local", "local"]
+    assert "has no _temp_dir of ray.init" in caplog.text
 
 
 @pytest.mark.ray
-def test_an_actor_controls_its_own_workers(ray_head, tmp_path):
-    def actors(_):
-        here = ray.get_runtime_context()
-        filters = [("job_id", "=", here.get_job_id()), ("state", "=", "ALIVE")]
-        return [actor.class_name for actor in list_actors(here.gcs_address, filters)]
+def test_a_search_needs_no_internal_of_ray(images_root, tmp_path, monkeypatch):
+    """Without any of them, in any process, it has the same records."""
 
-    class Slot:
-        def fit(self):
-            trainer = torch_trainer(actors, {}, name="any", scratch=tmp_path)
-            return without_helpers(trainer).fit().return_value
+    def search(folder):
+        folder.mkdir()
+        file = real_file(images_root, folder, **EQUAL_TRIALS, search__budget__trials=2)
+        found = run_search(file, console=Console(quiet=True))
+        assert found.outcome == "finished"
+        assert disagreements(found.folder) == []
+        return [(r.trial_id, r.outcome, [*map(untimed, r.curve)]) for r in found.history.records]
 
-    with ray_session(ray_head.address):
-        slot = ray.remote(Slot).remote()
-        found = ray.get(slot.fit.remote())
-    assert "RayTrainWorker" in found
-    assert "TrainController" not in found
-    # Ray Train itself still starts an actor.
-    method = inspect.getsource(TorchTrainer._initialize_and_run_controller)
-    assert ")(TrainController)" in method
+    def forget():
+        from tuning.execution.ray_workarounds import INTERNALS
 
+        for name, (path, attributes, loss) in INTERNALS.items():
+            INTERNALS[name] = (path, (*attributes, "renamed"), loss)
 
-@pytest.mark.nightly
-@pytest.mark.parametrize("fails", ["on_start", "on_shutdown"])
-def test_workers_whose_start_or_end_fails_leave_their_places(fails, ray_head, tmp_path):
-    """Ray Train itself leaves them to the end of the process; it does not catch this error."""
+    def init(private, *, runtime_env, **public):
+        runtime_env["worker_process_setup_hook"] = forget
+        ray_workarounds.init({}, runtime_env=runtime_env, **public)
 
-    def fail(*_):
-        raise OutOfMemoryError("killed")
-
-    class Slot:
-        def fit(self):
-            setattr(import_module("trainers.ray_trainer")._NoProcessGroup, fails, fail)
-            without_helpers(torch_trainer(print, {}, name="any", scratch=tmp_path)).fit()
-
-    with ray_session(ray_head.address):
-        before = set(placement_group_table())
-        slot = ray.remote(Slot).remote()
-        with pytest.raises(RayTaskError, match="killed"):
-            ray.get(slot.fit.remote())
-        (state,) = (g["state"] for k, g in placement_group_table().items() if k not in before)
-        assert state == "REMOVED"
-
-
-@pytest.mark.parametrize(("kind", "autoscales"), [("node_abc", False), ("gpu-workers", True)])
-@pytest.mark.parametrize("version", [1, 2])
-def test_an_autoscaler_names_its_node_types(kind, autoscales, version, monkeypatch):
-    status = SimpleNamespace(active_nodes=[SimpleNamespace(ray_node_type_name=kind)], idle_nodes=[])
-    context = SimpleNamespace(gcs_address="127.0.0.1:1")
-    report = f'{{"autoscaler_report": {{"node_type_mapping": {{"127.0.0.1": "{kind}"}}}}}}'
-    monkeypatch.setattr("ray.get_runtime_context", lambda: context)
-    monkeypatch.setattr("ray.autoscaler.v2.utils.is_autoscaler_v2", lambda **_: version == 2)
-    monkeypatch.setattr("ray.autoscaler.v2.sdk.get_cluster_status", lambda _: status)
-    monkeypatch.setattr(ray_workarounds, "_internal_kv_get", lambda _: report.encode())
-    assert has_autoscaler() is autoscales
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    expected = search(tmp_path / "with")
+    for name in INTERNALS:
+        without(name, monkeypatch)
+    monkeypatch.setattr("tuning.execution.ray_session.init", init)
+    assert search(tmp_path / "without") == expected

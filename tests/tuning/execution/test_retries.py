@@ -12,11 +12,17 @@ from ray.train.v2._internal.exceptions import (
 )
 from ray.train.v2.api.exceptions import ControllerError, WorkerGroupError
 
-from trainers.errors import ConfigError, StorageFailed, TrainingDiverged
+from trainers.errors import ConfigError, MicroBatchTooLarge, StorageFailed, TrainingDiverged
 from tuning.config.schema import ResourcesConfig
 from tuning.execution import retries
 from tuning.execution.ray_session import ray_session
-from tuning.execution.retries import FaultyNodes, MachinesLost, fit, machine_failure
+from tuning.execution.retries import (
+    Attempts,
+    FaultyNodes,
+    MachinesLost,
+    TrainingHangs,
+    machine_failure,
+)
 
 DEAD = WorkerHealthCheckFailedError("A worker health check failed.", ActorDiedError())
 MISSED = RuntimeError(
@@ -121,7 +127,7 @@ def test_a_node_with_failing_gpus_is_avoided_if_another_one_holds_a_trial(ray_he
                 nodes = FaultyNodes(ResourcesConfig())
         assert said.endswith("another): trials avoid it")
         nodes.finished()
-        assert nodes.placement() == {"avoid": ["another"], "workers": 1}
+        assert nodes.placement() == {"avoid": ["another"]}
 
 
 @pytest.mark.ray
@@ -135,92 +141,71 @@ def test_a_trial_that_fails_on_two_nodes_is_at_fault_itself(ray_head):
         nodes = FaultyNodes(ResourcesConfig())
         fail("trial-000", "a")
         assert fail("trial-000", "a").endswith("trials avoid it")
-        assert nodes.placement() == {"avoid": ["a"], "workers": 1}
+        assert nodes.placement() == {"avoid": ["a"]}
         assert fail("trial-000", "b") == fail("trial-000", "b") == ""
         assert nodes.placement() == {}
         fail("trial-001", "b")
         assert fail("trial-002", "b").endswith("trials avoid it")
-        assert nodes.placement() == {"avoid": ["b"], "workers": 1}
+        assert nodes.placement() == {"avoid": ["b"]}
 
 
-class Trainer:
-    """Raises one error after the other, then ends."""
-
-    return_value = "last report"
-
-    def __init__(self, *errors):
-        self.errors = list(errors)
-        self.made = []
-
-    def __call__(self, loop, values, **arguments):
-        self.made.append(values | arguments)
-        return self
-
-    def fit(self):
-        if self.errors:
-            raise self.errors.pop(0)
-        return self
+@pytest.fixture
+def attempts(monkeypatch):
+    """Of a training that survives two failures; Ray knows the end of these nodes."""
+    known = {}
+    monkeypatch.setattr(retries, "draining_nodes", lambda: known)
+    made = Attempts("trial-000", FaultyNodes(ResourcesConfig(max_failures=2)))
+    made.known = known
+    return made
 
 
-def run(trainer, monkeypatch, storage, draining=None):
-    monkeypatch.setattr(retries, "torch_trainer", trainer)
-    monkeypatch.setattr(retries, "without_helpers", lambda made: made)
-    monkeypatch.setattr(retries, "draining_nodes", lambda: draining or {})
-    resources = ResourcesConfig(workers=2, max_failures=2)
-    return fit("{}", name="train-7", storage_path=str(storage), resources=resources)
-
-
-def test_each_attempt_has_a_new_name_and_the_same_checkpoints(monkeypatch, tmp_path):
-    trainer = Trainer(of_workers(DEAD), of_workers(MISSED))
-    assert run(trainer, monkeypatch, tmp_path) == "last report"
-    assert len({made["name"] for made in trainer.made}) == 3
-    for made in trainer.made:
-        assert made["name"].startswith("train-7-")
-        assert made["folder"] == f"{tmp_path}/train-7"
-        assert not made["scratch"].exists()
-        assert (made["trial"], made["workers"]) == ("{}", 2)
-
-
-def test_what_a_killed_driver_has_left_is_removed(monkeypatch, tmp_path):
-    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
-    left = tmp_path / "lipsum-tune-train-left"
-    left.mkdir()
-    run(Trainer(), monkeypatch, tmp_path / "storage")
-    assert not left.exists()
-
-
-def test_too_many_failures_end_the_training(monkeypatch, tmp_path):
+def test_too_many_failures_end_the_training(attempts):
+    for error in (of_workers(DEAD), of_workers(MISSED)):
+        assert "trial-000 is repeated from its newest checkpoint: " in attempts.failed(error)
     with pytest.raises(MachinesLost) as caught:
-        run(Trainer(*[of_workers(DEAD)] * 3), monkeypatch, tmp_path)
+        attempts.failed(of_workers(DEAD))
     message = str(cloudpickle.loads(cloudpickle.dumps(caught.value)))
     assert "lost 3 time(s), and search.resources.max_failures = 2: ActorDiedError: " in message
     assert "\n" not in message
-    trainer = Trainer(of_workers(DIVERGED))
+
+
+def test_what_the_training_raised_is_raised(attempts):
     with pytest.raises(WorkerGroupError):
-        run(trainer, monkeypatch, tmp_path)
-    assert len(trainer.made) == 1
+        attempts.failed(of_workers(DIVERGED))
 
 
-def test_a_node_that_announced_its_end_does_not_count_once(monkeypatch, tmp_path):
-    lost = [of_workers(DEAD)] * 3
-    assert run(Trainer(*lost), monkeypatch, tmp_path, {"a": 1}) == "last report"
+def test_want_of_memory_is_repeated_five_times_beside_other_failures(attempts):
+    short = of_workers(MISSED, cloudpickle.loads(cloudpickle.dumps(MicroBatchTooLarge(16))))
+    for _ in range(5):
+        assert "repeated from its newest checkpoint" in attempts.failed(short)
+    for _ in range(2):
+        attempts.failed(of_workers(DEAD))
+    with pytest.raises(WorkerGroupError):
+        attempts.failed(short)
+
+
+def test_a_node_that_announced_its_end_does_not_count_once(attempts):
+    attempts.known["a"] = 1
+    for _ in range(3):
+        attempts.failed(of_workers(DEAD))
     with pytest.raises(MachinesLost, match="lost 3 time"):
-        run(Trainer(*lost, of_workers(DEAD)), monkeypatch, tmp_path, {"a": 1})
+        attempts.failed(of_workers(DEAD))
 
 
-def test_workers_remember_the_announcement_of_a_node_that_ray_has_forgotten(monkeypatch, tmp_path):
+def test_workers_remember_the_announcement_of_a_node_that_ray_has_forgotten(attempts):
     told = RuntimeError(*MISSED.args)
     told.leaving = {"a"}
     told = cloudpickle.loads(cloudpickle.dumps(told))
-    lost = [of_workers(MISSED)] * 2
-    assert run(Trainer(of_workers(told), *lost), monkeypatch, tmp_path) == "last report"
+    for error in (told, MISSED, MISSED):
+        attempts.failed(of_workers(error))
     with pytest.raises(MachinesLost, match="lost 3 time"):
-        run(Trainer(of_workers(told), of_workers(told), *lost), monkeypatch, tmp_path)
+        attempts.failed(of_workers(told))
 
 
-def test_no_attempt_starts_without_storage(monkeypatch, tmp_path):
-    (tmp_path / "train-7").write_text("a file in the place of the trial's folder")
-    trainer = Trainer()
-    with pytest.raises(StorageFailed, match="train-7"):
-        run(trainer, monkeypatch, tmp_path)
-    assert trainer.made == []
+def test_a_second_hang_ends_the_training_and_the_first_counts_as_no_failure(attempts):
+    said = attempts.failed(of_workers(DEAD), lambda: "in loss")
+    assert said.endswith("no step or batch in 1800 s\nin loss")
+    for _ in range(2):
+        attempts.failed(of_workers(DEAD))
+    with pytest.raises(TrainingHangs, match="1800 s, for the second time\nin loss"):
+        attempts.failed(of_workers(DEAD), lambda: "in loss")

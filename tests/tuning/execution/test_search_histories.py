@@ -14,11 +14,11 @@ from tests.tuning.execution.inline_tuner import REPORTED, InlineTuner, killed_at
 from tests.tuning.execution.instant import instant_file, resume_instantly, run_instantly
 from tests.tuning.execution.slot import BREAK, EVERY
 from trainers.errors import ConfigError
+from tuning.run import load_run
 from tuning.runs.journal import read_history
-from tuning.runs.run_folder import load_run
 from tuning.views.mlflow.callback import backfill
 
-ASHA = {"name": "asha", "grace_steps": EVERY, "reduction_factor": 2, "check_trials": 0}
+ASHA = {"name": "asha", "grace_steps": EVERY, "reduction_factor": 2}
 SETTINGS = {
     "search__sampler__name": "random",
     "search__scheduler": ASHA,
@@ -46,15 +46,20 @@ class Story:
         return self.draw(st.integers(0, running - 1))
 
     def session(self, kill_at):
-        """Search, resume or extend; killed at a write, or to the end."""
+        """Search or resume; killed at a write, or to the end."""
         is_killed = nullcontext() if kill_at is None else killed_at_write(kill_at, self.runs)
-        with without_ray(mlflow=False), patch.object(InlineTuner, "choose", self.choose), is_killed:
+        with (
+            without_ray(mlflow=False),
+            patch.object(InlineTuner, "choose", self.choose),
+            patch("tuning.algorithms.studies.LEAST_FINISHED", 1),  # so that trials are pruned
+            is_killed,
+        ):
             if not (self.run / "journal.jsonl").exists():
                 run_instantly(self.file)
             elif read_history(self.run).outcome == "finished":
                 self.trials += 2
                 budget = f"search.budget.trials={self.trials}"
-                resume_instantly(self.run, budget, extend=True)
+                resume_instantly(self.run, budget)
             else:
                 resume_instantly(self.run)
 

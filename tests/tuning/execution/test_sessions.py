@@ -11,6 +11,7 @@ import optuna
 import pyarrow.parquet as pq
 import pytest
 from mlflow.tracking import MlflowClient
+from optuna.pruners import SuccessiveHalvingPruner
 from ray.air.execution._internal import RayActorManager
 from ray.tune.execution import class_cache
 from rich.console import Console
@@ -31,9 +32,10 @@ from tests.waiting import wait_until
 from trainers.errors import ConfigError
 from tuning.algorithms.warm_start import load_earlier, warm_start_uses_ood
 from tuning.config.validation import load_config
+from tuning.run import load_run
 from tuning.runs.callbacks import Callback
 from tuning.runs.journal import JOURNAL_FILE
-from tuning.runs.run_folder import CONFIG_FILE, load_run
+from tuning.runs.run_folder import CONFIG_FILE
 from tuning.views.mlflow.client import TrackingError, tracking_uri
 
 
@@ -59,7 +61,7 @@ def test_a_search_leaves_records_and_no_change_of_the_process(images_root, tmp_p
         names = ("", "ray", "ray.tune", "ray.train", "optuna", "mlflow", "lipsum")
         tune = [RayActorManager._actor_task_failed, class_cache.ENV_VARS_TO_PROPAGATE]
         levels = [logging.getLogger(name).level for name in names]
-        signals = [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGUSR1)]
+        signals = [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)]
         return [dict(os.environ), levels, tune, signals, list(logging.root.handlers)]
 
     before, callback = state(), Ended()
@@ -109,7 +111,7 @@ def test_an_interrupted_search_continues_where_it_was(images_root, tmp_path):
     folder, hold, log = tmp_path / "small", tmp_path / HOLD, tmp_path / "log.txt"
     hold.touch()
 
-    def interrupt(path, number, times, reports):
+    def interrupt(path, number, reports):
         def has_reported():
             journal = folder / JOURNAL_FILE
             return journal.exists() and journal.read_text().count('"event": "report"') == reports
@@ -117,19 +119,14 @@ def test_an_interrupted_search_continues_where_it_was(images_root, tmp_path):
         driver = start(path, log)
         wait_until(has_reported, process=driver)
         driver.send_signal(number)
-        if number == signal.SIGINT:
-            wait_until(lambda: "press it again not to wait" in log.read_text(), process=driver)
-        if times == 2:
-            driver.send_signal(number)
         killed = number == signal.SIGKILL
         assert driver.wait() == (-9 if killed else 130)
         assert load_run(folder).history.outcome == (None if killed else "stopped")
 
     path = write_instant(tmp_path / "config", instant_file(images_root, tmp_path))
-    interrupt(path, signal.SIGINT, times=1, reports=1)
-    interrupt(folder, signal.SIGINT, times=2, reports=2)
-    interrupt(folder, signal.SIGTERM, times=1, reports=3)
-    interrupt(folder, signal.SIGKILL, times=1, reports=4)
+    interrupt(path, signal.SIGINT, reports=1)
+    interrupt(folder, signal.SIGTERM, reports=2)
+    interrupt(folder, signal.SIGKILL, reports=3)
     hold.unlink()
     assert resume_instantly(folder).outcome == "finished"
     assert disagreements(folder) == []
@@ -192,30 +189,28 @@ def test_a_signal_between_two_trials_stops_the_search(images_root, tmp_path):
 
 @pytest.fixture(scope="module")
 def two_sessions(images_root, tmp_path_factory):
-    """A search, and its extension after its folder was moved.
+    """A search, and more of it after its folder was moved.
 
-    Methods take turns, and one is added. The first sampler uses OOD data, the second one does not.
+    Methods take turns. The first sampler uses OOD data, the second one does not.
     """
     runs = tmp_path_factory.mktemp("runs")
     settings = {
-        "search__space": {"methods": ["ft", "lipsum_ft"]},
-        "search__budget__trials": 2,
+        "search__space": {"methods": ["ft", "lipsum_ft", "kd"]},
+        "search__budget__trials": 3,
         "search__objective": {"metric": "id_val/acc"},
         "search__sampler": {"metric": "val/mean_acc"},
     }
     changes = (
-        "search.space.methods=[ft, lipsum_ft, kd]",
         "search.budget.trials=4",
         "search.sampler.metric=objective",
     )
     with without_ray():
         first = run_instantly(instant_file(images_root, runs, **settings))
         moved = first.folder.rename(runs / "moved")
-        return first, resume_instantly(moved, *changes, extend=True)
+        return first, resume_instantly(moved, *changes)
 
 
 def test_a_moved_run_folder_is_the_same_run(two_sessions):
-    """Its methods take turns, and one that is added later catches up."""
     first, extended = two_sessions
     moved, expected = extended.folder, ["ft", "lipsum_ft", "kd", "ft"]
     assert [record.params["method.name"] for record in extended.history.records] == expected
@@ -285,28 +280,30 @@ def test_a_budget_ends_the_search_and_more_of_it_resumes(images_root, tmp_path):
 def test_a_refused_change_leaves_a_run_that_resumes(images_root, tmp_path):
     run = run_instantly(instant_file(images_root, tmp_path)).folder
     before = (run / CONFIG_FILE).read_text()
-    changes = ["search.budget.trials=9", f"search.space.parameters.{LR}.low=1e-5"]
+    changes = ["search.budget.trials=9", "search.sampler.name=random"]
     resources, server = "search.resources.cpus_per_worker=64", "http://127.0.0.1:9"
     with pytest.raises(ConfigError, match=r"search\.resources"):
-        resume_instantly(run, *changes, resources, extend=True)
+        resume_instantly(run, *changes, resources)
     with pytest.raises(TrackingError):
-        resume_instantly(run, *changes, f"search.tracking.uri={server}", extend=True)
+        resume_instantly(run, *changes, f"search.tracking.uri={server}")
     assert (run / CONFIG_FILE).read_text() == before
     assert len(resume_instantly(run, "search.budget.trials=4").history.records) == 4
-    extended = resume_instantly(run, changes[1], "search.budget.trials=5", extend=True)
+    extended = resume_instantly(run, changes[1], "search.budget.trials=5")
     assert len(extended.history.records) == 5
 
 
 @pytest.mark.usefixtures("inline")
-def test_a_rung_stops_trials_once_it_is_checked(images_root, tmp_path):
-    scheduler = {"name": "asha", "grace_steps": 2, "reduction_factor": 2, "check_trials": 3}
-    settings = {"search__scheduler": scheduler, "search__budget__trials": 8}
+@pytest.mark.parametrize("name", ["asha", "object"])
+def test_trials_are_stopped_once_six_have_finished(name, images_root, tmp_path):
+    settings = {"search__budget__trials": 14, "search__sampler__name": "random"}
+    options = {"pruner": SuccessiveHalvingPruner(min_resource=2, reduction_factor=2)}
+    if name == "asha":
+        settings["search__scheduler"] = {"name": name, "grace_steps": 2, "reduction_factor": 2}
+        options = {}
     console = Console(file=io.StringIO(), width=200)
-    found = run_instantly(instant_file(images_root, tmp_path, **settings), console=console)
+    file = instant_file(images_root, tmp_path, **settings)
+    found = run_instantly(file, console=console, **options)
     outcomes = [record.outcome for record in found.history.records]
-    assert outcomes[:3] == ["finished"] * 3
-    assert "pruned" in outcomes[3:]
-    lines = console.file.getvalue().splitlines()
-    checked = [line for line in lines if line.startswith("Rank correlation")]
-    assert len(checked) == 2  # steps 2 and 4
-    assert all("1.00 [-1.00, 1.00] in 3 trials; may stop: above" in line for line in checked)
+    assert outcomes[:6] == ["finished"] * 6
+    assert "pruned" in outcomes[6:]
+    assert ", once 6 trials have finished\n" in console.file.getvalue()

@@ -1,17 +1,18 @@
 """What a search must leave as it was in the process that runs it."""
 
 import logging
-import signal
+import os
 
 from tuning.execution.signals import restored_process
 
 
-def test_log_handlers_and_signals_are_restored(monkeypatch):
+def test_environment_and_log_handlers_are_restored(monkeypatch):
     monkeypatch.setattr(logging.root, "handlers", [])  # those of pytest
-    before = signal.getsignal(signal.SIGUSR1)
+    monkeypatch.setenv("KEPT", "before")
     with restored_process():
         logging.info("as open_clip does")
-        signal.signal(signal.SIGUSR1, lambda *_: None)
+        monkeypatch.setenv("KEPT", "after")
+        monkeypatch.setenv("ADDED", "1")
         assert logging.root.handlers
     assert logging.root.handlers == []
-    assert signal.getsignal(signal.SIGUSR1) == before
+    assert (os.environ["KEPT"], os.environ.get("ADDED")) == ("before", None)

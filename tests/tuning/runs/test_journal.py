@@ -8,7 +8,7 @@ import pytest
 
 from tests.tuning import fakes
 from trainers.errors import ConfigError
-from tuning.runs.journal import JOURNAL_FILE, Journal, is_running, read_history
+from tuning.runs.journal import JOURNAL_FILE, Journal, is_running, read_events, read_history
 
 STARTED = fakes.trial(0, is_first_point=True, outcome="running", ended_at=None, curve=())
 ENDED = fakes.trial(0, is_first_point=True)
@@ -105,12 +105,10 @@ def test_a_clock_that_was_ahead_in_one_session_costs_the_next_nothing(tmp_path):
     journal.trial_started(fakes.trial(1, outcome="running", ended_at=None, curve=()))
     journal.zero_shot({})
     edit_times(tmp_path, first)
-    _, finished = read_history(tmp_path).unfinished
     journal.session_started({})  # the first was killed
-    journal.trial_ended(dataclasses.replace(finished, outcome="finished"))  # as its checkpoint says
     journal.trial_started(STARTED)
     journal.used_ood()
-    edit_times(tmp_path, [*first, 500, ahead + 10, 502, 507])
+    edit_times(tmp_path, [*first, 500, 502, 507])
     history = read_history(tmp_path)
     assert history.seconds == 10 + 7
     assert [record.seconds for record in history.records] == [10 + 5, 10]
@@ -140,6 +138,36 @@ def test_a_torn_last_line_is_left_out_and_cut_off_by_the_next_driver(tmp_path):
         assert read_history(tmp_path).records == (ENDED,)
         Journal(tmp_path).close()
         assert path.read_bytes() == whole
+
+
+def test_events_and_keys_of_later_versions_are_skipped(tmp_path):
+    journal = Journal(tmp_path)
+    journal.session_started({})
+    write_trial(journal, ENDED)
+    journal.session_ended("finished")
+    journal.close()
+    expected, path = read_history(tmp_path), tmp_path / JOURNAL_FILE
+    lines = [json.loads(line) | {"later": {"a": [1]}} for line in path.read_text().splitlines()]
+    news = [{"time": line["time"], "event": "news", "trial": "trial-000"} for line in lines]
+    mixed = [event for pair in zip(lines, news, strict=True) for event in pair]
+    path.write_text("".join(json.dumps(event) + "\n" for event in mixed))
+    assert read_history(tmp_path) == expected
+    Journal(tmp_path).close()
+
+
+def test_a_view_reads_on_where_it_stopped(tmp_path):
+    path, seen, offset = tmp_path / JOURNAL_FILE, [], 0
+    for metrics in ({"a": 1.0}, {"b": 2.0}):
+        journal = Journal(tmp_path)
+        journal.zero_shot(metrics)
+        journal.close()
+        with path.open("ab") as file:
+            file.write(b'{"torn')
+        found = list(read_events(tmp_path, offset))
+        seen += [event.get("metrics") for event, _ in found]
+        offset = found[-1][1]
+    assert seen == [None, {"a": 1.0}, {"b": 2.0}]
+    assert offset == path.stat().st_size - len(b'{"torn')
 
 
 @pytest.mark.parametrize("error", [errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP])

@@ -5,8 +5,8 @@ import ray
 
 from tests.tuning.run_folders import search_file
 from trainers.errors import ConfigError
-from tuning.algorithms.optuna_storage import open_storage
 from tuning.security.databases import check_driver
+from tuning.views.dashboard import open_storage
 from tuning.views.mlflow.client import _warn_of_plain_text, connect
 
 

@@ -2,8 +2,10 @@
 
 from tests.tuning.run_folders import search_file, write_run
 from trainers.fine_tune import fine_tune
+from trainers.loop.evaluate_run import evaluate_run
 from trainers.loop.state import load_split, start
-from tuning.checkpoints.files import TRAIN_FOLDER, kept_checkpoint, trial_path
+from tuning.checkpoints.files import kept_checkpoint
+from tuning.runs.checkpoint_home import TRAIN_FOLDER, trial_path
 from tuning.runs.records import TrialRecord, trial_name
 from tuning.runs.run_folder import load_run
 
@@ -44,7 +46,7 @@ def real_run(folder, file, trials):
             TrialRecord(name, number, "trial", dict(params), "finished", curve=(report,))
         )
     run = start(file.trial)
-    zero_shot = run.evaluate("val", load_split(file.trial, "val"))
+    zero_shot = evaluate_run(run, "val", load_split(file.trial, "val"))
     write_run(folder, file, records, zero_shot=zero_shot)
     return folder, records
 

@@ -2,47 +2,51 @@
 
 import json
 import math
+import os
 import re
 import shutil
-import signal
 import subprocess
 import sys
 from pathlib import Path
 
-import pyarrow.parquet as pq
 import pytest
 import torch
 from safetensors.torch import load_file
 
 from tests.conftest import CLASSES
+from tests.trainers.tiny_models import random_model
 from tests.tuning.weights.real_runs import kept_weights
 from trainers.checkpoints.format import load_weights
-from trainers.config import DataConfig, with_overrides
-from trainers.data.schema import METADATA_KEY, part_path
+from trainers.config import with_overrides
 from trainers.errors import ConfigError
 from trainers.evaluation.metrics import ID_ACC, val_acc
 from trainers.fine_tune import fine_tune
-from trainers.folders import appearing
 from trainers.loop.state import load_split
+from trainers.models.config import ModelConfig
 from trainers.models.zero_shot import load_zero_shot
-from tuning.cli import run_command
 from tuning.runs.journal import JOURNAL_FILE
 from tuning.runs.ranking import best_trial
-from tuning.runs.records import TrialRecord
 from tuning.runs.run_folder import load_run
 from tuning.weights.export import export_weights as export
-from tuning.weights.sources import evaluation_crops, measured, write_trial
+from tuning.weights.sources import measured, write_trial
 
-Real = tuple[Path, list[TrialRecord]]
 FILES = {
     "open_clip_config.json", "open_clip_model.safetensors", "head.safetensors", "classes.json",
-    "bpe.txt.gz", "README.md",
+    "bpe.txt.gz", "README.md", "classify.py",
 }  # fmt: skip
 
 
 def about(folder):
-    found = json.loads((folder / "classes.json").read_text())
-    return found
+    return json.loads((folder / "classes.json").read_text())
+
+
+def head_of(folder):
+    return load_file(folder / "head.safetensors")["head"]
+
+
+def zero_shot_head(run):
+    trial = load_run(run).file.trial
+    return load_zero_shot(trial.model, trial.data.rules.prompts(CLASSES)).head
 
 
 def copy_with_zero_shot(run, folder, mean_acc):
@@ -58,21 +62,16 @@ def copy_with_zero_shot(run, folder, mean_acc):
 
 def test_the_default_is_the_trial_that_the_objective_chooses(real, tmp_path):
     run, records = copy_with_zero_shot(real[0], tmp_path / "run", mean_acc=1), real[1]
-    written = export(run, tmp_path / "model")
+    (tmp_path / "model").mkdir()  # an empty folder is used
+    written, search = export(run, tmp_path / "model"), load_run(run).search
     assert {path.name for path in written.iterdir()} == FILES
     assert all(path.stat().st_mode & 0o444 == 0o444 for path in written.iterdir())
-    best = best_trial(load_run(run).search, records)
-    recorded = about(written)
-    assert best is not None
-    assert recorded["trial"] == best.trial_id
-    assert recorded["params"] == best.params
-    assert recorded["method"] == best.params.get("method.name", "ft")
-    assert recorded["step"] == 2
-    assert recorded["chosen"] == load_run(run).search.selection
-    assert recorded["looks_at_ood"] is True
-    assert recorded["split"] == "val"
-    assert recorded["metrics"]["id_val/acc"] == best.metrics["id_val/acc"]
     assert {path.name for path in tmp_path.iterdir()} == {"model", "run"}
+    best = best_trial(search, records)
+    expected = {"trial": best.trial_id, "params": best.params, "step": 2, "split": "val"}
+    expected |= {"chosen": search.selection, "looks_at_ood": True}
+    expected |= {"metrics": measured(best.metrics)}
+    assert about(written).items() >= expected.items()
 
 
 def test_a_zero_shot_model_that_wins_is_exported_with_its_head(real, tmp_path):
@@ -80,32 +79,31 @@ def test_a_zero_shot_model_that_wins_is_exported_with_its_head(real, tmp_path):
     written, search = export(run, tmp_path / "model"), load_run(run).search
     recorded = about(written)
     assert (recorded["trial"], recorded["params"], recorded["step"]) == ("zero-shot", {}, 0)
-    assert str(recorded["chosen"]).startswith("No trial is better than zero-shot")
+    assert recorded["chosen"].startswith("No trial is better than zero-shot")
     assert recorded["metrics"] == measured(search.zero_shot)
-    zero_shot = load_zero_shot(load_run(run).file.trial.model, _prompts(run))
-    head = load_file(written / "head.safetensors")["head"]
-    torch.testing.assert_close(head, zero_shot.head, rtol=1e-5, atol=1e-6)
-    best = best_trial(search, records)
-    assert best is not None
-    assert about(export(run, tmp_path / "half", alpha=0.5))["trial"] == best.trial_id
+    torch.testing.assert_close(head_of(written), zero_shot_head(run), rtol=1e-5, atol=1e-6)
+    half = about(export(run, tmp_path / "half", alpha=0.5))
+    assert half["trial"] == best_trial(search, records).trial_id
 
 
-def test_a_named_trial_is_exported_with_its_classes(real, tmp_path):
-    run, _ = real
-    written = export(run, tmp_path / "model", trial="trial-001")
+def test_a_named_trial_is_exported_with_classes_origin_and_card(real, tmp_path):
+    run, records = real
+    written = export(run, tmp_path / "model", trial="trial-003")
     recorded = about(written)
     assert recorded["class_names"] == list(CLASSES)
     assert recorded["classes"] == [name.replace("_", " ") for name in CLASSES]
     assert (recorded["id_domain"], recorded["ood_domains"]) == ("real", ["sketch", "clipart"])
     assert (recorded["chosen"], recorded["looks_at_ood"]) == ("Named by hand.", None)
-    checkpoint = kept_weights(run, "trial-001")
-    assert checkpoint is not None
-    weights, _ = load_weights(checkpoint)
+    assert set(recorded["preprocessing"]["crop_pct"].values()) == {1.0}
+    weights, _ = load_weights(kept_weights(run, "trial-003"))
     exported = load_file(written / "open_clip_model.safetensors")
     assert torch.equal(exported["visual.proj"], weights["visual.proj"])
-    assert torch.equal(load_file(written / "head.safetensors")["head"], weights["head"])
+    assert torch.equal(head_of(written), weights["head"])
     scale = exported["logit_scale"].exp().item()
     assert recorded["logit_scale"] == pytest.approx(scale, rel=1e-6)
+    accuracy = f"{records[3].metrics['id_val/acc']:.1f}"
+    for part in ("trial-003", "flyp", "`optim.lr` 0.0001", "bpe.txt.gz", "optimistic", accuracy):
+        assert part in (written / "README.md").read_text()
 
 
 def test_with_alpha_only_the_evaluated_point_has_metrics(real, tmp_path):
@@ -117,14 +115,13 @@ def test_with_alpha_only_the_evaluated_point_has_metrics(real, tmp_path):
     tuned = about(export(str(run), str(tmp_path / "tuned"), trial="trial-000", alpha=1.0))
     assert tuned["metrics"] == measured(records[0].metrics)
     none = export(run, tmp_path / "none", trial="trial-003", alpha=0)
-    zero_shot = load_zero_shot(load_run(run).file.trial.model, _prompts(run))
-    head = load_file(none / "head.safetensors")["head"]
-    torch.testing.assert_close(head, zero_shot.head, rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(head_of(none), zero_shot_head(run), rtol=1e-5, atol=1e-6)
 
 
 CLASSIFY_ALL = """
-import json, os, pathlib, sys
+import json, os, pathlib, sys, torch
 from PIL import Image
+torch.set_num_threads(1)
 for folder in sys.argv[1:]:
     os.chdir(folder)
     exec(pathlib.Path("snippet.py").read_text())
@@ -140,11 +137,11 @@ def with_snippet(config, folder):
     write_trial(folder / "trained", config)
     model = export(folder / "trained", folder / "model").rename(folder / "moved")
     card = (model / "README.md").read_text()
-    assert str(folder) not in card
+    assert str(folder / "model") not in card
     (snippet,) = re.findall(r"```python\n(.*?)```", card, re.DOTALL)
-    *lines, example = snippet.strip().splitlines()
-    assert example == 'print(classify(Image.open("image.jpg")))'
-    (model / "snippet.py").write_text("\n".join(lines))
+    lines, example = snippet.rsplit("print", 1)
+    assert example == '(classify(Image.open("image.jpg")))\n'
+    (model / "snippet.py").write_text(lines)
     names, labels = [], []
     for domain, images in load_split(config, "val").items():
         for index in range(len(images.labels)):
@@ -157,15 +154,24 @@ def with_snippet(config, folder):
 
 def test_the_snippet_of_the_card_reaches_its_accuracies(trial, tmp_path):
     """In a process that imports open_clip and nothing of this project."""
-    changes = {"precision": "fp32", "method.name": "ft", "steps": 3}
-    both = ({"data.crop_pct": 0.5}, {"data.crop_pct": 1.0, "eval.line": 0.4, "optim.lr": 3e-3})
-    configs = [with_overrides(trial, {**changes, **more}, "test") for more in both]
-    made = [with_snippet(config, tmp_path / str(n)) for n, config in enumerate(configs)]
-    command = [sys.executable, "-c", CLASSIFY_ALL, *(model for model, _ in made)]
+    made = []
+    for kind, more in (
+        ("tiny-clip", {"data.crop_pct": 0.5}),
+        ("tiny-clip", {"eval.line": 0.4, "optim.lr": 3e-3}),
+        ("roberta", {"optim.lr": 3e-3}),
+        ("siglip", {"optim.lr": 3e-3, "method.name": "lipsum_ft"}),
+    ):
+        folder = tmp_path / str(len(made))
+        folder.mkdir()
+        model = ModelConfig() if kind == "tiny-clip" else random_model(folder, kind)
+        changes = {"precision": "fp32", "method.name": "ft", "steps": 3, "model.name": model.name}
+        changes["data.ood_domains"] = ["sketch"]
+        config = with_overrides(trial, {**changes, **more}, "test")
+        made.append((config, *with_snippet(config, folder)))
+    command = [sys.executable, "-c", CLASSIFY_ALL, *(model for _, model, _ in made)]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
-    lines = done.stdout.splitlines()
-    for config, (model, labels), line in zip(configs, made, lines, strict=True):
+    for (config, model, labels), line in zip(made, done.stdout.splitlines(), strict=True):
         predicted, expected = json.loads(line), about(model)["metrics"]
         for domain in config.data.domains:
             right = [
@@ -178,61 +184,23 @@ def test_the_snippet_of_the_card_reaches_its_accuracies(trial, tmp_path):
 def test_alpha_is_a_point_of_the_line_from_its_end(trial, tmp_path):
     changes = {"method.name": "ft", "steps": 2, "optim.lr": 3e-3, "eval.line": 0.4}
     (last,) = fine_tune(with_overrides(trial, changes, "test"))
-    last.save(tmp_path / "trained")
-    write_trial(tmp_path / "trained", last.run.config)
-    kept = about(export(tmp_path / "trained", tmp_path / "kept"))
+    trained = tmp_path / "trained"  # as `lipsum-tune train` leaves it
+    last.save(trained)
+    write_trial(trained, last.run.config)
+    kept = about(export(trained, tmp_path / "kept"))
+    assert (kept["run"], kept["method"], kept["step"]) == ("trained", "ft", 2)
     assert (kept["alpha"], kept["metrics"]) == (0.4, measured(last.metrics))
-    same = about(export(tmp_path / "trained", tmp_path / "same", alpha=0.4))
+    assert "optimistic" not in (tmp_path / "kept/README.md").read_text()  # there was no choice
+    assert torch.equal(head_of(tmp_path / "kept"), load_weights(trained)[0]["head"])
+    same = about(export(trained, tmp_path / "same", alpha=0.4))
     assert same["metrics"] == kept["metrics"]
-    end = export(tmp_path / "trained", tmp_path / "end", alpha=1.0)
+    end = export(trained, tmp_path / "end", alpha=1.0)
     assert about(end)["metrics"] == {}
-    weights = load_file(end / "open_clip_model.safetensors")
+    weights = load_file(end / "open_clip_model.safetensors") | {"head": head_of(end)}
     for name, value in last.run.student.plain_state().items():  # still as it was trained
-        found = load_file(end / "head.safetensors")["head"] if name == "head" else weights[name]
-        torch.testing.assert_close(found, value, rtol=1e-4, atol=1e-6)
-
-
-def test_the_card_names_origin_and_accuracy(real, tmp_path):
-    run, records = real
-    written = export(run, tmp_path / "model", trial="trial-003")
-    text = (written / "README.md").read_text()
-    for part in ("trial-003", "flyp", "`optim.lr` 0.0001", "bpe.txt.gz", "optimistic"):
-        assert part in text
-    assert f"{records[3].metrics['id_val/acc']:.1f}" in text
-    crops = about(written)["preprocessing"]["crop_pct"]
-    assert crops == dict.fromkeys(("real", "sketch", "clipart"), 1.0)
-
-
-def test_crops_that_data_name_themselves_are_recorded(images_root, tmp_path):
-    root = shutil.copytree(images_root, tmp_path / "images")
-    path = part_path(root, "sketch", "val")
-    table = pq.read_table(path)
-    metadata = {**table.schema.metadata, METADATA_KEY: b'{"crop_pct": "0.75"}'}
-    pq.write_table(table.replace_schema_metadata(metadata), path)
-    data = DataConfig(root=str(root), ood_domains=("sketch",))
-    assert evaluation_crops(data) == {"real": 1.0, "sketch": 0.75}
-    configured = DataConfig(root=str(root), ood_domains=("sketch",), crop_pct=0.9)
-    assert evaluation_crops(configured) == {"real": 0.9, "sketch": 0.75}
-    gone = DataConfig(root=str(tmp_path / "gone"), ood_domains=("sketch",))
-    assert evaluation_crops(gone) == {"real": 1.0, "sketch": 1.0}
-
-
-def test_the_output_of_train_can_be_exported(trial, tmp_path):
-    (*_, last) = fine_tune(trial)
-    last.save(tmp_path / "trained")
-    write_trial(tmp_path / "trained", trial)
-    written = export(tmp_path / "trained", tmp_path / "model")
-    recorded = about(written)
-    assert (recorded["run"], recorded["method"], recorded["step"]) == ("trained", "lipsum_ft", 6)
-    assert recorded["metrics"] == measured(last.metrics)
-    card = (written / "README.md").read_text()
-    assert f"| this model, validation | {last.metrics['id_val/acc']:.1f} |" in card
-    assert "optimistic" not in card  # there was no choice
-    weights, _ = load_weights(tmp_path / "trained")
-    head = load_file(written / "head.safetensors")["head"]
-    assert torch.equal(head, weights["head"])
-    with pytest.raises(ConfigError, match="without trials or soups"):
-        export(tmp_path / "trained", tmp_path / "other", trial="trial-000")
+        torch.testing.assert_close(weights[name], value, rtol=1e-4, atol=1e-6)
+    with pytest.raises(ConfigError, match="not for one training"):
+        export(trained, tmp_path / "other", trial="trial-000")
 
 
 @pytest.mark.parametrize(
@@ -242,90 +210,31 @@ def test_the_output_of_train_can_be_exported(trial, tmp_path):
         ({"trial": "trial-004"}, None, "search.checkpoints.keep_top"),
         ({"soup": "greedy"}, "--soup", "--name greedy"),
         ({"soup": "greedy", "trial": "trial-000"}, "--trial", "--soup"),
+        ({"alpha": math.nan}, "--alpha", "from 0 to 1"),
+        ({"output": "used"}, "--output", "is not an empty folder (name another"),
+        ({"output": "used/thesis.tex/model"}, "--output", ""),
     ],
 )
-def test_weights_that_do_not_exist_are_refused(arguments, key, hint, real, tmp_path):
+def test_what_cannot_be_exported_is_refused(arguments, key, hint, real, tmp_path):
+    (tmp_path / "used").mkdir()
+    (tmp_path / "used/thesis.tex").write_text("all my work")
     with pytest.raises(ConfigError) as caught:
-        export(real[0], tmp_path / "model", **arguments)
+        export(real[0], tmp_path / arguments.pop("output", "model"), **arguments)
     assert caught.value.key == key
     assert hint in str(caught.value)
-    assert not (tmp_path / "model").exists()
+    assert [path.name for path in tmp_path.rglob("*")] == ["used", "thesis.tex"]
 
 
-@pytest.mark.parametrize("alpha", [-1, 5.0, math.nan])
-def test_an_alpha_out_of_range_is_refused(alpha, tmp_path):
-    with pytest.raises(ConfigError, match="must be from 0 to 1") as caught:
-        export(tmp_path, tmp_path / "model", alpha=alpha)
-    assert caught.value.key == "--alpha"
-
-
-@pytest.mark.parametrize(
-    ("output", "said"), [("x" * 300, "File name too long"), ("~nosuchuser/x", "home directory")]
-)
-def test_an_output_that_cannot_exist_is_one_line(output, said, real, capsys):
-    with pytest.raises(SystemExit) as caught:
-        run_command(lambda: export(real[0], output))
-    assert caught.value.code == 70
-    shown = capsys.readouterr().err
-    assert said in shown
-    assert len(shown.splitlines()) == 1
-
-
-@pytest.mark.parametrize("contents", ["{", "{}", '{"metrics": {}, "trials": []}'])
-def test_a_damaged_record_of_a_soup_is_one_line(contents, real, tmp_path):
+def test_damaged_files_of_a_run_are_not_exported(real, tmp_path):
     run = Path(shutil.copytree(real[0], tmp_path / "run"))
     file = run / "soups" / "greedy" / "soup.json"
     file.parent.mkdir(parents=True)
-    file.write_text(contents)
+    file.write_text('{"metrics": {}, "trials": []}')
     with pytest.raises(ConfigError) as caught:
         export(run, tmp_path / "model", soup="greedy")
     assert (caught.value.problem, caught.value.source) == ("damaged", str(file))
-
-
-def test_only_an_empty_output_folder_is_used(real, tmp_path):
-    (tmp_path / "used").mkdir()
-    (tmp_path / "used" / "thesis.tex").write_text("all my work")
-    with pytest.raises(ConfigError, match=r"--output = .*: is not an empty folder \(name another"):
-        export(real[0], tmp_path / "used")
-    assert [path.name for path in (tmp_path / "used").iterdir()] == ["thesis.tex"]
-    (tmp_path / "empty").mkdir()
-    export(real[0], tmp_path / "empty", trial="trial-000")
-    assert {path.name for path in (tmp_path / "empty").iterdir()} == FILES
-    with pytest.raises(ConfigError, match="--output"):
-        export(real[0], tmp_path / "used" / "thesis.tex" / "model")
-
-
-def _prompts(run):
-    return load_run(run).file.trial.data.rules.prompts(CLASSES)
-
-
-KILLED_EXPORT = """
-import os, signal, sys
-from pathlib import Path
-from tuning.weights import export
-export.model_card = lambda *_: os.kill(os.getpid(), signal.SIGKILL)
-export.export_weights(Path(sys.argv[1]), Path(sys.argv[2]), trial="trial-003")
-"""
-
-
-def test_the_next_export_removes_what_a_killed_one_left(real, tmp_path):
-    run, _ = real
-    command = [sys.executable, "-c", KILLED_EXPORT, str(run), str(tmp_path / "model")]
-    assert subprocess.run(command, check=False).returncode == -signal.SIGKILL
-    assert [path.name[:7] for path in tmp_path.iterdir()] == [".model."]
-    with appearing(tmp_path / "model") as alive:  # of another process that is at work
-        export(run, tmp_path / "model", trial="trial-003")
-        assert sorted(tmp_path.iterdir()) == [alive, tmp_path / "model"]
-        shutil.rmtree(tmp_path / "model")
-    assert list(tmp_path.iterdir()) == [tmp_path / "model"]
-
-
-def test_weights_that_are_damaged_are_not_exported(real, tmp_path):
-    run = Path(shutil.copytree(real[0], tmp_path / "run"))
     (path,) = run.glob("train/train-trial-003/*/student.safetensors")
-    content = bytearray(path.read_bytes())
-    content[-1000] ^= 1
-    path.write_bytes(content)
-    with pytest.raises(ConfigError, match="do not have their checksum"):
+    os.truncate(path, path.stat().st_size - 1000)
+    with pytest.raises(ConfigError, match=r"damaged|were not kept"):
         export(run, tmp_path / "model", trial="trial-003")
     assert not (tmp_path / "model").exists()

@@ -9,7 +9,6 @@ from pathlib import Path
 import pytest
 import ray
 import torch
-from rich.console import Console
 from safetensors.torch import load_file
 from typer.testing import CliRunner
 
@@ -18,17 +17,16 @@ from tests.tuning.databases import with_database
 from tests.tuning.weights.real_runs import kept_weights
 from trainers.checkpoints.format import load_weights
 from trainers.errors import ConfigError
-from trainers.weights.soups import GreedyStep, Soup, average
+from trainers.weights.soups import average
 from tuning.cli import app
 from tuning.execution.ray_session import ray_session
 from tuning.runs.journal import Journal
 from tuning.runs.records import TrialRecord
 from tuning.runs.run_folder import load_run
 from tuning.views.mlflow import client as mlf
-from tuning.views.mlflow.callback import MlflowCallback
+from tuning.views.mlflow.callback import backfill
 from tuning.views.mlflow.client import default_tracking_uri
-from tuning.weights.report import soup_report
-from tuning.weights.soup import FinishedSoup, ingredients, make_soup
+from tuning.weights.soup import ingredients, make_soup
 
 Real = tuple[Path, list[TrialRecord]]
 
@@ -65,30 +63,14 @@ def test_trials_that_miss_the_constraints_are_left_out(real):
     meet = {r.trial_id for r in records if r.metrics["val/mean_acc"] >= bar}
     assert {*names(ingredients(run, 3, "ft"))} == meet
     history = replace(run.history, records=tuple(r for r in records if r.trial_id != max(meet)))
-    with pytest.raises(ConfigError, match="needs two trials of ft that meet the constraints"):
+    with pytest.raises(ConfigError, match="needs two finished trials of ft that meet the constr"):
         ingredients(replace(run, history=history), 3, "ft")
-
-
-def test_a_method_is_measured_by_its_own_best(real):
-    loaded, records = load_run(real[0]), real[1]
-    values = [record.metrics["id_val/acc"] for record in records[:3]]
-    margin = max(values) - min(values) + 1
-    search = loaded.file.search.model_copy(
-        update={"constraints": (f"id_val/acc >= best - {margin}",)}
-    )
-    other = records[3]  # of another method, and far better
-    better = replace(other, curve=({**other.metrics, "id_val/acc": max(values) + 2 * margin},))
-    history = replace(loaded.history, records=(*records[:3], better))
-    run = replace(loaded, file=loaded.file.model_copy(update={"search": search}), history=history)
-    assert len(ingredients(run, 3, "ft")) == 3
-    with pytest.raises(ConfigError, match="needs two trials that meet the constraints"):
-        ingredients(run, 3)
 
 
 @pytest.mark.parametrize(
     ("top", "method", "key", "text"),
     [
-        (5, None, None, "choose one with --method"),
+        (5, None, None, "'text."),
         (5, "flyp", None, "search.checkpoints.keep_top = 5"),
         (5, "fylp", "--method", "did you mean 'flyp'"),
         (1, "ft", "--top", "two trials"),
@@ -112,26 +94,6 @@ def test_trials_of_different_models_make_no_soup(real, tmp_path):
         ingredients(replace(loaded, history=history), 3, "ft")
 
 
-def test_the_report_has_every_ingredient_and_the_gain(real):
-    run = load_run(real[0])
-    found = ingredients(run, 3, "ft")
-    metrics = {**found[0].record.metrics, "id_val/acc": 12.3, "ood_val/mean_acc": 45.6}
-    steps = (GreedyStep(0, 12.0, True), GreedyStep(1, 7.8, False), GreedyStep(2, 12.3, True))
-    soup = FinishedSoup(
-        run.search, "greedy", found, Soup((0, 2), metrics, steps), run.folder / "soups" / "greedy"
-    )
-    console = Console(width=140, record=True, file=None, quiet=False)
-    with console.capture() as shown:
-        console.print(soup_report(soup))
-    lines = shown.get().splitlines()
-    row = next(line for line in lines if found[1].record.trial_id in line)
-    assert "no: ID 7.8" in row
-    assert "2 trials" in next(line for line in lines if "greedy soup" in line and "12.3" in line)
-    gain = 12.3 - found[0].record.metrics["id_val/acc"]
-    assert f"{gain:+.1f} ID" in shown.get()
-    assert "optimistic" in shown.get()
-
-
 @pytest.mark.ray
 @pytest.mark.usefixtures("local_ray")
 def test_a_soup_is_kept_logged_and_exported(real, tmp_path):
@@ -140,15 +102,14 @@ def test_a_soup_is_kept_logged_and_exported(real, tmp_path):
     loaded = load_run(run)
     chosen = names(ingredients(loaded, 2, "ft"))
     uri = default_tracking_uri(run.parent)
-    callback = MlflowCallback(uri, "lipsum-tune")
-    callback.search_started(loaded.search)
-    callback.search_ended(loaded.history.records, "finished")
+    backfill(loaded)
     with ray_session():
         for _ in range(2):  # the second time, it is the same soup
             command = ["soup", str(run), "--method", "ft", "--top", "2", "--name", "uniform"]
             done = CliRunner().invoke(app, command, env={"COLUMNS": "140"})
             assert done.exit_code == 0, done.output
     assert all(name in done.output for name in chosen)
+    assert "Against trial-00" in done.output
     folder = run / "soups" / "uniform"
     assert sorted(p.name for p in folder.parent.iterdir()) == ["uniform"]
     recorded = json.loads((folder / "soup.json").read_text())
@@ -159,7 +120,8 @@ def test_a_soup_is_kept_logged_and_exported(real, tmp_path):
         torch.testing.assert_close(value, expected[name])
     client, experiment_id = mlf.connect(uri, "lipsum-tune")
     (logged,) = client.search_runs([experiment_id], "tags.kind = 'soup'")
-    assert logged.data.tags["mlflow.parentRunId"] == callback.parent_run_id
+    parent = mlf.search_run(client, experiment_id, loaded.search.run_id)
+    assert logged.data.tags["mlflow.parentRunId"] == parent.info.run_id
     assert logged.data.tags["trials"] == ", ".join(recorded["trials"])
     assert logged.data.metrics["id_val/acc"] == pytest.approx(recorded["metrics"]["id_val/acc"])
     assert logged.info.status == "FINISHED"

@@ -2,23 +2,17 @@
 
 | run | tags | metrics |
 |---|---|---|
-| parent, named as the search | run_folder, kind, outcome, best/*, rung_checks, source | best/* |
-| child `zero-shot` | trial_id, kind, outcome | before any step |
-| child, named by its parameters | trial_id, kind, method, outcome, error, nonfinite | reports |
+| parent, named as the search | run_folder, kind, outcome, best/*, source | best/* |
+| child `zero-shot` | trial_id, kind, method, outcome | before any step |
+| child, named by its parameters | trial_id, kind, method, outcome, error | reports |
 
 Each run has the tags `search` and `search_id`. The metrics are `view.main_metrics`, or all with
-`search.tracking.metrics: all`. The training curve has points between two reports, from a trial that
-runs, too. Statuses: FINISHED, also of a pruned trial; KILLED for stopped; FAILED. Every child has
-`outcome`, `kind` and `method` from the start, since a filter on a tag hides runs without it.
-The best parameters are tags, not params: a resumed search may find better ones, and MLflow's params
-cannot change.
+`search.tracking.metrics: all`. Statuses: FINISHED, also of a pruned trial; KILLED for stopped;
+FAILED. The parent has report, tables, resolved configuration and environment as artifacts.
 
-The parent also has the data as inputs, with the fingerprints of the run folder, and as artifacts
-report, tables, resolved configuration and environment.
-
-Training never waits for MLflow: events note which trials have changed, and a thread brings MLflow
-up to date every few seconds, and later if the server is away. What MLflow lacks when the search
-ends is written by a resume, or by `lipsum-tune report`, in the same way.
+A thread follows the journal and writes what is new every few seconds, so that the search never
+waits for MLflow. What MLflow lacks when the search ends is written by a resume, or by
+`lipsum-tune report`, by the same code.
 """
 
 from __future__ import annotations
@@ -26,40 +20,30 @@ from __future__ import annotations
 import contextlib
 import logging
 import threading
-from collections.abc import Callable, Sequence
-from functools import partial
-from typing import Any
+import time
+from collections.abc import Sequence
 
 from trainers.redact import redact
 from tuning.runs.callbacks import Callback
 from tuning.runs.records import SearchOutcome, SearchRecord, TrialRecord
 from tuning.runs.run_folder import LoadedRun
 from tuning.views.mlflow import client as mlf
-from tuning.views.mlflow.client import TrackingError, sqlite_path, tracking_uri
-from tuning.views.mlflow.runs import SearchRuns
+from tuning.views.mlflow.client import sqlite_path, tracking_uri
+from tuning.views.mlflow.writer import Writer
 
 _log = logging.getLogger(__name__)
-_PATIENCE_S = 30.0
-"""How long the end of a search waits for a server that accepts nothing."""
-_PATIENCE_STOPPED_S = 10.0
-"""The same if the user stopped the search; longer than one request may take to fail."""
+_PATIENCE_S, _PATIENCE_STOPPED_S = 30.0, 10.0
+"""How long the end of a search waits for a server that accepts nothing; the latter if the user has
+stopped it. Longer than one request may take to fail."""
 
 
 class MlflowCallback(Callback):
     """Writes a search to MLflow while it runs, and continues its runs after a resume.
 
-    The events of the search only note the newest record of each trial. A thread writes them through
-    `SearchRuns`, which from the start of the search on is used by that thread alone.
-
     Args:
-        uri: a database (`sqlite:////abs/mlflow.db`) or a server (`https://...`), as configured.
-        experiment: its name in MLflow; created if it is missing.
-        all_metrics: log everything that trials report, and not only the metrics to look at first.
+        uri, experiment, all_metrics, below: see `Writer`.
         interval_seconds: between two writes, and between two attempts if the server is away.
     """
-
-    _search: SearchRecord
-    _runs: SearchRuns
 
     def __init__(
         self,
@@ -67,175 +51,68 @@ class MlflowCallback(Callback):
         experiment: str,
         all_metrics: bool = False,
         interval_seconds: float = 5.0,
+        below: str | None = None,
     ) -> None:
-        self._uri = uri
-        self._all_metrics = all_metrics
-        self._experiment = experiment
-        self._interval = interval_seconds
+        self._uri, self._interval = uri, interval_seconds
+        self._options = experiment, all_metrics, below
         self._brief = contextlib.ExitStack()
-        self._changes = threading.Condition()  # guards the next six
-        self._trials: dict[str, TrialRecord] = {}
-        self._ending: list[Callable[[], None]] = []  # what remains to be done after the trials
-        self._num_done = 0
-        self._hurry = False
-        self._closed = False
-        self._thread: threading.Thread | None = None
-        self._away = False  # this and the next are used by the thread alone
-        self._refusals: set[str] = set()
-        self.num_refused = 0
-        """Number of writes that MLflow refused; complete when the search has ended."""
+        self._is_over, self._is_complete = threading.Event(), threading.Event()
 
     @property
-    def parent_run_id(self) -> str:
-        """The parent's ID in MLflow, once the search has started."""
-        return self._runs.parent_run_id
-
-    @property
-    def num_pending(self) -> int:
-        """Number of trials, and of writes at the end of the search, that MLflow still lacks."""
-        return len(self._trials) + len(self._ending)
+    def is_complete(self) -> bool:
+        """Whether MLflow has all of the search, which has ended."""
+        return self._is_complete.is_set()
 
     def search_started(self, search: SearchRecord) -> None:
-        """Connect, and create the parent run or reopen the one of an earlier session.
+        """Connect, and start to follow the journal.
 
         Raises:
             TrackingError: within seconds, if MLflow cannot be used.
         """
-        self._search = search
-        client, experiment_id = mlf.connect(self._uri, self._experiment)
-        self._runs = SearchRuns(client, experiment_id, search, self._all_metrics)
+        mlf.connect(self._uri, self._options[0])
+        self._search, self._writer = search, Writer(search, self._uri, *self._options)
         # For the whole search, not around each write: a thread must not change the environment
         # while another one reads it.
         self._brief.enter_context(mlf.brief_requests())
-        try:
-            self._runs.open_parent()
-        except Exception as error:
-            self._brief.close()
-            raise TrackingError(
-                f"MLflow at {redact(self._uri)} refused the run of the search: "
-                f"{mlf.reason_of(error, self._uri)}"
-            ) from None
         # A daemon: a process that ends does not wait for a request that hangs.
-        self._thread = threading.Thread(target=self._write_all, name="mlflow", daemon=True)
-        self._thread.start()
-
-    def trial_started(self, record: TrialRecord) -> None:
-        """Note that the trial has to be written; returns at once, as do the next three."""
-        with self._changes:
-            self._trials[record.trial_id] = record
-
-    trial_progressed = trial_started
-    trial_reported = trial_started
-    trial_ended = trial_started
+        threading.Thread(target=self._follow, name="mlflow", daemon=True).start()
 
     def search_ended(self, records: Sequence[TrialRecord], outcome: SearchOutcome) -> None:
-        """Write what is missing, close every run, add the best trial and the run folder's results.
-
-        Waits for MLflow, but only seconds if it is away.
-        """
+        """Let the thread write the rest. Waits for MLflow, but only seconds if it is away."""
+        self._is_over.set()
         patience = _PATIENCE_STOPPED_S if outcome == "stopped" else _PATIENCE_S
-        with self._changes:
-            self._trials |= {record.trial_id: record for record in records}
-            self._ending = [
-                partial(self._runs.close, records, outcome),
-                self._runs.upload_results,
-            ]
-        try:
-            if not self.wait(patience):
-                _log.warning(
-                    "MLflow at %s is still away; %d parts of this search are missing in it. "
-                    "Nothing is lost: once it is back, `lipsum-tune report %s` adds them.",
-                    redact(self._uri),
-                    self.num_pending,
-                    self._search.run_folder,
-                )
-        finally:
-            with self._changes:
-                self._closed = True
-                self._changes.notify_all()
-            self._brief.close()
-
-    def wait(self, patience_seconds: float = _PATIENCE_S) -> bool:
-        """Wait until MLflow has everything; False at Ctrl-C, or if it accepts nothing for long."""
-        with self._changes:
-            self._hurry = True
-            self._changes.notify_all()
-            try:
-                while self.num_pending:
-                    done = self._num_done
-                    if not self._changes.wait_for(
-                        lambda done=done: self._num_done > done,  # type: ignore[misc]
-                        patience_seconds,
-                    ):
-                        return False
-            except KeyboardInterrupt:
-                return False
-            finally:
-                self._hurry = False
-        return True
-
-    def _write_all(self) -> None:
-        """The thread: write what is pending, every few seconds or as soon as `wait` asks for it."""
-        while True:
-            with self._changes:
-                self._changes.wait_for(
-                    lambda: self._closed or (self._hurry and self.num_pending > 0), self._interval
-                )
-                if self._away and self._hurry:
-                    self._changes.wait_for(lambda: self._closed, min(self._interval, 1.0))
-                if self._closed:
+        with self._brief, contextlib.suppress(KeyboardInterrupt):
+            before = -1
+            while self._writer.num_written > before:
+                before = self._writer.num_written
+                if self._is_complete.wait(patience):
                     return
-                trials, ending = list(self._trials.values()), list(self._ending)
-            for record in trials:
-                if self._closed or not self._attempt(self._runs.write, record):
-                    break
-                with self._changes:
-                    if self._trials.get(record.trial_id) is record:
-                        del self._trials[record.trial_id]
-                    self._count()
-            else:
-                for write in ending:
-                    if self._closed or not self._attempt(write):
-                        break
-                    with self._changes:
-                        self._ending.remove(write)
-                        self._count()
+        _log.warning(
+            "MLflow at %s lacks a part of this search. Nothing is lost: once it answers, "
+            "`lipsum-tune report %s` adds it.",
+            redact(self._uri),
+            self._search.run_folder,
+        )
 
-    def _count(self) -> None:
-        self._num_done += 1
-        self._changes.notify_all()
-
-    def _attempt(self, write: Callable[..., None], *arguments: Any) -> bool:
-        """Write something; False if the server is away and it has to be repeated later.
-
-        What MLflow refuses is dropped with a warning, since it would be refused every time.
-        """
-        try:
-            write(*arguments)
-        except Exception as error:
-            message = " ".join(redact(str(error), self._uri).split())
-            if mlf.is_refusal(error):
-                self.num_refused += 1
-                if message[:500] not in self._refusals:
-                    self._refusals.add(message[:500])
-                    _log.warning(
-                        "MLflow at %s refused a write: %s", redact(self._uri), message[:500]
-                    )
-                return True
-            if not self._away:
-                self._away = True
-                _log.warning(
-                    "MLflow at %s does not answer; the search continues and writes to it later. %s",
-                    redact(self._uri),
-                    message[:300],
-                )
-            return False
-        if self._away:
-            self._away = False
-            _log.warning(
-                "MLflow at %s answers again; what is missing is written.", redact(self._uri)
-            )
-        return True
+    def _follow(self) -> None:
+        where, is_away = redact(self._uri), False
+        while not self.is_complete:
+            is_over = self._is_over.wait(self._interval)
+            try:
+                self._writer.send(is_over)
+            except Exception as error:
+                if not is_away:
+                    reason = mlf.reason_of(error, self._uri)
+                    what = "does not answer or refuses a write, and gets it later"
+                    _log.warning("MLflow at %s %s: %s", where, what, reason)
+                is_away = True
+                time.sleep(min(self._interval, 1.0))
+                continue
+            if is_away:
+                _log.warning("MLflow at %s answers again and has everything.", where)
+                is_away = False
+            if is_over:
+                self._is_complete.set()
 
 
 def backfill(run: LoadedRun) -> str:
@@ -250,16 +127,16 @@ def backfill(run: LoadedRun) -> str:
         TrackingError: MLflow cannot be used.
     """
     uri = tracking_uri(run.file.search.tracking.uri, run.folder.parent)
-    where = redact(uri)
+    where, tracking = redact(uri), run.file.search.tracking
     database = sqlite_path(uri)
     if database is not None and not database.is_file():
         return f"{where} is not here"  # the run folder was moved, or never had one
-    tracking = run.file.search.tracking
-    callback = MlflowCallback(uri, tracking.experiment, tracking.metrics == "all")
-    callback.search_started(run.search)
-    callback.search_ended(run.history.records, run.history.outcome or "stopped")
-    if callback.num_pending:
-        return f"{where} lacks {callback.num_pending} parts of it; repeat this once it answers"
-    if callback.num_refused:
-        return f"{where} refused {callback.num_refused} part(s) of it (see the warnings)"
+    writer = Writer(run.search, uri, tracking.experiment, tracking.metrics == "all")
+    with mlf.brief_requests():
+        try:
+            writer.send(is_over=True)
+        except mlf.TrackingError:
+            raise
+        except Exception as error:
+            return f"{where} lacks a part of it; repeat this later ({mlf.reason_of(error, uri)})"
     return f"{where} has all of it"

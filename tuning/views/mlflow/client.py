@@ -1,28 +1,19 @@
-"""A connection to MLflow that fails fast, respects MLflow's limits and leaks no secrets.
-
-MLflow's defaults suit a script with nothing better to do: it retries an unreachable server for
-minutes, and one value that is too long or not finite fails the whole request. A search must fail
-within seconds at its start if it cannot be recorded, and must never stop or wait afterwards.
-"""
+"""A connection to MLflow that fails within seconds, and entities that leak no secrets."""
 
 from __future__ import annotations
 
 import contextlib
 import functools
-import hashlib
 import json
 import logging
 import math
 import os
 import re
 import sqlite3
-from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from urllib.parse import quote, unquote
 
 from filelock import FileLock
-from sqlalchemy.exc import DBAPIError, InterfaceError
 
 from trainers.errors import ConfigError
 from trainers.overrides import flat
@@ -50,48 +41,31 @@ def brief_requests(retries: int = 1) -> Iterator[None]:
         "MLFLOW_HTTP_REQUEST_MAX_RETRIES": str(retries),
         "MLFLOW_HTTP_REQUEST_TIMEOUT": "10",
         "MLFLOW_DISABLE_TELEMETRY": "true",
-        # Two lines at the end of every run, in the middle of the live display.
         "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
         "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
     }
-    loggers = {
-        # A page for a database error that MLflow also raises, and which is reported in one line.
-        logging.getLogger("mlflow.store.db.utils"): logging.CRITICAL,
-        # A line about an input example that fits.
-        logging.getLogger("mlflow.pyfunc"): logging.WARNING,
-        # Fifty lines while MLflow creates a new database.
-        logging.getLogger("alembic"): logging.WARNING,
-    }
+    # A page for an error that is also raised; fifty lines for a new database; an input example.
     with contextlib.ExitStack() as restore:
         restore.enter_context(environment_variables(settings, override=False))
-        for logger, level in loggers.items():
+        for logger in map(logging.getLogger, ("mlflow.store.db.utils", "alembic", "mlflow.pyfunc")):
             restore.callback(logger.setLevel, logger.level)
-            logger.setLevel(max(logger.level, level))
+            logger.setLevel(logging.CRITICAL)
         yield
 
 
 with brief_requests():  # MLflow 3.17 starts its telemetry when it is imported
-    from mlflow.entities import Metric, Param, Run, RunTag
-    from mlflow.exceptions import MlflowException
+    from mlflow.entities import Metric as Metric
+    from mlflow.entities import Param, Run, RunTag
+    from mlflow.exceptions import MlflowException as MlflowException
     from mlflow.tracking import MlflowClient
 
 _log = logging.getLogger(__name__)
 
 PARENT_TAG = "mlflow.parentRunId"
-NOTE_TAG = "mlflow.note.content"
-ARTIFACT_FOLDER = "mlflow-artifacts"
-
-MAX_METRICS = 1000
-"""Entities of one request; params and tags have limits of their own."""
-MAX_PARAMS = 100
-# MLflow 3 allows 6000 and 8000 characters; servers before 2.10 refuse more than 500 in a param.
-MAX_PARAM_CHARS = 500
-MAX_TAG_CHARS = 5000
-MAX_KEY_CHARS = 250
+MAX_CHARS = 5000
+"""Limit of a value. MLflow allows 6000 in a param, 8000 in a tag."""
 _MIGRATION_SECONDS = 300.0
 """Time to wait while other processes create the database, which takes some 10 s of CPU time."""
-
-_NOT_IN_A_KEY = re.compile(r"[^\w.\-/ ]")
 
 
 class TrackingError(ConfigError):
@@ -100,9 +74,7 @@ class TrackingError(ConfigError):
 
 def default_tracking_uri(runs_folder: Path) -> str:
     """The SQLite database of a runs folder, for MLflow: `sqlite:////abs/runs/mlflow.db`."""
-    path = str(runs_folder.resolve() / "mlflow.db")
-    # SQLAlchemy 2.1 unquotes the path up to a `?`, and MLflow does not. So nothing else is quoted.
-    return "sqlite:///" + re.sub(r"\?|%(?=[0-9A-Fa-f]{2})", lambda found: quote(found[0]), path)
+    return f"sqlite:///{runs_folder.resolve() / 'mlflow.db'}"
 
 
 def tracking_uri(configured: str | None, runs_folder: Path) -> str:
@@ -116,7 +88,7 @@ def sqlite_path(uri: str) -> Path | None:
     scheme, _, path = expand(uri).partition("://")
     if scheme.partition("+")[0] != "sqlite":
         return None
-    return Path(unquote(path.partition("?")[0].removeprefix("/")))  # a `#` is part of the path
+    return Path(path.partition("?")[0].removeprefix("/"))
 
 
 def connect(uri: str, experiment: str) -> tuple[MlflowClient, str]:
@@ -135,23 +107,21 @@ def connect(uri: str, experiment: str) -> tuple[MlflowClient, str]:
     if is_database(uri):
         check_driver("search.tracking.uri", configured)
     try:
-        # MLflow 3.17 creates and migrates the tables of a new SQLite database at the first
-        # connection without a lock: two processes that do it at once destroy the database.
-        path = sqlite_path(uri)
-        if path is not None:
-            path.parent.mkdir(parents=True, exist_ok=True)
-        lock = FileLock(f"{path}.lock", timeout=_MIGRATION_SECONDS) if path else None
-        with lock or contextlib.nullcontext():
-            # At once, where MLflow would try to open a database ten times over two minutes.
-            if path is not None:
+        with contextlib.ExitStack() as stack:
+            if path := sqlite_path(uri):
+                path.parent.mkdir(parents=True, exist_ok=True)
+                # MLflow 3.17 creates and migrates the tables of a new SQLite database at the first
+                # connection without a lock: two processes that do it at once destroy it.
+                stack.enter_context(FileLock(f"{path}.lock", timeout=_MIGRATION_SECONDS))
+                # Fails at once, where MLflow would try ten times over two minutes.
                 with contextlib.closing(sqlite3.connect(path, timeout=CONNECT_SECONDS)) as file:
                     file.execute("PRAGMA schema_version")
             elif is_database(uri):
                 check_listens(uri)
             _warn_of_plain_text(uri)
-            with brief_requests(retries=0):
-                client = MlflowClient(tracking_uri=uri)
-                return client, _experiment_id(client, experiment, uri)
+            stack.enter_context(brief_requests(retries=0))
+            client = MlflowClient(tracking_uri=uri)
+            return client, _experiment_id(client, experiment, path)
     except TrackingError:
         raise
     except Exception as error:
@@ -159,6 +129,19 @@ def connect(uri: str, experiment: str) -> tuple[MlflowClient, str]:
             f"MLflow cannot be used at {redact(uri)}: {reason_of(error, configured)}. "
             "Start the server or correct the tracking URI."
         ) from None  # the cause's text may hold the credentials that were just taken out
+
+
+def create_run(
+    client: MlflowClient,
+    experiment_id: str,
+    name: str,
+    tags: Sequence[RunTag],
+    time: float | None = None,
+) -> Run:
+    """A new run that started at a time in Unix seconds, by default now."""
+    start_ms = None if time is None else round(1000 * time)
+    named = {tag.key: tag.value for tag in tags}
+    return client.create_run(experiment_id, start_ms, named, run_name=name)
 
 
 def search_run(client: MlflowClient, experiment_id: str, run_id: str) -> Run | None:
@@ -174,14 +157,7 @@ def runs_below(
 ) -> list[Run]:
     """All runs below a parent run that meet a condition of MLflow's filter language."""
     wanted = f"tags.`{PARENT_TAG}` = '{parent_id}'" + (f" and {condition}" if condition else "")
-    runs: list[Run] = []
-    token = None
-    while True:
-        page = client.search_runs([experiment_id], wanted, max_results=1000, page_token=token)
-        runs += page
-        token = page.token
-        if not token:
-            return runs
+    return list(client.search_runs([experiment_id], wanted, max_results=50_000))
 
 
 def reason_of(error: Exception, uri: str) -> str:
@@ -190,46 +166,18 @@ def reason_of(error: Exception, uri: str) -> str:
     return text.splitlines()[0][:300]
 
 
-def is_refusal(error: Exception) -> bool:
-    """Whether a write failed for good: a retry would get the same answer.
-
-    Connections, locked databases and overloaded servers recover. A value that MLflow does not
-    accept, a run that a user deleted, or a bug in this code does not.
-    """
-    if isinstance(error, MlflowException):
-        cause = error.__cause__  # set if the client uses the database without a server
-        if isinstance(cause, InterfaceError) or (
-            isinstance(cause, DBAPIError) and cause.connection_invalidated
-        ):
-            return False  # the connection broke, which MLflow reports as a bad request
-        if type(error) is MlflowException and not (cause or error.__context__):
-            return True  # MLflow's own check in this process, before any request
-        status: int = error.get_http_status_code()
-        return status in (400, 404, 409)
-    return not isinstance(error, OSError)
+def key_of(name: str) -> str:
+    """The name of a metric or parameter in MLflow: characters that it refuses become their code."""
+    return re.sub(r"[^\w.\-/ ]", lambda found: f"_{ord(found[0]):x}", name)
 
 
-def finite(values: Mapping[str, float]) -> dict[str, float]:
-    """The finite values under the names that MLflow allows; its charts cannot show others."""
-    keys = keys_of(values)
-    return {keys[name]: float(v) for name, v in values.items() if math.isfinite(v)}
-
-
-def keys_of(names: Iterable[str]) -> dict[str, str]:
-    """Name -> the name that MLflow allows, with a hash if several names would have the same."""
-    keys = {name: _key(name) for name in names}
-    number = Counter(keys.values())
-    return {
-        name: key
-        if number[key] == 1 or key == name
-        else f"{key[: MAX_KEY_CHARS - 9]}-{hashlib.sha256(name.encode()).hexdigest()[:8]}"
-        for name, key in keys.items()
-    }
-
-
-def metrics_of(values: Mapping[str, float], step: int, timestamp_ms: int) -> list[Metric]:
-    """The finite values as metrics."""
-    return [Metric(name, value, timestamp_ms, step) for name, value in finite(values).items()]
+def metrics_of(values: Mapping[str, float], step: int, time: float) -> list[Metric]:
+    """The finite values as metrics of a time in Unix seconds. MLflow's charts show no others."""
+    return [
+        Metric(key_of(name), float(value), round(1000 * time), step)
+        for name, value in values.items()
+        if math.isfinite(value)
+    ]
 
 
 def params_of(values: Mapping[str, object]) -> list[Param]:
@@ -239,30 +187,14 @@ def params_of(values: Mapping[str, object]) -> list[Param]:
         # JSON for lists, so that they can be read back; plain text for the rest.
         listed = isinstance(value, list | tuple | Mapping)
         text = json.dumps(value, default=str) if listed else str(value)
-        shown = "***" if is_secret_name(key) else _cut(redact(text), MAX_PARAM_CHARS)
-        params.append(Param(_key(key), shown))
+        shown = "***" if is_secret_name(key) else redact(text)[:MAX_CHARS]
+        params.append(Param(key_of(key), shown))
     return params
 
 
 def tags_of(values: Mapping[str, str]) -> list[RunTag]:
-    """Tags, with secrets in URIs removed and long values cut."""
-    return [RunTag(key, _cut(redact(value), MAX_TAG_CHARS)) for key, value in values.items()]
-
-
-def log(
-    client: MlflowClient,
-    run_id: str,
-    metrics: Sequence[Metric] = (),
-    params: Sequence[Param] = (),
-    tags: Sequence[RunTag] = (),
-) -> None:
-    """Log everything in as few requests as MLflow's limits allow."""
-    metrics, params, tags = list(metrics), list(params), list(tags)
-    while metrics or params or tags:
-        # At most 1000 entities, of which at most 100 params and 100 tags.
-        room = MAX_METRICS - len(params[:MAX_PARAMS]) - len(tags[:MAX_PARAMS])
-        client.log_batch(run_id, metrics[:room], params[:MAX_PARAMS], tags[:MAX_PARAMS])
-        metrics, params, tags = metrics[room:], params[MAX_PARAMS:], tags[MAX_PARAMS:]
+    """Tags that have a value, with secrets in URIs removed and long values cut."""
+    return [RunTag(key, redact(value)[:MAX_CHARS]) for key, value in values.items() if value]
 
 
 @functools.cache  # once for each server
@@ -275,30 +207,21 @@ def _warn_of_plain_text(uri: str) -> None:
         )
 
 
-def _experiment_id(client: MlflowClient, name: str, uri: str) -> str:
+def _experiment_id(client: MlflowClient, name: str, database: Path | None) -> str:
     found = client.get_experiment_by_name(name)
     if found is None:
-        database = sqlite_path(uri)
-        location = None
+        folder = None
         if database is not None:
-            location = (database.resolve().parent / ARTIFACT_FOLDER).as_uri()
+            folder = (database.resolve().parent / "mlflow-artifacts").as_uri()
         try:
-            return str(client.create_experiment(name, artifact_location=location))
+            return str(client.create_experiment(name, artifact_location=folder))
         except MlflowException:
             found = client.get_experiment_by_name(name)  # another search has just created it
             if found is None:
                 raise
     if found.lifecycle_stage != "active":
         raise TrackingError(
-            f"the MLflow experiment {name!r} at {redact(uri)} is deleted; restore it with "
+            f"the MLflow experiment {name!r} is deleted; restore it with "
             f"`mlflow experiments restore -x {found.experiment_id}` or choose another name"
         )
     return str(found.experiment_id)
-
-
-def _key(name: str) -> str:
-    return _NOT_IN_A_KEY.sub("_", name)[:MAX_KEY_CHARS]
-
-
-def _cut(text: str, limit: int) -> str:
-    return text if len(text) <= limit else f"{text[: limit - 3]}..."

@@ -1,7 +1,7 @@
-"""The page of MLflow that shows a search: its trials, best first, with ID and OOD accuracy.
+"""The pages of MLflow on a search: its trials, best first, and its description.
 
 MLflow opens an experiment with names, dates and durations. A shared view, which its *Share* button
-makes, opens it with other columns, order, filter and charts. It is a tag of the experiment,
+makes, opens it with other columns, order and filter. It is a tag of the experiment,
 `mlflow.sharedViewState.KEY`, and an address that ends in `viewStateShareKey=KEY`. The tag holds
 `deflate;` and the base64 of the compressed JSON, as MLflow 3.17's pages read it.
 """
@@ -12,18 +12,18 @@ import base64
 import hashlib
 import json
 import zlib
-from typing import TYPE_CHECKING, Any
+from collections import Counter
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 from trainers.evaluation.metrics import ID_ACC, MEAN_ACC, OOD_MEAN_ACC, val_acc
-from tuning.runs.records import SECONDS, TRAIN_LOSS, SearchRecord
-from tuning.views.mlflow.client import keys_of
+from tuning.runs.ranking import best_trial
+from tuning.runs.records import SECONDS, TRAIN_LOSS, ZERO_SHOT, SearchRecord, TrialRecord
+from tuning.views.formatting import format_params, format_percent, trial_label
+from tuning.views.mlflow.client import key_of
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-
     from mlflow.tracking import MlflowClient
-
-_TAG = "mlflow.sharedViewState."
 
 
 def main_metrics(search: SearchRecord) -> tuple[str, ...]:
@@ -38,13 +38,32 @@ def main_metrics(search: SearchRecord) -> tuple[str, ...]:
     return tuple(dict.fromkeys(names))
 
 
+def order_key(search: SearchRecord) -> str:
+    """The metric that orders the view: the objective of a finished trial that can be chosen.
+
+    It is NaN for other finished runs, which come next, and missing for the rest.
+    """
+    return key_of(f"final/{search.objectives[0].metric}")
+
+
 def share_view(
     client: MlflowClient, experiment_id: str, search: SearchRecord, params: Sequence[str]
 ) -> None:
     """Store the view of a search. Its columns are ID and OOD accuracy, objectives and `params`."""
-    text = json.dumps(_state(search, params), separators=(",", ":"))
-    packed = base64.b64encode(zlib.compress(text.encode(), 9)).decode()
-    client.set_experiment_tag(experiment_id, f"{_TAG}{_key(search)}", f"deflate;{packed}")
+    main = [name for name in main_metrics(search) if not name.startswith(("train/", "cost/"))]
+    columns = [f"metrics.`{key_of(name)}`" for name in (*main, SECONDS)]
+    columns[3:3] = ["tags.`outcome`", *(f"params.`{key_of(name)}`" for name in params)]
+    state = {
+        "searchFilter": f"tags.search_id = '{search.run_id}' and tags.kind != 'search'",
+        "orderByKey": f"metrics.`{order_key(search)}`",
+        "orderByAsc": search.objectives[0].mode == "min",
+        "selectedColumns": columns,
+        "columnOrder": ["attributes.`Run Name`", *columns, "runDateAndNestInfo"],
+        "columnWidths": {"attributes.`Run Name`": 330},  # pixels
+    }
+    packed = base64.b64encode(zlib.compress(json.dumps(state).encode(), 9)).decode()
+    tag = f"mlflow.sharedViewState.{_key(search)}"
+    client.set_experiment_tag(experiment_id, tag, f"deflate;{packed}")
 
 
 def view_path(experiment_id: str, search: SearchRecord) -> str:
@@ -57,61 +76,17 @@ def _key(search: SearchRecord) -> str:
     return hashlib.sha256(search.run_id.encode()).hexdigest()[:16]
 
 
-def _state(search: SearchRecord, params: Sequence[str]) -> dict[str, Any]:
-    first = search.objectives[0]
-    keys = keys_of(main_metrics(search))
-    objective = keys[first.metric]
-    metrics = [key for key in keys.values() if not key.startswith(("train/", "cost/", "eval/"))]
-    is_domain = {keys[val_acc(domain)] for domain in search.ood_domains}
-    columns = [f"metrics.`{name}`" for name in metrics if name not in is_domain]
-    columns.insert(3, "tags.`outcome`")  # after ID, OOD and their mean
-    columns += [f"params.`{name}`" for name in params]
-    columns += [f"metrics.`{name}`" for name in metrics if name in is_domain]
-    # In pixels. The head of a column shows the name of the metric or parameter.
-    widths = {column: 28 + 7 * len(column.split("`")[1]) for column in columns}
-    run_name, created = "attributes.`Run Name`", "runDateAndNestInfo"
-    overview = "lipsum-tune-overview"
-    charts = [
-        _chart("SCATTER", overview, "ID and OOD accuracy", xaxis=_metric(ID_ACC),
-               yaxis=_metric(OOD_MEAN_ACC), runsCountToCompare=100),
-        _chart("PARALLEL", overview, "Parameters and objective", selectedParams=list(params),
-               selectedMetrics=[objective], showAllRuns=True),
-        _chart("BAR", overview, objective, metricKey=objective, runsCountToCompare=20),
-    ]  # fmt: skip
-    if len(params) > 1:
-        x, y = ({"key": name, "type": "PARAM"} for name in (params[0], params[-1]))
-        charts.append(
-            _chart("CONTOUR", overview, f"{objective} over two parameters", xaxis=x, yaxis=y,
-                   zaxis=_metric(objective), reverseScale=False)
-        )  # fmt: skip
-    return {
-        "searchFilter": f"tags.search_id = '{search.run_id}' and tags.kind != 'search'",
-        "orderByKey": f"metrics.`{objective}`",
-        "orderByAsc": first.mode == "min",
-        "selectedColumns": [*columns, f"metrics.`{SECONDS}`"],
-        "columnOrder": [run_name, *columns, f"metrics.`{SECONDS}`", created],
-        "columnWidths": widths | {run_name: 330, created: 125},
-        "compareRunCharts": charts,
-        "compareRunSections": [
-            {
-                "uuid": overview,
-                "name": "Overview",
-                "display": True,
-                "isReordered": True,
-                "columns": 2,
-            }
-        ],
-        "isAccordionReordered": True,  # the other sections come after this one
-        "runsHiddenMode": "SHOW_ALL",
-        "hideEmptyCharts": True,
-    }
-
-
-def _metric(name: str) -> dict[str, str]:
-    return {"key": name, "type": "METRIC"}
-
-
-def _chart(kind: str, section: str, title: str, **settings: Any) -> dict[str, Any]:
-    identity = {"uuid": f"{section}-{kind.lower()}", "metricSectionId": section}
-    state = {"deleted": False, "isGenerated": False, "displayName": title}
-    return {"type": kind, **identity, **state, **settings}
+def describe(search: SearchRecord, records: Sequence[TrialRecord], outcome: str) -> str:
+    """What was found and how, in Markdown. MLflow 3.17 hides all but the first 150 pixels."""
+    trials = [record for record in records if record.kind == "trial"]
+    best = best_trial(search, trials) if outcome != "running" else None
+    lines = [f"**Best: {best.trial_id}** with {format_params(best.params)}."] if best else []
+    shown = [r for r in records if r.kind == "reference" and r.outcome == "finished"]
+    compared = [(trial_label(search, r), r.metrics) for r in ([best] if best else []) + shown]
+    for name, metrics in (*compared, (ZERO_SHOT, search.zero_shot)):
+        id_acc, ood_acc = (format_percent(metrics.get(metric)) for metric in (ID_ACC, OOD_MEAN_ACC))
+        lines.append(f"- {name}: {id_acc} ID, {ood_acc} OOD")
+    counts = Counter(record.outcome for record in trials)
+    found = ", ".join(f"{number} {name}" for name, number in counts.items()) or "none yet"
+    lines += ["", f"Search {outcome}. Trials: {found}. {search.selection}"]
+    return "\n".join(lines)

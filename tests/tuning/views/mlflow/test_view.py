@@ -1,76 +1,87 @@
+"""The page of MLflow that shows a search, as its server reads it."""
+
 import base64
 import json
 import zlib
+from contextlib import closing
 from dataclasses import replace
 
 from tests.tuning import fakes
+from tests.tuning.run_folders import search_file, write_run
 from tuning.config.objectives import Objective
-from tuning.views.mlflow.client import connect, default_tracking_uri
-from tuning.views.mlflow.runs import SearchRuns
+from tuning.runs.journal import Journal
+from tuning.runs.ranking import best_trial
+from tuning.runs.run_folder import load_run
+from tuning.views.mlflow.client import connect, default_tracking_uri, metrics_of
 from tuning.views.mlflow.view import share_view, view_path
-
-PARAMS = ["method.reg_weight", "optim.lr"]
+from tuning.views.mlflow.writer import Writer
 
 
 def shared(runs, search):
     """The view as a page finds it: through the key in the address, in the experiment's tags."""
     client, experiment_id = connect(default_tracking_uri(runs), "lipsum-tune")
-    share_view(client, experiment_id, search, PARAMS)
     address = view_path(experiment_id, search)
     assert address.startswith(f"/#/experiments/{experiment_id}/runs?")
     key = address.partition("viewStateShareKey=")[2]
     tag = client.get_experiment(experiment_id).tags[f"mlflow.sharedViewState.{key}"]
-    packed = base64.b64decode(tag.removeprefix("deflate;"))
-    view = json.loads(zlib.decompress(packed))
-    return view
+    return json.loads(zlib.decompress(base64.b64decode(tag.removeprefix("deflate;"))))
 
 
-def test_the_view_has_the_trials_of_one_search_best_first(runs):
-    view = shared(runs, fakes.search_record(runs / "mine"))
-    assert view["searchFilter"] == "tags.search_id = 'mine' and tags.kind != 'search'"
-    assert (view["orderByKey"], view["orderByAsc"]) == ("metrics.`val/mean_acc`", False)
-    columns = view["selectedColumns"]
+def rows(runs, search):
+    """The trials of the view in its order."""
+    view = shared(runs, search)
+    client, experiment_id = connect(default_tracking_uri(runs), "lipsum-tune")
+    order = f"{view['orderByKey']} {'ASC' if view['orderByAsc'] else 'DESC'}"
+    found = client.search_runs([experiment_id], view["searchFilter"], order_by=[order])
+    return [run.data.tags["trial_id"] for run in found]
+
+
+def test_finished_trials_come_first_and_the_best_before_all(images_root, runs):
+    records = [
+        fakes.reference(curve=(fakes.report(240, 95.0, 95.0),)),
+        fakes.trial(0, 90.0, 50.0),
+        fakes.trial(1, 80.0, 62.0),  # misses the constraint once trial-003 has ended
+        fakes.trial(2, 99.0, 99.0, outcome="pruned"),
+        fakes.trial(3, 95.0, 46.0),
+        fakes.trial(4, 98.0, 98.0, outcome="failed"),
+    ]
+    file = search_file(images_root, search__constraints=["id_val/acc >= best - 10"])
+    run = write_run(runs / "search", file, records[:4])
+    search = load_run(run).search
+    writer = Writer(search, default_tracking_uri(runs), "lipsum-tune")
+    writer.send()
+    assert rows(runs, search)[:2] == ["trial-001", "trial-000"]
+    with closing(Journal(run)) as journal:
+        journal.session_started(file.fingerprints())
+        for record in records[4:]:
+            journal.trial_started(record)
+            journal.trial_reported(replace(record, outcome="running"))
+            journal.trial_ended(record)
+    writer.send(is_over=True)
+    found = rows(runs, search)
+    assert found[:2] == ["trial-003", "trial-000"]
+    assert found[0] == best_trial(search, records).trial_id
+    assert {*found[2:5]} == {"ft", "zero-shot", "trial-001"}
+    assert {*found[5:]} == {"trial-002", "trial-004"}
+    columns = shared(runs, search)["selectedColumns"]
     assert columns[:2] == ["metrics.`id_val/acc`", "metrics.`ood_val/mean_acc`"]
     assert columns[2:4] == ["metrics.`val/mean_acc`", "tags.`outcome`"]
     assert {"params.`optim.lr`", "metrics.`ood_val/sketch/acc`"} <= set(columns)
-    charts = {chart["type"]: chart for chart in view["compareRunCharts"]}
-    assert charts["SCATTER"]["yaxis"]["key"] == "ood_val/mean_acc"
-    assert charts["PARALLEL"]["selectedParams"] == PARAMS
 
 
-def test_less_of_an_objective_may_be_better(runs):
-    search = fakes.search_record(runs / "mine")
-    view = shared(runs, replace(search, objectives=(Objective("id_val/nll", "min"),)))
-    assert (view["orderByKey"], view["orderByAsc"]) == ("metrics.`id_val/nll`", True)
-    assert "metrics.`id_val/nll`" in view["selectedColumns"]
-
-
-def test_domains_with_punctuation_have_columns_of_their_own(runs):
+def test_less_of_an_objective_may_be_better_and_domains_may_have_any_name(runs):
     domains = ("photo (raw)", "photo [raw]", "photo _raw_", "p'op")
-    metric = "ood_val/photo (raw)/acc"
-    search = fakes.search_record(
-        runs / "mine", ood_domains=domains, objectives=(Objective(metric),)
-    )
-    report = {"step": 240.0, **{f"ood_val/{d}/acc": float(i) for i, d in enumerate(domains)}}
+    objective = Objective("id_val/nll", "min")
+    search = fakes.search_record(runs / "mine", ood_domains=domains, objectives=(objective,))
     client, experiment_id = connect(default_tracking_uri(runs), "lipsum-tune")
-    written = SearchRuns(client, experiment_id, search)
-    written.open_parent()
-    written.write(fakes.trial(1, curve=(report,)))
-    (run,) = client.search_runs([experiment_id], "tags.trial_id = 'trial-001'")
+    share_view(client, experiment_id, search, ["optim.lr"])
     view = shared(runs, search)
-    shown = {column.split("`")[1] for column in view["selectedColumns"]}
-    found = {key: value for key, value in run.data.metrics.items() if key.startswith("ood_val/")}
-    assert sorted(found.values()) == [0.0, 1.0, 2.0, 3.0]
-    assert found.keys() <= shown
-    assert found[view["orderByKey"].split("`")[1]] == report[metric]
-    assert found["ood_val/photo _raw_/acc"] == 2.0
-    assert found["ood_val/p_op/acc"] == 3.0
-
-
-def test_two_searches_of_an_experiment_have_views_of_their_own(runs):
-    mine = shared(runs, fakes.search_record(runs / "mine"))
-    yours = shared(runs, fakes.search_record(runs / "yours"))
-    assert mine["searchFilter"] != yours["searchFilter"]
-    client, experiment_id = connect(default_tracking_uri(runs), "lipsum-tune")
-    tags = client.get_experiment(experiment_id).tags
-    assert sum(name.startswith("mlflow.sharedViewState.") for name in tags) == 2
+    assert (view["orderByKey"], view["orderByAsc"]) == ("metrics.`final/id_val/nll`", True)
+    run = client.create_run(experiment_id)
+    report = {f"ood_val/{domain}/acc": float(i) for i, domain in enumerate(domains)}
+    client.log_batch(run.info.run_id, metrics_of(report, 1, 0.0))
+    metrics = client.get_run(run.info.run_id).data.metrics
+    assert sorted(metrics.values()) == [0.0, 1.0, 2.0, 3.0]
+    assert {f"metrics.`{key}`" for key in metrics} | {"metrics.`id_val/nll`"} <= {
+        *view["selectedColumns"]
+    }

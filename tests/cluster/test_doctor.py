@@ -1,0 +1,58 @@
+import io
+
+import pytest
+import ray
+from rich.console import Console
+
+from cluster.doctor import Node, examine, node_facts, render
+from tuning.config.validation import load_config
+
+ASKED = {"writable": {}, "files": [], "data": None}
+
+
+def shown(nodes):
+    file = io.StringIO()
+    Console(file=file, width=200).print(render(nodes))
+    return file.getvalue()
+
+
+def test_a_node_names_its_versions_devices_and_space():
+    facts, faults = node_facts(ASKED)
+    assert "torch " in facts["versions"]
+    assert facts["device"]
+    assert facts["free memory"].endswith(" GB")
+    assert faults == []
+
+
+def test_what_a_search_would_fail_of_is_a_fault(tmp_path):
+    (tmp_path / "file").write_text("")
+    asked = {
+        "writable": {"checkpoints": str(tmp_path / "file" / "inside")},
+        "files": [str(tmp_path / "weights.safetensors")],
+        "data": str(tmp_path / "none"),
+    }
+    _, faults = node_facts(asked)
+    assert [fault.split()[0] for fault in faults] == ["not", "checkpoints", "data"]
+
+
+def test_storage_that_can_be_written_is_left_as_it_was(tmp_path):
+    facts, faults = node_facts({**ASKED, "writable": {"checkpoints": str(tmp_path)}})
+    assert facts["checkpoints"] == "writable"
+    assert faults == []
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_faults_stand_below_the_table():
+    text = shown([Node("10.0.0.1 (head)", {"CPUs": "4"}), Node("10.0.0.2", {}, ("no answer",))])
+    assert text.index("10.0.0.1 (head)") < text.index("10.0.0.2: no answer")
+    assert "All nodes can run a search." in shown([Node("10.0.0.1", {"CPUs": "4"})])
+
+
+@pytest.mark.ray
+def test_every_node_of_a_real_ray_answers(tmp_path):
+    file = load_config("quickstart", [f"search.storage={tmp_path}"], check=False)
+    (node,) = examine(file)
+    assert not ray.is_initialized()
+    assert node.name.endswith("(head)")
+    assert node.faults == ()
+    assert node.facts["checkpoints"] == "writable"

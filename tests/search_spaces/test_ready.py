@@ -1,0 +1,161 @@
+"""The spaces and configurations that come with the package."""
+
+import math
+import re
+from pathlib import Path
+
+import pytest
+
+from search_spaces import METHODS, SPACES, Float
+from trainers.data.dataset import ImageDataset
+from tuning.config.loading import find_config, ready_configs
+from tuning.config.schema import SearchFile
+from tuning.config.validation import load_config
+
+SIZES = ("b16", "b32", "l14")
+PAPER = [f"{data}_vit_{size}" for data in ("domainnet", "imagenet") for size in SIZES]
+OWN = [f"vit_{size}" for size in SIZES]
+RUNLOCAL = "domainnet_vit_b16_runlocal"
+AUTHORS = {  # learning rate, weight decay and clipping on ImageNet with ViT-B/16
+    "wise_ft": (3e-5, 0.1, 1.0), "flyp": (1e-5, 0.1, None), "star_ft": (1e-5, 0.1, None),
+    "carot": (1e-5, 0.1, None), "r_adapter": (5e-4, 0.0, 1.0),
+}  # fmt: skip
+RECIPES = [f"imagenet_vit_b16_{method}" for method in AUTHORS]
+ALL = sorted([*PAPER, *RECIPES, *OWN, RUNLOCAL, "methods", "quickstart"])
+
+# The values of each method's authors, as far as their paper or code was read.
+WEIGHT, LR = "method.reg_weight", "optim.lr"
+LIPSUM = {WEIGHT: 1.0, "method.text_length": 8, LR: 1e-5}
+CENTERS = {
+    "ft": {LR: 1e-5},
+    "wise_ft": {"method.alpha": 0.5},
+    "tpgm": {"method.projection_lr": 1e-2},
+    "l2_sp": {WEIGHT: 0.01},
+    "lipsum_ft": LIPSUM,
+    "lipsum_ft_text_count": {**LIPSUM, "method.text_count": 80},
+    "flyp": {LR: 1e-5},
+    "star_ft": {WEIGHT: 0.5, LR: 1e-5},
+    "carot": {"method.orthogonality_weight": 0.2, "method.distillation_weight": 1.5},
+    "r_adapter": {
+        "method.drop_rate": 0.2, "method.alpha": 0.5, LR: 5e-4, "method.ema_decay": 0.999,
+    },
+}  # fmt: skip
+
+
+def middle(parameter):
+    """The centre of a wide range on a log scale."""
+    assert isinstance(parameter, Float)
+    assert parameter.log
+    return pytest.approx((parameter.low * parameter.high) ** 0.5)
+
+
+@pytest.mark.parametrize("name", SPACES)
+def test_a_search_begins_at_what_the_authors_use_in_a_wide_range(name):
+    values = {"trial": {"method": {"name": name if name in METHODS else "lipsum_ft"}}}
+    file = SearchFile.model_validate({**values, "search": {"space": {"name": name}}})
+    center, lr = file.search_space().initial_points[0], SPACES[name].parameters[LR]
+    assert CENTERS.get(name, {}).items() <= center.items()
+    assert isinstance(lr, Float)
+    assert lr.log
+    assert math.log10(lr.high / lr.low) >= 3
+    assert 0.1 < lr.unit(float(center[LR])) < 0.9
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_headers_have_command_cost_and_expectation(name):
+    header = re.split(r"^(?!#)", find_config(name).read_text(), maxsplit=1, flags=re.M)[0]
+    for word in (f"lipsum-tune search {name}", "Cost:", "Prior:", "Expected:"):
+        assert word in header
+    if name in PAPER + RECIPES:
+        for command in (f"zero-shot {name}", f"confirm runs/{name}", "prepare"):
+            assert command in header.lower()
+        assert "not\n# " in header or "not measured" in header or "has not run" in header
+    assert ready_configs() == ALL
+
+
+@pytest.mark.parametrize("name", OWN)
+def test_own_images_are_shown_as_open_clip_shows_them(name, images_root):
+    file, paper = load_config(name, check=False), load_config(f"domainnet_{name}", check=False)
+    assert (file.trial.data.crop_area, file.trial.data.crop_pct) == ((0.9, 1.0), 1.0)
+    assert ImageDataset(images_root, "real", "val").crop_pct == 1.0
+    assert file.trial.model == paper.trial.model
+    assert file.search.resources == paper.search.resources
+    assert file.search_space() == paper.search_space()
+
+
+@pytest.mark.parametrize("name", PAPER)
+def test_paper_configurations_have_the_papers_setting(name):
+    file = load_config(name, check=False)
+    data, _, size = name.partition("_vit_")
+    trial, search = file.trial, file.search
+    assert trial.model.name == f"ViT-{size[0].upper()}-{size[1:]}-quickgelu"
+    assert trial.model.pretrained == "openai"
+    assert (trial.data.suite, trial.data.root) == (data, str(Path("data", data).absolute()))
+    assert trial.steps == {"domainnet": 5_000, "imagenet": 50_000}[data]
+    assert trial.optim.model_dump() == {
+        "lr": 1e-5, "head_lr_factor": 1.0, "batch_size": 256, "warmup_fraction": 0.1,
+        "weight_decay": 0.0, "betas": (0.9, 0.999), "eps": 1e-8,
+        "clip_grad_norm": None, "micro_batch_size": None,
+    }  # fmt: skip
+    assert (trial.data.crop_area, trial.data.crop_pct) == ((0.08, 1.0), 0.875)
+    assert trial.data.crop_law == "tensorflow"
+    assert (trial.precision, trial.eval.rung_weights) == ("auto", "averaged")
+    assert search.name == name
+    assert middle(file.search_space().parameters[LR]) == 1e-5
+    assert file.search_space().initial_points[0][LR] == 1e-5
+    first_step = search.scheduler.first_step(trial.steps, trial.eval.every)
+    assert first_step == {"domainnet": 3_000, "imagenet": 30_000}[data]
+    assert search.resources.gpus_per_worker == 1
+    assert trial.optim.batch_size % search.resources.workers == 0
+    assert search.resources.cpus_per_worker == trial.data.workers
+
+
+@pytest.mark.parametrize("method", AUTHORS)
+def test_recipes_have_the_authors_settings(method):
+    file = load_config(f"imagenet_vit_b16_{method}", check=False)
+    trial, optim, space = file.trial, file.trial.optim, file.search_space()
+    assert (trial.model.name, trial.data.suite) == ("ViT-B-16-quickgelu", "imagenet")
+    assert trial.method.name == file.search.space.name == method
+    data = trial.data
+    assert (data.crop_area, data.flip, data.crop_pct) == ((0.9, 1.0), False, 1.0)
+    assert data.crop_law == "torchvision"
+    assert trial.precision == ("fp16" if method in ("carot", "r_adapter") else "fp32")
+    assert (optim.batch_size, trial.steps) == (512, 10 * math.ceil(1_281_167 / 512))
+    assert round(optim.warmup_fraction * trial.steps) == 500
+    lr = space.initial_points[0][LR]
+    assert (lr, optim.weight_decay, optim.clip_grad_norm) == AUTHORS[method]
+    assert optim.head_lr_factor == 0.01
+    assert middle(space.parameters[LR]) == lr
+    assert file.search.scheduler.first_step(trial.steps, trial.eval.every) == 15_018
+
+
+@pytest.mark.parametrize(("steps", "first"), [(120, 80), (40, 40), (240, 160)])
+def test_the_quickstart_may_be_shortened(steps, first):
+    file = load_config("quickstart", [f"trial.steps={steps}"])
+    assert file.search.scheduler.first_step(steps, file.trial.eval.every) == first
+
+
+def test_runlocal_passes_all_checks_and_fits_a_laptop():
+    file, paper = load_config(RUNLOCAL), load_config("domainnet_vit_b16", check=False)
+    assert (file.trial.model.name, file.trial.steps) == ("tiny-clip", 20)
+    assert (file.trial.data.root, file.trial.data.suite) == ("openmoji", None)
+    assert file.search.resources.model_dump(exclude_defaults=True) == {}  # one CPU, no GPU
+    assert file.objectives == paper.objectives
+    assert file.trial.method == paper.trial.method
+
+
+def test_methods_get_equal_trials_and_small_model_ranges():
+    file, quickstart = load_config("methods"), load_config("quickstart")
+    branches = file.search_space().branches
+    assert branches.keys() == METHODS.keys()
+    assert file.search.budget.trials % len(branches) == 0
+    assert file.search.references == ()
+    assert file.trial.model_copy(update={"eval": quickstart.trial.eval}) == quickstart.trial
+    for method, branch in branches.items():
+        center, lr = branch.initial_points[0], branch.parameters[LR]
+        authors = file.trial_config({"method.name": method}).method.model_dump()
+        for key, value in center.items():
+            assert key in (LR, "method.ema_decay") or value == authors[key[7:]]
+        if method != "r_adapter":
+            assert lr == quickstart.search_space().parameters[LR]
+            assert center[LR] == quickstart.trial.optim.lr

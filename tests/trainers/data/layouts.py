@@ -1,0 +1,286 @@
+"""A miniature source of every layout, and the images that must come out of it."""
+
+import csv
+import io
+import tarfile
+from dataclasses import dataclass, field
+from hashlib import sha256
+
+import datasets
+from PIL import Image
+
+from tests.images import file_of
+from trainers.data.published import objectnet_class_map, wordnet_ids
+
+TENCH, GOLDFISH, SHARK = wordnet_ids()[:3]
+
+
+@dataclass
+class Expected:
+    """Images as (class, colour), by domain and split; with the split None, in any of them."""
+
+    layout: str
+    images: dict = field(default_factory=dict)
+    options: dict = field(default_factory=dict)
+    """Of the source."""
+    roles: dict = field(default_factory=dict)
+    left_out: int = 0
+    path: str = ""
+    """Below the folder that was made."""
+
+    def add(self, domain, split, class_):
+        """Expect one more image; returns its content."""
+        of_part = self.images.setdefault((domain, split), [])
+        red, green, blue = sha256(f"{domain}{split}{class_}{len(of_part)}".encode()).digest()[:3]
+        of_part.append((class_, (red, green, blue)))
+        return file_of(Image.new("RGB", (8, 6), (red, green, blue)))
+
+    def write(self, root, domain, split, class_, path):
+        """Expect one more image, which is a file."""
+        (root / path).parent.mkdir(parents=True, exist_ok=True)
+        (root / path).write_bytes(self.add(domain, split, class_))
+
+
+def folders(root):
+    """Two domains, one of which has split folders and the other a class called `train`."""
+    expected = Expected("folders", roles={"id_domain": "studio"}, left_out=2)
+    for name in ("cup", "t-shirt", "train"):
+        for number in range(4):
+            below = "more/" if name == "cup" else ""
+            expected.write(root, "studio", None, name, f"studio/{name}/{below}{number}.PNG")
+    for name in ("cup", "train"):
+        for split, word in (("val", "valid"), ("test", "Test")):
+            expected.write(root, "street", split, name, f"street/{word}/{name}/1.jpg")
+    (root / "street" / "Test" / "cup" / "notes.docx").write_text("not an image")
+    (root / "street" / "Test" / "stray.png").write_bytes(b"not in a class")
+    (root / "studio" / ".DS_Store").write_text("hidden")
+    return expected
+
+
+def flat(root):
+    """Classes alone: one domain without splits."""
+    expected = Expected("folders", roles={"domain": "pets"}, left_out=1)
+    for name in ("cat", "dog"):
+        for number in range(10):
+            expected.write(root, "pets", None, name, f"{name}/{number}.png")
+    (root / "empty").mkdir()
+    return expected
+
+
+def write_table(path, rows, classes=("cat", "dog"), **columns):
+    """A Parquet file as Hugging Face writes it, of contents and labels."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    label = datasets.ClassLabel(names=list(classes)) if classes else datasets.Value("string")
+    features = {"image": datasets.Image(decode=False), "label": label}
+    features |= dict.fromkeys(columns, datasets.Value("string"))
+    images = [data if data is None else {"bytes": data, "path": None} for data, _ in rows]
+    values = {"image": images, "label": [label for _, label in rows], **columns}
+    made = datasets.Dataset.from_dict(values, features=datasets.Features(features))
+    made.to_parquet(path)
+
+
+def parquet(root):
+    """Train in two files, validation, and a test split whose labels are secret."""
+    expected = Expected("parquet", roles={"domain": "pets"}, left_out=1)
+    expected.options["splits"] = {}
+    for name, split, labels in (
+        ("train-00000-of-00002", "train", (0, 1, 1)),
+        ("train-00001-of-00002", "train", (1, 0, 0, 0, 1, 1, 0)),
+        ("validation-00000-of-00001", "val", (0, 1)),
+        ("test-00000-of-00001", None, (-1, -1)),
+    ):
+        rows = []
+        for label in labels:
+            known = split if split != "train" else None  # a part of it becomes test
+            data = expected.add("pets", known, ("cat", "dog")[label]) if split else b"secret"
+            rows.append((data, label))
+        write_table(root / "data" / f"{name}.parquet", rows)
+    return expected
+
+
+def hub(root):
+    """A repository with two configurations, string labels and a column of domains."""
+    expected = Expected("hub", roles={"id_domain": "photo"})
+    expected.options |= {"subset": "pets", "domain_column": "style", "label_column": "label"}
+    rows, styles = [], []
+    for style in ("photo", "art"):
+        for name in ("dog", "cat") * 5:
+            rows.append((expected.add(style, None, name), name))
+            styles.append(style)
+    write_table(root / "pets" / "full.parquet", rows, None, style=styles)
+    write_table(root / "other" / "full.parquet", [(b"x", "y")], None, style=["photo"])
+    (root / "README.md").write_text(
+        "---\nconfigs:\n- config_name: pets\n  data_files: pets/*.parquet\n"
+        "- config_name: other\n  data_files: other/*.parquet\n---\n"
+    )
+    return expected
+
+
+def write_tar(path, members):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tarfile.open(path, "w") as tar:
+        for name, data in members.items():
+            member = tarfile.TarInfo(name)
+            member.size = len(data)
+            tar.addfile(member, io.BytesIO(data))
+
+
+def webdataset(root):
+    """Tars by split."""
+    expected = Expected("webdataset", roles={"domain": "web"})
+    (root / "classnames.txt").parent.mkdir(parents=True, exist_ok=True)
+    (root / "classnames.txt").write_text("cat\nhot air balloon\n")
+    for folder, split, tars in (("train", None, 2), ("validation", "val", 1)):
+        for number in range(tars):
+            members = {}
+            for key, label in enumerate((0, 1, 1, 0, 1)):
+                name = ("cat", "hot air balloon")[label]
+                members[f"{number}{key}.png"] = expected.add("web", split, name)
+                members[f"{number}{key}.cls"] = str(label).encode()
+            write_tar(root / folder / f"{number:04d}.tar", members)
+    return expected
+
+
+def domainnet(root):
+    """Official lists, whose order of labels is nobody's sorting; one domain is not chosen."""
+    classes = ("teddy-bear", "tent", "The_Eiffel_Tower", "t-shirt")
+    roles = {"id_domain": "real", "ood": ["sketch"]}
+    expected = Expected("domainnet", roles=roles, left_out=1)
+    for domain in ("real", "sketch", "clipart"):
+        lines = {"train": [], "test": []}
+        for label, name in enumerate(classes):
+            for number in range(4):
+                split = "test" if number == 3 else "train"
+                path = f"{domain}/{name}/{domain}_{label:03d}_{number:06d}.jpg"
+                known = "test" if split == "test" else None if domain == "real" else "val"
+                if domain != "clipart":
+                    expected.write(root, domain, known, name, path)
+                lines[split].append(f"{path} {label}")
+        if domain == "real":
+            lines["train"].append(lines["test"][0])  # it stays in test
+        for split, text in lines.items():
+            (root / f"{domain}_{split}.txt").write_text("\n".join(text) + "\n")
+    return expected
+
+
+def imagenet(root):
+    """Two classes, and one that train lacks, in the folders of Kaggle's archive."""
+    expected, archive = Expected("imagenet", left_out=1), root / "ILSVRC" / "Data" / "CLS-LOC"
+    for name in (GOLDFISH, TENCH):
+        for number in range(4):
+            expected.write(archive, "imagenet", None, name, f"train/{name}/{number}.JPEG")
+            expected.write(archive, "imagenet", "test", name, f"val/{name}/{number}.JPEG")
+    (archive / "val" / SHARK).mkdir()
+    return expected
+
+
+def imagenet_v2(root):
+    expected = Expected("imagenet-v2")
+    archive = root / "imagenetv2-matched-frequency-format-val"
+    for label in (2, 10, 999):
+        for number in range(3):
+            name = wordnet_ids()[label]
+            expected.write(archive, "imagenet-v2", None, name, f"{label}/{number}.jpeg")
+    return expected
+
+
+def shift(layout, ids, folder):
+    """A shift whose class folders are named by WordNet id."""
+
+    def make(root):
+        expected = Expected(layout)
+        for name in (wordnet_ids(ids)[3], wordnet_ids(ids)[0]):
+            for number in range(3):
+                path = f"{folder}/{name}/{number}.jpg"
+                expected.write(root, layout, None, name, path)
+        (root / folder / "README.txt").write_text("A class a folder.\n")
+        return expected
+
+    return make
+
+
+def objectnet(root):
+    """A class with two ids of ImageNet, one with one, and one without; images have a red frame."""
+    expected = Expected("objectnet", left_out=1)
+    for name in ("bicycle", "banana"):
+        for number in range(3):
+            inner = Image.open(io.BytesIO(expected.add("objectnet", None, name)))
+            framed = Image.new("RGB", (12, 10), "red")
+            framed.paste(inner, (2, 2))
+            path = root / "objectnet-1.0" / "images" / name / f"{number}.png"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            framed.save(path)
+    (root / "objectnet-1.0" / "images" / "blender").mkdir()
+    assert len(objectnet_class_map()["bicycle"]) == 2
+    return expected
+
+
+def write_csv(path, rows):
+    with path.open("w", newline="") as file:
+        writer = csv.DictWriter(file, rows[0])
+        writer.writeheader()
+        writer.writerows(rows)
+
+
+def iwildcam(root):
+    """Three animals, two of which have one name; the category at 99999 has no image."""
+    expected, rows = Expected("iwildcam"), []
+    root.mkdir(parents=True, exist_ok=True)
+    names = ("empty", "mazama temama", "mazama temama (2)")
+    official = {
+        "train": ("iwildcam", "train"), "id_val": ("iwildcam", "val"),
+        "id_test": ("iwildcam", "test"), "val": ("iwildcam-ood", "val"),
+        "test": ("iwildcam-ood", "test"),
+    }  # fmt: skip
+    for split, part in official.items():
+        for y, name in enumerate(names):
+            file = f"{split}-{y}.jpg"
+            expected.write(root, *part, name, f"train/{file}")
+            rows.append({"split": split, "filename": file, "y": y, "location_remapped": y})
+    write_csv(root / "metadata.csv", rows)
+    categories = [{"y": y, "category_id": 3 * y, "name": n} for y, n in enumerate(names)]
+    categories[2]["name"] = names[1]
+    categories.insert(0, {"y": 99999, "category_id": 7, "name": "dromedary"})
+    write_csv(root / "categories.csv", categories)
+    return expected
+
+
+def fmow(root):
+    """Every year and split; images are numbered by row, those of `seq` are sequestered."""
+    expected, rows = Expected("fmow"), []
+    root.mkdir(parents=True, exist_ok=True)
+    for when, split, part in (
+        ("2012-12-31T23:59:59Z", "train", ("fmow", "train")),
+        ("2012-12-31T23:59:59Z", "seq", None),
+        ("2002-05-01T10:00:00Z", "val", ("fmow", "val")),
+        ("2002-05-01T10:00:00Z", "test", ("fmow", "test")),
+        ("2013-01-01T00:00:00Z", "train", None),
+        ("2013-01-01T00:00:00Z", "val", ("fmow-ood", "val")),
+        ("2015-12-31T23:59:59Z", "test", None),
+        ("2016-01-01T00:00:00Z", "test", ("fmow-ood", "test")),
+        ("2016-01-01T00:00:00.5Z", "val", None),
+    ):
+        for name in ("zoo", "airport"):
+            if part:
+                expected.write(root, *part, name, f"images/rgb_img_{len(rows)}.png")
+            rows.append({"split": split, "category": name, "timestamp": when})
+    write_csv(root / "rgb_metadata.csv", rows)
+    return expected
+
+
+LAYOUTS = {
+    "folders": folders,
+    "flat": flat,
+    "parquet": parquet,
+    "hub": hub,
+    "webdataset": webdataset,
+    "domainnet": domainnet,
+    "imagenet": imagenet,
+    "imagenet-v2": imagenet_v2,
+    "imagenet-r": shift("imagenet-r", "imagenet_r", "imagenet-r"),
+    "imagenet-a": shift("imagenet-a", "imagenet_a", "imagenet-a"),
+    "imagenet-sketch": shift("imagenet-sketch", "imagenet", "sketch"),
+    "objectnet": objectnet,
+    "iwildcam": iwildcam,
+    "fmow": fmow,
+}

@@ -1,0 +1,250 @@
+"""The contract of all layouts: through `prepare`, and read as a trial reads."""
+
+import json
+import os
+import subprocess
+import sys
+from collections import Counter
+
+import pytest
+
+from tests.trainers.data.layouts import LAYOUTS, write_table, write_tar
+from trainers.config import DataConfig
+from trainers.data.data_root import resolve_root
+from trainers.data.dataset import ImageDataset
+from trainers.data.prepare import Options, prepare
+from trainers.data.published import objectnet_class_map, wordnet_ids
+from trainers.data.sources import GENERAL, Source, open_domain
+from trainers.data.sources import LAYOUTS as DESCRIBED
+from trainers.data.storage import CACHE_VARIABLE, open_store
+from trainers.errors import ConfigError
+from tuning.preparation.prepare import sources_of
+
+SPLITS = ("train", "val", "test")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def cache(tmp_path_factory):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv(CACHE_VARIABLE, str(tmp_path_factory.mktemp("cache")))
+        yield
+
+
+@pytest.fixture(params=LAYOUTS)
+def source(request, tmp_path):
+    """A source on disk, and what is expected of it."""
+    # The package `datasets` takes brackets for a pattern.
+    root = tmp_path / ("source" if request.param in GENERAL[1:] else "source [1]")
+    expected = LAYOUTS[request.param](root)
+    return Source(path=str(root), layout=expected.layout, **expected.options), expected
+
+
+def images_of(root, domain):
+    """(class, colour) of every image by split, as a trial reads them."""
+    found = {}
+    for split in SPLITS:
+        if (root / domain / split).is_dir():
+            images = ImageDataset(root, domain, split)
+            found[split] = [
+                (images.class_names[label], images.decode(row).getpixel((4, 3)))
+                for row, label in enumerate(images.labels)
+            ]
+    return found
+
+
+def test_every_layout_has_a_test():
+    assert set(LAYOUTS) - {"flat"} == {*DESCRIBED}
+
+
+def test_every_image_is_read_in_its_split_with_its_class(source, tmp_path):
+    source, expected = source
+    sources = sources_of(source, **expected.roles)
+    id_domain, target = expected.roles.get("id_domain"), tmp_path / "data"
+    report = prepare(sources, open_store(target), Options(), id_domain=id_domain)
+    assert {domain.domain for domain in report.domains} == {d for d, _ in expected.images}
+    assert sum(domain.left_out for domain in report.domains) == expected.left_out
+    assert not any(domain.bad for domain in report.domains)
+    for domain in report.domains:
+        found = images_of(target, domain.domain)
+        assert domain.images == {split: len(images) for split, images in found.items()}
+        given = {s: v for (d, s), v in expected.images.items() if d == domain.domain}
+        known = {split: images for split, images in given.items() if split}
+        anywhere = [image for images in found.values() for image in images]
+        assert len(anywhere) == sum(map(len, given.values()))
+        assert Counter(anywhere) == Counter(i for images in given.values() for i in images)
+        for split, images in known.items():
+            assert not Counter(images) - Counter(found[split])
+        is_ood = id_domain is not None and domain.domain != id_domain
+        assert {"val", "test"} <= found.keys()
+        assert ("train" in found) == ((None in given and not is_ood and not _is_shift(source))
+                                      or "train" in known)  # fmt: skip
+    again = prepare(sources, open_store(target), Options(), id_domain=id_domain)
+    assert {domain.status for domain in again.domains} == {"kept"}
+
+
+def _is_shift(source):
+    """Published test sets, of which a part becomes val."""
+    return source.layout.startswith("imagenet-") or source.layout == "objectnet"
+
+
+def test_a_trial_prepares_sources_in_its_cache(tmp_path):
+    LAYOUTS["hub"](tmp_path / "hub")
+    LAYOUTS["folders"](tmp_path / "own")
+    column = {"domain_column": "style", "subset": "pets", "label_column": "label"}
+    pets = {"layout": "hub", "path": str(tmp_path / "hub"), **column}
+    data = DataConfig(root={"photo": pets, "art": pets})
+    store = resolve_root(data.root, progress=True)
+    assert [len(ImageDataset(store, d, s)) for d, s in data.trial_parts] == [6, 2, 4]
+    assert resolve_root(DataConfig(**data.model_dump()).root).url == store.url
+    with pytest.raises(ValueError, match="the first source of root is not that of 'art'"):
+        DataConfig(root=data.root, id_domain="art", ood_domains=("photo",))
+    folder = DataConfig(root={"studio": {"path": str(tmp_path / "own/studio")}})
+    assert folder.domains == ("studio",)
+    before = ImageDataset(resolve_root(folder.root), "studio", "train")
+    (tmp_path / "own/studio/cup/new.png").write_bytes(b"no image")
+    assert len(ImageDataset(resolve_root(folder.root), "studio", "train")) == len(before)
+    with pytest.raises(ConfigError, match=r"more bad images .* studio/bad.csv"):
+        ImageDataset(resolve_root(folder.root, progress=True), "studio", "train")
+
+
+def test_of_objectnet_the_class_map_and_of_shifts_the_order_are_kept(tmp_path):
+    LAYOUTS["objectnet"](tmp_path)
+    (found,) = open_domain(Source(path=str(tmp_path), layout="objectnet"), "objectnet").values()
+    assert json.loads(found.metadata["class_map"]) == objectnet_class_map()
+    assert len(objectnet_class_map()) == len(found.class_names) == 113
+    assert {i for ids in objectnet_class_map().values() for i in ids} <= {*wordnet_ids()}
+    for layout in ("imagenet-r", "imagenet-a"):
+        LAYOUTS[layout](tmp_path / layout)
+        source = Source(path=str(tmp_path / layout), layout=layout)
+        (found,) = open_domain(source, layout).values()
+        assert tuple(found.class_names) == wordnet_ids(layout.replace("-", "_"))
+        assert found.class_names == sorted(found.class_names, key=wordnet_ids().index)
+
+
+def write(root, *paths):
+    for path in paths:
+        (root / path).parent.mkdir(parents=True, exist_ok=True)
+        (root / path).write_bytes(b"")
+    return root
+
+
+def listed_as(root, text):
+    root.mkdir(parents=True, exist_ok=True)
+    (root / "real_train.txt").write_text(text)
+    return root
+
+
+def script(root):
+    """A data set whose script leaves a file if it runs."""
+    root.mkdir(parents=True, exist_ok=True)
+    code = f"open({str(root / 'ran')!r}, 'w')\nimport datasets\n"
+    (root / f"{root.name}.py").write_text(code)
+    return root
+
+
+REFUSED = {
+    "no such folder": ("folders", lambda root: root / "nowhere", r"no such folder"),
+    "no classes": ("folders", lambda root: write(root, "1.jpg"), r"no class folders.*found 1"),
+    "domains for classes": (
+        "folders",
+        lambda root: write(root, *(f"{d}/{c}/1.jpg" for d in "ab" for c in ("cat", "dog"))),
+        r"look like domains",
+    ),
+    "two folders of a split": (
+        "folders", lambda root: write(root, "val/c/1.jpg", "valid/c/1.jpg"), r"both the split",
+    ),
+    "classes beside splits": (
+        "folders", lambda root: write(root, "train/c/1.jpg", "cat/1.jpg"), r"in cat beside them",
+    ),
+    "a name that is not UTF-8": (
+        "folders", lambda root: write(root, os.fsdecode(b"cat/\xff.jpg")), r"is not UTF-8",
+    ),
+    "no lists": ("domainnet", lambda root: write(root, "real/x.jpg"), r"no official list"),
+    "a bad line": ("domainnet", lambda root: listed_as(root, "real/cat/1.jpg"), r"line 1 is not"),
+    "a label of two": (
+        "domainnet", lambda root: listed_as(root, "real/a/1.jpg 0\nreal/b/1.jpg 0"), r"both 'a'",
+    ),
+    "a label of none": (
+        "domainnet", lambda root: listed_as(root, "real/a/1.jpg 1"), r"labels without an image",
+    ),
+    "not ImageNet": ("imagenet", lambda root: write(root, "cat/1.jpg"), r"not imagenet: no folder"),
+    "a class of one's own": (
+        "imagenet-r",
+        lambda root: write(root, f"{wordnet_ids('imagenet_r')[0]}/1.jpg", "cat/1.jpg"),
+        r"'cat' is not one of the classes",
+    ),
+    "several variants": (
+        "imagenet-v2",
+        lambda root: write(root, "imagenetv2-top-images-format-val/0/1.jpg",
+                           "imagenetv2-threshold0.7-format-val/0/1.jpg"),
+        r"several variants",
+    ),
+    "no metadata": ("iwildcam", lambda root: write(root, "train/1.jpg"), r"not WILDS' iwildcam"),
+    "no Parquet": ("parquet", lambda root: write(root, "x.parquet"), r"cannot be opened"),
+    "a broken tar": ("webdataset", lambda root: write(root, "train/x.tar"), r"cannot be opened"),
+    "a script": ("hub", script, r"scripts are no longer supported"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_a_source_that_is_not_one_is_refused_in_one_line(name, tmp_path):
+    layout, make, problem = REFUSED[name]
+    root = make(tmp_path / "source")
+    with pytest.raises(ConfigError, match=problem) as caught:
+        open_domain(Source(path=str(root), layout=layout), "real")
+    assert "\n" not in str(caught.value)
+    assert not (tmp_path / "source" / "ran").exists()
+
+
+def test_data_beside_a_script_are_refused_and_it_does_not_run(tmp_path):
+    root = script(tmp_path / "source")
+    write_table(root / "train.parquet", [(b"x", 0), (b"y", 1)])
+    with pytest.raises(ConfigError, match="scripts are no longer supported"):
+        open_domain(Source(path=str(root), layout="hub"), "source")
+    assert not (root / "ran").exists()
+
+
+def test_what_a_prepared_hub_needs_is_there_without_a_network(tmp_path):
+    LAYOUTS["hub"](tmp_path / "hub")
+    code = """
+import sys
+from trainers.data.sources import GENERAL, Source, open_domain
+source = Source(path=sys.argv[1], layout="hub", subset="pets", domain_column="style")
+print(len(open_domain(source, "art")["train"].rows))
+try:
+    open_domain(Source(path="nobody/nothing", layout="hub"), "art")
+except ValueError as error:
+    print(error)
+"""
+    environment = {**os.environ, "HF_DATASETS_OFFLINE": "1"}
+    done = subprocess.run(
+        [sys.executable, "-c", code, tmp_path / "hub"],
+        env=environment, capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    first, second = done.stdout.splitlines()
+    assert first == "10"
+    assert second.startswith("nobody/nothing: cannot be opened")
+
+
+def test_columns_and_class_names_that_are_not_clear_are_asked_for(tmp_path):
+    write_table(tmp_path / "two" / "x.parquet", [(b"x", "a")], None, second=["b"])
+    source = Source(path=str(tmp_path / "two"), layout="parquet")
+    assert open_domain(source, "d")["train"].class_names == ["a"]
+    wrong = source.model_copy(update={"label_column": "lable"})
+    with pytest.raises(
+        ConfigError, match=r"--label-column: no such column; there are image, label"
+    ):
+        open_domain(wrong, "d")
+    write_tar(
+        tmp_path / "tars" / "0.tar", {"a.png": b"x", "a.cls": b"1", "b.png": b"y", "b.cls": b"0"}
+    )
+    tars = Source(path=str(tmp_path / "tars"), layout="webdataset")
+    with pytest.raises(ConfigError, match=r"names of the classes are not known .--class-names"):
+        open_domain(tars, "d")
+    named = tars.model_copy(update={"class_names": ("cat", "dog")})
+    write_table(tmp_path / "numbered" / "x.parquet", [(b"x", 0), (b"y", 1)], ("0", "1"))
+    other = Source(path=str(tmp_path / "numbered"), layout="parquet", class_names=("cat", "dog"))
+    found = open_domain(other, "d")["train"]
+    assert (found.class_names, found.rows["label"][:]) == (["cat", "dog"], [0, 1])
+    rows = open_domain(named, "d")["train"].rows
+    assert [rows.features["label"].int2str(label) for label in rows["label"][:]] == ["dog", "cat"]

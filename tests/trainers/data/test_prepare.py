@@ -1,0 +1,322 @@
+"""What `prepare` does with splits, bad images, kills, other data in its place, and duplicates."""
+
+import csv
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+from PIL import Image
+
+from tests.images import file_of
+from trainers.data.data_root import read_record
+from trainers.data.dataset import ImageDataset
+from trainers.data.prepare import BAD, DUPLICATES, Options, find_duplicates, may_skip, prepare
+from trainers.data.schema import LabelledImage, part_path, write_images
+from trainers.data.sources import Source, carve, open_domain
+from trainers.data.storage import open_store
+from trainers.errors import ConfigError
+
+PNG = file_of(Image.new("RGB", (6, 6), "red"))
+
+
+@pytest.fixture
+def tree(tmp_path):
+    """Two classes of ten images, which differ."""
+    for number in range(20):
+        file = tmp_path / "pets" / ("cat", "dog")[number % 2] / f"{number}.png"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_bytes(file_of(Image.new("RGB", (6, 6), (number, 9, 9))))
+    return tmp_path / "pets"
+
+
+def run(tree, data, **options):
+    (report,) = prepare(
+        {"pets": Source(path=str(tree))}, open_store(data), Options(**options)
+    ).domains
+    return report
+
+
+def names(data, split, domain="pets"):
+    """Names of the images in a split."""
+    files = sorted((data / domain / split).glob("*.parquet"))
+    return [row["image"]["path"] for file in files for row in pq.read_table(file).to_pylist()]
+
+
+def listed(data, domain="pets"):
+    with (data / domain / BAD).open() as file:
+        return {row["path"]: row["reason"] for row in csv.DictReader(file)}
+
+
+BAD_FILES = {
+    "empty.png": (b"", "empty"),
+    "text.jpg": (b"<html>", "not an image"),
+    "cut.png": (PNG[:40], "truncated"),
+    "thin.png": (file_of(Image.new("1", (2000, 2))), "too thin"),
+    "float.tiff": (file_of(Image.new("F", (4, 4)), "TIFF"), "mode F"),
+    "link.png": (None, "cannot be read: No such file"),
+}
+
+
+def test_every_bad_file_is_listed_and_none_is_lost(tree, tmp_path):
+    for name, (content, _) in BAD_FILES.items():
+        if content is None:
+            (tree / "cat" / name).symlink_to(tmp_path / "nowhere")
+        else:
+            (tree / "cat" / name).write_bytes(content)
+    (tree / "cat" / "notes.txt").write_text("x")
+    report = run(tree, tmp_path / "data", skip_bad="5")
+    assert (report.status, report.bad, report.left_out) == ("refused", 6, 1)
+    assert sum(report.images.values()) == 20
+    reasons = listed(tmp_path / "data")
+    assert reasons.pop("cat/notes.txt") == "not an image by its name"
+    assert reasons.keys() == {f"cat/{name}" for name in BAD_FILES}
+    for name, (_, reason) in BAD_FILES.items():
+        assert reasons[f"cat/{name}"].startswith(reason)
+    with pytest.raises(ConfigError, match=r"more bad images than .* pets/bad.csv"):
+        ImageDataset(tmp_path / "data", "pets", "train")
+    again = run(tree, tmp_path / "data", skip_bad="25%")
+    assert (again.status, again.bad, again.images) == ("kept", 6, report.images)
+    assert len(ImageDataset(tmp_path / "data", "pets", "train")) == report.images["train"]
+
+
+def test_good_images_stay_byte_for_byte_unless_resized(tree, tmp_path):
+    run(tree, tmp_path / "data")
+    row = pq.read_table(part_path(tmp_path / "data", "pets", "train")).to_pylist()[0]
+    assert row["image"]["bytes"] == (tree / row["image"]["path"]).read_bytes()
+    run(tree, tmp_path / "small", resize=3)
+    assert ImageDataset(tmp_path / "small", "pets", "train").decode(0).size == (3, 3)
+
+
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        ({}, {"train": 14, "val": 2, "test": 4}),
+        ({"test_fraction": 0}, {"train": 18, "val": 2}),
+        ({"val_fraction": 0, "test_fraction": 0}, {"train": 20}),
+        ({"val_fraction": 0.5, "test_fraction": 0.3}, {"train": 4, "val": 10, "test": 6}),
+        ({"seed": 5}, {"train": 14, "val": 2, "test": 4}),
+    ],
+)
+def test_splits_are_stratified_and_a_function_of_seed_and_name(options, expected, tree, tmp_path):
+    report = run(tree, tmp_path / "data", **options)
+    assert report.images == expected
+    splits = {split: names(tmp_path / "data", split) for split in expected}
+    assert len({name for part in splits.values() for name in part}) == 20
+    for part in splits.values():
+        assert sum(name.startswith("cat/") for name in part) == len(part) / 2
+    run(tree, tmp_path / "again", **options)
+    assert {split: names(tmp_path / "again", split) for split in expected} == splits
+    first = {}
+    if "seed" in options:
+        run(tree, tmp_path / "other")
+        first = names(tmp_path / "other", "test")
+    assert first != splits.get("test")
+    if {"val", "test"} <= expected.keys():
+        for name in splits["train"][2:]:
+            (tree / name).unlink()
+        found = open_domain(Source(path=str(tree)), "pets")
+        fewer = carve(found, val=0.1, test=0.2, seed=options.get("seed", 0), is_ood=False)
+        assert {*fewer["test"].rows["name"][:]} <= {*splits["val"], *splits["test"]}
+
+
+def test_a_class_of_few_images_keeps_one_to_train(tmp_path):
+    for number, name in enumerate(("a", "b", "b", "c", "c", "c")):
+        file = tmp_path / "few" / name / f"{number}.png"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_bytes(PNG)
+    found = open_domain(Source(path=str(tmp_path / "few")), "few")
+    splits = carve(found, val=0.01, test=0.99, seed=0, is_ood=False)
+    labels = {split: sorted(part.rows["label"][:]) for split, part in splits.items()}
+    assert labels == {"train": [0, 1, 2], "val": [1, 2], "test": [2]}
+
+
+@pytest.mark.parametrize(
+    ("there", "fractions", "expected"),
+    [
+        ("train", (0.1, 0.2), {"val", "test"}),
+        ("train", (0.1, 0.0), {"val"}),
+        ("train", (0.0, 0.2), {"test"}),
+        ("train", (0.0, 0.0), {"val"}),
+        ("train val", (0.1, 0.2), {"val", "test"}),
+        ("train test", (0.0, 0.2), {"val", "test"}),
+        ("train val test", (0.1, 0.2), {"val", "test"}),
+        ("test", (0.1, 0.2), {"val", "test"}),
+        ("val", (0.1, 0.2), {"val"}),
+    ],
+)
+def test_nothing_of_an_ood_domain_is_for_training(there, fractions, expected, tmp_path):
+    for split in there.split():
+        for number in range(6):
+            file = tmp_path / "street" / split / "cat" / f"{split}{number}.png"
+            file.parent.mkdir(parents=True, exist_ok=True)
+            file.write_bytes(PNG)
+    found = open_domain(Source(path=str(tmp_path / "street")), "street")
+    splits = carve(found, val=fractions[0], test=fractions[1], seed=0, is_ood=True)
+    assert splits.keys() == expected
+    number = sum(len(part.rows) for part in splits.values())
+    unread = there == "train val test"
+    assert number == 6 * len(there.split()) - 6 * unread
+    reasons = [why for part in splits.values() for _, why in part.left_out]
+    assert any("nothing would read" in why for why in reasons) == unread
+
+
+def test_a_folder_of_unsorted_images_is_no_class(tree, tmp_path):
+    (tree.parent / "street" / "unsorted").mkdir(parents=True)
+    (tree.parent / "street" / "unsorted" / "1.png").write_bytes(PNG)
+    sources = {name: Source(path=str(tree.parent / name)) for name in ("pets", "street")}
+    with pytest.raises(ConfigError, match=r"street/train: the folders unsorted are no classes"):
+        prepare(sources, open_store(tmp_path / "data"), Options(), id_domain="pets")
+    assert not list((tmp_path / "data").rglob("*.parquet"))
+
+
+@pytest.mark.parametrize(
+    "option", ["val_fraction", "test_fraction", "resize", "quality", "skip_bad"]
+)
+def test_numbers_out_of_range_are_refused(option, tree, tmp_path):
+    wrong = "-1" if option == "skip_bad" else -1
+    with pytest.raises(ConfigError, match=f"--{option.replace('_', '-')} = .*must be"):
+        run(tree, tmp_path / "data", **{option: wrong})
+
+
+def test_a_limit_of_bad_images_is_a_number_or_a_share():
+    assert [may_skip("2", bad, 100) for bad in (2, 3)] == [True, False]
+    assert [may_skip("0.5 %", bad, 400) for bad in (2, 3)] == [True, False]
+    for wrong in ("", "x", "101%", "-1", "1e3"):
+        with pytest.raises(ConfigError, match="must be a number of images, or a share"):
+            may_skip(wrong, 0, 1)
+
+
+def test_what_is_there_already_is_kept_and_nothing_else_is_replaced(tree, tmp_path):
+    data = tmp_path / "data"
+    run(tree, data)
+    before = {path: path.stat().st_mtime_ns for path in data.rglob("*.parquet")}
+    assert run(tree, data).status == "kept"
+    with pytest.raises(ConfigError, match=r"data/pets: .* with other options .*another dest"):
+        run(tree, data, seed=1)
+    (tree / "cat" / "new.png").write_bytes(PNG)
+    with pytest.raises(ConfigError, match=r"data/pets: it was prepared from other images"):
+        run(tree, data)
+    assert before == {path: path.stat().st_mtime_ns for path in data.rglob("*.parquet")}
+    own = tmp_path / "own" / "pets" / "notes.txt"
+    own.parent.mkdir(parents=True)
+    own.write_text("mine")
+    with pytest.raises(ConfigError, match="files that `prepare` did not make"):
+        run(tree, tmp_path / "own")
+    assert own.read_text() == "mine"
+    for source, target in ((tree, tree / "data"), (tree, tree.parent), (tree, tree)):
+        with pytest.raises(ConfigError, match="is in the other"):
+            run(source, target)
+
+
+def test_data_of_0_2_are_read_and_never_prepared_again(tree, tmp_path):
+    """Their crop and class map hold; other splits would move test images into train."""
+    data, metadata = tmp_path / "data", {"crop_pct": "0.875", "class_map": '{"cat": ["dog"]}'}
+    images = [LabelledImage(PNG, "a.png", 0), LabelledImage(PNG, "b.png", 1)]
+    write_images(part_path(data, "pets", "train"), images, ("cat", "dog"), metadata)
+    record = {
+        "status": "done",
+        "layout": "arrays",
+        "run": "9f",
+        "versions": {"lipsum-tune": "0.2.0"},
+    }
+    (data / "pets" / "preparation.json").write_text(json.dumps(record))
+    read = ImageDataset(data, "pets", "train")
+    assert (read.crop_pct, read.metadata["class_map"]) == (0.875, metadata["class_map"])
+    for status in ("done", "unfinished", "refused"):
+        (data / "pets" / "preparation.json").write_text(json.dumps(record | {"status": status}))
+        with pytest.raises(ConfigError, match=r"data/pets: it was prepared by version 0\.2"):
+            run(tree, data)
+    assert names(data, "train") == ["a.png", "b.png"]
+
+
+def test_a_killed_preparation_can_be_run_again(tmp_path):
+    source, data = tmp_path / "source", tmp_path / "data"
+    (source / "cat").mkdir(parents=True)
+    noise = np.random.default_rng(0).integers(0, 256, (700, 700, 3), dtype=np.uint8)
+    for number in range(80):
+        if not number:
+            Image.fromarray(noise).save(source / "cat/0.png")
+        else:
+            os.link(source / "cat/0.png", source / f"cat/{number}.png")
+    for split in ("train", "val", "test"):
+        (source / split).mkdir()
+    (source / "cat").rename(source / "train" / "cat")
+    for split in ("val", "test"):
+        (source / split / "cat").mkdir()
+        os.link(source / "train/cat/0.png", source / split / "cat/0.png")
+    command = [sys.executable, "-m", "tuning", "prepare", "folders", str(source), str(data)]
+    driver = subprocess.Popen(
+        [*command, "--resize", "300"], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE
+    )
+    record = data / "source" / "preparation.json"
+    while not record.exists():
+        assert driver.poll() is None, driver.communicate()[1]
+        time.sleep(0.01)
+    with pytest.raises(ConfigError, match="another `prepare` is running there"):
+        prepare({"source": Source(path=str(source))}, open_store(data), Options(resize=300))
+    driver.send_signal(signal.SIGKILL)
+    driver.communicate()
+    assert (read_record(open_store(data).at("source")) or {})["status"] == "unfinished"
+    with pytest.raises(ConfigError, match="its preparation is unfinished"):
+        ImageDataset(data, "source", "train")
+    (data / "source" / "train").mkdir(exist_ok=True)
+    (data / "source" / "train" / "part-00007.parquet").write_bytes(b"left by the kill")
+    options = Options(resize=300)
+    (report,) = prepare({"source": Source(path=str(source))}, open_store(data), options).domains
+    assert (report.status, report.images) == ("done", {"train": 80, "val": 1, "test": 1})
+    assert len(ImageDataset(data, "source", "train")) == 80
+
+
+def test_the_same_images_in_two_splits_or_domains_are_counted_and_listed(tmp_path):
+    first, second, third = (file_of(Image.new("RGB", (4, 4), (n, 0, 0))) for n in range(3))
+    for domain, split, files in (
+        ("a", "train", [first, first, second]),
+        ("a", "test", [second]),
+        ("b", "val", [third, first]),
+    ):
+        rows = [LabelledImage(data, f"{domain}{n}.png", 0) for n, data in enumerate(files)]
+        write_images(part_path(tmp_path, domain, split), rows, ("cat",), {})
+    found = find_duplicates(open_store(tmp_path), ["a", "b"])
+    assert found == {"a/train and a/test": 1, "a/train and b/val": 1}
+    with (tmp_path / DUPLICATES).open() as file:
+        rows = [tuple(row.values()) for row in csv.DictReader(file)]
+    assert rows == [
+        ("a/train", "a/test", "a2.png", "a0.png"),
+        ("a/train", "b/val", "a1.png", "b1.png"),
+    ]
+    assert find_duplicates(open_store(tmp_path), ["b"]) == {}
+
+
+def test_a_part_is_closed_before_memory_fills_up(tree, tmp_path, monkeypatch):
+    monkeypatch.setattr("trainers.data.prepare._ROWS", 4)
+    monkeypatch.setattr("trainers.data.prepare._BATCH", 3)
+    assert run(tree, tmp_path / "data").images["train"] == 14
+    parts = sorted((tmp_path / "data/pets/train").glob("*.parquet"))
+    assert [pq.read_metadata(part).num_rows for part in parts] == [4, 4, 4, 2]
+    monkeypatch.setattr("trainers.data.prepare._BYTES", 1)
+    run(tree, tmp_path / "small")
+    assert len(list((tmp_path / "small/pets/train").glob("*.parquet"))) == 14
+    assert names(tmp_path / "small", "train") == names(tmp_path / "data", "train")
+
+
+@pytest.mark.ray
+def test_a_bucket_is_a_destination(tree, bucket):
+    sources = {"pets": Source(path=str(tree))}
+    (report,) = prepare(sources, open_store(f"{bucket}/data"), Options()).domains
+    assert len(ImageDataset(f"{bucket}/data", "pets", "train")) == report.images["train"] == 14
+    (again,) = prepare(sources, open_store(f"{bucket}/data"), Options()).domains
+    assert again.status == "kept"
+
+
+def test_a_name_of_a_domain_is_that_of_a_folder(tree, tmp_path):
+    for name in ("..", "a/b", ".hidden", ""):
+        with pytest.raises(ConfigError, match="must be the name of a folder"):
+            prepare({name: Source(path=str(tree))}, open_store(tmp_path / "data"), Options())
+    assert not Path(tmp_path / "data").exists()

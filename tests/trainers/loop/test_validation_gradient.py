@@ -1,0 +1,93 @@
+"""The gradient on ID validation images: of which ones, in which order, and against sums."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+from tests.trainers.curves import short
+from tests.trainers.methods import by_open_clip
+from tests.trainers.methods.by_hand import log_softmax
+from trainers.loop import evaluate_run
+from trainers.loop.state import load_split, start
+
+BATCH = 10
+
+
+@pytest.fixture
+def run(trial, monkeypatch):
+    """Of 24 ID validation images, three a class, looked at ten at a time."""
+    monkeypatch.setattr(evaluate_run, "LOSS_BATCH_SIZE", BATCH)
+    return start(short(trial, "tpgm", precision="fp32"))
+
+
+class Looks:
+    """What the student is shown, as places in the validation split."""
+
+    def __init__(self, run):
+        self.images, self.labels = by_open_clip.images_of(run.config)
+        self._places = {image.numpy().tobytes(): n for n, image in enumerate(self.images)}
+        assert len(self._places) == len(self.images) == 24
+        self._images = load_split(run.config, "val")["real"]
+
+    def of(self, run, number):
+        """The first so many batches, and the gradients of the head as it is."""
+        shown = []
+
+        def see(_, arguments):
+            shown.append([self._places[image.numpy().tobytes()] for image in arguments[0]])
+
+        gradient = evaluate_run.validation_gradient(run, self._images)
+        with run.student.register_forward_pre_hook(see):
+            heads = [gradient(run.weights)["head"] for _ in range(number)]
+        return shown, heads
+
+
+def test_every_image_is_seen_once_before_any_is_seen_twice(run):
+    """In an order of its own, though the files are sorted by class, that the seed alone decides."""
+    looks = Looks(run)
+    batches, _ = looks.of(run, 12)
+    assert [len(batch) for batch in batches] == 12 * [BATCH]
+    order = [place for batch in batches for place in batch]
+    epochs = [order[start : start + 24] for start in range(0, 120, 24)]
+    assert all(sorted(epoch) == list(range(24)) for epoch in epochs)
+    assert len({tuple(epoch) for epoch in epochs}) == 5
+    assert all(len({looks.labels[place] for place in batch}) >= 5 for batch in batches)
+    assert looks.of(run, 12)[0] == batches
+    other_seed = replace(run, config=run.config.model_copy(update={"seed": 1}))
+    assert looks.of(other_seed, 12)[0] != batches
+
+
+def test_two_workers_see_halves_of_the_batches_that_one_sees(run):
+    """They gather what they see; here each is asked alone, and their gradients are averaged."""
+    looks = Looks(run)
+    batches, heads = looks.of(run, 8)
+    (first, of_first), (second, of_second) = (
+        looks.of(replace(run, rank=rank, world_size=2), 8) for rank in (0, 1)
+    )
+    for whole, one, two in zip(batches, first, second, strict=True):
+        assert len(one) == len(two) == BATCH // 2
+        assert sorted(one + two) == sorted(whole)
+    for whole, one, two in zip(heads, of_first, of_second, strict=True):
+        torch.testing.assert_close((one + two) / 2, whole, rtol=1e-4, atol=1e-5)
+
+
+def test_the_gradient_of_other_weights_equals_sums_over_images(run):
+    looks = Looks(run)
+    ((batch, *_), _) = looks.of(run, 1)
+    images, labels = looks.images[batch], [looks.labels[place] for place in batch]
+    noise = torch.Generator().manual_seed(0)
+    moved = {n: v + 0.01 * torch.randn(v.shape, generator=noise) for n, v in run.weights.items()}
+    before = {name: value.clone() for name, value in run.student.plain_state().items()}
+    found = evaluate_run.validation_gradient(run, load_split(run.config, "val")["real"])(moved)
+
+    features, s = by_open_clip.features(images, moved), by_open_clip.scale()
+    logits = s * features @ moved["head"].double().numpy().T
+    expected = np.zeros(logits.shape[1:] + features.shape[1:])
+    for row, label, f in zip(logits, labels, features, strict=True):
+        for k, log_p in enumerate(log_softmax(row)):
+            expected[k] += s * (np.exp(log_p) - (k == label)) * f / len(labels)
+    np.testing.assert_allclose(found["head"].numpy(), expected, rtol=1e-3, atol=1e-4)
+    # The student itself is as it was.
+    assert all(torch.equal(value, before[n]) for n, value in run.student.plain_state().items())

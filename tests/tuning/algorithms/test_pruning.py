@@ -1,0 +1,194 @@
+"""Early stopping by Optuna's pruners, through the scheduler of Ray Tune and over resumes."""
+
+import math
+import random
+from types import SimpleNamespace
+
+import optuna
+import pytest
+from optuna.pruners import (
+    HyperbandPruner,
+    MedianPruner,
+    PercentilePruner,
+    SuccessiveHalvingPruner,
+)
+from optuna.trial import TrialState
+
+from search_spaces import Float, SearchSpace
+from tests.tuning import fakes
+from tests.tuning.sessions import Session
+from trainers.errors import ConfigError
+from tuning.algorithms.pruning import LEAST_FINISHED, create_pruner, rung_ladder
+from tuning.config.objectives import Objective
+from tuning.config.schema import (
+    AshaConfig,
+    HyperbandConfig,
+    MedianConfig,
+    NoSchedulerConfig,
+)
+from tuning.execution.scheduler import PrunerScheduler
+
+SPACE = SearchSpace(parameters={"optim.lr": Float(low=0.0, high=1.0)})
+TOTAL, EVERY = 240, 20
+CONFIGS = {
+    "asha": AshaConfig(grace_steps=20, reduction_factor=2),
+    "hyperband": HyperbandConfig(grace_steps=20, reduction_factor=2),
+    "median": MedianConfig(grace_steps=60),
+    "object": PercentilePruner(25.0, n_startup_trials=2),
+}
+OWN = {
+    "asha": SuccessiveHalvingPruner(min_resource=20, reduction_factor=2),
+    "hyperband": HyperbandPruner(min_resource=20, max_resource=TOTAL, reduction_factor=2),
+    "median": MedianPruner(n_warmup_steps=60),
+    "object": CONFIGS["object"],
+}
+
+
+class Pruned(Session):
+    """A session whose scheduler is asked as Tune asks it."""
+
+    def __init__(self, folder, config, **changes):
+        search = fakes.search_record(folder, run_id="id", **changes)
+        super().__init__(
+            search, SPACE, name="random", pruner=lambda: create_pruner(config, TOTAL, EVERY)
+        )
+        self.scheduler = PrunerScheduler(self.studies, TOTAL)
+
+    def step(self, trial_id, value, metric="val/mean_acc"):
+        """The next report of a trial; whether it goes on."""
+        step = self.recorder.records[trial_id].step + EVERY
+        result = {"step": step, metric: value}
+        goes_on = True
+        if step < TOTAL:  # a report that is `done` does not come to the scheduler
+            trial = SimpleNamespace(config={"trial_id": trial_id})
+            goes_on = self.scheduler.on_trial_result(None, trial, result) == "CONTINUE"
+        more = {} if metric == "val/mean_acc" else {metric: value}
+        self.report(trial_id, step, value, done=not goes_on, **more)
+        if not goes_on or step == TOTAL:
+            self.end(trial_id)
+        return goes_on and step < TOTAL
+
+
+def value_of(trial_id, step):
+    return random.Random(f"{trial_id} {step // 60}").gauss(50, 3) + step / 20
+
+
+def history(folder, config, kill_after=()):
+    """Steps of thirty trials, four at once, with the driver killed after so many reports."""
+    folder.mkdir()
+    session, running, reports = Pruned(folder, config), [], 0
+    rng = random.Random(7)
+    while True:
+        while len(running) < 4 and len(session.recorder.records) < 30:
+            running.append(session.start().trial_id)
+        if not running:
+            break
+        trial_id = rng.choice(running)
+        step = session.recorder.records[trial_id].step + EVERY
+        if not session.step(trial_id, value_of(trial_id, step)):
+            running.remove(trial_id)
+        reports += 1
+        if reports in kill_after:
+            session.kill()
+            session = Pruned(folder, config)
+            # Trials that were running are proposed again, in the order of their numbers.
+            again = [session.start().trial_id for _ in running]
+            assert sorted(again) == sorted(running)
+    session.kill()
+    rungs = [
+        {key: value for key, value in trial.system_attrs.items() if "rung" in key}
+        for trial in session.study.trials
+    ]
+    return {r.trial_id: (r.step, r.outcome) for r in session.recorder.records.values()}, rungs
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_decisions_are_those_of_optuna_and_the_same_over_resumes(name, tmp_path):
+    found, rungs = history(tmp_path / "whole", CONFIGS[name])
+    assert (found, rungs) == history(tmp_path / "killed", CONFIGS[name], kill_after=(3, 40, 90, 91))
+    assert 0 < sum(outcome == "pruned" for _, outcome in found.values()) < 30
+    # Optuna itself, told of the same reports in the same order.
+    study = optuna.create_study(study_name="id-None", direction="maximize", pruner=OWN[name])
+    trials, finished, rng = [], 0, random.Random(7)
+    running, steps = [], {}
+    while len(trials) < 30 or running:
+        while len(running) < 4 and len(trials) < 30:
+            running.append(len(trials))
+            trials.append(study.ask())
+        number = rng.choice(running)
+        steps[number] = steps.get(number, 0) + EVERY
+        trials[number].report(value_of(f"trial-{number:03d}", steps[number]), steps[number])
+        stops = trials[number].should_prune() and finished >= LEAST_FINISHED
+        if steps[number] == TOTAL:
+            study.tell(trials[number], value_of(f"trial-{number:03d}", TOTAL))
+            finished += 1
+        elif stops:
+            study.tell(trials[number], state=TrialState.PRUNED)
+        if steps[number] == TOTAL or stops:
+            running.remove(number)
+    assert {f"trial-{n:03d}": step for n, step in steps.items()} == {
+        trial_id: step for trial_id, (step, _) in found.items()
+    }
+
+
+def test_nothing_is_stopped_before_six_trials_have_finished(tmp_path):
+    session = Pruned(tmp_path, CONFIGS["asha"])
+    for number in range(LEAST_FINISHED + 1):
+        trial_id = session.start().trial_id
+        steps = 1
+        while session.step(trial_id, 50.0 - number):  # each is worse than all before it
+            steps += 1
+        assert steps == (12 if number < LEAST_FINISHED else 1)
+
+
+def test_trials_are_compared_by_what_the_sampler_optimises(tmp_path):
+    session = Pruned(tmp_path, CONFIGS["asha"], sampler_metric="val/mean_nll")
+    for nll in (*range(1, 7), 0.5, 9.0):
+        trial_id = session.start().trial_id
+        while session.step(trial_id, float(nll), "val/mean_nll"):
+            pass
+    *_, better, worse = session.recorder.records.values()
+    assert (better.outcome, worse.outcome) == ("finished", "pruned")
+
+
+def test_a_value_that_is_no_number_is_stopped_at_a_rung(tmp_path):
+    session = Pruned(tmp_path, CONFIGS["asha"])
+    for _ in range(LEAST_FINISHED):
+        session.run(50.0)
+    trial_id = session.start().trial_id
+    assert not session.step(trial_id, math.nan)
+    assert session.study.trials[-1].state == TrialState.FAIL
+
+
+def test_references_and_the_last_report_are_never_stopped(tmp_path):
+    scheduler = Pruned(tmp_path, CONFIGS["asha"]).scheduler
+    reference = SimpleNamespace(config={"trial_id": "ft"})
+    for result in ({"step": 20, "val/mean_acc": -1.0}, {"train_curve": {}}):
+        assert scheduler.on_trial_result(None, reference, result) == "CONTINUE"
+
+
+def test_with_several_objectives_no_trial_is_stopped(images_root, tmp_path):
+    from tests.tuning.run_folders import search_file
+    from tuning.config.validation import check_settings
+    from tuning.search import SearchOptions, continue_search
+
+    both = [{"metric": "id_val/acc"}, {"metric": "ood_val/mean_acc"}]
+    file = search_file(images_root, search__objective=both, search__scheduler__name="asha")
+    with pytest.raises(ConfigError, match="several objectives"):
+        check_settings(file)
+    file = search_file(images_root, search__objective=both)
+    with pytest.raises(ConfigError, match="several objectives"):
+        continue_search(tmp_path, file, SearchOptions(pruner=MedianPruner()))
+    objectives = tuple(Objective(o["metric"]) for o in both)
+    session = Pruned(tmp_path, CONFIGS["asha"], objectives=objectives)
+    assert session.step(session.start().trial_id, 1.0)
+
+
+def test_a_configuration_makes_its_pruner():
+    assert create_pruner(NoSchedulerConfig(), TOTAL, EVERY) is None
+    for grace, first in ((None, 160), (50, 50)):  # two thirds of 240, at an evaluation
+        asha = create_pruner(AshaConfig(grace_steps=grace), TOTAL, EVERY)
+        assert (asha._min_resource, asha._reduction_factor) == (first, 3)
+    assert rung_ladder(20, 2, TOTAL) == [20, 40, 80, 160]
+    assert rung_ladder(120, 2, TOTAL) == [120]
+    assert rung_ladder(TOTAL, 2, TOTAL) == []

@@ -1,0 +1,37 @@
+"""Results of `confirm`, written by hand as its run would."""
+
+from tests.tuning import fakes
+from tuning.confirmation.results import results_path, training_name
+from tuning.runs.journal import Journal
+from tuning.runs.records import ZERO_SHOT, TrialRecord
+
+
+def result(key, metrics, labels=("objective #1",), number=0, params=None):
+    """A training that has ended with these metrics; an error in place of them is a failure."""
+    trial_id, seed = key
+    if seed is None:
+        return TrialRecord(trial_id, -1, "reference", {}, "finished", curve=({**metrics},))
+    params = {"optim.lr": 1e-5} if params is None else params
+    record = TrialRecord(
+        training_name(key), number, "trial", {**params, "seed": seed}, labels=labels, started_at=1.0
+    )
+    if isinstance(metrics, str):
+        return record.with_end("failed", 2.0, metrics)
+    return record.with_report({"step": fakes.TOTAL_STEPS, **metrics}).with_end("finished", 2.0)
+
+
+def write_results(folder, found, labels=("objective #1",)):
+    """Add results to a confirmation: trial and seed -> metrics, or -> error."""
+    path = results_path(folder)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    journal = Journal(path.parent)
+    journal.session_started({})
+    for number, (key, metrics) in enumerate(found.items()):
+        if key[0] == ZERO_SHOT:
+            journal.zero_shot(metrics)
+            continue
+        record = result(key, metrics, () if key[0] == "ft" else labels, number)
+        journal.trial_started(record)
+        journal.trial_reported(record) if record.curve else journal.trial_ended(record)
+    journal.session_ended("finished")
+    journal.close()

@@ -1,0 +1,276 @@
+"""What MLflow has of a search, written from its journal."""
+
+import json
+import shutil
+from contextlib import closing
+from dataclasses import replace
+from importlib.metadata import version
+from itertools import count
+from pathlib import Path
+
+import pytest
+from mlflow.exceptions import MlflowException
+from mlflow.protos.databricks_pb2 import INVALID_PARAMETER_VALUE
+from mlflow.tracking import MlflowClient
+
+from tests.tuning import fakes
+from tests.tuning.databases import with_database
+from tests.tuning.run_folders import search_file, write_run
+from tests.tuning.views.mlflow.content import content, found_runs, points
+from tuning.runs.journal import JOURNAL_FILE, Journal
+from tuning.runs.run_folder import CONFIG_FILE, load_run
+from tuning.views.mlflow import client as mlf
+from tuning.views.mlflow.callback import backfill
+from tuning.views.mlflow.writer import Writer
+
+STATUS = {"finished": "FINISHED", "pruned": "FINISHED", "failed": "FAILED", "stopped": "KILLED"}
+
+
+def writer_of(run, runs=None, **options):
+    return Writer(
+        load_run(run).search, mlf.default_tracking_uri(runs or run.parent), "lipsum-tune", **options
+    )
+
+
+def write(run, **options):
+    """All that the journal of a search that is over has."""
+    writer_of(run, **options).send(is_over=True)
+    return found_runs(run.parent)
+
+
+def append(run, *events):
+    """Events of a session, as pairs of a method of the journal and a record."""
+    with closing(Journal(run)) as journal:
+        journal.session_started(load_run(run).file.fingerprints())
+        for event, record in events:
+            getattr(journal, f"trial_{event}")(record)
+
+
+def test_mlflow_has_what_the_journal_has_at_its_times(run):
+    found = write(run)
+    events = [json.loads(line) for line in (run / JOURNAL_FILE).read_text().splitlines()]
+    records = load_run(run).history.records
+    assert found.keys() == {None, "zero-shot", *(record.trial_id for record in records)}
+    for record in records:
+        child = found[record.trial_id]
+        own = [event for event in events if event.get("trial") == record.trial_id]
+        assert child.info.status == STATUS[record.outcome]
+        assert child.data.tags["outcome"] == record.outcome
+        assert child.data.tags["method"] == ("ft" if record.kind == "reference" else "lipsum_ft")
+        assert child.info.start_time == round(1000 * own[0]["time"])
+        assert child.info.end_time == round(1000 * own[-1]["time"])
+        for metric in ("ood_val/sketch/acc", "train/loss"):
+            assert points(run.parent, child, metric) == [
+                (e["report"]["step"], e["report"][metric], round(1000 * e["time"]))
+                for e in own
+                if e["event"] == "report"
+            ]
+        expected = record.params or {"optim.lr": 1e-5}
+        assert child.data.params == {key: str(value) for key, value in expected.items()}
+    assert found["trial-001"].info.run_name.startswith("trial-001 reg_weight=")
+    assert found["trial-004"].info.run_name.startswith("trial-004 (pruned 80) reg_weight=")
+    assert found["trial-005"].data.tags["error"].startswith("OutOfMemoryError")
+    assert found["ft"].info.run_name == "untuned FT"
+    assert found["ft"].data.tags["kind"] == "reference"
+    assert found["zero-shot"].data.tags["kind"] == "zero_shot"
+    assert found["zero-shot"].data.metrics["id_val/acc"] == 82.4
+
+
+def test_what_is_sent_twice_is_there_once(run):
+    write(run)
+    before = content(run.parent)
+    assert backfill(load_run(run)) == f"{mlf.default_tracking_uri(run.parent)} has all of it"
+    assert content(run.parent) == before
+
+
+def test_a_search_that_is_followed_leaves_what_is_sent_at_once(run, tmp_path):
+    followed = with_database(tmp_path / "followed")
+    lines = (run / JOURNAL_FILE).read_bytes().splitlines(keepends=True)
+    (run / JOURNAL_FILE).write_bytes(b"".join(lines[:3]))
+    writer = writer_of(run, followed)
+    for number, line in enumerate(lines[3:]):
+        with (run / JOURNAL_FILE).open("ab") as journal:
+            journal.write(line)
+        if number % 4 == 0:
+            writer.send()
+    writer.send(is_over=True)
+    write(run)
+    assert content(followed) == content(run.parent)
+
+
+@pytest.mark.parametrize("is_answer_lost", [False, True])
+def test_an_outage_loses_and_doubles_nothing(is_answer_lost, run, tmp_path, monkeypatch):
+    """Each sixth request fails, before or after it was carried out."""
+    numbers, failures = count(), 0
+
+    def unreliable(method):
+        def call(*args, **kwargs):
+            fails = next(numbers) % 6 == 5
+            answer = None if fails and not is_answer_lost else method(*args, **kwargs)
+            if fails:
+                raise ConnectionError("reset by peer")
+            return answer
+
+        return call
+
+    runs = with_database(tmp_path / "unreliable")
+    writer = writer_of(run, runs)
+    with monkeypatch.context() as patch:
+        for name in ("create_run", "log_batch", "update_run", "set_terminated"):
+            patch.setattr(MlflowClient, name, unreliable(getattr(MlflowClient, name)))
+        while True:
+            try:
+                writer.send()
+                break
+            except ConnectionError:
+                failures += 1
+    assert failures > 5
+    writer.send(is_over=True)
+    write(run)
+    assert content(runs) == content(run.parent)
+
+
+def test_a_killed_driver_and_a_repeated_step(images_root, runs):
+    first = fakes.trial(0, outcome="running", ended_at=None, curve=())
+    reports = [fakes.report(step, 80.0 + step, 60.0) for step in (40, 80)]
+    run = write_run(runs / "search", search_file(images_root), [], outcome=None)
+    reported = [replace(first, curve=tuple(reports[:number])) for number in (1, 2)]
+    append(run, ("started", first), *(("reported", record) for record in reported))
+    writer = writer_of(run)
+    writer.send()
+    assert {r.info.status for r in found_runs(runs).values()} == {"RUNNING", "FINISHED"}
+    found = write(run)
+    assert found["trial-000"].info.status == found[None].info.status == "KILLED"
+    assert found["trial-000"].data.tags["outcome"] == "stopped"
+
+    again = replace(first, curve=(reports[0], {**reports[1], "id_val/acc": 70.0}))
+    append(run, ("started", first), ("reported", again))
+    for _ in range(2):
+        writer_of(run).send()
+        child = found_runs(runs)["trial-000"]
+        assert child.info.status == "RUNNING"
+        assert child.data.metrics["id_val/acc"] == 70.0
+        assert [p[:2] for p in points(runs, child, "id_val/acc")] == [
+            (40, 120),
+            (80, 160),
+            (80, 70),
+        ]
+
+
+def test_a_moved_run_folder_has_the_same_runs(run):
+    before = {name: found.info.run_id for name, found in write(run).items()}
+    found = write(run.rename(run.parent / "archived"))
+    assert {name: one.info.run_id for name, one in found.items()} == before
+    assert found[None].info.run_name == "archived"
+    assert found[None].data.tags["run_folder"] == str(run.parent / "archived")
+
+
+def test_what_was_deleted_is_made_again(run):
+    """A run while the search is followed; then the parent, and the experiment."""
+    writer = writer_of(run)
+    writer.send()
+    before, client = content(run.parent), MlflowClient(mlf.default_tracking_uri(run.parent))
+    metrics = {row for row in before["metrics"] if "best/" not in row}
+    deleted = found_runs(run.parent)["trial-001"]
+    client.delete_run(deleted.info.run_id)
+    append(run, ("started", fakes.trial(20)))
+    writer.send(is_over=True)
+    client.delete_run(found_runs(run.parent)[None].info.run_id)
+    found = write(run)
+    assert found["trial-001"].info.run_id != deleted.info.run_id
+    assert metrics <= {*content(run.parent)["metrics"]}
+
+    client.delete_experiment(deleted.info.experiment_id)
+    with pytest.raises(mlf.TrackingError, match="is deleted; restore it with `mlflow experiments"):
+        backfill(load_run(run))
+
+
+def test_a_run_that_a_hung_server_made_twice_is_removed(run):
+    child, client = write(run)["trial-001"], MlflowClient(mlf.default_tracking_uri(run.parent))
+    client.create_run(child.info.experiment_id, tags=child.data.tags)
+    assert write(run)["trial-001"].info.run_id == child.info.run_id
+
+
+def test_a_refused_trial_does_not_hold_up_the_others(run, monkeypatch):
+    create = MlflowClient.create_run
+
+    def refuse(self, experiment_id, start_time, tags, run_name):
+        if run_name.startswith("trial-001"):
+            problem = "no run; http://a:b@c/?token=d"
+            raise MlflowException(problem, INVALID_PARAMETER_VALUE)
+        return create(self, experiment_id, start_time, tags, run_name)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(MlflowClient, "create_run", refuse)
+        said = backfill(load_run(run))
+    assert said.endswith("lacks a part of it; repeat this later (no run; http://***@c/?token=***)")
+    found = found_runs(run.parent)
+    assert found[None].info.status == found["trial-006"].info.status == "FINISHED"
+    assert "trial-001" not in found
+    assert write(run)["trial-001"].info.status == "FINISHED"
+
+
+@pytest.mark.parametrize("all_metrics", [False, True])
+def test_metrics_are_few_finite_and_follow_the_training_curve(images_root, runs, all_metrics):
+    report = fakes.report(40, 80.0, float("nan"), **{"id_val/ece": 3.0, "eval/images": 1000.0})
+    curve = {"step": [20, 40], "train/loss": [0.5, 0.4]}
+    trial = fakes.trial(0, curve=(report,), outcome="pruned")
+    run = write_run(runs / "search", search_file(images_root), [])
+    append(run, ("started", trial), ("reported", replace(trial, train_curves=(curve,))))
+    child = write(run, all_metrics=all_metrics)["trial-000"]
+    assert child.data.metrics["id_val/acc"] == 80.0
+    assert "ood_val/mean_acc" not in child.data.metrics
+    assert ("id_val/ece" in child.data.metrics) == all_metrics
+    assert [p[:2] for p in points(runs, child, "train/loss")] == [(20, 0.5), (40, 0.4)]
+    assert child.data.tags["eval/images"] == "1000"
+
+
+def test_an_error_is_a_tag_that_is_cut_and_holds_no_password(images_root, runs):
+    error = "OSError: no route to https://ann:pa55@host/x?token=abc\n" + "x" * 20_000
+    failed = fakes.trial(1, outcome="failed", error=error)
+    run = write_run(runs / "search", search_file(images_root), [failed])
+    tag = write(run)["trial-001"].data.tags["error"]
+    assert tag.startswith("OSError: no route to https://***@host/x?token=***")
+    assert len(tag) == mlf.MAX_CHARS
+
+
+def test_the_parent_has_configuration_best_trial_and_results(images_root, runs):
+    url = "postgresql://ann:${PASSWORD}@host/studies"
+    file = search_file(images_root, search__study_storage=url)
+    run = write_run(runs / "search", file, [fakes.trial(1, 84.0, 60.0), fakes.trial(2, 87.0, 63.0)])
+    (run / "trials.parquet").touch()
+    (run / "report" / "index.html").touch()
+    recorded = {"packages": {"lipsum-tune": version("lipsum-tune")}, "git_commit": "abc"}
+    (run / "environment.json").write_text(json.dumps(recorded))
+    parent = write(run)[None]
+    assert (parent.info.run_name, parent.info.status) == ("search", "FINISHED")
+    assert parent.data.params["trial.model.name"] == file.trial.model.name
+    assert parent.data.params["search.study_storage"] == "postgresql://***@host/studies"
+    assert parent.data.tags["best/trial"] == "trial-002"
+    assert parent.data.tags["best/method.reg_weight"] == "1.0"
+    assert parent.data.metrics["best/id_val/acc"] == pytest.approx(87.0)
+    assert parent.data.tags["mlflow.source.git.commit"] == "abc"
+    assert parent.data.tags["mlflow.source.name"] == f"lipsum-tune {version('lipsum-tune')}"
+    note = parent.data.tags["mlflow.note.content"].splitlines()
+    assert note[0] == "**Best: trial-002** with reg_weight=1 text_length=8 lr=1e-05."
+    assert note[1:3] == ["- trial-002: 87.0 ID, 63.0 OOD", "- zero-shot: 82.4 ID, 61.0 OOD"]
+    client = MlflowClient(mlf.default_tracking_uri(runs))
+    artifacts = {file.path for file in client.list_artifacts(parent.info.run_id)}
+    assert artifacts == {"trials.parquet", "index.html", "search.yaml", "environment.json"}
+    logged = Path(client.download_artifacts(parent.info.run_id, CONFIG_FILE)).read_text()
+    assert logged == (run / CONFIG_FILE).read_text().replace("ann:${PASSWORD}@", "***@")
+
+
+def test_a_run_of_a_search_stands_below_it(run, images_root):
+    inner = write_run(run / "confirm", search_file(images_root), [fakes.trial(0)])
+    parent, search_id = write(run)[None].info, load_run(run).search.run_id
+    writer_of(inner, run.parent, below=search_id).send(is_over=True)
+    client = MlflowClient(mlf.default_tracking_uri(run.parent))
+    below = mlf.runs_below(client, parent.experiment_id, parent.run_id, "tags.kind = 'search'")
+    assert [found.info.run_name for found in below] == ["confirm"]
+
+
+def test_a_run_folder_without_its_database_gets_none(run, tmp_path):
+    copy = Path(shutil.copytree(run, tmp_path / "elsewhere" / "search"))
+    assert backfill(load_run(copy)).endswith("mlflow.db is not here")
+    assert not (copy.parent / "mlflow.db").exists()

@@ -1,0 +1,71 @@
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from tests.tuning import fakes
+from tuning.config.objectives import Objective, parse_constraint
+from tuning.views.answer import answer, commands
+
+SEARCH = fakes.search_record(Path("run"))
+
+
+def constrained(line):
+    return replace(SEARCH, constraints=(parse_constraint(line, SEARCH.zero_shot),))
+
+
+@pytest.mark.parametrize(
+    ("best", "expected"),
+    [
+        (
+            (88.6, 61.0),
+            "has 4.2 points more OOD accuracy than untuned FT, at the same ID accuracy.",
+        ),
+        ((87.6, 60.8), "has 4.0 points more OOD accuracy than untuned FT, at 1.0 point less ID"),
+        ((95.0, 57.0), "has 6.4 points more ID accuracy than untuned FT, at 0.2 points more OOD"),
+    ],
+)
+def test_the_gain_over_plain_fine_tuning_is_said_in_words(best, expected):
+    first, limit = answer(SEARCH, [fakes.reference(), fakes.trial(3, *best)])
+    assert first.startswith(f"trial-003 {expected}")
+    assert limit.startswith("Chosen on validation data, OOD included.")
+
+
+def test_without_a_reference_zero_shot_is_compared():
+    first, _ = answer(SEARCH, [fakes.trial(3, 84.4, 61.0)])
+    assert first == (
+        "trial-003 has 2.0 points more ID accuracy than zero-shot, at the same OOD accuracy."
+    )
+
+
+def test_a_reference_that_wins_is_named():
+    first, _ = answer(SEARCH, [fakes.reference(), fakes.trial(1, 70.0, 50.0)])
+    assert first == "untuned FT is better than every trial: val/mean_acc 72.7 against 60."
+
+
+def test_missed_constraints_are_named():
+    search = constrained("id_val/acc >= 90")
+    first, _ = answer(search, [fakes.trial(1, 88.0, 62.0), fakes.trial(2, 80.0, 70.0)])
+    assert first == (
+        "No trial meets the constraints: trial-001 comes closest and misses id_val/acc >= 90 by 2."
+    )
+
+
+def test_the_limit_names_the_margin_and_whether_ood_data_chose():
+    blind = replace(SEARCH, objectives=(Objective("id_val/acc"),), val_images={"real": 800})
+    _, limit = answer(blind, [fakes.trial(1)])
+    assert limit.startswith("Chosen on validation data; each accuracy is ± 3.5 points.")
+
+
+def test_nothing_is_claimed_before_a_trial_has_finished():
+    assert answer(SEARCH, [fakes.trial(1, outcome="pruned")]) == ["No trial has finished yet."]
+    assert commands(SEARCH, [fakes.trial(1, outcome="pruned")], "run") == []
+
+
+def test_the_commands_follow_from_the_answer():
+    confirm, export = commands(SEARCH, [fakes.reference(), fakes.trial(1, 88, 62)], "run")
+    assert confirm.startswith("lipsum-tune confirm run ")
+    assert export.startswith("lipsum-tune export run --output model ")
+    more, export = commands(SEARCH, [fakes.reference(), fakes.trial(1, 60, 50)], "run")
+    assert more.startswith("lipsum-tune resume run --trials +8 ")
+    assert export.startswith("lipsum-tune export run --trial ft --output model ")

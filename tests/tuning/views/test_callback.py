@@ -1,0 +1,50 @@
+import threading
+
+import pyarrow.parquet as pq
+import pytest
+
+from tests.tuning import fakes
+from tests.waiting import wait_until
+from tuning.runs.journal import Journal
+from tuning.views.callback import ResultsCallback
+
+
+@pytest.fixture
+def journal(tmp_path):
+    opened = Journal(tmp_path)
+    yield opened
+    opened.close()
+
+
+def outcomes(folder):
+    rows = pq.read_table(folder / "trials.parquet").to_pylist()
+    return {row["trial_id"]: row["outcome"] for row in rows[1:]}
+
+
+def test_page_and_tables_follow_the_journal(tmp_path, journal):
+    callback = ResultsCallback(pause=0.01)
+    callback.search_started(fakes.search_record(tmp_path))
+    journal.session_started({})
+    running = fakes.trial(1, outcome="running", ended_at=None)
+    journal.trial_started(running)
+    wait_until(lambda: (tmp_path / "trials.parquet").is_file() and outcomes(tmp_path))
+    assert outcomes(tmp_path) == {"trial-001": "running"}
+    wait_until((tmp_path / "report" / "index.html").is_file)
+    ended = [fakes.trial(1), fakes.trial(2, outcome="stopped")]
+    callback.search_ended(ended, "stopped")
+    assert outcomes(tmp_path) == {"trial-001": "finished", "trial-002": "stopped"}
+    page = (tmp_path / "report" / "index.html").read_text()
+    assert 'http-equiv="refresh"' not in page
+    assert (tmp_path / "report" / "id_vs_ood.pdf").is_file()
+
+
+def test_a_page_that_cannot_be_written_ends_nothing(tmp_path, journal, caplog):
+    (tmp_path / "report").write_text("in the way")
+    callback = ResultsCallback(pause=0.01)
+    callback.search_started(fakes.search_record(tmp_path))
+    journal.session_started({})
+    wait_until(lambda: "the report cannot be written" in caplog.text)
+    assert any(thread is callback._thread for thread in threading.enumerate())
+    (tmp_path / "report").unlink()
+    callback.search_ended([fakes.trial(1)], "finished")
+    assert (tmp_path / "report" / "index.html").is_file()

@@ -1,0 +1,159 @@
+import json
+import re
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from tests.tuning import fakes
+from tuning.config.objectives import Objective, parse_constraint
+from tuning.views import figures
+from tuning.views.changed_images import Changed
+from tuning.views.page import SCRIPT_FILE, write_page
+from tuning.views.result_table import PlainTable
+
+SEARCH = fakes.search_record(Path("run"))
+
+
+def scattered(number):
+    """Trials whose ID accuracy follows the learning rate alone, and OOD accuracy the weight."""
+    rng = np.random.default_rng(0)
+    trials = []
+    for index in range(number):
+        weight, lr = 10 ** rng.uniform(-2, 2), 10 ** rng.uniform(-6, -3)
+        trial = fakes.trial(index, 90 + np.log10(lr), 60 + np.log10(weight))
+        trials.append(replace(trial, params={"method.reg_weight": weight, "optim.lr": lr}))
+    return trials
+
+
+def page_of(records, folder, search=SEARCH, **more):
+    return write_page(search, records, folder, **more).read_text("utf-8")
+
+
+def rows_of(page):
+    """The text of each cell of the table of trials."""
+    body = page.split('<table id="trials">')[1].split("</table>")[0].split("<tbody>")[1]
+    rows = re.findall(r"<tr.*?</tr>", body, re.DOTALL)
+    return [re.findall(r"<td[^>]*>(.*?)</td>", row) for row in rows]
+
+
+def data_of(page, name):
+    """The traces of a figure of the page."""
+    found = re.search(rf'Plotly\.newPlot\(\s*"{name}",\s*(\[.*?\]),\s*{{', page, re.DOTALL)
+    return json.loads(found[1])
+
+
+def test_the_answer_comes_first_and_every_trial_has_a_row(tmp_path):
+    records = [fakes.reference(), *fakes.finished_search()[1:]]
+    said = {"lines": ["The answer.", "Its limit."], "commands": ["do this"]}
+    page = page_of(records, tmp_path, running=True, **said)
+    places = [
+        page.index(text) for text in ("The answer.", "Its limit.", "do this", "<h2>ID against")
+    ]
+    assert places == sorted(places)
+    rows = rows_of(page)
+    assert [row[1] for row in rows[:2]] == ["zero-shot", "untuned FT"]
+    assert {row[1] for row in rows[2:]} == {record.trial_id for record in records[1:]}
+    pruned = next(r for r in records if r.outcome == "pruned")
+    row = next(row for row in rows if row[1] == pruned.trial_id)
+    assert row[2:5] == ["", "", ""]
+    assert f"pruned at {pruned.step}" in row
+
+
+def test_a_page_of_few_trials_needs_no_figure_of_many(tmp_path):
+    page = page_of([fakes.trial(1)], tmp_path)
+    assert "Needs 6 finished trials; there are 1." in page
+    assert 'id="parallel"' not in page
+
+
+def test_text_is_escaped_everywhere(tmp_path):
+    bad = "<img src=x onerror=alert(1)>"
+    search = replace(SEARCH, name=bad, ood_domains=(bad,), id_domain=bad)
+    params = {"method.reg_weight": bad, "optim.lr": 1.0}
+    records = [replace(trial, params=params) for trial in scattered(6)]
+    records.append(fakes.trial(9, outcome="failed", error=f"ValueError: {bad}"))
+    table = PlainTable([bad], [[bad]], [bad])
+    changed = [Changed(bad, True, 1, [{"true": bad, "before": bad, "after": bad, "jpeg": ""}])]
+    page = page_of(
+        records, tmp_path, search, lines=[bad], commands=[bad], shown={bad: table},
+        folded={bad: table}, changed=changed,
+    )  # fmt: skip
+    assert "<img src=x" not in page
+
+
+def test_the_page_of_an_ended_search_needs_nothing_beside_it(tmp_path):
+    small = page_of([fakes.trial(1)], tmp_path, running=True)
+    assert (tmp_path / SCRIPT_FILE).is_file()
+    page = page_of([fakes.trial(1)], tmp_path)
+    assert not (tmp_path / SCRIPT_FILE).exists()
+    assert not re.findall(r"<(?:script|link|img)[^>]*(?:src|href)=", page.split("<body>")[0])
+    assert len(small) < 300_000 < len(page)
+
+
+def test_a_running_search_has_a_page_that_loads_itself_anew(tmp_path):
+    assert 'http-equiv="refresh"' in page_of([], tmp_path, running=True)
+    assert 'http-equiv="refresh"' not in page_of([], tmp_path)
+
+
+def test_a_thousand_trials_fit_on_a_page(tmp_path):
+    assert len(page_of(scattered(1000), tmp_path)) < 8_000_000
+
+
+@pytest.mark.parametrize(
+    "search",
+    [
+        replace(SEARCH, ood_domains=()),
+        replace(SEARCH, objectives=(Objective("id_val/acc"), Objective("ood_val/mean_acc"))),
+        replace(SEARCH, constraints=(parse_constraint("id_val/acc >= 99", SEARCH.zero_shot),)),
+    ],
+    ids=["no OOD domain", "two objectives", "constraint"],
+)
+def test_every_kind_of_search_has_a_page(search, tmp_path):
+    records = [fakes.reference(), *scattered(8), *fakes.compared_methods()[1:]]
+    rows = rows_of(page_of(records, tmp_path, search))
+    assert len({len(row) for row in rows}) == 1
+
+
+def test_points_hold_their_parameters_and_trial(tmp_path):
+    records = scattered(6)
+    page = page_of(records, tmp_path)
+    trace = next(t for t in data_of(page, "id_vs_ood") if t["name"] == "finished")
+    assert trace["customdata"] == [record.trial_id for record in records]
+    assert all("reg_weight=" in text and "lr=" in text for text in trace["hovertext"])
+
+
+def test_importance_tells_which_parameter_moves_which_accuracy():
+    drawn = figures.importance(SEARCH, scattered(40))
+    shares = {bar.name: dict(zip(bar.y, bar.x, strict=True)) for bar in drawn.data}
+    assert shares["ID accuracy"]["lr"] > 0.8
+    assert shares["OOD accuracy"]["reg_weight"] > 0.8
+
+
+def test_the_curve_breaks_where_other_images_are_measured():
+    sample, whole = {"eval/images": 100.0}, {"eval/images": 400.0}
+    curve = (
+        fakes.report(80, 70, 50, **sample),
+        fakes.report(160, 75, 55, **sample),
+        fakes.report(240, 74, 54, **whole),
+    )
+    (best,) = figures.curves(SEARCH, [fakes.trial(1, curve=curve)]).data
+    assert list(best.y) == [60, 65, None, 64, None]
+
+
+def test_methods_have_a_series_each():
+    drawn = figures.id_vs_ood(SEARCH, fakes.compared_methods())
+    assert set(fakes.METHODS) <= {trace.name for trace in drawn.data}
+
+
+def test_parallel_coordinates_read_a_log_range_and_a_choice():
+    records = [
+        replace(trial, params={**trial.params, "texts": "a" if index % 2 else "b"})
+        for index, trial in enumerate(scattered(6))
+    ]
+    (trace,) = figures.parallel(SEARCH, records).data
+    axes = {axis.label: axis for axis in trace.dimensions}
+    lrs = [np.log10(record.params["optim.lr"]) for record in records]
+    assert list(axes["lr"]["values"]) == pytest.approx(lrs)
+    assert list(axes["texts"].ticktext) == ["b", "a"]
+    assert list(axes["texts"]["values"]) == [0, 1] * 3

@@ -1,0 +1,84 @@
+import csv
+import json
+import math
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from tests.tuning import fakes
+from tuning.runs.ranking import best_trial
+from tuning.views import tables
+from tuning.views.tables import curves_table, trials_table, write_tables
+
+SEARCH = fakes.search_record(Path("run"))
+
+
+def test_the_trials_table_has_a_row_per_trial_and_zero_shot():
+    records = fakes.finished_search()
+    rows = trials_table(SEARCH, records).to_pylist()
+    assert len(rows) == 1 + len(records)
+    assert rows[0]["kind"] == "zero_shot"
+    assert rows[0]["id_val/acc"] == 82.4
+    assert rows[0]["number"] is None
+    chosen = [row["trial_id"] for row in rows if row["is_best"]]
+    assert chosen == [best_trial(SEARCH, records).trial_id]
+    failed = next(row for row in rows if row["outcome"] == "failed")
+    assert failed["error"].startswith("OutOfMemoryError")
+    assert failed["seconds"] == 360.0
+
+
+def test_column_types_do_not_depend_on_the_results():
+    fixed = len(tables._TRIAL_FIELDS)
+    empty, full = trials_table(SEARCH, []), trials_table(SEARCH, fakes.finished_search())
+    assert list(empty.schema)[:fixed] == list(full.schema)[:fixed]
+    assert full.schema.field("method.text_length").type == pa.int64()
+    assert full.schema.field("method.reg_weight").type == pa.float64()
+    assert json.loads(full.schema.metadata[b"lipsum_tune"])["sees_ood"] is True
+
+
+@pytest.mark.parametrize(
+    ("values", "expected"),
+    [([1, 2.5], [1.0, 2.5]), ([True, False], [True, False]), ([1, "a"], ["1", "a"])],
+)
+def test_a_parameter_of_mixed_types_has_one_column(values, expected):
+    records = [fakes.trial(i, params={"x.y": value}) for i, value in enumerate(values)]
+    assert trials_table(SEARCH, records)["x.y"].to_pylist()[1:] == expected
+
+
+def test_the_curves_table_has_a_row_per_report():
+    curve = (fakes.report(40, 80, 60), fakes.report(80, 81, math.nan, **{"energy_gap/sketch": 0.5}))
+    rows = curves_table(SEARCH, [fakes.trial(1, curve=curve)]).to_pylist()
+    assert [(row["trial_id"], row["step"]) for row in rows] == [
+        ("zero-shot", 0), ("trial-001", 40), ("trial-001", 80),
+    ]  # fmt: skip
+    assert [row["id_val/acc"] for row in rows] == [82.4, 80, 81]
+    assert math.isnan(rows[2]["ood_val/mean_acc"])
+    assert [row["energy_gap/sketch"] for row in rows] == [None, None, 0.5]
+
+
+def test_csv_has_the_rows_of_parquet(tmp_path):
+    write_tables(tmp_path, SEARCH, fakes.finished_search())
+    for name in ("trials", "curves"):
+        with (tmp_path / f"{name}.csv").open() as file:
+            rows = list(csv.DictReader(file))
+        expected = pq.read_table(tmp_path / f"{name}.parquet").to_pylist()
+        assert [row["trial_id"] for row in rows] == [row["trial_id"] for row in expected]
+        assert [float(row["id_val/acc"] or "nan") for row in rows] == pytest.approx(
+            [row["id_val/acc"] for row in expected], nan_ok=True
+        )
+
+
+def test_a_failed_write_keeps_the_old_table(tmp_path, monkeypatch):
+    trials, *_ = write_tables(tmp_path, SEARCH, [fakes.trial(1)])
+    before, names = trials.read_bytes(), {path.name for path in tmp_path.iterdir()}
+
+    def full_disk(table, file):
+        raise OSError("no space left on device")
+
+    monkeypatch.setattr(tables.pq, "write_table", full_disk)
+    with pytest.raises(OSError, match="no space"):
+        write_tables(tmp_path, SEARCH, fakes.finished_search())
+    assert trials.read_bytes() == before
+    assert {path.name for path in tmp_path.iterdir()} == names

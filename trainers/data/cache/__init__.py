@@ -1,1 +1,0 @@
-"""The node-local cache of decoded shards."""

@@ -1,0 +1,188 @@
+"""Images of any kind, as images that every reader decodes alike: 8 bits, RGB or grey, upright.
+
+Images are decoded whole, so that one that is cut off is found now and not in the middle of a
+search. (Damage inside a JPEG that still decodes to its end cannot be detected.)
+"""
+
+from __future__ import annotations
+
+import io
+import re
+import warnings
+
+import numpy as np
+from PIL import ExifTags, Image, UnidentifiedImageError
+
+FORMATS = (
+    "AVIF", "BMP", "DIB", "GIF", "JPEG", "JPEG2000", "MPO", "PNG", "PPM", "TIFF", "WEBP",
+)  # fmt: skip
+"""Formats that are opened. Pillow would start Ghostscript for some others."""
+
+_PLAIN = ("JPEG", "MPO", "PNG")
+_LOSSY = ("AVIF", "JPEG", "JPEG2000", "MPO", "WEBP")
+_MAGIC = (b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n", b"GIF8")
+_PNG_BIT_DEPTH = 24  # offset of that byte in a PNG
+_MAX_RATIO = 600
+"""Long by short side. Evaluation resizes the whole image before it crops: with 384 pixels of the
+short side (a model of 336), a longer one would have more pixels than Pillow opens, 89 million."""
+_JPEG_MARKER = re.compile(rb"\xff+([^\x00\xff\xd0-\xd7])")  # except those within image data
+_JPEG_END = 0xD9
+_TRANSPOSED = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+"""Operation that turns an image upright, by EXIF orientation."""
+
+
+class BadImage(ValueError):
+    """An image that cannot be used; the text is the reason, such as `truncated: no end marker`."""
+
+
+def encode(data: bytes, *, resize: int | None = None, quality: int = 95, border: int = 0) -> bytes:
+    """The image file `data` as it is stored.
+
+    An 8-bit JPEG or PNG that needs no change stays byte for byte. Others become RGB: PNG if the
+    source is lossless and the size stays, else JPEG with 4:4:4 chroma. Of an animation the first
+    frame is taken. Colour profiles and EXIF are dropped from what is encoded again.
+
+    Args:
+        resize: pixels of the short side; smaller images keep their size.
+        quality: of the JPEGs that are written, 1 to 100.
+        border: pixels that are cut off every side first.
+
+    Raises:
+        BadImage: it cannot be decoded to its end, is too large or thin, or cannot be stored.
+    """
+    image, as_it_is = _decode(data)
+    is_lossless = image.format not in _LOSSY
+    width, height = image.size
+    if min(width, height) <= 2 * border:
+        raise BadImage(f"too small: {width} x {height} pixels, a border of {border}")
+    if border:
+        image, as_it_is = image.crop((border, border, width - border, height - border)), False
+    width, height = image.size
+    if max(width, height) > _MAX_RATIO * min(width, height):
+        raise BadImage(f"too thin: {width} x {height} pixels")
+    try:
+        if resize is not None and min(image.size) > resize:
+            # torchvision rounds the long side down, too.
+            width, height = (int(resize * side / min(image.size)) for side in image.size)
+            image = image.convert("RGB").resize((width, height), Image.Resampling.BICUBIC)
+            as_it_is = is_lossless = False
+        if as_it_is:
+            return data
+        target, image = io.BytesIO(), image.convert("RGB")
+        image.info = {}  # Pillow would write a colour profile or a transparent colour from there
+        if is_lossless:
+            image.save(target, "PNG")
+        else:
+            image.save(target, "JPEG", quality=quality, subsampling=0)
+        return target.getvalue()
+    except Exception as error:  # one image must not stop the others
+        raise BadImage(f"cannot be encoded: {_one_line(error)}") from None
+
+
+def decode(data: bytes) -> Image.Image:
+    """The image as `encode` would store it: RGB and upright.
+
+    Raises:
+        BadImage: it cannot be decoded to its end.
+    """
+    image, _ = _decode(data)
+    return image if image.mode == "RGB" else image.convert("RGB")
+
+
+def orientation(image: Image.Image) -> int:
+    """EXIF orientation; 1 is upright."""
+    try:
+        return int(image.getexif().get(ExifTags.Base.Orientation, 1))
+    except Exception:  # EXIF may be corrupt in an image that is not
+        return 1
+
+
+def _decode(data: bytes) -> tuple[Image.Image, bool]:
+    """The image in mode L or RGB, upright; and whether any reader decodes the file to it."""
+    if not data:
+        raise BadImage("empty: 0 bytes")
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            # Raised from the size in the header, before anything is decoded.
+            warnings.simplefilter("error", Image.DecompressionBombWarning)
+            return _load(data)
+    except BadImage:
+        raise
+    except UnidentifiedImageError:
+        if data.startswith(_MAGIC):
+            raise BadImage(f"truncated: {len(data)} bytes, no image in them") from None
+        raise BadImage(f"not an image: begins with {data[:8]!r}") from None
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning, MemoryError) as error:
+        raise BadImage(f"too large: {_one_line(error)}") from None
+    except Exception as error:  # a corrupt file can make a decoder raise anything
+        raise BadImage(f"truncated: {_one_line(error)}") from None
+
+
+def _load(data: bytes) -> tuple[Image.Image, bool]:
+    Image.init()
+    image: Image.Image = Image.open(
+        io.BytesIO(data), formats=[name for name in FORMATS if name in Image.OPEN]
+    )
+    file_format = image.format
+    as_it_is = file_format in _PLAIN
+    if file_format != "MPO" and getattr(image, "is_animated", False):
+        as_it_is = False
+        image.seek(0)
+    if file_format == "PNG" and data[_PNG_BIT_DEPTH] == 16:
+        as_it_is = False  # of colours, Pillow takes the high byte
+    image.load()
+    if file_format in ("JPEG", "MPO") and not _has_end(data):
+        raise BadImage("truncated: no end marker")
+    if (turned := orientation(image)) in _TRANSPOSED:
+        as_it_is = False
+        image = image.transpose(_TRANSPOSED[turned])
+
+    if image.mode.startswith("I"):
+        levels = np.asarray(image)
+        if levels.min() < 0 or levels.max() > 65535:
+            raise BadImage(f"mode {image.mode}: integers of more than 16 bits")
+        # 65535 becomes 255; Pillow's own conversion would clip at 255.
+        image = Image.fromarray(((levels.astype(np.uint32) + 128) // 257).astype(np.uint8))
+        as_it_is = False
+    if image.mode == "F":
+        raise BadImage("mode F: floating-point pixels, whose range is unknown")
+    if image.mode in ("LA", "La", "PA", "RGBA", "RGBa") or "transparency" in image.info:
+        white = Image.new("RGBA", image.size, (255, 255, 255, 255))
+        image = Image.alpha_composite(white, image.convert("RGBA")).convert("RGB")
+        as_it_is = False
+    elif image.mode not in ("L", "RGB"):
+        try:
+            image, as_it_is = image.convert("RGB"), False
+        except ValueError:
+            raise BadImage(f"mode {image.mode}: no conversion to RGB") from None
+    image.format = file_format
+    return image, as_it_is
+
+
+def _has_end(data: bytes) -> bool:
+    """Whether a JPEG has its end marker, perhaps with other data after it.
+
+    Decoders fill up what is missing with grey.
+    """
+    if data.endswith(b"\xff\xd9"):  # true of nearly all, and saves the search
+        return True
+    position = 2
+    while found := _JPEG_MARKER.search(data, position):
+        position = found.end()
+        if found[1][0] == _JPEG_END:
+            return True
+        position += int.from_bytes(data[position : position + 2], "big")  # skip the segment
+    return False
+
+
+def _one_line(error: BaseException) -> str:
+    return " ".join(f"{type(error).__name__}: {error}".split())

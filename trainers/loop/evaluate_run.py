@@ -1,0 +1,250 @@
+"""Evaluation of a run: which weights, on which images, and the choice of a point of the line."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from trainers.data.class_map import ClassMap, domain_class_map
+from trainers.data.dataset import ImageDataset, eval_samples
+from trainers.data.sampler import StepSampler
+from trainers.data.transforms import normalise
+from trainers.evaluation.domain_sums import DomainSums
+from trainers.evaluation.evaluate import evaluate, summarise
+from trainers.evaluation.line import LineGoal, choose_point
+from trainers.evaluation.metrics import ID_ACC, MEAN_ACC, OOD_MEAN_ACC
+from trainers.evaluation.predictions import Predictions, parquet_of
+from trainers.loop.distributed import gather
+from trainers.loop.state import TrainState
+from trainers.methods.base import Trained, Weights
+from trainers.models.text_head import heads_of
+from trainers.weights.averaging import interpolate, swapped_in
+
+LINE_METRICS = (ID_ACC, OOD_MEAN_ACC, MEAN_ACC)
+"""Reported for each measured point of the line, if the data have them."""
+
+LOSS_BATCH_SIZE = 64
+"""Images of all workers for each value of the validation loss."""
+
+Images = Mapping[str, ImageDataset]
+"""The images of a split by their domain."""
+
+
+def evaluate_run(
+    run: TrainState, split: str, images: Images, *, line_sample: Images | None = None
+) -> dict[str, float]:
+    """The flat metrics of a split: of the ID domain, and of the OOD domains in `images`.
+
+    Evaluate the validation split first: it determines the evaluated weights and the calibration
+    temperature, which other splits then use.
+
+    Args:
+        line_sample: after the last step, validation images by which a point of the line is chosen,
+            which is then evaluated (`eval.line`), and whose predictions the run keeps.
+    """
+    on_line: dict[str, float] = {}
+    if split == "val" and run.progress.step == 0:
+        run.eval_weights = None  # still the zero-shot model
+    elif split == "val":
+        now: Weights = run.weights
+        trained = run.ema if run.averages_now and run.ema is not None else now
+        gradient = validation_gradient(run, images[run.config.data.id_domain])
+        kept = run.config.method.eval_weights(Trained(trained, run.initial, gradient))
+        run.eval_weights = None if kept is now else kept
+        if line_sample is not None:
+            on_line = _go_to_line(run, line_sample)
+    elif run.temperature is None:
+        raise ValueError(f"{split}: the validation split has not been evaluated")
+    with holding(run, run.weights if run.eval_weights is None else run.eval_weights):
+        temperature = None if split == "val" else run.temperature
+        keeps = line_sample is not None
+        metrics = measure(run, split, images, temperature, keep_predictions=keeps)
+        if run.student.text is not None:
+            run.eval_head = run.student.head
+    if split == "val":
+        run.temperature = metrics["id_val/temperature"]
+    return metrics | on_line
+
+
+def measure(
+    run: TrainState,
+    split: str,
+    images: Images,
+    temperature: float | None,
+    *,
+    keep_predictions: bool = False,
+    zero_shot: bool = False,
+) -> dict[str, float]:
+    """The flat metrics of the student's present weights; see `summarise`.
+
+    Args:
+        zero_shot: of the zero-shot model instead, from its features.
+    """
+
+    def zero_shot_logits(features: Tensor) -> Tensor:
+        return run.zero_shot.logit_scale * features @ run.zero_shot.head.T
+
+    def replayed(features: Tensor) -> Callable[[Tensor], tuple[Tensor, Tensor]]:
+        """As `classify`, for the zero-shot model, of images whose features (n, D) are known."""
+        remaining = features.to(run.device)
+
+        def classify_next(views: Tensor) -> tuple[Tensor, Tensor]:
+            nonlocal remaining
+            now, remaining = remaining[: len(views)], remaining[len(views) :]
+            return now, zero_shot_logits(now)
+
+        return classify_next
+
+    run.student.eval()
+    maps, by_domain = class_maps(run, images), dict[str, DomainSums]()
+    workers = (run.device, run.rank, run.world_size)
+    predictions = {
+        domain: Predictions(of_domain, maps[domain], zero_shot_logits, *workers)
+        for domain, of_domain in (images if keep_predictions else {}).items()
+    }
+    for domain, of_domain in images.items():
+        drift = run.zero_shot_features.drift(of_domain)
+        by_domain[domain] = evaluate(
+            replayed(drift.zero_shot_features) if zero_shot else lambda v: classify(run, v),
+            of_domain,
+            run.zero_shot_features.batches,
+            class_map=maps[domain],
+            drift=drift,
+            predictions=predictions.get(domain),
+        )
+    run.student.train()
+    if keep_predictions:
+        run.predictions = parquet_of(predictions)
+    return summarise(by_domain, run.config.data, split, temperature)
+
+
+def measure_end(run: TrainState, split: str, images: Images, point: float) -> dict[str, float]:
+    """The accuracies at the end of the line, as `line/1/...`.
+
+    Args:
+        point: of the evaluated weights, from which the line goes on to its end.
+    """
+    weights = run.eval_weights or run.weights
+    with holding(run, interpolate(_line_start(run, weights), weights, 1 / point)):
+        metrics = measure(run, split, images, run.temperature)
+    return {f"line/1/{name}": v for name, v in metrics.items() if name.endswith("acc")}
+
+
+@torch.no_grad()
+def classify(run: TrainState, images: Tensor) -> tuple[Tensor, Tensor]:
+    """Features (B, D) and logits (B, K) of normalised images under the current parameters."""
+    with run.precision.autocast():
+        outputs = run.student(images)
+    return outputs.features, outputs.logits
+
+
+def class_maps(run: TrainState, images: Images) -> dict[str, ClassMap]:
+    """Mappings from the head's classes to those of each domain.
+
+    Raises:
+        ConfigError: a domain has classes that the head lacks.
+    """
+    return {
+        domain: domain_class_map(run.config.data, run.class_names, domain, of_domain)
+        for domain, of_domain in images.items()
+    }
+
+
+@contextmanager
+def holding(run: TrainState, weights: Weights) -> Iterator[None]:
+    """Within the block, the student has these weights, and a head that goes with them."""
+
+    def encode(tokens: Tensor) -> Tensor:
+        features: Tensor = run.student(None, tokens.to(run.device)[None]).text_features[0]
+        return features
+
+    with swapped_in(run.student.trained, weights):
+        if run.student.text is not None:
+            heads = heads_of(encode, run.zero_shot.tokenize, run.zero_shot.prompts)
+            run.student.head = heads.classes
+        yield
+
+
+def validation_gradient(
+    run: TrainState, images: ImageDataset
+) -> Callable[[Weights], dict[str, Tensor]]:
+    """The gradient, by weights, of the mean cross-entropy on the next ID validation images.
+
+    The images are centre crops, shuffled (the files are sorted by class), every one once before any
+    comes again. Every worker computes the loss over the images of all workers: the mean of the
+    workers' gradients is the gradient.
+    """
+    config, image_input = run.config, run.zero_shot.image_input
+    class_map = class_maps(run, {config.data.id_domain: images})[config.data.id_domain]
+    sampler = StepSampler(
+        len(images),
+        run.world_size * max(1, LOSS_BATCH_SIZE // run.world_size),  # same for each worker
+        seed=config.seed,
+        steps=range(sys.maxsize),
+        rank=run.rank,
+        world_size=run.world_size,
+    )
+    samples = ([sample for _, sample in batch] for batch in sampler)
+    workers = config.data.loader_processes(on_gpu=run.device.type == "cuda")
+    batches = eval_samples(images, samples, image_input, workers)
+    trained = run.student.trained
+
+    def gradient(weights: Weights) -> dict[str, Tensor]:
+        views, labels = next(batches)
+        pixels = normalise(views.to(run.device), image_input)
+        with swapped_in(trained, weights):
+            with run.precision.autocast():
+                outputs = run.student(pixels)
+            logits, columns = class_map.score(gather(outputs.logits), gather(labels.to(run.device)))
+            loss = functional.cross_entropy(logits, columns)
+            found = torch.autograd.grad(loss, list(trained.values()))
+        return dict(zip(trained, found, strict=True))
+
+    return gradient
+
+
+def _go_to_line(run: TrainState, sample: Images) -> dict[str, float]:
+    """Replace the evaluated weights by those of a point of the line, as `eval.line` says.
+
+    Returns:
+        The point as `line/a`, and what was measured on the sample: `line/0.5/id_val/acc` and so on;
+        nothing if the line is off.
+    """
+    evaluation, weights = run.config.eval, run.eval_weights or run.weights
+    if evaluation.line == "off" or not run.config.method.has_line:
+        return {}
+    initial, measured = _line_start(run, weights), dict[float, dict[str, float]]()
+    if evaluation.line_points:
+        measured[0.0] = measure(run, "val", sample, None, zero_shot=True)
+        for a in sorted({*evaluation.line_points, 1.0}):
+            with holding(run, interpolate(initial, weights, a)):
+                measured[a] = measure(run, "val", sample, None)
+        metric = MEAN_ACC if run.config.data.ood_domains else ID_ACC
+        goal = evaluation.line_goal or LineGoal(objectives=((metric, "max"),))
+        chosen = choose_point(measured, goal)
+    else:
+        chosen = float(evaluation.line)  # type: ignore[arg-type]  # a fixed point
+    if chosen != 1:
+        run.eval_weights = interpolate(initial, weights, chosen)
+    shown = {
+        f"line/{a:g}/{name}": metrics[name]
+        for a, metrics in sorted(measured.items())
+        for name in LINE_METRICS
+        if name in metrics
+    }
+    return {"line/a": chosen, **shown}
+
+
+def _line_start(run: TrainState, weights: Weights) -> dict[str, Tensor]:
+    """The zero-shot weights, as the line to these weights begins with them.
+
+    The gains of adapters stay, so that the line is that of the merged weights. With maps of 0 the
+    model is the zero-shot one under any gains.
+    """
+    gains = {n: v for n, v in weights.items() if n.endswith("_adapters.gains")}
+    return {**run.initial, **gains}

@@ -1,0 +1,100 @@
+"""Conversion between a `TrainState` and its checkpoint."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from trainers.checkpoints.format import PREDICTIONS, SINCE, Checkpoint, load_checkpoint
+from trainers.loop.state import Mark, SinceReport, TrainState
+from trainers.weights.averaging import swapped_in
+
+
+def snapshot(run: TrainState) -> Checkpoint:
+    """The complete state of a run, at a report or between two reports.
+
+    Between two reports, weights of an evaluation (EMA, WiSE, ...) do not exist. The checkpoint then
+    has the weights that are being trained, with the head of the last evaluation: training continues
+    from it, but it should not be evaluated or exported.
+    """
+    deploys_others = run.eval_weights is not None and not run.is_between_reports
+    kept = run.eval_weights if run.eval_weights is not None and deploys_others else run.weights
+    with swapped_in(run.student.trained, kept):
+        plain = run.config.method.merged_state(run.student)
+    # If a method merged what it trained, the trained tensors cannot be read from plain weights.
+    merged = any(_plain_name(name) not in plain for name in run.student.trained)
+    if run.eval_head is not None:
+        plain["head"] = run.eval_head
+    training: dict[str, Any] = {
+        "optimizer": run.optimizer.state_dict(),
+        "scaler": run.scaler.state_dict(),
+        "micro_batch_size": run.micro_batch_size,
+        "temperature": run.temperature,
+        PREDICTIONS: run.predictions,
+        "average": run.average,
+        "ema": run.ema,
+        "trained": run.weights if merged or deploys_others else None,
+        "deployed": dict(kept) if merged else None,
+        SINCE: {
+            "step": run.since.step,
+            "seconds": run.since.seconds,
+            "sums": run.since.all_sums if run.is_between_reports else None,
+            "marks": [(mark.step, mark.lr, mark.seconds) for mark in run.since.marks],
+        },
+    }
+    return Checkpoint(plain, training, run.progress, tuple(run.reports), tuple(run.train_curves))
+
+
+def restore(run: TrainState, folder: Path) -> None:
+    """Load a checkpoint into a run that has not begun; of any number of workers.
+
+    Raises:
+        ConfigError: see `load_checkpoint`.
+    """
+    checkpoint = load_checkpoint(folder, run.class_names, run.device)
+    training, parameters = checkpoint.training, run.student.trained
+
+    def fitted(tensors: Mapping[str, Tensor] | None) -> dict[str, Tensor]:
+        if tensors is None:
+            tensors = {name: checkpoint.weights[_plain_name(name)] for name in parameters}
+        return {name: tensors[name] for name in parameters}
+
+    with torch.no_grad():
+        for name, value in fitted(training["trained"]).items():
+            parameters[name].copy_(value)
+    if training["trained"] is not None:
+        run.eval_weights = fitted(training["deployed"])
+    if run.average is not None and training["average"] is not None:
+        run.average = fitted(training["average"])
+    if run.ema is not None and training["ema"] is not None:
+        run.ema = fitted(training["ema"])
+    if run.student.text is not None:
+        run.eval_head = checkpoint.weights["head"].to(run.device)
+    run.optimizer.load_state_dict(training["optimizer"])
+    run.scaler.load_state_dict(training["scaler"])
+    run.micro_batch_size = min(training["micro_batch_size"], run.micro_batch_size)
+    run.temperature = training["temperature"]
+    run.predictions = training[PREDICTIONS]
+    run.progress, run.reports = checkpoint.progress, [dict(r) for r in checkpoint.reports]
+    run.train_curves = list(checkpoint.train_curves)
+    since = training[SINCE]
+    run.since = SinceReport.now(since["step"], run.device)
+    if since["sums"] is not None:
+        sums: Tensor = since["sums"].to(run.device)
+        if len(sums) != run.world_size:  # saved by another number of workers
+            sums = sums.mean(0).repeat(run.world_size, 1, 1)
+        own, *marked = sums[run.rank]
+        run.since.sums += own
+        marks = zip(since["marks"], marked, strict=True)
+        run.since.marks = [Mark(step, lr, seconds, at) for (step, lr, seconds), at in marks]
+        run.since.seconds = since["seconds"]
+        run.since.all_sums = sums  # the run is saved again when it repeats its last report
+
+
+def _plain_name(name: str) -> str:
+    """Name of a student's parameter in `Student.plain_state`."""
+    return name.replace("text.clip.", "text.", 1) if name.startswith("text.clip.") else name

@@ -1,0 +1,55 @@
+"""The scheduler of Ray Tune that stops trials where a pruner says so."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from ray.tune.experiment import Trial
+from ray.tune.schedulers import FIFOScheduler, TrialScheduler
+
+from tuning.algorithms.studies import Studies
+from tuning.runs.errors import check_own_failure
+from tuning.runs.records import STEP
+
+if TYPE_CHECKING:
+    from ray.tune.execution.tune_controller import TuneController
+
+
+class PrunerScheduler(FIFOScheduler):
+    """Asks the studies, if there are any, at each report whether a trial goes on.
+
+    A trial at its last step ends by itself: stopping it there would kill the workers while they
+    write the last checkpoint.
+    """
+
+    def __init__(self, studies: Studies | None, total_steps: int) -> None:
+        super().__init__()
+        self._studies, self._total_steps = studies, total_steps
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Tune pickles the scheduler. Nothing is ever restored from that."""
+        return {}
+
+    def choose_trial_to_run(self, tune_controller: TuneController) -> Trial | None:
+        """The next pending trial. Ray's own method loops over all ended trials at every step."""
+        waiting = (t for t in tune_controller.get_live_trials() if t.status == Trial.PENDING)
+        return next(waiting, None)
+
+    def on_trial_result(
+        self, tune_controller: TuneController, trial: Trial, result: dict[str, Any]
+    ) -> str:
+        """CONTINUE or STOP. A result without a step is no report of an evaluation."""
+        if STEP not in result or self._studies is None:
+            return str(TrialScheduler.CONTINUE)
+        if self._studies.goes_on(trial.config["trial_id"], result):
+            return str(TrialScheduler.CONTINUE)
+        at_end = result[STEP] >= self._total_steps
+        return str(TrialScheduler.CONTINUE if at_end else TrialScheduler.STOP)
+
+    def on_trial_error(self, tune_controller: TuneController, trial: Trial) -> None:
+        """Check a failure before it is recorded and the sampler learns of it.
+
+        Raises:
+            StorageFailed: the storage failed, so every trial would fail. This ends the search.
+        """
+        check_own_failure(trial)

@@ -1,0 +1,187 @@
+"""Resume a search, and what may change when that is done.
+
+Nothing may change that affects what its trials measure, including the data; where the data are
+stored may change. Trials, hours and the sampler are others' business: a resumed search may get
+more of them, or another one. Another space is another search, with this one as its warm start.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+from optuna.pruners import BasePruner
+from optuna.samplers import BaseSampler
+from optuna.storages import BaseStorage
+from ray.tune import Callback as TuneCallback
+from rich.console import Console
+
+from trainers.data.data_root import resolve_root
+from trainers.errors import ConfigError
+from trainers.overrides import flat
+from tuning.config.schema import ELSEWHERE, SamplerConfig, SearchFile
+from tuning.config.validation import load_config
+from tuning.execution.ray_session import runs_folder
+from tuning.runs.callbacks import Callback
+from tuning.runs.environment import check_same_inputs
+from tuning.runs.journal import JOURNAL_FILE
+from tuning.runs.run_folder import CONFIG_FILE, load_run, runs_named
+from tuning.search import (
+    SearchOptions,
+    SearchResult,
+    continue_search,
+    start_search,
+    with_options,
+)
+
+FREE = (
+    "search.budget",
+    "search.resources",
+    "search.tracking",
+    "search.checkpoints.keep_top",
+    *(f"trial.data.{key}" for key in ELSEWHERE),
+)
+"""Keys that do not make a configuration another search."""
+RESUMABLE = (*FREE, "search.sampler", "search.scheduler")
+"""Keys that a resume may change: none of them affects what a trial measures."""
+
+
+def more_trials(folder: str | Path, trials: int | str) -> str:
+    """The override for a number of trials: `30`, or `+8` in addition to those of a run.
+
+    Raises:
+        ConfigError: neither.
+    """
+    number = str(trials)
+    if not number.removeprefix("+").isdecimal():
+        raise ConfigError("write a number, or +8 for eight more", key="trials", value=trials)
+    if number.startswith("+"):
+        run = load_run(folder)
+        existing = sum(record.kind == "trial" for record in run.history.records)
+        number = str(max(existing, run.file.search.budget.trials) + int(number))
+    return f"search.budget.trials={number}"
+
+
+def earlier_run(file: SearchFile, storage: Path) -> Path | None:
+    """The last run of this name and configuration in a folder, apart from keys of FREE."""
+    for folder in reversed(runs_named(storage, file.search.name)):
+        try:
+            earlier = load_config(folder / CONFIG_FILE, check=False)
+        except ConfigError:  # of another version, or its plug-in is gone: not this search
+            continue
+        if identity(earlier) == identity(file):
+            return folder
+    return None
+
+
+def identity(file: SearchFile) -> dict[str, object]:
+    """Plain values that are equal if `search --resume` continues a run of the other's."""
+    return _without(file, FREE)
+
+
+def check_changes(folder: Path, file: SearchFile) -> None:
+    """Check that a configuration measures what the earlier trials of a run measured.
+
+    Raises:
+        ConfigError: a changed key, `search.yaml` was edited, or data, model or a plug-in changed.
+    """
+    run = load_run(folder)
+    was, now = _without(run.file, RESUMABLE), _without(file, RESUMABLE)
+    if changed := sorted(key for key in was | now if was.get(key) != now.get(key)):
+        key = changed[0]
+        problem = f"it was {was.get(key)!r} in this search and must not change"
+        raise ConfigError(problem, key=f"--set {key}", value=now.get(key), hint=_hint(key))
+    known = run.history.fingerprints
+    for key, fingerprint in file.fingerprints().items():
+        if known.get(key, fingerprint) != fingerprint:  # search.yaml was edited
+            problem = f"{key} differs from what this search was run with"
+            raise ConfigError(problem, source=CONFIG_FILE, hint=_hint(key))
+    resolve_root(file.trial.data.root, progress=True)
+    check_same_inputs(folder, file.trial)
+
+
+def _without(file: SearchFile, keys: tuple[str, ...]) -> dict[str, object]:
+    """A configuration as dotted keys, without some sections.
+
+    Earlier runs have their names only, since they may have been moved.
+    """
+    left_out = tuple(f"{key}." for key in keys)
+    values = flat(file.model_dump(mode="json"))
+    values["search.warm_start.runs"] = [Path(run).name for run in file.search.warm_start.runs]
+    return {key: value for key, value in values.items() if not f"{key}.".startswith(left_out)}
+
+
+def _hint(key: str) -> str:
+    if key == "search.checkpoints.storage":
+        return "its checkpoints would not be found"
+    return "start a new search, with this one in search.warm_start.runs"
+
+
+def resume_search(
+    folder: str | Path,
+    overrides: Iterable[str] = (),
+    *,
+    trials: int | str | None = None,
+    callbacks: Sequence[Callback] = (),
+    sampler: BaseSampler | SamplerConfig | str | None = None,
+    storage: BaseStorage | str | None = None,
+    address: str | None = None,
+    console: Console | None = None,
+    tune_callbacks: Sequence[TuneCallback] = (),
+    pruner: BasePruner | None = None,
+) -> SearchResult:
+    """Continue a search from its run folder: interrupted, or with more trials, hours, a sampler.
+
+    The other arguments are those of `run_search`.
+
+    Args:
+        overrides: `key=value`: budgets, resources, sampler, scheduler, location of the data.
+        trials: number of trials, `30`, or `+8` in addition to those it has.
+
+    Raises:
+        ConfigError: not a run folder, or one that another process is running; a key that must not
+            change; changed data.
+    """
+    run = load_run(folder).folder
+    if trials is not None:
+        overrides = [*overrides, more_trials(run, trials)]
+    file = load_config(run / CONFIG_FILE, list(overrides))
+    file, options = with_options(
+        file, callbacks, sampler, storage, address, console, tune_callbacks, pruner=pruner
+    )
+    return continue_from(run, file, options)
+
+
+def extend_search(
+    folder: str | Path, overrides: Iterable[str] = (), *, trials: int = 0, **options: Any
+) -> SearchResult:
+    """`resume_search` with so many more trials."""
+    return resume_search(folder, overrides, trials=f"+{trials}" if trials else None, **options)
+
+
+def continue_from(folder: Path, file: SearchFile, options: SearchOptions) -> SearchResult:
+    """Check the changes against the run folder, then run the rest of the search."""
+    check_changes(folder, file)
+    return continue_search(folder, file, options)
+
+
+def search_or_resume(
+    file: SearchFile, *, address: str | None = None, console: Console | None = None
+) -> SearchResult:
+    """Resume the run of this name and configuration, or start it if there is none.
+
+    For jobs of Ray, Kubernetes or Slurm, which submit the same command again after an interruption.
+    Keys of FREE may differ. A run of the same name with another configuration is left alone, and
+    the new one gets a number.
+
+    Raises:
+        ConfigError: see `run_search` and `resume_search`.
+    """
+    options = SearchOptions(address=address, console=console)
+    folder = earlier_run(file, runs_folder(file.search.storage))
+    if folder is None:
+        return start_search(file, options)
+    if (folder / JOURNAL_FILE).is_file():
+        return continue_from(folder, file, options)
+    return continue_search(folder, file, options)  # its first session was killed before it began

@@ -1,0 +1,118 @@
+"""A run folder in Python: `tuning.load_run("runs/mine")` has its tables, studies and figures."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+from importlib import import_module
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from tuning.runs import run_folder
+from tuning.runs.ranking import best_trial
+from tuning.runs.records import TrialRecord
+from tuning.runs.run_folder import LoadedRun
+
+if TYPE_CHECKING:
+    import optuna
+    import pandas as pd
+
+    from tuning.views.figures import Plots
+
+
+@dataclass(frozen=True)
+class BestTrial:
+    """The trial that the objective chooses."""
+
+    record: TrialRecord
+    run_folder: Path
+
+    @property
+    def trial_id(self) -> str:
+        """Its name, such as `trial-007`."""
+        return self.record.trial_id
+
+    @property
+    def params(self) -> dict[str, Any]:
+        """Its parameters, by dotted key."""
+        return dict(self.record.params)
+
+    @property
+    def metrics(self) -> dict[str, float]:
+        """Its last report."""
+        return dict(self.record.metrics)
+
+    def load_model(self) -> Any:
+        """The fine-tuned open_clip model, float32 on the CPU, in evaluation mode.
+
+        Raises:
+            ConfigError: its weights are not kept.
+        """
+        # Of a layer above this one, and with torch.
+        weights, sources = map(import_module, ("tuning.weights.export", "tuning.weights.sources"))
+        source = sources.find_source(self.run_folder, self.trial_id)
+        return weights.load_classifier(source)[0].clip
+
+
+@dataclass(frozen=True, repr=False)
+class Run(LoadedRun):
+    """The contents of a run folder, with tables, studies and figures of them."""
+
+    @cached_property
+    def trials(self) -> pd.DataFrame:
+        """One row for each trial, with the columns of `trials.parquet`."""
+        from tuning.views.tables import trials_table
+
+        zero_shot_rows = 1
+        return trials_table(self.search, self.history.records).slice(zero_shot_rows).to_pandas()
+
+    @cached_property
+    def curves(self) -> pd.DataFrame:
+        """One row for each report of each trial, with the columns of `curves.parquet`."""
+        from tuning.views.tables import curves_table
+
+        zero_shot_rows = 1
+        return curves_table(self.search, self.history.records).slice(zero_shot_rows).to_pandas()
+
+    @cached_property
+    def study(self) -> optuna.Study:
+        """The Optuna study with the objectives as its values, in memory.
+
+        Changes to it do not affect the run.
+        """
+        from tuning.views.dashboard import study_of
+
+        return study_of(self)
+
+    @property
+    def plot(self) -> Plots:
+        """Figures of the run, such as `.id_vs_ood()` and `.parallel()`."""
+        from tuning.views.figures import Plots
+
+        return Plots(self.search, self.history.records)
+
+    def __repr__(self) -> str:
+        trials = sum(record.kind == "trial" for record in self.history.records)
+        return f"<Run {self.folder}: {trials} trials>"
+
+    def _repr_html_(self) -> str | None:
+        # None is shown as text: the search has only begun.
+        return None if self.history.zero_shot is None else self.plot._repr_html_()
+
+    @property
+    def best(self) -> BestTrial | None:
+        """The trial that the objective chooses; None if no trial has a value."""
+        record = best_trial(self.search, self.history.records)
+        return None if record is None else BestTrial(record, self.folder)
+
+
+def load_run(folder: str | Path) -> Run:
+    """Read a run folder, or the run of that name in `runs/`. It may be in progress.
+
+    Its data need not be reachable.
+
+    Raises:
+        ConfigError: it is not a run folder, or one of another version.
+    """
+    loaded = run_folder.load_run(folder)
+    return Run(loaded.folder, loaded.file, loaded.history)

@@ -1,0 +1,199 @@
+"""A session: what a driver has while it runs trials, be it for a search, `confirm` or `plan`."""
+
+from __future__ import annotations
+
+import gc
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing, contextmanager
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from optuna.pruners import BasePruner
+from optuna.samplers import BaseSampler
+from optuna.storages import BaseStorage
+from ray.tune import Callback as TuneCallback
+from rich.console import Console
+
+from trainers.data.data_root import EMBEDDED
+from trainers.data.storage import Store, open_store, url_of
+from tuning.algorithms.budget import Budget
+from tuning.algorithms.searcher import TrialProposer
+from tuning.algorithms.studies import Studies, quiet_optuna
+from tuning.config.schema import BudgetConfig, NoSchedulerConfig, ResourcesConfig, SearchFile
+from tuning.execution.ray_session import concurrent_trials, ray_session
+from tuning.execution.ray_watch import RayWatch, watched_ray
+from tuning.execution.signals import restored_process
+from tuning.execution.trainable import trainable
+from tuning.execution.tune_runner import run_trials
+from tuning.execution.zero_shot import zero_shot_metrics
+from tuning.runs.callbacks import Callback
+from tuning.runs.checkpoint_home import TRAIN_FOLDER, checkpoint_home
+from tuning.runs.errors import resumable, storage_failure
+from tuning.runs.journal import History, Journal
+from tuning.runs.recorder import Recorder
+from tuning.runs.records import SearchOutcome, SearchRecord, TrialRecord
+from tuning.runs.run_folder import config_of
+from tuning.views.formatting import show_phase
+from tuning.views.progress import ProgressCallback
+
+
+@dataclass(frozen=True)
+class SearchOptions:
+    """What a caller can pass to a search beside its configuration, see `run_search`."""
+
+    callbacks: Sequence[Callback] = ()
+    sampler: BaseSampler | None = None
+    storage: BaseStorage | None = None
+    address: str | None = None
+    console: Console | None = None
+    tune_callbacks: Sequence[TuneCallback] = ()
+    pruner: BasePruner | None = None
+    trainable: Callable[[str, ResourcesConfig, str | None], Any] = trainable
+    """Makes what Ray Tune runs for each trial. Tests replace it."""
+
+
+@dataclass(frozen=True)
+class Session:
+    """What a driver has while it runs trials: those of a search, of `confirm` or of `plan`."""
+
+    file: SearchFile
+    options: SearchOptions
+    journal: Journal
+    """Locked by this session."""
+    checkpoints: Store
+    """Of all trials."""
+    concurrent: int
+    """Number of trials at a time."""
+    console: Console
+    progress: ProgressCallback
+    watch: RayWatch
+    is_own_ray: bool
+
+    def zero_shot(self, history: History, final_split: str | None = None) -> dict[str, float]:
+        """The metrics of the model before any step, also on a final split; from the journal if they
+        are there."""
+        if history.zero_shot is not None:
+            return history.zero_shot
+        trial, resources = self.file.trial, self.file.search.resources
+        # The cache of images may take hours for large data sets.
+        cached = "" if trial.data.root == EMBEDDED else ", once the images are cached"
+        show_phase(self.console, "Zero-shot", f"evaluating {trial.model.name}{cached}")
+        found = zero_shot_metrics(trial, resources, here=self.is_own_ray, final_split=final_split)
+        self.journal.zero_shot(found)
+        return found
+
+    def run(
+        self,
+        search: SearchRecord,
+        history: History,
+        budget: Budget,
+        callbacks: Sequence[Callback],
+        *,
+        fixed: Sequence[TrialRecord] = (),
+        studies: Studies | None = None,
+        final_split: str | None = None,
+        begin: Callable[[], object] = lambda: None,
+    ) -> tuple[History, SearchOutcome]:
+        """Run trials to their end: unfinished ones, fixed ones, and what studies propose.
+
+        Args:
+            history: whose unfinished trials continue.
+            final_split: evaluated once, after the last step of each trial.
+            begin: called once nothing refuses the session any more.
+
+        Returns:
+            What the journal contains, and how the session ended.
+
+        Raises:
+            StorageFailed: run folder or checkpoints could not be written, or Ray is lost.
+        """
+        # The test splits are read through this argument alone. A run in which anything is proposed
+        # or chosen by results must not have it.
+        assert final_split is None or studies is None
+        resources, earlier, watch = self.file.search.resources, history.records, self.watch
+        self.progress.earlier_seconds = history.seconds
+        callbacks, gpus = (budget, *callbacks), resources.gpus_per_trial
+        recorder = Recorder(search, self.journal, callbacks, earlier, gpus, studies, watch.check)
+        proposer = TrialProposer(
+            recorder,
+            partial(config_of, self.file),
+            fixed=fixed,
+            studies=studies,
+            may_propose=budget.allows,
+            earlier=earlier,
+        )
+        show_phase(self.console, "Trials", f"starting workers for {self.concurrent} at once")
+
+        watch.record_end = lambda: recorder.finish("stopped")
+        outcome: SearchOutcome = "failed"
+        try:
+            recorder.start()
+            begin()
+            train = self.options.trainable(self.checkpoints.url, resources, final_split)
+            outcome = run_trials(
+                train,
+                proposer,
+                budget,
+                recorder,
+                earlier,
+                self.concurrent,
+                resources.max_failures,
+                self.options.tune_callbacks,
+                studies,
+            )
+        except KeyboardInterrupt:
+            outcome = "stopped"
+        except Exception as error:
+            outcome = "stopped" if watch.lost or storage_failure(error) else "failed"
+            raise
+        finally:
+            ended = recorder.finish(outcome)
+        gc.collect()  # after Ctrl-C, this ends the processes of trials if Ray is not ours to end
+        if failure := self.journal.failure or watch.lost:
+            raise failure
+        return ended, outcome
+
+
+@contextmanager
+def open_session(
+    folder: Path, file: SearchFile, options: SearchOptions, go_on: str, home: str | None = None
+) -> Iterator[Session]:
+    """Lock the journal of a run folder, connect to Ray, and see what fits there.
+
+    Args:
+        folder: exists; nothing is written there before the journal is locked.
+        go_on: how to continue after a failure of the storage.
+        home: folder or URL of all checkpoints; by default that of a search.
+
+    Raises:
+        ConfigError: another process has the run folder open, or not even one trial fits.
+        StorageFailed: in place of any error that a failure of the storage has caused.
+    """
+    console = options.console or Console(stderr=True)
+    with (
+        restored_process(),
+        resumable(go_on),
+        closing(Journal(folder)) as journal,
+        ray_session(options.address, console=console) as is_own_ray,
+        watched_ray(go_on) as watch,
+        quiet_optuna(),
+        closing(ProgressCallback(console, journal.now)) as progress,
+    ):
+        if home is None:
+            storage, name = file.search.checkpoints.storage, file.search.name
+            home = checkpoint_home(folder, storage, name, journal.run_id)
+        concurrent = concurrent_trials(file.search.resources, is_own_ray=is_own_ray)
+        checkpoints = open_store(url_of(home, TRAIN_FOLDER))
+        yield Session(
+            file, options, journal, checkpoints, concurrent, console, progress, watch,
+            is_own_ray,
+        )  # fmt: skip
+
+
+def fixed_only(file: SearchFile, trials: int) -> SearchFile:
+    """The configuration of a run whose trials are all fixed: nothing stops or limits them."""
+    budget = BudgetConfig(trials=trials, failures=None)
+    changes = {"scheduler": NoSchedulerConfig(), "references": (), "budget": budget}
+    return file.model_copy(update={"search": file.search.model_copy(update=changes)})

@@ -1,0 +1,89 @@
+"""What a search has found, in two sentences: the result, and the limit of what it says."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from trainers.evaluation.metrics import ID_ACC, OOD_MEAN_ACC
+from tuning.runs.ranking import best_trial, misses, stronger_reference
+from tuning.runs.records import ZERO_SHOT, SearchRecord, TrialRecord
+from tuning.views.formatting import accuracy_margin, trial_label
+
+
+def answer(search: SearchRecord, records: Sequence[TrialRecord]) -> list[str]:
+    """The result and its limit, a sentence each; one sentence while no trial has finished."""
+    best = best_trial(search, records)
+    if best is None or best.outcome != "finished":
+        return ["No trial has finished yet."]
+    return [_result(search, records, best), _limit(search)]
+
+
+def _result(search: SearchRecord, records: Sequence[TrialRecord], best: TrialRecord) -> str:
+    metric = search.objectives[0].metric
+    missed = misses(search, records)[best.trial_id]
+    stronger = stronger_reference(search, records)
+    if stronger is not None:
+        label, values = trial_label(search, stronger), (stronger.last(metric), best.last(metric))
+        why = "meets the constraints, and no trial does" if missed else "is better than every trial"
+        shown = " against ".join(f"{value:.4g}" for value in values if value is not None)
+        return f"{label} {why}: {metric} {shown}."
+    if missed:
+        amounts = " and ".join(f"{text} by {amount:.2g}" for text, amount in missed.items())
+        return (
+            f"No trial meets the constraints: {best.trial_id} comes closest and misses {amounts}."
+        )
+    named = (r for r in records if r.kind == "reference" and r.outcome == "finished")
+    reference = next(named, None)
+    other = search.zero_shot if reference is None else reference.metrics
+    label = ZERO_SHOT if reference is None else trial_label(search, reference)
+    gains = {
+        what: (best.last(key) or 0.0) - other[key]
+        for what, key in (("OOD", OOD_MEAN_ACC), ("ID", ID_ACC))
+        if best.last(key) is not None and key in other
+    }
+    if not gains:
+        return f"{best.trial_id} has the best {metric}: {best.last(metric):.4g}."
+    # The larger gain is the news; the other accuracy is what it costs.
+    (first, gain), *rest = sorted(gains.items(), key=lambda pair: -pair[1])
+    compared = "than" if round(gain, 1) else "as"
+    text = f"{best.trial_id} has {_points(gain)} {first} accuracy {compared} {label}"
+    return text + "".join(f", at {_points(cost)} {what} accuracy" for what, cost in rest) + "."
+
+
+def _points(difference: float) -> str:
+    size = f"{abs(difference):.1f}"
+    if size == "0.0":
+        return "the same"
+    unit = "point" if size == "1.0" else "points"
+    return f"{size} {unit} {'more' if difference > 0 else 'less'}"
+
+
+def _limit(search: SearchRecord) -> str:
+    looks = ", OOD included" if search.sees_ood else ""
+    text = f"Chosen on validation data{looks}"
+    images = [number for number in search.val_images.values() if number]
+    if images:
+        text += f"; each accuracy is ± {accuracy_margin(50.0, min(images)):.1f} points"
+    return text + ". Confirm it on fresh seeds before you report it."
+
+
+def commands(search: SearchRecord, records: Sequence[TrialRecord], run: str) -> list[str]:
+    """The commands to go on with, each with a comment; none while no trial has finished.
+
+    Args:
+        run: what a user types for the run folder.
+    """
+    best = best_trial(search, records)
+    if best is None or best.outcome != "finished":
+        return []
+    stronger = stronger_reference(search, records)
+    if stronger is not None and not misses(search, records)[best.trial_id]:
+        found = [f"lipsum-tune resume {run} --trials +8   # no trial is better yet"]
+        if stronger.trial_id != ZERO_SHOT:
+            export = f"lipsum-tune export {run} --trial {stronger.trial_id} --output model"
+            found.append(f"{export}   # {trial_label(search, stronger)}")
+        return found
+    return [
+        f"lipsum-tune confirm {run}   # fresh seeds, then the test splits, once",
+        f"lipsum-tune export {run} --output model   # {best.trial_id}, for open_clip",
+    ]

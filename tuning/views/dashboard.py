@@ -1,0 +1,276 @@
+"""The Optuna study that optuna-dashboard shows: a view of the journal, also while a search runs.
+
+Its values are the objectives; states, names and numbers are those of the journal. With one
+objective and no constraint, `study.best_trial` is the best trial of the search. Accuracies and NLLs
+are user attributes. The study is found by the id of the run, and what it lacks
+is added: nothing is ever deleted.
+"""
+
+from __future__ import annotations
+
+import itertools
+import logging
+import random
+import time
+import warnings
+from collections.abc import Sequence
+from datetime import datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+import optuna
+from optuna.distributions import CategoricalDistribution
+from optuna.exceptions import ExperimentalWarning
+from optuna.storages import BaseStorage, InMemoryStorage, JournalStorage, RDBStorage
+from optuna.storages.journal import JournalFileBackend
+from optuna.trial import FrozenTrial, TrialState
+from sqlalchemy.exc import IntegrityError, ProgrammingError
+
+from search_spaces import SearchSpace
+from trainers.errors import ConfigError, first_line
+from trainers.redact import redact
+from tuning.algorithms.studies import (
+    STATES,
+    TRIAL_ID,
+    is_inside,
+    point_of,
+    quiet_optuna,
+    violations,
+)
+from tuning.runs.callbacks import Callback
+from tuning.runs.journal import cut_torn_line
+from tuning.runs.records import (
+    METHOD_KEY,
+    STEP,
+    SearchOutcome,
+    SearchRecord,
+    TrialRecord,
+    trial_name,
+)
+from tuning.security.databases import check_driver, expand
+
+if TYPE_CHECKING:
+    from tuning.runs.run_folder import LoadedRun
+
+logger = logging.getLogger(__name__)
+
+OPTUNA_FILE = "optuna.journal"
+RUN_ID: Final = "run_id"
+"""User attribute of a study: the id of the run."""
+_ATTEMPTS = 8
+"""To open a database that other searches set up at the same time."""
+
+
+def open_storage(run_folder: Path, url: str | None) -> BaseStorage:
+    """The storage of the study of a search.
+
+    Args:
+        run_folder: folder of the search, whose driver holds the lock.
+        url: of a database, `postgresql+psycopg://...`; None for a file in the run folder.
+
+    Raises:
+        ConfigError: it cannot be used.
+    """
+    if url is not None:
+        check_driver("search.study_storage", url)
+    try:
+        if url is not None:
+            return _open_database(expand(url))
+        path = run_folder / OPTUNA_FILE
+        # A killed driver may leave half a line, and a lock that the run folder's makes obsolete.
+        path.with_name(f"{OPTUNA_FILE}.lock").unlink(missing_ok=True)
+        if path.is_file():
+            cut_torn_line(path)
+        return JournalStorage(JournalFileBackend(str(path)))
+    except Exception as error:  # of SQLAlchemy and its drivers, of many types; of a damaged file
+        hint = "Optuna needs a database of its own" if isinstance(error, RuntimeError) else None
+        raise ConfigError(
+            redact(f"{type(error).__name__}: {first_line(error)}", url or ""),
+            key="search.study_storage",
+            value=redact(url or OPTUNA_FILE),
+            hint=hint,
+        ) from None
+
+
+def _open_database(url: str) -> BaseStorage:
+    """Open a database. If several searches find it empty, one creates the tables; the others retry.
+
+    Optuna 5.0 has no lock for that.
+    """
+    for attempt in itertools.count(1):
+        try:
+            # Connections may be cut between two events of a search, which can be hours apart.
+            return RDBStorage(url, engine_kwargs={"pool_pre_ping": True})
+        except (IntegrityError, ProgrammingError):
+            if attempt == _ATTEMPTS:
+                raise
+        time.sleep(random.uniform(0.1, 0.5))
+    raise AssertionError("unreachable")
+
+
+class DashboardView(Callback):
+    """Writes the study as a callback. If that fails, it says so once and writes nothing more."""
+
+    def __init__(self, storage: BaseStorage, space: SearchSpace) -> None:
+        self._storage, self._parts = storage, space.parts()
+        self._study_id: int | None = None
+        self._ids: dict[str, int] = {}  # of Optuna, by the names of trials
+        self._bests: dict[str, float] = {}
+
+    def search_started(self, search: SearchRecord) -> None:
+        """Find the study, or create it."""
+        self._search = search
+        try:
+            found = (
+                study.study_name
+                for study in self._storage.get_all_studies()
+                if study.user_attrs.get(RUN_ID) == search.run_id
+            )
+            modes = [objective.mode for objective in search.objectives]
+            study = optuna.create_study(
+                study_name=next(found, f"{search.name} ({search.run_id})"),
+                storage=self._storage,
+                directions=["maximize" if mode == "max" else "minimize" for mode in modes],
+                load_if_exists=True,
+            )
+            study.set_user_attr(RUN_ID, search.run_id)
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore", ExperimentalWarning)
+                study.set_metric_names([objective.metric for objective in search.objectives])
+            self._ids = {
+                trial.user_attrs[TRIAL_ID]: trial._trial_id
+                for trial in study.get_trials(deepcopy=False)
+                if TRIAL_ID in trial.user_attrs
+            }
+            self._study_id = study._study_id
+        except Exception as error:
+            self._give_up(error)
+
+    def trial_started(self, record: TrialRecord) -> None:
+        """A running trial."""
+        self._write(record)
+
+    def trial_reported(self, record: TrialRecord) -> None:
+        """An intermediate value."""
+        self._write(record)
+
+    def trial_ended(self, record: TrialRecord) -> None:
+        """Its state, values and attributes."""
+        self._write(record)
+
+    def search_ended(self, records: Sequence[TrialRecord], outcome: SearchOutcome) -> None:
+        """Add what is missing."""
+        for record in records:
+            self._write(record)
+
+    def _write(self, record: TrialRecord) -> None:
+        self._bests = self._search.with_bests(self._bests, record)
+        if self._study_id is None or record.kind != "trial":
+            return
+        try:
+            # Trials have the numbers of the journal. A proposal that has not started leaves a gap.
+            for number in range(len(self._ids), record.number):
+                name = {TRIAL_ID: trial_name(number)}
+                waiting = optuna.create_trial(state=TrialState.WAITING, user_attrs=name)
+                self._ids[trial_name(number)] = self._storage.create_new_trial(
+                    self._study_id, waiting
+                )
+            trial = self._trial(record)
+            if record.trial_id not in self._ids:
+                new = self._storage.create_new_trial(self._study_id, trial)
+                self._ids[record.trial_id] = new
+            else:
+                self._update(self._ids[record.trial_id], trial)
+        except Exception as error:
+            self._give_up(error)
+
+    def _trial(self, record: TrialRecord) -> FrozenTrial:
+        search, state, values = self._search, STATES[record.outcome], None
+        if state == TrialState.COMPLETE:
+            found = [record.last(objective.metric) for objective in search.objectives]
+            values = [value for value in found if value is not None]
+            if len(values) < len(found):
+                state, values = TrialState.FAIL, None
+        params, distributions, point = {}, {}, point_of(record)
+        for method, space in self._parts.items():
+            if record.params.get(METHOD_KEY) == method and is_inside(point, space):
+                params, distributions = dict(record.params), space.distributions()
+                if method is not None:
+                    distributions[METHOD_KEY] = CategoricalDistribution(list(self._parts))
+        curve = record.curve if len(search.objectives) == 1 else ()
+        metric = search.objectives[0].metric
+        attributes = {
+            name: value
+            for name, value in (record.metrics.items() if record.is_final else ())
+            if name.endswith(("acc", "nll")) or name in _decisive(search)
+        }
+        trial = optuna.create_trial(
+            state=state,
+            values=values,
+            params=params,
+            distributions=distributions,
+            user_attrs={TRIAL_ID: record.trial_id, **attributes},
+            intermediate_values={
+                int(report[STEP]): report[metric] for report in curve if metric in report
+            },
+            constraints=violations(search, record, self._bests) if values else None,
+        )
+        if record.started_at is not None:
+            trial.datetime_start = datetime.fromtimestamp(record.started_at)
+        if record.ended_at is not None and state.is_finished():
+            trial.datetime_complete = datetime.fromtimestamp(record.ended_at)
+        return trial
+
+    def _update(self, trial_id: int, new: FrozenTrial) -> None:
+        storage, old = self._storage, self._storage.get_trial(trial_id)
+        if old.state.is_finished():
+            return
+        for name, value in new.params.items():
+            if name not in old.params:
+                distribution = new.distributions[name]
+                internal = distribution.to_internal_repr(value)
+                storage.set_trial_param(trial_id, name, internal, distribution)
+        for step, value in new.intermediate_values.items():
+            if old.intermediate_values.get(step) != value:
+                storage.set_trial_intermediate_value(trial_id, step, value)
+        for name, value in new.user_attrs.items():
+            if old.user_attrs.get(name) != value:
+                storage.set_trial_user_attr(trial_id, name, value)
+        for name, value in new.system_attrs.items():
+            storage.set_trial_system_attr(trial_id, name, value)
+        if new.state != old.state:
+            storage.set_trial_state_values(trial_id, new.state, new.values)
+
+    def _give_up(self, error: Exception) -> None:
+        self._study_id = None
+        logger.warning(
+            "the Optuna study of the dashboard is not written any more (%s: %s); a resume or "
+            "`lipsum-tune report` completes it",
+            type(error).__name__,
+            redact(first_line(error)),
+        )
+
+
+def _decisive(search: SearchRecord) -> set[str]:
+    told = {objective.metric for objective in (*search.objectives, *search.sampler_objectives)}
+    return told | {constraint.metric for constraint in search.constraints}
+
+
+def complete_study(run: LoadedRun, storage: BaseStorage) -> None:
+    """Add what the study of a run lacks in a storage.
+
+    Raises:
+        ConfigError: the zero-shot model of the run has not been evaluated yet.
+    """
+    search = run.search
+    view = DashboardView(storage, run.file.search_space())
+    view.search_started(search)
+    view.search_ended(run.history.records, "finished")
+
+
+def study_of(run: LoadedRun) -> optuna.Study:
+    """The study of a run, in memory."""
+    storage = InMemoryStorage()
+    with quiet_optuna():
+        complete_study(run, storage)
+        return optuna.load_study(study_name=None, storage=storage)

@@ -1,0 +1,271 @@
+"""The runs of one search in MLflow, written from the events of its journal.
+
+Every point has the time of its event. MLflow's SQL stores ignore a point that they have already
+(same key, step, time and value), so whatever is in doubt is sent again, and no file notes what it
+has received. A step that a resumed trial repeats has a later time, and counts.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from tuning.runs.environment import ENVIRONMENT_FILE, recorded_environment
+from tuning.runs.journal import Event, Replay, read_events
+from tuning.runs.ranking import best_trial, misses
+from tuning.runs.records import (
+    AVERAGED,
+    EVAL_IMAGES,
+    STEP,
+    TRAIN_CURVE,
+    ZERO_SHOT,
+    SearchRecord,
+    TrialRecord,
+)
+from tuning.runs.run_folder import CONFIG_FILE
+from tuning.views.formatting import format_params, trial_label
+from tuning.views.mlflow import client as mlf
+from tuning.views.mlflow.view import describe, main_metrics, order_key, share_view
+
+if TYPE_CHECKING:
+    from mlflow.entities import Metric
+
+STATUS: Mapping[str, str] = {
+    "running": "RUNNING",
+    "finished": "FINISHED",
+    "pruned": "FINISHED",  # as planned: MLflow marks a killed run like a failed one
+    "stopped": "KILLED",
+    "failed": "FAILED",
+}
+
+
+class Writer:
+    """Sends what a journal has since the last call. For one thread at a time.
+
+    After an error it looks up again which runs MLflow has. One that was deleted is made again, with
+    all that the journal has of it.
+
+    Args:
+        uri: a database (`sqlite:////abs/mlflow.db`) or a server (`https://...`), as configured.
+        experiment: its name in MLflow; created if it is missing.
+        all_metrics: send everything that trials report, and not only `main_metrics`.
+        below: `run_id` of a search to whose parent run this one's belongs.
+    """
+
+    def __init__(
+        self,
+        search: SearchRecord,
+        uri: str,
+        experiment: str,
+        all_metrics: bool = False,
+        below: str | None = None,
+    ) -> None:
+        self.num_written = 0  # runs, over all calls: it grows while MLflow answers
+        self._search, self._uri, self._experiment = search, uri, experiment
+        self._all_metrics, self._below = all_metrics, below
+        self._journal, self._offset = Replay(), 0
+        self._created = 0.0  # time of the first event
+        self._reports: dict[str, list[Event]] = {}  # by trial ID
+        self._zero_shot: list[TrialRecord] = []
+        # What MLflow has, by trial ID; looked up again after an error.
+        self._is_open = False
+        self._runs: dict[str, str] = {}
+        self._sent: dict[str, int] = {}  # number of reports
+        self._written: dict[str, TrialRecord] = {}
+        self._outcome: str = ""
+        self._columns: list[str] | None = None
+
+    def send(self, is_over: bool = False) -> None:
+        """Bring MLflow up to date with the journal.
+
+        Args:
+            is_over: no driver runs the search. Trials without an end were cut off by a kill, and
+                the results in the run folder are uploaded.
+
+        Raises:
+            Exception: MLflow lacks a part, which the next call sends. A trial that MLflow refuses
+                does not hold up the others.
+        """
+        self._read()
+        history = self._journal.history(live=not is_over)
+        records = [*self._zero_shot, *history.records]
+        outcome = history.outcome or ("stopped" if is_over else "running")
+        refusal = None
+        try:
+            if not self._is_open or is_over:
+                self._open()
+            columns = list(dict.fromkeys(key for record in records for key in record.params))
+            if columns != self._columns:
+                share_view(self._client, self._experiment_id, self._search, columns)
+                self._columns = columns
+            for record in records:
+                if self._written.get(record.trial_id) is not record:
+                    try:
+                        self._write_trial(record, records)
+                    except mlf.MlflowException as error:
+                        if error.get_http_status_code() >= 500:
+                            raise
+                        refusal = error
+            if outcome != self._outcome:
+                self._write_parent(history.records, outcome)
+                self._outcome = outcome
+            if is_over:
+                self._upload()
+            if refusal is not None:
+                raise refusal
+        except Exception:
+            self._is_open = False
+            raise
+
+    def _read(self) -> None:
+        """Take the events since the last call."""
+        records = self._journal.records
+        for event, end in read_events(self._search.run_folder, self._offset):
+            self._offset, kind, at = end, event["event"], event["time"]
+            trial_id = event.get("trial", "")
+            before = records.get(trial_id)
+            self._journal.add(event)
+            if kind == "created":
+                self._created = at
+            elif kind == "zero_shot":
+                metrics = {STEP: 0, **event["metrics"]}
+                self._reports[ZERO_SHOT] = [{"time": at, "report": metrics}]
+                model = TrialRecord(ZERO_SHOT, -1, "reference", {}, "finished", curve=(metrics,))
+                self._zero_shot = [replace(model, started_at=at, ended_at=at)]
+            elif kind == "report" and records[trial_id] is not before:
+                self._reports.setdefault(trial_id, []).append(event)
+                records[trial_id] = records[trial_id].compact
+
+    def _open(self) -> None:
+        """Connect, find or create the parent run, and find the runs of trials."""
+        search = self._search
+        client, self._experiment_id = mlf.connect(self._uri, self._experiment)
+        self._client = client
+        recorded = recorded_environment(search.run_folder)
+        version = recorded.get("packages", {}).get("lipsum-tune", "")
+        above = self._below and mlf.search_run(client, self._experiment_id, self._below)
+        values = {
+            "search": search.name,
+            "search_id": search.run_id,
+            "run_folder": str(search.run_folder.resolve()),
+            "kind": "search",
+            "mlflow.source.name": f"lipsum-tune {version}".strip(),
+            "mlflow.source.git.commit": recorded.get("git_commit") or "",
+            mlf.PARENT_TAG: above.info.run_id if above else "",
+        }
+        tags = mlf.tags_of(values)
+        parent = mlf.search_run(client, self._experiment_id, search.run_id)
+        if parent is None:
+            parent = mlf.create_run(client, self._experiment_id, search.name, tags, self._created)
+        self._parent_id = str(parent.info.run_id)
+        client.update_run(self._parent_id, name=search.name)  # the folder may have been moved
+        # MLflow's params cannot change, and a resumed search may have another configuration.
+        params = [p for p in mlf.params_of(search.config) if p.key not in parent.data.params]
+        client.log_batch(self._parent_id, params=params, tags=tags)
+
+        own = f"tags.search_id = '{search.run_id}' and tags.kind != 'search'"
+        found = client.search_runs([self._experiment_id], own, max_results=50_000)
+        self._runs, self._outcome, self._columns = {}, "", None
+        # A server that hung may have carried out two requests for a run. One of them has content.
+        for run in sorted(found, key=lambda run: not (run.data.params or run.data.metrics)):
+            trial_id, run_id = run.data.tags.get("trial_id"), str(run.info.run_id)
+            if trial_id is not None and self._runs.setdefault(trial_id, run_id) != run_id:
+                client.delete_run(run_id)
+        self._sent = {name: n for name, n in self._sent.items() if name in self._runs}
+        self._written = {name: r for name, r in self._written.items() if name in self._runs}
+        self._is_open = True
+
+    def _write_trial(self, record: TrialRecord, records: Sequence[TrialRecord]) -> None:
+        search, client, trial_id = self._search, self._client, record.trial_id
+        pruned = f" (pruned {record.step})" if record.outcome == "pruned" else ""
+        label = f"{trial_label(search, record)}{pruned} {format_params(record.params)}".strip()
+        # Tags of the last report, because they qualify its accuracies.
+        qualities = {name: record.last(name) for name in (AVERAGED, EVAL_IMAGES)}
+        # All from the start, since a filter on a tag hides runs without it.
+        values = {
+            mlf.PARENT_TAG: self._parent_id,
+            "search": search.name,
+            "search_id": search.run_id,
+            "trial_id": trial_id,
+            "kind": "zero_shot" if trial_id == ZERO_SHOT else record.kind,
+            "method": search.method(record) or "",
+            "outcome": record.outcome,
+            "error": record.error or "",
+        }
+        values |= {name: f"{value:.0f}" for name, value in qualities.items() if value is not None}
+        tags = mlf.tags_of(values)
+        if trial_id not in self._runs:
+            run = mlf.create_run(client, self._experiment_id, label, tags, record.started_at)
+            self._runs[trial_id] = str(run.info.run_id)
+        run_id, reports = self._runs[trial_id], self._reports.get(trial_id, [])
+        new = reports[self._sent.get(trial_id, 0) :]
+        metrics = [metric for event in new for metric in self._points(event)]
+        if record.outcome == "finished":
+            is_choice = record.kind == "trial" and not misses(search, records)[trial_id]
+            metrics.append(self._order(record, is_choice, record.ended_at or 0.0))
+        params = {} if trial_id == ZERO_SHOT else record.params or search.reference_params
+        client.log_batch(run_id, metrics, mlf.params_of(params), tags)
+        client.update_run(run_id, STATUS[record.outcome], label)
+        if record.ended_at is not None:
+            client.set_terminated(run_id, STATUS[record.outcome], round(1000 * record.ended_at))
+        self._sent[trial_id], self._written[trial_id] = len(reports), record
+        self.num_written += 1
+
+    def _write_parent(self, records: Sequence[TrialRecord], outcome: str) -> None:
+        search, client, at = self._search, self._client, self._journal.last
+        tags = {"outcome": outcome, "mlflow.note.content": describe(search, records, outcome)}
+        best = best_trial(search, records) if outcome != "running" else None
+        metrics: list[Metric] = []
+        if best is not None:
+            # Tags, not params: a resumed search may find better ones.
+            tags |= {f"best/{key}": str(value) for key, value in best.params.items()}
+            tags["best/trial"] = best.trial_id
+            values = {f"best/{name}": value for name, value in self._shown(best.metrics).items()}
+            metrics = mlf.metrics_of(values, best.step, at)
+        client.log_batch(self._parent_id, metrics, tags=mlf.tags_of(tags))
+        client.update_run(self._parent_id, STATUS[outcome])
+        if outcome != "running":
+            client.set_terminated(self._parent_id, STATUS[outcome], round(1000 * at))
+            missed = misses(search, records)
+            for record in records:  # `best - 0.5` may be missed only once a better trial has ended
+                if record.outcome == "finished" and missed.get(record.trial_id):
+                    order = [self._order(record, False, at)]
+                    client.log_batch(self._runs[record.trial_id], order)
+
+    def _upload(self) -> None:
+        """Copy tables, report, configuration and environment to the parent's artifacts."""
+        folder, client = self._search.run_folder, self._client
+        for path in (*folder.glob("*.parquet"), *(folder / "report").glob("*")):
+            client.log_artifact(self._parent_id, str(path))
+        for name in (CONFIG_FILE, ENVIRONMENT_FILE):
+            if (path := folder / name).is_file():
+                text = mlf.redact(path.read_text(encoding="utf-8"))
+                client.log_text(self._parent_id, text, name)
+
+    def _points(self, event: Event) -> Iterator[Metric]:
+        """A report, and the training curve since the last one, which goes on at the report's step.
+
+        A report's own loss is the mean since the last report, which is another curve.
+        """
+        report, curve = event["report"], event.get(TRAIN_CURVE, {})
+        points = {int(report[STEP]): dict(report)}
+        for values in zip(*curve.values(), strict=True):
+            point = dict(zip(curve, values, strict=True))
+            points.setdefault(int(point[STEP]), {}).update(point)
+        for step, point in sorted(points.items()):
+            yield from mlf.metrics_of(self._shown(point), step, event["time"])
+
+    def _shown(self, report: Mapping[str, float]) -> dict[str, float]:
+        """The metrics of a report that MLflow gets, `main_metrics` first.
+
+        MLflow 3.17 shows metrics in order of arrival, and compares runs by the first one.
+        """
+        names = dict.fromkeys(main_metrics(self._search) + (*report,) * self._all_metrics)
+        return {name: report[name] for name in names if name in report and name != STEP}
+
+    def _order(self, record: TrialRecord, is_choice: bool, at: float) -> Metric:
+        value = record.last(self._search.objectives[0].metric) if is_choice else None
+        value = math.nan if value is None else value
+        return mlf.Metric(order_key(self._search), value, round(1000 * at), record.step)

@@ -1,1 +1,0 @@
-"""Tables of a search as Parquet files."""
