@@ -57,7 +57,7 @@ def environment_variables(variables: Mapping[str, str], *, override: bool = True
 
 @contextmanager
 def restored_process() -> Iterator[None]:
-    """After the block, environment variables, log levels and log handlers are as before it.
+    """After the block, environment, log levels, handlers of logs and signals are as before it.
 
     Ray 2.60 and MLflow 3.17 change them in the process that uses them and do not restore them.
     open_clip calls `logging.info`, which gives a root logger without handlers one, so that
@@ -66,6 +66,8 @@ def restored_process() -> Iterator[None]:
     environment, handlers = dict(os.environ), list(logging.root.handlers)
     names = ["", *logging.root.manager.loggerDict]
     levels = {name: logging.getLogger(name).level for name in names}
+    is_main = threading.current_thread() is threading.main_thread()  # others cannot set handlers
+    signals = {n: signal.getsignal(n) for n in (signal.SIGTERM, signal.SIGINT) if is_main}
     try:
         yield
     finally:
@@ -73,5 +75,7 @@ def restored_process() -> Iterator[None]:
             del os.environ[name]
         os.environ.update(environment)
         logging.root.handlers[:] = handlers
+        for number, handler in signals.items():
+            signal.signal(number, handler)
         for name, level in levels.items():
             logging.getLogger(name).setLevel(level)
