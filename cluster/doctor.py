@@ -13,7 +13,6 @@ from typing import Any
 
 import ray
 from ray import cloudpickle
-from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
@@ -22,6 +21,7 @@ from trainers.data.data_root import EMBEDDED
 from trainers.errors import first_line
 from tuning.config.schema import SearchFile
 from tuning.execution.ray_session import ray_session
+from tuning.execution.tasks import ask_nodes
 from tuning.runs.run_folder import job_runs
 from tuning.security.databases import check_drivers
 
@@ -81,26 +81,24 @@ def _asked(file: SearchFile | None) -> dict[str, Any]:
 
 
 def _ask(asked: dict[str, Any], answer_s: float) -> list[Node]:
-    ask, tasks, found = ray.remote(num_cpus=0)(node_facts), {}, []
+    found, alive = [], dict[str, tuple[str, dict[str, float]]]()
     for node in ray.nodes():
         name = str(node["NodeManagerAddress"])
         if "node:__internal_head__" in node["Resources"]:
             name += " (head)"
         if node["Alive"]:
-            here = NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)
-            task = ask.options(scheduling_strategy=here).remote(asked)
-            tasks[task] = name, node["Resources"]
+            alive[node["NodeID"]] = name, node["Resources"]
         elif message := node.get("DeathReasonMessage"):
             found.append(Node(name, faults=(f"dead: {message}",)))
-    ray.wait(list(tasks), num_returns=len(tasks), timeout=answer_s)
-    for task, (name, resources) in tasks.items():
-        try:
-            facts, faults = ray.get(task, timeout=0)
-        except Exception as error:  # no answer in time, or none at all
-            silent = isinstance(error, ray.exceptions.GetTimeoutError)
-            reason = f"no answer within {answer_s:g} s" if silent else first_line(error)
+    answers = ask_nodes(node_facts, dict.fromkeys(alive, (asked,)), answer_s)
+    for node_id, (name, resources) in alive.items():
+        answer = answers[node_id]
+        if answer is None or isinstance(answer, Exception):
+            silent = f"no answer within {answer_s:g} s"
+            reason = silent if answer is None else first_line(answer)
             found.append(Node(name, faults=(reason,)))
             continue
+        facts, faults = answer
         free = {"CPUs": f"{resources.get('CPU', 0):g}", "GPUs": f"{resources.get('GPU', 0):g}"}
         found.append(Node(name, {**free, **facts}, tuple(faults)))
     versions = {node.facts["versions"] for node in found if node.facts}

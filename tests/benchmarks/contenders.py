@@ -15,7 +15,7 @@ from ray.tune.search import Searcher
 from ray.tune.search.optuna import OptunaSearch
 
 from search_spaces import SearchSpace
-from tuning.algorithms.pruning import create_pruner, rung_ladder
+from tuning.algorithms.pruning import create_pruner
 from tuning.algorithms.studies import create_studies
 from tuning.config.objectives import Objective
 from tuning.config.schema import AshaConfig, NoSchedulerConfig, SamplerConfig, SchedulerConfig
@@ -151,6 +151,14 @@ def stock(name: str, *, pruned: bool = True, prior: bool = False) -> Contender:
 
     evaluate_at = _rungs if pruned else lambda problem: [problem.total_steps]
     return Contender(name, create, evaluate_at, prior)
+
+
+def rung_ladder(grace_steps: int, reduction_factor: int, total_steps: int) -> list[int]:
+    """The steps at which trials are compared: grace, grace * factor, ... below the last."""
+    rungs = [grace_steps]
+    while rungs[-1] < total_steps:
+        rungs.append(rungs[-1] * reduction_factor)
+    return rungs[:-1]
 
 
 def _rungs(problem: Problem) -> list[int]:

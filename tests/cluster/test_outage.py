@@ -14,6 +14,7 @@ import yaml
 
 from tests.cluster.mlflow_process import running_server
 from tests.cluster.postgres import running_postgres
+from tests.tuning.agreement import train_points
 from tests.waiting import wait_until
 from tuning.runs.journal import JOURNAL_FILE, read_history
 
@@ -67,7 +68,7 @@ def reported(records):
     found = {
         (record.trial_id, name, int(point["step"])): value
         for record in records
-        for point in (*record.curve, *record.train_points)
+        for point in (*record.curve, *train_points(record))
         for name, value in point.items()
         if name != "step" and math.isfinite(value)
     }

@@ -32,7 +32,7 @@ def disagreements(folder):
         found.append(f"the trials are {sorted(trials)}")
     every = run.file.trial.eval.every
     for name, record in trials.items():
-        trained = [point["step"] for point in record.train_points]
+        trained = [point["step"] for point in train_points(record)]
         if trained != sorted(set(trained)) or trained[-1:] != [record.step] * bool(record.curve):
             found.append(f"{name} has a training curve at {trained}")
         steps = [int(point["step"]) for point in record.curve]
@@ -93,7 +93,7 @@ def _mlflow(run, trials):
         found.append(f"MLflow has {has}, the journal {wanted}")
     for child in children:
         trial = trials[child.data.tags["trial_id"]]
-        curve = (*trial.curve, *trial.train_points)  # of one step, the latter count
+        curve = (*trial.curve, *train_points(trial))  # of one step, the latter count
         reported_names = {key for point in curve for key in point} - {"step"}
         shown = reported_names if is_all else reported_names & set(main_metrics(run.search))
         for name in sorted(shown):
@@ -151,3 +151,10 @@ def journal_events(folder):
         return []
     whole = path.read_text().rpartition("\n")[0]
     return [json.loads(line) for line in whole.splitlines()]
+
+
+def train_points(record):
+    """The training curve of a trial point by point, each with its `step`."""
+    for part in (*record.train_curves, record.progress):
+        for values in zip(*part.values(), strict=True):
+            yield dict(zip(part, values, strict=True))

@@ -4,13 +4,14 @@ import io
 
 from rich.console import Console
 
-from tuning.views.result_table import markdown
+from tuning.views.result_table import plain
 
 
 def cells(table):
     """The formatted cells of all rows; `-` if empty."""
-    _, _, *lines = markdown(table)
-    return [[cell.strip() for cell in line.split("|")[1:-1]] for line in lines[: len(table.rows)]]
+    return [
+        [" ".join(cell.split("\n")).strip() or "-" for cell in row] for row in plain(table).rows
+    ]
 
 
 def column(table, header):

@@ -33,11 +33,3 @@ def create_pruner(
     if isinstance(config, HyperbandConfig):
         return HyperbandPruner(max_resource=total_steps, **rungs)
     return SuccessiveHalvingPruner(**rungs)
-
-
-def rung_ladder(grace_steps: int, reduction_factor: int, total_steps: int) -> list[int]:
-    """The steps at which trials are compared: grace, grace * factor, ... below the last."""
-    rungs = [grace_steps]
-    while rungs[-1] < total_steps:
-        rungs.append(rungs[-1] * reduction_factor)
-    return rungs[:-1]

@@ -28,7 +28,6 @@ from trainers.overrides import METHOD_KEY
 from tuning.config.prior import Center, PriorConfig, check_searched, prior_points
 
 ALL = "all"
-TEXT_LENGTH = "method.text_length"
 
 
 def one_or_several(value: Any) -> Any:

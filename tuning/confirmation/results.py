@@ -11,7 +11,7 @@ from typing import TypeAlias
 from trainers.errors import ConfigError
 from tuning.confirmation.statistics import Estimate, estimate, paired_difference
 from tuning.runs.journal import JOURNAL_FILE, History, read_history
-from tuning.runs.records import ZERO_SHOT, ParamValue, SearchRecord, TrialRecord
+from tuning.runs.records import ZERO_SHOT, ParamValue, SearchRecord, TrialRecord, zero_shot_record
 
 CONFIRM_FOLDER = "confirm"
 FT = "ft"
@@ -137,8 +137,7 @@ def results_of(history: History) -> dict[Key, TrialRecord]:
     """The finished trainings by trial and seed, in the order of their start, after zero-shot."""
     found: dict[Key, TrialRecord] = {}
     if history.zero_shot is not None:
-        model = TrialRecord(ZERO_SHOT, -1, "reference", {}, "finished", curve=(history.zero_shot,))
-        found[ZERO_SHOT, None] = model
+        found[ZERO_SHOT, None] = zero_shot_record(history.zero_shot)
     finished = [record for record in history.records if record.outcome == "finished"]
     return found | {key_of(record): record for record in finished}
 

@@ -9,6 +9,7 @@ from tuning.confirmation.configurations import read_confirmation
 from tuning.confirmation.results import FT
 from tuning.runs.ranking import best_trial, choice_of, misses, stronger_reference
 from tuning.runs.records import STEP, SearchRecord, TrialRecord
+from tuning.views.answer import commands_after
 from tuning.views.formatting import trial_label
 
 
@@ -36,12 +37,8 @@ class Verdict:
         Args:
             run: what a user types for the run folder.
         """
-        export = f"lipsum-tune export {run} --output model   # {self.label}, for open_clip"
-        confirm = f"lipsum-tune confirm {run}   # fresh seeds, then the test splits, once"
-        extend = f"lipsum-tune resume {run} --trials +8   # no trial is better yet"
-        if self.seeds or self.record.outcome != "finished":
-            return [export]
-        return [confirm if self.record.kind == "trial" else extend, export]
+        more, export = commands_after(self.record, self.label, run)
+        return [export] if self.seeds or self.record.outcome != "finished" else [more, export]
 
 
 def verdict(search: SearchRecord, records: Sequence[TrialRecord]) -> Verdict | None:

@@ -7,7 +7,7 @@ import operator
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, TypeAlias
 
-from tuning.runs.records import ZERO_SHOT, SearchRecord, TrialRecord
+from tuning.runs.records import SearchRecord, TrialRecord, zero_shot_record
 
 Measure: TypeAlias = Callable[[TrialRecord], Any]
 """What a rule compares trials by, more is better; None for a trial that it cannot compare."""
@@ -108,7 +108,7 @@ def stronger_reference(search: SearchRecord, records: Sequence[TrialRecord]) -> 
     best = [values for record in compared if (values := search.values(record)) is not None]
     bests = search.bests(records)
     models = [r for r in records if r.kind == "reference" and r.outcome == "finished"]
-    zero_shot = TrialRecord(ZERO_SHOT, -1, "reference", {}, "finished", curve=(search.zero_shot,))
+    zero_shot = zero_shot_record(search.zero_shot)
     models.append(zero_shot)
     stronger = [
         (values, record)

@@ -12,7 +12,7 @@ scheduler), `failed` (it raised), `stopped` (the search was interrupted, or a bu
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Final, Literal, TypeAlias
@@ -50,12 +50,6 @@ SECONDS: Final = "cost/seconds"
 def trial_name(number: int) -> str:
     """The name of a trial by its number, counted from 0: `trial-007`."""
     return f"trial-{number:03d}"
-
-
-def trial_number(trial_id: str) -> int:
-    """The number in `trial-007`; -1 for a reference."""
-    name, _, number = trial_id.rpartition("-")
-    return int(number) if name == "trial" else -1
 
 
 @dataclass(frozen=True)
@@ -184,13 +178,6 @@ class TrialRecord:
         """The record with its last report only."""
         return replace(self, curve=self.curve[-1:], train_curves=())
 
-    @property
-    def train_points(self) -> Iterator[dict[str, float]]:
-        """The training curve point by point, each with its `step`."""
-        for part in (*self.train_curves, self.progress):
-            for values in zip(*part.values(), strict=True):
-                yield dict(zip(part, values, strict=True))
-
     def last(self, metric: str) -> float | None:
         """The metric in the last report; None if it is missing or not finite."""
         return _finite(self.metrics.get(metric))
@@ -209,6 +196,11 @@ class TrialRecord:
         if not lines:
             return ""
         return lines[-1] if lines[0].startswith("Traceback") else lines[0]
+
+
+def zero_shot_record(metrics: Mapping[str, float]) -> TrialRecord:
+    """The zero-shot model in the form of a trial, to stand beside trials."""
+    return TrialRecord(ZERO_SHOT, -1, "reference", {}, "finished", curve=(metrics,))
 
 
 @dataclass(frozen=True)

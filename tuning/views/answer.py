@@ -76,14 +76,15 @@ def commands(search: SearchRecord, records: Sequence[TrialRecord], run: str) -> 
     best = best_trial(search, records)
     if best is None or best.outcome != "finished":
         return []
-    stronger = stronger_reference(search, records)
-    if stronger is not None and not misses(search, records)[best.trial_id]:
-        found = [f"lipsum-tune resume {run} --trials +8   # no trial is better yet"]
-        if stronger.trial_id != ZERO_SHOT:
-            export = f"lipsum-tune export {run} --trial {stronger.trial_id} --output model"
-            found.append(f"{export}   # {trial_label(search, stronger)}")
-        return found
-    return [
-        f"lipsum-tune confirm {run}   # fresh seeds, then the test splits, once",
-        f"lipsum-tune export {run} --output model   # {best.trial_id}, for open_clip",
-    ]
+    won = stronger_reference(search, records) or best
+    return commands_after(won, trial_label(search, won), run)
+
+
+def commands_after(won: TrialRecord, label: str, run: str) -> list[str]:
+    """Confirm the trial that won, or look for a better one than the reference; then export it."""
+    export, what = f"lipsum-tune export {run}", f"--output model   # {label}, for open_clip"
+    if won.kind == "trial":
+        confirm = f"lipsum-tune confirm {run}   # fresh seeds, then the test splits, once"
+        return [confirm, f"{export} {what}"]
+    more = f"lipsum-tune resume {run} --trials +8   # no trial is better yet"
+    return [more, f"{export} --trial {won.trial_id} {what}"]

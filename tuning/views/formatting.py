@@ -101,7 +101,7 @@ def format_difference(mean: float, low: float, high: float) -> Text:
     return Text(f"{mean:+.1f}\n[{low:+.1f}, {high:+.1f}]", style)
 
 
-def untuned_label(search: SearchRecord, separator: str = " ") -> str:
+def untuned_label(search: SearchRecord) -> str:
     """Label of the reference, plain fine-tuning with the settings of the configuration file.
 
     It keeps readers from taking it for a method that was tuned like the trials beside it.
@@ -109,7 +109,7 @@ def untuned_label(search: SearchRecord, separator: str = " ") -> str:
     return "untuned FT"
 
 
-def trial_label(search: SearchRecord, record: TrialRecord, separator: str = " ") -> str:
+def trial_label(search: SearchRecord, record: TrialRecord) -> str:
     """`trial-007` for a trial, `untuned_label` for the reference, `zero-shot`."""
     is_named = record.kind == "trial" or record.trial_id == ZERO_SHOT
-    return record.trial_id if is_named else untuned_label(search, separator)
+    return record.trial_id if is_named else untuned_label(search)

@@ -6,8 +6,9 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from rich.box import SIMPLE_HEAD
-from rich.console import Group, RenderableType
+from rich.console import Console, Group, RenderableType
 from rich.markup import escape
+from rich.measure import Measurement
 from rich.table import Table
 from rich.text import Text
 
@@ -93,7 +94,8 @@ def leaderboard(
     references = [record for record in records if record.kind == "reference"]
     keys = list(dict.fromkeys(key for record in order for key in record.params))
     each = _table(search, records, references, visible, keys, is_wide=True)
-    if each.__rich_measure__(_console(width), _console(width).options).minimum <= width:
+    console = Console(width=width)
+    if Measurement.get(console, console.options.update(width=10 * width), each).minimum <= width:
         table = each
     else:
         table = _table(search, records, references, visible, keys, is_wide=False)
@@ -191,9 +193,3 @@ def _table(
 def _outcome(record: TrialRecord) -> Text:
     step = "" if record.outcome == "finished" or not record.step else f" at {record.step}"
     return Text(record.outcome + step, OUTCOME_STYLE[record.outcome])
-
-
-def _console(width: int) -> Any:
-    from rich.console import Console
-
-    return Console(width=width)

@@ -17,7 +17,7 @@ from plotly.offline import get_plotlyjs
 from trainers.errors import storage_failures
 from trainers.evaluation.metrics import ID_ACC, OOD_MEAN_ACC, val_acc
 from tuning.runs.ranking import best_trial, misses, ranked
-from tuning.runs.records import METHOD_KEY, ZERO_SHOT, SearchRecord, TrialRecord
+from tuning.runs.records import METHOD_KEY, SearchRecord, TrialRecord, zero_shot_record
 from tuning.views import figures
 from tuning.views.changed_images import Changed
 from tuning.views.formatting import (
@@ -172,7 +172,7 @@ def _rows(search: SearchRecord, records: Sequence[TrialRecord]) -> Iterator[dict
     keys = list(dict.fromkeys(key for record in records for key in record.params))
     missed, best = misses(search, records), best_trial(search, records)
     references = [record for record in records if record.kind == "reference"]
-    zero_shot = TrialRecord(ZERO_SHOT, -1, "reference", {}, "finished", curve=(search.zero_shot,))
+    zero_shot = zero_shot_record(search.zero_shot)
     ordered = [zero_shot, *references, *ranked(search, records)]
     for rank, record in enumerate(ordered, -len(references)):
         is_trial, is_done = record.kind == "trial", record.outcome == "finished"

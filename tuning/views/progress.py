@@ -43,8 +43,7 @@ class ProgressCallback(Callback):
     def __init__(self, console: Console, clock: Callable[[], float] = time.time) -> None:
         self.earlier_seconds = 0.0
         """Wall clock before `search_started`, which counts against a budget of hours too."""
-        self.is_ending = False
-        """The search ends before all trials have run, so no time left is shown."""
+        self._is_ending = False  # and with it the time left
         self._console, self._clock = console, clock
         self._search: SearchRecord | None = None
         self._began = clock()
@@ -106,11 +105,12 @@ class ProgressCallback(Callback):
         text += f"  in {took}" if took else ""
         # A resume brings the ends of earlier sessions again, before anything runs.
         is_news = known is not None and known.outcome == "running"
+        self._is_ending |= is_news and record.outcome == "stopped"
         self._show(record, f"{text}  {record.error_line}".rstrip(), is_news)
 
     def search_ended(self, records: Sequence[TrialRecord], outcome: SearchOutcome) -> None:
         """Show all trials once more and close the display."""
-        self.is_ending = True
+        self._is_ending = True
         self._records = {record.trial_id: record.compact for record in records}
         self._update_whole()
         self.close()
@@ -161,7 +161,7 @@ class ProgressCallback(Callback):
         texts = []
         if self._bars is None:
             texts.append(f"{_ended(records)} of {search.budget_trials} trials done")
-        left = None if self.is_ending else seconds_left(search, records, now)
+        left = None if self._is_ending else seconds_left(search, records, now)
         texts += [f"about {format_seconds(left)} left"] if left else []
         best = best_trial(search, records)
         if best is not None and best.outcome == "finished":

@@ -1,4 +1,4 @@
-"""A table of results as one object, for the terminal (rich), as Markdown, and as text."""
+"""A table of results as one object, for the terminal (rich) and as text for the page."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from rich.table import Table
 from rich.text import Text
 
 Cell: TypeAlias = str | Text
-"""Text of a cell. A `Text` has styles, which Markdown ignores; a `str` is never read as markup."""
+"""Text of a cell. A `Text` has styles; a `str` is never read as markup."""
 
 
 @dataclass(frozen=True)
@@ -137,17 +137,6 @@ def borderless_table(*headers: str, text: Sequence[int] = (0,)) -> Table:
             no_wrap=index < len(headers) - 1,
         )
     return table
-
-
-def markdown(table: ResultTable) -> list[str]:
-    """Lines of Markdown: all columns, `-` in empty cells, and the notes as a list."""
-    alignments = ("---" if column.left else "---:" for column in table.columns)
-    rows = [[column.header for column in table.columns]]
-    rows += [[_cell(column, row).plain or "-" for column in table.columns] for row in table.rows]
-    lines = [[_one_line(text).replace("|", "\\|") for text in row] for row in rows]
-    header, *body = [f"| {' | '.join(line)} |" for line in lines]
-    notes = [f"- {note}" for note in table.notes]
-    return [header, f"|{'|'.join(alignments)}|", *body, *([""] if notes else []), *notes]
 
 
 def plain(table: ResultTable) -> PlainTable:

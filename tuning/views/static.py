@@ -17,7 +17,7 @@ from matplotlib.figure import Figure
 from trainers.data.storage import open_store
 from trainers.evaluation.metrics import ID_ACC, OOD_MEAN_ACC
 from tuning.runs.ranking import best_trial
-from tuning.runs.records import ZERO_SHOT, SearchRecord, TrialRecord
+from tuning.runs.records import ZERO_SHOT, SearchRecord, TrialRecord, zero_shot_record
 from tuning.views.formatting import trial_label
 from tuning.views.lines import frontier, line_of
 
@@ -88,7 +88,7 @@ def main_figure(search: SearchRecord, records: Sequence[TrialRecord]) -> Figure:
         else:
             _draw(axes, trials, BLUE, "o", None)
     marks = [(trial_label(search, r), r, "X") for r in finished if r.kind == "reference"]
-    zero_shot = TrialRecord(ZERO_SHOT, -1, "reference", {}, curve=(search.zero_shot,))
+    zero_shot = zero_shot_record(search.zero_shot)
     for label, record, marker in [*marks, (ZERO_SHOT, zero_shot, "*")]:
         if _point(record):
             _draw(axes, [record], "#22262B", marker, None)

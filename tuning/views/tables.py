@@ -39,7 +39,7 @@ import pyarrow.parquet as pq
 
 from trainers.data.storage import open_store
 from tuning.runs.ranking import best_trial
-from tuning.runs.records import STEP, ZERO_SHOT, SearchRecord, TrialRecord
+from tuning.runs.records import STEP, ZERO_SHOT, SearchRecord, TrialRecord, zero_shot_record
 
 _CURVE_FIELDS = (
     pa.field("trial_id", pa.string(), nullable=False),
@@ -67,7 +67,7 @@ def trials_table(search: SearchRecord, records: Sequence[TrialRecord]) -> pa.Tab
     """`trials.parquet`: one row per trial after the zero-shot model."""
     first, best = search.objectives[0], best_trial(search, records)
     rows = []
-    for record in [_zero_shot(search), *_ordered(records)]:
+    for record in [zero_shot_record(search.zero_shot), *_ordered(records)]:
         is_model = record.trial_id == ZERO_SHOT
         row: dict[str, object] = {
             "trial_id": record.trial_id,
@@ -120,10 +120,6 @@ def write_tables(
                 file.write(content.getbuffer())
             paths.append(folder / (name + suffix))
     return tuple(paths)
-
-
-def _zero_shot(search: SearchRecord) -> TrialRecord:
-    return TrialRecord(ZERO_SHOT, -1, "reference", {}, "finished", curve=(search.zero_shot,))
 
 
 def _ordered(records: Iterable[TrialRecord]) -> list[TrialRecord]:

@@ -18,7 +18,7 @@ from search_spaces import Float, SearchSpace
 from tests.tuning import fakes
 from tests.tuning.sessions import Session
 from trainers.errors import ConfigError
-from tuning.algorithms.pruning import LEAST_FINISHED, create_pruner, rung_ladder
+from tuning.algorithms.pruning import LEAST_FINISHED, create_pruner
 from tuning.config.objectives import Objective
 from tuning.config.schema import (
     AshaConfig,
@@ -189,6 +189,3 @@ def test_a_configuration_makes_its_pruner():
     for grace, first in ((None, 160), (50, 50)):  # two thirds of 240, at an evaluation
         asha = create_pruner(AshaConfig(grace_steps=grace), TOTAL, EVERY)
         assert (asha._min_resource, asha._reduction_factor) == (first, 3)
-    assert rung_ladder(20, 2, TOTAL) == [20, 40, 80, 160]
-    assert rung_ladder(120, 2, TOTAL) == [120]
-    assert rung_ladder(TOTAL, 2, TOTAL) == []

@@ -31,7 +31,6 @@ from tuning.execution.ray_workarounds import (
     remove_orphaned_groups,
     tune_workarounds,
 )
-from tuning.execution.tasks import run_tasks
 from tuning.search import run_search
 
 
@@ -174,16 +173,16 @@ def test_the_placement_group_of_a_killed_actor_is_removed(ray_head):
 
 
 @pytest.mark.ray
-def test_tasks_get_the_cpus_that_a_killed_actor_held(ray_head, monkeypatch):
-    monkeypatch.setattr("tuning.execution.tasks.CHECK_S", 0.1)
+def test_tasks_get_the_cpus_that_a_killed_actor_held(ray_head):
     with ray_session(ray_head.address):
         killed = holder()
         ray.get(killed.hold.remote(2))
         ray.kill(killed)
         task = ray.remote(num_cpus=1)(lambda item: item + 1)
-        found = []
-        run_tasks([1, 2], task.remote, lambda _, ended: found.append(ray.get(ended)), at_once=1)
-    assert found == [2, 3]
+        found = [task.remote(1), task.remote(2)]
+        while ray.wait(found, num_returns=2, timeout=0.1)[1]:
+            remove_orphaned_groups()
+        assert ray.get(found) == [2, 3]
 
 
 def without(name, patch):

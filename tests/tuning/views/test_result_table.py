@@ -4,7 +4,7 @@ import pytest
 from rich.text import Text
 
 from tests.tuning.result_tables import text_of
-from tuning.views.result_table import Column, ResultTable, Row, fit_table, markdown
+from tuning.views.result_table import Column, PlainTable, ResultTable, Row, fit_table, plain
 
 TABLE = ResultTable(
     "a [title]",
@@ -59,14 +59,14 @@ def test_cells_are_never_read_as_markup():
     assert "a [title]" in text
 
 
-def test_markdown_has_all_columns_on_one_line_per_row():
+def test_plain_text_has_all_columns():
     pipe = replace(TABLE, rows=[*TABLE.rows, Row({"name": "a|b\nc"})])
-    assert markdown(pipe) == [
-        "| name | first column | bb | cc | text |",
-        "|---|---:|---:|---:|---|",
-        "| one | 1.2 | [x] | - | twenty characters ok |",
-        "| two | 0.0 | - | - | - |",
-        "| a\\|b c | - | - | - | - |",
-        "",
-        "- A note.",
-    ]
+    assert plain(pipe) == PlainTable(
+        ["name", "first column", "bb", "cc", "text"],
+        [
+            ["one", "1.2", "[x]", "", "twenty characters ok"],
+            ["two", "0.0", "", "", ""],
+            ["a|b\nc", "", "", "", ""],
+        ],
+        ["A note."],
+    )

@@ -23,6 +23,7 @@ from tuning.runs.records import (
     ZERO_SHOT,
     SearchRecord,
     TrialRecord,
+    zero_shot_record,
 )
 from tuning.runs.run_folder import CONFIG_FILE
 from tuning.views.formatting import format_params, trial_label
@@ -132,7 +133,7 @@ class Writer:
             elif kind == "zero_shot":
                 metrics = {STEP: 0, **event["metrics"]}
                 self._reports[ZERO_SHOT] = [{"time": at, "report": metrics}]
-                model = TrialRecord(ZERO_SHOT, -1, "reference", {}, "finished", curve=(metrics,))
+                model = zero_shot_record(metrics)
                 self._zero_shot = [replace(model, started_at=at, ended_at=at)]
             elif kind == "report" and records[trial_id] is not before:
                 self._reports.setdefault(trial_id, []).append(event)
