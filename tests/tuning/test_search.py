@@ -3,6 +3,7 @@
 import shutil
 import time
 from pathlib import Path
+from unittest.mock import patch
 
 import pytest
 import ray
@@ -25,7 +26,7 @@ from tuning.execution.ray_session import concurrent_trials, ray_session
 from tuning.execution.zero_shot import zero_shot_metrics
 from tuning.search import run_search
 
-SURFACE = Path(__file__).parents[2] / "public_surface.yaml"
+SURFACE = Path(__file__).parents[1] / "public_surface.yaml"
 
 pytestmark = pytest.mark.ray
 
@@ -79,7 +80,8 @@ def search(images_root, tmp_path_factory):
     values["search"]["scheduler"]["grace_steps"] = 12
     path = folder / "small.yaml"
     path.write_text(yaml.safe_dump(values))
-    found = run_search(load_config(path), console=Console(quiet=True))
+    with patch("tuning.algorithms.studies.LEAST_FINISHED", 1):
+        found = run_search(load_config(path), console=Console(quiet=True))
     return found, *left_behind()
 
 

@@ -82,9 +82,7 @@ def commands(search: SearchRecord, records: Sequence[TrialRecord], run: str) -> 
 
 def commands_after(won: TrialRecord, label: str, run: str) -> list[str]:
     """Confirm the trial that won, or look for a better one than the reference; then export it."""
-    export, what = f"lipsum-tune export {run}", f"--output model   # {label}, for open_clip"
+    export = f"lipsum-tune export {run} --output model   # {label}, for open_clip"
     if won.kind == "trial":
-        confirm = f"lipsum-tune confirm {run}   # fresh seeds, then the test splits, once"
-        return [confirm, f"{export} {what}"]
-    more = f"lipsum-tune resume {run} --trials +8   # no trial is better yet"
-    return [more, f"{export} --trial {won.trial_id} {what}"]
+        return [f"lipsum-tune confirm {run}   # fresh seeds, then the test splits, once", export]
+    return [f"lipsum-tune resume {run} --trials +8   # no trial is better yet", export]

@@ -154,7 +154,7 @@ def test_a_search_that_loses_to_its_reference_exports_the_reference(
         return done.stdout
 
     said = lipsum_tune("search", "quickstart", *overrides)
-    assert "lipsum-tune export mine --output model   # untuned FT" in said
+    assert "lipsum-tune export mine --output model   # untuned FT, for open_clip\n" in said
     said = lipsum_tune("confirm", "mine", "--seeds", "2")
     assert "Best        untuned FT. No trial is better than untuned FT" in said
     assert "Compared by the means over 2 fresh seeds on the validation splits: " in said

@@ -68,4 +68,4 @@ def test_the_commands_follow_from_the_answer():
     assert export.startswith("lipsum-tune export run --output model ")
     more, export = commands(SEARCH, [fakes.reference(), fakes.trial(1, 60, 50)], "run")
     assert more.startswith("lipsum-tune resume run --trials +8 ")
-    assert export.startswith("lipsum-tune export run --trial ft --output model ")
+    assert export.startswith("lipsum-tune export run --output model ")
