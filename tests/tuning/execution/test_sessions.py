@@ -176,7 +176,7 @@ def test_a_signal_between_two_trials_stops_the_search(images_root, tmp_path):
     class Interrupt(Callback):
         def trial_ended(self, record):
             if record.trial_id == "trial-000":
-                os.kill(os.getpid(), signal.SIGINT)
+                signal.raise_signal(signal.SIGINT)
 
     found = run_instantly(instant_file(images_root, tmp_path), callbacks=[Interrupt()])
     assert found.outcome == "stopped"
@@ -281,9 +281,10 @@ def test_a_refused_change_leaves_a_run_that_resumes(images_root, tmp_path):
     run = run_instantly(instant_file(images_root, tmp_path)).folder
     before = (run / CONFIG_FILE).read_text()
     changes = ["search.budget.trials=9", "search.sampler.name=random"]
-    resources, server = "search.resources.cpus_per_worker=64", "http://127.0.0.1:9"
+    resources = ["search.resources.cpus_per_worker=64", "search.resources.max_concurrent=null"]
+    server = "http://127.0.0.1:9"
     with pytest.raises(ConfigError, match=r"search\.resources"):
-        resume_instantly(run, *changes, resources)
+        resume_instantly(run, *changes, *resources)
     with pytest.raises(TrackingError):
         resume_instantly(run, *changes, f"search.tracking.uri={server}")
     assert (run / CONFIG_FILE).read_text() == before

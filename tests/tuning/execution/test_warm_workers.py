@@ -83,13 +83,19 @@ def test_a_trial_equals_the_same_one_in_a_fresh_process(num_workers, trial, tmp_
     assert weights(tmp_path / "warm") == weights(tmp_path / "fresh")
 
 
-def test_workers_end_with_their_next_report(trial, tmp_path):
+def test_workers_end_with_their_next_report(trial, tmp_path, monkeypatch):
+    monkeypatch.setattr("tuning.execution.warm_workers.POLL_S", 0.01)
+    long = trial.model_validate(trial.model_dump() | {"steps": 2000, "eval": {"every": 20}})
+    prepare_folder(open_store(tmp_path))
+    request = Request(str(tmp_path), long.model_dump_json())
     workers = WarmWorkers(HOUR_S, ResourcesConfig().per_trial())
-    long = trial.model_copy(update={"steps": 10_000})
-    run(workers, long, tmp_path / "trial", 1)
+    answer = workers.ask(request)
+    while answer.metrics or not answer.train_curve:  # they start, or have just reported
+        answer = workers.ask(request)
+    (step,) = answer.train_curve["step"]
+    assert step % 20 == 10
     workers.end()  # they take the request with their next report
-    request = Request(str(tmp_path / "trial"), long.model_dump_json())
-    assert workers.ask(request).metrics["step"] % 3 == 0
+    assert workers.ask(request).metrics["step"] % 20 == 0
     with pytest.raises(RuntimeError, match="have ended without a report"):
         workers.ask(request)
 
