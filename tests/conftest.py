@@ -2,6 +2,7 @@
 
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -36,7 +37,8 @@ CLASSES = ("apple", "bus", "cactus", "cat", "clock", "fish", "house", "umbrella"
 
 
 def pytest_configure():
-    """Generate Ray's token if this user has none."""
+    """Hear SIGINT, which a shell has its background jobs ignore, and give this user Ray's token."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     if not (Path.home() / ".ray" / "auth_token").exists():  # the command takes seconds
         ray = Path(sys.executable).parent / "ray"
         subprocess.run([ray, "get-auth-token", "--generate"], check=True, capture_output=True)

@@ -14,7 +14,7 @@ from trainers.exchange import END, Answer, Exchange, Request
 from trainers.folders import temporary_folder
 from trainers.hang import take_stacks
 from trainers.ray_trainer import serve, torch_trainer
-from tuning.execution.ray_workarounds import remove_orphaned_groups
+from tuning.execution.ray_workarounds import remove_orphaned_groups, without_helpers
 from tuning.execution.tasks import ask_nodes
 
 POLL_S = 5.0
@@ -76,7 +76,8 @@ class WarmWorkers:
     def _run(self, values: dict[str, Any], options: dict[str, Any]) -> None:
         try:
             with temporary_folder("lipsum-tune-train-") as scratch:
-                torch_trainer(serve, values, name=self._name, scratch=scratch, **options).fit()
+                trainer = torch_trainer(serve, values, name=self._name, scratch=scratch, **options)
+                without_helpers(trainer).fit()
         except Exception as error:
             self._ended.set_exception(error)
         else:

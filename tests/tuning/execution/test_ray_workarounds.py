@@ -21,6 +21,7 @@ from rich.console import Console
 
 from tests.tuning.agreement import disagreements
 from tests.tuning.execution.real_searches import EQUAL_TRIALS, real_file, untimed
+from trainers.ray_trainer import torch_trainer
 from tuning.execution import ray_workarounds
 from tuning.execution.ray_session import ray_session
 from tuning.execution.ray_workarounds import (
@@ -30,6 +31,7 @@ from tuning.execution.ray_workarounds import (
     loopback_only,
     remove_orphaned_groups,
     tune_workarounds,
+    without_helpers,
 )
 from tuning.search import run_search
 
@@ -185,6 +187,18 @@ def test_tasks_get_the_cpus_that_a_killed_actor_held(ray_head):
         assert ray.get(found) == [2, 3]
 
 
+def test_a_training_starts_without_helpers(tmp_path):
+    trainer = torch_trainer(print, {}, name="any", scratch=tmp_path)
+
+    def callbacks():
+        return [type(one).__name__ for one in trainer._create_default_callbacks()]
+
+    before, left_out = callbacks(), {"DatasetsCallback", "PlacementGroupCleanerCallback"}
+    assert left_out < set(before)  # Ray Train itself still adds both
+    without_helpers(trainer)
+    assert callbacks() == [name for name in before if name not in left_out]
+
+
 def without(name, patch):
     """Rename what a workaround needs, as another Ray may."""
     path, attributes, loss = INTERNALS[name]
@@ -218,13 +232,15 @@ def test_a_workaround_without_its_internals_is_skipped_with_one_line(name, monke
         assert ray_workarounds.internal(name) is None
 
 
-def test_without_internals_nothing_is_changed(monkeypatch):
+def test_without_internals_nothing_is_changed(monkeypatch, tmp_path):
     for name in INTERNALS:
         without(name, monkeypatch)
     before = dict(os.environ)
+    trainer = torch_trainer(print, {}, name="any", scratch=tmp_path)
     with loopback_only(), tune_workarounds():
         assert draining_nodes() == {}
         remove_orphaned_groups()
+        assert "_create_default_callbacks" not in vars(without_helpers(trainer))
     assert dict(os.environ) == before
 
 
