@@ -12,8 +12,8 @@ from trainers.errors import ConfigError
 from tuning.confirmation.statistics import Estimate, estimate, paired_difference
 from tuning.runs.journal import JOURNAL_FILE, History, read_history
 from tuning.runs.records import ZERO_SHOT, ParamValue, SearchRecord, TrialRecord, zero_shot_record
+from tuning.runs.run_folder import CONFIRM_FOLDER as CONFIRM_FOLDER
 
-CONFIRM_FOLDER = "confirm"
 FT = "ft"
 """Id of the reference, plain fine-tuning."""
 SPLIT = "test"

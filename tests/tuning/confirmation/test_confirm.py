@@ -227,11 +227,8 @@ def instant(images_root, whole_root, tmp_path):
         with patch("tuning.confirmation.confirm.SearchOptions", options):
             return confirm(folder, console=QUIET, rules=["objective"], **arguments)
 
-    with (
-        without_ray(),
-        patch("tuning.confirmation.confirm.write_run_report"),
-        patch("tuning.confirmation.confirm.log_confirmation"),
-    ):
+    backfill(load_run(folder))
+    with without_ray(mlflow=False), patch("tuning.confirmation.confirm.write_run_report"):
         yield folder, run, splits
 
 
@@ -371,22 +368,25 @@ def test_a_failed_training_is_named_and_the_others_go_on(confirmed):
 
 
 @pytest.mark.ray
-def test_mlflow_has_one_run_per_configuration(confirmed, tmp_path):
+def test_mlflow_has_each_training_below_the_search(confirmed, tmp_path):
     folder, _, found = confirmed
     client = MlflowClient(default_tracking_uri(folder.parent))
     (experiment,) = [e for e in client.search_experiments() if e.name == "lipsum-tune"]
     runs = client.search_runs([experiment.experiment_id], "tags.kind = 'confirm'")
-    by_trial = {run.data.tags["confirms"]: run for run in runs}
-    assert len(runs) == len(by_trial) == 2
     (parent,) = client.search_runs([experiment.experiment_id], "tags.kind = 'search'")
     page = client.download_artifacts(parent.info.run_id, "index.html", str(tmp_path))
     assert "Confirmed on fresh seeds" in Path(page).read_text("utf-8")
-    for trial_id, run in by_trial.items():
-        mean = found.estimate(trial_id, "id_test/acc")
-        assert mean is not None
-        assert run.data.metrics["id_test/acc"] == pytest.approx(mean.mean)
-        assert run.data.tags["mlflow.parentRunId"] == parent.info.run_id
-    assert by_trial["trial-000"].data.params["method.reg_weight"] == "0.5"
+    assert len(runs) == len(confirm_history(folder).records) + 1
+    for one in runs:
+        assert one.data.tags["mlflow.parentRunId"] == parent.info.run_id
+        result = found.results.get((one.data.tags["confirms"], seed_of(one)))
+        assert (one.info.status == "FINISHED") == (result is not None)
+        if result is not None:
+            assert one.data.metrics["id_test/acc"] == pytest.approx(result.metrics["id_test/acc"])
+
+
+def seed_of(run):
+    return int(run.data.params["seed"]) if run.data.params else None
 
 
 @pytest.mark.ray

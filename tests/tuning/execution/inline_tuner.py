@@ -160,7 +160,9 @@ def without_ray(mlflow=True):
     }
     with ExitStack() as patches:
         if not mlflow:
-            patches.enter_context(patch("tuning.search.MlflowCallback", lambda *_: Callback()))
+            for module in ("tuning.search", "tuning.confirmation.confirm"):
+                stand_in = patch(f"{module}.MlflowCallback", lambda *_, **__: Callback())
+                patches.enter_context(stand_in)
         for name, stand_in in session.items():
             patches.enter_context(patch(f"tuning.session.{name}", stand_in))
         patches.enter_context(patch("tuning.views.page.write_page"))

@@ -131,19 +131,6 @@ def connect(uri: str, experiment: str) -> tuple[MlflowClient, str]:
         ) from None  # the cause's text may hold the credentials that were just taken out
 
 
-def create_run(
-    client: MlflowClient,
-    experiment_id: str,
-    name: str,
-    tags: Sequence[RunTag],
-    time: float | None = None,
-) -> Run:
-    """A new run that started at a time in Unix seconds, by default now."""
-    start_ms = None if time is None else round(1000 * time)
-    named = {tag.key: tag.value for tag in tags}
-    return client.create_run(experiment_id, start_ms, named, run_name=name)
-
-
 def search_run(client: MlflowClient, experiment_id: str, run_id: str) -> Run | None:
     """The parent run of the search whose journal has this run ID; None if there is none."""
     found = client.search_runs(

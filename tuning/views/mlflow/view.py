@@ -47,9 +47,10 @@ def order_key(search: SearchRecord) -> str:
 
 
 def share_view(
-    client: MlflowClient, experiment_id: str, search: SearchRecord, params: Sequence[str]
+    client: MlflowClient, experiment_id: str, search: SearchRecord, records: Sequence[TrialRecord]
 ) -> None:
-    """Store the view of a search. Its columns are ID and OOD accuracy, objectives and `params`."""
+    """Store the view of a search: columns of ID and OOD accuracy, objectives and parameters."""
+    params = dict.fromkeys(key for record in records for key in record.params)
     main = [name for name in main_metrics(search) if not name.startswith(("train/", "cost/"))]
     columns = [f"metrics.`{key_of(name)}`" for name in (*main, SECONDS)]
     columns[3:3] = ["tags.`outcome`", *(f"params.`{key_of(name)}`" for name in params)]
