@@ -150,7 +150,8 @@ class Session:
             raise
         finally:
             ended = recorder.finish(outcome)
-        gc.collect()  # after Ctrl-C, this ends the processes of trials if Ray is not ours to end
+        if outcome == "stopped":  # this ends the processes of trials if Ray is not ours to end
+            gc.collect()
         if failure := self.journal.failure or watch.lost:
             raise failure
         return ended, outcome
