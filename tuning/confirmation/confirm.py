@@ -25,7 +25,6 @@ from trainers.data.data_root import resolve_root
 from trainers.data.fingerprint import split_fingerprint
 from trainers.data.storage import Store, url_of
 from trainers.errors import ConfigError, quoted
-from tuning.algorithms.budget import Budget
 from tuning.checkpoints.files import remove_folder
 from tuning.confirmation.configurations import chosen
 from tuning.confirmation.report import write_results_table, write_run_report
@@ -153,7 +152,6 @@ def _train(run: LoadedRun, wanted: Mapping[Key, Configuration], options: SearchO
         points = trainings(history, wanted)
         names = {point.trial_id for point in points}
         earlier = [r for r in history.records if r.trial_id in names]
-        budget = Budget(file.search.budget, search, History(), journal.now)
         tracking = file.search.tracking
         mlflow = MlflowCallback(
             tracking_uri(tracking.uri, run.folder.parent),
@@ -161,10 +159,9 @@ def _train(run: LoadedRun, wanted: Mapping[Key, Configuration], options: SearchO
             tracking.metrics == "all",
             confirms=run.search.run_id,
         )
-        _, outcome = session.run(
+        _, outcome, _ = session.run(
             search,
             replace(history, records=tuple(earlier)),
-            budget,
             [_Remove(session.checkpoints), session.progress, mlflow],
             fixed=points,
             final_split=SPLIT,
