@@ -72,8 +72,8 @@ def test_each_chosen_trial_is_confirmed_once(tmp_path):
     assert found["trial-000"].labels == ("objective #1", "id_val")
     assert found["trial-003"].labels == ("objective #2",)
     assert found["trial-001"].labels == ("ood_val", "leave_one_domain_out")
-    assert not found["trial-000"].looks_at_ood
-    assert found["trial-001"].looks_at_ood
+    assert not found["trial-000"].looks_at_ood(search)
+    assert found["trial-001"].looks_at_ood(search)
 
 
 def test_the_announced_reference_is_labelled_as_not_tuned(tmp_path):
@@ -99,17 +99,14 @@ def test_the_best_of_each_method_is_confirmed_under_its_name(tmp_path):
     assert list(found)[:4] == ["trial-007", "trial-006", "trial-005", "trial-004"]
     best = found["trial-007"]
     assert best.labels[:2] == ("objective #1", "by_method/carot")
-    assert (best.method, best.best_of_method, best.params["method.name"]) == (
-        "carot",
-        True,
-        "carot",
-    )
+    assert (best.method, best.params["method.name"]) == ("carot", "carot")
+    assert {"objective", "by_method"} <= best.rules
     only = chosen(search, records, rules=["by_method"])
     assert [one.labels for one in only] == [
         ("by_method/carot",), ("by_method/lipsum_ft",), ("by_method/kd",), ("by_method/ft",),
     ]  # fmt: skip
     (other,) = chosen(search, records, rules=["id_val"])
-    assert (other.trial_id, other.method, other.best_of_method) == ("trial-004", "ft", False)
+    assert (other.trial_id, other.method, other.rules) == ("trial-004", "ft", {"id_val"})
 
 
 @pytest.mark.parametrize(
@@ -152,19 +149,19 @@ def test_fresh_seeds_are_none_that_a_trial_used():
 
 def test_a_confirmation_is_read_back_with_all_seeds_and_labels(tmp_path):
     search, records = fakes.search_record(tmp_path), fakes.compared_methods()
-    assert read_confirmation(search, records) is None
+    assert read_confirmation(search) is None
     acc = {"id_test/acc": 70.0}
     for one in chosen(search, records, rules=["id_val", "ood_val"]):
         write_results(tmp_path, {(one.trial_id, s): acc for s in (1001, 1000)}, one.labels)
     write_results(tmp_path, {("trial-007", 1002): acc, ("ft", 1002): "full"}, ("by_method/carot",))
-    found = read_confirmation(search, records)
+    found = read_confirmation(search)
     assert found is not None
     assert (found.seeds, found.failed) == ((1000, 1001, 1002), {("ft", 1002): "full"})
     ft, *others = found.configurations
     assert ft == Configuration(FT, {}, method=FT)
-    assert {one.trial_id: (one.labels, one.looks_at_ood, one.best_of_method) for one in others} == {
-        "trial-004": (("id_val",), False, False),
-        "trial-007": (("ood_val", "by_method/carot"), True, True),
+    assert {one.trial_id: (one.labels, one.looks_at_ood(search)) for one in others} == {
+        "trial-004": (("id_val",), False),
+        "trial-007": (("ood_val", "by_method/carot"), True),
     }
     assert others[0].params == {"optim.lr": 1e-5}
     assert found.values("trial-007", "id_test/acc") == {1000: 70.0, 1001: 70.0, 1002: 70.0}
