@@ -224,7 +224,6 @@ def instant(images_root, whole_root, tmp_path):
         with patch("tuning.confirmation.confirm.SearchOptions", options):
             return confirm(folder, console=QUIET, rules=["objective"], **arguments)
 
-    backfill(load_run(folder))
     with without_ray(mlflow=False), patch("tuning.confirmation.confirm.write_run_report"):
         yield folder, run, splits
 
