@@ -13,7 +13,6 @@ from unittest.mock import patch
 import pyarrow.parquet as pq
 import pytest
 import ray
-from mlflow.tracking import MlflowClient
 from rich.console import Console
 
 from tests.trainers.curves import changed
@@ -51,8 +50,8 @@ from tuning.execution.warm_workers import WarmWorkers
 from tuning.runs.journal import History
 from tuning.runs.run_folder import load_run
 from tuning.session import Session
-from tuning.views.mlflow.callback import backfill
-from tuning.views.mlflow.client import default_tracking_uri
+from tuning.views.mlflow.callback import MlflowCallback, backfill
+from tuning.views.mlflow.client import connect, default_tracking_uri, runs_below, search_run
 
 STEPS = 3
 QUIET = Console(quiet=True)
@@ -288,6 +287,30 @@ def test_ctrl_c_is_raised_and_the_next_call_goes_on(instant, monkeypatch):
     assert list(run(seeds=2).results) == KEYS
 
 
+def test_mlflow_has_each_training_below_the_search(instant):
+    folder, run, _ = instant
+    backfill(load_run(folder))
+    with (
+        patch("tuning.confirmation.confirm.MlflowCallback", MlflowCallback),
+        patch("tuning.confirmation.confirm.backfill", str),  # it is complete before
+    ):
+        found = run(seeds=2)
+    client, experiment_id = connect(default_tracking_uri(folder.parent), "lipsum-tune")
+    parent = search_run(client, experiment_id, load_run(folder).search.run_id)
+    runs = runs_below(client, experiment_id, parent.info.run_id, "tags.kind = 'confirm'")
+    accuracies = {
+        (one.data.tags["confirms"], one.data.params.get("seed")): one.data.metrics.get(
+            "id_test/acc"
+        )
+        for one in runs
+        if one.info.status == "FINISHED"
+    }
+    assert accuracies == {
+        (trial_id, seed and str(seed)): result.metrics.get("id_test/acc")
+        for (trial_id, seed), result in found.results.items()
+    }
+
+
 def run_folder(root, folder):
     """A finished search of two trials, one of which diverges if it is trained again."""
     file = search_file(
@@ -364,25 +387,12 @@ def test_a_failed_training_is_named_and_the_others_go_on(confirmed):
 
 
 @pytest.mark.ray
-def test_mlflow_has_each_training_below_the_search(confirmed, tmp_path):
-    folder, _, found = confirmed
-    client = MlflowClient(default_tracking_uri(folder.parent))
-    (experiment,) = [e for e in client.search_experiments() if e.name == "lipsum-tune"]
-    runs = client.search_runs([experiment.experiment_id], "tags.kind = 'confirm'")
-    (parent,) = client.search_runs([experiment.experiment_id], "tags.kind = 'search'")
+def test_the_report_in_mlflow_has_the_confirmation(confirmed, tmp_path):
+    folder, _, _ = confirmed
+    client, experiment_id = connect(default_tracking_uri(folder.parent), "lipsum-tune")
+    parent = search_run(client, experiment_id, load_run(folder).search.run_id)
     page = client.download_artifacts(parent.info.run_id, "index.html", str(tmp_path))
     assert "Confirmed on fresh seeds" in Path(page).read_text("utf-8")
-    assert len(runs) == len(confirm_history(folder).records) + 1
-    for one in runs:
-        assert one.data.tags["mlflow.parentRunId"] == parent.info.run_id
-        result = found.results.get((one.data.tags["confirms"], seed_of(one)))
-        assert (one.info.status == "FINISHED") == (result is not None)
-        if result is not None:
-            assert one.data.metrics["id_test/acc"] == pytest.approx(result.metrics["id_test/acc"])
-
-
-def seed_of(run):
-    return int(run.data.params["seed"]) if run.data.params else None
 
 
 @pytest.mark.ray
