@@ -7,23 +7,18 @@ more of them, or another one. Another space is another search, with this one as 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from optuna.pruners import BasePruner
-from optuna.samplers import BaseSampler
-from optuna.storages import BaseStorage
-from ray.tune import Callback as TuneCallback
 from rich.console import Console
 
 from trainers.data.data_root import resolve_root
 from trainers.errors import ConfigError
 from trainers.overrides import flat
-from tuning.config.schema import ELSEWHERE, SamplerConfig, SearchFile
+from tuning.config.schema import ELSEWHERE, SearchFile
 from tuning.config.validation import load_config
 from tuning.execution.ray_session import runs_folder
-from tuning.runs.callbacks import Callback
 from tuning.runs.environment import check_same_inputs
 from tuning.runs.journal import JOURNAL_FILE
 from tuning.runs.run_folder import CONFIG_FILE, load_run, runs_named
@@ -123,21 +118,14 @@ def resume_search(
     overrides: Iterable[str] = (),
     *,
     trials: int | str | None = None,
-    callbacks: Sequence[Callback] = (),
-    sampler: BaseSampler | SamplerConfig | str | None = None,
-    storage: BaseStorage | str | None = None,
-    address: str | None = None,
-    console: Console | None = None,
-    tune_callbacks: Sequence[TuneCallback] = (),
-    pruner: BasePruner | None = None,
+    **options: Any,
 ) -> SearchResult:
     """Continue a search from its run folder: interrupted, or with more trials, hours, a sampler.
-
-    The other arguments are those of `run_search`.
 
     Args:
         overrides: `key=value`: budgets, resources, sampler, scheduler, location of the data.
         trials: number of trials, `30`, or `+8` in addition to those it has.
+        options: `sampler`, `storage`, `callbacks` and the other arguments of `run_search`.
 
     Raises:
         ConfigError: not a run folder, or one that another process is running; a key that must not
@@ -147,10 +135,7 @@ def resume_search(
     if trials is not None:
         overrides = [*overrides, more_trials(run, trials)]
     file = load_config(run / CONFIG_FILE, list(overrides))
-    file, options = with_options(
-        file, callbacks, sampler, storage, address, console, tune_callbacks, pruner=pruner
-    )
-    return continue_from(run, file, options)
+    return continue_from(run, *with_options(file, **options))
 
 
 def extend_search(

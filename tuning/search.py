@@ -10,6 +10,7 @@ import logging
 import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,6 @@ from rich.console import Console
 from search_spaces import SearchSpace
 from trainers.data.data_root import resolve_root
 from trainers.errors import ConfigError, validate
-from tuning.algorithms.budget import Budget
 from tuning.algorithms.pruning import LEAST_FINISHED, create_pruner
 from tuning.algorithms.studies import Studies, create_studies
 from tuning.algorithms.warm_start import Earlier, load_earlier, warm_start, warm_start_uses_ood
@@ -32,12 +32,7 @@ from tuning.config.validation import check_search, check_settings, load_config
 from tuning.execution.ray_session import runs_folder
 from tuning.run import Run
 from tuning.runs.callbacks import Callback
-from tuning.runs.journal import (
-    History,
-    is_running,
-    read_history,
-    trial_events,
-)
+from tuning.runs.journal import History, is_running, read_history, trial_events
 from tuning.runs.records import SearchOutcome, SearchRecord, TrialRecord
 from tuning.runs.run_folder import create_run_folder, search_record, write_config
 from tuning.security.databases import check_drivers
@@ -50,9 +45,6 @@ from tuning.views.mlflow.callback import MlflowCallback
 from tuning.views.mlflow.client import TrackingError, tracking_uri
 
 logger = logging.getLogger(__name__)
-
-_ARGUMENTS = "arguments"
-"""Source of a mistake in what a caller passes."""
 
 
 @dataclass(frozen=True, repr=False)
@@ -111,39 +103,24 @@ def run_search(
         StorageFailed: run folder or checkpoints could not be written; the search can be resumed.
     """
     file = config if isinstance(config, SearchFile) else load_config(config)
-    return start_search(
-        *with_options(
-            file,
-            callbacks,
-            sampler,
-            storage,
-            address,
-            console,
-            tune_callbacks,
-            space=space,
-            pruner=pruner,
-        )
-    )
+    objects: dict[str, Any] = {"callbacks": callbacks, "address": address, "console": console}
+    objects |= {"tune_callbacks": tune_callbacks, "pruner": pruner}
+    return start_search(*with_options(file, space, sampler, storage, **objects))
 
 
 def with_options(
     file: SearchFile,
-    callbacks: Sequence[Callback],
-    sampler: BaseSampler | SamplerConfig | str | None,
-    storage: BaseStorage | str | None,
-    address: str | None,
-    console: Console | None,
-    tune_callbacks: Sequence[TuneCallback] = (),
-    *,
     space: SearchSpace | None = None,
-    pruner: BasePruner | None = None,
+    sampler: BaseSampler | SamplerConfig | str | None = None,
+    storage: BaseStorage | str | None = None,
+    **objects: Any,
 ) -> tuple[SearchFile, SearchOptions]:
-    """Sort arguments into those of the configuration, and objects."""
+    """Sort the arguments of `run_search` into those of the configuration, and objects."""
     given: dict[str, Any] = {} if space is None else {"space": space}
     if sampler is not None and not isinstance(sampler, BaseSampler):
         given["sampler"] = {"name": sampler} if isinstance(sampler, str) else sampler
         sampler = None
-    section = validate(SearchConfig, given, _ARGUMENTS)
+    section = validate(SearchConfig, given, "arguments")
     changes = {key: getattr(section, key) for key in given}
     if isinstance(storage, str):
         changes["study_storage"], storage = storage, None
@@ -151,9 +128,7 @@ def with_options(
         search = file.search.model_copy(update=changes)
         file = file.model_copy(update={"search": search})
         (check_settings if space is None else check_search)(file)
-    return file, SearchOptions(
-        callbacks, sampler, storage, address, console, tune_callbacks, pruner
-    )
+    return file, SearchOptions(sampler=sampler, storage=storage, **objects)
 
 
 def start_search(file: SearchFile, options: SearchOptions) -> SearchResult:
@@ -203,7 +178,7 @@ def continue_search(run_folder: Path, file: SearchFile, options: SearchOptions) 
         # Preparation: everything that can be refused is checked before a trial starts.
         journal, checkpoints = session.journal, session.checkpoints
         before = read_history(run_folder)
-        journal.session_started(before.fingerprints or file.fingerprints())
+        journal.session_started(file.fingerprints())
         zero_shot = session.zero_shot(before)
         used_ood = before.used_ood or warm_start_uses_ood(file, earlier)
         search = search_record(file, run_folder, zero_shot, journal.run_id, used_ood)
@@ -213,7 +188,6 @@ def continue_search(run_folder: Path, file: SearchFile, options: SearchOptions) 
         history = read_history(run_folder)
         studies = prepare_studies(search, file, history, options, console, earlier)
         dashboard = dashboard_view(file, search, history, options)
-        budget = Budget(file.search.budget, search, history, journal.now)
         keep = file.search.checkpoints
         callbacks = (
             ResultsCallback(checkpoints.url),
@@ -224,17 +198,17 @@ def continue_search(run_folder: Path, file: SearchFile, options: SearchOptions) 
             *options.callbacks,
         )
 
-        def begin() -> None:
-            # Only now, so that a refused change leaves a run that resumes as it was.
-            write_config(run_folder, file)
-            if before.fingerprints not in ({}, file.fingerprints()):
-                journal.session_started(file.fingerprints())
-
         references = [TrialRecord(name, -1, "reference", {}) for name in file.search.references]
-        ended, outcome = session.run(
-            search, history, budget, callbacks, studies=studies, fixed=references, begin=begin
+        ended, outcome, ended_by = session.run(
+            search,
+            history,
+            callbacks,
+            studies=studies,
+            fixed=references,
+            # Only then, so that a refused change leaves a run that resumes as it was.
+            begin=partial(write_config, run_folder, file),
         )
-    return SearchResult(run_folder, file, ended, outcome, uri, budget.over())
+    return SearchResult(run_folder, file, ended, outcome, uri, ended_by)
 
 
 def prepare_studies(
@@ -265,10 +239,8 @@ def prepare_studies(
     studies.enqueue_first_points()
     studies.replay(trial_events(search.run_folder) if history.records else ())
     show_phase(console, "Sampler", studies.describe())
-    if options.pruner is not None or file.search.scheduler.name != "none":
-        name = (
-            file.search.scheduler.name if options.pruner is None else type(options.pruner).__name__
-        )
+    name = type(options.pruner).__name__ if options.pruner else file.search.scheduler.name
+    if name != "none":
         show_phase(console, "Stopping", f"{name}, once {LEAST_FINISHED} trials have finished")
     left = search.budget_trials - sum(record.kind == "trial" for record in history.records)
     if studies.num_waiting and left > 0:

@@ -88,23 +88,22 @@ class Session:
         self,
         search: SearchRecord,
         history: History,
-        budget: Budget,
         callbacks: Sequence[Callback],
         *,
         fixed: Sequence[TrialRecord] = (),
         studies: Studies | None = None,
         final_split: str | None = None,
         begin: Callable[[], object] = lambda: None,
-    ) -> tuple[History, SearchOutcome]:
+    ) -> tuple[History, SearchOutcome, str | None]:
         """Run trials to their end: unfinished ones, fixed ones, and what studies propose.
 
         Args:
-            history: whose unfinished trials continue.
+            history: whose unfinished trials continue, and which counts towards the budgets.
             final_split: evaluated once, after the last step of each trial.
             begin: called once nothing refuses the session any more.
 
         Returns:
-            What the journal contains, and how the session ended.
+            What the journal contains, how the session ended, and the budget that ended it.
 
         Raises:
             StorageFailed: run folder or checkpoints could not be written, or Ray is lost.
@@ -114,6 +113,7 @@ class Session:
         assert final_split is None or studies is None
         resources, earlier, watch = self.file.search.resources, history.records, self.watch
         self.progress.earlier_seconds = history.seconds
+        budget = Budget(self.file.search.budget, search, history, self.journal.now)
         callbacks, gpus = (budget, *callbacks), resources.gpus_per_trial
         recorder = Recorder(search, self.journal, callbacks, earlier, gpus, studies, watch.check)
         proposer = TrialProposer(
@@ -150,10 +150,11 @@ class Session:
             raise
         finally:
             ended = recorder.finish(outcome)
-        gc.collect()  # after Ctrl-C, this ends the processes of trials if Ray is not ours to end
+        if outcome == "stopped":  # this ends the processes of trials if Ray is not ours to end
+            gc.collect()
         if failure := self.journal.failure or watch.lost:
             raise failure
-        return ended, outcome
+        return ended, outcome, budget.over()
 
 
 @contextmanager

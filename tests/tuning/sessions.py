@@ -77,13 +77,7 @@ class Session:
         spec = self.propose()
         if spec is None:
             return None
-        trial = SimpleNamespace(
-            config=spec,
-            metric_analysis={},
-            metric_n_steps={},
-            last_result={},
-            pickled_error_file=None,
-        )
+        trial = SimpleNamespace(config=spec, last_result={}, pickled_error_file=None)
         self._tune_trials[spec["trial_id"]] = trial
         self.recorder.on_trial_start(0, [], trial)
         return self.recorder.records[spec["trial_id"]]

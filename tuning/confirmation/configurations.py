@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from dataclasses import replace
 
@@ -40,21 +39,15 @@ def chosen(
         raise ConfigError(f"is only for the rule {OBJECTIVE}", key="--top", value=top, hint=hint)
     found: dict[str, Configuration] = {}
 
-    def add(rule: str, label: str, trial: TrialRecord, looks_at_ood: bool) -> None:
-        if rule not in wanted or trial.outcome != "finished":
-            return
-        new = Configuration(trial.trial_id, trial.params, method=search.method(trial))
-        earlier = found.get(trial.trial_id, new)
-        found[trial.trial_id] = replace(
-            earlier,
-            labels=(*earlier.labels, label),
-            looks_at_ood=earlier.looks_at_ood or looks_at_ood,
-            best_of_method=earlier.best_of_method or rule == BY_METHOD,
-        )
+    def add(rule: str, label: str, trial: TrialRecord) -> None:
+        if rule in wanted and trial.outcome == "finished":
+            new = Configuration(trial.trial_id, trial.params, method=search.method(trial))
+            earlier = found.get(trial.trial_id, new)
+            found[trial.trial_id] = replace(earlier, labels=(*earlier.labels, label))
 
     ranking = [trial for trial in ranked(search, records) if search.values(trial) is not None]
     for rank, trial in enumerate(ranking[:top], 1):
-        add(OBJECTIVE, f"{OBJECTIVE} #{rank}", trial, search.sees_ood)
+        add(OBJECTIVE, f"{OBJECTIVE} #{rank}", trial)
     others = [choice for choice in choices(search, records) if choice.rule != OBJECTIVE]
     for choice in others:
         parts = {**choice.by_domain, **choice.by_method}
@@ -62,8 +55,7 @@ def chosen(
             # The label has the methods, or the domains unless the trial was chosen for all.
             names = [name for name, one in parts.items() if one.trial_id == trial.trial_id]
             named = choice.by_method or 0 < len(names) < len(parts)
-            label = f"{choice.rule}/{'+'.join(names)}" if named else choice.rule
-            add(choice.rule, label, trial, choice.looks_at_ood)
+            add(choice.rule, f"{choice.rule}/{'+'.join(names)}" if named else choice.rule, trial)
     if found:
         return tuple(found.values())
     if not any(r.kind == "trial" and r.outcome == "finished" for r in records):
@@ -75,7 +67,7 @@ def chosen(
     raise ConfigError(problem, key="--rule", value=", ".join(rules))
 
 
-def read_confirmation(search: SearchRecord, records: Sequence[TrialRecord]) -> Confirmation | None:
+def read_confirmation(search: SearchRecord) -> Confirmation | None:
     """The results of all calls so far, with every seed; None before the first.
 
     Each trial has the labels of the rules that chose it in any call.
@@ -88,21 +80,13 @@ def read_confirmation(search: SearchRecord, records: Sequence[TrialRecord]) -> C
     if not results:
         return None
     found = {FT: Configuration(FT, {}, method=FT)}
-    seeing = {choice.rule for choice in choices(search, records) if choice.looks_at_ood}
     for (trial_id, seed), result in results.items():
         if seed is None or trial_id == FT:
             continue
         params = {key: value for key, value in result.params.items() if key != "seed"}
         earlier = found.get(trial_id, Configuration(trial_id, params, method=search.method(result)))
         labels = tuple(dict.fromkeys((*earlier.labels, *result.labels)))
-        # Labels are `objective #1`, `leave_one_domain_out/sketch+clipart`, `id_val`, ...
-        rules = {re.split("[/ ]", label)[0] for label in labels}
-        found[trial_id] = replace(
-            earlier,
-            labels=labels,
-            looks_at_ood=not seeing.isdisjoint(rules),
-            best_of_method=BY_METHOD in rules,
-        )
+        found[trial_id] = replace(earlier, labels=labels)
     seeds = sorted({seed for _, seed in results if seed is not None})
     failed = {key: attempts[-1].error_line for key, attempts in failures_of(history).items()}
     return Confirmation(search, tuple(seeds), tuple(found.values()), results, failed)

@@ -25,7 +25,6 @@ from trainers.data.data_root import resolve_root
 from trainers.data.fingerprint import split_fingerprint
 from trainers.data.storage import Store, url_of
 from trainers.errors import ConfigError, quoted
-from tuning.algorithms.budget import Budget
 from tuning.checkpoints.files import remove_folder
 from tuning.confirmation.configurations import chosen
 from tuning.confirmation.report import write_results_table, write_run_report
@@ -42,7 +41,6 @@ from tuning.confirmation.results import (
     results_of,
     training_name,
 )
-from tuning.confirmation.tracking import log_confirmation
 from tuning.runs.callbacks import Callback
 from tuning.runs.checkpoint_home import TRAIN_FOLDER, trial_path
 from tuning.runs.environment import check_same_inputs
@@ -51,7 +49,8 @@ from tuning.runs.records import METHOD_KEY, ZERO_SHOT, SearchRecord, TrialRecord
 from tuning.runs.run_folder import LoadedRun, load_run
 from tuning.session import SearchOptions, fixed_only, open_session
 from tuning.views.formatting import show_phase, untuned_label
-from tuning.views.mlflow.client import tracking_uri
+from tuning.views.mlflow.callback import MlflowCallback, backfill
+from tuning.views.mlflow.client import TrackingError, tracking_uri
 
 FIRST_FRESH_SEED = 1000
 """Added to the seed of the search's trials."""
@@ -115,13 +114,16 @@ def confirm(
     failures = failures_of(history)
     failed = {key: failures[key][-1].error_line for key in wanted if key in failures}
     confirmation = Confirmation(search, fresh, configurations, results_of(history), failed)
-    uri = tracking_uri(file.search.tracking.uri, run.folder.parent)
     run = load_run(folder)  # the search may have gone on
+    # The results are stored, and the command prints them, whatever happens here.
     try:
         write_run_report(run)
-    except Exception as error:  # the results are stored, and the command prints them
+    except Exception as error:
         console.print(f"note: the report cannot be written: {error}", soft_wrap=True)
-    log_confirmation(uri, file.search.tracking.experiment, confirmation)  # uploads the report
+    try:
+        show_phase(console, "MLflow", backfill(run))  # uploads the report
+    except TrackingError as error:
+        console.print(f"note: {error}", soft_wrap=True)
     return confirmation
 
 
@@ -141,7 +143,6 @@ def _train(run: LoadedRun, wanted: Mapping[Key, Configuration], options: SearchO
         zero_shot = session.zero_shot(history, SPLIT)
         search = replace(
             run.search,
-            name=f"{run.search.name} {CONFIRM_FOLDER}",
             budget_trials=len(wanted),
             zero_shot=zero_shot,
             config=file.summary(),
@@ -151,12 +152,17 @@ def _train(run: LoadedRun, wanted: Mapping[Key, Configuration], options: SearchO
         points = trainings(history, wanted)
         names = {point.trial_id for point in points}
         earlier = [r for r in history.records if r.trial_id in names]
-        budget = Budget(file.search.budget, search, History(), journal.now)
-        _, outcome = session.run(
+        tracking = file.search.tracking
+        mlflow = MlflowCallback(
+            tracking_uri(tracking.uri, run.folder.parent),
+            tracking.experiment,
+            tracking.metrics == "all",
+            confirms=run.search.run_id,
+        )
+        _, outcome, _ = session.run(
             search,
             replace(history, records=tuple(earlier)),
-            budget,
-            [_Remove(session.checkpoints), session.progress],
+            [_Remove(session.checkpoints), session.progress, mlflow],
             fixed=points,
             final_split=SPLIT,
         )

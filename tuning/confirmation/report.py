@@ -32,7 +32,7 @@ from tuning.runs.checkpoint_home import TRAIN_FOLDER
 from tuning.runs.journal import is_running
 from tuning.runs.records import METHOD_KEY, SECONDS, ZERO_SHOT, TrialRecord
 from tuning.runs.run_folder import LoadedRun
-from tuning.selection.rules import PROPOSED_WITH_OOD
+from tuning.selection.rules import BY_METHOD, PROPOSED_WITH_OOD
 from tuning.views.answer import answer
 from tuning.views.callback import write_results
 from tuning.views.formatting import (
@@ -77,7 +77,7 @@ def confirmation_table(confirmation: Confirmation) -> ResultTable:
     rows = [_heading("mean ± standard deviation"), Row({"name": ZERO_SHOT, **zero_shot})]
     for one in configurations:
         params = Text(format_params(one.params, but=["seed"]), "dim")
-        star = " *\n" if one.looks_at_ood else "\n"
+        star = " *\n" if one.looks_at_ood(search) else "\n"
         labels = ", ".join(one.labels)
         named = Text.assemble((one.trial_id, "bold"), star, labels, "\n", params)
         seconds = confirmation.estimate(one.trial_id, SECONDS)
@@ -102,7 +102,7 @@ def confirmation_table(confirmation: Confirmation) -> ResultTable:
 
     differences(untuned, FT, partial(confirmation.against, FT))
     for one in configurations:
-        if one.best_of_method and one.method == FT:
+        if BY_METHOD in one.rules and one.method == FT:
             against = partial(confirmation.against, one.trial_id)
             differences(f"{one.trial_id}, tuned FT", one.trial_id, against)
     differences(ZERO_SHOT, ZERO_SHOT, confirmation.against_zero_shot)
@@ -117,7 +117,7 @@ def _notes(confirmation: Confirmation, metrics: Sequence[str]) -> Iterator[str]:
         f"Over {len(seeds)} seeds that the search did not use ({seeds[0]} to {seeds[-1]}); "
         "differences are paired by seed."
     )
-    if any(one.looks_at_ood for one in configurations):
+    if any(one.looks_at_ood(confirmation.search) for one in configurations):
         yield "* The choice used OOD validation data: these domains are not unseen."
     if confirmation.search.sees_ood:
         yield PROPOSED_WITH_OOD
@@ -180,7 +180,7 @@ def write_run_report(run: LoadedRun) -> Path:
     search, records = run.search, run.history.records
     more: dict[str, Any] = {}
     try:
-        found, won = read_confirmation(search, records), verdict(search, records)
+        found, won = read_confirmation(search), verdict(search, records)
     except ConfigError as error:
         more["lines"] = [*answer(search, records), f"Results of confirm are left out: {error}"]
     else:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,8 +13,9 @@ from trainers.errors import ConfigError
 from tuning.confirmation.statistics import Estimate, estimate, paired_difference
 from tuning.runs.journal import JOURNAL_FILE, History, read_history
 from tuning.runs.records import ZERO_SHOT, ParamValue, SearchRecord, TrialRecord, zero_shot_record
+from tuning.runs.run_folder import CONFIRM_FOLDER as CONFIRM_FOLDER
+from tuning.selection.rules import looks_at_ood
 
-CONFIRM_FOLDER = "confirm"
 FT = "ft"
 """Id of the reference, plain fine-tuning."""
 SPLIT = "test"
@@ -32,12 +34,17 @@ class Configuration:
     params: Mapping[str, ParamValue]
     labels: tuple[str, ...] = ()
     """Rules that chose it: `objective #1`, `id_val`, `leave_one_domain_out/sketch+clipart`, ..."""
-    looks_at_ood: bool = False
-    """Whether one of these choices used OOD validation data."""
     method: str | None = None
     """Its method; None if the search does not name one."""
-    best_of_method: bool = False
-    """Whether it was chosen as the best of its method."""
+
+    @property
+    def rules(self) -> set[str]:
+        """The rules of the labels, without rank, domain or method."""
+        return {re.split("[/ ]", label)[0] for label in self.labels}
+
+    def looks_at_ood(self, search: SearchRecord) -> bool:
+        """Whether one of these choices used OOD validation data."""
+        return any(looks_at_ood(search, rule) for rule in self.rules)
 
 
 @dataclass(frozen=True)
@@ -144,11 +151,11 @@ def results_of(history: History) -> dict[Key, TrialRecord]:
 
 def failures_of(history: History) -> dict[Key, list[TrialRecord]]:
     """The trainings that have failed, those without a result since."""
-    found: dict[Key, list[TrialRecord]] = {}
+    done, found = results_of(history), dict[Key, list[TrialRecord]]()
     for record in history.records:
-        if record.outcome == "failed":
+        if record.outcome == "failed" and key_of(record) not in done:
             found.setdefault(key_of(record), []).append(record)
-    return {key: failed for key, failed in found.items() if key not in results_of(history)}
+    return found
 
 
 def read_results(run_folder: Path) -> dict[Key, TrialRecord]:

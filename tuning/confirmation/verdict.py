@@ -89,7 +89,7 @@ def _over_fresh_seeds(
     Returns:
         The records, and the number of seeds; nothing if the best trial has none.
     """
-    confirmation = read_confirmation(search, records)
+    confirmation = read_confirmation(search)
     if confirmation is None:
         return [], 0
     values, needed = confirmation.values, [o.metric for o in search.objectives]

@@ -32,18 +32,12 @@ def check_fits(nodes: Sequence[Mapping[str, float]], resources: ResourcesConfig)
     """Raise a ConfigError that names what is missing if not even one trial fits."""
     if fitting_trials(nodes, resources):
         return
-    per_worker = _per_worker(resources)
-    per_trial = {kind: resources.workers * amount for kind, amount in per_worker.items()}
-    total = {kind: sum(node.get(kind, 0.0) for node in nodes) for kind in ("CPU", "GPU")}
-    largest = max(nodes, key=lambda node: [node.get(kind, 0.0) for kind in reversed(per_worker)])
-    has = _text({kind: largest.get(kind, 0.0) for kind in per_worker})
-    if any(total[kind] + _SLACK < amount for kind, amount in per_trial.items()):
-        problem = f"one trial takes {_text(per_trial)}; the cluster has {_text(total)}"
-    else:
-        problem = (
-            f"{resources.workers} worker(s) of {_text(per_worker)} do not fit onto {len(nodes)} "
-            f"node(s), the largest of which has {has}"
-        )
+    wanted = _per_worker(resources)
+    largest = max(nodes, key=lambda node: [node.get(kind, 0.0) for kind in reversed(wanted)])
+    problem = (
+        f"{resources.workers} worker(s) of {_text(wanted)} do not fit onto {len(nodes)} node(s), "
+        f"the largest of which has {_text({kind: largest.get(kind, 0.0) for kind in wanted})}"
+    )
     hint = "on a cluster that adds nodes by itself, set search.resources.max_concurrent"
     raise ConfigError(problem, key="search.resources", hint=hint)
 

@@ -30,21 +30,15 @@ class PrunerScheduler(FIFOScheduler):
         """Tune pickles the scheduler. Nothing is ever restored from that."""
         return {}
 
-    def choose_trial_to_run(self, tune_controller: TuneController) -> Trial | None:
-        """The next pending trial. Ray's own method loops over all ended trials at every step."""
-        waiting = (t for t in tune_controller.get_live_trials() if t.status == Trial.PENDING)
-        return next(waiting, None)
-
     def on_trial_result(
         self, tune_controller: TuneController, trial: Trial, result: dict[str, Any]
     ) -> str:
         """CONTINUE or STOP. A result without a step is no report of an evaluation."""
         if STEP not in result or self._studies is None:
             return str(TrialScheduler.CONTINUE)
-        if self._studies.goes_on(trial.config["trial_id"], result):
-            return str(TrialScheduler.CONTINUE)
+        goes_on = self._studies.goes_on(trial.config["trial_id"], result)
         at_end = result[STEP] >= self._total_steps
-        return str(TrialScheduler.CONTINUE if at_end else TrialScheduler.STOP)
+        return str(TrialScheduler.CONTINUE if goes_on or at_end else TrialScheduler.STOP)
 
     def on_trial_error(self, tune_controller: TuneController, trial: Trial) -> None:
         """Check a failure before it is recorded and the sampler learns of it.

@@ -22,7 +22,6 @@ from trainers.config import with_overrides
 from trainers.data.data_root import resolve_root
 from trainers.data.storage import url_of
 from trainers.errors import ConfigError
-from tuning.algorithms.budget import Budget
 from tuning.algorithms.pruning import LEAST_FINISHED
 from tuning.checkpoints.files import remove_folder
 from tuning.config.schema import NoSchedulerConfig, SearchFile
@@ -171,10 +170,9 @@ def plan_search(
             run_folder=folder,
         )
         show_phase(console, "Plan", f"timing {2 * at_once} trials of {base.steps} steps")
-        ended, outcome = replace(session, concurrent=at_once).run(
+        ended, outcome, _ = replace(session, concurrent=at_once).run(
             search,
             History(),
-            Budget(short.search.budget, search, History(), session.journal.now),
             [session.progress],
             fixed=[TrialRecord(trial_name(n), n, "trial", {}) for n in range(2 * at_once)],
         )

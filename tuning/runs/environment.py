@@ -49,18 +49,12 @@ def environment(trial: TrialConfig) -> dict[str, object]:
     }
 
 
-def recorded_environment(folder: Path) -> dict[str, Any]:
-    """The contents of ENVIRONMENT_FILE; empty if it is missing or damaged."""
-    try:
-        found = json.loads((folder / ENVIRONMENT_FILE).read_text(encoding="utf-8"))
-    except (FileNotFoundError, ValueError):
-        return {}
-    return found if isinstance(found, dict) else {}
-
-
 def seen_at_start(folder: Path, inputs: str = "data") -> dict[str, Any] | None:
     """Section of a run's environment at the start of its search; None if it is not recorded."""
-    found = recorded_environment(folder).get(inputs)
+    try:
+        found = json.loads((folder / ENVIRONMENT_FILE).read_text(encoding="utf-8"))[inputs]
+    except (FileNotFoundError, ValueError, KeyError, TypeError):
+        return None
     return found if isinstance(found, dict) else None
 
 

@@ -60,8 +60,6 @@ class History:
     """Fingerprints of the configuration of the last session."""
     run_id: str = ""
     """Identifier of the run. It stays the same when the run folder is moved."""
-    folder: str = ""
-    """The run folder in the last session."""
     used_ood: bool = False
     """Whether a session or a run of `search.warm_start` used OOD validation data."""
 
@@ -85,7 +83,7 @@ class Journal:
         self._clock_offset = time.time() - time.monotonic()
         self.failure: StorageFailed | None = None
         """Why the journal stopped being written; None if all was written."""
-        self._file = open_locked(path, f"{run_folder}: another process is running this search")
+        self._file = _open_locked(path)
         self._last_write = 0.0
         if path.stat().st_size == 0:
             self._append({"event": "created", "format": FORMAT, "id": secrets.token_hex(4)})
@@ -204,11 +202,8 @@ def read_history(run_folder: Path, live: bool = False) -> History:
         ConfigError: there is no journal, its format is of another version, or it is damaged.
     """
     replay = Replay()
-    for event, end in read_events(run_folder):
-        try:
-            replay.add(event)
-        except (ValueError, KeyError, TypeError, AttributeError):
-            raise _damaged(run_folder / JOURNAL_FILE, end) from None
+    for _ in _replayed(run_folder, replay):
+        pass
     return replay.history(live)
 
 
@@ -220,12 +215,20 @@ def trial_events(run_folder: Path) -> Iterator[tuple[str, TrialRecord]]:
     Raises:
         ConfigError: see `read_history`.
     """
-    read_history(run_folder)  # refuses a damaged journal
     replay = Replay()
-    for event, _ in read_events(run_folder):
-        replay.add(event)
+    for event in _replayed(run_folder, replay):
         if event["event"] in ("started", "report", "ended"):
             yield event["event"], replay.records[event["trial"]]
+
+
+def _replayed(run_folder: Path, replay: Replay) -> Iterator[Event]:
+    """The events of a journal, each once `replay` has it."""
+    for event, end in read_events(run_folder):
+        try:
+            replay.add(event)
+        except (ValueError, KeyError, TypeError, AttributeError):
+            raise _damaged(run_folder / JOURNAL_FILE, end) from None
+        yield event
 
 
 def read_events(run_folder: Path, offset: int = 0) -> Iterator[tuple[Event, int]]:
@@ -284,8 +287,8 @@ class Replay:
         if kind == "session":
             self._close_session()
             self._session_start = self.last = at
-            session = {"fingerprints": event["fingerprints"], "folder": event["folder"]}
-            self._found = replace(self._found, outcome=None, **session)
+            fingerprints = event["fingerprints"]
+            self._found = replace(self._found, outcome=None, fingerprints=fingerprints)
         self.last = max(self.last, at)
         if kind == "used_ood":
             self._found = replace(self._found, used_ood=True)
@@ -341,17 +344,8 @@ def _numbers(metrics: dict[str, float]) -> dict[str, float]:
     return metrics
 
 
-def open_locked(path: Path, locked: str) -> FileIO:
-    """Open a file of lines for appending, unbuffered and locked; cut off an incomplete last line.
-
-    Args:
-        path: created if it is missing.
-        locked: message of the error if another process has the file open.
-
-    Raises:
-        ConfigError: another process has it open, or its file system does not support locks.
-        StorageFailed: it cannot be opened.
-    """
+def _open_locked(path: Path) -> FileIO:
+    """Open a journal for appending, unbuffered and locked; cut off an incomplete last line."""
     with storage_failures(path, "cannot be opened"):
         file = path.open("ab+", buffering=0)
     for attempt in range(_ATTEMPTS):
@@ -359,12 +353,13 @@ def open_locked(path: Path, locked: str) -> FileIO:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             break
         except OSError as error:
-            if error.errno in _LOCKED and attempt + 1 < _ATTEMPTS:
+            is_locked = error.errno in _LOCKED
+            if is_locked and attempt + 1 < _ATTEMPTS:
                 time.sleep(_PAUSE_S)
                 continue
             file.close()
-            is_locked = error.errno in _LOCKED
-            raise (ConfigError(locked) if is_locked else _no_locks(path, error)) from None
+            taken = ConfigError(f"{path.parent}: another process is running this search")
+            raise (taken if is_locked else _no_locks(path, error)) from None
     cut_torn_line(path)
     return file
 

@@ -25,6 +25,8 @@ from tuning.runs.records import SearchRecord, TrialRecord
 RUNS = Path("runs")
 """The default of `search.storage`."""
 CONFIG_FILE = "search.yaml"
+CONFIRM_FOLDER = "confirm"
+"""The run folder of the confirmation, in that of the search."""
 
 
 @dataclass(frozen=True)

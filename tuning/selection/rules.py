@@ -72,8 +72,7 @@ class Choice:
 
     rule: str
     looks_at_ood: bool
-    """Whether the rule or a constraint used OOD validation data; of the search's own objective,
-    also whether its sampler did."""
+    """See the function of this name."""
     picks: tuple[Pick, ...] = ()
     """One; for `leave_one_domain_out` one per domain; for `pareto` one per member, highest ID
     accuracy first; for `by_method` one per method, best first."""
@@ -127,6 +126,15 @@ class Choice:
         return combine(known) if values and known == values and not self.is_set else None
 
 
+def looks_at_ood(search: SearchRecord, rule: str) -> bool:
+    """Whether a rule or a constraint uses OOD validation data.
+
+    Of the search's own objective, also whether its sampler does.
+    """
+    looks = {OBJECTIVE: search.sees_ood, BY_METHOD: search.sees_ood, ID_VAL: False}
+    return looks.get(rule, True) or search.all_rules_see_ood
+
+
 def choices(search: SearchRecord, records: Iterable[TrialRecord]) -> tuple[Choice, ...]:
     """The choice of every rule, in the order of `RULES`; the earlier one of equal trials.
 
@@ -170,11 +178,10 @@ def choices(search: SearchRecord, records: Iterable[TrialRecord]) -> tuple[Choic
         reasons = dict.fromkeys(
             (OOD_VAL, LEAVE_ONE_DOMAIN_OUT, PARETO), "the search has no OOD domain"
         )
-    looks = {OBJECTIVE: search.sees_ood, BY_METHOD: search.sees_ood, ID_VAL: False}
     made = [
         Choice(
             rule,
-            looks.get(rule, True) or search.all_rules_see_ood,
+            looks_at_ood(search, rule),
             tuple(picks),
             None if picks else reasons.get(rule, "no trial has the metrics that it needs"),
         )

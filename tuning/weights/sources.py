@@ -147,7 +147,7 @@ def _test_accuracies(run: LoadedRun, label: str, trial_id: str) -> dict[str, dic
     """Label -> number of fresh seeds and mean test metrics: the model, FT and zero-shot."""
     found: dict[str, dict[str, Any]] = {}
     with suppress(ConfigError):  # damaged results of `confirm`
-        if confirmation := read_confirmation(run.search, run.history.records):
+        if confirmation := read_confirmation(run.search):
             for name, one in ((label, trial_id), (untuned_label(run.search), FT)):
                 if seeds := confirmation.values(one, str(MetricKey(TEST, ID, "acc"))):
                     means = measured(confirmation.means(one), TEST)

@@ -13,7 +13,6 @@ from unittest.mock import patch
 import pyarrow.parquet as pq
 import pytest
 import ray
-from mlflow.tracking import MlflowClient
 from rich.console import Console
 
 from tests.trainers.curves import changed
@@ -51,8 +50,8 @@ from tuning.execution.warm_workers import WarmWorkers
 from tuning.runs.journal import History
 from tuning.runs.run_folder import load_run
 from tuning.session import Session
-from tuning.views.mlflow.callback import backfill
-from tuning.views.mlflow.client import default_tracking_uri
+from tuning.views.mlflow.callback import MlflowCallback, backfill
+from tuning.views.mlflow.client import connect, default_tracking_uri, runs_below, search_run
 
 STEPS = 3
 QUIET = Console(quiet=True)
@@ -72,8 +71,8 @@ def test_each_chosen_trial_is_confirmed_once(tmp_path):
     assert found["trial-000"].labels == ("objective #1", "id_val")
     assert found["trial-003"].labels == ("objective #2",)
     assert found["trial-001"].labels == ("ood_val", "leave_one_domain_out")
-    assert not found["trial-000"].looks_at_ood
-    assert found["trial-001"].looks_at_ood
+    assert not found["trial-000"].looks_at_ood(search)
+    assert found["trial-001"].looks_at_ood(search)
 
 
 def test_the_announced_reference_is_labelled_as_not_tuned(tmp_path):
@@ -99,17 +98,14 @@ def test_the_best_of_each_method_is_confirmed_under_its_name(tmp_path):
     assert list(found)[:4] == ["trial-007", "trial-006", "trial-005", "trial-004"]
     best = found["trial-007"]
     assert best.labels[:2] == ("objective #1", "by_method/carot")
-    assert (best.method, best.best_of_method, best.params["method.name"]) == (
-        "carot",
-        True,
-        "carot",
-    )
+    assert (best.method, best.params["method.name"]) == ("carot", "carot")
+    assert {"objective", "by_method"} <= best.rules
     only = chosen(search, records, rules=["by_method"])
     assert [one.labels for one in only] == [
         ("by_method/carot",), ("by_method/lipsum_ft",), ("by_method/kd",), ("by_method/ft",),
     ]  # fmt: skip
     (other,) = chosen(search, records, rules=["id_val"])
-    assert (other.trial_id, other.method, other.best_of_method) == ("trial-004", "ft", False)
+    assert (other.trial_id, other.method, other.rules) == ("trial-004", "ft", {"id_val"})
 
 
 @pytest.mark.parametrize(
@@ -152,19 +148,19 @@ def test_fresh_seeds_are_none_that_a_trial_used():
 
 def test_a_confirmation_is_read_back_with_all_seeds_and_labels(tmp_path):
     search, records = fakes.search_record(tmp_path), fakes.compared_methods()
-    assert read_confirmation(search, records) is None
+    assert read_confirmation(search) is None
     acc = {"id_test/acc": 70.0}
     for one in chosen(search, records, rules=["id_val", "ood_val"]):
         write_results(tmp_path, {(one.trial_id, s): acc for s in (1001, 1000)}, one.labels)
     write_results(tmp_path, {("trial-007", 1002): acc, ("ft", 1002): "full"}, ("by_method/carot",))
-    found = read_confirmation(search, records)
+    found = read_confirmation(search)
     assert found is not None
     assert (found.seeds, found.failed) == ((1000, 1001, 1002), {("ft", 1002): "full"})
     ft, *others = found.configurations
     assert ft == Configuration(FT, {}, method=FT)
-    assert {one.trial_id: (one.labels, one.looks_at_ood, one.best_of_method) for one in others} == {
-        "trial-004": (("id_val",), False, False),
-        "trial-007": (("ood_val", "by_method/carot"), True, True),
+    assert {one.trial_id: (one.labels, one.looks_at_ood(search)) for one in others} == {
+        "trial-004": (("id_val",), False),
+        "trial-007": (("ood_val", "by_method/carot"), True),
     }
     assert others[0].params == {"optim.lr": 1e-5}
     assert found.values("trial-007", "id_test/acc") == {1000: 70.0, 1001: 70.0, 1002: 70.0}
@@ -203,7 +199,7 @@ def test_results_of_two_test_splits_are_not_mixed(whole_root, tmp_path):
 
 def test_a_run_that_learns_from_its_trials_has_no_final_split():
     with pytest.raises(AssertionError):
-        Session.run(None, None, None, None, (), studies=object(), final_split="test")
+        Session.run(None, None, None, (), studies=object(), final_split="test")
 
 
 @pytest.fixture
@@ -227,11 +223,7 @@ def instant(images_root, whole_root, tmp_path):
         with patch("tuning.confirmation.confirm.SearchOptions", options):
             return confirm(folder, console=QUIET, rules=["objective"], **arguments)
 
-    with (
-        without_ray(),
-        patch("tuning.confirmation.confirm.write_run_report"),
-        patch("tuning.confirmation.confirm.log_confirmation"),
-    ):
+    with without_ray(mlflow=False), patch("tuning.confirmation.confirm.write_run_report"):
         yield folder, run, splits
 
 
@@ -293,6 +285,30 @@ def test_ctrl_c_is_raised_and_the_next_call_goes_on(instant, monkeypatch):
             run(seeds=2)
     assert [record.outcome for record in confirm_history(folder).records] == ["stopped"]
     assert list(run(seeds=2).results) == KEYS
+
+
+def test_mlflow_has_each_training_below_the_search(instant):
+    folder, run, _ = instant
+    backfill(load_run(folder))
+    with (
+        patch("tuning.confirmation.confirm.MlflowCallback", MlflowCallback),
+        patch("tuning.confirmation.confirm.backfill", str),  # it is complete before
+    ):
+        found = run(seeds=2)
+    client, experiment_id = connect(default_tracking_uri(folder.parent), "lipsum-tune")
+    parent = search_run(client, experiment_id, load_run(folder).search.run_id)
+    runs = runs_below(client, experiment_id, parent.info.run_id, "tags.kind = 'confirm'")
+    accuracies = {
+        (one.data.tags["confirms"], one.data.params.get("seed")): one.data.metrics.get(
+            "id_test/acc"
+        )
+        for one in runs
+        if one.info.status == "FINISHED"
+    }
+    assert accuracies == {
+        (trial_id, seed and str(seed)): result.metrics.get("id_test/acc")
+        for (trial_id, seed), result in found.results.items()
+    }
 
 
 def run_folder(root, folder):
@@ -371,22 +387,12 @@ def test_a_failed_training_is_named_and_the_others_go_on(confirmed):
 
 
 @pytest.mark.ray
-def test_mlflow_has_one_run_per_configuration(confirmed, tmp_path):
-    folder, _, found = confirmed
-    client = MlflowClient(default_tracking_uri(folder.parent))
-    (experiment,) = [e for e in client.search_experiments() if e.name == "lipsum-tune"]
-    runs = client.search_runs([experiment.experiment_id], "tags.kind = 'confirm'")
-    by_trial = {run.data.tags["confirms"]: run for run in runs}
-    assert len(runs) == len(by_trial) == 2
-    (parent,) = client.search_runs([experiment.experiment_id], "tags.kind = 'search'")
+def test_the_report_in_mlflow_has_the_confirmation(confirmed, tmp_path):
+    folder, _, _ = confirmed
+    client, experiment_id = connect(default_tracking_uri(folder.parent), "lipsum-tune")
+    parent = search_run(client, experiment_id, load_run(folder).search.run_id)
     page = client.download_artifacts(parent.info.run_id, "index.html", str(tmp_path))
     assert "Confirmed on fresh seeds" in Path(page).read_text("utf-8")
-    for trial_id, run in by_trial.items():
-        mean = found.estimate(trial_id, "id_test/acc")
-        assert mean is not None
-        assert run.data.metrics["id_test/acc"] == pytest.approx(mean.mean)
-        assert run.data.tags["mlflow.parentRunId"] == parent.info.run_id
-    assert by_trial["trial-000"].data.params["method.reg_weight"] == "0.5"
 
 
 @pytest.mark.ray

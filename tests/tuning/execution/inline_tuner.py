@@ -22,6 +22,7 @@ from ray.tune.utils import flatten_dict
 from tests.tuning.execution.instant import zero_shot
 from tuning.runs.callbacks import Callback
 from tuning.runs.journal import append_synced
+from tuning.views.callback import ResultsCallback
 
 CONTROLLER = None
 """Schedulers that stop trials, and searchers, do not ask Tune's controller for anything."""
@@ -160,9 +161,13 @@ def without_ray(mlflow=True):
     }
     with ExitStack() as patches:
         if not mlflow:
-            patches.enter_context(patch("tuning.search.MlflowCallback", lambda *_: Callback()))
+            for module in ("tuning.search", "tuning.confirmation.confirm"):
+                stand_in = patch(f"{module}.MlflowCallback", lambda *_, **__: Callback())
+                patches.enter_context(stand_in)
         for name, stand_in in session.items():
             patches.enter_context(patch(f"tuning.session.{name}", stand_in))
+        # A thread would outlive a driver that is killed in this process, and write its files.
+        patches.enter_context(patch.object(ResultsCallback, "_follow"))
         patches.enter_context(patch("tuning.views.page.write_page"))
         patches.enter_context(patch("tuning.views.static.write_main_figure"))
         patches.enter_context(patch("ray.tune.Tuner", InlineTuner))

@@ -159,10 +159,7 @@ def test_a_trial_that_ends_early_by_itself_is_pruned(tmp_path):
 
 def test_a_trial_whose_process_cannot_start_has_failed(tmp_path):
     r = recorder(tmp_path)
-    trial = SimpleNamespace(
-        config={"trial_id": "trial-000"}, pickled_error_file=None,
-        metric_analysis={}, metric_n_steps={}, last_result={},
-    )  # fmt: skip
+    trial = SimpleNamespace(config={"trial_id": "trial-000"}, pickled_error_file=None)
     r.on_trial_error(0, [], trial)  # Tune does not call on_trial_start
     (record,) = read_history(tmp_path).records
     assert record.outcome == "failed"
@@ -243,14 +240,10 @@ def test_a_trial_whose_process_never_started_has_not_ended(tmp_path, earlier):
     assert r.is_complete
 
 
-def test_memory_of_an_ended_trial_is_freed(tmp_path):
+def test_of_an_ended_trial_only_the_last_report_stays_in_memory(tmp_path):
     r = recorder(tmp_path)
-    trial = tune_trial()
-    trial.update_last_result({"training_iteration": 1, "val/mean_acc": 50.0})
-    assert trial.metric_analysis
-    r.on_trial_start(0, [], trial)
-    report(r, trial, 120)
-    report(r, trial, 240)
-    r.on_trial_complete(0, [], trial)
-    assert not trial.metric_analysis
+    r.on_trial_start(0, [], tune_trial())
+    report(r, tune_trial(), 120)
+    report(r, tune_trial(), 240)
+    r.on_trial_complete(0, [], tune_trial())
     assert len(r.records["trial-000"].curve) == 1

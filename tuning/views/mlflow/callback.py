@@ -2,13 +2,16 @@
 
 | run | tags | metrics |
 |---|---|---|
-| parent, named as the search | run_folder, kind, outcome, best/*, source | best/* |
+| parent, named as the search | run_folder, kind, outcome, best/* | best/* |
 | child `zero-shot` | trial_id, kind, method, outcome | before any step |
 | child, named by its parameters | trial_id, kind, method, outcome, error | reports |
+| child for each training of `confirm` | confirms, labels, and those of a trial | reports |
 
 Each run has the tags `search` and `search_id`. The metrics are `view.main_metrics`, or all with
-`search.tracking.metrics: all`. Statuses: FINISHED, also of a pruned trial; KILLED for stopped;
-FAILED. The parent has report, tables, resolved configuration and environment as artifacts.
+`search.tracking.metrics: all`; `confirm` adds those of the test splits, and MLflow shows their
+means over the seeds if runs are grouped by the tag `confirms`. Statuses: FINISHED, also of a pruned
+trial; KILLED for stopped; FAILED. The parent has report, tables, resolved configuration and
+environment as artifacts.
 
 A thread follows the journal and writes what is new every few seconds, so that the search never
 waits for MLflow. What MLflow lacks when the search ends is written by a resume, or by
@@ -22,26 +25,28 @@ import logging
 import threading
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 
 from trainers.redact import redact
 from tuning.runs.callbacks import Callback
+from tuning.runs.journal import JOURNAL_FILE, is_running, read_history
 from tuning.runs.records import SearchOutcome, SearchRecord, TrialRecord
-from tuning.runs.run_folder import LoadedRun
+from tuning.runs.run_folder import CONFIRM_FOLDER, LoadedRun
 from tuning.views.mlflow import client as mlf
 from tuning.views.mlflow.client import sqlite_path, tracking_uri
 from tuning.views.mlflow.writer import Writer
 
 _log = logging.getLogger(__name__)
-_PATIENCE_S, _PATIENCE_STOPPED_S = 30.0, 10.0
-"""How long the end of a search waits for a server that accepts nothing; the latter if the user has
-stopped it. Longer than one request may take to fail."""
+_PATIENCE_S = 30.0
+"""How long the end of a search waits for a server that accepts nothing: longer than one request may
+take to fail. Ctrl-C ends the wait."""
 
 
 class MlflowCallback(Callback):
     """Writes a search to MLflow while it runs, and continues its runs after a resume.
 
     Args:
-        uri, experiment, all_metrics, below: see `Writer`.
+        uri, experiment, all_metrics, confirms: see `Writer`.
         interval_seconds: between two writes, and between two attempts if the server is away.
     """
 
@@ -51,10 +56,10 @@ class MlflowCallback(Callback):
         experiment: str,
         all_metrics: bool = False,
         interval_seconds: float = 5.0,
-        below: str | None = None,
+        confirms: str | None = None,
     ) -> None:
         self._uri, self._interval = uri, interval_seconds
-        self._options = experiment, all_metrics, below
+        self._options = experiment, all_metrics, confirms
         self._brief = contextlib.ExitStack()
         self._is_over, self._is_complete = threading.Event(), threading.Event()
 
@@ -67,10 +72,12 @@ class MlflowCallback(Callback):
         """Connect, and start to follow the journal.
 
         Raises:
-            TrackingError: within seconds, if MLflow cannot be used.
+            TrackingError: within seconds, if MLflow cannot be used. A confirmation goes on without.
         """
-        mlf.connect(self._uri, self._options[0])
-        self._search, self._writer = search, Writer(search, self._uri, *self._options)
+        experiment, _, confirms = self._options
+        if confirms is None:
+            mlf.connect(self._uri, experiment)
+        self._writer = Writer(search, self._uri, *self._options)
         # For the whole search, not around each write: a thread must not change the environment
         # while another one reads it.
         self._brief.enter_context(mlf.brief_requests())
@@ -80,18 +87,16 @@ class MlflowCallback(Callback):
     def search_ended(self, records: Sequence[TrialRecord], outcome: SearchOutcome) -> None:
         """Let the thread write the rest. Waits for MLflow, but only seconds if it is away."""
         self._is_over.set()
-        patience = _PATIENCE_STOPPED_S if outcome == "stopped" else _PATIENCE_S
         with self._brief, contextlib.suppress(KeyboardInterrupt):
             before = -1
             while self._writer.num_written > before:
                 before = self._writer.num_written
-                if self._is_complete.wait(patience):
+                if self._is_complete.wait(_PATIENCE_S):
                     return
         _log.warning(
-            "MLflow at %s lacks a part of this search. Nothing is lost: once it answers, "
-            "`lipsum-tune report %s` adds it.",
+            "MLflow at %s lacks a part. Nothing is lost: once it answers, `lipsum-tune report` of "
+            "this run adds it.",
             redact(self._uri),
-            self._search.run_folder,
         )
 
     def _follow(self) -> None:
@@ -116,9 +121,10 @@ class MlflowCallback(Callback):
 
 
 def backfill(run: LoadedRun) -> str:
-    """Write everything that MLflow lacks of a search that no driver runs at present.
+    """Write everything that MLflow lacks of a search and of its confirmation.
 
-    Runs that a killed driver left RUNNING are closed; a resume of the search reopens them.
+    Not while a driver runs one of them, which does so itself. Runs that a killed driver left
+    RUNNING are closed; a resume reopens them.
 
     Returns:
         What MLflow has now, in one line.
@@ -126,15 +132,22 @@ def backfill(run: LoadedRun) -> str:
     Raises:
         TrackingError: MLflow cannot be used.
     """
-    uri = tracking_uri(run.file.search.tracking.uri, run.folder.parent)
-    where, tracking = redact(uri), run.file.search.tracking
-    database = sqlite_path(uri)
+    tracking, search = run.file.search.tracking, run.search
+    uri = tracking_uri(tracking.uri, run.folder.parent)
+    where, database = redact(uri), sqlite_path(uri)
     if database is not None and not database.is_file():
         return f"{where} is not here"  # the run folder was moved, or never had one
-    writer = Writer(run.search, uri, tracking.experiment, tracking.metrics == "all")
+    options = uri, tracking.experiment, tracking.metrics == "all"
+    writers = {run.folder: Writer(search, *options)}
+    again = run.folder / CONFIRM_FOLDER
+    if (again / JOURNAL_FILE).is_file():
+        training = replace(search, run_folder=again, run_id=read_history(again).run_id)
+        writers[again] = Writer(training, *options, confirms=search.run_id)
     with mlf.brief_requests():
         try:
-            writer.send(is_over=True)
+            for folder, writer in writers.items():
+                if not is_running(folder):
+                    writer.send(is_over=True)
         except mlf.TrackingError:
             raise
         except Exception as error:

@@ -10,7 +10,7 @@ import math
 import os
 import re
 import sqlite3
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from filelock import FileLock
@@ -129,19 +129,6 @@ def connect(uri: str, experiment: str) -> tuple[MlflowClient, str]:
             f"MLflow cannot be used at {redact(uri)}: {reason_of(error, configured)}. "
             "Start the server or correct the tracking URI."
         ) from None  # the cause's text may hold the credentials that were just taken out
-
-
-def create_run(
-    client: MlflowClient,
-    experiment_id: str,
-    name: str,
-    tags: Sequence[RunTag],
-    time: float | None = None,
-) -> Run:
-    """A new run that started at a time in Unix seconds, by default now."""
-    start_ms = None if time is None else round(1000 * time)
-    named = {tag.key: tag.value for tag in tags}
-    return client.create_run(experiment_id, start_ms, named, run_name=name)
 
 
 def search_run(client: MlflowClient, experiment_id: str, run_id: str) -> Run | None:

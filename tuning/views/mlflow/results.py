@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Mapping, Sequence
-from pathlib import Path
+from collections.abc import Mapping
 
 from trainers.redact import redact
 from tuning.runs.records import SearchRecord
@@ -23,15 +22,10 @@ def log_result(
     tags: Mapping[str, str],
     metrics: Mapping[str, float],
     step: int,
-    params: Mapping[str, object] | None = None,
-    files: Sequence[Path] = (),
 ) -> None:
-    """Write a finished run below that of a search, and add files to the artifacts of the search.
+    """Write a finished run below that of a search; a second call with this name changes the run.
 
     A failure is a warning: the results are in the run folder.
-
-    Args:
-        name: identifies the result: its run gets the new values, unless it has them already.
     """
     try:
         client, experiment_id = mlf.connect(uri, experiment)
@@ -41,16 +35,12 @@ def log_result(
                 command = f"`lipsum-tune report {search.run_folder}`"
                 raise LookupError(f"it has no run of this search; {command} writes one")
             parent_id = str(parent.info.run_id)
-            own = {mlf.PARENT_TAG: parent_id, "search": search.name, "result": name}
             found = mlf.runs_below(client, experiment_id, parent_id, f"tags.result = '{name}'")
+            own = {mlf.PARENT_TAG: parent_id, "search": search.name, "result": name}
+            run = found[0] if found else client.create_run(experiment_id, None, own, name)
             logged = mlf.metrics_of(metrics, step, time.time())
-            if not found or found[0].data.metrics != {m.key: m.value for m in logged}:
-                marked = mlf.tags_of(own | {"outcome": "finished"} | dict(tags))
-                run = found[0] if found else mlf.create_run(client, experiment_id, name, marked)
-                client.log_batch(run.info.run_id, logged, mlf.params_of(params or {}), marked)
-                client.set_terminated(run.info.run_id)
-            for file in files:
-                client.log_artifact(parent_id, str(file))
+            client.log_batch(run.info.run_id, logged, tags=mlf.tags_of({**own, **tags}))
+            client.set_terminated(run.info.run_id)
     except Exception as error:
         reason = mlf.reason_of(error, uri)
         logger.warning("MLflow at %s does not have the %s: %s", redact(uri), name, reason)

@@ -12,12 +12,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from tuning.runs.environment import ENVIRONMENT_FILE, recorded_environment
+from tuning.runs.environment import ENVIRONMENT_FILE
 from tuning.runs.journal import Event, Replay, read_events
 from tuning.runs.ranking import best_trial, misses
 from tuning.runs.records import (
-    AVERAGED,
-    EVAL_IMAGES,
     STEP,
     TRAIN_CURVE,
     ZERO_SHOT,
@@ -28,7 +26,7 @@ from tuning.runs.records import (
 from tuning.runs.run_folder import CONFIG_FILE
 from tuning.views.formatting import format_params, trial_label
 from tuning.views.mlflow import client as mlf
-from tuning.views.mlflow.view import describe, main_metrics, order_key, share_view
+from tuning.views.mlflow.view import main_metrics, order_key, share_view
 
 if TYPE_CHECKING:
     from mlflow.entities import Metric
@@ -49,10 +47,12 @@ class Writer:
     all that the journal has of it.
 
     Args:
+        search: whose `run_folder` has the journal.
         uri: a database (`sqlite:////abs/mlflow.db`) or a server (`https://...`), as configured.
         experiment: its name in MLflow; created if it is missing.
         all_metrics: send everything that trials report, and not only `main_metrics`.
-        below: `run_id` of a search to whose parent run this one's belongs.
+        confirms: `run_id` of the search that this run confirms: its trainings stand below the
+            parent run of that search, with all metrics of the test splits.
     """
 
     def __init__(
@@ -61,11 +61,11 @@ class Writer:
         uri: str,
         experiment: str,
         all_metrics: bool = False,
-        below: str | None = None,
+        confirms: str | None = None,
     ) -> None:
         self.num_written = 0  # runs, over all calls: it grows while MLflow answers
         self._search, self._uri, self._experiment = search, uri, experiment
-        self._all_metrics, self._below = all_metrics, below
+        self._all_metrics, self._confirms = all_metrics, confirms
         self._journal, self._offset = Replay(), 0
         self._created = 0.0  # time of the first event
         self._reports: dict[str, list[Event]] = {}  # by trial ID
@@ -75,8 +75,6 @@ class Writer:
         self._runs: dict[str, str] = {}
         self._sent: dict[str, int] = {}  # number of reports
         self._written: dict[str, TrialRecord] = {}
-        self._outcome: str = ""
-        self._columns: list[str] | None = None
 
     def send(self, is_over: bool = False) -> None:
         """Bring MLflow up to date with the journal.
@@ -86,36 +84,23 @@ class Writer:
                 the results in the run folder are uploaded.
 
         Raises:
-            Exception: MLflow lacks a part, which the next call sends. A trial that MLflow refuses
-                does not hold up the others.
+            Exception: MLflow lacks a part, which the next call sends.
         """
         self._read()
         history = self._journal.history(live=not is_over)
         records = [*self._zero_shot, *history.records]
-        outcome = history.outcome or ("stopped" if is_over else "running")
-        refusal = None
         try:
-            if not self._is_open or is_over:
+            is_new = not self._is_open or is_over
+            if is_new:
                 self._open()
-            columns = list(dict.fromkeys(key for record in records for key in record.params))
-            if columns != self._columns:
-                share_view(self._client, self._experiment_id, self._search, columns)
-                self._columns = columns
-            for record in records:
-                if self._written.get(record.trial_id) is not record:
-                    try:
-                        self._write_trial(record, records)
-                    except mlf.MlflowException as error:
-                        if error.get_http_status_code() >= 500:
-                            raise
-                        refusal = error
-            if outcome != self._outcome:
+            new = [r for r in records if self._written.get(r.trial_id) is not r]
+            for record in new:
+                self._write_trial(record, records)
+            if self._confirms is None and (new or is_new):
+                outcome = history.outcome or ("stopped" if is_over else "running")
                 self._write_parent(history.records, outcome)
-                self._outcome = outcome
-            if is_over:
-                self._upload()
-            if refusal is not None:
-                raise refusal
+                if is_over:
+                    self._upload()
         except Exception:
             self._is_open = False
             raise
@@ -144,35 +129,28 @@ class Writer:
         search = self._search
         client, self._experiment_id = mlf.connect(self._uri, self._experiment)
         self._client = client
-        recorded = recorded_environment(search.run_folder)
-        version = recorded.get("packages", {}).get("lipsum-tune", "")
-        above = self._below and mlf.search_run(client, self._experiment_id, self._below)
-        values = {
-            "search": search.name,
-            "search_id": search.run_id,
-            "run_folder": str(search.run_folder.resolve()),
-            "kind": "search",
-            "mlflow.source.name": f"lipsum-tune {version}".strip(),
-            "mlflow.source.git.commit": recorded.get("git_commit") or "",
-            mlf.PARENT_TAG: above.info.run_id if above else "",
-        }
-        tags = mlf.tags_of(values)
-        parent = mlf.search_run(client, self._experiment_id, search.run_id)
-        if parent is None:
-            parent = mlf.create_run(client, self._experiment_id, search.name, tags, self._created)
+        parent = mlf.search_run(client, self._experiment_id, self._confirms or search.run_id)
+        if self._confirms is None:
+            own = {"search_id": search.run_id, "kind": "search"}
+            if parent is None:
+                start_ms = round(1000 * self._created)
+                parent = client.create_run(self._experiment_id, start_ms, own, search.name)
+            tags = {"search": search.name, "run_folder": str(search.run_folder.resolve())}
+            # MLflow's params cannot change, and a resumed search may have another configuration.
+            params = [p for p in mlf.params_of(search.config) if p.key not in parent.data.params]
+            client.log_batch(parent.info.run_id, params=params, tags=mlf.tags_of(tags))
+            client.update_run(parent.info.run_id, name=search.name)  # its folder may be renamed
+        elif parent is None:
+            raise LookupError("it has no run of the search yet")
         self._parent_id = str(parent.info.run_id)
-        client.update_run(self._parent_id, name=search.name)  # the folder may have been moved
-        # MLflow's params cannot change, and a resumed search may have another configuration.
-        params = [p for p in mlf.params_of(search.config) if p.key not in parent.data.params]
-        client.log_batch(self._parent_id, params=params, tags=tags)
 
-        own = f"tags.search_id = '{search.run_id}' and tags.kind != 'search'"
-        found = client.search_runs([self._experiment_id], own, max_results=50_000)
-        self._runs, self._outcome, self._columns = {}, "", None
+        below = f"tags.search_id = '{search.run_id}' and tags.kind != 'search'"
+        found = client.search_runs([self._experiment_id], below, max_results=50_000)
+        self._runs = {}
         # A server that hung may have carried out two requests for a run. One of them has content.
         for run in sorted(found, key=lambda run: not (run.data.params or run.data.metrics)):
-            trial_id, run_id = run.data.tags.get("trial_id"), str(run.info.run_id)
-            if trial_id is not None and self._runs.setdefault(trial_id, run_id) != run_id:
+            trial_id, run_id = run.data.tags["trial_id"], str(run.info.run_id)
+            if self._runs.setdefault(trial_id, run_id) != run_id:
                 client.delete_run(run_id)
         self._sent = {name: n for name, n in self._sent.items() if name in self._runs}
         self._written = {name: r for name, r in self._written.items() if name in self._runs}
@@ -182,32 +160,30 @@ class Writer:
         search, client, trial_id = self._search, self._client, record.trial_id
         pruned = f" (pruned {record.step})" if record.outcome == "pruned" else ""
         label = f"{trial_label(search, record)}{pruned} {format_params(record.params)}".strip()
-        # Tags of the last report, because they qualify its accuracies.
-        qualities = {name: record.last(name) for name in (AVERAGED, EVAL_IMAGES)}
-        # All from the start, since a filter on a tag hides runs without it.
-        values = {
+        own = {
             mlf.PARENT_TAG: self._parent_id,
-            "search": search.name,
             "search_id": search.run_id,
             "trial_id": trial_id,
             "kind": "zero_shot" if trial_id == ZERO_SHOT else record.kind,
-            "method": search.method(record) or "",
-            "outcome": record.outcome,
-            "error": record.error or "",
         }
-        values |= {name: f"{value:.0f}" for name, value in qualities.items() if value is not None}
-        tags = mlf.tags_of(values)
+        tags = {"search": search.name, "method": search.method(record) or ""}
+        tags |= {"outcome": record.outcome, "error": record.error or ""}
+        if self._confirms is not None:
+            own["kind"], label = "confirm", f"confirm {label}"
+            tags["confirms"] = trial_id.partition("-seed-")[0]
+            tags["labels"] = ", ".join(record.labels)
         if trial_id not in self._runs:
-            run = mlf.create_run(client, self._experiment_id, label, tags, record.started_at)
+            start_ms = round(1000 * (record.started_at or self._created))
+            run = client.create_run(self._experiment_id, start_ms, own, label)
             self._runs[trial_id] = str(run.info.run_id)
         run_id, reports = self._runs[trial_id], self._reports.get(trial_id, [])
         new = reports[self._sent.get(trial_id, 0) :]
         metrics = [metric for event in new for metric in self._points(event)]
-        if record.outcome == "finished":
+        if record.outcome == "finished" and self._confirms is None:
             is_choice = record.kind == "trial" and not misses(search, records)[trial_id]
             metrics.append(self._order(record, is_choice, record.ended_at or 0.0))
         params = {} if trial_id == ZERO_SHOT else record.params or search.reference_params
-        client.log_batch(run_id, metrics, mlf.params_of(params), tags)
+        client.log_batch(run_id, metrics, mlf.params_of(params), mlf.tags_of(own | tags))
         client.update_run(run_id, STATUS[record.outcome], label)
         if record.ended_at is not None:
             client.set_terminated(run_id, STATUS[record.outcome], round(1000 * record.ended_at))
@@ -216,7 +192,8 @@ class Writer:
 
     def _write_parent(self, records: Sequence[TrialRecord], outcome: str) -> None:
         search, client, at = self._search, self._client, self._journal.last
-        tags = {"outcome": outcome, "mlflow.note.content": describe(search, records, outcome)}
+        share_view(client, self._experiment_id, search, records)
+        tags = {"outcome": outcome}
         best = best_trial(search, records) if outcome != "running" else None
         metrics: list[Metric] = []
         if best is not None:
@@ -226,8 +203,9 @@ class Writer:
             values = {f"best/{name}": value for name, value in self._shown(best.metrics).items()}
             metrics = mlf.metrics_of(values, best.step, at)
         client.log_batch(self._parent_id, metrics, tags=mlf.tags_of(tags))
-        client.update_run(self._parent_id, STATUS[outcome])
-        if outcome != "running":
+        if outcome == "running":
+            client.update_run(self._parent_id, STATUS[outcome])
+        else:
             client.set_terminated(self._parent_id, STATUS[outcome], round(1000 * at))
             missed = misses(search, records)
             for record in records:  # `best - 0.5` may be missed only once a better trial has ended
@@ -263,7 +241,8 @@ class Writer:
 
         MLflow 3.17 shows metrics in order of arrival, and compares runs by the first one.
         """
-        names = dict.fromkeys(main_metrics(self._search) + (*report,) * self._all_metrics)
+        more = [n for n in report if self._all_metrics or (self._confirms and "test/" in n)]
+        names = dict.fromkeys((*main_metrics(self._search), *more))
         return {name: report[name] for name in names if name in report and name != STEP}
 
     def _order(self, record: TrialRecord, is_choice: bool, at: float) -> Metric:

@@ -63,7 +63,7 @@ def test_an_outage_of_the_whole_search_is_one_warning_and_made_up_for(
 ):
     wait_until(lambda: "zero-shot" in found_runs(begun.parent))
     with monkeypatch.context() as patch:
-        patch.setattr(mlflow_callback, "_PATIENCE_STOPPED_S", 0.2)
+        patch.setattr(mlflow_callback, "_PATIENCE_S", 0.2)
         is_asked, answers = threading.Event(), threading.Event()
 
         def hang(*args, **kwargs):
@@ -78,7 +78,7 @@ def test_an_outage_of_the_whole_search_is_one_warning_and_made_up_for(
         wait_until(lambda: len(caplog.records) > 1)
         assert not callback.is_complete
     said = sorted(record.message.partition("mlflow.db ")[2] for record in caplog.records)
-    assert said[1].endswith(f"`lipsum-tune report {begun}` adds it.")
+    assert said[1].endswith("`lipsum-tune report` of this run adds it.")
     assert said[0].endswith("and gets it later: http://***@c refused")
     wait_until(lambda: callback.is_complete)  # in a process that goes on
     assert found_runs(begun.parent)["trial-000"].info.status == "FINISHED"

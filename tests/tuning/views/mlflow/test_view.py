@@ -74,7 +74,7 @@ def test_less_of_an_objective_may_be_better_and_domains_may_have_any_name(runs):
     objective = Objective("id_val/nll", "min")
     search = fakes.search_record(runs / "mine", ood_domains=domains, objectives=(objective,))
     client, experiment_id = connect(default_tracking_uri(runs), "lipsum-tune")
-    share_view(client, experiment_id, search, ["optim.lr"])
+    share_view(client, experiment_id, search, [fakes.trial(0)])
     view = shared(runs, search)
     assert (view["orderByKey"], view["orderByAsc"]) == ("metrics.`final/id_val/nll`", True)
     run = client.create_run(experiment_id)
