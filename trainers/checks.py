@@ -76,7 +76,6 @@ def check_data(data: DataConfig, parts: Sequence[Part] | None = None) -> int:
     Returns:
         The number of images of the first part; 0 for the embedded benchmark.
     """
-    data.rules.check_rules(data.domains)
     parts = parts or data.trial_parts
     if data.root == EMBEDDED:
         headers = _embedded(parts)

@@ -85,10 +85,6 @@ def prepare(
     resize: Annotated[
         int | None, typer.Option(help="Pixels of the short side, e.g. 256; never enlarges.")
     ] = None,
-    quality: Annotated[int, typer.Option(help="Quality of re-encoded JPEGs.")] = 95,
-    skip_bad: Annotated[
-        str, typer.Option(help="Leave out at most this many bad images per domain: `20`, `0.1%`.")
-    ] = "0",
 ) -> None:
     """Check images, give them splits and write them as Parquet; run it again after a kill.
 
@@ -96,30 +92,29 @@ def prepare(
     """
     from trainers.data.prepare import Options
     from trainers.data.sources import Source
-    from trainers.errors import ConfigError, validate
+    from trainers.errors import validate
     from trainers.text_files import read_text_file
     from tuning.preparation.prepare import prepare as run_preparation
-    from tuning.preparation.prepare import refusal, render, sources_of
+    from tuning.preparation.prepare import render, sources_of
 
-    of_split = dict(pair.partition("=")[::2] for pair in names(splits))
     lines = None
     if class_names is not None:
-        where = {"key": "--class-names", "value": class_names}
-        text = read_text_file(Path(class_names), "utf-8-sig", **where)
-        lines = tuple(line.strip() for line in text.splitlines())
-        if not lines or "" in lines or len({*lines}) < len(lines):
-            problem = "expected a different class name in each line"
-            raise ConfigError(problem, **where)
+        text = read_text_file(
+            Path(class_names), "utf-8-sig", key="--class-names", value=class_names
+        )
+        lines = [line.strip() for line in text.splitlines()]
     values = {
         "layout": layout, "path": source, "revision": revision, "subset": subset,
         "domain_column": domain_column, "image_column": image_column,
-        "label_column": label_column, "class_names": lines, "splits": of_split,
+        "label_column": label_column, "class_names": lines,
+        "splits": dict(pair.partition("=")[::2] for pair in names(splits)),
     }  # fmt: skip
     whole = validate(Source, values, "prepare")
-    options = Options(
-        val_fraction=val_fraction, test_fraction=test_fraction, seed=seed, resize=resize,
-        quality=quality, skip_bad=skip_bad,
-    )  # fmt: skip
+    made = {
+        "val_fraction": val_fraction, "test_fraction": test_fraction, "seed": seed,
+        "resize": resize,
+    }  # fmt: skip
+    options = validate(Options, made, "prepare")
     sources = sources_of(whole, id_domain=id_, ood=names(ood), domain=domain)
     try:
         report = run_preparation(sources, destination, options, id_, Console())
@@ -127,9 +122,6 @@ def prepare(
         print("lipsum-tune: run the same command again", file=sys.stderr)
         raise typer.Exit(130) from None
     Console().print(render(report), soft_wrap=True)
-    if refused := refusal(report):
-        print(f"lipsum-tune: {refused}", file=sys.stderr)
-        raise typer.Exit(1)
 
 
 @app.command("zero-shot")
@@ -183,6 +175,6 @@ def zero_shot(
     console.print("Intervals and verdicts: 95 % sampling error of that many images (binomial).")
     if left := not_compared(rows):
         console.print(left, markup=False, soft_wrap=True)
-    if found := causes(rows):
-        print(found, file=sys.stderr)
+    if likely := causes(rows):
+        print(likely, file=sys.stderr)
         raise typer.Exit(1)
