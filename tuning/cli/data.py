@@ -142,6 +142,14 @@ def zero_shot(
     domains: Annotated[
         str | None, typer.Option(help="Only these domains of the configuration, comma-separated.")
     ] = None,
+    check_duplicates: Annotated[
+        bool,
+        typer.Option(
+            "--check-duplicates",
+            help="Instead, count images that are nearly the same in two splits or domains, and "
+            "list them in near_duplicates.csv.",
+        ),
+    ] = False,
 ) -> None:
     """Evaluate the zero-shot model: a check of class names, templates, masks and preprocessing.
 
@@ -155,13 +163,20 @@ def zero_shot(
 
     file = load_config(config, set_ or (), check=False)
     # With torch, after mistakes in the configuration were reported.
+    from tuning.zero_shot.duplicates import near_duplicates
     from tuning.zero_shot.evaluate import PUBLISHED, expectations, measure
-    from tuning.zero_shot.report import causes, not_compared, zero_shot_table
+    from tuning.zero_shot.report import causes, duplicates_table, not_compared, zero_shot_table
 
     trial = file.trial
     which = split or ("test" if expect == PUBLISHED else "val")
     console = Console()
     try:
+        if check_duplicates:
+            with Console(stderr=True).status("starting") as status:
+                found = near_duplicates(trial, began=status.update)
+            found.write(Path("near_duplicates.csv"))
+            console.print(duplicates_table(found), soft_wrap=True)
+            return
         expected = expectations(expect, trial) if expect else None
         with Console(stderr=True).status("starting") as status:
             rows = measure(
