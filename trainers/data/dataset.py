@@ -30,7 +30,7 @@ from trainers.config import DataConfig
 from trainers.data.data_root import domain_files
 from trainers.data.images import BadImage, decode, orientation
 from trainers.data.sampler import StepSampler
-from trainers.data.schema import MEANING, Header, check_labels
+from trainers.data.schema import Header, split_header
 from trainers.data.storage import CACHE_VARIABLE, Store, cache_folder, open_store
 from trainers.data.transforms import CROP_PCT, augmentation, eval_view, train_view
 from trainers.errors import ConfigError, first_line
@@ -71,7 +71,7 @@ class ImageDataset:
         self.version = _version(self.store, files)
         """Changes if the data are written again."""
         names = tuple(map(self.store.relative, files))
-        header, self._rows = _opened(self.store, self.name, names, self.version)
+        header, self._rows = _opened(self.store, names, self.version)
         self.class_names, self.metadata = header.class_names, header.metadata
         self.labels: np.ndarray = self._rows.data.column("label").to_numpy()
         """(N,) int64, indices into the class names."""
@@ -182,20 +182,9 @@ def _version(store: Store, files: Sequence[fs.FileInfo]) -> str:
 
 
 @lru_cache(maxsize=64)  # the trials of a process open the same splits
-def _opened(
-    store: Store, name: str, files: tuple[str, ...], version: str
-) -> tuple[Header, datasets.Dataset]:
+def _opened(store: Store, files: tuple[str, ...], version: str) -> tuple[Header, datasets.Dataset]:
     """Header and rows of the Parquet files of a split."""
-    headers = [check_labels(store, file) for file in files]
-    first = headers[0]
-    for file, header in zip(files, headers, strict=True):
-        same = [(h.class_names, *map(h.metadata.get, MEANING)) for h in (first, header)]
-        if same[0] != same[1]:
-            problem = f"other class names, crop_pct or class_map than {files[0]}"
-            raise ConfigError(problem, source=store.locate(file))
-    if not any(header.rows for header in headers):
-        raise ConfigError("no images in its files", source=f"{store.url}/{name}")
-    return first, _mapped(store, files, version)
+    return split_header(store, files), _mapped(store, files, version)
 
 
 def _mapped(store: Store, files: Sequence[str], version: str) -> datasets.Dataset:

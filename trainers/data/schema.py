@@ -10,8 +10,10 @@ classes. A data set is one folder per domain and split:
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -127,6 +129,26 @@ def check_labels(store: Store, file: fs.FileInfo | str) -> Header:
         problem = f"labels {least} to {greatest}, {labels.null_count} are missing; it has {classes}"
         raise ConfigError(f"{problem} classes", source=store.locate(file))
     return header
+
+
+def split_header(store: Store, files: Sequence[fs.FileInfo | str]) -> Header:
+    """The header that all files of a split have, with the sum of their rows.
+
+    Raises:
+        ConfigError: as `check_labels`; or there are no images, or files that differ.
+    """
+    with ThreadPoolExecutor(16) as pool:  # buckets answer slowly, but answer many
+        headers = list(pool.map(partial(check_labels, store), files))
+    first = headers[0]
+    for file, header in zip(files, headers, strict=True):
+        same = [(h.class_names, *map(h.metadata.get, MEANING)) for h in (first, header)]
+        if same[0] != same[1]:
+            problem = "other class names, crop_pct or class_map than the first file of the split"
+            raise ConfigError(problem, source=store.locate(file))
+    if not (rows := sum(header.rows for header in headers)):
+        where = store.locate(files[0]).rpartition("/")[0]
+        raise ConfigError("no images in its files", source=where)
+    return Header(first.class_names, first.metadata, rows)
 
 
 @contextmanager
