@@ -76,7 +76,7 @@ def not_compared(rows: Sequence[Row]) -> str | None:
 
 def duplicates_table(found: NearDuplicates) -> RenderableType:
     """Number of near duplicates by pair of splits, and what counts as one."""
-    table = borderless_table("images of", "nearly the same in", "number", "of")
+    table = borderless_table("images of", "nearly the same in", "number", "of", text=(0, 1))
     for (first, second), pairs in found.pairs.items():
         if pairs:
             of = f"{found.images[second]:,}"
