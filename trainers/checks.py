@@ -3,17 +3,13 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterable, Sequence
 from functools import cache
-
-from pyarrow import fs
 
 from trainers.config import DataConfig, TrialConfig
 from trainers.data.class_map import domain_class_map
 from trainers.data.data_root import EMBEDDED, domain_files, resolve_root
-from trainers.data.schema import Header, check_labels
-from trainers.data.storage import Store
+from trainers.data.schema import Header, split_header
 from trainers.errors import ConfigError, suggestion
 from trainers.methods.base import check_method_fits
 from trainers.models.activations import check_activation_checkpointing
@@ -26,8 +22,6 @@ EMBEDDED_DOMAINS = ("real", "painting", "clipart", "infograph", "sketch")
 
 Part = tuple[str, str]
 """A domain and a split."""
-
-_REQUESTS = 16  # concurrent requests to a bucket
 
 
 def check_trials(configs: Iterable[TrialConfig]) -> None:
@@ -76,13 +70,12 @@ def check_data(data: DataConfig, parts: Sequence[Part] | None = None) -> int:
     Returns:
         The number of images of the first part; 0 for the embedded benchmark.
     """
-    data.rules.check_rules(data.domains)
     parts = parts or data.trial_parts
     if data.root == EMBEDDED:
         headers = _embedded(parts)
     else:
         store = resolve_root(data.root)
-        headers = _headers(store, {part: domain_files(store, *part) for part in parts})
+        headers = {part: split_header(store, domain_files(store, *part)) for part in parts}
     if not headers:
         return 0
     id_classes = headers[parts[0]].class_names
@@ -110,22 +103,3 @@ def _embedded(parts: Sequence[Part]) -> dict[Part, Header]:
         return {}
     classes = tuple(load_classes())
     return {part: Header(classes, {}, rows=len(classes)) for part in parts}
-
-
-def _headers(store: Store, files: Mapping[Part, Sequence[fs.FileInfo]]) -> dict[Part, Header]:
-    """The header of each part, with the rows of all its files; their labels are checked as well."""
-    with ThreadPoolExecutor(_REQUESTS) as pool:
-        every = pool.map(
-            lambda file: check_labels(store, file), [f for part in files.values() for f in part]
-        )
-        by_part = {part: [next(every) for _ in of_part] for part, of_part in files.items()}
-    merged = {}
-    for (domain, split), headers in by_part.items():
-        where = f"{store.url}/{domain}/{split}"
-        if len({header.class_names for header in headers}) > 1:
-            raise ConfigError("its files have different class names", source=where)
-        rows = sum(header.rows for header in headers)
-        if not rows:
-            raise ConfigError("it has no images", source=where)
-        merged[domain, split] = Header(headers[0].class_names, headers[0].metadata, rows)
-    return merged

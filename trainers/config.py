@@ -30,6 +30,51 @@ MOST_LOADERS = 16
 """Limit of `data.workers: auto`; a process decodes some hundred images a second."""
 
 
+Strength: TypeAlias = Annotated[float, Field(ge=0, le=1)]
+
+
+class RandAugment(Frozen):
+    """RandAugment (arXiv 1909.13719)."""
+
+    num_ops: int = Field(default=0, ge=0, le=14)
+    """Operations on each image, such as a rotation or a change of contrast; usually 2, 0 is off."""
+    magnitude: int = Field(default=9, ge=0, le=30)
+    """Their strength."""
+
+
+class ColorJitter(Frozen):
+    """Random changes of colours; 0 changes nothing."""
+
+    brightness: Strength = 0
+    """Largest relative change of brightness."""
+    contrast: Strength = 0
+    """Largest relative change of contrast."""
+    saturation: Strength = 0
+    """Largest relative change of saturation."""
+    hue: float = Field(default=0, ge=0, le=0.5)
+    """Largest change of the hue, as a share of the circle of colours."""
+
+
+class RandomErasing(Frozen):
+    """Random erasing (arXiv 1708.04896)."""
+
+    p: Strength = 0
+    """Probability that a rectangle of a view is erased."""
+    scale: tuple[Strength, Strength] = (0.02, 0.33)
+    """Smallest and largest share of the area that is erased."""
+
+
+class Augment(Frozen):
+    """Augmentations of training views after crop and flip, those of torchvision, in this order."""
+
+    rand_augment: RandAugment = RandAugment()
+    """Random operations on geometry and colours."""
+    color_jitter: ColorJitter = ColorJitter()
+    """Random changes of colours."""
+    random_erasing: RandomErasing = RandomErasing()
+    """A rectangle of some views is erased."""
+
+
 class DataConfig(Frozen):
     """Where the images are, and which domain is in-distribution (ID)."""
 
@@ -54,10 +99,12 @@ class DataConfig(Frozen):
     depending on the shape of the image, and never less than a tenth of it."""
     flip: bool = True
     """Mirror every second training crop, at random."""
+    augment: Augment = Augment()
+    """Further changes of training crops, none by default; each a function of (seed, step, sample)
+    as the crop is."""
     crop_pct: float = Field(default=1, gt=0, le=1)
     """Share of the short side that the evaluation's center crop keeps; 1 is the whole side, as
-    open_clip's own transform shows it. Data that name a share of their own keep that, as those of
-    `prepare arrays`, whose images are crops."""
+    open_clip's own transform shows it. Data that name a share of their own keep that."""
     workers: Literal["auto"] | Annotated[int, Field(ge=0, le=1000)] = "auto"
     """Processes of each training worker that decode images; 0 decodes in the worker itself. `auto`
     is one for each of the worker's CPUs if it trains on a GPU, else 0."""

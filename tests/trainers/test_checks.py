@@ -46,8 +46,6 @@ def test_classes_that_do_not_fit_are_refused(root):
     refused(root, "sketch: 'cow': no class of photo, which has 3 .in a suite of your own")
     skip = {"id_domain": "photo", "domains": {"sketch": {"unknown_classes": "skip"}}}
     check_data(data(root, suite=skip))
-    rules = {"id_domain": "photo", "domains": {"skecth": {"unknown_classes": "skip"}}}
-    refused(root, r"suite 'custom': domains\.skecth: .*did you mean 'sketch'", suite=rules)
 
 
 def test_the_id_validation_split_is_checked_too(root):
@@ -57,7 +55,7 @@ def test_the_id_validation_split_is_checked_too(root):
 
 def test_files_with_different_classes_are_refused(root):
     write_split(root, "sketch", "val", ("ant", "cat", "bee"), part=1)
-    refused(root, "sketch/val: its files have different class names")
+    refused(root, "part-00001.parquet: other class names")
 
 
 def test_labels_out_of_range_are_found_in_any_file(root):
@@ -65,12 +63,12 @@ def test_labels_out_of_range_are_found_in_any_file(root):
     rows = {"image": [{"bytes": b"no image", "path": "x"}] * 2, "label": [0, 3]}
     path = part_path(root, "sketch", "val", 1)
     pq.write_table(pa.Table.from_pydict(rows, schema), path)
-    refused(root, r"part-00001\.parquet: label 3 of 3 classes")
+    refused(root, r"part-00001\.parquet: labels 0 to 3")
 
 
 def test_a_domain_without_images_is_refused(root):
     write_images(part_path(root, "sketch", "val"), [], ID, {})
-    refused(root, "sketch/val: it has no images")
+    refused(root, "sketch/val: no images in its files")
 
 
 def test_class_names_without_a_prompt_are_an_error(root):
@@ -86,7 +84,7 @@ def test_the_embedded_benchmark_is_checked_unbuilt(monkeypatch):
     with pytest.raises(ConfigError, match="real: it has 100 classes, and the suite expects 345"):
         check_data(DataConfig(suite="domainnet"))
     names = {"id_domain": "real", "name": "mine", "class_names": {"apple": "an apple"}}
-    with pytest.raises(ConfigError, match=r"suite 'mine': class_names: has no name for .* 96 more"):
+    with pytest.raises(ConfigError, match=r"suite 'mine': class_names: has no name for"):
         check_data(DataConfig.model_validate({"suite": names}))
 
 

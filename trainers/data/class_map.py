@@ -86,65 +86,40 @@ def domain_class_map(
 
     Raises:
         ConfigError: not the number of classes that the suite expects, a class that stands for no ID
-            class, two classes with one name or with the same ID classes, or a class in the suite's
-            map that the domain does not have.
+            class, or two classes with one name or with the same ID classes.
     """
     rule, id_domain, domain_classes = data.rules.rule(domain), data.id_domain, described.class_names
     if rule.num_classes is not None and rule.num_classes != len(domain_classes):
         problem = f"it has {len(domain_classes)} classes, and the suite expects {rule.num_classes}"
         raise ConfigError(problem, source=domain)
-    for name, classes in ((id_domain, id_classes), (domain, domain_classes)):
-        if twice := sorted(c for c, times in Counter(classes).items() if times > 1):
-            raise ConfigError(f"several of its classes are called {quoted(twice)}", source=name)
-    for name in rule.class_map or ():
-        if name not in domain_classes:
-            problem = f"the class_map of the suite has {name!r}, which is not one of its classes"
-            raise ConfigError(f"{problem}{near(name, domain_classes)}", source=domain)
-
     labels = {name: label for label, name in enumerate(id_classes)}
+    for name, classes in ((id_domain, id_classes), (domain, domain_classes)):
+        if twice := [c for c, times in Counter(classes).items() if times > 1]:
+            raise ConfigError(f"several classes are called {quoted(twice)}", source=name)
     of_files = {} if domain == id_domain else described.metadata
-    given = rule.class_map or _from_metadata(of_files, domain)
-    targets = given or {name: (name,) for name in domain_classes}
-    if rule.unknown_classes == "refuse":
-        unmapped = [name for name in domain_classes if name not in targets]
-        unknown = [t for name in domain_classes for t in targets.get(name, ()) if t not in labels]
-        if unmapped:
-            hint = near(unmapped[0], targets) if len(unmapped) == 1 else ""
-            problem = f"its class_map has nothing for {quoted(unmapped)}{hint}"
-            raise ConfigError(problem, source=domain)
-        if unknown:
-            where = " in its class_map" if given else ""
-            hint = near(unknown[0], labels) if len(unknown) == 1 else ""
-            raise ConfigError(
-                f"{quoted(unknown)}{where}: no class of {id_domain}, which has {len(labels)}{hint}",
-                hint=f"in a suite of your own, domains.{domain} may have a class_map, or "
-                "unknown_classes: skip",
-                source=domain,
-            )
+    targets: Mapping[str, Sequence[str]] = {name: (name,) for name in domain_classes}
+    if rule.class_map or METADATA_KEY in of_files:
+        targets = rule.class_map or json.loads(of_files[METADATA_KEY])
     groups = tuple(
         tuple(labels[target] for target in targets.get(name, ()) if target in labels)
         for name in domain_classes
     )
-    if not any(groups):
+    if rule.unknown_classes == "refuse":
+        of_class = {name: targets.get(name, ()) for name in domain_classes}
+        if unknown := [n for n, of in of_class.items() if not of or not labels.keys() >= {*of}]:
+            hint = near(unknown[0], labels) if len(unknown) == 1 else ""
+            raise ConfigError(
+                f"{quoted(unknown)}: no class of {id_domain}, which has {len(labels)}{hint}",
+                hint=f"in a suite of your own, domains.{domain} may have a class_map, or "
+                "unknown_classes: skip",
+                source=domain,
+            )
+    scored = [frozenset(group) for group in groups if group]
+    if not scored:
         raise ConfigError(f"none of its classes is one of {id_domain}", source=domain)
-    # Classes may share some ID classes, but not all of them.
-    first: dict[frozenset[int], str] = {}
-    for name, group in zip(domain_classes, groups, strict=True):
-        other = first.setdefault(frozenset(group), name)
-        if group and other != name:
-            problem = f"{other!r} and {name!r} stand for the same classes of {id_domain}"
-            raise ConfigError(problem, source=domain)
+    if len({*scored}) < len(scored):  # classes may share some ID classes, but not all of them
+        named = zip(domain_classes, groups, strict=True)
+        same = [name for name, group in named if scored.count(frozenset(group)) > 1]
+        problem = f"{quoted(same)} stand for the same classes of {id_domain}"
+        raise ConfigError(problem, source=domain)
     return ClassMap(len(id_classes), groups)
-
-
-def _from_metadata(metadata: Mapping[str, str], domain: str) -> dict[str, tuple[str, ...]] | None:
-    if METADATA_KEY not in metadata:
-        return None
-    try:
-        values = json.loads(metadata[METADATA_KEY])
-        if not all(isinstance(ids, list) and ids for ids in values.values()):
-            raise TypeError(values)
-        return {str(name): tuple(map(str, ids)) for name, ids in values.items()}
-    except (ValueError, AttributeError, TypeError, RecursionError):
-        problem = "the class_map of its Parquet files is not a JSON object of lists"
-        raise ConfigError(problem, source=domain) from None

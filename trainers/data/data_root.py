@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -12,7 +13,9 @@ from pyarrow import fs
 
 from trainers.data.sources import Source
 from trainers.data.storage import Store, cache_folder, open_store
-from trainers.errors import ConfigError, did_you_mean, listed
+from trainers.errors import ConfigError, did_you_mean
+
+logger = logging.getLogger(__name__)
 
 EMBEDDED = "openmoji"
 
@@ -36,18 +39,19 @@ def resolve_root(root: str | Mapping[str, Source], *, progress: bool = False) ->
         from trainers.data.prepare import Options, prepare
 
         made = [(read_record(store.at(domain)) or {}).get("status") for domain in root]
-        if progress or not {*made} <= {"done", "refused"}:
-            prepare(root, store, Options(), id_domain=next(iter(root)), replace=True, wait=True)
+        if progress or {*made} != {"done"}:
+            report = prepare(root, store, Options(), id_domain=next(iter(root)), replace=True)
+            for domain in report.domains:
+                if domain.left_out:
+                    where = f"{store.url}/{domain.domain}/bad.csv"
+                    logger.warning("%d files were left out, see %s", domain.left_out, where)
     elif root == EMBEDDED:
         try:
             from trainers.embedded_benchmark.build import build
         except ImportError as error:
-            raise ConfigError(
-                f"the embedded benchmark needs {error.name!r}",
-                key="data.root",
-                value=EMBEDDED,
-                hint="install it with: pip install 'lipsum-tune[benchmark]'",
-            ) from error
+            problem = f"the embedded benchmark needs {error.name!r}"
+            hint = "install it with: pip install 'lipsum-tune[benchmark]'"
+            raise ConfigError(problem, key="data.root", value=EMBEDDED, hint=hint) from error
         build(store.local_path(), progress=progress)
     return store
 
@@ -74,39 +78,25 @@ def domain_files(store: Store, domain: str, split: str) -> list[fs.FileInfo]:
         files = [
             info
             for info in store.list(f"{domain}/{split}")
-            if info.is_file
-            and info.extension == "parquet"
-            and not info.base_name.startswith((".", "_"))
+            if info.extension == "parquet" and not info.base_name.startswith((".", "_"))
         ]
         # Files that the user made in another way have no record.
         status = (read_record(store.at(domain)) or {"status": "done"}).get("status")
         if status != "done":
-            problem, hint = (
-                f"its preparation is {status}",
-                "run the same `lipsum-tune prepare` again",
-            )
-            if status == "refused":
-                problem = f"more bad images than may be left out, listed in {domain}/bad.csv"
-                hint = "mend them, or run `lipsum-tune prepare` again with --skip-bad"
+            problem, hint = f"its preparation is {status}", "run the same `prepare` again"
             raise ConfigError(problem, hint=hint, source=f"{store.url}/{domain}")
         if files:
             return files
         if not store.exists():
             hint = "`lipsum-tune prepare` writes it"
             raise ConfigError("no such folder", key="data.root", value=store.url, hint=hint)
-        path = ""
-        for name, kind in ((domain, "domain"), (split, "split")):
-            folders = [info for info in store.list(path) if info.type == fs.FileType.Directory]
-            names = [info.base_name for info in folders]
-            if kind == "split" and names and not {"train", "val", "test"} & {*names}:
-                problem = f"no train, val or test folder; found {listed(names, 3)}"
+        for path, kind, name in (("", "domain", domain), (domain, "split", split)):
+            there = [i.base_name for i in store.list(path) if i.type == fs.FileType.Directory]
+            if name not in there:
+                problem = f"it has no {kind} {name!r}{did_you_mean(name, there)}"
                 hint = "`lipsum-tune prepare` makes a data set of a folder of images"
-                raise ConfigError(problem, hint=hint, source=f"{store.url}/{path}")
-            if name not in names:
-                problem = f"it has no {kind} {name!r}{did_you_mean(name, names)}"
-                raise ConfigError(problem, source=f"{store.url}/{path}".rstrip("/"))
-            path = f"{path}/{name}".lstrip("/")
-        raise ConfigError("no *.parquet file here", source=f"{store.url}/{path}")
+                raise ConfigError(problem, hint=hint, source=f"{store.url}/{path}".rstrip("/"))
+        raise ConfigError("no *.parquet file here", source=f"{store.url}/{domain}/{split}")
     except OSError as error:
         problem = f"cannot be read: {error}"
         raise ConfigError(problem, key="data.root", value=store.url) from None
@@ -115,18 +105,9 @@ def domain_files(store: Store, domain: str, split: str) -> list[fs.FileInfo]:
 def without_split(
     root: str | Mapping[str, Source], domains: Iterable[str], split: str
 ) -> list[str]:
-    """The domains that lack a split; the embedded benchmark has them all.
-
-    Raises:
-        ConfigError: the root cannot be read.
-    """
-    if root == EMBEDDED:
-        return []
+    """The domains that lack a split; the embedded benchmark has them all."""
     store = stored_root(root)
-    try:
-        return [domain for domain in domains if not store.exists(f"{domain}/{split}")]
-    except OSError as error:
-        raise ConfigError(f"cannot be read: {error}", key="data.root", value=root) from None
+    return [d for d in domains if root != EMBEDDED and not store.exists(f"{d}/{split}")]
 
 
 def read_record(domain: Store) -> dict[str, Any] | None:
@@ -138,10 +119,7 @@ def read_record(domain: Store) -> dict[str, Any] | None:
     if not domain.info(PREPARATION_FILE).is_file:
         return None
     try:
-        record = json.loads(domain.read_bytes(PREPARATION_FILE))
-    except (ValueError, RecursionError):
-        record = None
-    if not isinstance(record, dict):
+        return dict(json.loads(domain.read_bytes(PREPARATION_FILE)))
+    except (ValueError, TypeError):
         problem = "not a record of `prepare`; remove the folder and prepare it again"
-        raise ConfigError(problem, source=f"{domain.url}/{PREPARATION_FILE}")
-    return record
+        raise ConfigError(problem, source=f"{domain.url}/{PREPARATION_FILE}") from None

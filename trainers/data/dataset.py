@@ -30,9 +30,9 @@ from trainers.config import DataConfig
 from trainers.data.data_root import domain_files
 from trainers.data.images import BadImage, decode, orientation
 from trainers.data.sampler import StepSampler
-from trainers.data.schema import Header, check_labels
+from trainers.data.schema import Header, split_header
 from trainers.data.storage import CACHE_VARIABLE, Store, cache_folder, open_store
-from trainers.data.transforms import CROP_PCT, eval_view, train_view
+from trainers.data.transforms import CROP_PCT, augmentation, eval_view, train_view
 from trainers.errors import ConfigError, first_line
 from trainers.models.image import ImageInput
 from trainers.seeding import generator
@@ -46,15 +46,8 @@ KEEP_BYTES = 1 << 29
 KEPT_BYTES = 4 << 30
 """Limit of all such views in a process. Beyond it, those that were not used for longest go."""
 
-KEEP_TRAIN_BYTES = 1 << 27
-"""Training images of one domain and split of up to this size (128 MiB) stay decoded as they are
-used: reading and decoding a small JPEG takes as long as cropping and resizing it."""
-
 _kept_views: dict[tuple[object, ...], Tensor] = {}
 """Evaluation views of this process, which outlive its trials; the ones used last are at the end."""
-
-_kept_pixels: dict[tuple[object, ...], dict[int, Tensor]] = {}
-"""Decoded training images of this process by row: those of the set that was used last."""
 
 
 class ImageDataset:
@@ -65,8 +58,8 @@ class ImageDataset:
     the pages. Pickled copies in other processes map the same files.
 
     Raises:
-        ConfigError: no such folder, no Parquet file in it, an unfinished preparation, a label
-            without a class, or files that differ in their class names.
+        ConfigError: no such data, an unfinished preparation, a label without a class, or files that
+            differ in their class names.
     """
 
     def __init__(
@@ -78,12 +71,12 @@ class ImageDataset:
         self.version = _version(self.store, files)
         """Changes if the data are written again."""
         names = tuple(map(self.store.relative, files))
-        header, self._rows = _opened(self.store, self.name, names, self.version)
+        header, self._rows = _opened(self.store, names, self.version)
         self.class_names, self.metadata = header.class_names, header.metadata
         self.labels: np.ndarray = self._rows.data.column("label").to_numpy()
         """(N,) int64, indices into the class names."""
         self._sample_size: int | None = None
-        self.crop_pct = self._own_crop_pct(crop_pct)
+        self.crop_pct = float(self.metadata.get("crop_pct", crop_pct))
         """Share of the resized image's short side that evaluation sees, the data's own if it has
         one."""
 
@@ -121,10 +114,13 @@ class ImageDataset:
         except BadImage as bad:
             raise ConfigError(
                 f"row {index} ({image['path']}): {bad}",
-                hint="`lipsum-tune prepare parquet` finds and leaves out such images; if it finds "
-                f"none, remove the cache {cache_folder()}",
+                hint="`lipsum-tune prepare parquet` leaves out such images",
                 source=f"{self.store.url}/{self.name}",
             ) from None
+
+    def path(self, index: int) -> str:
+        """Name of an image, for people."""
+        return str(self._image(index)["path"].as_py())
 
     def pixels(self, index: int) -> Tensor:
         """The same image as (3, H, W) uint8, decoded faster if it is a usual JPEG."""
@@ -172,14 +168,6 @@ class ImageDataset:
         # `self._rows[index]` takes 70 us for what is 3 us here.
         return self._rows.data.column("image")[index]
 
-    def _own_crop_pct(self, default: float) -> float:
-        text = self.metadata.get("crop_pct", str(default))
-        with suppress(ValueError):
-            if 0 < float(text) <= 1:
-                return float(text)
-        source = f"{self.store.url}/{self.name}"
-        raise ConfigError("must be in (0, 1]", key="crop_pct", value=text, source=source)
-
 
 def _version(store: Store, files: Sequence[fs.FileInfo]) -> str:
     """A name for files that changes if one of them is written again."""
@@ -194,23 +182,9 @@ def _version(store: Store, files: Sequence[fs.FileInfo]) -> str:
 
 
 @lru_cache(maxsize=64)  # the trials of a process open the same splits
-def _opened(
-    store: Store, name: str, files: tuple[str, ...], version: str
-) -> tuple[Header, datasets.Dataset]:
+def _opened(store: Store, files: tuple[str, ...], version: str) -> tuple[Header, datasets.Dataset]:
     """Header and rows of the Parquet files of a split."""
-    headers = [check_labels(store, file) for file in files]
-    shared = [
-        (header.class_names, header.metadata.get("crop_pct"), header.metadata.get("class_map"))
-        for header in headers
-    ]
-    for file, of_file in zip(files, shared, strict=True):
-        if of_file != shared[0]:
-            first = files[0].rpartition("/")[2]
-            problem = f"other class names, crop_pct or class_map than {first}"
-            raise ConfigError(problem, source=store.locate(file))
-    if not any(header.rows for header in headers):
-        raise ConfigError("no images in its files", source=f"{store.url}/{name}")
-    return headers[0], _mapped(store, files, version)
+    return split_header(store, files), _mapped(store, files, version)
 
 
 def _mapped(store: Store, files: Sequence[str], version: str) -> datasets.Dataset:
@@ -252,9 +226,8 @@ def _mapped(store: Store, files: Sequence[str], version: str) -> datasets.Datase
 def stratified(labels: np.ndarray, size: int, rng: np.random.Generator) -> list[int]:
     """Rows of a random sample in which every class has its share, ascending.
 
-    The share is rounded down or up, at random, and sometimes differs by one image more: the images
-    of a class get random places in (0, 1) at equal distances, and the sample is the images with the
-    smallest places.
+    The share is rounded at random: the images of a class get random places in (0, 1) at equal
+    distances, and the sample is the images with the smallest places.
     """
     shuffled = rng.permutation(len(labels))
     by_class = shuffled[np.argsort(labels[shuffled], kind="stable")]
@@ -301,17 +274,12 @@ class _TrainViews(Dataset[tuple[Tensor, Tensor]]):
     view: Callable[..., Tensor]
     """`train_view` with its options."""
     seed: int
-    kept: dict[int, Tensor] | None
 
     def __getitem__(self, key: tuple[int, int]) -> tuple[Tensor, Tensor]:
         step, sample = key
         rng = generator(self.seed, "view", step, sample)
-        pixels = None if self.kept is None else self.kept.get(sample)
-        if pixels is None:
-            pixels = self.images.pixels(sample)
-            if self.kept is not None and pixels.nbytes * len(self.images) <= KEEP_TRAIN_BYTES:
-                self.kept[sample] = pixels
-        return self.view(pixels, rng=rng), torch.as_tensor(self.images.labels[sample])
+        view = self.view(self.images.pixels(sample), rng=rng)
+        return view, torch.as_tensor(self.images.labels[sample])
 
 
 def train_batches(
@@ -324,19 +292,21 @@ def train_batches(
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """The steps of `sampler` as ((B, 3, size, size) uint8, (B,) int64).
 
-    `data.workers` processes decode (0: this one, which keeps decoded images of small sets). Copies
-    of page-locked batches (`pin_memory`) to a GPU overlap with its work.
+    `data.workers` processes decode (0: this one). Copies of page-locked batches (`pin_memory`) to a
+    GPU overlap with its work.
     """
-    kept, workers = None, data.loader_processes(on_gpu=pin_memory)
-    if not workers:
-        key = (images.store.url, images.name, images.version)
-        kept = _kept_pixels.get(key, {})
-        _kept_pixels.clear()
-        _kept_pixels[key] = kept
     view = partial(
-        train_view, image_input=image_input, area=data.crop_area, law=data.crop_law, flip=data.flip
+        train_view,
+        image_input=image_input,
+        area=data.crop_area,
+        law=data.crop_law,
+        flip=data.flip,
+        augment=augmentation(data.augment, image_input),
     )
-    views = _TrainViews(images, view, sampler.seed, kept)
+    views, workers = (
+        _TrainViews(images, view, sampler.seed),
+        data.loader_processes(on_gpu=pin_memory),
+    )
     return _batches(
         DataLoader(views, batch_sampler=sampler, num_workers=workers, pin_memory=pin_memory)
     )

@@ -11,11 +11,9 @@ from pyarrow import fs
 
 from trainers.config import DataConfig
 from trainers.data.data_root import domain_files, resolve_root
-from trainers.data.schema import header_of, open_parquet, read_header
+from trainers.data.schema import MEANING, header_of, open_parquet, read_header
 from trainers.data.storage import Store
 
-_MEANING = ("class_map", "crop_pct")
-"""Metadata that change how images are cropped and scored."""
 _REQUESTS = 16  # at a time: buckets answer slowly, but answer many
 
 
@@ -71,7 +69,7 @@ def _described(store: Store, file: fs.FileInfo) -> str:
         header = header_of(parquet, store.locate(file))
         groups = [parquet.metadata.row_group(i) for i in range(parquet.num_row_groups)]
         columns = [_column(group.column(i)) for group in groups for i in range(group.num_columns)]
-    meaning = {key: header.metadata.get(key) for key in _MEANING}
+    meaning = {key: header.metadata.get(key) for key in MEANING}
     rows = [group.num_rows for group in groups]
     return json.dumps([file.base_name, header.class_names, meaning, rows, columns])
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Literal, get_args
 
 from PIL import Image
 
+from trainers.data.images import FORMATS
 from trainers.errors import ConfigError, listed
 
 if TYPE_CHECKING:
@@ -26,8 +27,8 @@ SPLIT_WORDS: dict[str, Split] = {
 }  # fmt: skip
 """Usual names of splits, in lower case."""
 
-_SKIPPED = (".", "@eaDir", "__MACOSX")  # hidden files, thumbnails, resource forks
-_TEXTS = ("readme", "license", "thumbs.db", "desktop.ini")  # first words, in lower case
+SKIPPED = (".", "@eaDir", "__MACOSX")
+"""Beginnings of the names of hidden files, thumbnails and resource forks."""
 
 
 @dataclass
@@ -61,118 +62,97 @@ def image_rows(
         "name": datasets.Value("string"),
     }
     images = [{"bytes": None, "path": f"{root}/{name}"} for name in names]
-    try:
-        columns = {"image": images, "label": list(labels), "name": list(names)}
-        return datasets.Dataset.from_dict(columns, features=datasets.Features(features))
-    except UnicodeEncodeError as error:
-        problem = f"the name {os.fsencode(str(error.object))!r} is not UTF-8; rename it"
-        raise ConfigError(problem, source=root) from None
+    columns = {"image": images, "label": list(labels), "name": list(names)}
+    return datasets.Dataset.from_dict(columns, features=datasets.Features(features))
 
 
-def subfolders(root: Path) -> list[str]:
-    """Names of the folders directly in a folder, sorted, without hidden ones."""
-    if not root.is_dir():
-        return []
-    return sorted(p.name for p in root.iterdir() if p.is_dir() and not p.name.startswith(_SKIPPED))
-
-
-def read_class_folders(
-    root: Path, folder: str, labels: Mapping[str, int], names: Sequence[str]
-) -> Found:
-    """The images of the class folders in `root/folder`, each with the label of its class folder.
-
-    Images outside of the class folders and files that are no images are left out.
-    """
-    paths: list[str] = []
-    of_path: list[int] = []
-    beside, texts = _files(root / folder)
-    beside += [name for name in texts if not name.lower().endswith((".txt", ".csv", ".json"))]
-    left_out = [(_join(folder, name), "not in a class folder") for name in beside]
-    for name, label in sorted(labels.items(), key=lambda item: (item[1], item[0])):
-        images, others = _files(root / folder / name, recursive=True)
-        paths += [_join(folder, name, image) for image in images]
-        of_path += [label] * len(images)
-        left_out += [(_join(folder, name, other), "not an image by its name") for other in others]
-        if not images:
-            left_out.append((_join(folder, name), "an empty class folder"))
-    return Found(image_rows(root, paths, of_path, names), left_out)
-
-
-def read_folders(root: Path) -> dict[Split, Found]:
-    """Class folders of one's own, in split folders or without; their classes are in sorted order.
-
-    Raises:
-        ConfigError: no class folders with images; or folders that look like domains, which would
-            train without an error on the wrong labels.
-    """
-    splits = _split_folders(root) or {"train": ""}
-    found: dict[Split, Found] = {}
-    for split in (split for split in SPLITS if split in splits):
-        folder, where = splits[split], root / splits[split]
-        there = subfolders(where)
-        classes = [name for name in there if _files(where / name, recursive=True)[0]]
-        if not classes:
-            stray = len(_files(where)[0])
-            problem = f"no class folders with images; found {stray:,} images outside of them"
-            hint = f"images belong in {where}/<class>/; there is {listed(there)}"
-            raise ConfigError(problem, hint=hint, source=where)
-        below = [{*subfolders(where / name)} for name in classes]
-        common = set.intersection(*below) if len(below) > 1 else set()
-        if len(common) > 1 and not any(_files(where / name)[0] for name in classes):
-            raise ConfigError(
-                f"the folders {listed(classes)} look like domains, since each of them holds the "
-                f"folders {listed(sorted(common))}",
-                hint="--id DOMAIN names the one to fine-tune on",
-                source=where,
-            )
-        labels = {name: label for label, name in enumerate(classes)}
-        found[split] = read_class_folders(root, folder, labels, classes)
-        empty = [name for name in there if name not in labels]
-        found[split].left_out += [(_join(folder, n), "an empty class folder") for n in empty]
+def files_below(root: Path) -> list[str]:
+    """Paths of all files below a folder, relative to it, without hidden ones."""
+    found: list[str] = []
+    for path, folders, names in os.walk(root, followlinks=True):
+        folders[:] = [name for name in folders if not name.startswith(SKIPPED)]
+        prefix = f"{path}/"[len(f"{root}/") :]
+        found += [f"{prefix}{name}" for name in names if not name.startswith(SKIPPED)]
     return found
-
-
-def _split_folders(root: Path) -> dict[Split, str]:
-    """Split folders in a folder; none if its folders are classes, of which one may be `train`."""
-    found: dict[Split, str] = {}
-    names = subfolders(root)
-    for name in names:
-        split = SPLIT_WORDS.get(name.lower())
-        if split in found:
-            problem = f"{found[split]} and {name} are both the split {split!r}"
-            raise ConfigError(problem, source=root)
-        if split is not None:
-            found[split] = name
-    others = [n for n in names if n not in found.values() and _files(root / n, recursive=True)[0]]
-    if not found or not others:
-        return found
-    if any(subfolders(root / name) and not _files(root / name)[0] for name in found.values()):
-        problem = f"{listed(found.values())} are folders of splits, and there are images in "
-        raise ConfigError(f"{problem}{listed(others)} beside them", source=root)
-    return {}
 
 
 @cache
 def _extensions() -> frozenset[str]:
     known = Image.registered_extensions().items()
-    return frozenset(ext for ext, kind in known if Image.MIME.get(kind, "").startswith("image/"))
+    return frozenset(extension for extension, kind in known if kind in FORMATS)
 
 
-def _files(folder: Path, recursive: bool = False) -> tuple[list[str], list[str]]:
-    """Images by their names, and other files and linked folders; sorted, without hidden ones."""
-    images: list[str] = []
-    others: list[str] = []
-    for path, folders, names in os.walk(folder):
-        below = os.path.relpath(path, folder)
-        others += [_join(below, n) for n in folders if recursive and Path(path, n).is_symlink()]
-        folders[:] = [n for n in folders if recursive and not n.startswith(_SKIPPED)]
-        for name in names:
-            if Path(name).suffix.lower() in _extensions() and not name.startswith(_SKIPPED):
-                images.append(_join(below, name))
-            elif not name.startswith(_SKIPPED) and not name.lower().startswith(_TEXTS):
-                others.append(_join(below, name))
-    return sorted(images), sorted(others)
+def is_image(path: str) -> bool:
+    """Whether a file is an image by its name."""
+    return Path(path).suffix.lower() in _extensions()
 
 
-def _join(*parts: str) -> str:
-    return "/".join(part for part in parts if part not in ("", "."))
+def in_classes(
+    root: Path,
+    paths: Iterable[str],
+    labels: Mapping[str, int],
+    class_names: Sequence[str],
+    folder: str = "",
+) -> Found:
+    """The images of the class folders in `folder`, such as `train/`, by label and path.
+
+    Other files in it are left out. `paths` are relative to `root`; `labels` are of its folders.
+    """
+    rows, left_out = list[tuple[int, str]](), list[tuple[str, str]]()
+    for path in (path for path in paths if path.startswith(folder)):
+        class_, is_in_folder, _ = path.removeprefix(folder).partition("/")
+        if not is_in_folder:
+            left_out.append((path, "not in a class folder"))
+        elif class_ not in labels:
+            left_out.append((path, f"{class_} is not one of the classes"))
+        elif not is_image(path):
+            left_out.append((path, "not an image by its name"))
+        elif any("\udc80" <= letter <= "\udcff" for letter in path):
+            left_out.append((path, "its name is not UTF-8"))
+        else:
+            rows.append((labels[class_], path))
+    rows.sort()
+    names = [path for _, path in rows]
+    found = image_rows(root, names, [label for label, _ in rows], class_names)
+    return Found(found, sorted(left_out))
+
+
+def read_folders(root: Path, class_names: Sequence[str] | None = None) -> dict[Split, Found]:
+    """Class folders of one's own, in split folders or without.
+
+    Args:
+        class_names: of the ID domain. Without it, the folders of the train split, sorted.
+
+    Raises:
+        ConfigError: what would train without an error on the wrong labels: folders of domains,
+            splits beside classes, or folders that the ID domain does not train on.
+    """
+    paths = files_below(root)
+    images = [path for path in paths if is_image(path)]
+    top = {path.split("/")[0] for path in images if "/" in path}
+    named = sorted(name for name in top if name.lower() in SPLIT_WORDS)
+    folders: dict[Split, str] = {"train": ""}
+    if named and len(named) == len(top):
+        folders = {SPLIT_WORDS[name.lower()]: f"{name}/" for name in named}
+        if len(folders) < len(named):
+            raise ConfigError(f"two of the folders {listed(named)} are one split", source=root)
+    elif {*named} - {path.split("/")[0] for path in images if path.count("/") == 1}:
+        # A class may be called `train`, but then it has images.
+        problem = f"{listed(named)} are folders of splits, and there are images in "
+        raise ConfigError(f"{problem}{listed(sorted(top - {*named}))} beside them", source=root)
+    classes: dict[Split, set[str]] = {}
+    for split, folder in folders.items():
+        below = [path.removeprefix(folder).split("/") for path in images if path.startswith(folder)]
+        classes[split] = {parts[0] for parts in below if len(parts) > 1}
+        if not any(len(parts) == 2 for parts in below):
+            problem = f"no image lies in a folder of a class; there is {listed(sorted(top))}"
+            hint = f"images belong in {root}/{folder}<class>/; --id names one of several domains"
+            raise ConfigError(problem, hint=hint, source=root)
+    names = class_names or sorted(classes.get("train") or set.union(*classes.values()))
+    for split, there in classes.items():
+        if more := sorted(there - {*names}):
+            problem = f"the folders {listed(more)} are no classes of the split train"
+            hint = "sort their images by class, or remove them"
+            raise ConfigError(problem, hint=hint, source=f"{root}/{folders[split]}")
+    labels = {name: label for label, name in enumerate(names)}
+    return {s: in_classes(root, paths, labels, names, folders[s]) for s in SPLITS if s in folders}

@@ -20,7 +20,7 @@ FORMATS = (
 
 _PLAIN = ("JPEG", "MPO", "PNG")
 _LOSSY = ("AVIF", "JPEG", "JPEG2000", "MPO", "WEBP")
-_MAGIC = (b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n", b"GIF8")
+_QUALITY = 95  # of the JPEGs that are written
 _PNG_BIT_DEPTH = 24  # offset of that byte in a PNG
 _MAX_RATIO = 600
 """Long by short side. Evaluation resizes the whole image before it crops: with 384 pixels of the
@@ -43,7 +43,7 @@ class BadImage(ValueError):
     """An image that cannot be used; the text is the reason, such as `truncated: no end marker`."""
 
 
-def encode(data: bytes, *, resize: int | None = None, quality: int = 95, border: int = 0) -> bytes:
+def encode(data: bytes, *, resize: int | None = None, border: int = 0) -> bytes:
     """The image file `data` as it is stored.
 
     An 8-bit JPEG or PNG that needs no change stays byte for byte. Others become RGB: PNG if the
@@ -52,7 +52,6 @@ def encode(data: bytes, *, resize: int | None = None, quality: int = 95, border:
 
     Args:
         resize: pixels of the short side; smaller images keep their size.
-        quality: of the JPEGs that are written, 1 to 100.
         border: pixels that are cut off every side first.
 
     Raises:
@@ -65,9 +64,8 @@ def encode(data: bytes, *, resize: int | None = None, quality: int = 95, border:
         raise BadImage(f"too small: {width} x {height} pixels, a border of {border}")
     if border:
         image, as_it_is = image.crop((border, border, width - border, height - border)), False
-    width, height = image.size
-    if max(width, height) > _MAX_RATIO * min(width, height):
-        raise BadImage(f"too thin: {width} x {height} pixels")
+    if max(image.size) > _MAX_RATIO * min(image.size):
+        raise BadImage(f"too thin: {image.width} x {image.height} pixels")
     try:
         if resize is not None and min(image.size) > resize:
             # torchvision rounds the long side down, too.
@@ -81,7 +79,7 @@ def encode(data: bytes, *, resize: int | None = None, quality: int = 95, border:
         if is_lossless:
             image.save(target, "PNG")
         else:
-            image.save(target, "JPEG", quality=quality, subsampling=0)
+            image.save(target, "JPEG", quality=_QUALITY, subsampling=0)
         return target.getvalue()
     except Exception as error:  # one image must not stop the others
         raise BadImage(f"cannot be encoded: {_one_line(error)}") from None
@@ -107,8 +105,6 @@ def orientation(image: Image.Image) -> int:
 
 def _decode(data: bytes) -> tuple[Image.Image, bool]:
     """The image in mode L or RGB, upright; and whether any reader decodes the file to it."""
-    if not data:
-        raise BadImage("empty: 0 bytes")
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
@@ -118,9 +114,7 @@ def _decode(data: bytes) -> tuple[Image.Image, bool]:
     except BadImage:
         raise
     except UnidentifiedImageError:
-        if data.startswith(_MAGIC):
-            raise BadImage(f"truncated: {len(data)} bytes, no image in them") from None
-        raise BadImage(f"not an image: begins with {data[:8]!r}") from None
+        raise BadImage(f"not an image: {len(data):,} bytes, beginning with {data[:8]!r}") from None
     except (Image.DecompressionBombError, Image.DecompressionBombWarning, MemoryError) as error:
         raise BadImage(f"too large: {_one_line(error)}") from None
     except Exception as error:  # a corrupt file can make a decoder raise anything
@@ -146,6 +140,8 @@ def _load(data: bytes) -> tuple[Image.Image, bool]:
         as_it_is = False
         image = image.transpose(_TRANSPOSED[turned])
 
+    if image.mode == "F":
+        raise BadImage("mode F: floating-point pixels, whose range is unknown")
     if image.mode.startswith("I"):
         levels = np.asarray(image)
         if levels.min() < 0 or levels.max() > 65535:
@@ -153,17 +149,12 @@ def _load(data: bytes) -> tuple[Image.Image, bool]:
         # 65535 becomes 255; Pillow's own conversion would clip at 255.
         image = Image.fromarray(((levels.astype(np.uint32) + 128) // 257).astype(np.uint8))
         as_it_is = False
-    if image.mode == "F":
-        raise BadImage("mode F: floating-point pixels, whose range is unknown")
-    if image.mode in ("LA", "La", "PA", "RGBA", "RGBa") or "transparency" in image.info:
+    elif image.has_transparency_data:
         white = Image.new("RGBA", image.size, (255, 255, 255, 255))
         image = Image.alpha_composite(white, image.convert("RGBA")).convert("RGB")
         as_it_is = False
     elif image.mode not in ("L", "RGB"):
-        try:
-            image, as_it_is = image.convert("RGB"), False
-        except ValueError:
-            raise BadImage(f"mode {image.mode}: no conversion to RGB") from None
+        image, as_it_is = image.convert("RGB"), False
     image.format = file_format
     return image, as_it_is
 

@@ -8,8 +8,6 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping
-from dataclasses import dataclass, field
 from functools import cache
 from importlib.resources import files
 from importlib.util import find_spec
@@ -18,43 +16,15 @@ from typing import cast
 
 import yaml
 
-from trainers.data.folders import Found, Split, image_rows, read_class_folders, subfolders
+from trainers.data.folders import Found, Split, files_below, image_rows, in_classes
 from trainers.errors import ConfigError, listed
 
 _LIST = re.compile(r"(\w+)_(train|test)\.txt")
 
-
-@dataclass(frozen=True, kw_only=True)
-class ClassFolders:
-    """How one data set of class folders lies on a disk."""
-
-    archives: tuple[str, ...]
-    """Folders that its archive unpacks into."""
-    splits: Mapping[str, Split] = field(default_factory=lambda: {"": "test"})
-    """Folder to split; "" if the class folders lie at the top."""
-    ids: str = "imagenet"
-    """List of WordNet ids, whose order is that of the labels."""
-    border: int = 0
-    """Pixels to cut off every side."""
-
-
-CLASS_FOLDERS = {
-    "imagenet": ClassFolders(
-        archives=("ILSVRC/Data/CLS-LOC",), splits={"train": "train", "val": "test"}
-    ),
-    "imagenet-v2": ClassFolders(
-        archives=(
-            "imagenetv2-matched-frequency-format-val",
-            "imagenetv2-threshold0.7-format-val",
-            "imagenetv2-top-images-format-val",
-        )
-    ),
-    "imagenet-r": ClassFolders(archives=("imagenet-r",), ids="imagenet_r"),
-    "imagenet-a": ClassFolders(archives=("imagenet-a",), ids="imagenet_a"),
-    "imagenet-sketch": ClassFolders(archives=("sketch",)),
-    "objectnet": ClassFolders(archives=("objectnet-1.0",), splits={"images": "test"}, border=2),
-}
-"""By the name of the layout."""
+IMAGENET = (
+    "imagenet", "imagenet-v2", "imagenet-r", "imagenet-a", "imagenet-sketch", "objectnet",
+)  # fmt: skip
+"""Layouts of ImageNet and its shifts."""
 
 
 @cache
@@ -76,59 +46,37 @@ def objectnet_class_map() -> dict[str, list[str]]:
 
 
 def read_imagenet(layout: str, root: Path) -> dict[Split, Found]:
-    """The splits of one of `CLASS_FOLDERS`, in its own folder or that of its unpacked archive.
+    """The splits of one of `IMAGENET`, whose class folders other folders beside them may join.
 
-    A part of ImageNet is prepared with the classes of its train folder; folders of other classes
-    are left out, as are ObjectNet's without a class of ImageNet.
+    A part of ImageNet is prepared with the classes of its train folder.
 
     Raises:
-        ConfigError: its folders are not there, or one of them is not named as a class of it.
+        ConfigError: no images in class folders.
     """
-    about, metadata = CLASS_FOLDERS[layout], {}
-    ids = wordnet_ids(about.ids)
+    paths, border, metadata = files_below(root), 0, dict[str, str]()
+    folders: dict[Split, str] = {"test": ""}
+    is_subset = layout in ("imagenet-r", "imagenet-a")
+    ids = wordnet_ids(layout.replace("-", "_") if is_subset else "imagenet")
+    if layout == "imagenet":
+        folders = {"train": "train/", "test": "val/"}
+        train = {path.split("/")[1] for path in paths if path.startswith("train/")}
+        ids = tuple(name for name in ids if name in train) or ids
     if layout == "objectnet":
+        folders, border = {"test": "images/"}, 2
         ids = tuple(sorted(objectnet_class_map()))
         metadata["class_map"] = json.dumps(objectnet_class_map(), sort_keys=True)
-
-    def identity(folder: str) -> str:
-        is_number = layout == "imagenet-v2" and folder.isdecimal() and int(folder) < len(ids)
-        return ids[int(folder)] if is_number else folder
-
-    known = {name for name in about.splits if name} or {*ids}
-    bases = [
-        base
-        for base in ("", *about.archives)
-        if known & {identity(name) for name in subfolders(root / base)}
-    ]
-    if len(bases) > 1 and bases[0]:
-        raise ConfigError(f"several variants: {listed(bases)}; give one", source=root)
-    if not bases:
-        problem = (
-            f"not {layout}: no folder such as {min(known)}, here or in {listed(about.archives)}"
-        )
-        hint = f"there is {listed(subfolders(root))}"
+    is_numbered = layout == "imagenet-v2"
+    labels = {str(label) if is_numbered else name: label for label, name in enumerate(ids)}
+    found: dict[Split, Found] = {}
+    for split, folder in folders.items():
+        of_split = in_classes(root, paths, labels, ids, folder)
+        of_split.metadata, of_split.border = metadata, border
+        if len(of_split.rows):
+            found[split] = of_split
+    if not found:
+        problem = f"not {layout}: no image in a folder such as {min(folders.values())}{min(labels)}"
+        hint = f"there is {listed(sorted({path.split('/')[0] for path in paths}))}"
         raise ConfigError(problem, hint=hint, source=root)
-    root, found, class_names = root / bases[0], dict[Split, Found](), ids
-    for folder, split in about.splits.items():
-        there = {name: identity(name) for name in subfolders(root / folder)}
-        if folder and not there:
-            continue
-        if layout == "imagenet" and not found:
-            class_names = tuple(name for name in ids if name in there)
-        wrong = [name for name, class_ in there.items() if class_ not in ids]
-        if wrong and layout != "objectnet":
-            problem = f"the folder {wrong[0]!r} is not one of the classes of {layout}"
-            hint = "for classes of your own, use the layout folders"
-            raise ConfigError(problem, hint=hint, source=root / folder)
-        labels = {n: class_names.index(c) for n, c in there.items() if c in class_names}
-        if len({*labels.values()}) < len(labels):
-            raise ConfigError("two folders are the same class", source=root / folder)
-        found[split] = read_class_folders(root, folder, labels, class_names)
-        if not len(found[split].rows):
-            raise ConfigError("no image in any of its class folders", source=root / folder)
-        rest = [f"{folder}/{name}".lstrip("/") for name in there if name not in labels]
-        found[split].left_out += [(name, "a class that the head does not have") for name in rest]
-        found[split].metadata, found[split].border = metadata, about.border
     return found
 
 
@@ -144,38 +92,24 @@ def read_domainnet(root: Path, domain: str) -> dict[Split, Found]:
     depend on which domains are prepared. An image of both lists stays in test.
 
     Raises:
-        ConfigError: no list of the domain, a line that is not `<domain>/<class>/<file> <label>`, or
-            labels and folders that do not match.
+        ConfigError: no lists, or labels and folders of classes that do not match.
     """
-    lists, names = _lists(root), dict[int, str]()
-    for (of_domain, split), lines in lists.items():
-        for path, label in lines:
-            folder = path.split("/")[1]
-            if names.setdefault(label, folder) != folder:
-                problem = f"label {label} is both {names[label]!r} and {folder!r}"
-                raise ConfigError(problem, source=f"{root}/{of_domain}_{split}.txt")
-    class_names = [names.get(label, "") for label in range(max(names, default=-1) + 1)]
-    if "" in class_names or len({*class_names}) < len(class_names):
-        problem = "its lists have labels without an image, or several labels of one folder"
-        raise ConfigError(problem, source=root)
-    if not any(of_domain == domain for of_domain, _ in lists):
-        raise ConfigError(f"no list {domain}_train.txt or {domain}_test.txt", source=root)
+    lists = _lists(root)
+    known = {(label, path.split("/")[1]) for lines in lists.values() for path, label in lines}
+    class_names = [name for _, name in sorted(known)]
+    if [label for label, _ in sorted(known)] != list(range(len({*class_names}))):
+        raise ConfigError("labels and folders of its lists do not match", source=root)
     in_test = {path for path, _ in lists.get((domain, "test"), ())}
     found: dict[Split, Found] = {}
     both: tuple[Split, ...] = ("train", "test")
     for split in both:
-        taken: dict[str, int] = {}
-        left_out = []
-        for path, label in lists.get((domain, split), ()):
-            if path in taken:
-                left_out.append((path, f"listed twice in {split}"))
-            elif split == "train" and path in in_test:
-                left_out.append((path, "listed in train and test; left out of train"))
-            else:
-                taken[path] = label
+        lines = dict(lists.get((domain, split), ()))
+        twice = sorted(in_test & lines.keys()) if split == "train" else []
+        taken = {path: label for path, label in lines.items() if path not in {*twice}}
         if taken:
             rows = image_rows(root, list(taken), list(taken.values()), class_names)
-            found[split] = Found(rows, left_out)
+            reason = "listed in train and test; left out of train"
+            found[split] = Found(rows, [(path, reason) for path in twice])
     return found
 
 
@@ -231,13 +165,12 @@ def read_wilds(layout: str, root: Path, domain: str) -> dict[Split, Found]:
             part = part.mask((year >= 2016) & (table["split"] == "test"), "test")
     except (OSError, KeyError, ValueError) as error:
         raise ConfigError(f"not WILDS' {layout}: {error}", source=root) from None
-    found: dict[Split, Found] = {}
     theirs: dict[Split, str] = {"train": "train", "val": "id_val", "test": "id_test"}
     if domain.endswith("-ood"):
         theirs = {"val": "val", "test": "test"}
+    found: dict[Split, Found] = {}
     for split, name in theirs.items():
-        rows = [row for row, value in enumerate(part) if value == name]
-        if rows:
+        if rows := [row for row, value in enumerate(part) if value == name]:
             images = [names[row] for row in rows]
             of_rows = [int(labels.iloc[row]) for row in rows]
             found[split] = Found(image_rows(root, images, of_rows, class_names))

@@ -1,24 +1,19 @@
 """The Parquet format in which this project stores labelled images.
 
-A file has the columns
-
-- ``image``: struct of ``bytes`` (an encoded JPEG or PNG) and ``path`` (a name, may be null),
-- ``label``: int64, an index into the class names.
-
-The Arrow schema's metadata hold, as JSON in UTF-8,
-
-- ``class_names``: list of the class names, in the order of the labels,
-- ``metadata``: object of strings, such as ``license``, ``attribution`` and ``source``,
-- ``huggingface``: the features as the package ``datasets`` writes them, so that
-  ``datasets.load_dataset("parquet", data_files=...)`` decodes images and names classes.
-
-A data set is one folder per domain and split: ``<root>/<domain>/<split>/part-00000.parquet``.
+A file has the columns ``image`` (struct of ``bytes``, an encoded JPEG or PNG, and ``path``, a name)
+and ``label`` (int64). The Arrow schema's metadata hold, as JSON, ``class_names`` in the order of
+the labels, ``metadata`` (an object of strings such as ``license``), and ``huggingface``: the
+features, so that ``datasets.load_dataset("parquet", data_files=...)`` decodes images and names
+classes. A data set is one folder per domain and split:
+``<root>/<domain>/<split>/part-00000.parquet``.
 """
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -34,10 +29,13 @@ CLASS_NAMES_KEY = b"class_names"
 METADATA_KEY = b"metadata"
 HUGGINGFACE_KEY = b"huggingface"
 
+MEANING = ("class_map", "crop_pct")
+"""Entries of the metadata that change how images are cropped and scored."""
+
 IMAGE_TYPE = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
 
-_ROW_GROUP = 512  # rows; small enough to read a part of a file without holding all of it
-_HINT = "`lipsum-tune prepare parquet` converts other Parquet files"
+ROW_GROUP = 512
+"""Rows; small enough to read a part of a file without holding all of it."""
 
 
 @dataclass(frozen=True)
@@ -65,7 +63,6 @@ def part_path(root: Path, domain: str, split: str, part: int = 0) -> Path:
 
 def arrow_schema(class_names: Sequence[str], metadata: Mapping[str, str]) -> pa.Schema:
     """Schema of a file."""
-    fields = [("image", IMAGE_TYPE), ("label", pa.int64())]
     features = {
         "image": {"_type": "Image"},
         "label": {"names": list(class_names), "_type": "ClassLabel"},
@@ -79,16 +76,18 @@ def arrow_schema(class_names: Sequence[str], metadata: Mapping[str, str]) -> pa.
         key: json.dumps(value, ensure_ascii=False, sort_keys=True).encode()
         for key, value in entries.items()
     }
-    return pa.schema(fields, metadata=texts)
+    return pa.schema([("image", IMAGE_TYPE), ("label", pa.int64())], metadata=texts)
 
 
-def images_table(images: Sequence[LabelledImage], schema: pa.Schema) -> pa.Table:
-    """Images as rows of a schema of `arrow_schema`."""
+def images_table(
+    images: Sequence[LabelledImage], class_names: Sequence[str], metadata: Mapping[str, str]
+) -> pa.Table:
+    """Images as the content of a file."""
     columns = {
         "image": [{"bytes": image.image, "path": image.path} for image in images],
         "label": [image.label for image in images],
     }
-    return pa.Table.from_pydict(columns, schema=schema)
+    return pa.Table.from_pydict(columns, schema=arrow_schema(class_names, metadata))
 
 
 def write_images(
@@ -97,19 +96,10 @@ def write_images(
     class_names: Sequence[str],
     metadata: Mapping[str, str],
 ) -> None:
-    """Write images as one Parquet file, which appears whole or not at all, and make its folders.
-
-    Raises:
-        ValueError: a label has no class name, or two classes share a name.
-    """
-    if len(set(class_names)) != len(class_names):
-        raise ValueError("class names must be distinct")
-    for image in images:
-        if not 0 <= image.label < len(class_names):
-            raise ValueError(f"{image.path}: label {image.label} of {len(class_names)} classes")
-    table = images_table(images, arrow_schema(class_names, metadata))
+    """Write images as one Parquet file, which appears whole or not at all, and make its folders."""
     with open_store(path.parent).write(path.name) as file:
-        pq.write_table(table, file, row_group_size=_ROW_GROUP)
+        table = images_table(images, class_names, metadata)
+        pq.write_table(table, file, row_group_size=ROW_GROUP)
 
 
 def read_header(store: Store, file: fs.FileInfo | str) -> Header:
@@ -118,8 +108,7 @@ def read_header(store: Store, file: fs.FileInfo | str) -> Header:
     Files written by the package ``datasets`` are read too; they have no metadata.
 
     Raises:
-        ConfigError: not a Parquet file, no columns image and label of the right types, or no class
-            names.
+        ConfigError: not a Parquet file of images, labels and class names.
     """
     with open_parquet(store, file) as parquet:
         return header_of(parquet, store.locate(file))
@@ -129,22 +118,37 @@ def check_labels(store: Store, file: fs.FileInfo | str) -> Header:
     """Header of a file, after a check of its labels, which reads no images.
 
     Raises:
-        ConfigError: as `read_header`, or a label cannot be read, is missing or has no class.
+        ConfigError: as `read_header`, or a label is missing or has no class.
     """
-    name = store.locate(file)
     with open_parquet(store, file) as parquet:
-        header = header_of(parquet, name)
+        header = header_of(parquet, store.locate(file))
         labels = parquet.read(columns=["label"])["label"]
-    if labels.null_count:
-        problem = f"{labels.null_count} of its {len(labels)} labels are missing"
-        raise ConfigError(problem, source=name)
     least, greatest = pc.min_max(labels).as_py().values()
-    num_classes = len(header.class_names)
-    if len(labels) and not 0 <= least <= greatest < num_classes:
-        wrong = least if least < 0 else greatest
-        problem = f"label {wrong} of {num_classes} classes (0 to {num_classes - 1})"
-        raise ConfigError(problem, source=name)
+    classes = len(header.class_names)
+    if labels.null_count or (len(labels) and not 0 <= least <= greatest < classes):
+        problem = f"labels {least} to {greatest}, {labels.null_count} are missing; it has {classes}"
+        raise ConfigError(f"{problem} classes", source=store.locate(file))
     return header
+
+
+def split_header(store: Store, files: Sequence[fs.FileInfo | str]) -> Header:
+    """The header that all files of a split have, with the sum of their rows.
+
+    Raises:
+        ConfigError: as `check_labels`; or there are no images, or files that differ.
+    """
+    with ThreadPoolExecutor(16) as pool:  # buckets answer slowly, but answer many
+        headers = list(pool.map(partial(check_labels, store), files))
+    first = headers[0]
+    for file, header in zip(files, headers, strict=True):
+        same = [(h.class_names, *map(h.metadata.get, MEANING)) for h in (first, header)]
+        if same[0] != same[1]:
+            problem = "other class names, crop_pct or class_map than the first file of the split"
+            raise ConfigError(problem, source=store.locate(file))
+    if not (rows := sum(header.rows for header in headers)):
+        where = store.locate(files[0]).rpartition("/")[0]
+        raise ConfigError("no images in its files", source=where)
+    return Header(first.class_names, first.metadata, rows)
 
 
 @contextmanager
@@ -165,37 +169,21 @@ def open_parquet(store: Store, file: fs.FileInfo | str) -> Iterator[pq.ParquetFi
 def header_of(parquet: pq.ParquetFile, name: str) -> Header:
     """Header of an open file; `name` is for the errors, which are those of `read_header`."""
     schema = parquet.schema_arrow
-    types = dict(zip(schema.names, schema.types, strict=True))
-    if not {"image", "label"} <= types.keys() or len(types) < len(schema.names):
-        problem = f"expected columns 'image' and 'label', found {', '.join(schema.names)}"
-        raise ConfigError(problem, hint=_HINT, source=name)
-    image, label = types["image"], types["label"]
-    content = [f.type for f in image if f.name == "bytes"] if pa.types.is_struct(image) else []
-    if not content or not (pa.types.is_binary(content[0]) or pa.types.is_large_binary(content[0])):
-        problem = f"its column 'image' is {image}, not a struct with binary bytes"
-        raise ConfigError(problem, hint=_HINT, source=name)
-    if not pa.types.is_integer(label):
-        raise ConfigError(f"its column 'label' is {label}, not integers", hint=_HINT, source=name)
-    metadata = {str(k): str(v) for k, v in _entry(schema, METADATA_KEY, name, dict).items()}
-    return Header(_class_names(schema, name), metadata, parquet.metadata.num_rows)
-
-
-def _class_names(schema: pa.Schema, name: str) -> tuple[str, ...]:
-    """Class names in the metadata, of this project or of the package ``datasets``."""
-    names = _entry(schema, CLASS_NAMES_KEY, name, list)
-    with suppress(AttributeError, LookupError, TypeError):  # features of another form
-        info = _entry(schema, HUGGINGFACE_KEY, name, dict)["info"]
-        names = names or info["features"]["label"]["names"]
-    if not names:
-        raise ConfigError("no class names in its schema's metadata", hint=_HINT, source=name)
-    return tuple(map(str, names))
-
-
-def _entry(schema: pa.Schema, key: bytes, name: str, kind: type) -> Any:
-    """An entry of the metadata; an empty one if it is missing or of another type."""
     try:
-        value = json.loads((schema.metadata or {}).get(key, b"null"))
-    except (ValueError, RecursionError) as error:
-        problem = f"{key.decode()!r} in its metadata: {first_line(error)}"
-        raise ConfigError(problem, source=name) from None
-    return value if isinstance(value, kind) else kind()
+        entries = {key: json.loads(text) for key, text in (schema.metadata or {}).items()
+                   if key in (CLASS_NAMES_KEY, METADATA_KEY, HUGGINGFACE_KEY)}  # fmt: skip
+        names = entries.get(CLASS_NAMES_KEY)
+        names = names or entries[HUGGINGFACE_KEY]["info"]["features"]["label"]["names"]
+        metadata = {str(k): str(v) for k, v in entries.get(METADATA_KEY, {}).items()}
+        content = schema.field("image").type.field("bytes").type
+        is_binary = pa.types.is_binary(content) or pa.types.is_large_binary(content)
+        if is_binary and pa.types.is_integer(schema.field("label").type):
+            return Header(tuple(map(str, names)), metadata, parquet.metadata.num_rows)
+    except (LookupError, ValueError, TypeError, AttributeError):
+        pass
+    raise ConfigError(
+        f"its columns {', '.join(schema.names)} are not an image (bytes), a label (integer) and "
+        "names of the classes",
+        hint="`lipsum-tune prepare parquet` converts other Parquet files",
+        source=name,
+    )

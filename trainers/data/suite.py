@@ -20,10 +20,10 @@ from importlib import resources
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator, Field, field_validator
+from pydantic import BeforeValidator, Field
 
 from trainers.config_model import Frozen
-from trainers.errors import ConfigError, did_you_mean, nearest, quoted, validate
+from trainers.errors import ConfigError, did_you_mean, nearest, validate
 from trainers.texts import IGNORED, as_tokenized, both, spoken
 from trainers.texts.prompts import TEMPLATES, Prompts, named_templates
 from trainers.yaml_text import parse_yaml, read_yaml
@@ -36,7 +36,7 @@ class DomainRule(Frozen):
 
     num_classes: int | None = Field(default=None, ge=1, le=10**9)
     """Number of its classes; other data of that name are refused."""
-    class_map: dict[str, tuple[str, ...]] | None = None
+    class_map: dict[str, Annotated[tuple[str, ...], Field(min_length=1)]] | None = None
     """From a class of this domain to the ID classes that are counted as correct. By default that of
     its Parquet files; without any, the ID class of the same name."""
 
@@ -44,43 +44,27 @@ class DomainRule(Frozen):
     """For classes that stand for no ID class: refuse the data, or leave the images of those classes
     out, so that the domain's figures are of the others."""
 
-    @field_validator("class_map")
-    @classmethod
-    def _check_class_map(
-        cls, class_map: dict[str, tuple[str, ...]] | None
-    ) -> dict[str, tuple[str, ...]] | None:
-        for name, ids in (class_map or {}).items():
-            if not ids:
-                raise ValueError(f"the class {name!r} has no ID class; leave it out of the data")
-        return class_map
-
 
 def _check_templates(templates: Any) -> Any:
     if isinstance(templates, str) and templates not in TEMPLATES:
-        raise ValueError(
-            f"no templates are called so{did_you_mean(templates, TEMPLATES)}; or give a list"
-        )
-    if isinstance(templates, Sequence) and not isinstance(templates, str):
-        wrong = [t for t in templates if not isinstance(t, str) or t.count("{}") != 1]
-        if wrong or not templates:
-            shown = f"; {wrong[0]!r} has not" if wrong else ""
-            raise ValueError(f"expected templates, each with one {{}}{shown}")
+        problem = f"no templates are called so{did_you_mean(templates, TEMPLATES)}; or give a list"
+        raise ValueError(problem)
+    given = templates if isinstance(templates, list | tuple) else ()
+    if any(str(template).count("{}") != 1 for template in given) or not templates:
+        raise ValueError("expected templates, each with one {}")
     return templates
 
 
 def _check_names(names: Any) -> Any:
-    if isinstance(names, Mapping):
-        wrong = [key for key, name in names.items() if not str(name or "").strip()]
-        if wrong:
-            raise ValueError(f"the class {wrong[0]!r} has an empty name")
-        return {str(key): str(name) for key, name in names.items()}
     known = ("spoken", "verbatim", "imagenet")
-    if names not in known:
-        raise ValueError(
-            f"not one of its values{did_you_mean(str(names), known)}; or give a mapping from "
-            "class to name"
-        )
-    return names
+    if not isinstance(names, Mapping) and names not in known:
+        hint = did_you_mean(str(names), known)
+        raise ValueError(f"not one of its values{hint}; or give a mapping from class to name")
+    if not isinstance(names, Mapping):
+        return names
+    if empty := [key for key, name in names.items() if not str(name or "").strip()]:
+        raise ValueError(f"the class {empty[0]!r} has an empty name")
+    return {str(key): str(name) for key, name in names.items()}
 
 
 def is_domain_name(name: str) -> bool:
@@ -124,68 +108,37 @@ class Suite(Frozen):
         """Rules of a domain; the default if the suite has none."""
         return self.domains.get(domain, DomainRule())
 
-    def check_rules(self, domains: Iterable[str]) -> None:
-        """Check for rules whose domain is misspelled.
-
-        Rules for domains that are not used are usual: a configuration may have only some of a
-        suite's domains, or others.
-
-        Raises:
-            ConfigError: a rule's domain is nearly, but not exactly, a domain of the configuration
-                or of the suite.
-        """
-        known = {self.id_domain, *self.ood_domains, *domains}
-        packaged = load_suite(self.name).domains if self.name in packaged_suites() else {}
-        for domain in self.domains:
-            hint = near(domain, known)
-            if hint and domain not in known and domain not in packaged:
-                raise ConfigError(
-                    f"no such domain in id_domain or ood_domains{hint}",
-                    key=f"domains.{domain}",
-                    source=f"suite {self.name!r}",
-                )
-
     def prompts(self, class_names: Sequence[str]) -> Prompts:
         """Texts of the zero-shot head, for the ID classes in the order of their labels.
 
-        Two classes may have the same name only in `imagenet`, where open_clip has two such pairs.
-        Names that differ only in what tokenizers ignore are equal.
-
         Raises:
-            ConfigError: a class has no name, or two have the same.
+            ConfigError: a class has no name, or two have names that a tokenizer cannot tell apart,
+                as only `imagenet` may have them: open_clip has two such pairs.
         """
-        names = tuple(self._name(name, class_names) for name in class_names)
-        if self.class_names != "imagenet":
-            first: dict[str, str] = {}
-            for identity, name in zip(class_names, names, strict=True):
-                folded = as_tokenized(name)
-                if folded in first:
-                    raise self._error(
-                        f"the classes {both(first[folded], identity)} are both called "
-                        f"{folded!r} ({IGNORED})"
-                    )
-                first[folded] = identity
+        names = tuple(self._name(name) for name in class_names)
+        first: dict[str, str] = {}
+        for identity, name in zip(class_names, names, strict=True):
+            other = first.setdefault(as_tokenized(name), identity)
+            if other != identity and self.class_names != "imagenet":
+                problem = f"the classes {both(other, identity)} are both called "
+                raise self._error(f"{problem}{as_tokenized(name)!r} ({IGNORED})")
         return Prompts(names, self.all_templates)
 
-    def _name(self, identity: str, class_names: Sequence[str]) -> str:
+    def _name(self, identity: str) -> str:
         """Name of a class in prompts."""
-        if isinstance(self.class_names, Mapping):
-            if identity not in self.class_names:
-                missing = [name for name in class_names if name not in self.class_names]
-                hint = near(missing[0], self.class_names) if len(missing) == 1 else ""
-                raise self._error(f"has no name for {quoted(missing)}{hint}")
-            return self.class_names[identity]
-        if self.class_names == "imagenet":
-            name = imagenet_names().get(identity)
-            if name is None:
-                raise self._error(f"{identity!r} is not a WordNet id of ImageNet's 1000 classes")
-            return name
-        if _WORDNET_ID.fullmatch(identity):
-            raise ConfigError(
-                f"the class {identity!r} is a WordNet id, which means nothing to a model",
-                hint="set data.suite = imagenet, or class_names: imagenet in a suite of your own",
-            )
-        return identity if self.class_names == "verbatim" else spoken(identity)
+        if self.class_names == "verbatim":
+            return identity
+        if self.class_names == "spoken":
+            if _WORDNET_ID.fullmatch(identity):
+                raise ConfigError(
+                    f"the class {identity!r} is a WordNet id, which means nothing to a model",
+                    hint="set data.suite = imagenet, or class_names: imagenet in your own suite",
+                )
+            return spoken(identity)
+        names = imagenet_names() if self.class_names == "imagenet" else self.class_names
+        if identity not in names:
+            raise self._error(f"has no name for {identity!r}{near(identity, names)}")
+        return names[identity]
 
     def _error(self, problem: str) -> ConfigError:
         return ConfigError(problem, key="class_names", source=f"suite {self.name!r}")
@@ -197,25 +150,22 @@ def load_suite(source: str | Path) -> Suite:
     Raises:
         ConfigError: there is none, or it is not valid; one line for each mistake.
     """
-    if str(source) in packaged_suites():
-        return _packaged(str(source))
-    path = Path(source).expanduser()
+    name, path = str(source), Path(source).expanduser()
+    if name in packaged_suites():
+        return _packaged(name)
     if not path.is_file():
-        hint = did_you_mean(str(source), packaged_suites())
-        raise ConfigError(f"no suite is called {str(source)!r}, nor is there such a file{hint}")
-    return _validated(read_yaml(path), str(path))
+        hint = did_you_mean(name, packaged_suites())
+        raise ConfigError(f"no suite is called {name!r}, nor is there such a file{hint}")
+    values = read_yaml(path)
+    if not isinstance(values, dict):
+        raise ConfigError("expected the keys of a suite, such as `id_domain:`", source=path)
+    return validate(Suite, values, name)
 
 
 @cache
 def _packaged(name: str) -> Suite:
     source = f"suite {name!r}"
-    return _validated(parse_yaml(packaged_suites()[name], source), source)
-
-
-def _validated(values: Any, source: str) -> Suite:
-    if not isinstance(values, dict):
-        raise ConfigError("expected the keys of a suite, such as `id_domain:`", source=source)
-    return validate(Suite, values, source)
+    return validate(Suite, parse_yaml(packaged_suites()[name], source), source)
 
 
 def resolve_suite(value: Any, source: str = "suite") -> str | Suite | None:
@@ -226,13 +176,13 @@ def resolve_suite(value: Any, source: str = "suite") -> str | Suite | None:
     Raises:
         ConfigError: as `load_suite`.
     """
-    if value is None or isinstance(value, Suite):
-        return value
     if isinstance(value, Mapping):
         return validate(Suite, value, source)
-    if not isinstance(value, str | Path):
-        raise ConfigError("expected the name of a suite, a YAML file, or the keys of a suite")
-    return str(value) if str(value) in packaged_suites() else load_suite(value)
+    if isinstance(value, str | Path):
+        return str(value) if str(value) in packaged_suites() else load_suite(value)
+    if value is None or isinstance(value, Suite):
+        return value
+    raise ConfigError("expected the name of a suite, a YAML file, or the keys of a suite")
 
 
 @cache
@@ -243,6 +193,7 @@ def packaged_suites() -> dict[str, str]:
     return {f.name.removesuffix(".yaml"): f.read_text(encoding="utf-8") for f in files}
 
 
+@cache
 def imagenet_names() -> dict[str, str]:
     """Open_clip's names of ImageNet's 1000 classes, by WordNet id."""
     from open_clip import IMAGENET_CLASSNAMES

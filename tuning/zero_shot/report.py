@@ -5,9 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from rich import box
+from rich.console import Group, RenderableType
 from rich.markup import escape
 from rich.table import Table
+from rich.text import Text
 
+from tuning.views.result_table import borderless_table
+from tuning.zero_shot.duplicates import SHARE_FOUND, NearDuplicates
 from tuning.zero_shot.evaluate import Row
 
 _CAUSES = """\
@@ -17,8 +21,8 @@ Off by more than sampling (95 %) and rounding allow: {domains}. Usual causes:
   cropped images)
 - one domain far off: its order of classes (DomainNet's lists, ImageNet-V2's numbered folders), a
   mask of other classes (-R, -A), or a class_map
-- one or two points: other images than those of the published accuracy (--deduplicate, images split
-  off for validation, --split), or another crop"""
+- one or two points: other images than those of the published accuracy (images split off for
+  validation, --split), or another crop"""
 
 
 def zero_shot_table(rows: Sequence[Row], *, title: str, id_domain: str) -> Table:
@@ -68,3 +72,18 @@ def not_compared(rows: Sequence[Row]) -> str | None:
     """Domains without an expected accuracy; None if all have one, or none has."""
     left = [row.domain for row in rows if row.expected is None]
     return f"Not compared: {', '.join(left)}." if 0 < len(left) < len(rows) else None
+
+
+def duplicates_table(found: NearDuplicates) -> RenderableType:
+    """Number of near duplicates by pair of splits, and what counts as one."""
+    table = borderless_table("images of", "nearly the same in", "number", "of", text=(0, 1))
+    for (first, second), pairs in found.pairs.items():
+        if pairs:
+            of = f"{found.images[second]:,}"
+            table.add_row(escape(second), escape(first), f"{len(pairs):,}", of)
+    threshold = (
+        f"Cosine of the features {found.threshold:.4f} or more, as of {SHARE_FOUND:.0%} of resized "
+        "and recompressed copies. Nothing was removed; pairs are listed in near_duplicates.csv."
+    )
+    none = Text("No near duplicates between splits.")
+    return Group(table if table.row_count else none, Text(threshold))

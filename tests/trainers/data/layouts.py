@@ -64,6 +64,7 @@ def flat(root):
         for number in range(10):
             expected.write(root, "pets", None, name, f"{name}/{number}.png")
     (root / "empty").mkdir()
+    (root / "README.md").write_text("Pets.")
     return expected
 
 
@@ -128,8 +129,7 @@ def write_tar(path, members):
 def webdataset(root):
     """Tars by split."""
     expected = Expected("webdataset", roles={"domain": "web"})
-    (root / "classnames.txt").parent.mkdir(parents=True, exist_ok=True)
-    (root / "classnames.txt").write_text("cat\nhot air balloon\n")
+    expected.options["class_names"] = ("cat", "hot air balloon")
     for folder, split, tars in (("train", None, 2), ("validation", "val", 1)):
         for number in range(tars):
             members = {}
@@ -164,36 +164,35 @@ def domainnet(root):
 
 
 def imagenet(root):
-    """Two classes, and one that train lacks, in the folders of Kaggle's archive."""
-    expected, archive = Expected("imagenet", left_out=1), root / "ILSVRC" / "Data" / "CLS-LOC"
+    """Two classes, and one that train lacks."""
+    expected, archive = Expected("imagenet", left_out=1), root
     for name in (GOLDFISH, TENCH):
         for number in range(4):
             expected.write(archive, "imagenet", None, name, f"train/{name}/{number}.JPEG")
             expected.write(archive, "imagenet", "test", name, f"val/{name}/{number}.JPEG")
     (archive / "val" / SHARK).mkdir()
+    (archive / "val" / SHARK / "1.JPEG").write_bytes(b"x")
     return expected
 
 
 def imagenet_v2(root):
     expected = Expected("imagenet-v2")
-    archive = root / "imagenetv2-matched-frequency-format-val"
     for label in (2, 10, 999):
         for number in range(3):
             name = wordnet_ids()[label]
-            expected.write(archive, "imagenet-v2", None, name, f"{label}/{number}.jpeg")
+            expected.write(root, "imagenet-v2", None, name, f"{label}/{number}.jpeg")
     return expected
 
 
-def shift(layout, ids, folder):
+def shift(layout, ids):
     """A shift whose class folders are named by WordNet id."""
 
     def make(root):
-        expected = Expected(layout)
+        expected = Expected(layout, left_out=1)
         for name in (wordnet_ids(ids)[3], wordnet_ids(ids)[0]):
             for number in range(3):
-                path = f"{folder}/{name}/{number}.jpg"
-                expected.write(root, layout, None, name, path)
-        (root / folder / "README.txt").write_text("A class a folder.\n")
+                expected.write(root, layout, None, name, f"{name}/{number}.jpg")
+        (root / "README.txt").write_text("A class a folder.\n")
         return expected
 
     return make
@@ -207,10 +206,11 @@ def objectnet(root):
             inner = Image.open(io.BytesIO(expected.add("objectnet", None, name)))
             framed = Image.new("RGB", (12, 10), "red")
             framed.paste(inner, (2, 2))
-            path = root / "objectnet-1.0" / "images" / name / f"{number}.png"
+            path = root / "images" / name / f"{number}.png"
             path.parent.mkdir(parents=True, exist_ok=True)
             framed.save(path)
-    (root / "objectnet-1.0" / "images" / "blender").mkdir()
+    (root / "images" / "blender").mkdir()
+    (root / "images" / "blender" / "1.png").write_bytes(b"x")
     assert len(objectnet_class_map()["bicycle"]) == 2
     return expected
 
@@ -277,9 +277,9 @@ LAYOUTS = {
     "domainnet": domainnet,
     "imagenet": imagenet,
     "imagenet-v2": imagenet_v2,
-    "imagenet-r": shift("imagenet-r", "imagenet_r", "imagenet-r"),
-    "imagenet-a": shift("imagenet-a", "imagenet_a", "imagenet-a"),
-    "imagenet-sketch": shift("imagenet-sketch", "imagenet", "sketch"),
+    "imagenet-r": shift("imagenet-r", "imagenet_r"),
+    "imagenet-a": shift("imagenet-a", "imagenet_a"),
+    "imagenet-sketch": shift("imagenet-sketch", "imagenet"),
     "objectnet": objectnet,
     "iwildcam": iwildcam,
     "fmow": fmow,

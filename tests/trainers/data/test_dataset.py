@@ -94,17 +94,6 @@ def test_random_access_gives_the_images_as_written(root):
         images.decode(7)
 
 
-def test_a_column_of_captions_is_ignored(root):
-    """As 0.1.0 wrote it."""
-    for path in root.rglob("*.parquet"):
-        table = pq.read_table(path)
-        captions = pa.array(["a cat."] * table.num_rows)
-        pq.write_table(table.append_column("caption", captions), path)
-    images = ImageDataset(root, "real", "train")
-    assert images.labels.tolist() == LABELS
-    assert np.array_equal(np.asarray(images.decode(6)), pixels(6))
-
-
 def test_a_pickled_copy_is_small_and_maps_the_same_files(root):
     images = ImageDataset(open_store(root), "real", "train")
     list(images.eval_batches(INPUT, 7))
@@ -181,22 +170,28 @@ def test_loader_processes_give_the_same_training_batches(root):
     assert values(shared) == values(alone)
 
 
-@pytest.mark.parametrize(("limit", "again"), [(7 * 3 * 26 * 30, 0), (7 * 3 * 24 * 30, 2), (0, 7)])
-def test_small_training_images_are_decoded_once_in_a_process(root, monkeypatch, limit, again):
-    monkeypatch.setattr(images_module, "KEEP_TRAIN_BYTES", limit)
-    monkeypatch.setattr(images_module, "_kept_pixels", {})
-    decoded = []
-    decode = ImageDataset.pixels
-    monkeypatch.setattr(
-        ImageDataset, "pixels", lambda self, i: decoded.append(i) or decode(self, i)
-    )
-    sampler, passes = StepSampler(7, 7, seed=0, steps=range(1)), []
-    for _ in range(2):
-        images = ImageDataset(root, "real", "train")
-        passes += list(train_batches(images, sampler, INPUT, DataConfig()))
-    assert torch.equal(passes[0][0], passes[1][0])
-    assert sorted(decoded[:7]) == list(range(7))
-    assert len(decoded) == 7 + again
+AUGMENT = {
+    "rand_augment": {"num_ops": 2},
+    "color_jitter": {"brightness": 0.4, "hue": 0.1},
+    "random_erasing": {"p": 0.5},
+}
+
+
+def test_augmentations_depend_on_seed_step_and_sample_alone(root):
+    images = ImageDataset(root, "real", "train")
+
+    def views(seed=0, workers=0, first=0, augment=AUGMENT):
+        data = DataConfig(augment=augment, workers=workers)
+        sampler = StepSampler(7, 4, seed=seed, steps=range(first, 6))
+        return torch.stack([v for v, _ in train_batches(images, sampler, INPUT, data)])
+
+    alone = views()
+    torch.manual_seed(5)
+    assert torch.equal(views(workers=2), alone)
+    assert torch.equal(views(first=3), alone[3:])
+    assert not torch.equal(views(seed=1), alone)
+    changed = (views(augment={}) != alone).flatten(2).any(dim=-1)
+    assert changed.float().mean() > 0.9
 
 
 def test_training_batches_are_mirrored_unless_flip_is_off(root):
@@ -279,14 +274,12 @@ def test_views_kept_for_one_model_are_not_used_for_another(root):
 
 
 def test_crop_pct_is_that_of_the_data_or_else_the_given_one(tmp_path):
-    for domain, metadata in {"a": {}, "b": {"crop_pct": "0.875"}, "c": {"crop_pct": "x"}}.items():
+    for domain, metadata in {"a": {}, "b": {"crop_pct": "0.875"}}.items():
         write_images(part_path(tmp_path, domain, "val"), examples(range(2)), CLASSES, metadata)
     assert ImageDataset(tmp_path, "a", "val").crop_pct == 1.0
     assert ImageDataset(tmp_path, "b", "val").crop_pct == 0.875
     assert ImageDataset(tmp_path, "a", "val", crop_pct=0.9).crop_pct == 0.9
     assert ImageDataset(tmp_path, "b", "val", crop_pct=0.9).crop_pct == 0.875
-    with pytest.raises(ConfigError, match=r"c/val: crop_pct = 'x'"):
-        ImageDataset(tmp_path, "c", "val")
 
 
 PNG, JPEG = file_of(pixels(0)), file_of(pixels(9), "JPEG")
@@ -387,7 +380,7 @@ def test_files_that_disagree_or_are_empty_are_refused(tmp_path, root):
     with pytest.raises(ConfigError, match=r"part-00001.parquet: other .*crop_pct"):
         ImageDataset(tmp_path / "crops", "real", "train")
     write_rows(tmp_path / "labels", [0, 3])
-    with pytest.raises(ConfigError, match=r"part-00000.parquet: label 3 of 3 classes"):
+    with pytest.raises(ConfigError, match=r"part-00000.parquet: labels 0 to 3"):
         ImageDataset(tmp_path / "labels", "real", "train")
     write_rows(tmp_path / "empty", [])
     with pytest.raises(ConfigError, match=r"empty/real/train: no images in its files"):
@@ -395,15 +388,8 @@ def test_files_that_disagree_or_are_empty_are_refused(tmp_path, root):
 
 
 def test_a_missing_domain_or_split_is_named(root, tmp_path):
-    images = tmp_path / "images"
-    for name in ("cat", "dog"):
-        (images / "real" / name).mkdir(parents=True)
     for arguments, problem in (
         ((tmp_path / "nowhere", "real", "train"), r"data.root = '.*nowhere': no such folder"),
-        (
-            (images, "real", "train"),
-            r"no train, val or test folder; found cat, dog \(`lipsum-tune prepare`",
-        ),
         ((root, "rael", "train"), r"it has no domain 'rael' \(did you mean 'real'\?\)"),
         ((root, "real", "test"), r"real: it has no split 'test' \(known: train\)"),
         ((root, "real", "tain"), r"it has no split 'tain' \(did you mean 'train'\?\)"),
@@ -417,14 +403,10 @@ def test_a_missing_domain_or_split_is_named(root, tmp_path):
 
 def test_a_domain_whose_preparation_is_not_done_is_refused(root):
     record = root / "real" / "preparation.json"
-    for status, advice in (
-        ("unfinished", r"is unfinished .run the same `lipsum-tune prepare` again"),
-        ("refused", r"more bad images than may be left out.* --skip-bad"),
-    ):
-        record.write_text(json.dumps({"status": status}))
-        with pytest.raises(ConfigError, match=advice):
-            ImageDataset(root, "real", "train")
-    for damaged in ("", '{"status": "do', "[]", "\udcff"):
+    record.write_text(json.dumps({"status": "unfinished"}))
+    with pytest.raises(ConfigError, match=r"is unfinished .run the same `prepare` again"):
+        ImageDataset(root, "real", "train")
+    for damaged in ("", '{"status": "do', "3", "\udcff"):
         record.write_bytes(damaged.encode("utf-8", "surrogateescape"))
         with pytest.raises(ConfigError, match=f"^{record}: not a record of `prepare`; .*$"):
             ImageDataset(root, "real", "train")

@@ -65,12 +65,11 @@ def test_class_names_are_spoken_unless_a_suite_says_otherwise():
     [
         ("spoken", ("t-shirt", "t_shirt"), "'t-shirt' and 't_shirt' are both called 't shirt'"),
         ("spoken", ("n01443537",), "'n01443537' is a WordNet id.*data.suite = imagenet"),
-        ("imagenet", ("n99999999",), "'n99999999' is not a WordNet id of ImageNet's 1000"),
+        ("imagenet", ("n99999999",), "no name for 'n99999999'"),
         ("verbatim", ("Cat", "cat"), "'Cat' and 'cat' are both called 'cat'"),
         ("spoken", ("red_fox", "red_ fox_"), "'red_fox' and 'red_ fox_' are both called 'red fox'"),
         ({"a": "shoe", "b": " Shoe "}, ("a", "b"), "'a' and 'b' are both called 'shoe'"),
         ({"sandal": "shoe"}, ("sandle",), r"no name for 'sandle' \(did you mean 'sandal'\?\)"),
-        ({"x": "y"}, ("a", "b", "c", "d", "e"), "no name for 'a', 'b', 'c' and 2 more"),
     ],
 )
 def test_classes_that_a_prompt_cannot_tell_apart_are_refused(class_names, classes, problem):
@@ -82,15 +81,15 @@ def test_classes_that_a_prompt_cannot_tell_apart_are_refused(class_names, classe
 @pytest.mark.parametrize(
     ("key", "value", "problem"),
     [
-        ("templates", ["a photo"], r"templates = .*each with one {}; 'a photo' has not"),
-        ("templates", ["{} and {}"], r"'{} and {}' has not"),
+        ("templates", ["a photo"], r"templates = .*each with one {}"),
+        ("templates", ["{} and {}"], "each with one {}"),
         ("templates", [], "expected templates"),
         ("templates", "openai", r"no templates are called so .*openai_imagenet"),
         ("class_names", "verbatin", r"class_names = 'verbatin'.*did you mean 'verbatim'"),
         ("class_names", {"a": " "}, "the class 'a' has an empty name"),
         ("ood_domain", ["x"], r"ood_domain = .*did you mean 'ood_domains'"),
         ("domains", {"x": {"num_class": 3}}, r"num_class = .*'num_classes'"),
-        ("domains", {"x": {"class_map": {"a": []}}}, "the class 'a' has no ID class"),
+        ("domains", {"x": {"class_map": {"a": []}}}, r"class_map\.a = \[\]: .*at least 1 item"),
         ("id_domain", None, "id_domain"),
         ("published", {"m": {"studio": 150}}, r"published\.m\.studio = 150: .*equal to 100"),
         ("published", {"m": {"studio": -1}}, r"published\.m\.studio = -1: .*equal to 0"),
@@ -122,31 +121,6 @@ def test_every_packaged_suite_tells_its_own_classes_apart():
     assert len(iwildcam.prompts(animals).names) == iwildcam.rule("iwildcam").num_classes == 182
     assert "lion in the wild." in iwildcam.prompts(animals).of("lion")
     assert len(load_suite("imagenet").prompts(wordnet_ids()).names) == 1000
-
-
-def test_a_rule_for_nearly_one_of_the_domains_is_refused_and_for_others_waits():
-    def check(*ruled, **values):
-        suite = OWN | {"domains": {domain: {"num_classes": 3} for domain in ruled}}
-        data = DataConfig.model_validate({"suite": suite, **values})
-        data.rules.check_rules(data.domains)
-
-    check("studio", "street", "x_ray")
-    with pytest.raises(
-        ConfigError,
-        match=r"suite 'products': domains\.streat: no such domain .*did you mean 'street'\?\)$",
-    ):
-        check("studio", "streat")
-    check("streat", ood_domains=["street", "streat"])
-    check("street", ood_domains=["streets"])  # the suite has it
-    with pytest.raises(ConfigError, match=r"domains\.streetss: .*did you mean 'streets'"):
-        check("streetss", ood_domains=["streets"])
-
-
-def test_the_rules_of_a_packaged_suite_hold_for_a_part_of_its_domains():
-    some = {"id_domain": "imagenet", "ood_domains": ["imagenet-v2"]}
-    for suite in ("imagenet", load_suite("imagenet").model_dump() | some):
-        data = DataConfig.model_validate({"suite": suite, **some})
-        data.rules.check_rules(data.domains)
 
 
 def test_a_suite_names_the_domains_unless_the_user_does():

@@ -5,9 +5,11 @@ from open_clip.transform import PreprocessCfg, image_transform_v2
 from PIL import Image
 from torchvision.transforms import v2
 
+from trainers.config import Augment
 from trainers.data.transforms import (
     _random_crop,
     _tensorflow_crop,
+    augmentation,
     eval_view,
     normalise,
     train_view,
@@ -52,6 +54,33 @@ def test_a_training_view_is_torchvisions_resized_crop_and_flip_of_the_tensor(int
         difference = view.int() - tensor(by_pil).int()
         assert difference.abs().max() <= 3
     assert 4 < sum(flipped) < 16
+
+
+def test_augmentations_are_torchvisions_after_crop_and_flip():
+    whole, wanted = tensor(smooth(90, 140)), ImageInput(48, (0.5, 0.4, 0.3), (1.0, 1.0, 1.0))
+    arguments = {"brightness": 0.4, "contrast": 0.3, "saturation": 0.2, "hue": 0.1}
+    settings = Augment.model_validate(
+        {"rand_augment": {"num_ops": 2}, "color_jitter": arguments, "random_erasing": {"p": 1}}
+    )
+    augment = augmentation(settings, wanted)
+    theirs = [
+        v2.RandAugment(num_ops=2, magnitude=9),
+        v2.ColorJitter(**arguments),
+        v2.RandomErasing(p=1, value=[127.5, 102.0, 76.5]),
+    ]
+    for step in range(10):
+        rng = generator(0, "view", step, 0)
+        expected = train_view(whole, wanted, rng)
+        torch.manual_seed(int(rng.integers(2**63)))
+        for transform in theirs:
+            expected = transform(expected)
+        state = torch.get_rng_state()
+        view = train_view(whole, wanted, generator(0, "view", step, 0), augment=augment)
+        assert torch.equal(view, expected)
+        assert torch.equal(torch.get_rng_state(), state)
+    erased = (view == torch.tensor([127, 102, 76], dtype=torch.uint8)[:, None, None]).all(dim=0)
+    assert 0.02 < erased.float().mean() < 0.4
+    assert augmentation(Augment(), wanted) is None
 
 
 @pytest.mark.parametrize("flip", [True, False])

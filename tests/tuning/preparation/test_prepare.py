@@ -11,7 +11,7 @@ from trainers.data.prepare import DomainReport, Report
 from trainers.data.sources import LAYOUTS, Source
 from trainers.errors import ConfigError
 from tuning.cli import app
-from tuning.preparation.prepare import refusal, render, sources_of
+from tuning.preparation.prepare import render, sources_of
 
 
 @pytest.fixture
@@ -44,8 +44,8 @@ def test_the_roles_choose_folders_as_domains(shop):
         ({"id_domain": "studo"}, r"--id = 'studo': no such domain \(did you mean 'studio'"),
         ({"id_domain": "studio", "ood": ["x"]}, "--ood = 'x': no such domain"),
         ({"id_domain": "studio", "ood": ["studio"]}, "is the domain of --id"),
-        ({"ood": ["studio"]}, "--id: is needed beside --ood"),
-        ({"id_domain": "studio", "domain": "x"}, "--domain = 'x': the domains have names"),
+        ({"ood": ["studio"]}, "the domains have names: --id"),
+        ({"id_domain": "studio", "domain": "x"}, "the domains have names: --id"),
     ],
 )
 def test_roles_that_do_not_fit_are_refused(roles, problem, shop):
@@ -57,11 +57,7 @@ def test_the_command_prints_counts_findings_and_the_configuration(shop, tmp_path
     (shop / "street/cup/5.png").write_bytes((shop / "studio/cup/0.png").read_bytes())
     (shop / "sketch/cup/6.png").write_bytes(b"no image")
     command = ["prepare", "folders", str(shop), str(tmp_path / "data"), "--id", "studio"]
-    first = CliRunner().invoke(app, command)
-    assert first.exit_code == 1
-    assert "1 of sketch" in first.stderr
-    assert "--skip-bad 1" in first.stderr
-    done = CliRunner().invoke(app, [*command, "--skip-bad", "1"])
+    done = CliRunner().invoke(app, command)
     assert done.exit_code == 0, done.output
     assert f"trial.data.root: {tmp_path / 'data'}" in done.output
     (line,) = (line for line in done.output.splitlines() if "trial.data.suite" in line)
@@ -97,14 +93,12 @@ def test_a_mistake_in_an_option_is_one_line(options, problem, shop, tmp_path):
 def test_what_a_search_will_lack_is_said():
     domains = (
         DomainReport("studio", "done", {"train": 900, "val": 99, "test": 100}),
-        DomainReport("street", "refused", {"val": 500}, bad=3),
+        DomainReport("street", "kept", {"val": 500}, left_out=3),
     )
-    report = Report("data", domains, {}, "studio")
-    text = text_of(render(report))
+    text = text_of(render(Report("data", domains, {}, "studio")))
     assert "studio: 99 val images: accuracy ± 10 points" in text
     assert "street: no test split" in text
     assert "street: no val" not in text
-    assert "Config" not in text
-    assert "3 of street" in refusal(report)
+    assert "listed in data/street/bad.csv" in text
     alone = Report("data", domains[:1], {}, None)
     assert "search.objective: {metric: id_val/acc}" in text_of(render(alone))

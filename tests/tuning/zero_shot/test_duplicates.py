@@ -1,0 +1,88 @@
+"""Near duplicates between splits, of which some are planted as resized and recompressed copies."""
+
+import csv
+import io
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from PIL import Image
+from typer.testing import CliRunner
+
+from trainers.config import TrialConfig
+from trainers.data.dataset import ImageDataset
+from trainers.data.schema import LabelledImage, part_path, write_images
+from tuning.cli import app
+from tuning.zero_shot import duplicates
+from tuning.zero_shot.duplicates import near_duplicates
+
+
+def rewritten(image, scale, quality):
+    """A copy as another site would keep it."""
+    size = [round(scale * side) for side in image.size]
+    file = io.BytesIO()
+    image.resize(size, Image.Resampling.LANCZOS).save(file, "JPEG", quality=quality)
+    return file.getvalue()
+
+
+@pytest.fixture(scope="module")
+def config(whole_root, tmp_path_factory):
+    """Images of five domains, and in the test split of real four copies of others."""
+    root = tmp_path_factory.mktemp("planted")
+    for domain in ("real", "sketch"):
+        for split in ("train", "val", "test"):
+            images = ImageDataset(whole_root, domain, split)
+            rows = [
+                LabelledImage(
+                    images._image(row)["bytes"].as_py(), images.path(row), int(images.labels[row])
+                )
+                for row in range(len(images))
+            ]
+            if (domain, split) == ("real", "test"):
+                train = ImageDataset(whole_root, "real", "train")
+                for row, scale, quality in ((3, 0.8, 75), (9, 1.5, 70), (12, 1, 60)):
+                    data = rewritten(train.decode(row), scale, quality)
+                    rows.append(LabelledImage(data, f"copy-{row}", int(train.labels[row])))
+            write_images(part_path(root, domain, split), rows, images.class_names, {})
+    suite = {"id_domain": "real", "ood_domains": ["sketch"]}
+    return TrialConfig.model_validate({"data": {"root": str(root), "suite": suite}})
+
+
+def test_planted_copies_are_found_with_their_originals(config):
+    found = near_duplicates(config)
+    train = ImageDataset(config.data.root, "real", "train")
+    assert found.images.keys() == {
+        "real/train", "real/val", "real/test", "sketch/val", "sketch/test",
+    }  # fmt: skip
+    assert 0.9 < found.threshold < 1
+    pairs = {second: first for first, second, _ in found.pairs["real/train", "real/test"]}
+    for row in (3, 9, 12):
+        assert pairs[f"copy-{row}"] == train.path(row)
+    assert not found.pairs["real/train", "sketch/test"]
+    assert all(c >= found.threshold for pairs in found.pairs.values() for _, _, c in pairs)
+
+
+def test_blocks_change_nothing(monkeypatch):
+    features = torch.nn.functional.normalize(torch.randn(50, 8), dim=-1)
+    among = torch.nn.functional.normalize(torch.randn(33, 8), dim=-1)
+    by_hand = (features @ among.T).numpy()
+    monkeypatch.setattr(duplicates, "_BLOCK", 7)
+    cosine, index = duplicates._nearest(features, among, torch.device("cpu"))
+    np.testing.assert_allclose(cosine, by_hand.max(axis=1), rtol=1e-6)
+    assert index.tolist() == by_hand.argmax(axis=1).tolist()
+
+
+def test_the_command_prints_the_threshold_and_writes_the_pairs(config, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    values = {"trial": config.model_dump(mode="json", include={"data": {"root", "suite"}})}
+    (tmp_path / "mine.yaml").write_text(yaml.safe_dump(values))
+    done = CliRunner().invoke(app, ["zero-shot", "mine.yaml", "--check-duplicates"])
+    assert done.exit_code == 0, done.output
+    assert "Cosine of the features 0.9" in done.output
+    with (tmp_path / "near_duplicates.csv").open() as file:
+        rows = [row for row in csv.DictReader(file) if row["first"] == "real/train"]
+    copies = {row["path in second"] for row in rows}
+    assert {"copy-3", "copy-9", "copy-12"} <= copies
+    line = next(line for line in done.output.splitlines() if line.startswith("real/test"))
+    assert line.split()[1:3] == ["real/train", str(len(rows))]

@@ -1,0 +1,139 @@
+"""Images that are nearly the same in two splits or domains, by the model's own features.
+
+Two images count as copies if the cosine of their features is as high as that of images of these
+data and their own copies, resized to three quarters and compressed as JPEG of quality 60.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from itertools import combinations
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from trainers.config import TrialConfig
+from trainers.data.data_root import resolve_root
+from trainers.data.dataset import ImageDataset
+from trainers.data.transforms import eval_view, normalise
+from trainers.evaluation.evaluate import EvalBatches, image_features
+from trainers.loop.state import open_images
+from trainers.seeding import generator
+from tuning.zero_shot.evaluate import open_model
+
+SHARE_FOUND = 0.95
+"""Share of the copies whose cosine is above the threshold."""
+_COPIES = 512  # images of which copies are made
+_SCALE, _QUALITY = 0.75, 60
+_BLOCK = 4096  # rows and columns of a product
+
+
+@dataclass(frozen=True)
+class NearDuplicates:
+    """Pairs of images, each image of a second split with the most similar one of a first split."""
+
+    threshold: float
+    """Least cosine of a pair."""
+    images: dict[str, int]
+    """Number by split, such as `real/train`."""
+    pairs: dict[tuple[str, str], list[tuple[str, str, float]]]
+    """By two splits: paths in the first and in the second, and their cosine."""
+
+    def write(self, file: Path) -> None:
+        """Write all pairs as CSV, those with the highest cosine of two splits first."""
+        with file.open("w", encoding="utf-8", newline="") as stream:
+            writer = csv.writer(stream, lineterminator="\n")
+            writer.writerow(("first", "second", "path in first", "path in second", "cosine"))
+            for splits, found in self.pairs.items():
+                for one, other, cosine in sorted(found, key=lambda pair: -pair[2]):
+                    writer.writerow((*splits, one, other, f"{cosine:.4f}"))
+
+
+def near_duplicates(
+    config: TrialConfig, *, began: Callable[[str], None] = lambda split: None
+) -> NearDuplicates:
+    """Compare all splits of the ID domain, and val and test of the others, with each other.
+
+    Nothing is removed. The features of all images are in memory, in float16; their products are
+    computed block by block.
+
+    Raises:
+        ConfigError: the data cannot be read.
+    """
+    data = config.data
+    store = resolve_root(data.root)
+    parts = [(data.id_domain, "train"), *((d, s) for d in data.domains for s in ("val", "test"))]
+    there = [part for part in parts if store.exists("/".join(part))]
+    sets = [open_images(data, *part) for part in there or parts[:1]]
+    began("the model")
+    _, encode, batches = open_model(config, sets[0].class_names)
+    features: dict[str, Tensor] = {}
+    for images in sets:
+        began(images.name)
+        features[images.name] = image_features(encode, images, batches).half()
+    began("copies")
+    of_copies = _of_copies(encode, sets, features, batches)
+    threshold = float(np.quantile(of_copies, 1 - SHARE_FOUND))
+    pairs = {}
+    for first, second in combinations(sets, 2):
+        cosine, nearest = _nearest(features[second.name], features[first.name], batches.device)
+        rows = torch.nonzero(cosine >= threshold)[:, 0].tolist()
+        pairs[first.name, second.name] = [
+            (first.path(int(nearest[row])), second.path(row), float(cosine[row])) for row in rows
+        ]
+    return NearDuplicates(threshold, {images.name: len(images) for images in sets}, pairs)
+
+
+def _of_copies(
+    encode: Callable[[Tensor], Tensor],
+    sets: Sequence[ImageDataset],
+    features: dict[str, Tensor],
+    batches: EvalBatches,
+) -> np.ndarray:
+    """Cosines of random images and their copies."""
+    ends = np.cumsum([len(images) for images in sets])
+    chosen, found = [], []
+    for index in generator(0, "copies").permutation(ends[-1])[:_COPIES].tolist():
+        number = int(np.searchsorted(ends, index, side="right"))
+        chosen.append((sets[number], index - int(ends[number]) + len(sets[number])))
+    for start in range(0, len(chosen), batches.batch_size):
+        part = chosen[start : start + batches.batch_size]
+        views = torch.stack([
+            eval_view(_copy(images.decode(row)), batches.image_input, images.crop_pct)
+            for images, row in part
+        ])  # fmt: skip
+        with torch.no_grad():
+            copies = encode(normalise(views.to(batches.device), batches.image_input)).float().cpu()
+        originals = torch.stack([features[images.name][row] for images, row in part])
+        found.append((copies * originals.float()).sum(dim=-1))
+    return torch.cat(found).numpy()
+
+
+def _copy(image: Image.Image) -> Image.Image:
+    """The image, resized and compressed."""
+    file = io.BytesIO()
+    width, height = (max(1, round(_SCALE * side)) for side in image.size)
+    image.resize((width, height), Image.Resampling.BICUBIC).save(file, "JPEG", quality=_QUALITY)
+    return Image.open(file).convert("RGB")
+
+
+def _nearest(of: Tensor, among: Tensor, device: torch.device) -> tuple[Tensor, Tensor]:
+    """For each feature (N, D), the highest cosine among others (M, D), and its index."""
+    results = []
+    for rows in of.split(_BLOCK):
+        best = torch.full((len(rows),), -1.0, device=device)
+        index = torch.zeros(len(rows), dtype=torch.long, device=device)
+        for start in range(0, len(among), _BLOCK):
+            columns = among[start : start + _BLOCK].to(device).float()
+            cosine, column = (rows.to(device).float() @ columns.T).max(dim=1)
+            index = torch.where(cosine > best, column + start, index)
+            best = torch.maximum(best, cosine)
+        results.append((best.cpu(), index.cpu()))
+    cosines, indices = zip(*results, strict=True)
+    return torch.cat(cosines), torch.cat(indices)
