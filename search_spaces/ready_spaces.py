@@ -97,6 +97,16 @@ METHODS: dict[str, SearchSpace] = {
             "optim.lr": LR,
         }
     ),
+    # Hu et al., "LoRA: Low-Rank Adaptation of Large Language Models", ICLR 2022, arXiv 2106.09685.
+    # Changes of low rank start at zero, so their learning rates are larger; rank 8 and 5e-4 are
+    # ours.
+    "lora": SearchSpace(
+        parameters={
+            "method.rank": Int(low=1, high=64, log=True),
+            "optim.lr": Float(low=1e-5, high=1e-2, log=True),
+        },
+        initial_points=[{"method.rank": 8, "optim.lr": 5e-4}],
+    ),
     # Kim et al., "Efficient and Versatile Robust Fine-Tuning of Zero-shot Models", ECCV 2024, arXiv
     # 2408.05749. The authors' code on ImageNet: drop rate 0.2, alpha 0.5 (0 is the zero-shot model,
     # 1 the full adapters), lr 5e-4, decay 0.999, weight decay 0, batches of 512, 500 warm-up steps,

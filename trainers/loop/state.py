@@ -139,7 +139,9 @@ def start(config: TrialConfig, *, device: torch.device | str | None = None) -> T
     zero_shot = load_zero_shot(config.model, config.data.rules.prompts(names), where)
 
     student = Student(zero_shot)
-    method.prepare(student)
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(config.seed)
+        method.prepare(student)
     student.freeze(config.optim.frozen_layers)
     student.to(where)
     precision = Precision(config.precision, where)

@@ -13,6 +13,7 @@ from trainers.methods import (  # noqa: F401  to register them
     kd,
     l2_sp,
     lipsum_ft,
+    lora,
     lp_ft,
     r_adapter,
     star_ft,

@@ -131,7 +131,7 @@ class Student(nn.Module):
 
     def depths(self) -> dict[str, int]:
         """The number of layers above that of each parameter of the encoders."""
-        found = {}
+        found: dict[str, int] = {}
         for tower, encoder in (("visual", self.visual), ("text", self.text)):
             layers = layers_of(encoder) if encoder is not None else {}
             last = max(layers.values(), default=0)
