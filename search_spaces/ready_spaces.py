@@ -21,6 +21,7 @@ LR = Float(low=1e-6, high=1e-3, log=True)
 EMA_DECAY = Float(low=0.9, high=0.9999)
 REG_WEIGHT = Float(low=0.01, high=100.0, log=True)
 ALPHA = Float(low=0.0, high=1.0)
+_LOSS_WEIGHT = Float(low=1e-4, high=10.0, log=True)
 
 
 _LIPSUM_FT: dict[str, Distribution] = {
@@ -94,6 +95,26 @@ METHODS: dict[str, SearchSpace] = {
         parameters={
             "method.orthogonality_weight": Float(low=0.01, high=10.0, log=True),
             "method.distillation_weight": Float(low=0.05, high=50.0, log=True),
+            "optim.lr": LR,
+        }
+    ),
+    # Tian et al., "Rethinking Weight Decay for Robust Fine-Tuning of Foundation Models", NeurIPS
+    # 2024, arXiv 2411.01713. Strength 1 takes back what a step has added to the distance.
+    "spd": SearchSpace(
+        parameters={"method.strength": Float(low=0.1, high=10.0, log=True), "optim.lr": LR}
+    ),
+    # Choi et al., "AutoFT: Learning an Objective for Robust Fine-Tuning", arXiv 2401.10220. Weights
+    # of its losses are searched on a log scale; these ranges are ours.
+    "autoft": SearchSpace(
+        parameters={
+            "method.hinge_weight": _LOSS_WEIGHT,
+            "method.contrastive_weight": _LOSS_WEIGHT,
+            "method.entropy_weight": _LOSS_WEIGHT,
+            "method.confidence_weight": _LOSS_WEIGHT,
+            "method.l1_norm_weight": Float(low=1e-10, high=1e-6, log=True),
+            "method.l2_norm_weight": Float(low=1e-7, high=1e-3, log=True),
+            "method.l1_distance_weight": Float(low=1e-8, high=1e-4, log=True),
+            "method.l2_distance_weight": Float(low=1e-5, high=10.0, log=True),
             "optim.lr": LR,
         }
     ),

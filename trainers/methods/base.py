@@ -182,6 +182,12 @@ class Method(Frozen, ABC):
         """
         return nullcontext()
 
+    def updating(
+        self, weights: Mapping[str, nn.Parameter], initial: Weights
+    ) -> AbstractContextManager[object]:
+        """A context around the optimiser's update of the weights, with their final gradients."""
+        return nullcontext()
+
     @property
     def per_image(self) -> bool:
         """Whether the loss is a mean over independent images, plus terms of the parameters alone.
