@@ -21,6 +21,7 @@ LR = Float(low=1e-6, high=1e-3, log=True)
 EMA_DECAY = Float(low=0.9, high=0.9999)
 REG_WEIGHT = Float(low=0.01, high=100.0, log=True)
 ALPHA = Float(low=0.0, high=1.0)
+_LOSS_WEIGHT = Float(low=1e-4, high=10.0, log=True)
 
 
 _LIPSUM_FT: dict[str, Distribution] = {
@@ -96,6 +97,36 @@ METHODS: dict[str, SearchSpace] = {
             "method.distillation_weight": Float(low=0.05, high=50.0, log=True),
             "optim.lr": LR,
         }
+    ),
+    # Tian et al., "Rethinking Weight Decay for Robust Fine-Tuning of Foundation Models", NeurIPS
+    # 2024, arXiv 2411.01713. Strength 1 takes back what a step has added to the distance.
+    "spd": SearchSpace(
+        parameters={"method.strength": Float(low=0.1, high=10.0, log=True), "optim.lr": LR}
+    ),
+    # Choi et al., "AutoFT: Learning an Objective for Robust Fine-Tuning", arXiv 2401.10220. Weights
+    # of its losses are searched on a log scale; these ranges are ours.
+    "autoft": SearchSpace(
+        parameters={
+            "method.hinge_weight": _LOSS_WEIGHT,
+            "method.contrastive_weight": _LOSS_WEIGHT,
+            "method.entropy_weight": _LOSS_WEIGHT,
+            "method.confidence_weight": _LOSS_WEIGHT,
+            "method.l1_norm_weight": Float(low=1e-10, high=1e-6, log=True),
+            "method.l2_norm_weight": Float(low=1e-7, high=1e-3, log=True),
+            "method.l1_distance_weight": Float(low=1e-8, high=1e-4, log=True),
+            "method.l2_distance_weight": Float(low=1e-5, high=10.0, log=True),
+            "optim.lr": LR,
+        }
+    ),
+    # Hu et al., "LoRA: Low-Rank Adaptation of Large Language Models", ICLR 2022, arXiv 2106.09685.
+    # Changes of low rank start at zero, so their learning rates are larger; rank 8 and 5e-4 are
+    # ours.
+    "lora": SearchSpace(
+        parameters={
+            "method.rank": Int(low=1, high=64, log=True),
+            "optim.lr": Float(low=1e-5, high=1e-2, log=True),
+        },
+        initial_points=[{"method.rank": 8, "optim.lr": 5e-4}],
     ),
     # Kim et al., "Efficient and Versatile Robust Fine-Tuning of Zero-shot Models", ECCV 2024, arXiv
     # 2408.05749. The authors' code on ImageNet: drop rate 0.2, alpha 0.5 (0 is the zero-shot model,

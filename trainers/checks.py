@@ -15,6 +15,7 @@ from trainers.methods.base import check_method_fits
 from trainers.models.activations import check_activation_checkpointing
 from trainers.models.clip import check_model
 from trainers.models.config import ModelConfig
+from trainers.models.layers import check_frozen_layers
 
 logger = logging.getLogger(__name__)
 
@@ -46,6 +47,7 @@ def check_trials(configs: Iterable[TrialConfig]) -> None:
             models.append(config.model)
         if config.activation_checkpointing:
             check_activation_checkpointing(config.model)
+        check_frozen_layers(config.model, config.optim.frozen_layers)
         check_method_fits(config.method, config.model)
     if repeating:
         _warn_of_repeats(*max(repeating))

@@ -7,14 +7,17 @@ these fields, such as ``optim.lr``. The fields of models and methods are defined
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
+from functools import cache
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeAlias
 
 from pydantic import Field, field_validator, model_validator
 
 from trainers.config_model import Frozen
-from trainers.data.data_root import EMBEDDED
+from trainers.data.data_root import EMBEDDED, domain_files, resolve_root
+from trainers.data.schema import read_header
 from trainers.data.sources import Source
 from trainers.data.suite import Suite, is_domain_name, load_suite, resolve_suite
 from trainers.errors import ConfigError, suggestion, validate
@@ -25,6 +28,9 @@ from trainers.methods.lipsum_ft import LipsumFineTuning
 from trainers.methods.registry import METHODS, MethodConfig, is_available, load_plugins
 from trainers.models.config import ModelConfig
 from trainers.overrides import over_trial
+
+logger = logging.getLogger(__name__)
+say_once = cache(logger.warning)
 
 MOST_LOADERS = 16
 """Limit of `data.workers: auto`; a process decodes some hundred images a second."""
@@ -223,6 +229,16 @@ class OptimConfig(Frozen):
     """Learning rate of a trained head as a multiple of `lr`. Its weight decay is divided by it, so
     that the head decays as fast at any factor. At 0.01 the head trains as that of WiSE-FT's code,
     which contains CLIP's scale of 100. The first stage of LP-FT does not use it."""
+    layer_decay: Share = 1
+    """Learning rate of a layer of an encoder as a multiple of that of the next one above: the last
+    block trains at `layer_decay` times the rate of the output projection, the embedding at the
+    lowest rate. Weight decay falls with it, as in timm. Adapters of R-Adapter are no layers."""
+    text_lr_factor: float = Field(default=1, ge=0, le=1e6)
+    """Learning rate of a text encoder that trains, and of the logit scale, as a multiple of `lr`;
+    0 keeps them as they are."""
+    frozen_layers: int = Field(default=0, ge=0, le=1000)
+    """Layers of the image encoder, from below, that do not train: 1 is the embedding of patches, 2
+    also the first block, and so on."""
     batch_size: int = Field(default=256, ge=1, le=10**6)
     """Images of a step over all workers."""
     micro_batch_size: int | None = Field(default=None, ge=1, le=10**6)
@@ -324,6 +340,9 @@ class TrialConfig(Frozen):
     """Evaluation on the validation splits."""
     steps: int = Field(default=5000, ge=1, le=10**9)
     """Optimiser steps."""
+    epochs: float | None = Field(default=None, gt=0, le=1e6)
+    """Passes over the training images, in place of `steps`: when a configuration is read, they
+    become the number of steps that has so many images."""
     seed: int = Field(default=0, ge=0, lt=2**63)
     """Seed of batches, image views and random texts: all are functions of (seed, step, sample)."""
     precision: PrecisionName = "auto"
@@ -351,6 +370,22 @@ class TrialConfig(Frozen):
         ]
         load_plugins(plugins)
         return {**values, "plugins": tuple(plugins)} if plugins else values
+
+    @model_validator(mode="after")
+    def _epochs_become_steps(self) -> TrialConfig:
+        if self.epochs is None:
+            return self
+        if "steps" in self.model_fields_set:
+            raise ValueError("epochs: steps is given, too; leave one of them out")
+        data, batch_size = self.data, self.optim.batch_size
+        store = resolve_root(data.root)
+        files = domain_files(store, data.id_domain, "train")
+        images = sum(read_header(store, file).rows for file in files)
+        steps = max(1, round(self.epochs * images / batch_size))
+        say_once(f"epochs = {self.epochs:g}: {steps} steps of {batch_size} of {images} images")
+        object.__setattr__(self, "steps", steps)  # pydantic has no public way
+        object.__setattr__(self, "epochs", None)
+        return self
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Pickle as plain values: the receiving process loads the plug-ins before the method."""

@@ -43,6 +43,9 @@ def merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
     `search` and `sampler` are always merged: their other keys do not depend on the name.
     """
     merged = dict(base)
+    for given, other in (("steps", "epochs"), ("epochs", "steps")):  # either is the length
+        if given in over and other not in over:
+            merged.pop(other, None)
     for key, value in over.items():
         below = base.get(key)
         if isinstance(below, Mapping) and isinstance(value, Mapping):

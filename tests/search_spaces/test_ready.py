@@ -93,7 +93,8 @@ def test_paper_configurations_have_the_papers_setting(name):
     assert (trial.data.suite, trial.data.root) == (data, str(Path("data", data).absolute()))
     assert trial.steps == {"domainnet": 5_000, "imagenet": 50_000}[data]
     assert trial.optim.model_dump() == {
-        "lr": 1e-5, "head_lr_factor": 1.0, "batch_size": 256, "warmup_fraction": 0.1,
+        "lr": 1e-5, "head_lr_factor": 1.0, "layer_decay": 1.0, "text_lr_factor": 1.0,
+        "frozen_layers": 0, "batch_size": 256, "warmup_fraction": 0.1,
         "weight_decay": 0.0, "betas": (0.9, 0.999), "eps": 1e-8,
         "clip_grad_norm": None, "micro_batch_size": None,
     }  # fmt: skip
@@ -156,6 +157,6 @@ def test_methods_get_equal_trials_and_small_model_ranges():
         authors = file.trial_config({"method.name": method}).method.model_dump()
         for key, value in center.items():
             assert key in (LR, "method.ema_decay") or value == authors[key[7:]]
-        if method != "r_adapter":
+        if method not in ("lora", "r_adapter"):
             assert lr == quickstart.search_space().parameters[LR]
             assert center[LR] == quickstart.trial.optim.lr

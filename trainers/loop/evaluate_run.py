@@ -243,8 +243,8 @@ def _go_to_line(run: TrainState, sample: Images) -> dict[str, float]:
 def _line_start(run: TrainState, weights: Weights) -> dict[str, Tensor]:
     """The zero-shot weights, as the line to these weights begins with them.
 
-    The gains of adapters stay, so that the line is that of the merged weights. With maps of 0 the
-    model is the zero-shot one under any gains.
+    One factor of a product, such as the gains of adapters, stays, so that the line is that of the
+    merged weights. With the other one 0, the model is the zero-shot one.
     """
-    gains = {n: v for n, v in weights.items() if n.endswith("_adapters.gains")}
-    return {**run.initial, **gains}
+    keeps = run.config.method.line_keeps
+    return {**run.initial, **{n: v for n, v in weights.items() if n.endswith(keeps)}}

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.amp.grad_scaler import GradScaler
 
 from trainers.checkpoints.format import Progress, TrainCurve
@@ -140,7 +139,10 @@ def start(config: TrialConfig, *, device: torch.device | str | None = None) -> T
     zero_shot = load_zero_shot(config.model, config.data.rules.prompts(names), where)
 
     student = Student(zero_shot)
-    method.prepare(student)
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(config.seed)
+        method.prepare(student)
+    student.freeze(config.optim.frozen_layers)
     student.to(where)
     precision = Precision(config.precision, where)
     compiled = config.compile and student.visual is zero_shot.visual
@@ -182,25 +184,29 @@ def start(config: TrialConfig, *, device: torch.device | str | None = None) -> T
 
 
 def optimizer_of(student: Student, config: TrialConfig, stage: Stage) -> torch.optim.Optimizer:
-    """AdamW on the parameters that train; the head, which is their first, has its own rate.
+    """AdamW on the parameters that train, in groups of the same learning rate.
 
     AdamW decays a weight by the product of learning rate and weight decay. The factor of the head's
     rate divides its weight decay, so that it changes the head's updates but not its decay.
     """
-    optim = config.optim
-    factor = 1.0 if stage.head_alone else optim.head_lr_factor
-    head = {"params": [p for n, p in student.trained.items() if n == "head"]}
-    others = {"params": [p for n, p in student.trained.items() if n != "head"]}
-    groups: list[dict[str, Any]] = [
-        {**head, "lr_factor": factor, "weight_decay": optim.weight_decay / factor},
-        {**others, "lr_factor": 1.0},
-    ]
+    optim, depths = config.optim, student.depths() if config.optim.layer_decay < 1 else {}
+    groups: dict[tuple[float, float], list[nn.Parameter]] = {}
+    for name, parameter in student.trained.items():
+        factor, decay = optim.layer_decay ** depths.get(name, 0), optim.weight_decay
+        if name == "head":
+            factor = 1.0 if stage.head_alone else optim.head_lr_factor
+            decay /= factor
+        elif name.startswith("text"):
+            factor *= optim.text_lr_factor
+        groups.setdefault((factor, decay), []).append(parameter)
     return torch.optim.AdamW(
-        [group for group in groups if group["params"]],
+        [
+            {"params": own, "lr_factor": factor, "weight_decay": decay}
+            for (factor, decay), own in groups.items()
+        ],
         lr=optim.lr,
         betas=optim.betas,
         eps=optim.eps,
-        weight_decay=optim.weight_decay,
         fused=True,
     )
 

@@ -121,7 +121,8 @@ class Stepper:
 
         for group in run.optimizer.param_groups:
             group["lr"] = lr * group["lr_factor"]
-        run.scaler.step(run.optimizer)
+        with method.updating(run.student.trained, run.initial):
+            run.scaler.step(run.optimizer)
         run.scaler.update()
         return torch.cat([values, norm.double().reshape(1)])
 

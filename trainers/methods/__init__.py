@@ -5,6 +5,7 @@ the table of all methods. Importing this package registers the shipped methods.
 """
 
 from trainers.methods import (  # noqa: F401  to register them
+    autoft,
     car_ft,
     carot,
     ema,
@@ -13,8 +14,10 @@ from trainers.methods import (  # noqa: F401  to register them
     kd,
     l2_sp,
     lipsum_ft,
+    lora,
     lp_ft,
     r_adapter,
+    spd,
     star_ft,
     tpgm,
     wise_ft,

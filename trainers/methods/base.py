@@ -150,8 +150,10 @@ class Method(Frozen, ABC):
     name: str
 
     has_line: ClassVar[bool] = True
-    """Whether `eval.line` chooses a point between its weights and the zero-shot ones. The merged
-    weights must be linear in the trained ones; those of LoRA are not."""
+    """Whether `eval.line` chooses a point between its weights and the zero-shot ones."""
+    line_keeps: ClassVar[tuple[str, ...]] = ()
+    """Ends of the names of trained parameters that keep their values along the line, so that the
+    merged weights are linear in the others: of a product, one factor."""
     recomputes: ClassVar[bool] = True
     """Whether the method works with `activation_checkpointing`: the weights of the forward pass
     must still be the encoders' own in the backward pass."""
@@ -161,6 +163,7 @@ class Method(Frozen, ABC):
 
         By default the image encoder and the head train. Nothing is trainable before. Changes of
         weights are best inserted with `torch.nn.utils.parametrize`: `merged_state` merges these.
+        PyTorch's random numbers are those of the trial's seed.
         """
         student.train_image_encoder()
 
@@ -177,6 +180,12 @@ class Method(Frozen, ABC):
 
         Whatever is random must come from `draw.generator`, so that all workers agree.
         """
+        return nullcontext()
+
+    def updating(
+        self, weights: Mapping[str, nn.Parameter], initial: Weights
+    ) -> AbstractContextManager[object]:
+        """A context around the optimiser's update of the weights, with their final gradients."""
         return nullcontext()
 
     @property

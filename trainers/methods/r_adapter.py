@@ -53,6 +53,7 @@ class ResidualAdapter(ContrastiveMethod):
 
     name: Literal["r_adapter"] = "r_adapter"
     recomputes: ClassVar[bool] = False
+    line_keeps: ClassVar[tuple[str, ...]] = ("_adapters.gains",)
     drop_rate: float = Field(default=0.2, ge=0, lt=1)
     """p: probability that a step drops an adapter."""
     ema_decay: float = Field(default=0.999, ge=0, lt=1)

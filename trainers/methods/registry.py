@@ -5,9 +5,9 @@ adds one without changing this package: write it into a module of its own and na
 `plugins` of the trial's configuration, or publish it as an entry point of the group
 `lipsum_tune.methods`::
 
-    @register_method("lora", search_space={"parameters": {"optim.lr": {...}}})
-    class LoRA(Method):
-        name: Literal["lora"] = "lora"
+    @register_method("mine", search_space={"parameters": {"optim.lr": {...}}})
+    class Mine(Method):
+        name: Literal["mine"] = "mine"
 """
 
 from __future__ import annotations

@@ -19,6 +19,7 @@ from torch.nn.utils import parametrize
 
 from trainers.models.adapters import Adapters
 from trainers.models.image import pooled_features
+from trainers.models.layers import layers_of
 from trainers.models.text import encode_tokens
 from trainers.models.zero_shot import ZeroShotModel
 
@@ -120,6 +121,22 @@ class Student(nn.Module):
         self.text = TextTower(self._zero_shot.clip)
         self.text.requires_grad_(False).eval()
         return self.text
+
+    def freeze(self, layers: int) -> None:
+        """Keep the first layers of the image encoder as they are: the embedding, then blocks."""
+        of_name = layers_of(self.visual) if layers else {}
+        for name, layer in of_name.items():
+            if layer < layers:
+                self.visual.get_parameter(name).requires_grad_(False)
+
+    def depths(self) -> dict[str, int]:
+        """The number of layers above that of each parameter of the encoders."""
+        found: dict[str, int] = {}
+        for tower, encoder in (("visual", self.visual), ("text", self.text)):
+            layers = layers_of(encoder) if encoder is not None else {}
+            last = max(layers.values(), default=0)
+            found |= {f"{tower}.{name}": last - layer for name, layer in layers.items()}
+        return found
 
     def train(self, mode: bool = True) -> Student:
         """Set the mode of everything but the encoders, which stay in evaluation mode."""

@@ -21,7 +21,7 @@ from tuning.config.schema import NoSchedulerConfig, SearchFile
 
 logger = logging.getLogger(__name__)
 
-FIXED = ("steps", "eval.every", "eval.rung_images")
+FIXED = ("steps", "epochs", "eval.every", "eval.rung_images")
 """Keys of the trial that are the same for all trials: pruning compares them at the same steps, and
 on the same images."""
 

@@ -12,7 +12,7 @@ FIELDS = {
 }
 """Where the defaults are for longer runs."""
 
-LR = {"r_adapter": 3e-3}
+LR = {"lora": 1e-2, "r_adapter": 3e-3}
 CLOCKS = ("cost/", "train/images_per_s")
 
 

@@ -38,11 +38,14 @@ TWICE = [
     for n in NAMES
 ]
 """Methods that two workers train; most of them at night."""
+AUTOFT = [key for key in METHODS["autoft"].model_fields if key != "name"]
 WEIGHTLESS = {
     "lipsum_ft": ("ft", {"reg_weight": 0}),
     "l2_sp": ("ft", {"reg_weight": 0}),
     "kd": ("ft", {"reg_weight": 0}),
     "car_ft": ("ft", {"reg_weight": 0}),
+    "autoft": ("ft", dict.fromkeys(AUTOFT, 0)),
+    "spd": ("ft", {"strength": 0}),
     "ema": ("ft", {"ema_decay": 0}),
     "wise_ft": ("ft", {"alpha": 1}),
     "tpgm": ("ft", {"projection_steps": 0}),

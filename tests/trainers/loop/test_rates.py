@@ -1,0 +1,52 @@
+"""Learning rates of layers and towers, by how far Adam's first step moves each weight."""
+
+import re
+
+import pytest
+
+from tests.trainers.curves import short
+from trainers.fine_tune import fine_tune
+
+ONE_STEP = {"steps": 1, "eval__every": 1, "optim__lr": 1e-3, "optim__warmup_fraction": 0.0}
+
+
+def moved(trial, method, **optim):
+    """The largest change of each weight in one step, in units of the learning rate."""
+    (report,) = fine_tune(short(trial, method, **ONE_STEP, **optim))
+    initial = report.run.initial
+    return {n: (v - initial[n]).abs().max().item() / 1e-3 for n, v in report.run.weights.items()}
+
+
+def height(name):
+    """Layers above a weight of tiny-clip, whose image encoder has five blocks, its text two."""
+    if block := re.search(r"resblocks\.(\d+)", name):
+        return (5 if name.startswith("visual") else 2) - int(block[1])
+    is_below = re.search(r"conv1|embedding|ln_pre", name)
+    return 0 if not is_below else 6 if name.startswith("visual") else 3
+
+
+def test_the_rate_falls_from_layer_to_layer(trial):
+    found = moved(trial, "ft", optim__layer_decay=0.5, optim__head_lr_factor=4.0)
+    assert found.pop("head") == pytest.approx(4, rel=0.01)
+    assert len({height(name) for name in found}) == 7
+    for name, change in found.items():
+        assert change == pytest.approx(0.5 ** height(name), rel=0.02), name
+
+
+def test_the_text_encoder_has_a_rate_of_its_own(trial):
+    found = moved(trial, "flyp", optim__layer_decay=0.5, optim__text_lr_factor=0.1)
+    for name, change in found.items():
+        factor = 0.1 if name.startswith("text") else 1
+        assert change == pytest.approx(factor * 0.5 ** height(name), rel=0.02), name
+    still = moved(trial, "flyp", optim__text_lr_factor=0, optim__weight_decay=0.1)
+    assert {name for name, change in still.items() if not change} == {
+        name for name in still if name.startswith("text")
+    }
+
+
+def test_frozen_layers_do_not_train(trial):
+    found = moved(trial, "ft", optim__frozen_layers=3, optim__layer_decay=0.5)
+    assert "head" in found
+    blocks = {match[1] for name in found if (match := re.search(r"resblocks\.(\d)", name))}
+    assert blocks == {"2", "3", "4"}
+    assert all(height(name) < 4 for name in found)

@@ -1,0 +1,92 @@
+"""AutoFT's nine losses against sums written out, alone and on real images."""
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from tests.trainers.methods.by_hand import (
+    assert_gradient,
+    at,
+    contrastive,
+    cross_entropy,
+    log_softmax,
+)
+from tests.trainers.methods.by_open_clip import features, logits, scale, take_step
+from trainers.methods.autoft import AutoFineTuning
+from trainers.methods.base import Batch
+from trainers.models.student import Outputs
+
+TERMS = ("hinge", "contrastive", "entropy", "confidence", "l1_norm", "l2_norm", "l1_distance",
+         "l2_distance")  # fmt: skip
+WEIGHTS = {f"{term}_weight": 0.1 + 0.2 * index for index, term in enumerate(TERMS)}
+LABELS = [0, 2, 1, 2]
+
+
+def by_hand(scores, f, texts, s, now, before, labels):
+    """Each loss of logits (B, K), features and texts (B, D) and weights, by its name."""
+    found = dict.fromkeys(TERMS, 0.0)
+    for row, label in zip(scores, labels, strict=True):
+        log_p = log_softmax(row)
+        others = [max(0, 1 - row[label] + z) for k, z in enumerate(row) if k != label]
+        found["hinge"] += sum(others) / len(row) / len(labels)
+        found["entropy"] -= sum(np.exp(a) * a for a in log_p) / len(labels)
+        found["confidence"] -= sum(log_p) / len(row) / len(labels)
+    found["contrastive"] = contrastive(s * f @ texts.T)
+    moved = [a - b for a, b in zip(now, before, strict=True)]
+    for kind, values in (("norm", now), ("distance", moved)):
+        found[f"l1_{kind}"] = sum(np.abs(value).sum() for value in values)
+        found[f"l2_{kind}"] = sum((value**2).sum() for value in values)
+    return found
+
+
+def total(method, found):
+    return sum(getattr(method, f"{term}_weight") * value for term, value in found.items())
+
+
+@pytest.mark.parametrize("term", [*TERMS, None], ids=str)
+def test_losses_and_their_gradients_equal_sums_written_out(term, zero_shot):
+    """Each alone, and all with different weights."""
+    rng = np.random.default_rng(0)
+    f, scores, now, before = (rng.standard_normal(s) for s in ((4, 16), (4, 3), (2, 5), (2, 5)))
+    f /= np.linalg.norm(f, axis=1, keepdims=True)
+    texts = zero_shot.head[LABELS].double().numpy()
+    chosen = {k: v if term in (None, k[:-7]) else 0 for k, v in WEIGHTS.items()}
+    method = AutoFineTuning(**chosen)
+    leaves = [torch.tensor(value, requires_grad=True) for value in (f, scores)]
+    weight = nn.Parameter(torch.tensor(now))
+    step = at(zero_shot, 1, weights={"w": weight})
+    step.initial["w"].copy_(torch.tensor(before))
+    none = leaves[0].new_zeros(0, 4, 16)
+    outputs = Outputs(*leaves, none, torch.tensor(7.0, dtype=torch.float64))
+    loss = method.loss(Batch(torch.tensor(LABELS), outputs), step)
+    loss.total.backward()
+
+    def of(f, scores, now):
+        reg = total(method, by_hand(scores, f, texts, 7.0, [now], [before], LABELS))
+        return cross_entropy(scores, LABELS) + reg
+
+    assert loss.total.item() == pytest.approx(of(f, scores, now), rel=1e-10)
+    assert_gradient(leaves[1], lambda x: of(f, x, now), scores)
+    if method.contrastive_weight:
+        assert_gradient(leaves[0], lambda x: of(x, scores, now), f)
+    if term is None or term.startswith("l"):
+        assert_gradient(weight, lambda x: of(f, scores, x), now)
+
+
+def test_a_step_on_real_images_minimises_their_sum(trial):
+    method = AutoFineTuning(l1_norm_weight=1e-3, l1_distance_weight=1e-3)
+    taken = take_step(trial, method.model_dump())
+    run = taken.run
+    before = {f"visual.{n}": p for n, p in run.zero_shot.visual.named_parameters()}
+    before["head"] = run.zero_shot.head
+    pairs = [(taken.weights[n].double().numpy(), p.detach().double().numpy())
+             for n, p in before.items()]  # fmt: skip
+    now, initial = zip(*pairs, strict=True)
+    f = features(taken.images, taken.weights)
+    texts = run.zero_shot.head[taken.labels].double().numpy()
+    scores = logits(taken.images, taken.weights)
+    found = by_hand(scores, f, texts, scale(), now, initial, taken.labels)
+    assert taken.task == pytest.approx(cross_entropy(scores, taken.labels), rel=1e-5)
+    assert taken.reg == pytest.approx(total(method, found), rel=1e-5)
+    assert min(found.values()) > 0
