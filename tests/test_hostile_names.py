@@ -62,18 +62,12 @@ def test_it_is_refused_in_one_line(entrance, name, tmp_path):
 
 @pytest.fixture(scope="module")
 def run(images_root, tmp_path_factory):
-    """A run with a soup one folder above where soups are."""
     folder = tmp_path_factory.mktemp("runs") / "run"
     write_run(folder, search_file(images_root), [trial(0, 80.0, 60.0)])
-    for path in (folder / "soups", folder / "up"):
-        path.mkdir()
-    about = {"metrics": {}, "trials": ["trial-000"]}
-    (folder / "up" / "soup.json").write_text(json.dumps(about))
     return folder
 
 
 @NAMES
-@pytest.mark.parametrize("option", ["soup", "trial"])
-def test_nothing_is_exported_from_elsewhere(option, name, run):
-    with pytest.raises(ConfigError, match=f"no such {option}"):
-        find_source(run, **{option: name})
+def test_nothing_is_exported_from_elsewhere(name, run):
+    with pytest.raises(ConfigError, match="no such trial"):
+        find_source(run, name)

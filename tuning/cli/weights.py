@@ -1,16 +1,15 @@
-"""Commands that make weights: `train`, `export` and `soup`."""
+"""Commands that make weights: `train` and `export`."""
 
 from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import typer
-from rich.console import Console
 
 from trainers.errors import ConfigError, storage_failures
-from tuning.cli.options import Address, Config, Run, Set, check_run, found, show
+from tuning.cli.options import Config, Set, found, show
 
 app = typer.Typer()
 
@@ -78,8 +77,13 @@ def export(
         typer.Option(help="ID of a trial, or `ft`. Default: what won, by `confirm` if it has run."),
     ] = None,
     soup: Annotated[
-        str | None, typer.Option(help="A soup of the run instead of a trial, such as `greedy`.")
+        Literal["uniform", "greedy", "stock", "lines"] | None,
+        typer.Option(
+            help="Average the best trials: all, those that do not lower ID accuracy, by Model "
+            "Stock, or scaled by depth (LiNeS, also of one trial).",
+        ),
     ] = None,
+    top: Annotated[int, typer.Option(min=1, help="Number of trials for a soup, if kept.")] = 5,
     alpha: Annotated[
         float | None,
         typer.Option(min=0, max=1, help="WiSE-FT: 0 is the zero-shot model, 1 the fine-tuned one."),
@@ -89,51 +93,32 @@ def export(
 
     Example: lipsum-tune export quickstart --output exported
     """
+    if register is None and output is None:
+        raise ConfigError("give --output FOLDER, --register NAME or both")
+    which: dict[str, Any] = {"trial": trial, "soup": soup, "top": top, "alpha": alpha}
     if register is not None:
         from tuning.weights.registry import register_weights
 
-        version = register_weights(run, register, output, trial=trial, soup=soup, alpha=alpha)
+        version = register_weights(run, register, output, **which)
         what = str(version.description).partition("\n")[0].lstrip("# ")
         show("Registered", f"{what} as {version.name}, version {version.version}, in MLflow")
         show("Load with", f'mlflow.pyfunc.load_model("models:/{version.name}/{version.version}")')
-    elif output is None:
-        raise ConfigError("give --output FOLDER, --register NAME or both")
-    else:
+    elif output is not None:
         from tuning.weights.export import ABOUT, export_weights
 
-        exported = export_weights(run, output, trial=trial, soup=soup, alpha=alpha)
+        exported = export_weights(run, output, **which)
         about = json.loads((exported / ABOUT).read_text(encoding="utf-8"))
         if "chosen" in about and not trial:
             show("Model", f"{about.get('trial') or soup}. {about['chosen']}")
     if output is not None:
         written = output.expanduser().absolute()
         show("Exported", written)
-        show("Load with", f"the code in {written}/README.md, with the transform of the evaluation")
+        show("Try it", f"python {written}/predict.py IMAGE ...")
 
 
-@app.command()
-def soup(
-    run: Run,
-    top: Annotated[int, typer.Option(help="Number of best trials whose weights are kept.")] = 5,
-    name: Annotated[
-        Literal["uniform", "greedy"],
-        typer.Option(help="The mean of all, or only of those that do not lower ID accuracy."),
-    ] = "greedy",
-    method: Annotated[str | None, typer.Option(help="Only trials of this method.")] = None,
-    address: Address = None,
-) -> None:
-    """Average the weights of a search's best trials, and evaluate them on the validation splits.
-
-    Trials that miss the constraints of the search are left out.
-
-    Example: lipsum-tune soup quickstart --top 3
-    """
-    check_run(run)
-    from tuning.weights.report import soup_report
-    from tuning.weights.soup import make_soup
-
-    finished = make_soup(run, recipe=name, top=top, method=method, address=address)
-    console = Console()
-    console.print(soup_report(finished))
-    show("Weights", finished.folder)
-    show("Export with", f"lipsum-tune export {run} --soup {name} --output FOLDER")
+@app.command(
+    hidden=True, context_settings={"ignore_unknown_options": True, "allow_extra_args": True}
+)
+def soup() -> None:
+    """Is an option of `export` now."""
+    raise ConfigError("`soup` is now `export`, such as lipsum-tune export RUN --soup greedy")

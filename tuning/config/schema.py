@@ -149,8 +149,8 @@ class CheckpointsConfig(Frozen):
     """A folder or URL (`s3://bucket/x`) that all nodes reach; each search gets a folder in it. null
     is the run folder. The run folder itself must be on a disk: buckets cannot append to files."""
     keep_top: int = Field(default=0, ge=0, le=1_000_000)
-    """Always keep the weights of so many best trials by the objective, for `lipsum-tune soup` and
-    `export`. 0 keeps only those that a selection rule may choose."""
+    """Always keep the weights of so many best trials by the objective, for `export` and its soups.
+    0 keeps only those that a selection rule may choose."""
 
     @field_validator("storage")
     @classmethod

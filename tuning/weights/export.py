@@ -8,15 +8,16 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from trainers.checkpoints.format import load_weights
 from trainers.errors import ConfigError
 from trainers.folders import appearing
 from trainers.models.image import image_input
 from trainers.weights.export import Classifier, classifier, write_open_clip
-from tuning.checkpoints.files import fetched
-from tuning.weights import classify
+from trainers.weights.soups import Recipe
+from tuning.runs.run_folder import load_run
+from tuning.weights import predict
 from tuning.weights.model_card import model_card
-from tuning.weights.sources import SPLIT, Source, evaluation_crops, find_source, measured
+from tuning.weights.soup import soup_of
+from tuning.weights.sources import SPLIT, Source, evaluation_crops, find_source, is_run, measured
 
 ABOUT, CARD = "classes.json", "README.md"
 
@@ -25,8 +26,7 @@ def load_classifier(
     source: Source, alpha: float | None = None
 ) -> tuple[Classifier, tuple[str, ...]]:
     """The fine-tuned model of a source and the (K,) class names of its head; see `classifier`."""
-    with fetched(source.checkpoint) as checkpoint:
-        weights, class_names = load_weights(checkpoint)
+    weights, class_names = source.load()
     prompts = source.trial.data.rules.prompts(class_names)
     return classifier(source.trial.model, prompts, weights, alpha), class_names
 
@@ -36,18 +36,21 @@ def export_weights(
     output: Path | str,
     *,
     trial: str | None = None,
-    soup: str | None = None,
+    soup: Recipe | None = None,
+    top: int = 5,
     alpha: float | None = None,
 ) -> Path:
     """Write fine-tuned weights as a folder for open_clip's `local-dir:`, with head and model card.
 
-    No images are read. A failure leaves nothing behind.
+    `predict.py` of the folder classifies images. A failure leaves nothing behind.
 
     Args:
         folder: of a run, or of `lipsum-tune train`.
         output: a new folder, or an empty one.
         trial: of the run, or `ft` or `zero-shot`; by default what won, see `verdict`.
-        soup: of the run, instead of a trial.
+        soup: recipe to average the best trials of the run: `uniform`, `greedy`, `stock` (Model
+            Stock) or `lines` (LiNeS, also of one trial). It is evaluated on the validation splits.
+        top: number of trials for the soup, if so many were kept (`checkpoints.keep_top`).
         alpha: of WiSE-FT, from 0 (zero-shot) to 1 (the end of the training); by default the point
             that the trial has chosen (`eval.line`).
 
@@ -60,11 +63,17 @@ def export_weights(
     """
     if alpha is not None and not 0 <= alpha <= 1:
         raise ConfigError("must be from 0 to 1", key="--alpha", value=alpha)
-    source = find_source(Path(folder), trial, soup, may_be_zero_shot=alpha is None)
+    if soup is not None and (trial or not is_run(Path(folder))):
+        problem = "cannot be used with --trial" if trial else "is for runs, not for one training"
+        raise ConfigError(problem, key="--soup", value=soup)
     output = Path(output).expanduser().absolute()
     if output.exists() and (not output.is_dir() or any(output.iterdir())):
         problem, hint = "is not an empty folder", "name another one, or remove it first"
         raise ConfigError(problem, key="--output", value=str(output), hint=hint)
+    if soup is None:
+        source = find_source(Path(folder), trial, may_be_zero_shot=alpha is None)
+    else:
+        source = soup_of(load_run(folder), soup, top)
     data, model, metrics, test = source.trial.data, source.trial.model, source.metrics, source.test
     point = metrics.get("line/a", 1.0)  # at which the weights of the checkpoint are
     if alpha is None:
@@ -94,7 +103,7 @@ def export_weights(
             (unfinished / ABOUT).write_text(json.dumps(about, indent=2) + "\n", encoding="utf-8")
             card = model_card(source.title, about)
             (unfinished / CARD).write_text(card, encoding="utf-8")
-            shutil.copyfile(classify.__file__, unfinished / "classify.py")
+            shutil.copyfile(predict.__file__, unfinished / "predict.py")
             for file in unfinished.iterdir():
                 file.chmod(0o644)  # safetensors writes for their owner alone
     except OSError as error:

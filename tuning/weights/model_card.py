@@ -13,11 +13,13 @@ from tuning.weights.sources import SPLIT
 _USE = """
 ```python
 from PIL import Image
-from classify import Classifier  # classify.py of this folder: needs open_clip alone
+from predict import Classifier  # predict.py of this folder: needs open_clip alone
 
 classify = Classifier(".")
 print(classify(Image.open("image.jpg")))
 ```
+
+So does `python predict.py image.jpg ...`, with the probability.
 
 Images are shown to the model as in its evaluation: the centre, {crop:g} of the side{others};
 precision was `{precision}`.
@@ -39,7 +41,6 @@ def summary(about: Mapping[str, Any]) -> str:
     what = "A zero-shot CLIP with a head" if alpha == 0 else "A CLIP of open_clip, fine-tuned"
     origin = {"model": " / ".join(f"`{part}`" for part in model.values() if part)}
     origin |= {key: about.get(key, "") for key in ("method", "run", "trial", "step", "chosen")}
-    origin["mean of"] = ", ".join(about.get("trials", ()))
     params = (about.get("params") or {}).items()
     origin["parameters"] = ", ".join(f"`{key}` {format_value(value)}" for key, value in params)
     if alpha is not None:

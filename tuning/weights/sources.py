@@ -1,17 +1,18 @@
-"""The weights that can be exported: of a trial, a soup, or `lipsum-tune train`."""
+"""The weights that can be exported: of a trial, or `lipsum-tune train`."""
 
 from __future__ import annotations
 
-import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import yaml
+from torch import Tensor
 
-from trainers.checkpoints.format import saved_step, whole_header
+from trainers.checkpoints.format import load_weights, saved_step, whole_header
 from trainers.config import DataConfig, TrialConfig
 from trainers.data.data_root import domain_files, resolve_root
 from trainers.data.schema import read_header
@@ -19,7 +20,7 @@ from trainers.data.storage import Store, open_store
 from trainers.errors import ConfigError, did_you_mean, validate
 from trainers.evaluation.metrics import ID, MetricKey
 from trainers.yaml_text import read_yaml
-from tuning.checkpoints.files import kept_checkpoint
+from tuning.checkpoints.files import fetched, kept_checkpoint
 from tuning.confirmation.configurations import read_confirmation
 from tuning.confirmation.results import FT
 from tuning.confirmation.results import SPLIT as TEST
@@ -31,7 +32,6 @@ from tuning.views.formatting import trial_label, untuned_label
 
 TRIAL_FILE = "trial.yaml"
 """Configuration, beside the checkpoint of `lipsum-tune train`."""
-SOUPS_FOLDER, SOUP_FILE = "soups", "soup.json"
 SPLIT = "val"
 """The only split that a search evaluates."""
 
@@ -42,9 +42,10 @@ class Source:
 
     title: str
     """Such as `quickstart, trial-007`."""
-    checkpoint: Store
+    load: Callable[[], tuple[Mapping[str, Tensor], tuple[str, ...]]]
+    """Reads the weights and the (K,) class names of their head."""
     trial: TrialConfig
-    """The configuration of the training; for a soup, of its first ingredient."""
+    """The configuration of the training; for a soup, of the best of its trials."""
     origin: Mapping[str, Any]
     """Plain values: run, trial or soup, method, params, and how the weights were chosen."""
     metrics: Mapping[str, float]
@@ -55,13 +56,7 @@ class Source:
     """What `confirm` measured of it and beside it: label -> number of `seeds`, mean `metrics`."""
 
 
-def find_source(
-    folder: Path,
-    trial: str | None = None,
-    soup: str | None = None,
-    *,
-    may_be_zero_shot: bool = True,
-) -> Source:
+def find_source(folder: Path, trial: str | None = None, *, may_be_zero_shot: bool = True) -> Source:
     """Find the weights that a user names.
 
     Args:
@@ -72,19 +67,25 @@ def find_source(
     Raises:
         ConfigError: they do not exist or were not kept.
     """
-    is_run = (folder / CONFIG_FILE).is_file() or not (folder / TRIAL_FILE).is_file()
-    if (trial and soup) or ((trial or soup) and not is_run):
-        problem = "cannot be used with --soup" if is_run else "is for runs, not for one training"
-        key = "--trial" if trial else "--soup"
-        raise ConfigError(problem, key=key, value=trial or soup, source=folder)
-    if not is_run:
-        header = whole_header(folder)
-        config = validate(TrialConfig, read_yaml(folder / TRIAL_FILE), str(folder / TRIAL_FILE))
-        name = folder.resolve().name
-        origin = {"run": name, "method": config.method.name, "step": header.step}
-        return Source(name, open_store(folder), config, origin, header.metrics)
-    run = load_run(folder)
-    return _of_trial(run, trial, may_be_zero_shot) if soup is None else _of_soup(run, soup)
+    if is_run(folder):
+        return _of_trial(load_run(folder), trial, may_be_zero_shot)
+    if trial:
+        raise ConfigError("is for runs, not for one training", key="--trial", value=trial)
+    header = whole_header(folder)
+    config = validate(TrialConfig, read_yaml(folder / TRIAL_FILE), str(folder / TRIAL_FILE))
+    name = folder.resolve().name
+    origin = {"run": name, "method": config.method.name, "step": header.step}
+    return Source(name, partial(_read, open_store(folder)), config, origin, header.metrics)
+
+
+def is_run(folder: Path) -> bool:
+    """Whether a folder is not one that `lipsum-tune train` wrote."""
+    return (folder / CONFIG_FILE).is_file() or not (folder / TRIAL_FILE).is_file()
+
+
+def _read(checkpoint: Store) -> tuple[Mapping[str, Tensor], tuple[str, ...]]:
+    with fetched(checkpoint) as folder:
+        return load_weights(folder)
 
 
 def write_trial(folder: Path, trial: TrialConfig) -> None:
@@ -140,7 +141,7 @@ def _of_trial(run: LoadedRun, trial_id: str | None, may_be_zero_shot: bool) -> S
     label = ZERO_SHOT if is_zero_shot else trial_label(search, record)
     title, config = f"{search.name}, {origin['trial']}", config_of(run.file, record)
     test, alpha = _test_accuracies(run, label, record.trial_id), 0.0 if is_zero_shot else None
-    return Source(title, checkpoint, config, origin, report, alpha, test)
+    return Source(title, partial(_read, checkpoint), config, origin, report, alpha, test)
 
 
 def _test_accuracies(run: LoadedRun, label: str, trial_id: str) -> dict[str, dict[str, Any]]:
@@ -155,23 +156,6 @@ def _test_accuracies(run: LoadedRun, label: str, trial_id: str) -> dict[str, dic
             if zero_shot := measured(confirmation.zero_shot, TEST):
                 found[ZERO_SHOT] = {"metrics": zero_shot}
     return found if label in found else {}
-
-
-def _of_soup(run: LoadedRun, name: str) -> Source:
-    soups, again = run.folder / SOUPS_FOLDER, f"`lipsum-tune soup {run.folder} --name {name}`"
-    known = sorted(path.parent.name for path in soups.glob(f"*/{SOUP_FILE}"))
-    if name not in known:
-        problem, hint = "no such soup" + did_you_mean(name, known), f"make it with {again}"
-        raise ConfigError(problem, key="--soup", value=name, hint=hint, source=run.folder)
-    file = soups / name / SOUP_FILE
-    try:
-        about = json.loads(file.read_text(encoding="utf-8"))
-        metrics, first_trial = about.pop("metrics"), about["trials"][0]
-    except (ValueError, KeyError, TypeError, AttributeError, IndexError, RecursionError):
-        raise ConfigError("damaged", source=file, hint=f"make it again with {again}") from None
-    first = next(r for r in run.history.records if r.trial_id == first_trial)
-    title, config = f"{run.folder.name}, {name} soup", config_of(run.file, first)
-    return Source(title, open_store(soups / name), config, about, metrics)
 
 
 def evaluation_crops(data: DataConfig) -> dict[str, float]:

@@ -75,6 +75,8 @@ def test_a_line_that_cannot_be_measured_is_followed_to_its_end():
 def test_the_best_point_within_the_constraints_is_chosen(bound, chosen):
     at = measured(id={a: 50.0 + 10.0 * a for a in FIVE}, ood=parabola(0.0, 60.0, 10.0))
     assert choose_point(at, goal(("ood", "max"), bounds=(bound,))) == chosen
+    of_other = {"zero_shot.id": 0.6}.get(bound[2], chosen)  # of a zero-shot model that is not at 0
+    assert choose_point(at, goal(("ood", "max"), bounds=(bound,)), {"id": 52.0}) == of_other
 
 
 def test_several_objectives_are_weighed_by_their_ranges():

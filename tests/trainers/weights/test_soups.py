@@ -1,24 +1,23 @@
 """Soups of real fine-tunings: their arithmetic, their figures, and what they look at."""
 
-from collections.abc import Callable
 from functools import cache
-from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from safetensors.numpy import load_file
 
 from tests.trainers.curves import changed
 from tests.trainers.methods.contract import configured
+from tests.trainers.tiny_models import random_model
 from trainers.checkpoints.format import WEIGHTS, Progress, load_weights, save_weights
-from trainers.config import TrialConfig
 from trainers.data.dataset import ImageDataset
-from trainers.data.storage import open_store
 from trainers.errors import ConfigError
+from trainers.evaluation.line import LineGoal
 from trainers.fine_tune import fine_tune
-from trainers.weights.soups import average, build_soup, check_ingredients, greedy
-
-Train = Callable[..., tuple[TrialConfig, Path, dict[str, float]]]
+from trainers.loop.state import start
+from trainers.models.clip import load_clip
+from trainers.weights.soups import average, build_soup, greedy, lines, model_stock
 
 
 @pytest.fixture(scope="module")
@@ -42,6 +41,15 @@ def measures(metrics):
     return {n: v for n, v in metrics.items() if n.startswith(("id_val/", "ood_val/", "val/"))}
 
 
+def zero_shot_weights(config):
+    return start(config).student.plain_state()
+
+
+def saved(folder, weights, class_names=("cat", "dog")):
+    save_weights(folder, weights, Progress(), class_names)
+    return folder
+
+
 def test_the_mean_is_of_every_tensor(train):
     folders = [train("ft", seed)[1] for seed in range(3)]
     found = average(folders)
@@ -55,19 +63,18 @@ def test_the_mean_is_of_every_tensor(train):
 
 
 @pytest.mark.parametrize("method", ["ft", "wise_ft", "flyp", "r_adapter"])
-def test_a_soup_of_one_trial_twice_has_the_trials_metrics(method, train, tmp_path):
+def test_a_soup_of_one_trial_twice_has_the_trials_metrics(method, train):
     config, folder, metrics = train(method)
-    soup = build_soup(config, [folder, folder], "uniform", tmp_path / "soup")
+    soup = build_soup(config, [folder, folder], "uniform")
     assert soup.used == (0, 1)
     assert measures(soup.metrics) == pytest.approx(measures(metrics), rel=1e-4, abs=1e-4)
     assert measures(soup.metrics).keys() == soup.metrics.keys() == measures(metrics).keys()
     assert metrics["ood_val/mean_feature_distortion"] > 1e-3
-    written, class_names = load_weights(tmp_path / "soup")
     own, names = load_weights(folder)
-    assert class_names == names
-    assert written.keys() == own.keys()
+    assert soup.class_names == names
+    assert soup.weights.keys() == own.keys()
     for name, value in own.items():
-        torch.testing.assert_close(written[name], value, rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(soup.weights[name], value, rtol=1e-4, atol=1e-5)
 
 
 def test_greedy_takes_what_does_not_lower_the_accuracy():
@@ -84,34 +91,15 @@ def test_greedy_takes_what_does_not_lower_the_accuracy():
         asked.append(tuple(some))
         return accuracies[tuple(some)]
 
-    steps = greedy(range(5), id_acc)
-    assert [step.ingredient for step in steps if step.kept] == [0, 1, 3]
-    assert [step.id_acc for step in steps] == [80.0, 80.0, 79.0, 82.0, 81.9]
+    assert greedy(range(5), id_acc) == (0, 1, 3)
     assert asked == list(accuracies)
 
 
-def test_a_greedy_soup_leaves_out_what_lowers_its_accuracy(train, tmp_path):
+def test_a_greedy_soup_looks_at_id_validation_images_alone(train, tmp_path, monkeypatch):
     config, folder, metrics = train("ft")
-    ruined, names = load_weights(folder)
-    save_weights(
-        tmp_path / "ruined",
-        {n: v + torch.randn(v.shape) if v.is_floating_point() else v for n, v in ruined.items()},
-        Progress(),
-        names,
-    )
-    folders = [folder, tmp_path / "ruined", folder]
-    soup = build_soup(config, folders, "greedy", tmp_path / "soup")
-    assert soup.used == (0, 2)
-    assert [step.kept for step in soup.steps] == [True, False, True]
-    assert soup.steps[0].id_acc == pytest.approx(metrics["id_val/acc"])
-    assert soup.steps[1].id_acc < soup.steps[0].id_acc
-    assert soup.metrics["id_val/acc"] == soup.steps[2].id_acc
-
-
-def test_greedy_reads_only_id_validation_images(train, tmp_path, monkeypatch):
-    config, folder, _ = train("ft")
-    opened = set()
-    looked_at = []
+    weights, names = load_weights(folder)
+    ruined = {n: v + torch.randn(v.shape) for n, v in weights.items()}
+    opened, looked_at = set(), []
     open_them, batches = ImageDataset.__init__, ImageDataset.eval_batches
 
     def spy(self, root, domain, split, **arguments):
@@ -124,35 +112,113 @@ def test_greedy_reads_only_id_validation_images(train, tmp_path, monkeypatch):
 
     monkeypatch.setattr(ImageDataset, "__init__", spy)
     monkeypatch.setattr(ImageDataset, "eval_batches", look)
-    build_soup(config, [folder, folder], "greedy", tmp_path / "soup")
+    folders = [folder, saved(tmp_path / "ruined", ruined, names), folder]
+    soup = build_soup(config, folders, "greedy")
+    assert soup.used == (0, 2)
+    assert soup.metrics["id_val/acc"] == pytest.approx(metrics["id_val/acc"])
     assert opened == {"val"}
-    # Both soups and the final one, perhaps after the zero-shot model; then the other domains.
+    # Three soups and the final one, perhaps after the zero-shot model; then the other domains.
     of_id = looked_at.count("real/val")
-    assert of_id >= 3
+    assert of_id >= 4
     assert set(looked_at[:of_id]) == {"real/val"}
     assert set(looked_at[of_id:]) == {"sketch/val", "clipart/val"}
 
 
-def test_what_cannot_be_averaged_is_told_in_one_line(train, tmp_path):
-    ft, flyp = (open_store(train(method)[1]) for method in ("ft", "flyp"))
-    weights, names = load_weights(ft.local_path())
-    with pytest.raises(ConfigError, match=r"'text\..*' is not in both, or has another shape"):
-        check_ingredients([ft, flyp])
-    save_weights(tmp_path / "renamed", weights, Progress(), names[::-1])
-    with pytest.raises(ConfigError, match="trained on other classes than"):
-        check_ingredients([ft, open_store(tmp_path / "renamed")])
-    fewer = weights | {"head": weights["head"][:-1]}
-    save_weights(tmp_path / "fewer", fewer, Progress(), names)
-    with pytest.raises(ConfigError, match="'head' is not in both, or has another shape"):
-        check_ingredients([ft, ft, open_store(tmp_path / "fewer")])
+@pytest.mark.parametrize("count", [2, 5])
+def test_model_stock_goes_to_the_centre_of_the_updates(count, tmp_path):
+    """Of updates on a sphere, the point of the line to their mean that is nearest to its centre."""
+    random = np.random.default_rng(0)
+    zero_shot, centre, *noise = np.linalg.qr(random.normal(size=(64, count + 2)))[0].T
+    updates = [1.3 * centre + 0.7 * one for one in noise]  # orthogonal deviations of one length
+    frozen = torch.ones(3)
+
+    def weights(of_line, of_other):
+        both = {"visual.a": of_line, "head": of_other}
+        return {n: torch.tensor(v, dtype=torch.float32) for n, v in both.items()} | {"b": frozen}
+
+    opposite = [(-1) ** i * centre for i in range(count)]
+    folders = [
+        saved(tmp_path / str(i), weights(zero_shot + update, other))
+        for i, (update, other) in enumerate(zip(updates, opposite, strict=True))
+    ]
+    start = weights(zero_shot, 0 * centre)
+    found = model_stock(start, average(folders), folders)
+    mean = np.mean(updates, axis=0)
+    (nearest,), *_ = np.linalg.lstsq(mean[:, None], 1.3 * centre, rcond=None)
+    expected = torch.from_numpy(zero_shot + nearest * mean).float()
+    torch.testing.assert_close(found["visual.a"], expected, rtol=1e-5, atol=1e-6)
+    assert torch.equal(found["b"], frozen)
+    assert torch.equal(found["head"], start["head"])  # updates that point away from each other
+
+
+def test_model_stock_of_trials_is_the_papers_equation(train):
+    (config, *_), folders = train("ft"), [train("ft", seed)[1] for seed in range(3)]
+    soup = build_soup(config, folders, "stock")
+    files, ratios = [load_file(folder / WEIGHTS) for folder in folders], set()
+    for name, value in zero_shot_weights(config).items():
+        before = value.double().numpy()
+        updates = np.stack([file[name] - before for file in files]).reshape(3, -1)
+        lengths = np.linalg.norm(updates, axis=1, keepdims=True)
+        units = updates / np.where(lengths, lengths, 1)
+        cosine = max(0.0, (units @ units.T)[np.triu_indices(3, 1)].mean())
+        ratios.add(ratio := 3 * cosine / (1 + 2 * cosine))
+        expected = (before.ravel() + ratio * updates.mean(axis=0)).reshape(before.shape)
+        np.testing.assert_allclose(soup.weights[name], expected, rtol=1e-4, atol=1e-6)
+    assert 0.1 < np.median([*ratios]) < 0.999
+    assert len(ratios) > 10  # each tensor has its own
+
+
+ROBERTA = "text.text.transformer.encoder.layer.{}."
+RESBLOCKS = "transformer.resblocks.{}."
+KINDS = {"clip": f"text.{RESBLOCKS}", "coca": f"text.text.{RESBLOCKS}", "roberta": ROBERTA}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_lines_scales_both_encoders_by_their_own_blocks(kind, tmp_path):
+    state = load_clip(random_model(tmp_path, kind)).state_dict()
+    names = [n if n.startswith("visual.") else f"text.{n}" for n in state]
+    zero_shot = {n: torch.zeros(2) for n in [*names, "head"] if "text_decoder" not in n}
+    last = [blocks.format(1) for blocks in (f"visual.{RESBLOCKS}", KINDS[kind])]
+    for name, value in lines(zero_shot, {n: torch.ones(2) for n in zero_shot}, 0.3).items():
+        whole = name == "head" or name.startswith(tuple(last))
+        assert value.tolist() == pytest.approx([1.0 if whole else 0.3] * 2), name
+
+
+def test_lines_is_linear_in_depth():
+    names = [f"visual.trunk.blocks.{i}.mlp.fc1.weight" for i in range(12)]
+    zero_shot, tuned = ({name: torch.full((2,), v) for name in names} for v in (5.0, 7.0))
+    shares = [(float(value[0]) - 5) / 2 for value in lines(zero_shot, tuned, 0.2).values()]
+    assert shares == pytest.approx(np.linspace(0.2, 1.0, 12))
+
+
+def test_lines_needs_transformer_blocks(tmp_path):
+    state = load_clip(random_model(tmp_path, "resnet")).state_dict()
+    visual = {n: v for n, v in state.items() if n.startswith("visual.")}
+    with pytest.raises(ConfigError, match="scales the blocks of a transformer"):
+        lines(visual, visual, 0.5)
+
+
+def test_lines_chooses_its_alpha_by_the_goal(train):
+    config, folder, metrics = train("ft")
+    ends = {}
+    for direction in ("max", "min"):
+        goal = LineGoal(objectives=(("ood_val/mean_feature_distortion", direction),))
+        aimed = config.model_copy(
+            update={"eval": config.eval.model_copy(update={"line_goal": goal})}
+        )
+        ends[direction] = build_soup(aimed, [folder], "lines")
+    # The distortion grows with the update: at alpha = 1 it is that of the trial.
+    assert ends["max"].alpha == 1.0
+    assert measures(ends["max"].metrics) == pytest.approx(measures(metrics), rel=1e-4, abs=1e-4)
+    assert ends["min"].alpha == 0.05
+    expected = lines(zero_shot_weights(config), load_weights(folder)[0], 0.05)
+    for name, value in ends["min"].weights.items():
+        torch.testing.assert_close(value, expected[name])
 
 
 def test_other_classes_than_the_data_have_now_are_told(train, tmp_path):
     config, folder, _ = train("ft")
     weights, names = load_weights(folder)
-    other = [tmp_path / name for name in ("a", "b")]
-    for path in other:
-        save_weights(path, weights, Progress(), names[::-1])
+    other = [saved(tmp_path / name, weights, names[::-1]) for name in ("a", "b")]
     with pytest.raises(ConfigError, match="other classes than the data have now"):
-        build_soup(config, other, "uniform", tmp_path / "soup")
-    assert not (tmp_path / "soup").exists()
+        build_soup(config, other, "uniform")

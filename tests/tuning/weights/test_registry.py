@@ -25,7 +25,7 @@ from tuning.runs.records import TrialRecord
 from tuning.runs.run_folder import load_run
 from tuning.views.mlflow.callback import backfill
 from tuning.views.mlflow.client import default_tracking_uri
-from tuning.weights.classify import prepared
+from tuning.weights.predict import prepared
 from tuning.weights.registry import register_weights
 
 Real = tuple[Path, list[TrialRecord]]

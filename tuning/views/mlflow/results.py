@@ -1,4 +1,4 @@
-"""What is computed after a search, such as a soup, as runs below its parent run."""
+"""What is computed after a search, such as a confirmation, as runs below its parent run."""
 
 from __future__ import annotations
 

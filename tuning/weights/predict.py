@@ -1,6 +1,7 @@
 """Classes of images by the model of an exported folder; needs open_clip and nothing else.
 
-`lipsum-tune export` copies this file beside the model: `python classify.py image.jpg`.
+`lipsum-tune export` copies this file beside the model: `python predict.py image.jpg ...` prints
+file, class and probability.
 """
 
 from __future__ import annotations
@@ -76,4 +77,7 @@ def prepared(image: Image.Image) -> Image.Image:
 
 
 if __name__ == "__main__":
-    print(Classifier(Path(__file__).parent)(Image.open(sys.argv[1])))
+    classify = Classifier(Path(__file__).parent)
+    for name in sys.argv[1:]:
+        (found,) = classify.probabilities([Image.open(name)])
+        print(name, classify.classes[int(found.argmax())], f"{found.max():.3f}", sep="\t")
