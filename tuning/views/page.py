@@ -5,7 +5,7 @@ The page is a Jinja2 template whose every value is escaped. Its figures are Plot
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +18,8 @@ from trainers.errors import storage_failures
 from trainers.evaluation.metrics import ID_ACC, OOD_MEAN_ACC, val_acc
 from tuning.runs.ranking import best_trial, misses, ranked
 from tuning.runs.records import METHOD_KEY, SearchRecord, TrialRecord, zero_shot_record
-from tuning.views import figures
 from tuning.views.changed_images import Changed
+from tuning.views.figures import Plots, importance_lacks
 from tuning.views.formatting import (
     format_hours,
     format_metric,
@@ -122,29 +122,24 @@ def _figures(
     search: SearchRecord, records: Sequence[TrialRecord]
 ) -> Iterator[tuple[str, str, Markup]]:
     """Title, note and HTML of each figure, in the order of the page."""
+    plots, lacks = Plots(search, records), importance_lacks(records)
     finished = [r for r in records if r.kind == "trial" and r.outcome == "finished"]
-    lacks = figures.importance_lacks(records)
-    wanted: list[tuple[str, str, Any]] = []
+    wanted: list[tuple[str, str, Callable[[], Figure] | None]] = []
     if search.ood_domains:
-        wanted.append(("ID against OOD accuracy", "", figures.id_vs_ood))
+        wanted.append(("ID against OOD accuracy", "", plots.id_vs_ood))
     wanted.append(("Table", "", None))
     if len(finished) > 1:
-        wanted.append(("Hyperparameters", "", figures.parallel))
-        wanted.append(("", "", figures.slices))
+        wanted += [("Hyperparameters", "", plots.parallel), ("", "", plots.slices)]
     if lacks is None:
         note = "Share of the variation that each hyperparameter explains (fANOVA)."
-        wanted += [("Importance", note, figures.importance), ("Contours", "", figures.contours)]
+        wanted += [("Importance", note, plots.importance), ("Contours", "", plots.contours)]
     elif finished:
         wanted.append(("Importance", lacks, None))
-    wanted.append(("Curves", "", figures.curves))
+    wanted.append(("Curves", "", plots.curves))
     if search.ood_domains:
-        wanted.append(("Domains", "", figures.domains))
+        wanted.append(("Domains", "", plots.domains))
     for title, note, draw in wanted:
-        yield (
-            title,
-            note,
-            Markup("") if draw is None else _html(draw(search, records), draw.__name__),
-        )
+        yield title, note, Markup("") if draw is None else _html(draw(), draw.__name__)
 
 
 def _html(drawn: Figure, name: str) -> Markup:
