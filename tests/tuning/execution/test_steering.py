@@ -3,11 +3,22 @@
 from unittest.mock import patch
 
 import pytest
+from typer.testing import CliRunner
 
 from tests.tuning.execution.inline_tuner import InlineTuner, killed_at_write, without_ray
-from tests.tuning.execution.instant import instant_file, resume_instantly, run_instantly
+from tests.tuning.execution.instant import (
+    instant_file,
+    num_reports,
+    resume_instantly,
+    run_instantly,
+    start,
+    write_instant,
+)
+from tests.tuning.execution.slot import HOLD
 from tests.tuning.run_folders import LR, WEIGHT
-from tuning.execution.steering import CONTROL_FILE, send
+from tests.waiting import wait_until
+from tuning.cli import app
+from tuning.execution.steering import CONTROL_FILE, recorded_orders, send
 from tuning.runs.journal import read_history
 
 POINT = {LR: 3e-4, WEIGHT: 2.0}
@@ -83,3 +94,29 @@ def test_no_order_is_lost_or_followed_twice_over_a_kill(searching):
             assert search.trials[0].outcome == "pruned"
             assert len(search.trials) == 4
     assert kills > 2
+
+
+@pytest.mark.ray
+@pytest.mark.usefixtures("local_ray")
+def test_the_command_steers_a_search_on_a_real_ray(images_root, tmp_path):
+    folder = tmp_path / "small"
+    file = instant_file(images_root, tmp_path, search__budget__trials=1000)
+    (tmp_path / HOLD).touch()
+
+    def control(*words):
+        before = len(recorded_orders(folder)[0])
+        done = CliRunner().invoke(app, ["control", str(folder), *words])
+        assert done.exit_code == 0, done.output
+        wait_until(lambda: len(recorded_orders(folder)[0]) > before)
+
+    with start(write_instant(tmp_path / "config", file), tmp_path / "log") as driver:
+        wait_until(lambda: num_reports(folder) == 1)
+        control("--stop", "0")
+        control("--enqueue", "lr=3e-4,reg_weight=2")
+        (tmp_path / HOLD).unlink()
+        wait_until(lambda: num_reports(folder) > 5)
+        control("--end")
+        assert driver.wait() == 0
+    records = read_history(folder).records
+    assert (records[0].outcome, records[1].params) == ("pruned", POINT)
+    assert 2 < len(records) < 1000
