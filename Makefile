@@ -54,6 +54,8 @@ test-lowest: $(if $(KEEP),$(VENV)/.dev)
 
 docs: $(VENV)/.docs
 	$(BIN)/python -m docs.build
+	$(BIN)/python -m typer cluster.cli utils docs --name lipsum-tune --title Commands \
+		--output docs/reference/commands.md
 	$(BIN)/python -m zensical build --clean --strict
 
 # The wheel is built from the source archive, so both are complete if it works.
@@ -64,7 +66,7 @@ dist:
 	$(WHEEL)/bin/python -m pip install --quiet build
 	$(WHEEL)/bin/python -m build --outdir dist
 	$(WHEEL)/bin/python -m pip install --quiet dist/*.whl
-	cd dist && ../$(WHEEL)/bin/lipsum-tune --version && ../$(WHEEL)/bin/lipsum-tune list
+	cd dist && ../$(WHEEL)/bin/lipsum-tune --version && ../$(WHEEL)/bin/lipsum-tune config --list
 	cd dist && ../$(WHEEL)/bin/lipsum-tune config domainnet_vit_b16 > /dev/null
 	rm -rf $(WHEEL)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 from typing import Annotated
 
@@ -26,7 +27,10 @@ def submit(
         str, typer.Option(envvar="RAY_API_SERVER_ADDRESS", help="URL of the cluster's dashboard.")
     ] = "http://127.0.0.1:8265",
     working_dir: Annotated[
-        Path, typer.Option(help="Folder that is uploaded, without data, runs and environments.")
+        Path,
+        typer.Option(
+            exists=True, file_okay=False, help="Uploaded without data, runs and environments."
+        ),
     ] = Path(),
     env: Annotated[
         list[str] | None,
@@ -47,13 +51,10 @@ def submit(
     """
     from cluster.submit import follow, submit_search
 
-    overrides = [*(set_ or ()), *([f"search.name={json.dumps(name)}"] if name else ())]
-    job = submit_search(
-        config, overrides, working_dir, address, environment=env or (), allow_remote=allow_remote
-    )
-    console = Console(stderr=True)
-    for line in job.description():
-        console.print(line, soft_wrap=True, highlight=False, markup=False)
+    named = [f"search.name={json.dumps(name)}"] if name else []
+    keys = [*(set_ or ()), *named]
+    job = submit_search(config, keys, working_dir, address, env or (), allow_remote)
+    print(*job.description(), sep="\n", file=sys.stderr)
     if wait:
         raise typer.Exit(follow(job))
 

@@ -7,14 +7,13 @@ node may lack where it is used, and returns plain values.
 from __future__ import annotations
 
 import sys
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import ray
 from ray import cloudpickle
 from rich.console import Group, RenderableType
-from rich.table import Table
 from rich.text import Text
 
 from trainers.data.data_root import EMBEDDED
@@ -24,6 +23,7 @@ from tuning.execution.ray_session import ray_session
 from tuning.execution.tasks import ask_nodes
 from tuning.runs.run_folder import job_runs
 from tuning.security.databases import check_drivers
+from tuning.views.result_table import borderless_table
 
 ANSWER_S = 120.0
 """Time for a node to start a process and import PyTorch, which takes long on shared disks."""
@@ -43,83 +43,55 @@ class Node:
 def examine(
     file: SearchFile | None = None, *, address: str | None = None, answer_s: float = ANSWER_S
 ) -> list[Node]:
-    """Ask all nodes of a cluster, and whether a configuration can run on them.
-
-    Args:
-        file: from `load_config(..., check=False)`; without it, only the cluster is examined.
-        address: by default RAY_ADDRESS, or a new local Ray.
+    """Ask all nodes of a cluster (RAY_ADDRESS, or a new local Ray) if they can run a configuration.
 
     Raises:
         ConfigError: no such cluster, or a driver of a database is missing here.
     """
+    asked: dict[str, Any] = {}
     if file is not None:
-        search = file.search
-        urls = {"search.tracking.uri": search.tracking.uri}
-        urls["search.study_storage"] = search.study_storage
-        check_drivers({key: url for key, url in urls.items() if url})
-    asked = _asked(file)
+        search, trial = file.search, file.trial
+        uri, study = search.tracking.uri, search.study_storage
+        check_drivers({"search.tracking.uri": uri, "search.study_storage": study})
+        asked["checkpoints"] = search.checkpoints.storage or str(job_runs(search.storage))
+        files = [*trial.model.paths, getattr(trial.method, "texts_file", None)]
+        asked["files"] = [str(path) for path in files if path]
+        asked["data"] = None if trial.data.root == EMBEDDED else trial.data.root
     cloudpickle.register_pickle_by_value(sys.modules[__name__])
     try:
         with ray_session(address):
-            return _ask(asked, answer_s)
+            nodes = {node["NodeID"]: node for node in ray.nodes()}
+            alive = {node_id: (asked,) for node_id, node in nodes.items() if node["Alive"]}
+            answers = ask_nodes(node_facts, alive, answer_s)
     finally:
         cloudpickle.unregister_pickle_by_value(sys.modules[__name__])
-
-
-def _asked(file: SearchFile | None) -> dict[str, Any]:
-    """Plain values for `node_facts`: folders to write to, files and data to read."""
-    asked: dict[str, Any] = {"writable": {}, "files": [], "data": None}
-    if file is None:
-        return asked
-    storage = file.search.checkpoints.storage or str(job_runs(file.search.storage))
-    asked["writable"] = {"checkpoints": storage}
-    texts = getattr(file.trial.method, "texts_file", None)
-    asked["files"] = [*map(str, file.trial.model.paths), *([str(texts)] if texts else [])]
-    if file.trial.data.root != EMBEDDED:
-        asked["data"] = file.trial.data.root
-    return asked
-
-
-def _ask(asked: dict[str, Any], answer_s: float) -> list[Node]:
-    found, alive = [], dict[str, tuple[str, dict[str, float]]]()
-    for node in ray.nodes():
-        name = str(node["NodeManagerAddress"])
-        if "node:__internal_head__" in node["Resources"]:
-            name += " (head)"
-        if node["Alive"]:
-            alive[node["NodeID"]] = name, node["Resources"]
+    found = []
+    for node_id, node in nodes.items():
+        name, answer = str(node["NodeManagerAddress"]), answers.get(node_id)
+        name += " (head)" if "node:__internal_head__" in node["Resources"] else ""
+        if isinstance(answer, tuple):
+            has = {f"{key}s": f"{node['Resources'].get(key, 0):g}" for key in ("CPU", "GPU")}
+            found.append(Node(name, {**has, **answer[0]}, tuple(answer[1])))
+        elif node_id in alive:
+            silent = f"no answer within {answer_s:g} s"
+            found.append(Node(name, faults=(first_line(answer) if answer else silent,)))
         elif message := node.get("DeathReasonMessage"):
             found.append(Node(name, faults=(f"dead: {message}",)))
-    answers = ask_nodes(node_facts, dict.fromkeys(alive, (asked,)), answer_s)
-    for node_id, (name, resources) in alive.items():
-        answer = answers[node_id]
-        if answer is None or isinstance(answer, Exception):
-            silent = f"no answer within {answer_s:g} s"
-            reason = silent if answer is None else first_line(answer)
-            found.append(Node(name, faults=(reason,)))
-            continue
-        facts, faults = answer
-        free = {"CPUs": f"{resources.get('CPU', 0):g}", "GPUs": f"{resources.get('GPU', 0):g}"}
-        found.append(Node(name, {**free, **facts}, tuple(faults)))
-    versions = {node.facts["versions"] for node in found if node.facts}
-    if len(versions) > 1:
-        differ = "another version than on other nodes"
-        found = [Node(n.name, n.facts, (*n.faults, differ) if n.facts else n.faults) for n in found]
+    if len({node.facts["versions"] for node in found if node.facts}) > 1:
+        differ = ("another version than on other nodes",)
+        found = [replace(n, faults=n.faults + differ) if n.facts else n for n in found]
     return sorted(found, key=lambda node: "(head)" not in node.name)
 
 
 def node_facts(asked: dict[str, Any]) -> tuple[dict[str, str], list[str]]:
-    """What this node says of itself by column, and the faults that it finds."""
+    """What this node says of itself by column, and what a search would fail of here."""
     import platform
     import shutil
     import tempfile
     from importlib.metadata import PackageNotFoundError, version
     from uuid import uuid4
 
-    import psutil  # type: ignore[import-untyped]  # a dependency of Ray
-
-    facts: dict[str, str] = {}
-    faults: list[str] = []
+    facts, faults = dict[str, str](), list[str]()
     versions = [f"Python {platform.python_version()}"]
     for package in ("lipsum-tune", "torch", "open_clip_torch"):
         try:
@@ -136,44 +108,36 @@ def node_facts(asked: dict[str, Any]) -> tuple[dict[str, str], list[str]]:
         facts["device"] = "\n".join(names) or "CPU"
     except Exception as error:  # an old driver, no kernels for this GPU, a missing library
         faults.append(f"torch: {error}".splitlines()[0])
-    facts["free memory"] = f"{psutil.virtual_memory().available / 2**30:.0f} GB"
     free = shutil.disk_usage(tempfile.gettempdir()).free / 2**30
     facts["free disk"] = f"{free:.0f} GB"
     if free < LOW_DISK_GB:
         faults.append(f"less than {LOW_DISK_GB:g} GB free in {tempfile.gettempdir()}")
-    faults += [f"not here: {path}" for path in asked["files"] if not Path(path).exists()]
-    for use, url in asked["writable"].items():
+    faults += [f"not here: {path}" for path in asked.get("files", ()) if not Path(path).exists()]
+    for use, works in (("checkpoints", "writable"), ("data", "readable")):
+        if not (url := asked.get(use)):
+            continue
         try:
             from trainers.data.storage import open_store
 
             store, name = open_store(url), f".lipsum-tune-{uuid4().hex}"
-            with store.write(name) as file:
-                file.write(b"1")
-            store.filesystem.delete_file(store.full(name))
-            facts[use] = "writable"
+            if use == "checkpoints":
+                with store.write(name) as file:
+                    file.write(b"1")
+                store.filesystem.delete_file(store.full(name))
+            elif not store.list():
+                raise FileNotFoundError("nothing is there")
+            facts[use] = works
         except Exception as error:  # no permission, no such bucket, no Lipsum-Tune on this node
             faults.append(f"{use} in {url}: {error}".splitlines()[0])
-    if asked["data"]:
-        try:
-            from trainers.data.storage import open_store
-
-            if not open_store(asked["data"]).list():
-                raise FileNotFoundError("nothing is there")
-            facts["data"] = "readable"
-        except Exception as error:
-            faults.append(f"data in {asked['data']}: {error}".splitlines()[0])
     return facts, faults
 
 
 def render(nodes: list[Node]) -> RenderableType:
     """A table with a row for each node, and the faults below it."""
     columns = list(dict.fromkeys(key for node in nodes for key in node.facts))
-    table = Table(box=None, padding=(0, 2, 0, 0), header_style="dim", pad_edge=False)
-    for column in ("node", *columns):
-        table.add_column(column)
+    table = borderless_table("node", *columns, text=range(len(columns) + 1))
     for node in nodes:
         style = "red" if node.faults else ""
         table.add_row(node.name, *(node.facts.get(key, "") for key in columns), style=style)
     faults = [Text(f"{node.name}: {fault}", "red") for node in nodes for fault in node.faults]
-    end = faults or [Text("All nodes can run a search.", "green")]
-    return Group(table, "", *end)
+    return Group(table, "", *(faults or [Text("All nodes can run a search.", "green")]))

@@ -12,7 +12,6 @@ import re
 import shlex
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 from unittest.mock import create_autospec
 
 import nbformat
@@ -34,17 +33,14 @@ from tuning.runs.run_folder import load_run
 from tuning.search import SearchResult
 
 ROOT = Path(__file__).parent.parent
-PAGES = [
-    ROOT / "README.md",
-    *(page for page in sorted((ROOT / "docs").rglob("*.md")) if page.parent.name != "archive"),
-]
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 BLOCK = re.compile(
     r"(?:<!-- not run: (?P<reason>[^>]+) -->\n\n?)?"
     r"^(?P<fence>```+)(?P<language>\w*)\n(?P<code>.*?)^(?P=fence)$",
     re.MULTILINE | re.DOTALL,
 )
 COMMANDS = get_command(app).commands
-INSTANT = {"config", "schema", "list", "status"}
+INSTANT = {"config", "report"}
 MAKE = set(re.findall(r"^([\w-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
 
 
@@ -216,10 +212,11 @@ def test_the_documented_method_trains(trial, tmp_path):
     assert 0 < moved < 4  # the squared distance of two points on a sphere of radius 1
 
 
-@pytest.mark.parametrize("page", [build.configuration, build.commands, build.spaces])
-def test_the_reference_is_what_the_code_says(page: Any) -> None:
-    written = ROOT / "docs" / "reference" / f"{page.__name__}.md"
-    assert written.read_text(encoding="utf-8") == page(), "run `make docs`"
+def test_the_reference_has_every_key_and_every_space():
+    keys, spaces = build.configuration(), build.spaces()
+    assert "| `lr` | number > 0, <= 1000 | `1e-05` | Peak learning rate. |" in keys
+    assert all(f"## `{section}`" in keys for section in ("search.budget", "trial.method[kd]"))
+    assert "| `lipsum_ft` | `method.reg_weight` |" in spaces
 
 
 @pytest.mark.parametrize("name", ["README.md", "CONTRIBUTING.md", "SECURITY.md", "CHANGELOG.md"])

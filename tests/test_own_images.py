@@ -67,7 +67,7 @@ def shop(whole_root, ray_head, folder):
         assert "Traceback" not in done.stderr
         printed[words[1]] = done.stdout
     assert list(printed) == [
-        "prepare", "zero-shot", "plan", "search", "status", "report", "confirm", "export",
+        "prepare", "zero-shot", "plan", "search", "report", "confirm", "export",
     ]  # fmt: skip
     return Shop(images, printed)
 
@@ -108,7 +108,7 @@ def test_cost_and_trials_are_shown(shop):
     assert all(domain in shop.printed["zero-shot"] for domain in DOMAINS)
     for cost in ("CPU-hours", "all trials in full", "confirm"):
         assert cost in shop.printed["plan"]
-    for command in ("search", "status", "report"):
+    for command in ("search", "report"):
         assert all(f"trial-00{n}" in shop.printed[command] for n in range(3)), command
     assert "lipsum-tune export small_search" in shop.printed["search"]
     assert "trial-002" in (RUN / "report" / "index.html").read_text()

@@ -30,6 +30,7 @@ from tuning.checkpoints.retention import CheckpointCallback
 from tuning.config.schema import SamplerConfig, SearchConfig, SearchFile
 from tuning.config.validation import check_search, check_settings, load_config
 from tuning.execution.ray_session import runs_folder
+from tuning.execution.steering import wanted_points
 from tuning.run import Run
 from tuning.runs.callbacks import Callback
 from tuning.runs.journal import History, is_running, read_history, trial_events
@@ -237,6 +238,8 @@ def prepare_studies(
     for study in studies.studies:  # earlier results replace a prior, but not points that are given
         study.is_warm &= not file.search.space.has_initial_points(study.method)
     studies.enqueue_first_points()
+    for point in wanted_points(search.run_folder):
+        studies.enqueue(point)
     studies.replay(trial_events(search.run_folder) if history.records else ())
     show_phase(console, "Sampler", studies.describe())
     name = type(options.pruner).__name__ if options.pruner else file.search.scheduler.name

@@ -25,6 +25,7 @@ from tuning.config.schema import BudgetConfig, NoSchedulerConfig, ResourcesConfi
 from tuning.execution.ray_session import concurrent_trials, ray_session
 from tuning.execution.ray_watch import RayWatch, watched_ray
 from tuning.execution.signals import restored_process
+from tuning.execution.steering import Steering
 from tuning.execution.trainable import trainable
 from tuning.execution.tune_runner import run_trials
 from tuning.execution.zero_shot import zero_shot_metrics
@@ -137,7 +138,7 @@ class Session:
                 proposer,
                 budget,
                 recorder,
-                earlier,
+                Steering(search.run_folder, self.journal, budget, studies),
                 self.concurrent,
                 resources.max_failures,
                 self.options.tune_callbacks,

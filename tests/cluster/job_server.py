@@ -12,9 +12,6 @@ from typing import Any
 import ray
 from aiohttp import web
 
-Handler = Any
-ALWAYS = 1_000_000
-
 
 @dataclass
 class JobServer:
@@ -23,13 +20,8 @@ class JobServer:
     url: str = ""
     jobs: dict[str, str] = field(default_factory=dict)
     """States of jobs by id."""
-    logs: str = ""
-    exit_code: int = 0
-    ends: str = "SUCCEEDED"
-    """State of a job after its logs were read to the end."""
     hangs_up: Counter[str] = field(default_factory=Counter)
-    """Number of requests to break, by kind: `status`, `logs`, `list`, `submit`; `tail` breaks in
-    the middle of the logs."""
+    """Number of requests to break, by kind: `list`, `submit`."""
     refuses: bool = False
     """Answer 401, as without a token."""
     submitted: list[dict[str, Any]] = field(default_factory=list)
@@ -42,9 +34,6 @@ class JobServer:
                 web.get("/api/version", self._version, name="version"),
                 web.get("/api/jobs/", self._list, name="list"),
                 web.post("/api/jobs/", self._submit, name="submit"),
-                web.get("/api/jobs/{id}", self._status, name="status"),
-                web.get("/api/jobs/{id}/logs", self._logs, name="logs"),
-                web.get("/api/jobs/{id}/logs/tail", self._tail),
                 web.get("/api/packages/{protocol}/{name}", self._package, name="package"),
             ]
         )
@@ -54,15 +43,11 @@ class JobServer:
     async def _broken(self, request, handler):
         if self.refuses:
             return web.Response(status=401, text="Unauthorized")
-        if self._hangs_up(request.match_info.route.name or ""):
-            assert request.transport is not None
-            request.transport.abort()
-        answer = await handler(request)
-        return answer
-
-    def _hangs_up(self, kind):
+        kind = request.match_info.route.name or ""
         self.hangs_up[kind] -= 1
-        return self.hangs_up[kind] >= 0
+        if self.hangs_up[kind] >= 0:
+            request.transport.abort()
+        return await handler(request)
 
     def _details(self, submission_id):
         return {
@@ -70,7 +55,6 @@ class JobServer:
             "submission_id": submission_id,
             "status": self.jobs[submission_id],
             "entrypoint": "",
-            "driver_exit_code": self.exit_code,
         }
 
     async def _version(self, _):
@@ -88,26 +72,6 @@ class JobServer:
         name = job["submission_id"]
         self.jobs[name] = "PENDING"
         return web.json_response({"job_id": name, "submission_id": name})
-
-    async def _status(self, request):
-        return web.json_response(self._details(request.match_info["id"]))
-
-    async def _logs(self, _):
-        return web.json_response({"logs": self.logs})
-
-    async def _tail(self, request):
-        socket = web.WebSocketResponse()
-        await socket.prepare(request)
-        half = len(self.logs) // 2
-        await socket.send_str(self.logs[:half])
-        if self._hangs_up("tail"):
-            assert request.transport is not None
-            request.transport.close()  # data that were sent still arrive
-            return socket
-        await socket.send_str(self.logs[half:])
-        self.jobs[request.match_info["id"]] = self.ends
-        await socket.close()
-        return socket
 
 
 @contextmanager

@@ -7,8 +7,6 @@ from rich.console import Console
 from cluster.doctor import Node, examine, node_facts, render
 from tuning.config.validation import load_config
 
-ASKED = {"writable": {}, "files": [], "data": None}
-
 
 def shown(nodes):
     file = io.StringIO()
@@ -17,17 +15,17 @@ def shown(nodes):
 
 
 def test_a_node_names_its_versions_devices_and_space():
-    facts, faults = node_facts(ASKED)
+    facts, faults = node_facts({})
     assert "torch " in facts["versions"]
     assert facts["device"]
-    assert facts["free memory"].endswith(" GB")
+    assert facts["free disk"].endswith(" GB")
     assert faults == []
 
 
 def test_what_a_search_would_fail_of_is_a_fault(tmp_path):
     (tmp_path / "file").write_text("")
     asked = {
-        "writable": {"checkpoints": str(tmp_path / "file" / "inside")},
+        "checkpoints": str(tmp_path / "file" / "inside"),
         "files": [str(tmp_path / "weights.safetensors")],
         "data": str(tmp_path / "none"),
     }
@@ -36,7 +34,7 @@ def test_what_a_search_would_fail_of_is_a_fault(tmp_path):
 
 
 def test_storage_that_can_be_written_is_left_as_it_was(tmp_path):
-    facts, faults = node_facts({**ASKED, "writable": {"checkpoints": str(tmp_path)}})
+    facts, faults = node_facts({"checkpoints": str(tmp_path)})
     assert facts["checkpoints"] == "writable"
     assert faults == []
     assert list(tmp_path.iterdir()) == []

@@ -146,8 +146,8 @@ def test_a_job_without_a_storage_keeps_its_run(images_root, tmp_path):
             cwd=work, env=new.environment, capture_output=True, text=True,
         )  # fmt: skip
         assert f"Run folder  {run}\n" in submitted.stdout
-        assert "trial-001" in lipsum_tune("status", "kept")
-        assert "kept" in lipsum_tune("list")
+        assert "trial-001" in lipsum_tune("report", "kept", "--json")
+        assert "kept" in lipsum_tune("report")
     assert [*run.parent.glob("*/search.yaml")] == [run / "search.yaml"]
     events = [json.loads(line)["event"] for line in (run / JOURNAL_FILE).read_text().splitlines()]
     assert (events.count("session"), events.count("started")) == (3, 2)

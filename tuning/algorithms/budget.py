@@ -38,6 +38,8 @@ class Budget(Callback):
         self._finished: list[TrialRecord] = []
         self._best = -math.inf
         self._failures = 0
+        self.is_ended = False
+        """Whether the user has ended the search by `lipsum-tune control`."""
         for record in history.records:
             self._count(record)
 
@@ -48,6 +50,8 @@ class Budget(Callback):
     def over(self) -> str | None:
         """Why the search must end now, before all its trials; None if it may continue."""
         config, first = self._config, self._search.objectives[0]
+        if self.is_ended:
+            return "lipsum-tune control --end"
         if self.is_broken:
             return f"search.budget.failures = {config.failures}: so many trials failed in a row"
         if config.hours is not None and self.seconds >= 3600 * config.hours:

@@ -59,6 +59,8 @@ class MethodStudy:
     """Not that of the Optuna study: there, Hyperband shows the sampler its own bracket alone."""
     queue: deque[Mapping[str, ParamValue]] = field(default_factory=deque)
     """Points that are tried next, before the sampler proposes any."""
+    wanted: deque[Mapping[str, ParamValue]] = field(default_factory=deque)
+    """Points that the user has enqueued while the search ran: tried before all others."""
     is_warm: bool = False
     """Whether earlier searches replace the first points of this one."""
     num_trials: int = 0
@@ -178,6 +180,17 @@ class Studies(Callback):
             elif not study.is_warm:
                 study.queue.extend(study.space.initial_points)
 
+    def enqueue(self, params: Mapping[str, ParamValue]) -> None:
+        """Let a point be tried next. One that lies outside of the space is left out.
+
+        Args:
+            params: with the method, if several are compared.
+        """
+        point = {key: value for key, value in params.items() if key != METHOD_KEY}
+        for study in self.studies:
+            if study.method == params.get(METHOD_KEY) and is_inside(point, study.space):
+                study.wanted.append(point)
+
     def replay(self, events: Iterable[tuple[str, TrialRecord]]) -> None:
         """Take the events of earlier sessions into account; unfinished trials are running then.
 
@@ -200,7 +213,9 @@ class Studies(Callback):
         point = point_of(record)
         for study in self.studies:
             if study.owns(record):
-                if point in study.queue:
+                if record.is_first_point and point in study.wanted:
+                    study.wanted.remove(point)
+                elif point in study.queue:
                     study.queue.remove(point)
                 elif record.is_first_point and study.queue and not study.is_grid:
                     study.queue.popleft()  # with another seed, a prior has other points
@@ -237,17 +252,21 @@ class Studies(Callback):
         Returns:
             None if every grid is used up, or every sampler has stopped its study.
         """
-        going = [s for s in self.studies if not s.is_stopped and (s.queue or not s.is_grid)]
+        going = [s for s in self.studies if s.wanted]
+        going = going or [
+            s for s in self.studies if not s.is_stopped and (s.queue or not s.is_grid)
+        ]
         if not going:
             return None
         study = min(going, key=lambda study: study.num_trials)
-        point = study.queue.popleft() if study.queue else None
+        is_wanted, queue = bool(study.wanted), study.wanted or study.queue
+        point = queue.popleft() if queue else None
         trial = study.ask(trial_id, point)
         self._running[trial_id] = study, trial
         # An object of the user may go on from what it noted, as CMA-ES does.
         noted = study.study.get_trials(deepcopy=False)[trial.number].system_attrs
         state = {k: v for k, v in noted.items() if study.config is None and k != "fixed_params"}
-        is_first = point is not None and not study.is_grid
+        is_first = is_wanted or (point is not None and not study.is_grid)
         params = study.params(trial.params)
         return TrialRecord(
             trial_id, number, "trial", params, is_first_point=is_first, sampler_state=state

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -28,6 +29,11 @@ def found(run: Path) -> Path:
     return find_run(run)
 
 
+def find_all(runs: list[Path] | None) -> list[Path]:
+    """The run folders that the user means."""
+    return [found(run) for run in runs or ()]
+
+
 Run = Annotated[
     Path,
     typer.Argument(callback=found, help="A run folder, or the name of one in runs/."),
@@ -41,6 +47,19 @@ Address = Annotated[
 def show(label: str, value: object) -> None:
     """Print one line of results. Not with rich, which takes `[` in a path for markup."""
     print(f"{label:<11} {value}", flush=True)
+
+
+def shortest(path: Path) -> Path:
+    """Relative to the current directory, if it lies below."""
+    return path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path
+
+
+def word_for(run: Path) -> str:
+    """What to type for a run folder: its name where that finds it, else its path."""
+    from tuning.runs.run_folder import find_run
+
+    is_named = find_run(run.name).resolve() == run.resolve()
+    return shlex.quote(run.name if is_named else str(run))
 
 
 def warn(problem: object) -> None:

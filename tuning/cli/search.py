@@ -1,14 +1,12 @@
-"""Commands that run, continue, plan and show searches."""
+"""Commands that run, continue, plan and confirm searches."""
 
 from __future__ import annotations
 
 import json
-import math
 import shlex
 import shutil
 import sys
-import webbrowser
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -16,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.console import Console
 
-from tuning.cli.options import Address, Config, Run, Set, check_run, show, warn
+from tuning.cli.options import Address, Config, Run, Set, check_run, shortest, show, warn, word_for
 
 if TYPE_CHECKING:
     from tuning.config.schema import SearchFile
@@ -102,16 +100,6 @@ def resume_run(
     _show(result)
 
 
-@app.command(
-    hidden=True, context_settings={"ignore_unknown_options": True, "allow_extra_args": True}
-)
-def extend() -> None:
-    """Is `resume` now."""
-    from trainers.errors import ConfigError
-
-    raise ConfigError("`extend` is now `resume`, such as lipsum-tune resume quickstart --trials +8")
-
-
 @app.command()
 def plan(config: Config, set_: Set = None, address: Address = None) -> None:
     """Estimate what a search will cost, from a short measurement on this cluster.
@@ -130,86 +118,6 @@ def plan(config: Config, set_: Set = None, address: Address = None) -> None:
         planned = plan_search(file, address=address)
     Console().print(render(planned))
     check_budget(planned)
-
-
-@app.command()
-def status(
-    run: Run,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False,
-) -> None:
-    """Show what a search has done so far; it may be running.
-
-    Example: lipsum-tune status quickstart
-    """
-    from tuning.runs.journal import is_running
-    from tuning.runs.run_folder import load_run
-    from tuning.views.leaderboard import report as full_report
-
-    loaded = load_run(run)
-    records = loaded.history.records
-    state = "running" if is_running(run) else loaded.history.outcome
-    if as_json:
-        trials = [
-            {
-                "trial_id": record.trial_id,
-                "kind": record.kind,
-                "outcome": record.outcome,
-                "params": _json_values(record.params),
-                "metrics": _json_values(record.metrics),
-            }
-            for record in records
-        ]
-        objectives = [{"metric": o.metric, "mode": o.mode} for o in loaded.file.objectives]
-        zero_shot = _json_values(loaded.history.zero_shot or {})
-        found = {"name": loaded.folder.name, "state": state or "killed", "objectives": objectives}
-        content = {**found, "zero_shot": zero_shot, "trials": trials}
-        print(json.dumps(content, indent=2, allow_nan=False))
-        return
-    if loaded.history.zero_shot is None and state == "running":
-        show("State", "running, evaluating the zero-shot model")
-        return
-    console = Console()
-    console.print(full_report(loaded.search, records, console.width), highlight=False)
-    show("State", state or "killed; resume it")
-
-
-@app.command()
-def report(
-    run: Run,
-    open_: Annotated[bool, typer.Option("--open", help="Open the report in a browser.")] = False,
-) -> None:
-    """Show the trials of a run, write its tables and report, and bring MLflow up to date.
-
-    Example: lipsum-tune report quickstart --open
-    """
-    from trainers.errors import ConfigError
-    from tuning.runs.journal import is_running
-    from tuning.runs.run_folder import load_run
-
-    status(run)
-    from tuning.confirmation.report import write_run_report
-    from tuning.views.dashboard import complete_study, open_storage
-    from tuning.views.mlflow.callback import backfill
-
-    def is_over() -> bool:
-        return load_run(run).history.outcome is not None or not is_running(run)
-
-    while True:
-        was_over = is_over()
-        loaded = load_run(run)
-        page = write_run_report(loaded)
-        if was_over or not is_over():
-            break  # otherwise the search has ended, and its last results may have been replaced
-    show("Report", _shortest(page))
-    if open_:
-        webbrowser.open(page.resolve().as_uri())
-    if was_over and not is_running(run):  # a running search writes to MLflow itself
-        try:
-            show("MLflow", backfill(loaded))
-            storage = open_storage(loaded.folder, loaded.file.search.study_storage)
-            complete_study(loaded, storage)
-        except ConfigError as error:
-            warn(error)
 
 
 @app.command()
@@ -249,21 +157,13 @@ def confirm(
         raise typer.Exit(1)
 
 
-def _json_values(values: Mapping[str, object]) -> dict[str, object]:
-    """The values, with null for a number that is not finite, since JSON has no NaN."""
-    return {
-        name: None if isinstance(value, float) and not math.isfinite(value) else value
-        for name, value in values.items()
-    }
-
-
-_LIST_AND_RESUME = "`lipsum-tune list` shows the runs, `lipsum-tune resume RUN` continues one"
+_HOW_TO_GO_ON = "`lipsum-tune report` lists the runs, `lipsum-tune resume RUN` continues one"
 """How to go on after Ctrl-C before the trials of a search or while its report is written. If trials
 are interrupted, the search returns their results."""
 
 
 @contextmanager
-def _stopped(how_to_go_on: str = _LIST_AND_RESUME) -> Iterator[None]:
+def _stopped(how_to_go_on: str = _HOW_TO_GO_ON) -> Iterator[None]:
     """After Ctrl-C in the block, state how to go on, and exit with status 130."""
     try:
         yield
@@ -307,9 +207,9 @@ def _show(result: SearchResult, allow_failed_trials: bool = False) -> None:
     console.print(full_report(result.search, records, console.width, SHOWN), highlight=False)
     if result.ended_by:
         show("Ended by", result.ended_by)
-    show("Report", _shortest(result.folder / REPORT_FOLDER / REPORT_FILE))
+    show("Report", shortest(result.folder / REPORT_FOLDER / REPORT_FILE))
     is_local = result.tracking_uri == default_tracking_uri(result.folder.parent)
-    run = _word_for(result.folder)
+    run = word_for(result.folder)
     show("MLflow", f"lipsum-tune ui {run}" if is_local else redact(result.tracking_uri))
     finished = [r for r in records if r.kind == "trial" and r.outcome == "finished"]
     if result.outcome == "finished" and result.ended_by and not finished:
@@ -330,22 +230,9 @@ def _show(result: SearchResult, allow_failed_trials: bool = False) -> None:
             raise typer.Exit(1)
 
 
-def _shortest(path: Path) -> Path:
-    """Relative to the current directory, if it lies below."""
-    return path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path
-
-
 def _show_next(found: Verdict, run: Path) -> None:
-    for index, command in enumerate(found.commands(_word_for(run))):
+    for index, command in enumerate(found.commands(word_for(run))):
         show("" if index else "Next", command)
     activate = Path(sys.executable).with_name("activate")
     if shutil.which("lipsum-tune") is None and activate.is_file():
         show("", f"source {shlex.quote(str(activate))}   # first, for the command lipsum-tune")
-
-
-def _word_for(run: Path) -> str:
-    """What to type for a run folder: its name where that finds it, else its path."""
-    from tuning.runs.run_folder import find_run
-
-    is_named = find_run(run.name).resolve() == run.resolve()
-    return shlex.quote(run.name if is_named else str(run))

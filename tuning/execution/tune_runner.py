@@ -17,8 +17,9 @@ from tuning.algorithms.studies import Studies
 from tuning.execution.ray_workarounds import tune_workarounds
 from tuning.execution.scheduler import PrunerScheduler
 from tuning.execution.signals import environment_variables
+from tuning.execution.steering import Steering
 from tuning.runs.recorder import Recorder
-from tuning.runs.records import STEP, TRAIN_CURVE, SearchOutcome, TrialRecord
+from tuning.runs.records import STEP, TRAIN_CURVE, SearchOutcome
 
 
 def run_trials(
@@ -26,7 +27,7 @@ def run_trials(
     proposer: TrialProposer,
     budget: Budget,
     recorder: Recorder,
-    earlier: Sequence[TrialRecord],
+    steering: Steering,
     concurrent: int,
     max_failures: int,
     callbacks: Sequence[tune.Callback] = (),
@@ -56,7 +57,7 @@ def run_trials(
                 num_samples=-1,  # until the proposer has no more
                 max_concurrent_trials=concurrent,
                 search_alg=proposer,
-                scheduler=PrunerScheduler(studies, recorder.search.total_steps),
+                scheduler=PrunerScheduler(studies, recorder.search.total_steps, steering.stopped),
                 reuse_actors=True,
                 trial_name_creator=_trial_id,
                 trial_dirname_creator=_trial_id,
@@ -64,7 +65,7 @@ def run_trials(
             run_config=tune.RunConfig(
                 name=f"{datetime.now():%Y-%m-%d_%H-%M-%S}",  # a folder for each session
                 storage_path=str(storage),
-                callbacks=[recorder, *map(_Reports, callbacks)],
+                callbacks=[recorder, steering, *map(_Reports, callbacks)],
                 stop=_BudgetStopper(budget),
                 checkpoint_config=tune.CheckpointConfig(checkpoint_at_end=False),
                 failure_config=tune.FailureConfig(max_failures),

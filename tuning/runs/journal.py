@@ -132,6 +132,10 @@ class Journal:
         ended = record.outcome != "running"
         self._append(report, *([(_end_of(record), record.ended_at)] if ended else ()))
 
+    def controlled(self, order: Mapping[str, Any], read: int) -> None:
+        """The user has steered the search. See `tuning.execution.steering`."""
+        self._append({"event": "control", "order": dict(order), "read": read})
+
     def trial_ended(self, record: TrialRecord) -> None:
         """An attempt of a trial ended."""
         self._append(_end_of(record), at=record.ended_at)

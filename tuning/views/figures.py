@@ -68,10 +68,6 @@ class Plots:
     search: SearchRecord
     records: Sequence[TrialRecord]
 
-    def id_vs_ood(self) -> go.Figure:
-        """Accuracy in distribution against mean accuracy under shift, a mark a trial."""
-        return id_vs_ood(self.search, self.records)
-
     def _repr_html_(self) -> str:
         """The main figure and the leaderboard."""
         # The script comes from a content network, as notebooks do with Plotly's figures.
@@ -81,239 +77,230 @@ class Plots:
         text = console.export_text()
         return f"{figure}<pre>{escape(text)}</pre>"
 
+    def id_vs_ood(self) -> go.Figure:
+        """ID against mean OOD accuracy of the finished trials, with their lines.
+
+        Trials that ended early, whose accuracies belong to another step, are hidden until their
+        entry of the legend is clicked.
+        """
+        search, records = self.search, self.records
+        drawn = _figure(
+            f"ID accuracy on {search.id_domain}, %",
+            f"OOD accuracy, mean of {len(search.ood_domains)}, %",
+        )
+        shown = [r for r in records if r.outcome != "failed" and _point(r) is not None]
+        trials = [record for record in shown if record.kind == "trial"]
+        finished = [record for record in trials if record.outcome == "finished"]
+        best = best_trial(search, records)
+        lined = [r for r in shown if r.outcome == "finished" and line_of(r)]
+        if lined:
+            points = [point for record in lined for point in (*line_of(record), (None, None, None))]
+            _, xs, ys = zip(*points, strict=True)
+            drawn.add_scatter(
+                x=xs, y=ys, mode="lines", name="zero-shot to end", hoverinfo="skip",
+                line={"width": 0.8, "color": SOFT}, opacity=0.6,
+            )  # fmt: skip
+        if len(front := frontier(finished)) > 1:
+            xs, ys = zip(*front, strict=True)
+            drawn.add_scatter(
+                x=xs, y=ys, mode="lines", name="frontier", hoverinfo="skip",
+                line={"width": 1, "dash": "dot", "color": SOFT, "shape": "vh"},
+            )  # fmt: skip
+        methods = search.methods(finished)
+        for index, method in enumerate(methods or (None,)):
+            group = [record for record in finished if method in (None, search.method(record))]
+            key = None if len(methods) > 1 else _colour_key(group)
+            marker: dict[str, Any] = {
+                "size": 11,
+                "symbol": _SYMBOLS[index % len(_SYMBOLS)],
+                "color": COLOURS[index % len(COLOURS)],
+                "line": {"width": 0.8, "color": "white"},
+            }
+            if key is not None:
+                marker |= {
+                    "color": [record.params[key] for record in group],
+                    "colorscale": SCALE,
+                    "colorbar": {"title": short_names([key])[0], "thickness": 12},
+                }
+            name = method if len(methods) > 1 else "finished"
+            _add_trials(drawn, search, group, name or "finished", marker)
+        early = [record for record in trials if record.outcome != "finished"]
+        for outcome in dict.fromkeys(record.outcome for record in early):
+            group = [record for record in early if record.outcome == outcome]
+            marker = {"size": 8, "symbol": "triangle-down-open", "color": SOFT}
+            _add_trials(drawn, search, group, f"{outcome} ({len(group)})", marker, hidden=True)
+        for record in shown:
+            if record.kind == "reference":
+                marker = {"size": 13, "symbol": "x", "color": SOFT}
+                _add_trials(drawn, search, [record], trial_label(search, record), marker)
+        if (zero_shot := _accuracies(search.zero_shot)) is not None:
+            x, y = zero_shot
+            text = f"<b>{ZERO_SHOT}</b><br>ID {x:.1f}, OOD {y:.1f}"
+            drawn.add_scatter(
+                x=[x], y=[y], mode="markers", name=ZERO_SHOT, hovertext=[text], hoverinfo="text",
+                marker={"size": 14, "symbol": "star", "color": SOFT},
+            )  # fmt: skip
+        if best is not None and best in finished:
+            x, y = _point(best) or (0.0, 0.0)
+            drawn.add_scatter(
+                x=[x], y=[y], mode="markers+text", text=[best.trial_id], textposition="top center",
+                textfont={"color": BEST}, name="best", hoverinfo="skip",
+                marker={"size": 20, "symbol": "circle-open", "color": BEST, "line": {"width": 2}},
+            )  # fmt: skip
+        return drawn
+
     def curves(self) -> go.Figure:
-        """The objective of each trial by its steps."""
-        return curves(self.search, self.records)
+        """The objective by step: one series for each outcome, so a thousand trials stay quick.
+
+        The last step is not joined to the rungs where these saw averaged weights or fewer images.
+        """
+        search, records = self.search, self.records
+        metric = search.objectives[0].metric
+        drawn, best = _figure("step", metric), best_trial(search, records)
+        groups: dict[str, list[TrialRecord]] = {}
+        for record in records:
+            if record.kind == "reference":
+                name = trial_label(search, record)
+            elif best is not None and record.trial_id == best.trial_id:
+                name = f"best: {record.trial_id}"
+            else:
+                name = record.outcome
+            groups.setdefault(name, []).append(record)
+        looks = {"finished": (COLOURS[0], "solid"), "pruned": (SOFT, "dot")}
+        for name, group in groups.items():
+            is_trial = group[0].kind == "trial"
+            colour, dash = looks.get(
+                name, (BEST if is_trial else SOFT, "solid" if is_trial else "dash")
+            )
+            xs: list[float | None] = []
+            ys: list[float | None] = []
+            texts: list[str] = []
+            for record in group:
+                points = [point for point in record.curve if metric in point]
+                for before, point in zip([None, *points], points, strict=False):
+                    # Other weights or another number of images than the report before.
+                    if before and any(
+                        before.get(k) != point.get(k) for k in (AVERAGED, EVAL_IMAGES)
+                    ):
+                        xs, ys, texts = [*xs, None], [*ys, None], [*texts, ""]
+                    xs.append(point[STEP])
+                    ys.append(point[metric])
+                    texts.append(f"{record.trial_id}<br>step {point[STEP]:g}: {point[metric]:.4g}")
+                xs, ys, texts = [*xs, None], [*ys, None], [*texts, ""]
+            strong = name not in looks
+            drawn.add_scatter(
+                x=xs, y=ys, mode="lines+markers", name=name, hovertext=texts, hoverinfo="text",
+                opacity=1 if strong else 0.55, marker={"size": 7 if strong else 5},
+                line={"color": colour, "dash": dash, "width": 2.2 if strong else 1},
+            )  # fmt: skip
+        if (value := search.zero_shot.get(metric)) is not None:
+            drawn.add_hline(
+                value, line={"dash": "dash", "width": 1, "color": SOFT},
+                annotation_text=ZERO_SHOT, annotation_position="bottom left",
+            )  # fmt: skip
+        return drawn
+
+    def domains(self) -> go.Figure:
+        """Validation accuracy by domain: zero-shot, the references, and the best trial."""
+        search, records = self.search, self.records
+        models = {ZERO_SHOT: search.zero_shot}
+        models |= {trial_label(search, r): r.metrics for r in records if r.kind == "reference"}
+        if best := best_trial(search, records):
+            models[best.trial_id] = best.metrics
+        names = [f"{search.id_domain} (ID)", *search.ood_domains]
+        keys = [ID_ACC, *(val_acc(domain) for domain in search.ood_domains)]
+        drawn = _figure("", "validation accuracy, %")
+        colours = [SOFT, *COLOURS[1:]]
+        for index, (name, metrics) in enumerate(models.items()):
+            colour = BEST if best and name == best.trial_id else colours[index % len(colours)]
+            drawn.add_bar(
+                x=names, y=[metrics.get(key) for key in keys], name=name, marker_color=colour,
+                texttemplate="%{y:.1f}", textposition="outside", cliponaxis=False,
+            )  # fmt: skip
+        return drawn.update_layout(barmode="group")
 
     def parallel(self) -> go.Figure:
-        """Hyperparameters and objective of each finished trial as parallel coordinates."""
-        return parallel(self.search, self.records)
+        """Hyperparameters, accuracies and objective of the finished trials as parallel coordinates.
+
+        Drawing a range on an axis leaves the trials within it. (That of Optuna has no such ranges.)
+        """
+        search, records = self.search, self.records
+        study, metric = display_study(search, records), search.objectives[0].metric
+        trials = [trial for trial in study.trials if trial.state == TrialState.COMPLETE]
+        axes: list[dict[str, Any]] = []
+        for key in _varied(records):
+            values = [trial.params[key] for trial in trials]
+            axis: dict[str, Any] = {"label": key, "values": values}
+            distribution = trials[0].distributions[key]
+            if isinstance(distribution, CategoricalDistribution):
+                texts = [str(choice) for choice in distribution.choices]
+                axis |= {"values": [texts.index(str(v)) for v in values], "ticktext": texts}
+                axis["tickvals"] = list(range(len(texts)))
+            elif distribution.log:  # type: ignore[attr-defined]
+                low, high = math.log10(min(values)), math.log10(max(values))
+                ticks = [low + (high - low) * part / 4 for part in range(5)]
+                axis |= {"values": [math.log10(v) for v in values], "tickvals": ticks}
+                axis["ticktext"] = [f"{10**tick:.2g}" for tick in ticks]
+            axes.append(axis)
+        for name, key in (("ID", ID_ACC), ("OOD", OOD_MEAN_ACC)):
+            if key != metric and all(key in trial.user_attrs for trial in trials):
+                axes.append({"label": name, "values": [t.user_attrs[key] for t in trials]})
+        values = [trial.value for trial in trials]
+        axes.append({"label": metric, "values": values})
+        line = {
+            "color": values,
+            "colorscale": SCALE,
+            "showscale": True,
+            "colorbar": {"thickness": 12},
+        }
+        drawn = _themed(go.Figure(go.Parcoords(dimensions=axes, line=line)))
+        return drawn.update_layout(margin={"l": 60, "r": 60, "t": 50, "b": 30})
 
     def slices(self) -> go.Figure:
-        """The objective over each hyperparameter."""
-        return slices(self.search, self.records)
+        """The objective over each hyperparameter of the finished trials."""
+        search, records = self.search, self.records
+        study, keys = display_study(search, records), _varied(records)
+        metric = search.objectives[0].metric
+        drawn = visualization.plot_slice(study, params=keys, target=_objective, target_name=metric)
+        colour = {"color": COLOURS[0], "showscale": False, "size": 8}
+        return _themed(drawn.update_traces(marker=colour))
 
     def contours(self) -> go.Figure:
-        """The objective over the two most important hyperparameters."""
-        return contours(self.search, self.records)
+        """The objective over the two most important hyperparameters, interpolated.
+
+        Of many trials, the best ones: the grid of the interpolation grows with their square.
+        """
+        search, records = self.search, self.records
+        records = by_objectives(search, _finished(records))[:CONTOUR_TRIALS]
+        study, metric = display_study(search, records), search.objectives[0].metric
+        found = _importances(study, _objective)
+        keys = sorted(_varied(records), key=lambda key: -found.get(key, 0.0))[:2]
+        drawn = visualization.plot_contour(
+            study, params=keys, target=_objective, target_name=metric
+        )
+        drawn.update_traces(selector={"type": "contour"}, colorscale=SCALE, reversescale=False)
+        return _themed(drawn)
 
     def importance(self) -> go.Figure:
-        """The share of ID and of OOD accuracy's variation that each hyperparameter explains."""
-        return importance(self.search, self.records)
+        """The share of the variation of ID and of OOD accuracy that each hyperparameter explains.
 
-
-def id_vs_ood(search: SearchRecord, records: Sequence[TrialRecord]) -> go.Figure:
-    """ID against mean OOD accuracy of the finished trials, with their lines; up right is better.
-
-    Trials that ended early, whose accuracies belong to another step, are hidden until their entry
-    of the legend is clicked.
-    """
-    drawn = _figure(
-        f"ID accuracy on {search.id_domain}, %",
-        f"OOD accuracy, mean of {len(search.ood_domains)}, %",
-    )
-    shown = [r for r in records if r.outcome != "failed" and _point(r) is not None]
-    trials = [record for record in shown if record.kind == "trial"]
-    finished = [record for record in trials if record.outcome == "finished"]
-    best = best_trial(search, records)
-    lined = [r for r in shown if r.outcome == "finished" and line_of(r)]
-    if lined:
-        points = [point for record in lined for point in (*line_of(record), (None, None, None))]
-        _, xs, ys = zip(*points, strict=True)
-        drawn.add_scatter(
-            x=xs, y=ys, mode="lines", name="zero-shot to end", hoverinfo="skip",
-            line={"width": 0.8, "color": SOFT}, opacity=0.6,
-        )  # fmt: skip
-    if len(front := frontier(finished)) > 1:
-        xs, ys = zip(*front, strict=True)
-        drawn.add_scatter(
-            x=xs, y=ys, mode="lines", name="frontier", hoverinfo="skip",
-            line={"width": 1, "dash": "dot", "color": SOFT, "shape": "vh"},
-        )  # fmt: skip
-    methods = search.methods(finished)
-    for index, method in enumerate(methods or (None,)):
-        group = [record for record in finished if method in (None, search.method(record))]
-        key = None if len(methods) > 1 else _colour_key(group)
-        marker: dict[str, Any] = {
-            "size": 11,
-            "symbol": _SYMBOLS[index % len(_SYMBOLS)],
-            "color": COLOURS[index % len(COLOURS)],
-            "line": {"width": 0.8, "color": "white"},
-        }
-        if key is not None:
-            marker |= {
-                "color": [record.params[key] for record in group],
-                "colorscale": SCALE,
-                "colorbar": {"title": short_names([key])[0], "thickness": 12},
-            }
-        name = method if len(methods) > 1 else "finished"
-        _add_trials(drawn, search, group, name or "finished", marker)
-    early = [record for record in trials if record.outcome != "finished"]
-    for outcome in dict.fromkeys(record.outcome for record in early):
-        group = [record for record in early if record.outcome == outcome]
-        marker = {"size": 8, "symbol": "triangle-down-open", "color": SOFT}
-        _add_trials(drawn, search, group, f"{outcome} ({len(group)})", marker, hidden=True)
-    for record in shown:
-        if record.kind == "reference":
-            marker = {"size": 13, "symbol": "x", "color": SOFT}
-            _add_trials(drawn, search, [record], trial_label(search, record), marker)
-    if (zero_shot := _accuracies(search.zero_shot)) is not None:
-        x, y = zero_shot
-        text = f"<b>{ZERO_SHOT}</b><br>ID {x:.1f}, OOD {y:.1f}"
-        drawn.add_scatter(
-            x=[x], y=[y], mode="markers", name=ZERO_SHOT, hovertext=[text], hoverinfo="text",
-            marker={"size": 14, "symbol": "star", "color": SOFT},
-        )  # fmt: skip
-    if best is not None and best in finished:
-        x, y = _point(best) or (0.0, 0.0)
-        drawn.add_scatter(
-            x=[x], y=[y], mode="markers+text", text=[best.trial_id], textposition="top center",
-            textfont={"color": BEST}, name="best", hoverinfo="skip",
-            marker={"size": 20, "symbol": "circle-open", "color": BEST, "line": {"width": 2}},
-        )  # fmt: skip
-    return drawn
-
-
-def curves(search: SearchRecord, records: Sequence[TrialRecord]) -> go.Figure:
-    """The objective by step: one series for each outcome, so a thousand trials stay quick.
-
-    The last step is not joined to the rungs where these saw averaged weights or fewer images.
-    """
-    metric = search.objectives[0].metric
-    drawn, best = _figure("step", metric), best_trial(search, records)
-    groups: dict[str, list[TrialRecord]] = {}
-    for record in records:
-        if record.kind == "reference":
-            name = trial_label(search, record)
-        elif best is not None and record.trial_id == best.trial_id:
-            name = f"best: {record.trial_id}"
-        else:
-            name = record.outcome
-        groups.setdefault(name, []).append(record)
-    looks = {"finished": (COLOURS[0], "solid"), "pruned": (SOFT, "dot")}
-    for name, group in groups.items():
-        is_trial = group[0].kind == "trial"
-        colour, dash = looks.get(
-            name, (BEST if is_trial else SOFT, "solid" if is_trial else "dash")
-        )
-        xs: list[float | None] = []
-        ys: list[float | None] = []
-        texts: list[str] = []
-        for record in group:
-            points = [point for point in record.curve if metric in point]
-            for before, point in zip([None, *points], points, strict=False):
-                # Other weights or another number of images than the report before.
-                if before and any(before.get(k) != point.get(k) for k in (AVERAGED, EVAL_IMAGES)):
-                    xs, ys, texts = [*xs, None], [*ys, None], [*texts, ""]
-                xs.append(point[STEP])
-                ys.append(point[metric])
-                texts.append(f"{record.trial_id}<br>step {point[STEP]:g}: {point[metric]:.4g}")
-            xs, ys, texts = [*xs, None], [*ys, None], [*texts, ""]
-        strong = name not in looks
-        drawn.add_scatter(
-            x=xs, y=ys, mode="lines+markers", name=name, hovertext=texts, hoverinfo="text",
-            opacity=1 if strong else 0.55, marker={"size": 7 if strong else 5},
-            line={"color": colour, "dash": dash, "width": 2.2 if strong else 1},
-        )  # fmt: skip
-    if (value := search.zero_shot.get(metric)) is not None:
-        drawn.add_hline(value, line={"dash": "dash", "width": 1, "color": SOFT},
-                        annotation_text=ZERO_SHOT, annotation_position="bottom left")  # fmt: skip
-    return drawn
-
-
-def domains(search: SearchRecord, records: Sequence[TrialRecord]) -> go.Figure:
-    """Validation accuracy by domain: zero-shot, the references, and the best trial."""
-    models = {ZERO_SHOT: search.zero_shot}
-    models |= {trial_label(search, r): r.metrics for r in records if r.kind == "reference"}
-    if best := best_trial(search, records):
-        models[best.trial_id] = best.metrics
-    names = [f"{search.id_domain} (ID)", *search.ood_domains]
-    keys = [ID_ACC, *(val_acc(domain) for domain in search.ood_domains)]
-    drawn = _figure("", "validation accuracy, %")
-    colours = [SOFT, *COLOURS[1:]]
-    for index, (name, metrics) in enumerate(models.items()):
-        colour = BEST if best and name == best.trial_id else colours[index % len(colours)]
-        drawn.add_bar(
-            x=names, y=[metrics.get(key) for key in keys], name=name, marker_color=colour,
-            texttemplate="%{y:.1f}", textposition="outside", cliponaxis=False,
-        )  # fmt: skip
-    return drawn.update_layout(barmode="group")
-
-
-def parallel(search: SearchRecord, records: Sequence[TrialRecord]) -> go.Figure:
-    """Hyperparameters, accuracies and objective of the finished trials as parallel coordinates.
-
-    Drawing a range on an axis leaves the trials within it. (That of Optuna has no such ranges.)
-    """
-    study, metric = display_study(search, records), search.objectives[0].metric
-    trials = [trial for trial in study.trials if trial.state == TrialState.COMPLETE]
-    axes: list[dict[str, Any]] = []
-    for key in _varied(records):
-        values = [trial.params[key] for trial in trials]
-        axis: dict[str, Any] = {"label": key, "values": values}
-        distribution = trials[0].distributions[key]
-        if isinstance(distribution, CategoricalDistribution):
-            texts = [str(choice) for choice in distribution.choices]
-            axis |= {"values": [texts.index(str(v)) for v in values], "ticktext": texts}
-            axis["tickvals"] = list(range(len(texts)))
-        elif distribution.log:  # type: ignore[attr-defined]
-            low, high = math.log10(min(values)), math.log10(max(values))
-            ticks = [low + (high - low) * part / 4 for part in range(5)]
-            axis |= {"values": [math.log10(v) for v in values], "tickvals": ticks}
-            axis["ticktext"] = [f"{10**tick:.2g}" for tick in ticks]
-        axes.append(axis)
-    for name, key in (("ID", ID_ACC), ("OOD", OOD_MEAN_ACC)):
-        if key != metric and all(key in trial.user_attrs for trial in trials):
-            axes.append({"label": name, "values": [t.user_attrs[key] for t in trials]})
-    values = [trial.value for trial in trials]
-    axes.append({"label": metric, "values": values})
-    line = {"color": values, "colorscale": SCALE, "showscale": True, "colorbar": {"thickness": 12}}
-    drawn = _themed(go.Figure(go.Parcoords(dimensions=axes, line=line)))
-    return drawn.update_layout(margin={"l": 60, "r": 60, "t": 50, "b": 30})
-
-
-def slices(search: SearchRecord, records: Sequence[TrialRecord]) -> go.Figure:
-    """The objective over each hyperparameter of the finished trials."""
-    study, keys = display_study(search, records), _varied(records)
-    metric = search.objectives[0].metric
-    drawn = visualization.plot_slice(study, params=keys, target=_objective, target_name=metric)
-    colour = {"color": COLOURS[0], "showscale": False, "size": 8}
-    return _themed(drawn.update_traces(marker=colour))
-
-
-def contours(search: SearchRecord, records: Sequence[TrialRecord]) -> go.Figure:
-    """The objective over the two most important hyperparameters, interpolated.
-
-    Of many trials, the best ones: the grid of the interpolation grows with their square.
-    """
-    records = by_objectives(search, _finished(records))[:CONTOUR_TRIALS]
-    study, metric = display_study(search, records), search.objectives[0].metric
-    found = _importances(study, _objective)
-    keys = sorted(_varied(records), key=lambda key: -found.get(key, 0.0))[:2]
-    drawn = visualization.plot_contour(study, params=keys, target=_objective, target_name=metric)
-    drawn.update_traces(selector={"type": "contour"}, colorscale=SCALE, reversescale=False)
-    return _themed(drawn)
-
-
-def importance(search: SearchRecord, records: Sequence[TrialRecord]) -> go.Figure:
-    """The share of the variation of ID and of OOD accuracy that each hyperparameter explains.
-
-    Optuna's fANOVA. A sentence in place of bars for fewer than `MIN_TRIALS` finished trials.
-    """
-    study, keys = display_study(search, records), _varied(records)
-    drawn = _figure("share of the variation (fANOVA)", "")
-    if lacks := importance_lacks(records):
-        return drawn.add_annotation(text=lacks, showarrow=False, x=0.5, y=0.5, xref="paper",
-                                    yref="paper")  # fmt: skip
-    named = (("ID accuracy", ID_ACC), ("OOD accuracy", OOD_MEAN_ACC))
-    for (name, metric), colour in zip(named, (COLOURS[0], BEST), strict=True):
-        if any(metric in trial.user_attrs for trial in study.trials):
-            found = _importances(study, _attribute(metric))
-            drawn.add_bar(
-                x=[found.get(key, 0.0) for key in keys], y=keys, name=name,
-                orientation="h", marker_color=colour, texttemplate="%{x:.2f}",
-            )  # fmt: skip
-    return drawn.update_layout(barmode="group").update_yaxes(autorange="reversed")
+        Optuna's fANOVA. A sentence in place of bars for fewer than `MIN_TRIALS` finished trials.
+        """
+        search, records = self.search, self.records
+        study, keys = display_study(search, records), _varied(records)
+        drawn = _figure("share of the variation (fANOVA)", "")
+        if lacks := importance_lacks(records):
+            return drawn.add_annotation(text=lacks, showarrow=False, x=0.5, y=0.5, xref="paper",
+                                        yref="paper")  # fmt: skip
+        named = (("ID accuracy", ID_ACC), ("OOD accuracy", OOD_MEAN_ACC))
+        for (name, metric), colour in zip(named, (COLOURS[0], BEST), strict=True):
+            if any(metric in trial.user_attrs for trial in study.trials):
+                found = _importances(study, _attribute(metric))
+                drawn.add_bar(
+                    x=[found.get(key, 0.0) for key in keys], y=keys, name=name,
+                    orientation="h", marker_color=colour, texttemplate="%{x:.2f}",
+                )  # fmt: skip
+        return drawn.update_layout(barmode="group").update_yaxes(autorange="reversed")
 
 
 def importance_lacks(records: Sequence[TrialRecord]) -> str | None:

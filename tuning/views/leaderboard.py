@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from rich.box import SIMPLE_HEAD
@@ -14,7 +15,7 @@ from rich.text import Text
 
 from trainers.evaluation.metrics import ID_ACC, OOD_MEAN_ACC
 from tuning.runs.ranking import best_trial, misses, pareto_front, ranked
-from tuning.runs.records import METHOD_KEY, ZERO_SHOT, SearchRecord, TrialRecord
+from tuning.runs.records import METHOD_KEY, SearchRecord, TrialRecord, zero_shot_record
 from tuning.views.answer import answer
 from tuning.views.formatting import (
     format_metric,
@@ -78,50 +79,91 @@ def notes(search: SearchRecord, records: Sequence[TrialRecord]) -> list[str]:
     return found
 
 
+@dataclass(frozen=True)
+class TrialRow:
+    """A trial, a reference or the zero-shot model as a row of a table."""
+
+    record: TrialRecord
+    label: str
+    rank: int | None
+    """Of a finished trial, from 1."""
+    params: Mapping[str, Any]
+    values: Mapping[str, float]
+    """The last report; empty for a trial that ended early, since it belongs to another step."""
+    missed: float
+    """Largest amount by which it misses a constraint."""
+    outcome: str
+    is_best: bool
+
+
+def trial_rows(search: SearchRecord, records: Sequence[TrialRecord]) -> list[TrialRow]:
+    """Zero-shot model, references, and the trials, best first."""
+    missed, best, rows = misses(search, records), best_trial(search, records), []
+    zero_shot = zero_shot_record(search.zero_shot)
+    references = [record for record in records if record.kind == "reference"]
+    ordered = [zero_shot, *references, *ranked(search, records)]
+    for rank, record in enumerate(ordered, -len(references)):
+        is_done, is_trial = record.outcome == "finished", record.kind == "trial"
+        params: Mapping[str, Any] = {METHOD_KEY: search.method(record), **record.params}
+        if not is_trial:
+            params = {} if record is zero_shot else search.reference_params
+        amounts = missed.get(record.trial_id, {}) if is_done else {}
+        at = "" if is_done or not record.step else f" at {record.step}"
+        row = TrialRow(
+            record,
+            trial_label(search, record),
+            rank if is_trial and is_done else None,
+            params,
+            record.metrics if is_done else {},
+            max(amounts.values(), default=0.0),
+            "" if record is zero_shot else record.outcome + at,
+            is_done and best is not None and record.trial_id == best.trial_id,
+        )
+        rows.append(row)
+    return rows
+
+
+def extra_metrics(search: SearchRecord) -> list[str]:
+    """The objectives that have no column of their own."""
+    metrics = dict.fromkeys(objective.metric for objective in search.objectives)
+    return [metric for metric in metrics if metric not in (ID_ACC, OOD_MEAN_ACC)]
+
+
 def leaderboard(
     search: SearchRecord,
     records: Sequence[TrialRecord],
     width: int = 100,
     shown: int | None = None,
 ) -> Table:
-    """Zero-shot model, references, and the trials, best first. Accuracies are in percent.
-
-    A trial that ended early has no accuracies here: they belong to another step.
-    """
-    order = ranked(search, records)
-    finished = [record for record in order if record.outcome == "finished"]
-    visible = order if shown is None else (finished or order)[:shown]
-    references = [record for record in records if record.kind == "reference"]
-    keys = list(dict.fromkeys(key for record in order for key in record.params))
-    each = _table(search, records, references, visible, keys, is_wide=True)
+    """Zero-shot model, references, and the trials, best first. Accuracies are in percent."""
+    rows = trial_rows(search, records)
+    trials = [row for row in rows if row.record.kind == "trial"]
+    finished = [row for row in trials if row.rank is not None]
+    visible = trials if shown is None else (finished or trials)[:shown]
+    keys = list(dict.fromkeys(key for row in trials for key in row.record.params))
+    several = len(search.objectives) > 1
+    front = {r.trial_id for r in pareto_front(search, records)} if several else set()
+    compared = [*rows[: len(rows) - len(trials)], *visible]
+    table = _table(search, compared, keys, front, is_wide=True)
     console = Console(width=width)
-    if Measurement.get(console, console.options.update(width=10 * width), each).minimum <= width:
-        table = each
-    else:
-        table = _table(search, records, references, visible, keys, is_wide=False)
-    hidden = len(order) - len(visible)
-    if hidden > 0:
+    if Measurement.get(console, console.options.update(width=10 * width), table).minimum > width:
+        table = _table(search, compared, keys, front, is_wide=False)
+    if hidden := len(trials) - len(visible):
         table.add_row("", f"... {hidden} more", style="dim")
     return table
 
 
 def _table(
     search: SearchRecord,
-    records: Sequence[TrialRecord],
-    references: Sequence[TrialRecord],
-    trials: Sequence[TrialRecord],
+    rows: Sequence[TrialRow],
     keys: Sequence[str],
+    front: Container[str],
     *,
     is_wide: bool,
 ) -> Table:
-    several = len(search.objectives) > 1
-    front = {r.trial_id for r in pareto_front(search, records)} if several else set()
-    best, missed = best_trial(search, records), misses(search, records)
-    metrics = dict.fromkeys(o.metric for o in search.objectives)
-    extra = [metric for metric in metrics if metric not in (ID_ACC, OOD_MEAN_ACC)]
-    has_line = any(record.last("line/a") is not None for record in (*references, *trials))
-    early = any(record.outcome != "finished" for record in trials)
-
+    metrics = extra_metrics(search)
+    has_line = any("line/a" in row.values for row in rows)
+    has_outcome = any(row.rank is None for row in rows if row.record.kind == "trial")
     table = Table(box=SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=(0, 1, 0, 0))
     table.add_column("#", justify="right")
     table.add_column("trial", no_wrap=True)
@@ -130,66 +172,29 @@ def _table(
             table.add_column(escape(name.replace("_", "_\n")), justify="right", no_wrap=True)
     elif keys:
         table.add_column("parameters", overflow="fold")
-    if has_line:
-        table.add_column("a", justify="right", no_wrap=True)
-    table.add_column("ID", justify="right", style="bold", no_wrap=True)
-    if search.ood_domains:
-        table.add_column("OOD", justify="right", style="bold", no_wrap=True)
-    for metric in extra:
-        table.add_column(escape(metric.replace("/", "/\n")), justify="right", no_wrap=True)
-    if search.constraints:
-        table.add_column("misses", justify="right", no_wrap=True)
-    if early:
+    names = ["a"] * has_line + ["[bold]ID[/]"] + ["[bold]OOD[/]"] * bool(search.ood_domains)
+    names += [escape(metric.replace("/", "/\n")) for metric in metrics]
+    for name in [*names, *["misses"] * bool(search.constraints)]:
+        table.add_column(name, justify="right", no_wrap=True)
+    if has_outcome:
         table.add_column("outcome", no_wrap=True)
-
-    def row(
-        rank: str,
-        name: str,
-        params: Mapping[str, Any],
-        values: Mapping[str, Any],
-        misses_by: str = "",
-        outcome: Text | str = "",
-        style: str = "",
-    ) -> None:
-        cells: list[Text | str] = [rank, Text(name)]
+    for row, after in zip(rows, [*rows[1:], None], strict=True):
+        is_trial = row.record.kind == "trial"
+        rank = str(row.rank or "-") + "*" * (row.label in front) if is_trial else ""
+        cells: list[Text | str] = [rank, Text(row.label)]
         if is_wide:
-            cells += [format_value(params[key]) if key in params else "" for key in keys]
+            cells += [format_value(row.params[key]) if key in row.params else "" for key in keys]
         elif keys:
-            cells.append(Text(format_params({key: params[key] for key in keys if key in params})))
-        if has_line:
-            cells.append(f"{values['line/a']:.2g}" if "line/a" in values else "")
-        cells.append(format_percent(values.get(ID_ACC)))
-        if search.ood_domains:
-            cells.append(format_percent(values.get(OOD_MEAN_ACC)))
-        cells += [format_metric(m)(values[m]) if m in values else "" for m in extra]
-        cells += [misses_by] if search.constraints else []
-        cells += [outcome] if early else []
-        table.add_row(*cells, style=style)
-
-    row("", ZERO_SHOT, {}, search.zero_shot, style="dim")
-    for record in references:
-        is_done = record.outcome == "finished"
-        values: Mapping[str, Any] = record.metrics if is_done else {}
-        label, params = trial_label(search, record), search.reference_params
-        row("", label, params, values, outcome=_outcome(record), style="dim")
-    table.add_section()
-    for rank, record in enumerate(ranked(search, records), 1):
-        if record not in trials:
-            continue
-        is_done = record.outcome == "finished"
-        amounts = missed[record.trial_id] if is_done else {}
-        row(
-            (str(rank) if is_done else "-") + "*" * (record.trial_id in front),
-            record.trial_id,
-            {METHOD_KEY: search.method(record), **record.params},
-            record.metrics if is_done else {},
-            f"{max(amounts.values()):.2g}" if amounts else "",
-            _outcome(record),
-            "bold green" if record is best and is_done else "dim" if amounts else "",
-        )
+            params = {key: row.params[key] for key in keys if key in row.params}
+            cells.append(Text(format_params(params)))
+        cells += [f"{row.values['line/a']:.2g}" if "line/a" in row.values else ""] * has_line
+        accs = [ID_ACC, OOD_MEAN_ACC] if search.ood_domains else [ID_ACC]
+        cells += [Text(format_percent(row.values.get(metric)), "bold") for metric in accs]
+        cells += [format_metric(m)(row.values[m]) if m in row.values else "" for m in metrics]
+        cells += [f"{row.missed:.2g}" if row.missed else ""] * bool(search.constraints)
+        style = OUTCOME_STYLE[row.record.outcome]
+        cells += [Text(row.outcome, style)] * has_outcome
+        look = "bold green" if row.is_best else "dim" if row.missed or not is_trial else ""
+        begins = not is_trial and after is not None and after.record.kind == "trial"
+        table.add_row(*cells, style=look, end_section=begins)
     return table
-
-
-def _outcome(record: TrialRecord) -> Text:
-    step = "" if record.outcome == "finished" or not record.step else f" at {record.step}"
-    return Text(record.outcome + step, OUTCOME_STYLE[record.outcome])

@@ -1,63 +1,125 @@
-"""What there is: the runs of a folder, and the ready configurations, as tables."""
+"""Runs as a list, side by side and as plain values, and the ready configurations."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from datetime import datetime
 from itertools import takewhile
 from pathlib import Path
+from typing import Any
 
+from rich.markup import escape
+from rich.table import Table
+
+from trainers.evaluation.metrics import ID_ACC, OOD_MEAN_ACC
+from trainers.overrides import flat
 from tuning.config.loading import find_config, ready_configs
 from tuning.runs.journal import is_running
 from tuning.runs.ranking import best_trial
-from tuning.runs.run_folder import last_written, load_run, runs_in
-from tuning.views.formatting import format_value
-from tuning.views.result_table import Column, ResultTable, Row
+from tuning.runs.records import ZERO_SHOT, TrialRecord, zero_shot_record
+from tuning.runs.run_folder import LoadedRun, last_written, load_run
+from tuning.views.formatting import (
+    format_params,
+    format_percent,
+    format_seconds,
+    format_value,
+    trial_label,
+)
+from tuning.views.result_table import borderless_table
 
 
-def runs_table(folder: Path) -> ResultTable:
+def state_of(run: LoadedRun) -> str:
+    """`running`, `killed`, or how the last session ended."""
+    return "running" if is_running(run.folder) else run.history.outcome or "killed"
+
+
+def runs_table(runs: Sequence[Path]) -> Table:
     """One row for each run: how it stands, and its best value of the first objective."""
-    columns = [
-        Column("name", "run", left=True),
-        Column("state", "state", left=True),
-        Column("trials", "trials"),
-        Column("best", "best"),
-        Column("objective", "objective", left=True, drop=1),
-        Column("when", "last event", left=True, drop=2),
-    ]
-    runs = runs_in(folder)
-    notes = [] if runs else ["None yet: lipsum-tune search quickstart"]
-    return ResultTable(f"Runs in {folder}", columns, [_run_row(run) for run in runs], notes)
+    columns = ("state", "trials", "value", "objective", "last event")
+    table = borderless_table("run", *columns, text=(0, 1, 4, 5))
+    for run in runs:
+        found = _facts(run)
+        table.add_row(escape(run.name), *(found.get(column, "") for column in columns))
+    if not runs:
+        table.add_row("none yet: lipsum-tune search quickstart")
+    return table
 
 
-def _run_row(folder: Path) -> Row:
+def comparison(runs: Sequence[Path]) -> Table:
+    """One column for each run: what it has found, then the keys in which configurations differ."""
+    table = Table(box=None, padding=(0, 2, 0, 0), header_style="bold", pad_edge=False)
+    for name in ("", *(run.name for run in runs)):
+        table.add_column(escape(name), overflow="fold")
+    found = [_facts(run) for run in runs]
+    for key in dict.fromkeys(key for facts in found for key in facts):
+        table.add_row(key, *(escape(facts.get(key, "")) for facts in found))
+    values = [flat(load_run(run).file.model_dump(mode="json")) for run in runs]
+    for key in dict.fromkeys(key for each in values for key in each):
+        texts = [str(each[key]) if key in each else "" for each in values]
+        if len({*texts}) > 1 and key not in ("search.name", "search.storage"):
+            table.add_row(key, *map(escape, texts), style="dim")
+    return table
+
+
+def _facts(folder: Path) -> dict[str, str]:
     when = datetime.fromtimestamp(last_written(folder)).strftime("%Y-%m-%d %H:%M")
-    values: dict[str, object] = {"name": folder.name, "when": when}
     try:
         run = load_run(folder)
-        records, objective = run.history.records, run.file.objectives[0].metric
-        state = "running" if is_running(folder) else run.history.outcome or "killed"
-        ended = sum(record.kind == "trial" and record.is_final for record in records)
-        found: dict[str, object] = {"state": state, "objective": objective}
-        found["trials"] = f"{ended}/{run.file.search.budget.trials}"
+        records, metric = run.history.records, run.file.objectives[0].metric
+        trials = [record for record in records if record.kind == "trial"]
+        most = run.file.search.budget.trials
+        found = {"state": state_of(run), "trials": f"{sum(r.is_final for r in trials)}/{most}"}
         if run.history.zero_shot is not None:
-            found["trials"] = f"{ended}/{run.search.budget_trials}"
-            best = best_trial(run.search, records)
-            value = None if best is None else best.last(objective)
-            found["best"] = None if value is None else format_value(value)
+            search = run.search
+            found["trials"] = found["trials"].replace(f"/{most}", f"/{search.budget_trials}")
+            best = best_trial(search, records)
+            best = best if best is not None and best.outcome == "finished" else None
+            value = None if best is None else best.last(metric)
+            found |= {"value": "" if value is None else format_value(value), "objective": metric}
+            models = {ZERO_SHOT: search.zero_shot}
+            models |= {trial_label(search, r): r.metrics for r in records if r.kind == "reference"}
+            if best is not None:
+                found["best"] = f"{best.trial_id}  {format_params(best.params)}"
+                models = {"best": best.metrics, **models}
+            for name, key in (("ID", ID_ACC), ("OOD", OOD_MEAN_ACC)):
+                for label, metrics in models.items():
+                    found[f"{name}, {label}"] = format_percent(metrics.get(key))
+        seconds = sum(record.seconds or 0.0 for record in records)
+        return {**found, "training": format_seconds(seconds), "last event": when}
     except Exception as error:  # damaged, or of another version: the others are still listed
-        return Row(values | {"state": f"unreadable: {type(error).__name__}"}, "dim")
-    return Row(values | found)
+        return {"state": f"unreadable: {type(error).__name__}", "last event": when}
 
 
-def configs_table() -> ResultTable:
-    """One row for each ready configuration: its name, and what its first comment says."""
-    columns = [
-        Column("name", "name", left=True),
-        Column("about", "what it is", left=True, min_width=30),
+def as_plain(run: LoadedRun) -> dict[str, Any]:
+    """State and trials for JSON, with null for a number that is not finite."""
+    trials = [
+        {
+            "trial_id": record.trial_id,
+            "kind": record.kind,
+            "outcome": record.outcome,
+            "params": dict(record.params),
+            "metrics": _numbers(record),
+        }
+        for record in run.history.records
     ]
-    rows = []
+    return {
+        "name": run.folder.name,
+        "state": state_of(run),
+        "objectives": [{"metric": o.metric, "mode": o.mode} for o in run.file.objectives],
+        "zero_shot": _numbers(zero_shot_record(run.history.zero_shot or {})),
+        "trials": trials,
+    }
+
+
+def _numbers(record: TrialRecord) -> dict[str, float | None]:
+    return {name: record.last(name) for name in record.metrics}
+
+
+def configs_table() -> Table:
+    """One row for each ready configuration: its name, and what its first comment says."""
+    table = borderless_table("name", "what it is", text=(0, 1))
     for name in ready_configs():
         lines = find_config(name).read_text(encoding="utf-8").splitlines()
         comment = takewhile(lambda line: line.startswith("# "), lines)
-        rows.append(Row({"name": name, "about": " ".join(line[2:] for line in comment)}))
-    return ResultTable("Ready configurations", columns, rows)
+        table.add_row(name, escape(" ".join(line[2:] for line in comment)))
+    return table

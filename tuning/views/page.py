@@ -5,7 +5,7 @@ The page is a Jinja2 template whose every value is escaped. Its figures are Plot
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,18 +16,17 @@ from plotly.offline import get_plotlyjs
 
 from trainers.errors import storage_failures
 from trainers.evaluation.metrics import ID_ACC, OOD_MEAN_ACC, val_acc
-from tuning.runs.ranking import best_trial, misses, ranked
-from tuning.runs.records import METHOD_KEY, SearchRecord, TrialRecord, zero_shot_record
-from tuning.views import figures
+from tuning.runs.records import SearchRecord, TrialRecord
 from tuning.views.changed_images import Changed
+from tuning.views.figures import Plots, importance_lacks
 from tuning.views.formatting import (
     format_hours,
     format_metric,
     format_seconds,
     format_value,
     short_names,
-    trial_label,
 )
+from tuning.views.leaderboard import TrialRow, extra_metrics, trial_rows
 from tuning.views.result_table import PlainTable
 
 REPORT_FOLDER = "report"
@@ -81,7 +80,6 @@ def write_page(
         script_file=SCRIPT_FILE,
         sections=list(_figures(search, records)),
         rows=list(_rows(search, records)),
-        columns=_columns(search, records),
         shown=shown or {},
         folded=folded or {},
         changed=changed,
@@ -122,29 +120,24 @@ def _figures(
     search: SearchRecord, records: Sequence[TrialRecord]
 ) -> Iterator[tuple[str, str, Markup]]:
     """Title, note and HTML of each figure, in the order of the page."""
+    plots, lacks = Plots(search, records), importance_lacks(records)
     finished = [r for r in records if r.kind == "trial" and r.outcome == "finished"]
-    lacks = figures.importance_lacks(records)
-    wanted: list[tuple[str, str, Any]] = []
+    wanted: list[tuple[str, str, Callable[[], Figure] | None]] = []
     if search.ood_domains:
-        wanted.append(("ID against OOD accuracy", "", figures.id_vs_ood))
+        wanted.append(("ID against OOD accuracy", "", plots.id_vs_ood))
     wanted.append(("Table", "", None))
     if len(finished) > 1:
-        wanted.append(("Hyperparameters", "", figures.parallel))
-        wanted.append(("", "", figures.slices))
+        wanted += [("Hyperparameters", "", plots.parallel), ("", "", plots.slices)]
     if lacks is None:
         note = "Share of the variation that each hyperparameter explains (fANOVA)."
-        wanted += [("Importance", note, figures.importance), ("Contours", "", figures.contours)]
+        wanted += [("Importance", note, plots.importance), ("Contours", "", plots.contours)]
     elif finished:
         wanted.append(("Importance", lacks, None))
-    wanted.append(("Curves", "", figures.curves))
+    wanted.append(("Curves", "", plots.curves))
     if search.ood_domains:
-        wanted.append(("Domains", "", figures.domains))
+        wanted.append(("Domains", "", plots.domains))
     for title, note, draw in wanted:
-        yield (
-            title,
-            note,
-            Markup("") if draw is None else _html(draw(search, records), draw.__name__),
-        )
+        yield title, note, Markup("") if draw is None else _html(draw(), draw.__name__)
 
 
 def _html(drawn: Figure, name: str) -> Markup:
@@ -155,56 +148,28 @@ def _html(drawn: Figure, name: str) -> Markup:
     )
 
 
-def _columns(search: SearchRecord, records: Sequence[TrialRecord]) -> list[str]:
+def _rows(
+    search: SearchRecord, records: Sequence[TrialRecord]
+) -> Iterator[tuple[TrialRow, list[tuple[str, str, Any]]]]:
+    """The rows of the table, with header, text and value to sort by of each cell."""
     keys = list(dict.fromkeys(key for record in records for key in record.params))
-    names = ["#", "trial", "ID", "OOD", *_objectives(search), *short_names(keys), "a"]
-    names += [*search.ood_domains, *(["misses"] if search.constraints else [])]
-    return [*names, "outcome", "time"]
-
-
-def _objectives(search: SearchRecord) -> list[str]:
-    metrics = dict.fromkeys(objective.metric for objective in search.objectives)
-    return [metric for metric in metrics if metric not in (ID_ACC, OOD_MEAN_ACC)]
-
-
-def _rows(search: SearchRecord, records: Sequence[TrialRecord]) -> Iterator[dict[str, Any]]:
-    """A row of the table: its trial, style, and cells as (text, value to sort by)."""
-    keys = list(dict.fromkeys(key for record in records for key in record.params))
-    missed, best = misses(search, records), best_trial(search, records)
-    references = [record for record in records if record.kind == "reference"]
-    zero_shot = zero_shot_record(search.zero_shot)
-    ordered = [zero_shot, *references, *ranked(search, records)]
-    for rank, record in enumerate(ordered, -len(references)):
-        is_trial, is_done = record.kind == "trial", record.outcome == "finished"
-        params: Mapping[str, Any] = {METHOD_KEY: search.method(record), **record.params}
-        if not is_trial:
-            params = search.reference_params if record is not zero_shot else {}
-        cells: list[tuple[str, Any]] = [(str(rank) if is_trial and is_done else "", rank)]
-        cells.append((trial_label(search, record), record.number))
-
-        def measured(*metrics: str, record: TrialRecord = record) -> list[tuple[str, Any]]:
-            """Cells of metrics, which are empty for a trial that ended at another step."""
-            values = [record.last(m) if record.outcome == "finished" else None for m in metrics]
-            return [
-                ("" if value is None else format_metric(metric)(value), value)
-                for metric, value in zip(metrics, values, strict=True)
-            ]
-
-        cells += measured(ID_ACC, OOD_MEAN_ACC, *_objectives(search))
-        for key in keys:
-            value = params.get(key)
-            cells.append(("" if value is None else format_value(value), value))
-        cells += measured("line/a", *(val_acc(domain) for domain in search.ood_domains))
+    short = dict(zip(keys, short_names(keys), strict=True))
+    metrics = {ID_ACC: "ID", OOD_MEAN_ACC: "OOD", **{m: m for m in extra_metrics(search)}}
+    later = {"line/a": "a", **{val_acc(domain): domain for domain in search.ood_domains}}
+    for order, row in enumerate(trial_rows(search, records)):
+        record = row.record
+        cells: list[tuple[str, str, Any]] = [("#", str(row.rank or ""), order)]
+        cells.append(("trial", row.label, record.number))
+        for names, values, style in (
+            (metrics, row.values, format_metric),
+            (short, row.params, lambda key: format_value),
+            (later, row.values, format_metric),
+        ):
+            for key, name in names.items():
+                value = values.get(key)
+                cells.append((name, "" if value is None else style(key)(value), value))
         if search.constraints:
-            short = sum(missed.get(record.trial_id, {}).values()) if is_done else 0.0
-            cells.append((f"{short:.2g}" if short else "", short))
-        step = "" if is_done or not record.step else f" at {record.step}"
-        cells.append((record.outcome + step if record is not zero_shot else "", record.outcome))
-        cells.append((format_seconds(record.seconds), record.seconds))
-        yield {
-            "trial": record.trial_id,
-            "is_best": best is not None and is_done and record.trial_id == best.trial_id,
-            "is_trial": is_trial,
-            "error": record.error_line,
-            "cells": cells,
-        }
+            cells.append(("misses", f"{row.missed:.2g}" if row.missed else "", row.missed))
+        cells.append(("outcome", row.outcome, record.outcome))
+        cells.append(("time", format_seconds(record.seconds), record.seconds))
+        yield row, cells

@@ -8,13 +8,14 @@ import math
 import os
 import shlex
 import shutil
+import signal
 import socket
 import subprocess
 import sys
+import urllib.request
 from contextlib import closing
 from dataclasses import replace
 from importlib.metadata import version
-from itertools import pairwise
 from pathlib import Path
 
 import jsonschema
@@ -35,12 +36,13 @@ from trainers.errors import ConfigError, StorageFailed
 from tuning import resume
 from tuning import search as run_search
 from tuning.cli import app, main, run_command
+from tuning.cli.control import point_of
 from tuning.config.loading import find_config, ready_configs
 from tuning.config.validation import load_config
+from tuning.execution.ray_session import free_port
 from tuning.runs.journal import Journal
 from tuning.runs.run_folder import CONFIG_FILE, load_run, write_config
 from tuning.search import SearchResult
-from tuning.views.callback import write_results
 
 
 def lipsum_tune(*arguments, cwd):
@@ -89,7 +91,7 @@ def test_version_is_that_of_the_package():
 
 
 def test_schema_accepts_the_ready_configurations():
-    schema = json.loads(invoke("schema").output)
+    schema = json.loads(invoke("config", "--schema").output)
     optim = schema["$defs"]["OptimConfig"]["properties"]
     assert optim["lr"]["description"] == "Peak learning rate."
     keys = schema["properties"].keys()
@@ -109,90 +111,163 @@ def test_config_prints_what_load_config_reads(tmp_path):
     assert load_config(tmp_path / "printed.yaml", check=False) == expected
 
 
-def test_status_as_json_has_null_where_a_trial_diverged(images_root, tmp_path):
+def test_report_as_json_has_null_where_a_trial_diverged(images_root, tmp_path):
     bad = fakes.trial(0, outcome="pruned", curve=(fakes.report(40, 80.0, math.nan),))
     run = write_run(tmp_path / "mine", search_file(images_root), [bad])
-    shown = invoke("status", run, "--json").output
+    shown = invoke("report", run, "--json").output
     found = json.loads(shown, parse_constant=lambda name: pytest.fail(f"{name} is no JSON"))
     assert (found["name"], found["state"]) == ("mine", "finished")
     (shown_trial,) = found["trials"]
     assert (shown_trial["trial_id"], shown_trial["outcome"]) == ("trial-000", "pruned")
     metrics = shown_trial["metrics"]
     assert (metrics["id_val/acc"], metrics["val/mean_acc"]) == (80.0, None)
+    assert not (run / "trials.csv").exists()
 
 
-def test_list_shows_runs_and_ready_configurations(run, images_root):
+def test_report_without_a_run_lists_all(run, images_root, monkeypatch):
+    monkeypatch.chdir(run.parent.parent)
     write_run(run.with_name("other"), search_file(images_root), outcome=None)
     (run.with_name("damaged")).mkdir()
     (run.with_name("damaged") / CONFIG_FILE).write_text("search: 3")
     relative = search_file(images_root, search__constraints=["id_val/acc >= zero_shot.id_val/acc"])
     write_run(run.with_name("relative"), relative, zero_shot={})
-    shown = invoke("list", run.parent).output
-    rows = {words[0]: words[1:] for line in shown.splitlines() if len(words := line.split()) > 3}
+    rows = {
+        words[0]: words[1:]
+        for line in invoke("report").output.splitlines()
+        if (words := line.split())
+    }
     assert rows["mine"][:4] == ["finished", "3/20", "73.5", "val/mean_acc"]
     assert rows["other"][:2] == ["killed", "0/20"]
     assert rows["damaged"][:2] == ["unreadable:", "ConfigError"]
     assert rows["relative"][:2] == ["unreadable:", "ConfigError"]
-    assert {"quickstart", "imagenet_vit_b16"} <= rows.keys()
+
+
+def test_report_shows_searches_side_by_side(run, images_root):
+    other = search_file(images_root, trial__optim__batch_size=4, search__budget__trials=7)
+    better = write_run(run.with_name("better"), other, [trial(4, 88.0, 60.0, lr=3e-4)])
+    before = sorted(run.parent.rglob("*"))
+    rows = {
+        tuple(line.split("  ")[0].split()): line.split()
+        for line in invoke("report", run, better).output.splitlines()
+    }
+    assert rows[("trials",)] == ["trials", "3/20", "1/7"]
+    assert rows[("value",)] == ["value", "73.5", "74"]
+    assert rows["ID,", "best"][2:] == ["85.0", "88.0"]
+    assert rows["OOD,", "best"][2:] == ["62.0", "60.0"]
+    assert rows[("trial.optim.batch_size",)][1:] == ["8", "4"]
+    assert ("trial.steps",) not in rows
+    assert sorted(run.parent.rglob("*")) == before
+
+
+@pytest.fixture
+def running(images_root, tmp_path):
+    """A search with one running trial, whose journal is locked."""
+    file = search_file(images_root, search__budget__trials=2)
+    run = write_run(tmp_path / "run", file, [trial(0, 85.0, 62.0)], outcome=None)
+    with closing(Journal(run)) as driver:
+        driver.session_started({})
+        driver.trial_started(trial(1, 0, 0, curve=(), outcome="running"))
+        yield run
+
+
+def test_control_writes_orders_with_whole_points(running):
+    words = ("--stop", "1", "--enqueue", "lr=3e-4", "--end")
+    done = invoke("control", running, *words)
+    assert done.stderr.startswith("warning: all 2 trials have begun: the point is")
+    lines = (running / "control.jsonl").read_text().splitlines()
+    point = {"optim.lr": 3e-4, "method.reg_weight": 1.0}
+    assert [*map(json.loads, lines)] == [{"stop": "trial-001"}, {"enqueue": point}, {"end": True}]
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        ("--stop 0", "--stop = '0': no running trial (running: trial-001)"),
+        ("--end --enqueue lr=1", "--enqueue lr = '1': it is outside 1e-06 .. 0.01"),
+        ("--enqueue lrr=1e-4", "--enqueue lrr = '1e-4': not searched (did you mean 'lr'?)"),
+        ("--enqueue lr=fast", "--enqueue lr = 'fast': it is not a finite number"),
+        ("", "give --stop TRIAL, --enqueue POINT or --end"),
+    ],
+)
+def test_control_refuses_what_is_wrong_and_writes_nothing(words, said, running):
+    assert str(invoke("control", running, *words.split()).exception) == said
+    assert not (running / "control.jsonl").exists()
+
+
+def test_control_enqueues_a_point_of_one_of_several_methods():
+    space = load_config("quickstart", ["search.space={methods: [ft, l2_sp]}"], check=False)
+    found = point_of("method=ft,lr=1e-5", space.search_space())
+    assert found == {"method.name": "ft", "optim.lr": 1e-5}
+    with pytest.raises(ConfigError, match="known: ft, l2_sp"):
+        point_of("lr=1e-5", space.search_space())
+
+
+def test_config_lists_the_ready_configurations():
+    for words in (["config"], ["config", "--list"]):
+        assert {*ready_configs()} <= {
+            line.split(" ")[0] for line in invoke(*words).output.splitlines()
+        }
+
+
+@pytest.mark.parametrize(
+    ("words", "new"),
+    [
+        ("list", "`report` for the runs"),
+        ("status quickstart --json", "lipsum-tune report quickstart"),
+        ("schema", "`config --schema`"),
+        ("extend quickstart --trials 8", "`resume`"),
+    ],
+)
+def test_a_command_of_before_names_the_new_one(words, new):
+    error = invoke(*words.split()).exception
+    assert isinstance(error, ConfigError)
+    assert new in str(error)
 
 
 def test_a_run_is_found_by_its_name(run, monkeypatch):
     monkeypatch.chdir(run.parent.parent)
-    assert "trial-000" in invoke("status", "mine").output
+    assert "trial-000" in invoke("report", "mine", "--json").output
     assert load_run("mine").folder == run
-    error = invoke("status", "mime").exception
+    error = invoke("report", "mime").exception
     assert isinstance(error, ConfigError)
     assert error.hint == "did you mean 'mine'?"
     monkeypatch.chdir(run)
-    error = invoke("status", "mine").exception
+    error = invoke("report", "mine", "--json").exception
     assert isinstance(error, ConfigError)
     assert error.hint == f"there are no runs in {run}/runs"
 
 
 def test_ui_refuses_a_port_in_use(run, monkeypatch):
-    (run.parent / "mlflow.db").touch()
     monkeypatch.setattr("subprocess.Popen", lambda *_, **__: pytest.fail("started"))
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
-        done = invoke("ui", run, "--port", port)
+        done = invoke("ui", run, "--port", port - 1)
     assert isinstance(done.exception, ConfigError)
     assert (done.exception.key, done.exception.value) == ("--port", port)
 
 
-def test_ui_refuses_a_port_that_does_not_exist(run):
-    for port in (-1, 99999):
-        done = invoke("ui", run, "--port", port)
-        assert (done.exit_code, "equal to" in done.stderr) == (2, True)
+def test_ui_serves_the_report_with_links(images_root, tmp_path, monkeypatch):
+    """MLflow of a server is a link without its password."""
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://ann:pa55@host:5000")
+    run, port = write_run(tmp_path / "mine", search_file(images_root)), free_port()
+    address = f"http://127.0.0.1:{port}"
+    (run / "report" / "plotly.min.js").write_text("a script")
+    command = [sys.executable, "-m", "tuning", "ui", str(tmp_path), "--port", str(port)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as server:
+        assert next(server.stdout).split() == ["Report", address]
+        assert next(server.stdout).split() == ["MLflow", "http://***@host:5000"]
+        assert "comes within 30 seconds" in read(address)
+        (run / "report" / "index.html").write_text("<head></head><body>the page")
+        page = read(address)
+        assert read(f"{address}/plotly.min.js") == "a script"
+        server.terminate()
+    assert page.endswith('<body><p><a href="http://***@host:5000">MLflow</a></p>the page')
+    assert server.returncode == 128 + signal.SIGTERM
 
 
-@pytest.mark.parametrize("of_all", [False, True])
-@pytest.mark.parametrize("configured", [False, True])
-def test_ui_without_a_database_names_the_server(
-    configured, of_all, images_root, tmp_path, monkeypatch
-):
-    uri = "http://ann:pa55@host:5000"
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://elsewhere" if configured else uri)
-    named = uri.replace("pa55", "${PASSWORD}")
-    file = search_file(images_root, search__tracking__uri=named if configured else None)
-    run = write_run(tmp_path / "mine", file)
-    error = invoke("ui", tmp_path if of_all else run).exception
-    assert isinstance(error, ConfigError)
-    assert error.hint == "searches are recorded at http://***@host:5000"
-
-
-def test_ui_says_first_what_it_starts(tmp_path, monkeypatch):
-    def start(command, **_):
-        options = dict(pairwise(command))
-        assert options["--registry-store-uri"] == options["--backend-store-uri"]
-        print("MLflow's own lines")
-        raise SystemExit
-
-    (tmp_path / "mlflow.db").touch()
-    monkeypatch.setattr("subprocess.Popen", start)
-    monkeypatch.setattr("signal.signal", lambda *_: None)
-    first, second = invoke("ui", tmp_path, "--port", "0").output.splitlines()
-    assert first == f"Starting    MLflow for {tmp_path}"
-    assert second == "MLflow's own lines"
+def read(address):
+    with urllib.request.urlopen(address, timeout=60) as answer:
+        return answer.read().decode()
 
 
 @pytest.mark.usefixtures("went_on")
@@ -203,7 +278,7 @@ def test_brackets_in_a_path_are_printed(images_root, tmp_path):
 
 
 def test_debug_shows_the_traceback_before_the_line(tmp_path):
-    done = lipsum_tune("--debug", "status", "nowhere", cwd=tmp_path)
+    done = lipsum_tune("--debug", "report", "nowhere", cwd=tmp_path)
     first, *_, last = done.stderr.splitlines()
     assert (done.returncode, first) == (2, "Traceback (most recent call last):")
     assert last.startswith("lipsum-tune: nowhere: not a run folder")
@@ -307,7 +382,8 @@ def test_a_search_says_first_where_it_uses_ood_data(used, images_root, tmp_path)
             for command, *more in (
                 ["resume"],
                 ["resume", "--trials", "+3"],
-                ["status"],
+                ["report"],
+                ["control", "--end"],
                 ["confirm"],
                 ["export", "--output", "out"],
                 ["export", "--output", "out", "--soup", "greedy"],
@@ -321,7 +397,7 @@ def test_a_search_says_first_where_it_uses_ood_data(used, images_root, tmp_path)
         (("resume", "RUN", "--set", "trial.steps"), "write it as key=value"),
         (("resume", "RUN", "--set", "trial.seed=9"), "start a new search"),
         (("resume", "RUN", "--trials", "+x"), "write a number, or +8"),
-        (("extend", "RUN", "--trials", "8"), "`extend` is now `resume`"),
+        (("control", "RUN", "--end"), "not running (`lipsum-tune resume mine` continues it)"),
     ],
 )
 def test_a_mistake_is_one_line_and_status_2(
@@ -459,9 +535,8 @@ UNFORESEEN = " (--debug shows the traceback)"
         ("config FILE", "trial: {steps: !!bool xx}", 2, "not of the type of its tag"),
         (f"config quickstart --set trial{'.a' * 5000}=3", "", 70, "RecursionError: "),
         (f"config {TOO_LONG}", "", 70, "OSError: [Errno 36] File name too long"),
-        (f"status {TOO_LONG}", "", 70, "OSError: [Errno 36] File name too long"),
+        (f"report {TOO_LONG}", "", 70, "OSError: [Errno 36] File name too long"),
         (f"search FILE --set search.warm_start.runs={TOO_LONG}", "", 70, "File name too long"),
-        ("status RUN", "journal.jsonl", 2, "line 27 is damaged"),
         ("report RUN", "journal.jsonl", 2, "line 27 is damaged"),
         (
             "prepare domainnet mine ../out",
@@ -528,63 +603,37 @@ def test_a_closed_pipe_ends_quietly(tmp_path):
     assert done.stderr == b""
 
 
-def test_status_shows_the_leaderboard_and_writes_nothing(run):
-    before = sorted(run.rglob("*"))
-    shown = invoke("status", run)
+def test_report_shows_the_leaderboard_and_how_the_search_was_left(run):
+    shown = invoke("report", run)
     assert shown.exit_code == 0, shown.output
     for text in ("trial-000", "85.0", "trial-001", "pruned", "trial-002", "zero-shot", "too big"):
         assert text in shown.output
-    assert shown.output.splitlines()[-1] == "State       finished"
+    assert "State       finished\n" in shown.output
+    rows = pq.read_table(run / "trials.parquet").to_pylist()
+    assert {row["trial_id"]: row["outcome"] for row in rows}["trial-001"] == "pruned"
+
+
+def test_report_of_a_running_search_writes_nothing(images_root, tmp_path):
+    run = write_run(
+        tmp_path / "run", search_file(images_root), [trial(0, 85.0, 62.0)], outcome=None
+    )
+    before = sorted(run.rglob("*"))
+    with closing(Journal(run)):
+        shown = invoke("report", run)
+    assert "State       running\n" in shown.output
     assert sorted(run.rglob("*")) == before
+    assert "State       killed; resume it\n" in invoke("report", run).output
 
 
-@pytest.mark.parametrize(
-    ("outcome", "state"), [("stopped", "stopped"), (None, "killed; resume it")]
-)
-def test_status_says_how_a_search_was_left(outcome, state, images_root, tmp_path):
-    run = write_run(tmp_path / "run", search_file(images_root), outcome=outcome)
-    driver = Journal(run)
-    assert "State       running" in invoke("status", run).output
-    driver.close()
-    assert f"State       {state}" in invoke("status", run).output
-
-
-def test_status_before_the_zero_shot_model_is_evaluated(images_root, tmp_path):
+def test_report_before_the_zero_shot_model_is_evaluated(images_root, tmp_path):
     run = write_run(tmp_path / "mine", search_file(images_root), zero_shot=None, outcome=None)
     with closing(Journal(run)):
-        shown, as_json = invoke("status", run), invoke("status", run, "--json")
+        shown, as_json = invoke("report", run), invoke("report", run, "--json")
     assert (shown.exit_code, as_json.exit_code) == (0, 0)
     assert shown.output == "State       running, evaluating the zero-shot model\n"
     found = json.loads(as_json.output)
     assert (found["name"], found["state"], found["zero_shot"]) == ("mine", "running", {})
-    assert invoke("status", run).exception.hint == "resume it"
-
-
-@pytest.mark.parametrize("is_closed", [True, False])  # a driver still writes to MLflow
-def test_report_at_the_end_of_a_search_shows_its_end(is_closed, run, monkeypatch):
-    last = trial(3, 86.0, 63.0)
-    driver = Journal(run)
-    driver.session_started({})
-    driver.trial_started(last)
-    states = []
-
-    def write_later(search, records, *arguments, **more):
-        if not states:  # the search ends after its state was read
-            driver.trial_ended(replace(last, outcome="failed"))
-            driver.session_ended("finished")
-            if is_closed:
-                driver.close()
-        states.append(records[-1].outcome)
-        return write_results(search, records, *arguments, **more)
-
-    monkeypatch.setattr("tuning.confirmation.report.write_results", write_later)
-    shown = invoke("report", run)
-    driver.close()
-    assert shown.exit_code == 0, shown.output
-    assert states == ["running", "failed"]
-    rows = pq.read_table(run / "trials.parquet").to_pylist()
-    assert {row["trial_id"]: row["outcome"] for row in rows}["trial-003"] == "failed"
-    assert ("MLflow" in shown.output) == is_closed
+    assert invoke("report", run).exception.hint == "resume it"
 
 
 @pytest.fixture
@@ -670,5 +719,5 @@ def test_a_run_folder_that_cannot_be_written_is_one_line(
         make_read_only(disk)
         done = lipsum_tune(command[0], str(disk / "mine"), *command[1:], cwd=tmp_path)
     assert done.returncode == 75
-    assert "Read-only file system" in done.stderr
-    assert len(done.stderr.strip().splitlines()) == 1
+    assert "Read-only file system" in done.stderr.strip().splitlines()[-1]
+    assert "Traceback" not in done.stderr

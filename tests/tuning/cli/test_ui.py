@@ -27,7 +27,7 @@ from trainers.errors import ConfigError
 from tuning.execution.ray_session import free_port
 from tuning.runs.journal import read_history
 from tuning.runs.run_folder import load_run
-from tuning.views.dashboard import OPTUNA_FILE
+from tuning.views.dashboard import OPTUNA_FILE, complete_study, open_storage
 from tuning.views.mlflow.callback import backfill
 from tuning.views.page import REPORT_FILE, write_page
 
@@ -65,21 +65,30 @@ def run(images_root, records, tmp_path_factory):
     write_page(search, records, folder / "report")
     with_database(folder.parent)
     assert backfill(load_run(folder)).endswith("has all of it")
+    complete_study(load_run(folder), open_storage(folder, None))
     # A newer search that has nothing to show yet.
     write_run(folder.parent / "begun", search_file(images_root), zero_shot=None, outcome=None)
     return folder
 
 
 @pytest.fixture(scope="module")
-def address(run):
-    """The address that `ui` prints; the server ends with the command."""
-    command = [sys.executable, "-m", "tuning", "ui", str(run.parent), "--port", str(free_port())]
+def links(run):
+    """The addresses that `ui` prints, by name; the servers end with the command."""
+    port = free_port()
+    command = [sys.executable, "-m", "tuning", "ui", str(run), "--port", str(port)]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as server:
-        assert server.stdout is not None
-        line = next(line for line in server.stdout if line.startswith("MLflow "))
-        yield line.split()[1]
+        named = ("Report", "MLflow", "Summary", "Dashboard")
+        found = dict(next(server.stdout).split() for _ in named)
+        assert tuple(found) == named
+        wait_until(lambda: _listens(port + 1) and _listens(port + 2))
+        yield found
         server.terminate()  # not SIGINT, which a shell may have told its background jobs to ignore
     assert server.returncode == 128 + signal.SIGTERM
+
+
+@pytest.fixture(scope="module")
+def address(links):
+    return links["MLflow"]
 
 
 @pytest.fixture(scope="module")
@@ -127,6 +136,15 @@ def open_best(page, address):
 def open_parent(page, address):
     open_best(page, address)
     page.get_by_role("link", name="mine", exact=True).click()
+
+
+def test_the_report_links_what_is_served_beside_it(links, page):
+    page.goto(links["Report"])
+    expect(page.locator(".main-svg").first).to_be_visible()
+    for name in ("MLflow", "Summary", "Dashboard"):
+        expect(page.get_by_role("link", name=name)).to_have_attribute("href", links[name])
+    page.get_by_role("link", name="Summary").click()
+    expect(page.get_by_text("Best: trial-006")).to_be_visible()
 
 
 def column(page, name):

@@ -8,8 +8,8 @@ import pytest
 
 from tests.tuning import fakes
 from tuning.config.objectives import Objective, parse_constraint
-from tuning.views import figures
 from tuning.views.changed_images import Changed
+from tuning.views.figures import Plots
 from tuning.views.page import SCRIPT_FILE, write_page
 from tuning.views.result_table import PlainTable
 
@@ -124,7 +124,7 @@ def test_points_hold_their_parameters_and_trial(tmp_path):
 
 
 def test_importance_tells_which_parameter_moves_which_accuracy():
-    drawn = figures.importance(SEARCH, scattered(40))
+    drawn = Plots(SEARCH, scattered(40)).importance()
     shares = {bar.name: dict(zip(bar.y, bar.x, strict=True)) for bar in drawn.data}
     assert shares["ID accuracy"]["lr"] > 0.8
     assert shares["OOD accuracy"]["reg_weight"] > 0.8
@@ -137,12 +137,12 @@ def test_the_curve_breaks_where_other_images_are_measured():
         fakes.report(160, 75, 55, **sample),
         fakes.report(240, 74, 54, **whole),
     )
-    (best,) = figures.curves(SEARCH, [fakes.trial(1, curve=curve)]).data
+    (best,) = Plots(SEARCH, [fakes.trial(1, curve=curve)]).curves().data
     assert list(best.y) == [60, 65, None, 64, None]
 
 
 def test_methods_have_a_series_each():
-    drawn = figures.id_vs_ood(SEARCH, fakes.compared_methods())
+    drawn = Plots(SEARCH, fakes.compared_methods()).id_vs_ood()
     assert set(fakes.METHODS) <= {trace.name for trace in drawn.data}
 
 
@@ -151,7 +151,7 @@ def test_parallel_coordinates_read_a_log_range_and_a_choice():
         replace(trial, params={**trial.params, "texts": "a" if index % 2 else "b"})
         for index, trial in enumerate(scattered(6))
     ]
-    (trace,) = figures.parallel(SEARCH, records).data
+    (trace,) = Plots(SEARCH, records).parallel().data
     axes = {axis.label: axis for axis in trace.dimensions}
     lrs = [np.log10(record.params["optim.lr"]) for record in records]
     assert list(axes["lr"]["values"]) == pytest.approx(lrs)

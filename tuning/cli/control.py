@@ -1,0 +1,106 @@
+"""The command that steers a search while it runs."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from tuning.cli.options import Run, names, show, warn, word_for
+
+if TYPE_CHECKING:
+    from search_spaces import SearchSpace
+
+app = typer.Typer()
+
+
+@app.command()
+def control(
+    run: Run,
+    stop: Annotated[
+        str | None, typer.Option(help="End this trial, `7`, at its next evaluation, as pruned.")
+    ] = None,
+    enqueue: Annotated[
+        str | None,
+        typer.Option(
+            help="Try a point next, such as `reg_weight=1,lr=3e-4`. What it lacks is that of the "
+            "first point of the space."
+        ),
+    ] = None,
+    end: Annotated[bool, typer.Option("--end", help="End the search in order, as Ctrl-C.")] = False,
+) -> None:
+    """Steer a running search: its driver follows within seconds, also on another machine.
+
+    Example: lipsum-tune control quickstart --enqueue reg_weight=1,lr=3e-4
+    """
+    from trainers.errors import ConfigError
+    from tuning.runs.journal import is_running
+    from tuning.runs.records import trial_name
+    from tuning.runs.run_folder import load_run
+    from tuning.views.formatting import format_params
+
+    loaded = load_run(run)
+    if not is_running(loaded.folder):
+        raise ConfigError(
+            "not running", source=run, hint=f"`lipsum-tune resume {word_for(run)}` continues it"
+        )
+    orders: list[tuple[str, dict[str, Any]]] = []
+    if stop is not None:
+        trial_id = trial_name(int(stop)) if stop.isdecimal() else stop
+        running = [r.trial_id for r in loaded.history.records if r.outcome == "running"]
+        if trial_id not in running:
+            hint = f"running: {', '.join(running) or 'none'}"
+            raise ConfigError("no running trial", key="--stop", value=stop, hint=hint)
+        orders.append((f"{trial_id} ends at its next evaluation", {"stop": trial_id}))
+    if enqueue is not None:
+        params = point_of(enqueue, loaded.file.search_space())
+        loaded.file.trial_config(params)  # parameters that do not go together
+        orders.append((f"next: {format_params(params)}", {"enqueue": params}))
+        begun = sum(record.kind == "trial" for record in loaded.history.records)
+        if begun >= loaded.file.most_trials:
+            more = f"lipsum-tune resume {word_for(run)} --trials +1"
+            warn(f"all {begun} trials have begun: the point is tried after `{more}`")
+    if end:
+        orders.append(("the search ends", {"end": True}))
+    if not orders:
+        raise ConfigError("give --stop TRIAL, --enqueue POINT or --end")
+    from tuning.execution.steering import send
+
+    for text, order in orders:
+        send(loaded.folder, order)
+        show("Control", text)
+
+
+def point_of(text: str, space: SearchSpace) -> dict[str, Any]:
+    """The parameters of a trial for `reg_weight=1,lr=3e-4`, with all keys of the space.
+
+    Raises:
+        ConfigError: a key or a value is not of the space.
+    """
+    from trainers.errors import ConfigError, suggestion
+    from trainers.overrides import METHOD_KEY
+    from trainers.yaml_text import parse_yaml
+    from tuning.views.formatting import short_names
+
+    given = dict(pair.partition("=")[::2] for pair in names(text))
+    method = given.pop("method", None) if space.branches else None
+    if method not in (parts := space.parts()):
+        hint = suggestion(method or "", space.branches)
+        raise ConfigError("no method of this search", key="--enqueue", value=text, hint=hint)
+    part = parts[method]
+    keys = [*part.parameters]
+    known = dict(zip(short_names(keys), keys, strict=True)) | dict(zip(keys, keys, strict=True))
+    point: dict[str, Any] = {} if method is None else {METHOD_KEY: method}
+    point |= part.initial_points[0] if part.initial_points else {}
+    for name, written in given.items():
+        key = f"--enqueue {name}"
+        if name not in known:
+            raise ConfigError("not searched", key=key, value=written, hint=suggestion(name, known))
+        try:
+            value = part.parameters[known[name]].parse(parse_yaml(written, key))
+        except (ValueError, TypeError) as error:
+            raise ConfigError(f"it {error}", key=key, value=written) from None
+        point[known[name]] = value
+    if lacks := [key for key in keys if key not in point]:
+        raise ConfigError(f"the point lacks {', '.join(lacks)}", key="--enqueue", value=text)
+    return point

@@ -1,0 +1,76 @@
+"""The command that shows runs: all of them, several side by side, or one with its report."""
+
+from __future__ import annotations
+
+import json
+import webbrowser
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+from tuning.cli.options import find_all, shortest, show, warn
+
+app = typer.Typer()
+
+
+@app.command()
+def report(
+    run: Annotated[
+        list[Path] | None,
+        typer.Argument(
+            callback=find_all,
+            help="A run folder, or the name of one in runs/; several are shown side by side. "
+            "Default: a list of all.",
+        ),
+    ] = None,
+    open_: Annotated[bool, typer.Option("--open", help="Open the report in a browser.")] = False,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Print the trials as JSON, and write nothing.")
+    ] = False,
+) -> None:
+    """Show the trials of a run, which may be running; write its tables and report, complete MLflow.
+
+    Example: lipsum-tune report quickstart --open
+    """
+    from trainers.errors import ConfigError
+    from tuning.runs.run_folder import load_run, places_of_runs, runs_in
+    from tuning.views.overview import as_plain, comparison, runs_table, state_of
+
+    console = Console()
+    if not run or len(run) > 1:
+        folders = [folder for place in places_of_runs() for folder in runs_in(place)]
+        console.print(comparison(run) if run else runs_table(folders))
+        return
+    loaded = load_run(run[0])
+    state = state_of(loaded)
+    if as_json:
+        print(json.dumps(as_plain(loaded), indent=2, allow_nan=False))
+        return
+    if loaded.history.zero_shot is None and state == "running":
+        show("State", "running, evaluating the zero-shot model")
+        return
+    from tuning.views.leaderboard import report as full_report
+
+    search, records = loaded.search, loaded.history.records
+    console.print(full_report(search, records, console.width), highlight=False)
+    show("State", "killed; resume it" if state == "killed" else state)
+    page = loaded.folder / "report" / "index.html"
+    if state != "running":  # a running search writes all of this itself
+        from tuning.confirmation.report import write_run_report
+
+        page = write_run_report(loaded)
+    show("Report", shortest(page))
+    if open_:
+        webbrowser.open(page.resolve().as_uri())
+    if state == "running":
+        return
+    from tuning.views.dashboard import complete_study, open_storage
+    from tuning.views.mlflow.callback import backfill
+
+    try:
+        show("MLflow", backfill(loaded))
+        complete_study(loaded, open_storage(loaded.folder, loaded.file.search.study_storage))
+    except ConfigError as error:
+        warn(error)

@@ -1,0 +1,94 @@
+"""Orders to a running search, in a file of its run folder: `lipsum-tune control` adds lines to it.
+
+The driver writes each order into the journal, with the place in the file up to which it has read,
+before it follows it. So none is followed twice, and none is lost if the driver is killed.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, TypeAlias
+
+from ray import tune
+
+from trainers.errors import storage_failures
+from tuning.algorithms.budget import Budget
+from tuning.algorithms.studies import Studies
+from tuning.runs.journal import Journal, append_synced, read_events
+from tuning.runs.records import ParamValue
+
+logger = logging.getLogger(__name__)
+
+CONTROL_FILE = "control.jsonl"
+Order: TypeAlias = dict[str, Any]
+"""`{"stop": "trial-007"}`, `{"enqueue": {"optim.lr": 3e-4}}` or `{"end": true}`."""
+
+
+def send(run_folder: Path, order: Order) -> None:
+    """Add an order for the driver of a search.
+
+    Raises:
+        StorageFailed: the file cannot be written.
+    """
+    path = run_folder / CONTROL_FILE
+    with storage_failures(path, "cannot be written"), path.open("ab", buffering=0) as file:
+        append_synced(file, f"{json.dumps(order)}\n".encode())
+
+
+def recorded_orders(run_folder: Path) -> tuple[list[Order], int]:
+    """The orders in the journal, and the place in the file of orders up to which they were read."""
+    events = [event for event, _ in read_events(run_folder) if event["event"] == "control"]
+    return [event["order"] for event in events], max((event["read"] for event in events), default=0)
+
+
+def wanted_points(run_folder: Path) -> list[Mapping[str, ParamValue]]:
+    """The points that were enqueued so far, with their method if several are compared."""
+    orders, _ = recorded_orders(run_folder)
+    return [order["enqueue"] for order in orders if "enqueue" in order]
+
+
+class Steering(tune.Callback):
+    """Follows orders as a callback of Ray Tune, whose loop turns several times a second."""
+
+    def __init__(
+        self, run_folder: Path, journal: Journal, budget: Budget, studies: Studies | None
+    ) -> None:
+        self._path, self._journal = run_folder / CONTROL_FILE, journal
+        self._budget, self._studies = budget, studies
+        orders, self._read = recorded_orders(run_folder)
+        self._began = self._path.stat().st_size if self._path.is_file() else 0
+        self.stopped = {order["stop"] for order in orders if "stop" in order}
+        """Trials that end at their next report: their workers cannot be stopped within a step."""
+
+    def on_step_end(self, iteration: int, trials: list[Any], **info: Any) -> None:
+        """Read the orders that are new, and follow them."""
+        for order in self._new_orders():
+            self._journal.controlled(order, self._read)
+            match order:
+                case {"stop": str(trial_id)}:
+                    self.stopped.add(trial_id)
+                case {"enqueue": dict(params)} if self._studies is not None:
+                    self._studies.enqueue(params)
+                case {"end": True} if self._read > self._began:  # an older one ended that session
+                    self._budget.is_ended = True
+
+    def _new_orders(self) -> Iterator[Order]:
+        if not self._path.is_file() or self._path.stat().st_size <= self._read:
+            return
+        with self._path.open("rb") as file:
+            file.seek(self._read)
+            for line in file:
+                if not line.endswith(b"\n"):
+                    return
+                self._read += len(line)
+                try:
+                    yield dict(json.loads(line))
+                except (ValueError, TypeError):
+                    logger.warning("%s: a line is damaged and left out", self._path)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Tune pickles its callbacks. Nothing is ever restored from that."""
+        return {}
