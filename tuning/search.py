@@ -213,7 +213,7 @@ def continue_search(run_folder: Path, file: SearchFile, options: SearchOptions) 
         history = read_history(run_folder)
         studies = prepare_studies(search, file, history, options, console, earlier)
         dashboard = dashboard_view(file, search, history, options)
-        budget = Budget(file.search.budget, search, history, journal.now)
+        budget = Budget(file.search.budget, search, history, journal.now, file)
         keep = file.search.checkpoints
         callbacks = (
             ResultsCallback(checkpoints.url),
@@ -234,7 +234,7 @@ def continue_search(run_folder: Path, file: SearchFile, options: SearchOptions) 
         ended, outcome = session.run(
             search, history, budget, callbacks, studies=studies, fixed=references, begin=begin
         )
-    return SearchResult(run_folder, file, ended, outcome, uri, budget.over())
+    return SearchResult(run_folder, file, ended, outcome, uri, budget.ended_by)
 
 
 def prepare_studies(

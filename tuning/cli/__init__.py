@@ -19,14 +19,14 @@ from typing import Annotated, Any
 
 import typer
 
-from tuning.cli import configuration, data, search, ui, weights
+from tuning.cli import auto, configuration, data, search, ui, weights
 from tuning.cli.options import Config, Set
 from tuning.execution.signals import GC_THRESHOLD
 
 __all__ = ["Config", "Set", "app", "main"]
 
 app = typer.Typer(name="lipsum-tune", no_args_is_help=True, pretty_exceptions_enable=False)
-for commands in (data, search, ui, weights, configuration):
+for commands in (auto, data, search, ui, weights, configuration):
     app.add_typer(commands.app)
 
 

@@ -1,0 +1,152 @@
+"""`auto`: what it chooses, what it refuses, and its steps, each of which is done once."""
+
+import re
+from pathlib import Path
+
+import pytest
+import yaml
+from rich.console import Console
+from typer.testing import CliRunner
+
+from tests.test_own_images import write_shop
+from trainers.config import with_overrides
+from trainers.errors import ConfigError
+from tuning import auto as module
+from tuning.auto import auto, fitting, sizes
+from tuning.cli import app
+from tuning.config.schema import SearchFile
+from tuning.confirmation.results import read_results
+from tuning.planning.plan import CONFIRM_SEEDS, Plan
+from tuning.runs.journal import JOURNAL_FILE
+from tuning.runs.run_folder import load_run
+
+QUIET = Console(quiet=True)
+
+
+@pytest.fixture(autouse=True)
+def _in_a_folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+
+
+def plan_of(steps=900, gpus=0, **budget):
+    """A step takes 1 s, an evaluation 5 s, the last one 9 s; two trials at once, of three CPUs."""
+    trial = {"steps": steps, "eval": {"every": steps // 3, "line": "off"}}
+    resources = {"cpus_per_worker": 3, "gpus_per_worker": gpus}
+    values = {"trial": trial, "search": {"resources": resources, "budget": budget or {"hours": 1}}}
+    file = SearchFile.model_validate(values)
+    return Plan(file, 2, setup_s=60, start_s=2, step_s=1, save_s=0, rung_s=5, eval_s=9)
+
+
+def full(steps, last=9):
+    return 2 + steps + 2 * 5 + last
+
+
+def test_as_many_trials_as_fit_beside_confirm_and_the_reference():
+    confirm = 60 + CONFIRM_SEEDS * full(900, last=18)  # two trainings per seed, two at once
+    rounds = 60 + 4 * full(900)  # plain fine-tuning and seven trials
+    found = fitting(plan_of(), (confirm + rounds) / 3600 + 0.001, spent=0.0005)
+    assert found.file.search.budget.trials == 7
+    assert found.file.trial == plan_of().file.trial
+    left = found.file.search.budget.hours
+    assert left == pytest.approx(rounds / 3600, rel=0.01)
+
+
+def test_gpu_hours_are_those_of_all_gpus():
+    trials = fitting(plan_of(gpus=1, gpu_hours=9), 9.0).file.search.budget
+    confirm = 2 * CONFIRM_SEEDS * full(900, last=18)
+    assert trials.trials == (9 * 3600 - confirm) // full(900) - 1
+    assert (trials.hours, trials.gpu_hours) == (None, pytest.approx(9 - confirm / 3600, rel=0.01))
+
+
+def test_trials_are_shorter_before_they_are_too_few():
+    needed = [
+        2 * 60 + CONFIRM_SEEDS * full(steps, last=18) + 4 * full(steps) for steps in (900, 450, 225)
+    ]
+    for steps, seconds in zip((900, 450, 225), needed, strict=True):
+        found = fitting(plan_of(), (seconds + 1) / 3600)
+        assert found.file.trial.steps == steps
+        assert found.file.trial.eval.every == steps // 3
+        assert found.file.search.budget.trials >= module.LEAST_TRIALS
+    with pytest.raises(ConfigError, match="6 trials of 225 steps and confirm need") as caught:
+        fitting(plan_of(), (needed[-1] - 1) / 3600)
+    assert caught.value.key == "--hours"
+
+
+@pytest.mark.parametrize(
+    ("images", "batch_size", "steps"),
+    [(40, 8, 60), (350, 64, 60), (20_000, 256, 783), (10**6, 256, 5001)],
+)
+def test_ten_epochs_in_batches_of_at_most_a_quarter(images, batch_size, steps):
+    file = SearchFile()
+    chosen = sizes(file, images)
+    with_overrides(file.trial, {k.removeprefix("trial."): v for k, v in chosen.items()}, "test")
+    assert list(chosen.values()) == [batch_size, steps, steps // 3]
+
+
+@pytest.mark.parametrize(
+    ("options", "problem"),
+    [
+        ({}, "give one of --hours"),
+        ({"hours": 1, "gpu_hours": 1}, "give one of --hours"),
+        ({"hours": -1}, "search.budget.hours"),
+        ({"hours": 1, "id_domain": "real"}, "did you mean|no such domain"),
+        ({"hours": 1, "id_domain": "photo", "ood": ["sketsch"]}, "no such domain.*sketch"),
+        ({"hours": 1, "model": "vit_b99"}, "no such file or ready configuration"),
+        ({"hours": 1, "name": "a/b"}, "search.name"),
+        ({"gpu_hours": 1}, "this machine has no GPU"),
+        ({"gpu_hours": 1, "model": "quickstart"}, "trials take no GPU"),
+        ({"hours": 1, "skip_bad": "some"}, "skip-bad"),
+    ],
+)
+def test_wrong_input_is_refused_before_anything_is_written(tmp_path, options, problem):
+    for domain in ("photo", "sketch"):
+        (tmp_path / "shop" / domain / "cat").mkdir(parents=True)
+    with pytest.raises(ConfigError, match=problem):
+        auto("shop", **{"id_domain": "photo", **options}, console=QUIET)
+    assert [path.name for path in tmp_path.iterdir()] == ["shop"]
+
+
+def test_domains_need_a_folder_and_a_folder_must_exist():
+    with pytest.raises(ConfigError, match="need a folder of images"):
+        auto(id_domain="real")
+    with pytest.raises(ConfigError, match="no such folder"):
+        auto("nowhere", hours=1)
+
+
+@pytest.mark.ray
+@pytest.mark.usefixtures("local_ray")
+def test_the_same_call_goes_on_and_does_nothing_twice(whole_root, tmp_path, monkeypatch):
+    write_shop(whole_root, tmp_path / "shop")
+    base = {"extends": "quickstart", "trial": {"eval": {"line": "off"}}}
+    (tmp_path / "tiny.yaml").write_text(yaml.safe_dump(base))
+    monkeypatch.setattr(module, "MOST_TRIALS", module.LEAST_TRIALS)
+    monkeypatch.setattr(module, "LEAST_STEPS", 6)
+    monkeypatch.setattr(module, "EPOCHS", 1)
+    monkeypatch.setattr(module, "CONFIRM_SEEDS", 2)
+    shop = ("shop", "--id", "studio", "--ood", "street,sketch", "--model", "tiny.yaml")
+    words = ["auto", *shop, "--hours", "2"]
+    runner = CliRunner(env={"COLUMNS": "120"})
+
+    def interrupted(*_, **__):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(module, "confirm", interrupted)
+        assert runner.invoke(app, words).exit_code == 130
+    run, config = Path("runs", "shop"), Path("runs", "shop.yaml")
+    left = {path: path.read_bytes() for path in (config, run / JOURNAL_FILE)}
+    done = runner.invoke(app, words)
+    assert done.exit_code == 0, done.output
+    steps = re.findall(r"^\d \S+ +lipsum-tune (\S+)", done.output, re.MULTILINE)
+    assert steps == ["prepare", "search", "confirm", "export"]
+    assert all(path.read_bytes() == content for path, content in left.items())
+    records = load_run(run).history.records
+    assert [record.outcome for record in records if record.kind == "trial"] == ["finished"] * 6
+    assert len({seed for _, seed in read_results(run)} - {None}) == 2
+    model = run / "model" / "open_clip_model.safetensors"
+    written = model.stat().st_mtime_ns
+    again = auto("shop", id_domain="studio", ood=["street", "sketch"], model="tiny.yaml", hours=2)
+    assert again.model.resolve() == model.parent.resolve()
+    assert (model.stat().st_mtime_ns, again.page.is_file()) == (written, True)
+    changed = runner.invoke(app, [*words[:-1], "3"])
+    assert "this name is taken by another command" in str(changed.exception)
