@@ -14,7 +14,7 @@ import re
 import shlex
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final
 
@@ -27,14 +27,14 @@ from trainers.data.data_root import without_split
 from trainers.data.prepare import Options
 from trainers.data.sources import Source
 from trainers.data.storage import open_store
-from trainers.errors import ConfigError, quoted, validate
+from trainers.errors import ConfigError, quoted
 from trainers.evaluation.metrics import ID_ACC
 from trainers.overrides import nest
 from tuning.config.schema import SearchFile
 from tuning.config.validation import check_settings, load_config
 from tuning.confirmation.confirm import confirm
 from tuning.confirmation.report import report as confirmation_report
-from tuning.confirmation.verdict import Verdict, verdict
+from tuning.confirmation.verdict import verdict
 from tuning.execution.ray_session import runs_folder
 from tuning.planning.plan import CONFIRM_SEEDS, Plan, plan_search
 from tuning.planning.report import render as render_plan
@@ -57,26 +57,9 @@ EVALUATIONS: Final = 3
 """Of a trial."""
 BENCHMARK_HOURS: Final = 0.2
 """For the embedded benchmark."""
-RULE, MODEL = "objective", "model"
+RULE: Final = "objective"
 PREPARED: Final = "prepared"
 """Folder of prepared images, in the current one. Not `data`, where the images themselves may be."""
-
-
-@dataclass(frozen=True)
-class Finished:
-    """What `auto` leaves."""
-
-    config: Path
-    """Of the search: `lipsum-tune search` with it gives the same trials."""
-    run: Path
-    model: Path
-    """A folder that open_clip loads."""
-    verdict: Verdict
-
-    @property
-    def page(self) -> Path:
-        """The report."""
-        return self.run / REPORT_FOLDER / REPORT_FILE
 
 
 def auto(
@@ -91,7 +74,7 @@ def auto(
     skip_bad: str = "0",
     address: str | None = None,
     console: Console | None = None,
-) -> Finished:
+) -> Path:
     """Prepare images, search for as many trials as fit the hours, confirm and export what won.
 
     The configuration is `NAME.yaml` beside the run folder, the images are in `prepared/NAME`.
@@ -102,42 +85,44 @@ def auto(
         ood: the other domains that are evaluated; by default all.
         model: a ready configuration or a YAML file to extend: `vit_b32`, or for the embedded
             benchmark `quickstart`.
-        hours: of wall clock for everything from the call on; see `gpu_hours`.
-        gpu_hours: of search and `confirm`. One of the two must be given for one's own images.
-        name: of the run; by default that of the folder of images.
+        hours: of wall clock for everything from the call on.
+        gpu_hours: of search and `confirm`, instead of `hours`.
+        name: of the run; by default that of the folder of images, or `auto`.
         skip_bad: see `lipsum-tune prepare`.
         address: of a Ray cluster; by default the one in `RAY_ADDRESS`, or a new local one.
         console: for tables and commands; by default the standard output.
 
+    Returns:
+        The exported model, in the run folder.
+
     Raises:
-        ConfigError: before anything starts: wrong arguments. Later: bad images, or fewer hours than
+        ConfigError: wrong arguments, before anything starts. Later: bad images, or fewer hours than
             a few short trials need.
         KeyboardInterrupt: the same call goes on.
     """
     began, console = time.monotonic(), console or Console()
     if source is None and hours is None and gpu_hours is None:
         hours = BENCHMARK_HOURS
-    if (hours is None) == (gpu_hours is None):
+    unit, limit = ("hours", hours) if gpu_hours is None else ("gpu_hours", gpu_hours)
+    option = f"--{unit.replace('_', '-')}"
+    if limit is None or (hours is not None and gpu_hours is not None):
         raise ConfigError("give one of --hours (wall clock) and --gpu-hours")
-    if source is None and (id_domain or ood):
-        raise ConfigError("--id and --ood need a folder of images")
-    limit, unit = (hours, "hours") if gpu_hours is None else (gpu_hours, "gpu_hours")
-    assert limit is not None
     given = None if source is None else Path(source).expanduser().absolute()
+    if given is None and (id_domain or ood):
+        raise ConfigError("--id and --ood need a folder of images")
+    if given is not None and not given.is_dir():
+        raise ConfigError("no such folder", key="DATA", value=source)
     name = name or (re.sub(r"[^A-Za-z0-9._-]+", "-", given.name).lstrip("._-") if given else "auto")
     base = model or ("vit_b32" if given else "quickstart")
     base = str(Path(base).absolute()) if Path(base).is_file() else base
     values: dict[str, Any] = {"search.name": name, f"search.budget.{unit}": limit}
-    sources: dict[str, Source] = {}
+    sources, root = dict[str, Source](), Path(PREPARED, name)
     if given is not None:
-        if not given.is_dir():
-            raise ConfigError("no such folder", key="DATA", value=source)
-        whole = validate(Source, {"path": str(given)}, "auto")
-        sources = sources_of(whole, id_domain=id_domain, ood=ood)
+        sources = sources_of(Source(path=str(given)), id_domain=id_domain, ood=ood)
         first, *others = sources
         if id_domain is None and others:
             raise ConfigError(f"choose one of {quoted(sources)}", key="--id")
-        values["trial.data.root"] = str(Path(PREPARED, name).absolute())
+        values["trial.data.root"] = str(root.absolute())
         values["trial.data.suite"] = {"id_domain": first, "ood_domains": others}
         if not others:
             values["search.objective"] = {"metric": ID_ACC}
@@ -146,54 +131,49 @@ def auto(
     if is_local and resources.gpus_per_worker and not torch.cuda.is_available():
         if gpu_hours is not None:
             hint = "give --hours, or --address of a cluster"
-            raise ConfigError("this machine has no GPU", key="--gpu-hours", hint=hint)
+            raise ConfigError("this machine has no GPU", key=option, hint=hint)
         cpus = min(resources.cpus_per_worker, os.cpu_count() or 1)
         own = {"workers": 1, "cpus_per_worker": cpus, "gpus_per_worker": 0}
         values |= {f"search.resources.{key}": value for key, value in own.items()}
-        file = _load(base, values)
-    check_settings(file)
+    check_settings(_load(base, values))
 
     storage = runs_folder(file.search.storage)
     config = storage / f"{name}.yaml"
-    chosen = {"--id": id_domain, "--ood": ",".join(ood), "--model": model, "--name": name}
-    chosen |= {f"--{unit.replace('_', '-')}": f"{limit:g}"}
-    options = [word for option, value in chosen.items() if value for word in (option, value)]
-    command = shlex.join(["lipsum-tune", "auto", *([str(given)] if given else []), *options])
+    words = {"--id": id_domain or "", "--ood": ",".join(ood), "--model": model or ""}
+    words |= {"--name": name, option: f"{limit:g}"}
+    command = _command("auto", *([given] if given else []), *_options(words))
     is_planned = config.is_file() and _is_planned(config, command)
-
     if given is not None:
-        domains = ["--id", first, *(["--ood", ",".join(others)] if others else [])]
-        words = ["prepare", "folders", source, f"{PREPARED}/{name}", *domains]
-        _announce(console, "1 Prepare", words)
-        root = values["trial.data.root"]
-        prepared = prepare(sources, root, Options(skip_bad=skip_bad), first, Console(stderr=True))
+        skip = "" if skip_bad == "0" else skip_bad
+        words = {"--id": first, "--ood": ",".join(others), "--skip-bad": skip}
+        _announce(console, "1 Prepare", "prepare", "folders", source, root, *_options(words))
+        options, bar = Options(skip_bad=skip_bad), Console(stderr=True)
+        prepared = prepare(sources, str(root.absolute()), options, first, bar)
         console.print(render(prepared), soft_wrap=True)
         if refused := refusal(prepared):
             raise ConfigError(refused)
-        if lacking := without_split(root, sources, "test"):
+        if lacking := without_split(str(root), sources, "test"):
             raise ConfigError(f"no test split for `confirm`: {quoted(lacking)}", source=root)
         values |= sizes(file, prepared.domains[0].images.get("train", 0))
     if not is_planned:
         _write(config, command, base, values)
         file = load_config(config, [f"search.budget.trials={MOST_TRIALS}"])
-        trial = file.trial
-        _announce(console, "2 Zero-shot", ["zero-shot", config])
-        title = f"{trial.model.name}, zero-shot, val splits"
-        rows = measure(trial, "val")
-        console.print(zero_shot_table(rows, title=title, id_domain=trial.data.id_domain))
-        _announce(console, "3 Plan", ["plan", config])
+        _announce(console, "2 Zero-shot", "zero-shot", config)
+        title, data = f"{file.trial.model.name}, zero-shot, val splits", file.trial.data
+        rows = measure(file.trial, "val")
+        console.print(zero_shot_table(rows, title=title, id_domain=data.id_domain))
+        _announce(console, "3 Plan", "plan", config)
+        plan = plan_search(file, address=address)
         spent = 0.0 if gpu_hours else (time.monotonic() - began) / 3600
-        plan = fitting(plan_search(file, address=address), limit, spent)
+        plan = fitting(plan, limit, spent)
         console.print(render_plan(plan))
         trial, budget = plan.file.trial, plan.file.search.budget
         values |= {"trial.steps": trial.steps, "trial.eval.every": trial.eval.every}
-        values |= {"search.budget.trials": budget.trials}
-        values |= {f"search.budget.{unit}": getattr(budget, unit)}
+        values |= {f"search.budget.{key}": getattr(budget, key) for key in ("trials", unit)}
         _write(config, command, base, values)
 
-    _announce(console, "4 Search", ["search", config, "--resume"])
-    file = load_config(config, check=False)
-    run = earlier_run(file, storage)
+    _announce(console, "4 Search", "search", config, "--resume")
+    run = earlier_run(load_config(config, check=False), storage)
     if run is None or load_run(run).history.outcome != "finished":
         result = search_or_resume(load_config(config), address=address)
         run = result.folder
@@ -205,21 +185,24 @@ def auto(
     shown = leaderboard(loaded.search, loaded.history.records, console.width, SHOWN)
     console.print(shown, highlight=False)
 
-    words = ["confirm", run.name, "--rule", RULE, "--seeds", CONFIRM_SEEDS]
-    _announce(console, "5 Confirm", words)
+    again = ["--rule", RULE, "--seeds", CONFIRM_SEEDS]
+    _announce(console, "5 Confirm", "confirm", run.name, *again)
     found = confirm(run, seeds=CONFIRM_SEEDS, rules=[RULE], address=address)
     console.print(confirmation_report(found, console.width))
     if found.failed:
         problem = f"{len(found.failed)} trainings of `confirm` failed"
         raise ConfigError(problem, source=run, hint="the same command tries again")
 
-    _announce(console, "6 Export", ["export", run.name, "--output", run / MODEL])
-    if not (run / MODEL).is_dir():
-        export_weights(run, run / MODEL)
-    loaded = load_run(run)
     won = verdict(loaded.search, loaded.history.records)
     assert won is not None  # otherwise there was nothing to confirm
-    return Finished(config, run, run / MODEL, won)
+    model_folder = run / f"model-{won.trial_id}"
+    _announce(console, "6 Export", "export", run.name, "--output", model_folder)
+    if not model_folder.is_dir():
+        export_weights(run, model_folder)
+    show_phase(console, "Best", f"{won.label}. {won.why}")
+    show_phase(console, "Report", str(run / REPORT_FOLDER / REPORT_FILE))
+    show_phase(console, "Model", str(model_folder))
+    return model_folder
 
 
 def sizes(file: SearchFile, images: int) -> dict[str, int]:
@@ -228,7 +211,8 @@ def sizes(file: SearchFile, images: int) -> dict[str, int]:
     most = 2 ** math.floor(math.log2(max(32, images) / 4))
     batch_size = min(file.trial.optim.batch_size, most)
     steps = min(MOST_STEPS, max(LEAST_STEPS, EPOCHS * images // batch_size))
-    return {"trial.optim.batch_size": batch_size, **_prefixed(_steps(steps))}
+    chosen = {"optim.batch_size": batch_size, **_steps(steps)}
+    return {f"trial.{key}": value for key, value in chosen.items()}
 
 
 def fitting(plan: Plan, limit: float, spent: float = 0.0) -> Plan:
@@ -270,10 +254,6 @@ def _steps(steps: int) -> dict[str, int]:
     return {"steps": EVALUATIONS * every, "eval.every": every}
 
 
-def _prefixed(values: Mapping[str, int]) -> dict[str, int]:
-    return {f"trial.{key}": value for key, value in values.items()}
-
-
 def _load(base: str, values: Mapping[str, Any]) -> SearchFile:
     return load_config(base, [f"{k}={json.dumps(v)}" for k, v in values.items()], check=False)
 
@@ -301,12 +281,15 @@ def _write(config: Path, command: str, base: str, values: Mapping[str, Any]) -> 
         file.write(f"# {command}\n{text}".encode())
 
 
-def _announce(console: Console, step: str, words: Sequence[object]) -> None:
+def _announce(console: Console, step: str, *words: object) -> None:
     """Print a step with the command that does it alone."""
-    shown = [
-        str(word.relative_to(Path.cwd()))
-        if isinstance(word, Path) and word.is_relative_to(Path.cwd())
-        else str(word)
-        for word in words
-    ]
-    show_phase(console, step, shlex.join(["lipsum-tune", *shown]))
+    here = f"{Path.cwd()}{os.sep}"
+    show_phase(console, step, _command(*(str(word).removeprefix(here) for word in words)))
+
+
+def _options(values: Mapping[str, str]) -> list[str]:
+    return [word for option, value in values.items() if value for word in (option, value)]
+
+
+def _command(*words: object) -> str:
+    return shlex.join(["lipsum-tune", *map(str, words)])

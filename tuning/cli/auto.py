@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from tuning.cli.options import Address, names, show, warn
+from tuning.cli.options import Address, names, warn
 
 app = typer.Typer()
 
@@ -49,14 +49,10 @@ def auto(
     from tuning.auto import auto as run_auto
 
     try:
-        done = run_auto(
+        run_auto(
             data, id_domain=id_, ood=names(ood), model=model, hours=hours, gpu_hours=gpu_hours,
             name=name, skip_bad=skip_bad, address=address,
         )  # fmt: skip
     except KeyboardInterrupt:
         warn("stopped; the same command goes on")
         raise typer.Exit(130) from None
-    show("Best", f"{done.verdict.label}. {done.verdict.why}")
-    show("Search", f"{done.config} (lipsum-tune search runs it again)")
-    show("Report", done.page)
-    show("Model", done.model)
