@@ -1,6 +1,8 @@
 """`auto`: what it chooses, what it refuses, and its steps, each of which is done once."""
 
 import re
+from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -9,14 +11,18 @@ from rich.console import Console
 from typer.testing import CliRunner
 
 from tests.test_own_images import write_shop
+from tests.tuning.execution.inline_tuner import without_ray
+from tests.tuning.execution.instant import instant_options
 from trainers.config import with_overrides
 from trainers.errors import ConfigError
 from tuning import auto as module
 from tuning.auto import auto, fitting, sizes
 from tuning.cli import app
 from tuning.config.schema import SearchFile
+from tuning.config.validation import load_config
 from tuning.confirmation.results import read_results
 from tuning.planning.plan import CONFIRM_SEEDS, Plan
+from tuning.resume import identity
 from tuning.runs.journal import JOURNAL_FILE
 from tuning.runs.run_folder import load_run
 
@@ -113,41 +119,105 @@ def test_domains_need_a_folder_and_a_folder_must_exist():
         auto("nowhere", hours=1)
 
 
-@pytest.mark.ray
-@pytest.mark.usefixtures("local_ray")
-def test_the_same_call_goes_on_and_does_nothing_twice(whole_root, tmp_path, monkeypatch):
+SHOP = ("shop", "--id", "studio", "--ood", "street,sketch", "--model", "tiny.yaml", "--hours", "2")
+
+
+@pytest.fixture
+def shop(whole_root, tmp_path, monkeypatch):
+    """A folder of images, and a model for which short trials are enough."""
     write_shop(whole_root, tmp_path / "shop")
-    base = {"extends": "quickstart", "trial": {"eval": {"line": "off"}}}
-    (tmp_path / "tiny.yaml").write_text(yaml.safe_dump(base))
+    base = {"trial": {"eval": {"line": "off"}}, "search": {"sampler": {"metric": "objective"}}}
+    (tmp_path / "tiny.yaml").write_text(yaml.safe_dump({"extends": "quickstart", **base}))
     monkeypatch.setattr(module, "MOST_TRIALS", module.LEAST_TRIALS)
     monkeypatch.setattr(module, "LEAST_STEPS", 6)
     monkeypatch.setattr(module, "EPOCHS", 1)
     monkeypatch.setattr(module, "CONFIRM_SEEDS", 2)
-    shop = ("shop", "--id", "studio", "--ood", "street,sketch", "--model", "tiny.yaml")
-    words = ["auto", *shop, "--hours", "2"]
-    runner = CliRunner(env={"COLUMNS": "120"})
 
-    def interrupted(*_, **__):
+
+def invoke(*words):
+    return CliRunner(env={"COLUMNS": "120"}).invoke(app, ["auto", *words])
+
+
+def steps_of(done):
+    """The commands that were printed as steps."""
+    return re.findall(r"^\d \S+ +lipsum-tune (\S+)", done.output, re.MULTILINE)
+
+
+@pytest.fixture
+def instant(shop, monkeypatch):
+    """With trials of no time, a plan by hand, and an export that leaves a file."""
+
+    def options(**given):
+        return instant_options(SearchFile(), **given)
+
+    def export(run, output):
+        output.mkdir()
+        (output / "weights").touch()
+
+    for where in ("tuning.resume", "tuning.confirmation.confirm"):
+        monkeypatch.setattr(f"{where}.SearchOptions", options)
+    for name in ("write_run_report", "log_confirmation"):
+        monkeypatch.setattr(f"tuning.confirmation.confirm.{name}", lambda *_: None)
+    by_hand = plan_of()
+    monkeypatch.setattr(module, "plan_search", lambda file, **_: replace(by_hand, file=file))
+    monkeypatch.setattr(module, "export_weights", export)
+    with without_ray(mlflow=False):
+        yield
+
+
+@pytest.mark.usefixtures("instant")
+def test_a_call_that_is_stopped_in_any_step_goes_on_there(monkeypatch):
+    calls = Counter()
+
+    def stop(*_, **__):
         raise KeyboardInterrupt
 
-    with monkeypatch.context() as patched:
-        patched.setattr(module, "confirm", interrupted)
-        assert runner.invoke(app, words).exit_code == 130
-    run, config = Path("runs", "shop"), Path("runs", "shop.yaml")
-    left = {path: path.read_bytes() for path in (config, run / JOURNAL_FILE)}
-    done = runner.invoke(app, words)
-    assert done.exit_code == 0, done.output
-    steps = re.findall(r"^\d \S+ +lipsum-tune (\S+)", done.output, re.MULTILINE)
-    assert steps == ["prepare", "search", "confirm", "export"]
+    def counted(name, of):
+        def call(*arguments, **options):
+            calls[name] += 1
+            return of(*arguments, **options)
+
+        return call
+
+    later = ("plan_search", "search_or_resume", "confirm", "export_weights")
+    for name in later:
+        monkeypatch.setattr(module, name, counted(name, getattr(module, name)))
+    seen = []
+    for name in later:
+        with monkeypatch.context() as patched:
+            patched.setattr(module, name, stop)
+            stopped = invoke(*SHOP)
+        assert (stopped.exit_code, "the same command goes on" in stopped.stderr) == (130, True)
+        seen.append(steps_of(stopped))
+    done = invoke(*SHOP)
+    assert done.exit_code == 0, done.exception
+    planned = ["prepare", "zero-shot", "plan"]
+    rest = ["prepare", "search", "confirm", "export"]
+    assert seen == [planned, [*planned, "search"], rest[:3], rest]
+    assert steps_of(done) == rest
+    # `confirm` reads the results that it has; all others did their part once.
+    assert calls == {"plan_search": 1, "search_or_resume": 1, "confirm": 2, "export_weights": 1}
+    run = Path("runs", "shop")
+    left = {path: path.read_bytes() for path in run.rglob("*") if path.name == JOURNAL_FILE}
+    assert len(left) == 2
+    assert invoke(*SHOP).exit_code == 0
     assert all(path.read_bytes() == content for path, content in left.items())
     records = load_run(run).history.records
     assert [record.outcome for record in records if record.kind == "trial"] == ["finished"] * 6
     assert len({seed for _, seed in read_results(run)} - {None}) == 2
-    (model,) = run.glob("model-*/open_clip_model.safetensors")
-    written = model.stat().st_mtime_ns
-    again = auto("shop", id_domain="studio", ood=["street", "sketch"], model="tiny.yaml", hours=2)
-    assert again == model.parent.absolute()
-    assert (run / "report" / "index.html").is_file()
-    assert model.stat().st_mtime_ns == written
-    changed = runner.invoke(app, [*words[:-1], "3"])
-    assert "this name is taken by another command" in str(changed.exception)
+    other = invoke(*SHOP[:-1], "3")
+    assert "this name is taken by another command" in str(other.exception)
+    file = load_config(run.with_suffix(".yaml"), check=False)
+    assert identity(file) == identity(load_run(run).file)
+
+
+@pytest.mark.ray
+@pytest.mark.nightly
+@pytest.mark.usefixtures("local_ray", "shop")
+def test_a_folder_of_images_becomes_a_model():
+    done = invoke(*SHOP)
+    assert done.exit_code == 0, done.exception
+    (model,) = Path("runs", "shop").glob("model-*")
+    assert (model / "open_clip_config.json").is_file()
+    assert f"Model       {model.absolute()}" in done.output
+    assert Path("runs", "shop", "report", "index.html").is_file()
