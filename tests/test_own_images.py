@@ -56,7 +56,8 @@ def shop(whole_root, ray_head, folder):
     environment = {"RAY_ADDRESS": ray_head.address, "PYTHONPATH": str(ROOT), "COLUMNS": "120"}
     on_page = [block for block in blocks(PAGE) if block.language == "sh"]
     for words in (words for block in on_page for words in commands(block.code)):
-        if any("my_search" in word for word in words):  # needs a GPU, or is its small variant
+        # Needs a GPU; or has its small variant, or a test of its own (tests/tuning/test_auto.py).
+        if words[1] == "auto" or any("my_search" in word for word in words):
             continue
         changes = [f"--set={key}" for key in SHORTER if "small_search.yaml" in words]
         done = subprocess.run(

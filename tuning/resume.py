@@ -42,8 +42,10 @@ RESUMABLE = (*FREE, "search.sampler", "search.scheduler")
 """Keys that a resume may change: none of them affects what a trial measures."""
 
 
-def more_trials(folder: str | Path, trials: int | str) -> str:
-    """The override for a number of trials: `30`, or `+8` in addition to those of a run.
+def more_trials(folder: str | Path, trials: int | str) -> list[str]:
+    """The overrides for a number of trials: `30`, or `+8` in addition to those of a run.
+
+    A run that `search.budget.worth` has ended gets them whatever they are worth.
 
     Raises:
         ConfigError: neither.
@@ -51,11 +53,14 @@ def more_trials(folder: str | Path, trials: int | str) -> str:
     number = str(trials)
     if not number.removeprefix("+").isdecimal():
         raise ConfigError("write a number, or +8 for eight more", key="trials", value=trials)
+    run = load_run(folder)
+    existing, budget = sum(r.kind == "trial" for r in run.history.records), run.file.search.budget
+    is_worthless = budget.worth is not None and run.history.outcome == "finished"
     if number.startswith("+"):
-        run = load_run(folder)
-        existing = sum(record.kind == "trial" for record in run.history.records)
-        number = str(max(existing, run.file.search.budget.trials) + int(number))
-    return f"search.budget.trials={number}"
+        planned = 0 if is_worthless else budget.trials
+        number = str(max(existing, planned) + int(number))
+    worth = ["search.budget.worth=null"] if is_worthless else []
+    return [f"search.budget.trials={number}", *worth]
 
 
 def earlier_run(file: SearchFile, storage: Path) -> Path | None:
@@ -133,7 +138,7 @@ def resume_search(
     """
     run = load_run(folder).folder
     if trials is not None:
-        overrides = [*overrides, more_trials(run, trials)]
+        overrides = [*more_trials(run, trials), *overrides]
     file = load_config(run / CONFIG_FILE, list(overrides))
     return continue_from(run, *with_options(file, **options))
 

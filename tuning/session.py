@@ -114,7 +114,7 @@ class Session:
         assert final_split is None or studies is None
         resources, earlier, watch = self.file.search.resources, history.records, self.watch
         self.progress.earlier_seconds = history.seconds
-        budget = Budget(self.file.search.budget, search, history, self.journal.now)
+        budget = Budget(self.file.search.budget, search, history, self.journal.now, self.file)
         callbacks, gpus = (budget, *callbacks), resources.gpus_per_trial
         recorder = Recorder(search, self.journal, callbacks, earlier, gpus, studies, watch.check)
         proposer = TrialProposer(
@@ -155,7 +155,7 @@ class Session:
             gc.collect()
         if failure := self.journal.failure or watch.lost:
             raise failure
-        return ended, outcome, budget.over()
+        return ended, outcome, budget.ended_by
 
 
 @contextmanager

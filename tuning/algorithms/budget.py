@@ -8,8 +8,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from statistics import fmean
 
-from tuning.config.schema import BudgetConfig
+from tuning.algorithms.expected_gain import expected_gain
+from tuning.algorithms.pruning import LEAST_FINISHED
+from tuning.config.schema import BudgetConfig, SearchFile
 from tuning.runs.callbacks import Callback
 from tuning.runs.journal import History
 from tuning.runs.ranking import best_trial, misses
@@ -22,6 +25,7 @@ class Budget(Callback):
     Args:
         search: its objectives and constraints decide whether the target is reached.
         clock: the one of the journal, by which the trials are timed.
+        file: of the search, whose space and resources `worth` needs.
     """
 
     def __init__(
@@ -30,13 +34,16 @@ class Budget(Callback):
         search: SearchRecord,
         history: History,
         clock: Callable[[], float],
+        file: SearchFile | None = None,
     ) -> None:
-        self._config, self._search, self._clock = config, search, clock
+        self._config, self._search, self._clock, self._file = config, search, clock, file
         self._began = clock() - history.seconds
         self._ended_gpu_seconds = 0.0
         self._running: dict[str, TrialRecord] = {}
         self._finished: list[TrialRecord] = []
         self._best = -math.inf
+        self._not_worth: str | None = None
+        self._judged = 0
         self._failures = 0
         self.is_ended = False
         """Whether the user has ended the search by `lipsum-tune control`."""
@@ -45,7 +52,34 @@ class Budget(Callback):
 
     def allows(self, number: int) -> bool:
         """Whether the trial of that number, counted from 0, may be proposed."""
-        return number < self._config.trials and self.over() is None
+        if number >= self._config.trials or self.ended_by is not None:
+            return False
+        self._judge()
+        return self._not_worth is None
+
+    @property
+    def ended_by(self) -> str | None:
+        """The limit other than the number of trials that has ended the search, if one has."""
+        return self.over() or self._not_worth
+
+    def _judge(self) -> None:
+        """Find out whether the next trial is worth its hours; once after each that finishes."""
+        worth, finished = self._config.worth, self._finished
+        if worth is None or self._file is None or len(finished) < LEAST_FINISHED:
+            return
+        if self._judged == len(finished):
+            return
+        self._judged = len(finished)
+        resources = self._file.search.resources
+        unit = "GPU" if resources.gpus_per_worker else "CPU"
+        cpus = resources.workers * resources.cpus_per_worker
+        hours = fmean(r.gpu_seconds(0) or cpus * (r.seconds or 0.0) for r in finished) / 3600
+        gain = expected_gain(self._search, self._file.search_space(), finished)
+        if gain < worth * hours:
+            self._not_worth = (
+                f"search.budget.worth = {worth:g}: the next trial is expected to gain "
+                f"{gain / hours:.2g} per {unit}-hour"
+            )
 
     def over(self) -> str | None:
         """Why the search must end now, before all its trials; None if it may continue."""
@@ -92,10 +126,10 @@ class Budget(Callback):
 
     def _count(self, record: TrialRecord) -> None:
         self._ended_gpu_seconds += record.gpu_seconds(self._clock())
-        if self._config.target is None or record.kind == "reference":
-            return
-        if record.outcome == "finished":
+        if record.kind == "trial" and record.outcome == "finished":
             self._finished.append(record.compact)
+            if self._config.target is None:
+                return
             best = best_trial(self._search, self._finished)
             missed = misses(self._search, self._finished)
             if best is not None and not missed[best.trial_id]:

@@ -20,7 +20,7 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from tuning.cli import configuration, control, data, report, search, ui, weights
+from tuning.cli import auto, configuration, control, data, report, search, ui, weights
 from tuning.cli.options import Config, Set
 from tuning.execution.signals import GC_THRESHOLD
 
@@ -47,7 +47,7 @@ class _Commands(TyperGroup):
 app = typer.Typer(
     name="lipsum-tune", cls=_Commands, no_args_is_help=True, pretty_exceptions_enable=False
 )
-for commands in (data, search, control, report, ui, weights, configuration):
+for commands in (auto, data, search, control, report, ui, weights, configuration):
     app.add_typer(commands.app)
 
 _shown = SimpleNamespace(debug=False)

@@ -10,7 +10,7 @@ import typer
 from rich.console import Console
 from typer.core import TyperCommand
 
-from tuning.cli.options import Config, Set, names
+from tuning.cli.options import Set, names
 
 app = typer.Typer()
 
@@ -126,7 +126,10 @@ def prepare(
 
 @app.command("zero-shot")
 def zero_shot(
-    config: Config,
+    config: Annotated[
+        list[str],
+        typer.Argument(help="A YAML file or ready configuration; several are ranked."),
+    ],
     set_: Set = None,
     split: Annotated[
         Literal["val", "test"] | None,
@@ -153,6 +156,8 @@ def zero_shot(
 ) -> None:
     """Evaluate the zero-shot model: a check of class names, templates, masks and preprocessing.
 
+    Several configurations on the same images are ranked by zero-shot accuracy, with LogME beside.
+
     Reading the test splits here does not bias a search: no hyperparameter is chosen by the result.
     The exit status is 1 if a domain differs by more than sampling and rounding explain.
 
@@ -161,13 +166,23 @@ def zero_shot(
     from trainers.errors import ConfigError
     from tuning.config.validation import load_config
 
-    file = load_config(config, set_ or (), check=False)
+    files = [load_config(one, set_ or (), check=False) for one in config]
+    if len(config) > 1:
+        if expect or domains:
+            raise ConfigError("--expect and --domains are for one configuration")
+        from tuning.zero_shot.ranking import rank, ranking_table
+
+        with Console(stderr=True).status("starting") as status:
+            trials = [(one, file.trial) for one, file in zip(config, files, strict=True)]
+            ranked = rank(trials, split or "val", status.update)
+        Console().print(ranking_table(ranked))
+        return
     # With torch, after mistakes in the configuration were reported.
     from tuning.zero_shot.duplicates import near_duplicates
     from tuning.zero_shot.evaluate import PUBLISHED, expectations, measure
     from tuning.zero_shot.report import causes, duplicates_table, not_compared, zero_shot_table
 
-    trial = file.trial
+    trial = files[0].trial
     which = split or ("test" if expect == PUBLISHED else "val")
     console = Console()
     try:
@@ -184,7 +199,7 @@ def zero_shot(
                 began=lambda domain: status.update(f"{domain}/{which}"),
             )  # fmt: skip
     except ConfigError as error:
-        raise error.within(config) from None
+        raise error.within(config[0]) from None
     title = f"{trial.model.name}, zero-shot, {which} splits"
     console.print(zero_shot_table(rows, title=title, id_domain=trial.data.id_domain))
     console.print("Intervals and verdicts: 95 % sampling error of that many images (binomial).")

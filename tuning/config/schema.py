@@ -123,8 +123,8 @@ class ObjectiveConfig(Frozen):
 class BudgetConfig(Frozen):
     """Limits that end the search, whichever is reached first. They count across resumes.
 
-    After `trials`, running trials may finish. The other limits stop running trials at once; a
-    resume with a larger budget continues them.
+    After `trials` and `worth`, running trials may finish. The other limits stop running trials at
+    once; a resume with a larger budget continues them.
     """
 
     trials: int = Field(default=20, ge=1, le=1_000_000)
@@ -136,6 +136,10 @@ class BudgetConfig(Frozen):
     trial includes the start of its workers, and of an autoscaler's nodes that they wait for."""
     target: float | None = None
     """End as soon as the objective of the best trial reaches this value."""
+    worth: float | None = Field(default=None, gt=0, le=1e9)
+    """End when the next trial is expected to gain less than so much of the objective per GPU-hour
+    (per CPU-hour without GPUs), such as 0.05 points of accuracy: never before 6 have finished. The
+    expectation is the improvement over the best trial under a Gaussian process."""
     failures: int | None = Field(default=10, ge=1, le=1_000_000)
     """Stop after so many failed trials in a row, counted from the start of the command: the cause
     lies elsewhere than in their parameters. Once it is removed, `lipsum-tune resume` goes on. null:

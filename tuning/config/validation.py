@@ -157,6 +157,9 @@ def check_settings(file: SearchFile) -> None:
     if budget.target is not None and len(file.objectives) > 1:
         problem = "a target needs a single objective"
         raise ConfigError(problem, key="search.budget.target", value=budget.target)
+    if budget.worth is not None and (len(file.objectives) > 1 or methods > 1):
+        problem = "needs a single objective and a single method"
+        raise ConfigError(problem, key="search.budget.worth", value=budget.worth)
     if budget.trials < methods:
         problem = f"fewer than the {methods} of search.space.methods, which get as many trials each"
         raise ConfigError(problem, key="search.budget.trials", value=budget.trials)

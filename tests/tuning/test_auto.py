@@ -1,0 +1,222 @@
+"""`auto`: what it chooses, what it refuses, and its steps, each of which is done once."""
+
+import re
+from collections import Counter
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import yaml
+from rich.console import Console
+from typer.testing import CliRunner
+
+from tests.test_own_images import write_shop
+from tests.tuning.execution.inline_tuner import without_ray
+from tests.tuning.execution.instant import instant_options
+from trainers.config import with_overrides
+from trainers.errors import ConfigError
+from tuning import auto as module
+from tuning.auto import auto, fitting, sizes
+from tuning.cli import app
+from tuning.config.schema import SearchFile
+from tuning.config.validation import load_config
+from tuning.confirmation.results import read_results
+from tuning.planning.plan import CONFIRM_SEEDS, Plan
+from tuning.resume import identity
+from tuning.runs.journal import JOURNAL_FILE
+from tuning.runs.run_folder import load_run
+
+QUIET = Console(quiet=True)
+
+
+@pytest.fixture(autouse=True)
+def _in_a_folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+
+
+def plan_of(steps=900, gpus=0, **budget):
+    """A step takes 1 s, an evaluation 5 s, the last one 9 s; two trials at once, of three CPUs."""
+    trial = {"steps": steps, "eval": {"every": steps // 3, "line": "off"}}
+    resources = {"cpus_per_worker": 3, "gpus_per_worker": gpus}
+    values = {"trial": trial, "search": {"resources": resources, "budget": budget or {"hours": 1}}}
+    file = SearchFile.model_validate(values)
+    return Plan(file, 2, setup_s=60, start_s=2, step_s=1, save_s=0, rung_s=5, eval_s=9)
+
+
+def full(steps, last=9):
+    return 2 + steps + 2 * 5 + last
+
+
+def test_as_many_trials_as_fit_beside_confirm_and_the_reference():
+    confirm = 60 + CONFIRM_SEEDS * full(900, last=18)  # two trainings per seed, two at once
+    rounds = 60 + 4 * full(900)  # plain fine-tuning and seven trials
+    found = fitting(plan_of(), (confirm + rounds) / 3600 + 0.001, spent=0.0005)
+    assert found.file.search.budget.trials == 7
+    assert found.file.trial == plan_of().file.trial
+    left = found.file.search.budget.hours
+    assert left == pytest.approx(rounds / 3600, rel=0.01)
+
+
+def test_gpu_hours_are_those_of_all_gpus():
+    trials = fitting(plan_of(gpus=1, gpu_hours=9), 9.0).file.search.budget
+    confirm = 2 * CONFIRM_SEEDS * full(900, last=18)
+    assert trials.trials == (9 * 3600 - confirm) // full(900) - 1
+    assert (trials.hours, trials.gpu_hours) == (None, pytest.approx(9 - confirm / 3600, rel=0.01))
+
+
+def test_trials_are_shorter_before_they_are_too_few():
+    needed = [
+        2 * 60 + CONFIRM_SEEDS * full(steps, last=18) + 4 * full(steps) for steps in (900, 450, 225)
+    ]
+    for steps, seconds in zip((900, 450, 225), needed, strict=True):
+        found = fitting(plan_of(), (seconds + 1) / 3600)
+        assert found.file.trial.steps == steps
+        assert found.file.trial.eval.every == steps // 3
+        assert found.file.search.budget.trials >= module.LEAST_TRIALS
+    with pytest.raises(ConfigError, match="6 trials of 225 steps and confirm need") as caught:
+        fitting(plan_of(), (needed[-1] - 1) / 3600)
+    assert caught.value.key == "--hours"
+
+
+@pytest.mark.parametrize(
+    ("images", "batch_size", "steps"),
+    [(40, 8, 60), (350, 64, 60), (20_000, 256, 783), (10**6, 256, 5001)],
+)
+def test_ten_epochs_in_batches_of_at_most_a_quarter(images, batch_size, steps):
+    file = SearchFile()
+    chosen = sizes(file, images)
+    with_overrides(file.trial, {k.removeprefix("trial."): v for k, v in chosen.items()}, "test")
+    assert list(chosen.values()) == [batch_size, steps, steps // 3]
+
+
+@pytest.mark.parametrize(
+    ("options", "problem"),
+    [
+        ({}, "give one of --hours"),
+        ({"hours": 1, "gpu_hours": 1}, "give one of --hours"),
+        ({"hours": -1}, "search.budget.hours"),
+        ({"hours": 1, "id_domain": "real"}, "did you mean|no such domain"),
+        ({"hours": 1, "id_domain": "photo", "ood": ["sketsch"]}, "no such domain.*sketch"),
+        ({"hours": 1, "model": "vit_b99"}, "no such file or ready configuration"),
+        ({"hours": 1, "name": "a/b"}, "search.name"),
+        ({"gpu_hours": 1}, "this machine has no GPU"),
+        ({"gpu_hours": 1, "model": "quickstart"}, "trials take no GPU"),
+    ],
+)
+def test_wrong_input_is_refused_before_anything_is_written(tmp_path, options, problem):
+    for domain in ("photo", "sketch"):
+        (tmp_path / "shop" / domain / "cat").mkdir(parents=True)
+    with pytest.raises(ConfigError, match=problem):
+        auto("shop", **{"id_domain": "photo", **options}, console=QUIET)
+    assert [path.name for path in tmp_path.iterdir()] == ["shop"]
+
+
+def test_domains_need_a_folder_and_a_folder_must_exist():
+    with pytest.raises(ConfigError, match="need a folder of images"):
+        auto(id_domain="real")
+    with pytest.raises(ConfigError, match="no such folder"):
+        auto("nowhere", hours=1)
+
+
+SHOP = ("shop", "--id", "studio", "--ood", "street,sketch", "--model", "tiny.yaml", "--hours", "2")
+
+
+@pytest.fixture
+def shop(whole_root, tmp_path, monkeypatch):
+    """A folder of images, and a model for which short trials are enough."""
+    write_shop(whole_root, tmp_path / "shop")
+    base = {"trial": {"eval": {"line": "off"}}, "search": {"sampler": {"metric": "objective"}}}
+    (tmp_path / "tiny.yaml").write_text(yaml.safe_dump({"extends": "quickstart", **base}))
+    monkeypatch.setattr(module, "MOST_TRIALS", module.LEAST_TRIALS)
+    monkeypatch.setattr(module, "LEAST_STEPS", 6)
+    monkeypatch.setattr(module, "EPOCHS", 1)
+    monkeypatch.setattr(module, "CONFIRM_SEEDS", 2)
+
+
+def invoke(*words):
+    return CliRunner(env={"COLUMNS": "120"}).invoke(app, ["auto", *words])
+
+
+def steps_of(done):
+    """The commands that were printed as steps."""
+    return re.findall(r"^\d \S+ +lipsum-tune (\S+)", done.output, re.MULTILINE)
+
+
+@pytest.fixture
+def instant(shop, monkeypatch):
+    """With trials of no time, a plan by hand, and an export that leaves a file."""
+
+    def options(**given):
+        return instant_options(SearchFile(), **given)
+
+    def export(run, output):
+        output.mkdir()
+        (output / "weights").touch()
+
+    for where in ("tuning.resume", "tuning.confirmation.confirm"):
+        monkeypatch.setattr(f"{where}.SearchOptions", options)
+    for name in ("write_run_report", "log_confirmation"):
+        monkeypatch.setattr(f"tuning.confirmation.confirm.{name}", lambda *_: None)
+    by_hand = plan_of()
+    monkeypatch.setattr(module, "plan_search", lambda file, **_: replace(by_hand, file=file))
+    monkeypatch.setattr(module, "export_weights", export)
+    with without_ray(mlflow=False):
+        yield
+
+
+@pytest.mark.usefixtures("instant")
+def test_a_call_that_is_stopped_in_any_step_goes_on_there(monkeypatch):
+    calls = Counter()
+
+    def stop(*_, **__):
+        raise KeyboardInterrupt
+
+    def counted(name, of):
+        def call(*arguments, **options):
+            calls[name] += 1
+            return of(*arguments, **options)
+
+        return call
+
+    later = ("plan_search", "search_or_resume", "confirm", "export_weights")
+    for name in later:
+        monkeypatch.setattr(module, name, counted(name, getattr(module, name)))
+    seen = []
+    for name in later:
+        with monkeypatch.context() as patched:
+            patched.setattr(module, name, stop)
+            stopped = invoke(*SHOP)
+        assert (stopped.exit_code, "the same command goes on" in stopped.stderr) == (130, True)
+        seen.append(steps_of(stopped))
+    done = invoke(*SHOP)
+    assert done.exit_code == 0, done.exception
+    planned = ["prepare", "zero-shot", "plan"]
+    rest = ["prepare", "search", "confirm", "export"]
+    assert seen == [planned, [*planned, "search"], rest[:3], rest]
+    assert steps_of(done) == rest
+    # `confirm` reads the results that it has; all others did their part once.
+    assert calls == {"plan_search": 1, "search_or_resume": 1, "confirm": 2, "export_weights": 1}
+    run = Path("runs", "shop")
+    left = {path: path.read_bytes() for path in run.rglob("*") if path.name == JOURNAL_FILE}
+    assert len(left) == 2
+    assert invoke(*SHOP).exit_code == 0
+    assert all(path.read_bytes() == content for path, content in left.items())
+    records = load_run(run).history.records
+    assert [record.outcome for record in records if record.kind == "trial"] == ["finished"] * 6
+    assert len({seed for _, seed in read_results(run)} - {None}) == 2
+    other = invoke(*SHOP[:-1], "3")
+    assert "this name is taken by another command" in str(other.exception)
+    file = load_config(run.with_suffix(".yaml"), check=False)
+    assert identity(file) == identity(load_run(run).file)
+
+
+@pytest.mark.ray
+@pytest.mark.nightly
+@pytest.mark.usefixtures("local_ray", "shop")
+def test_a_folder_of_images_becomes_a_model():
+    done = invoke(*SHOP)
+    assert done.exit_code == 0, done.exception
+    (model,) = Path("runs", "shop").glob("model-*")
+    assert (model / "open_clip_config.json").is_file()
+    assert f"Model       {model.absolute()}" in done.output
+    assert Path("runs", "shop", "report", "index.html").is_file()

@@ -1,0 +1,292 @@
+"""From a folder of images to a confirmed, exported model: `lipsum-tune auto`.
+
+Each step is that of a command, whose line is printed. A step that is done is recognised by what it
+left (prepared domains, the configuration, the run, results of `confirm`, the exported folder), so
+the same call goes on after an interruption.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import re
+import shlex
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, Final
+
+import torch
+import yaml
+from rich.console import Console
+
+from trainers.config import with_overrides
+from trainers.data.data_root import without_split
+from trainers.data.prepare import Options
+from trainers.data.sources import Source
+from trainers.data.storage import open_store
+from trainers.errors import ConfigError, quoted
+from trainers.evaluation.metrics import ID_ACC
+from trainers.overrides import nest
+from tuning.config.schema import SearchFile
+from tuning.config.validation import check_settings, load_config
+from tuning.confirmation.confirm import confirm
+from tuning.confirmation.report import report as confirmation_report
+from tuning.confirmation.verdict import verdict
+from tuning.execution.ray_session import runs_folder
+from tuning.planning.plan import CONFIRM_SEEDS, Plan, plan_search
+from tuning.planning.report import render as render_plan
+from tuning.preparation.prepare import prepare, refusal, render, sources_of
+from tuning.resume import earlier_run, search_or_resume
+from tuning.runs.run_folder import load_run
+from tuning.views.formatting import format_hours, show_phase
+from tuning.views.leaderboard import SHOWN
+from tuning.views.leaderboard import report as leaderboard
+from tuning.views.page import REPORT_FILE, REPORT_FOLDER
+from tuning.weights.export import export_weights
+from tuning.zero_shot.evaluate import measure
+from tuning.zero_shot.report import zero_shot_table
+
+EPOCHS: Final = 10
+"""Of a trial on one's own images, as in Lipsum-FT's experiments on DomainNet."""
+MOST_STEPS, LEAST_STEPS = 5000, 60
+MOST_TRIALS, LEAST_TRIALS = 40, 6
+EVALUATIONS: Final = 3
+"""Of a trial."""
+BENCHMARK_HOURS: Final = 0.2
+"""For the embedded benchmark."""
+RULE: Final = "objective"
+PREPARED: Final = "prepared"
+"""Folder of prepared images, in the current one. Not `data`, where the images themselves may be."""
+
+
+def auto(
+    source: str | None = None,
+    *,
+    id_domain: str | None = None,
+    ood: Sequence[str] = (),
+    model: str | None = None,
+    hours: float | None = None,
+    gpu_hours: float | None = None,
+    name: str | None = None,
+    address: str | None = None,
+    console: Console | None = None,
+) -> Path:
+    """Prepare images, search for as many trials as fit the hours, confirm and export what won.
+
+    The configuration is `NAME.yaml` beside the run folder, the images are in `prepared/NAME`.
+
+    Args:
+        source: a folder of images of the layout `folders`; by default the embedded benchmark.
+        id_domain: the domain to fine-tune on.
+        ood: the other domains that are evaluated; by default all.
+        model: a ready configuration or a YAML file to extend: `vit_b32`, or for the embedded
+            benchmark `quickstart`.
+        hours: of wall clock for everything from the call on.
+        gpu_hours: of search and `confirm`, instead of `hours`.
+        name: of the run; by default that of the folder of images, or `auto`.
+        address: of a Ray cluster; by default the one in `RAY_ADDRESS`, or a new local one.
+        console: for tables and commands; by default the standard output.
+
+    Returns:
+        The exported model, in the run folder.
+
+    Raises:
+        ConfigError: wrong arguments, before anything starts. Later: bad images, or fewer hours than
+            a few short trials need.
+        KeyboardInterrupt: the same call goes on.
+    """
+    began, console = time.monotonic(), console or Console()
+    if source is None and hours is None and gpu_hours is None:
+        hours = BENCHMARK_HOURS
+    unit, limit = ("hours", hours) if gpu_hours is None else ("gpu_hours", gpu_hours)
+    option = f"--{unit.replace('_', '-')}"
+    if limit is None or (hours is not None and gpu_hours is not None):
+        raise ConfigError("give one of --hours (wall clock) and --gpu-hours")
+    given = None if source is None else Path(source).expanduser().absolute()
+    if given is None and (id_domain or ood):
+        raise ConfigError("--id and --ood need a folder of images")
+    if given is not None and not given.is_dir():
+        raise ConfigError("no such folder", key="DATA", value=source)
+    name = name or (re.sub(r"[^A-Za-z0-9._-]+", "-", given.name).lstrip("._-") if given else "auto")
+    base = model or ("vit_b32" if given else "quickstart")
+    base = str(Path(base).absolute()) if Path(base).is_file() else base
+    values: dict[str, Any] = {"search.name": name, f"search.budget.{unit}": limit}
+    sources, root = dict[str, Source](), Path(PREPARED, name)
+    if given is not None:
+        sources = sources_of(Source(path=str(given)), id_domain=id_domain, ood=ood)
+        first, *others = sources
+        if id_domain is None and others:
+            raise ConfigError(f"choose one of {quoted(sources)}", key="--id")
+        values["trial.data.root"] = str(root.absolute())
+        values["trial.data.suite"] = {"id_domain": first, "ood_domains": others}
+        if not others:
+            values["search.objective"] = {"metric": ID_ACC}
+    file = _load(base, values)
+    resources, is_local = file.search.resources, not (address or os.environ.get("RAY_ADDRESS"))
+    if is_local and resources.gpus_per_worker and not torch.cuda.is_available():
+        if gpu_hours is not None:
+            hint = "give --hours, or --address of a cluster"
+            raise ConfigError("this machine has no GPU", key=option, hint=hint)
+        cpus = min(resources.cpus_per_worker, os.cpu_count() or 1)
+        own = {"workers": 1, "cpus_per_worker": cpus, "gpus_per_worker": 0}
+        values |= {f"search.resources.{key}": value for key, value in own.items()}
+    check_settings(_load(base, values))
+
+    storage = runs_folder(file.search.storage)
+    config = storage / f"{name}.yaml"
+    words = {"--id": id_domain or "", "--ood": ",".join(ood), "--model": model or ""}
+    words |= {"--name": name, option: f"{limit:g}"}
+    command = _command("auto", *([given] if given else []), *_options(words))
+    is_planned = config.is_file() and _is_planned(config, command)
+    if given is not None:
+        words = {"--id": first, "--ood": ",".join(others)}
+        _announce(console, "1 Prepare", "prepare", "folders", source, root, *_options(words))
+        bar = Console(stderr=True)
+        prepared = prepare(sources, str(root.absolute()), Options(), first, bar)
+        console.print(render(prepared), soft_wrap=True)
+        if refused := refusal(prepared):
+            raise ConfigError(refused)
+        if lacking := without_split(str(root), sources, "test"):
+            raise ConfigError(f"no test split for `confirm`: {quoted(lacking)}", source=root)
+        values |= sizes(file, prepared.domains[0].images.get("train", 0))
+    if not is_planned:
+        _write(config, command, base, values)
+        file = load_config(config, [f"search.budget.trials={MOST_TRIALS}"])
+        _announce(console, "2 Zero-shot", "zero-shot", config)
+        title, data = f"{file.trial.model.name}, zero-shot, val splits", file.trial.data
+        rows = measure(file.trial, "val")
+        console.print(zero_shot_table(rows, title=title, id_domain=data.id_domain))
+        _announce(console, "3 Plan", "plan", config)
+        plan = plan_search(file, address=address)
+        spent = 0.0 if gpu_hours else (time.monotonic() - began) / 3600
+        plan = fitting(plan, limit, spent)
+        console.print(render_plan(plan))
+        trial, budget = plan.file.trial, plan.file.search.budget
+        values |= {"trial.steps": trial.steps, "trial.eval.every": trial.eval.every}
+        values |= {f"search.budget.{key}": getattr(budget, key) for key in ("trials", unit)}
+        _write(config, command, base, values)
+
+    _announce(console, "4 Search", "search", config, "--resume")
+    run = earlier_run(load_config(config, check=False), storage)
+    if run is None or load_run(run).history.outcome != "finished":
+        result = search_or_resume(load_config(config), address=address)
+        run = result.folder
+        if result.outcome == "stopped" and result.ended_by is None:
+            raise KeyboardInterrupt
+        if result.outcome == "stopped" or result.best is None:
+            raise ConfigError(f"{result.ended_by}; the same command goes on", source=run)
+    loaded = load_run(run)
+    shown = leaderboard(loaded.search, loaded.history.records, console.width, SHOWN)
+    console.print(shown, highlight=False)
+
+    again = ["--rule", RULE, "--seeds", CONFIRM_SEEDS]
+    _announce(console, "5 Confirm", "confirm", run.name, *again)
+    found = confirm(run, seeds=CONFIRM_SEEDS, rules=[RULE], address=address)
+    console.print(confirmation_report(found, console.width))
+    if found.failed:
+        problem = f"{len(found.failed)} trainings of `confirm` failed"
+        raise ConfigError(problem, source=run, hint="the same command tries again")
+
+    won = verdict(loaded.search, loaded.history.records)
+    assert won is not None  # otherwise there was nothing to confirm
+    model_folder = run / f"model-{won.trial_id}"
+    _announce(console, "6 Export", "export", run.name, "--output", model_folder)
+    if not model_folder.is_dir():
+        export_weights(run, model_folder)
+    show_phase(console, "Best", f"{won.label}. {won.why}")
+    show_phase(console, "Report", str(run / REPORT_FOLDER / REPORT_FILE))
+    show_phase(console, "Model", str(model_folder))
+    return model_folder
+
+
+def sizes(file: SearchFile, images: int) -> dict[str, int]:
+    """Batch size, steps and interval of evaluations for so many training images."""
+    # A batch is at most a quarter of the images, as a power of two.
+    most = 2 ** math.floor(math.log2(max(32, images) / 4))
+    batch_size = min(file.trial.optim.batch_size, most)
+    steps = min(MOST_STEPS, max(LEAST_STEPS, EPOCHS * images // batch_size))
+    chosen = {"optim.batch_size": batch_size, **_steps(steps)}
+    return {f"trial.{key}": value for key, value in chosen.items()}
+
+
+def fitting(plan: Plan, limit: float, spent: float = 0.0) -> Plan:
+    """The plan with as many trials as fit beside `confirm`, of half or a quarter of the steps if
+    too few would. The budget of its search leaves the time of `confirm`.
+
+    Args:
+        limit: hours of wall clock, or GPU-hours if the budget has these.
+        spent: of them, before the search.
+
+    Raises:
+        ConfigError: not even so fit enough trials.
+    """
+    file, steps, needs = plan.file, plan.file.trial.steps, math.inf
+    unit = "hours" if file.search.budget.gpu_hours is None else "gpu_hours"
+    field = "hours" if unit == "hours" else "device_hours"
+    references = len(file.search.references)
+    for parts in (1, 2, 4):
+        changes = {} if parts == 1 else _steps(steps // parts)
+        trial = with_overrides(file.trial, changes, "auto")
+        shorter = replace(plan, file=file.model_copy(update={"trial": trial}))
+        left = limit - spent - getattr(shorter.confirm_price, field)
+        prices = {
+            number: getattr(shorter.price("", number + references), field)
+            for number in range(LEAST_TRIALS, MOST_TRIALS + 1)
+        }
+        if fits := [number for number, price in prices.items() if price <= left]:
+            update = {"trials": fits[-1], unit: float(f"{left:.3g}")}
+            budget = file.search.budget.model_copy(update=update)
+            search = file.search.model_copy(update={"budget": budget})
+            return replace(shorter, file=shorter.file.model_copy(update={"search": search}))
+        needs = limit - left + prices[LEAST_TRIALS]
+    problem = f"{LEAST_TRIALS} trials of {steps // 4} steps and confirm need {format_hours(needs)}"
+    raise ConfigError(problem, key=f"--{unit.replace('_', '-')}", value=limit)
+
+
+def _steps(steps: int) -> dict[str, int]:
+    every = max(1, math.ceil(steps / EVALUATIONS))
+    return {"steps": EVALUATIONS * every, "eval.every": every}
+
+
+def _load(base: str, values: Mapping[str, Any]) -> SearchFile:
+    return load_config(base, [f"{k}={json.dumps(v)}" for k, v in values.items()], check=False)
+
+
+def _is_planned(config: Path, command: str) -> bool:
+    """Whether the configuration has its trials.
+
+    Raises:
+        ConfigError: it belongs to another command.
+    """
+    text = config.read_text(encoding="utf-8")
+    if not re.search(r"^ +trials:", text, re.MULTILINE):
+        return False
+    if (was := text.partition("\n")[0].lstrip("# ")) != command:
+        problem = "this name is taken by another command"
+        hint = f"give another --name, or run {was!r} to go on"
+        raise ConfigError(problem, source=config, hint=hint)
+    return True
+
+
+def _write(config: Path, command: str, base: str, values: Mapping[str, Any]) -> None:
+    """Write the configuration, in one piece."""
+    text = yaml.safe_dump({"extends": base, **nest(values)}, sort_keys=False, allow_unicode=True)
+    with open_store(config.parent).write(config.name) as file:
+        file.write(f"# {command}\n{text}".encode())
+
+
+def _announce(console: Console, step: str, *words: object) -> None:
+    """Print a step with the command that does it alone."""
+    here = f"{Path.cwd()}{os.sep}"
+    show_phase(console, step, _command(*(str(word).removeprefix(here) for word in words)))
+
+
+def _options(values: Mapping[str, str]) -> list[str]:
+    return [word for option, value in values.items() if value for word in (option, value)]
+
+
+def _command(*words: object) -> str:
+    return shlex.join(["lipsum-tune", *map(str, words)])

@@ -1,0 +1,55 @@
+"""The command that does everything: `auto`."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from tuning.cli.options import Address, names, warn
+
+app = typer.Typer()
+
+
+@app.command()
+def auto(
+    data: Annotated[
+        str | None,
+        typer.Argument(help="A folder of images, as for `prepare folders`. Default: openmoji."),
+    ] = None,
+    id_: Annotated[str | None, typer.Option("--id", help="The domain to fine-tune on.")] = None,
+    ood: Annotated[
+        str | None, typer.Option(help="The other domains, comma-separated. Default: all but --id.")
+    ] = None,
+    model: Annotated[
+        str | None,
+        typer.Option(help="A ready configuration or YAML file to extend. Default: vit_b32."),
+    ] = None,
+    hours: Annotated[
+        float | None, typer.Option(help="Wall-clock time of everything. Default of openmoji: 0.2.")
+    ] = None,
+    gpu_hours: Annotated[
+        float | None, typer.Option(help="GPU-hours of the search and `confirm`.")
+    ] = None,
+    name: Annotated[
+        str | None, typer.Option(help="Name of the run folder. Default: that of DATA.")
+    ] = None,
+    address: Address = None,
+) -> None:
+    """From a folder of images to a confirmed, exported model; run it again after a kill.
+
+    Prepares, plans and runs a search that fits the hours, confirms and exports the model that won.
+
+    Example: lipsum-tune auto /data/shop --id studio --ood street,sketch --gpu-hours 24
+    """
+    # Imported here, since torch, Ray and MLflow take seconds to import.
+    from tuning.auto import auto as run_auto
+
+    try:
+        run_auto(
+            data, id_domain=id_, ood=names(ood), model=model, hours=hours, gpu_hours=gpu_hours,
+            name=name, address=address,
+        )  # fmt: skip
+    except KeyboardInterrupt:
+        warn("stopped; the same command goes on")
+        raise typer.Exit(130) from None
