@@ -44,17 +44,15 @@ class SelectiveProjectionDecay(PlainFineTuning):
         """Project what the update has moved away from the initial weights against the gradient."""
         import torch
 
-        moving = [(p, initial[name]) for name, p in weights.items() if p.grad is not None]
+        moving = [(p, p.grad, initial[n]) for n, p in weights.items() if p.grad is not None]
         with torch.no_grad():
-            before = [p - start for p, start in moving]
-            products = [
-                (p.grad * moved).sum() for (p, _), moved in zip(moving, before, strict=True)
-            ]
+            before = [p - start for p, _, start in moving]
+            products = [(g * by).sum() for (_, g, _), by in zip(moving, before, strict=True)]
             lengths = torch._foreach_norm(before)
         del before
         yield
         with torch.no_grad():
-            for (p, start), product, length in zip(moving, products, lengths, strict=True):
+            for (p, _, start), product, length in zip(moving, products, lengths, strict=True):
                 moved = p - start
                 added = (1 - length / moved.norm().clamp(min=1e-30)).clamp(min=0)
                 p.sub_(moved * (self.strength * added * (product > 0)))
