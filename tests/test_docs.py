@@ -40,7 +40,7 @@ BLOCK = re.compile(
     re.MULTILINE | re.DOTALL,
 )
 COMMANDS = get_command(app).commands
-INSTANT = {"config", "report"}
+INSTANT = {"config"}
 MAKE = set(re.findall(r"^([\w-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
 
 

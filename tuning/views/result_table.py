@@ -73,30 +73,24 @@ class PlainTable:
 
 def fit_table(table: ResultTable, width: int | None = None) -> Table:
     """The table for a terminal of this width, with a note about the columns that do not fit."""
-    columns, notes, room = list(table.columns), list(table.notes), None
-    if width is not None:
-        border = 2
-        needed = []
-        for column in columns:  # characters that it needs if no cell is cut
+    columns, notes, left_out = list(table.columns), list(table.notes), list[Column]()
+
+    def room() -> int:
+        """Characters that are left if no cell is cut."""
+        needed = 0
+        for column in columns:
             texts = [column.header, *(_cell(column, row).plain for row in table.rows)]
             longest = max(cell_len(line) for text in texts for line in text.split("\n"))
-            needed.append((column.min_width or longest) + border)
-        required = (n for n, column in zip(needed, columns, strict=True) if not column.drop)
-        room = width - 1 - sum(required)
-        dropped = set()
-        for level in sorted({column.drop for column in columns} - {0}, reverse=True):
-            cost = sum(n for n, c in zip(needed, columns, strict=True) if c.drop == level)
-            if cost <= room:
-                room -= cost
-            else:
-                dropped.add(level)
-        left_out = [column for column in columns if column.drop in dropped]
-        columns = [column for column in columns if column.drop not in dropped]
-        if left_out:
-            left_out.sort(key=lambda column: column.drop)
-            names = dict.fromkeys(c.group or _one_line(c.header) for c in left_out)
-            see = f"; see `lipsum-tune report --open` or {table.file}" if table.file else ""
-            notes.append(f"Columns left out to fit the width: {', '.join(names)}{see}.")
+            needed += (column.min_width or longest) + 2  # with its border
+        return (width or needed) - 1 - needed
+
+    while width and room() < 0 and (levels := [c.drop for c in columns if c.drop]):
+        left_out += [column for column in columns if column.drop == min(levels)]
+        columns = [column for column in columns if column not in left_out]
+    if left_out:
+        names = dict.fromkeys(c.group or _one_line(c.header) for c in left_out)
+        see = f"; see `lipsum-tune report --open` or {table.file}" if table.file else ""
+        notes.append(f"Columns left out to fit the width: {', '.join(names)}{see}.")
     caption = escape("\n".join(notes)) or None
     rendered = Table(
         title=escape(table.title),
@@ -116,7 +110,7 @@ def fit_table(table: ResultTable, width: int | None = None) -> Table:
             style=column.style,
             no_wrap=not wraps,
             overflow="fold" if wraps else "ellipsis",
-            max_width=column.min_width + max(0, room) if wraps and room is not None else None,
+            max_width=column.min_width + max(0, room()) if wraps and width else None,
         )
     for row in table.rows:
         cells = [_cell(column, row) for column in columns]

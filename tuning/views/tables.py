@@ -86,8 +86,9 @@ def trials_table(search: SearchRecord, records: Sequence[TrialRecord]) -> pa.Tab
             "is_first_point": None if is_model else record.is_first_point,
         }
         rows.append({**row, **record.params, **_metrics(record.metrics)})
+    params = dict.fromkeys(key for record in records for key in record.params)
     reports = [search.zero_shot, *(record.metrics for record in records)]
-    return _table(search, rows, [*_TRIAL_FIELDS, *_param_fields(records), *_metric_fields(reports)])
+    return _table(search, rows, _TRIAL_FIELDS, params, reports)
 
 
 def curves_table(search: SearchRecord, records: Sequence[TrialRecord]) -> pa.Table:
@@ -99,7 +100,7 @@ def curves_table(search: SearchRecord, records: Sequence[TrialRecord]) -> pa.Tab
         trial = {"trial_id": record.trial_id, "number": record.number, "kind": record.kind}
         rows += [{**trial, "step": int(p.get(STEP, 0)), **_metrics(p)} for p in record.curve]
     reports = [search.zero_shot, *(point for record in records for point in record.curve)]
-    return _table(search, rows, [*_CURVE_FIELDS, *_metric_fields(reports)])
+    return _table(search, rows, _CURVE_FIELDS, (), reports)
 
 
 def write_tables(
@@ -135,38 +136,25 @@ def _metrics(report: Mapping[str, float]) -> dict[str, float]:
     return {name: float(value) for name, value in report.items() if name != STEP}
 
 
-def _metric_fields(reports: Iterable[Mapping[str, float]]) -> list[pa.Field]:
-    names = {name for report in reports for name in report if name != STEP}
-    return [pa.field(name, pa.float64()) for name in sorted(names)]
-
-
-def _param_fields(records: Iterable[TrialRecord]) -> list[pa.Field]:
-    """One column per parameter, in the order of the space, in the narrowest type for all values."""
-    types: dict[str, set[type]] = {}
-    for record in records:
-        for key, value in record.params.items():
-            types.setdefault(key, set()).add(type(value))
-
-    def arrow_type(seen: set[type]) -> pa.DataType:
-        if seen == {bool}:
-            return pa.bool_()
-        if seen == {int}:
-            return pa.int64()
-        return pa.float64() if seen <= {int, float} else pa.string()
-
-    return [pa.field(key, arrow_type(seen)) for key, seen in types.items()]
-
-
 def _table(
-    search: SearchRecord, rows: Sequence[Mapping[str, object]], fields: Sequence[pa.Field]
+    search: SearchRecord,
+    rows: Sequence[Mapping[str, object]],
+    fields: Sequence[pa.Field],
+    params: Iterable[str],
+    reports: Iterable[Mapping[str, float]],
 ) -> pa.Table:
     """The rows in these columns, null for a missing value, with the search in the metadata."""
-    columns = []
-    for field in fields:
-        values = [row.get(field.name) for row in rows]
-        if pa.types.is_string(field.type):  # choices of mixed types share a column of strings
-            values = [None if value is None else str(value) for value in values]
-        columns.append(pa.array(values, field.type))
+    names = sorted({name for report in reports for name in report if name != STEP})
+    columns = {name: pa.array([row.get(name) for row in rows], pa.float64()) for name in names}
+    for name in params:
+        values = [row.get(name) for row in rows]
+        try:
+            columns[name] = pa.array(values)
+        except (pa.ArrowInvalid, pa.ArrowTypeError):  # choices of mixed types
+            columns[name] = pa.array([None if value is None else str(value) for value in values])
+    every = [*fields, *(pa.field(name, columns[name].type) for name in (*params, *names))]
+    fixed = [pa.array([row.get(field.name) for row in rows], field.type) for field in fields]
+    arrays = [*fixed, *(columns[field.name] for field in every[len(fixed) :])]
     about = {
         "search": search.name,
         "objectives": [[o.metric, o.mode] for o in search.objectives],
@@ -175,5 +163,5 @@ def _table(
         "ood_domains": search.ood_domains,
         "sees_ood": search.sees_ood,
     }
-    table = pa.Table.from_arrays(columns, schema=pa.schema(fields))
+    table = pa.Table.from_arrays(arrays, schema=pa.schema(every))
     return table.replace_schema_metadata({"lipsum_tune": json.dumps(about)})

@@ -31,7 +31,6 @@ TABLE = ResultTable(
         (50, None),
         (34, "the b"),
         (26, "the b, first column"),
-        (18, "the b, text"),
     ],
 )
 def test_the_least_important_columns_are_left_out(width, left_out):
