@@ -38,7 +38,7 @@ from tuning.confirmation.verdict import verdict
 from tuning.execution.ray_session import runs_folder
 from tuning.planning.plan import CONFIRM_SEEDS, Plan, plan_search
 from tuning.planning.report import render as render_plan
-from tuning.preparation.prepare import prepare, refusal, render, sources_of
+from tuning.preparation.prepare import prepare, render, sources_of
 from tuning.resume import earlier_run, search_or_resume
 from tuning.runs.run_folder import load_run
 from tuning.views.formatting import format_hours, show_phase
@@ -147,8 +147,6 @@ def auto(
         bar = Console(stderr=True)
         prepared = prepare(sources, str(root.absolute()), Options(), first, bar)
         console.print(render(prepared), soft_wrap=True)
-        if refused := refusal(prepared):
-            raise ConfigError(refused)
         if lacking := without_split(str(root), sources, "test"):
             raise ConfigError(f"no test split for `confirm`: {quoted(lacking)}", source=root)
         values |= sizes(file, prepared.domains[0].images.get("train", 0))

@@ -44,10 +44,10 @@ class SelectiveProjectionDecay(PlainFineTuning):
         """Project what the update has moved away from the initial weights against the gradient."""
         import torch
 
-        moving = [(p, p.grad, initial[n]) for n, p in weights.items() if p.grad is not None]
+        moving = [(p, g, initial[n]) for n, p in weights.items() if (g := p.grad) is not None]
         with torch.no_grad():
             before = [p - start for p, _, start in moving]
-            products = [(g * by).sum() for (_, g, _), by in zip(moving, before, strict=True)]
+            products = [torch.sum(g * by) for (_, g, _), by in zip(moving, before, strict=True)]
             lengths = torch._foreach_norm(before)
         del before
         yield

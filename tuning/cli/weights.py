@@ -114,11 +114,3 @@ def export(
         written = output.expanduser().absolute()
         show("Exported", written)
         show("Try it", f"python {written}/predict.py IMAGE ...")
-
-
-@app.command(
-    hidden=True, context_settings={"ignore_unknown_options": True, "allow_extra_args": True}
-)
-def soup() -> None:
-    """Is an option of `export` now."""
-    raise ConfigError("`soup` is now `export`, such as lipsum-tune export RUN --soup greedy")
