@@ -22,6 +22,10 @@ EMA_DECAY = Float(low=0.9, high=0.9999)
 REG_WEIGHT = Float(low=0.01, high=100.0, log=True)
 ALPHA = Float(low=0.0, high=1.0)
 _LOSS_WEIGHT = Float(low=1e-4, high=10.0, log=True)
+_AUTOFT_TERMS = (
+    *("hinge", "contrastive", "entropy", "mistakes"),
+    *("l1_norm", "l2_norm", "l1_distance", "l2_distance"),
+)
 
 
 _LIPSUM_FT: dict[str, Distribution] = {
@@ -103,18 +107,11 @@ METHODS: dict[str, SearchSpace] = {
     "spd": SearchSpace(
         parameters={"method.strength": Float(low=0.1, high=10.0, log=True), "optim.lr": LR}
     ),
-    # Choi et al., "AutoFT: Learning an Objective for Robust Fine-Tuning", arXiv 2401.10220. Weights
-    # of its losses are searched on a log scale; these ranges are ours.
+    # Choi, Lee et al., "AutoFT: Robust Fine-Tuning by Optimizing Hyperparameters on OOD Data", 2024,
+    # arXiv 2401.10220. The range of the weights is that of the authors' code.
     "autoft": SearchSpace(
         parameters={
-            "method.hinge_weight": _LOSS_WEIGHT,
-            "method.contrastive_weight": _LOSS_WEIGHT,
-            "method.entropy_weight": _LOSS_WEIGHT,
-            "method.confidence_weight": _LOSS_WEIGHT,
-            "method.l1_norm_weight": Float(low=1e-10, high=1e-6, log=True),
-            "method.l2_norm_weight": Float(low=1e-7, high=1e-3, log=True),
-            "method.l1_distance_weight": Float(low=1e-8, high=1e-4, log=True),
-            "method.l2_distance_weight": Float(low=1e-5, high=10.0, log=True),
+            **{f"method.{term}_weight": _LOSS_WEIGHT for term in _AUTOFT_TERMS},
             "optim.lr": LR,
         }
     ),
