@@ -107,7 +107,7 @@ METHODS: dict[str, SearchSpace] = {
     "spd": SearchSpace(
         parameters={"method.strength": Float(low=0.1, high=10.0, log=True), "optim.lr": LR}
     ),
-    # Choi, Lee et al., "AutoFT: Robust Fine-Tuning by Optimizing Hyperparameters on OOD Data", 2024,
+    # Choi et al., "AutoFT: Robust Fine-Tuning by Optimizing Hyperparameters on OOD Data", 2024,
     # arXiv 2401.10220. The range of the weights is that of the authors' code.
     "autoft": SearchSpace(
         parameters={

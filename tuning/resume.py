@@ -42,10 +42,11 @@ RESUMABLE = (*FREE, "search.sampler", "search.scheduler")
 """Keys that a resume may change: none of them affects what a trial measures."""
 
 
-def more_trials(folder: str | Path, trials: int | str) -> list[str]:
+def more_trials(folder: str | Path, trials: int | str, overrides: Iterable[str] = ()) -> list[str]:
     """The overrides for a number of trials: `30`, or `+8` in addition to those of a run.
 
-    A run that `search.budget.worth` has ended gets them whatever they are worth.
+    A run that `search.budget.worth` has ended gets them whatever they are worth, unless other
+    overrides set that.
 
     Raises:
         ConfigError: neither.
@@ -60,7 +61,7 @@ def more_trials(folder: str | Path, trials: int | str) -> list[str]:
         planned = 0 if is_worthless else budget.trials
         number = str(max(existing, planned) + int(number))
     worth = ["search.budget.worth=null"] if is_worthless else []
-    return [f"search.budget.trials={number}", *worth]
+    return [*worth, *overrides, f"search.budget.trials={number}"]
 
 
 def earlier_run(file: SearchFile, storage: Path) -> Path | None:
@@ -138,7 +139,7 @@ def resume_search(
     """
     run = load_run(folder).folder
     if trials is not None:
-        overrides = [*more_trials(run, trials), *overrides]
+        overrides = more_trials(run, trials, overrides)
     file = load_config(run / CONFIG_FILE, list(overrides))
     return continue_from(run, *with_options(file, **options))
 

@@ -72,8 +72,9 @@ def write_run(folder, file, records=(), *, zero_shot=ZERO_SHOT, outcome="finishe
     for record in records:
         journal.trial_started(record)
         for number in range(len(record.curve)):
-            so_far = record.curve[: number + 1]
-            journal.trial_reported(dataclasses.replace(record, outcome="running", curve=so_far))
+            so_far = {"curve": record.curve[: number + 1]}
+            so_far["train_curves"] = record.train_curves[: number + 1]
+            journal.trial_reported(dataclasses.replace(record, outcome="running", **so_far))
         journal.trial_ended(record)
     if outcome is not None:
         journal.session_ended(outcome)

@@ -155,8 +155,7 @@ def instant(shop, monkeypatch):
 
     for where in ("tuning.resume", "tuning.confirmation.confirm"):
         monkeypatch.setattr(f"{where}.SearchOptions", options)
-    for name in ("write_run_report", "log_confirmation"):
-        monkeypatch.setattr(f"tuning.confirmation.confirm.{name}", lambda *_: None)
+    monkeypatch.setattr("tuning.confirmation.confirm.write_run_report", lambda *_: None)
     by_hand = plan_of()
     monkeypatch.setattr(module, "plan_search", lambda file, **_: replace(by_hand, file=file))
     monkeypatch.setattr(module, "export_weights", export)

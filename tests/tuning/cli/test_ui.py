@@ -53,9 +53,16 @@ expect.set_options(timeout=TIMEOUT_MS)
 @pytest.fixture(scope="module")
 def records():
     records = fakes.finished_search()
-    steps = range(10, fakes.TOTAL_STEPS + 1, 10)
-    curve = {"step": [*steps], "train/loss": [fakes.report(s, 0, 0)["train/loss"] for s in steps]}
-    return [replace(r, train_curves=(curve,) if r.outcome == "finished" else ()) for r in records]
+    reports = range(40, fakes.TOTAL_STEPS + 1, 40)
+    parts = [range(step - 30, step + 1, 10) for step in reports]
+    curves = [
+        {"step": [*steps], "train/loss": [fakes.report(s, 0, 0)["train/loss"] for s in steps]}
+        for steps in parts
+    ]
+    return [
+        replace(r, train_curves=tuple(curves[: len(r.curve)]) if r.outcome == "finished" else ())
+        for r in records
+    ]
 
 
 @pytest.fixture(scope="module")
@@ -221,7 +228,8 @@ def report(run, page):
 @pytest.mark.parametrize("width", [390, 1280])
 def test_the_report_fits_any_width(report, width):
     report.set_viewport_size({"width": width, "height": 900})
-    assert report.evaluate("document.documentElement.scrollWidth") <= width
+    # Figures are drawn anew a moment after the window has got its size.
+    report.wait_for_function(f"document.documentElement.scrollWidth <= {width}")
     for figure in report.locator("section .plotly-graph-div").all():
         assert figure.evaluate("box => box.scrollWidth") <= width
 
@@ -299,7 +307,7 @@ def _listens(port):
 
 def test_optuna_dashboard_shows_a_running_search(dashboard, page):
     page.goto(dashboard)
-    page.get_by_role("link", name="small-").click()
+    page.get_by_role("link", name="small (").click()
     expect(page.get_by_text("(running)")).to_be_visible()
     page.screenshot(path=SCREENSHOTS / "optuna_dashboard.png")
     page.goto(f"{page.url}/trials")
