@@ -131,6 +131,7 @@ def run(
 
 
 @pytest.mark.ray
+@pytest.mark.nightly
 @pytest.mark.usefixtures("local_ray")
 def test_ray_tune_itself_makes_the_same_calls_in_the_same_order(
     table: CurveTable, tmp_path: Path

@@ -396,6 +396,7 @@ def test_the_report_in_mlflow_has_the_confirmation(confirmed, tmp_path):
 
 
 @pytest.mark.ray
+@pytest.mark.nightly
 @pytest.mark.usefixtures("local_ray")
 def test_two_workers_read_the_test_splits_once(trial, whole_root, tmp_path):
     config = changed(trial, data__root=str(whole_root), steps=STEPS)

@@ -133,6 +133,7 @@ def test_results_without_the_objective_choose_nothing(tmp_path):
 
 
 @pytest.mark.ray
+@pytest.mark.nightly
 def test_a_search_that_loses_to_its_reference_exports_the_reference(
     whole_root, tmp_path, local_ray
 ):

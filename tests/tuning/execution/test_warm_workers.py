@@ -55,7 +55,7 @@ def weights(folder):
     return {name: tensor.tolist() for name, tensor in load_file(file).items()}
 
 
-@pytest.mark.parametrize("num_workers", [1, 2])
+@pytest.mark.parametrize("num_workers", [1, pytest.param(2, marks=pytest.mark.nightly)])
 def test_a_trial_equals_the_same_one_in_a_fresh_process(num_workers, trial, tmp_path):
     """Before it, one trial ends, one is stopped and one diverges in the same workers.
 
