@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Container, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -144,10 +145,12 @@ def leaderboard(
     several = len(search.objectives) > 1
     front = {r.trial_id for r in pareto_front(search, records)} if several else set()
     compared = [*rows[: len(rows) - len(trials)], *visible]
-    table = _table(search, compared, keys, front, is_wide=True)
     console = Console(width=width)
-    if Measurement.get(console, console.options.update(width=10 * width), table).minimum > width:
-        table = _table(search, compared, keys, front, is_wide=False)
+    for heads in ("whole", "broken", "shared"):
+        table = _table(search, compared, keys, front, heads)
+        needs = Measurement.get(console, console.options.update(width=10 * width), table).minimum
+        if needs <= width:
+            break
     if hidden := len(trials) - len(visible):
         table.add_row("", f"... {hidden} more", style="dim")
     return table
@@ -158,10 +161,15 @@ def _table(
     rows: Sequence[TrialRow],
     keys: Sequence[str],
     front: Container[str],
-    *,
-    is_wide: bool,
+    heads: str,
 ) -> Table:
-    metrics = extra_metrics(search)
+    """The table with `whole` heads, with those `broken` at `_` and `/`, or with all parameters in
+    one `shared` column."""
+    metrics, is_wide = extra_metrics(search), heads != "shared"
+
+    def head(name: str) -> str:
+        return escape(name if heads == "whole" else re.sub("([_/])", "\\1\n", name))
+
     has_line = any("line/a" in row.values for row in rows)
     has_outcome = any(row.rank is None for row in rows if row.record.kind == "trial")
     table = Table(box=SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=(0, 1, 0, 0))
@@ -169,11 +177,11 @@ def _table(
     table.add_column("trial", no_wrap=True)
     if is_wide:
         for name in short_names(keys):
-            table.add_column(escape(name.replace("_", "_\n")), justify="right", no_wrap=True)
+            table.add_column(head(name), justify="right", no_wrap=True)
     elif keys:
         table.add_column("parameters", overflow="fold")
     names = ["a"] * has_line + ["[bold]ID[/]"] + ["[bold]OOD[/]"] * bool(search.ood_domains)
-    names += [escape(metric.replace("/", "/\n")) for metric in metrics]
+    names += [head(metric) for metric in metrics]
     for name in [*names, *["misses"] * bool(search.constraints)]:
         table.add_column(name, justify="right", no_wrap=True)
     if has_outcome:
