@@ -138,7 +138,8 @@ def test_every_process_of_a_slot_may_be_killed(images_root, tmp_path):
 
 
 @pytest.mark.cluster
-@pytest.mark.parametrize("num_workers", [1, pytest.param(2, marks=pytest.mark.nightly)])
+@pytest.mark.nightly
+@pytest.mark.parametrize("num_workers", [1, 2])
 def test_a_hang_is_found_repeated_once_and_is_no_other_trials(
     num_workers, images_root, tmp_path, caplog
 ):
