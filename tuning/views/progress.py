@@ -92,6 +92,9 @@ class ProgressCallback(Callback):
 
     def trial_reported(self, record: TrialRecord) -> None:
         """Move the bar, or print a line; a trial that lost its node repeats earlier steps."""
+        if record.outcome != "running":  # the report at which it is pruned
+            self.trial_ended(record)
+            return
         known = self._records.get(record.trial_id)
         again = known is not None and known.step >= record.step
         self._show(record, f"{'repeats ' * again}{self._step(record)}{_accuracies(record)}")

@@ -36,6 +36,17 @@ def test_a_log_has_one_line_an_event(shown):
     )
 
 
+def test_the_end_of_a_pruned_trial_is_one_line(shown):
+    callback, _, lines = shown
+    callback.trial_started(RUNNING)
+    report = fakes.report(120, 71.23, 44.0)
+    pruned = replace(RUNNING, outcome="pruned", curve=(report,), ended_at=RUNNING.started_at + 60)
+    callback.trial_reported(pruned)
+    callback.trial_ended(pruned)
+    (line,) = lines()[1:]
+    assert line.startswith("trial-001  pruned  step 120/240  in 1m 00s  (1 of 4 trials done")
+
+
 def test_training_has_at_most_a_line_a_minute(shown):
     callback, clock, lines = shown
     callback.trial_started(RUNNING)
