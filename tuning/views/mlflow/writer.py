@@ -26,7 +26,7 @@ from tuning.runs.records import (
 from tuning.runs.run_folder import CONFIG_FILE
 from tuning.views.formatting import format_params, trial_label
 from tuning.views.mlflow import client as mlf
-from tuning.views.mlflow.view import main_metrics, order_key, share_view
+from tuning.views.mlflow.view import describe, main_metrics, order_key, share_view
 
 if TYPE_CHECKING:
     from mlflow.entities import Metric
@@ -193,7 +193,7 @@ class Writer:
     def _write_parent(self, records: Sequence[TrialRecord], outcome: str) -> None:
         search, client, at = self._search, self._client, self._journal.last
         share_view(client, self._experiment_id, search, records)
-        tags = {"outcome": outcome}
+        tags = {"outcome": outcome, "mlflow.note.content": describe(search, records, outcome)}
         best = best_trial(search, records) if outcome != "running" else None
         metrics: list[Metric] = []
         if best is not None:
