@@ -4,7 +4,6 @@ import json
 import secrets
 import shlex
 import subprocess
-import sys
 import time
 from collections import Counter
 from pathlib import Path
@@ -51,7 +50,7 @@ def quickstart(root, runs, name, steps=9, every=3):
 def submit(head, arguments, *options):
     return subprocess.run(
         [
-            sys.executable, "-m", "cluster", "submit", *arguments,
+            BIN / "lipsum-tune", "submit", *arguments,
             "--address", head.dashboard, *options,
         ],
         cwd=ROOT, env=head.environment, capture_output=True, text=True, timeout=400,
@@ -124,7 +123,7 @@ def test_a_job_without_a_storage_keeps_its_run(images_root, tmp_path):
     environment = {"HOME": str(home), "RAY_AUTH_TOKEN_PATH": str(token)}
 
     def lipsum_tune(*words):
-        command = [sys.executable, "-m", "cluster", *words]
+        command = [BIN / "lipsum-tune", *words]
         done = subprocess.run(
             command, cwd=work, env=new.environment, capture_output=True, text=True
         )
