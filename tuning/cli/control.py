@@ -27,7 +27,7 @@ def control(
             "first point of the space."
         ),
     ] = None,
-    end: Annotated[bool, typer.Option("--end", help="End the search in order, as Ctrl-C.")] = False,
+    end: Annotated[bool, typer.Option("--end", help="End the search as a budget does.")] = False,
 ) -> None:
     """Steer a running search: its driver follows within seconds, also on another machine.
 
