@@ -20,7 +20,7 @@ from typing import Any
 import ray
 
 from trainers.errors import MAY_CONTINUE, StorageFailed
-from tuning.execution.signals import interrupted_by_sigterm
+from tuning.execution.signals import interrupted_by_signals
 
 CHECK_S, CHECKS = 2.0, 5
 """Interval between two checks, and the number of failed ones in a row after which Ray is lost."""
@@ -96,7 +96,7 @@ def watched_ray(go_on: str = "run the command again") -> Iterator[RayWatch]:
         KeyboardInterrupt: for SIGTERM, as for Ctrl-C.
     """
     watch = RayWatch(_servers(), go_on)
-    with interrupted_by_sigterm():
+    with interrupted_by_signals():
         threading.Thread(target=watch.run, name="ray-watch", daemon=True).start()
         try:
             yield watch

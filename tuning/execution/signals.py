@@ -17,8 +17,11 @@ over while they do."""
 
 
 @contextmanager
-def interrupted_by_sigterm() -> Iterator[None]:
-    """Within the block, SIGTERM raises KeyboardInterrupt immediately.
+def interrupted_by_signals() -> Iterator[None]:
+    """Within the block, SIGTERM and SIGINT raise KeyboardInterrupt immediately.
+
+    A Ray Tune that ran earlier in this process has replaced the handler of SIGINT by one that does
+    nothing any more. Shells have commands in the background ignore SIGINT; they go on doing so.
 
     SIGKILL may follow after three seconds (`ray job stop`), so trials are not ended in order; Ray
     ends all processes with the driver. Enter the block within a connection to Ray, because Ray's
@@ -32,11 +35,15 @@ def interrupted_by_sigterm() -> Iterator[None]:
     def interrupt(*_: object) -> None:
         raise KeyboardInterrupt
 
-    before = signal.signal(signal.SIGTERM, interrupt)
+    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
     try:
+        for number, handler in before.items():
+            if number == signal.SIGTERM or handler != signal.SIG_IGN:
+                signal.signal(number, interrupt)
         yield
     finally:
-        signal.signal(signal.SIGTERM, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 @contextmanager

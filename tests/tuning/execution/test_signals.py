@@ -2,8 +2,11 @@
 
 import logging
 import os
+import signal
 
-from tuning.execution.signals import restored_process
+import pytest
+
+from tuning.execution.signals import interrupted_by_signals, restored_process
 
 
 def test_environment_and_log_handlers_are_restored(monkeypatch):
@@ -16,3 +19,26 @@ def test_environment_and_log_handlers_are_restored(monkeypatch):
         assert logging.root.handlers
     assert logging.root.handlers == []
     assert (os.environ["KEPT"], os.environ.get("ADDED")) == ("before", None)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_interrupts_whatever_handler_was_left(number):
+    def left(*_):
+        """As Ray Tune leaves one."""
+
+    before = signal.signal(number, left)
+    try:
+        with pytest.raises(KeyboardInterrupt), interrupted_by_signals():
+            signal.raise_signal(number)
+        assert signal.getsignal(number) is left
+    finally:
+        signal.signal(number, before)
+
+
+def test_a_command_in_the_background_goes_on_ignoring_sigint():
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        with interrupted_by_signals():
+            signal.raise_signal(signal.SIGINT)
+    finally:
+        signal.signal(signal.SIGINT, before)
