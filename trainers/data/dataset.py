@@ -68,7 +68,7 @@ class ImageDataset:
         self.store = store if isinstance(store, Store) else open_store(store)
         self.name = f"{domain}/{split}"
         files = domain_files(self.store, domain, split)
-        self.version = _version(self.store, files)
+        self.version = _version(self.store, self.name, files)
         """Changes if the data are written again."""
         header, self._rows = _opened(self.store, tuple(files), self.version)
         self.class_names, self.metadata = header.class_names, header.metadata
@@ -166,10 +166,12 @@ class ImageDataset:
         return self._rows.data.column("image")[index]
 
 
-def _version(store: Store, files: Sequence[str]) -> str:
-    """A name for files that changes if one of them is written again."""
+def _version(store: Store, folder: str, files: Sequence[str]) -> str:
+    """A name for files of a folder that changes if one of them is written again."""
     facts = []
-    for file in store.filesystem.get_file_info(list(map(store.full, files))):
+    for file in store.list(folder):  # one request to a bucket
+        if store.relative(file) not in files:
+            continue
         changed = file.mtime_ns
         if changed is None and isinstance(store.filesystem, fs.PyFileSystem):
             changed = store.filesystem.handler.fs.checksum(file.path)  # an ETag or the like

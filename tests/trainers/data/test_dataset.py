@@ -72,11 +72,11 @@ def values(batches):
 
 @pytest.fixture
 def root(tmp_path):
-    """Seven images in two files."""
+    """Seven images in two files, below a folder whose name looks like a pattern."""
     for part, numbers in enumerate((range(5), range(5, 7))):
-        file = part_path(tmp_path / "data", "real", "train", part)
+        file = part_path(tmp_path / "d[a]ta *?", "real", "train", part)
         write_images(file, examples(numbers), CLASSES, {"source": "here"})
-    return tmp_path / "data"
+    return tmp_path / "d[a]ta *?"
 
 
 def test_random_access_gives_the_images_as_written(root):
@@ -117,11 +117,6 @@ def test_processes_that_need_the_cache_at_once_share_it(root, cache):
 def sum_of_pixels(root):
     images = ImageDataset(root, "real", "train")
     return sum(int(images.pixels(row).sum()) for row in range(7))
-
-
-def test_a_folder_whose_name_looks_like_a_pattern_is_read(root):
-    images = ImageDataset(root.rename(root.with_name("d[a]ta *?")), "real", "train")
-    assert np.array_equal(np.asarray(images.decode(6)), pixels(6))
 
 
 def test_a_cache_that_cannot_be_written_is_named(root, cache):
@@ -177,7 +172,7 @@ def test_training_views_depend_on_seed_step_and_sample_alone(augment, root):
     every = [view.numpy().tobytes() for view in torch.cat([alone, views(seed=1)]).flatten(0, 1)]
     assert len({*every}) == 48
     changed = (views(augment={}) != alone).flatten(2).any(dim=-1)
-    assert changed.float().mean() > 0.9 * bool(augment)
+    assert changed.float().mean() >= 0.9 * bool(augment)
 
 
 def test_training_batches_are_mirrored_unless_flip_is_off(root):

@@ -95,35 +95,31 @@ def test_good_images_stay_byte_for_byte_unless_resized(tree, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("options", "expected"),
+    ("val", "test", "expected"),
     [
-        ({}, {"train": 14, "val": 2, "test": 4}),
-        ({"test_fraction": 0}, {"train": 18, "val": 2}),
-        ({"val_fraction": 0, "test_fraction": 0}, {"train": 20}),
-        ({"val_fraction": 0.5, "test_fraction": 0.3}, {"train": 4, "val": 10, "test": 6}),
-        ({"seed": 5}, {"train": 14, "val": 2, "test": 4}),
+        (0.1, 0.2, {"train": 14, "val": 2, "test": 4}),
+        (0.1, 0.0, {"train": 18, "val": 2}),
+        (0.0, 0.0, {"train": 20}),
+        (0.5, 0.3, {"train": 4, "val": 10, "test": 6}),
     ],
 )
-def test_splits_are_stratified_and_a_function_of_seed_and_name(options, expected, tree, tmp_path):
-    report = run(tree, tmp_path / "data", **options)
-    assert report.images == expected
-    splits = {split: names(tmp_path / "data", split) for split in expected}
+def test_splits_are_stratified_and_a_function_of_seed_and_name(val, test, expected, tree):
+    def carved(seed=0):
+        found = open_domain(Source(path=str(tree)), "pets")
+        parts = carve(found, val=val, test=test, seed=seed, is_ood=False)
+        return {split: part.rows["name"][:] for split, part in parts.items()}
+
+    splits = carved()
+    assert {split: len(part) for split, part in splits.items()} == expected
     assert len({name for part in splits.values() for name in part}) == 20
     for part in splits.values():
         assert sum(name.startswith("cat/") for name in part) == len(part) / 2
-    run(tree, tmp_path / "again", **options)
-    assert {split: names(tmp_path / "again", split) for split in expected} == splits
-    first = {}
-    if "seed" in options:
-        run(tree, tmp_path / "other")
-        first = names(tmp_path / "other", "test")
-    assert first != splits.get("test")
-    if {"val", "test"} <= expected.keys():
+    assert carved() == splits
+    if len(expected) == 3:
+        assert carved(seed=5)["test"] != splits["test"]
         for name in splits["train"][2:]:
             (tree / name).unlink()
-        found = open_domain(Source(path=str(tree)), "pets")
-        fewer = carve(found, val=0.1, test=0.2, seed=options.get("seed", 0), is_ood=False)
-        assert {*fewer["test"].rows["name"][:]} <= {*splits["val"], *splits["test"]}
+        assert {*carved()["test"]} <= {*splits["val"], *splits["test"]}
 
 
 def test_a_class_of_few_images_keeps_one_to_train(tmp_path):
