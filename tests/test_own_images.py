@@ -3,14 +3,11 @@
 With RAY_ADDRESS of this test process, so that Ray does not start for each command.
 """
 
-from __future__ import annotations
-
 import json
 import os
 import re
 import subprocess
 import sys
-from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
@@ -33,24 +30,15 @@ DOMAINS = {"studio": "real", "street": "clipart", "sketch": "sketch"}
 RUN = Path("runs/small_search")
 
 
-@dataclass(frozen=True)
-class Shop:
-    """A folder in which the commands of the page were run."""
-
-    images: dict[str, int]
-    """Number by domain."""
-    printed: dict[str, str]
-    """Standard output by command."""
-
-
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     return tmp_path_factory.mktemp("own")
 
 
 @pytest.fixture(scope="module")
-def shop(whole_root, ray_head, folder):
-    images = write_shop(whole_root, folder / "shop")
+def printed(whole_root, ray_head, folder):
+    """Standard output of the commands of the page, which were run in `folder`."""
+    write_shop(whole_root, folder / "shop")
     write_files(PAGE, folder)
     printed, words_of_shop = {}, {"shop", "small_search", "small_search.yaml"}
     environment = {"RAY_ADDRESS": ray_head.address, "PYTHONPATH": str(ROOT), "COLUMNS": "120"}
@@ -69,10 +57,9 @@ def shop(whole_root, ray_head, folder):
         assert done.returncode == 0, f"{words}\n{done.stdout}\n{done.stderr}"
         assert "Traceback" not in done.stderr
         printed[words[1]] = printed.get(words[1], "") + done.stdout
-    assert list(printed) == [
-        "prepare", "zero-shot", "plan", "search", "report", "confirm", "export",
-    ]  # fmt: skip
-    return Shop(images, printed)
+    expected = ["prepare", "zero-shot", "plan", "search", "report", "confirm", "export"]
+    assert list(printed) == expected
+    return printed
 
 
 @pytest.fixture(autouse=True)
@@ -81,7 +68,7 @@ def _in_the_folder(folder, monkeypatch):
 
 
 def write_shop(whole_root, shop):
-    """Write `<domain>/<class>/*.jpg`, without splits; returns the number of images by domain."""
+    """Write `<domain>/<class>/*.jpg`, without splits."""
     for domain, drawn in DOMAINS.items():
         for split in ("train", "val", "test"):
             images = ImageDataset(whole_root, drawn, split)
@@ -90,45 +77,41 @@ def write_shop(whole_root, shop):
                 file = shop / domain / name.replace("clock", "wall_clock") / f"{split}{index}.jpg"
                 file.parent.mkdir(parents=True, exist_ok=True)
                 images.decode(index).save(file, quality=95)
-    return {domain: len(list((shop / domain).rglob("*.jpg"))) for domain in DOMAINS}
 
 
-def test_every_image_is_in_a_split(shop):
-    for domain, count in shop.images.items():
+def test_every_image_is_in_a_split_and_the_printed_suite_is_the_pages(printed):
+    for domain in DOMAINS:
         splits = ["test", "train", "val"] if domain == "studio" else ["test", "val"]
-        made = Path("data/shop", domain)
+        made, count = Path("data/shop", domain), len(list(Path("shop", domain).rglob("*.jpg")))
         assert sorted(path.name for path in made.iterdir() if path.is_dir()) == splits
         assert sum(len(ImageDataset("data/shop", domain, split)) for split in splits) == count > 0
-
-
-def test_the_suite_that_is_printed_is_that_of_the_page(shop):
-    (suite,) = re.findall(r"trial.data.suite: (.*)", shop.printed["prepare"])
+    (suite,) = re.findall(r"trial.data.suite: (.*)", printed["prepare"])
     configured = yaml.safe_load(Path("small_search.yaml").read_text())["trial"]["data"]["suite"]
     assert yaml.safe_load(suite) == configured
 
 
-def test_cost_and_trials_are_shown(shop):
-    assert all(domain in shop.printed["zero-shot"] for domain in DOMAINS)
+def test_cost_and_trials_are_shown(printed):
+    assert all(domain in printed["zero-shot"] for domain in DOMAINS)
     for cost in ("CPU-hours", "all trials in full", "confirm"):
-        assert cost in shop.printed["plan"]
+        assert cost in printed["plan"]
     for command in ("search", "report"):
-        assert all(f"trial-00{n}" in shop.printed[command] for n in range(3)), command
-    assert "lipsum-tune export small_search" in shop.printed["search"]
+        assert all(f"trial-00{n}" in printed[command] for n in range(3)), command
+    assert "lipsum-tune export small_search" in printed["search"]
     assert "trial-002" in (RUN / "report" / "index.html").read_text()
 
 
-def test_five_seeds_are_confirmed_on_the_test_splits(shop):
+def test_five_seeds_are_confirmed_on_the_test_splits(printed):
     found = read_results(RUN)
     trained = {trial_id for trial_id, seed in found if seed is not None}
     (chosen,) = trained - {"ft"}
-    assert chosen in shop.printed["confirm"]
+    assert chosen in printed["confirm"]
     assert len({seed for _, seed in found} - {None}) == 5
     assert len(found) == 2 * 5 + 1  # and the zero-shot model
     for result in found.values():
         assert all(f"ood_test/{domain}/acc" in result.metrics for domain in ("street", "sketch"))
 
 
-def test_the_exported_model_predicts_as_evaluated(shop, monkeypatch):
+def test_the_exported_model_predicts_as_evaluated(printed, monkeypatch):
     (load,) = (block.code for block in blocks(PAGE) if block.language == "python")
     loaded = {}
     exec(load, loaded)

@@ -12,8 +12,8 @@ from trainers.data.data_root import EMBEDDED, domain_files, resolve_root
 from trainers.data.schema import Header, split_header
 from trainers.errors import ConfigError, suggestion
 from trainers.methods.base import check_method_fits
-from trainers.models.activations import check_activation_checkpointing
-from trainers.models.clip import check_model
+from trainers.models.activations import keep_no_activations
+from trainers.models.clip import check_model, skeleton
 from trainers.models.config import ModelConfig
 from trainers.models.layers import check_frozen_layers
 
@@ -46,7 +46,7 @@ def check_trials(configs: Iterable[TrialConfig]) -> None:
             check_model(config.model)
             models.append(config.model)
         if config.activation_checkpointing:
-            check_activation_checkpointing(config.model)
+            keep_no_activations(skeleton(config.model).get_submodule("visual"))
         check_frozen_layers(config.model, config.optim.frozen_layers)
         check_method_fits(config.method, config.model)
     if repeating:

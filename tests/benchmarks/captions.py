@@ -9,9 +9,9 @@ from pathlib import Path
 
 import yaml
 
+from trainers.embedded_benchmark.arrays import Rng
 from trainers.embedded_benchmark.classes import load_classes
-from trainers.embedded_benchmark.drawings import Drawing, drawing, openmoji_folder
-from trainers.embedded_benchmark.raster import Rng, raster
+from trainers.embedded_benchmark.drawings import openmoji_folder, raster
 from trainers.embedded_benchmark.render import Domain
 
 TEMPLATES: dict[Domain, tuple[str, ...]] = {
@@ -62,8 +62,8 @@ def tidy_name(code_point: str) -> str:
 
 
 @cache
-def all_drawings() -> tuple[Drawing, ...]:
-    """Return every drawing of a single named character, in order of code points.
+def all_drawings() -> tuple[str, ...]:
+    """Return the code points of all drawings of a single named character, in their order.
 
     Left out are letters and modifiers, and drawings that would be an empty image with only
     their outlines or only their colours.
@@ -75,10 +75,9 @@ def all_drawings() -> tuple[Drawing, ...]:
         name = unicodedata.name(chr(int(path.stem, 16)), "").lower()
         if not name or name.startswith(_NOT_A_THING):
             continue
-        candidate = drawing(path.stem)
-        if all(raster(candidate, layer).getchannel("A").getbbox() for layer in ("line", "colour")):
-            found.append(candidate)
-    return tuple(sorted(found, key=lambda item: int(item.code_point, 16)))
+        if all(raster(path.stem, layer).getchannel("A").getbbox() for layer in ("line", "colour")):
+            found.append(path.stem)
+    return tuple(sorted(found, key=lambda code_point: int(code_point, 16)))
 
 
 @cache

@@ -36,7 +36,7 @@ from torch import Tensor, nn
 from tests.benchmarks.captions import all_class_drawings, all_drawings, caption, tidy_name
 from trainers.data.storage import open_store
 from trainers.data.transforms import normalise, train_view
-from trainers.embedded_benchmark.drawings import Drawing
+from trainers.embedded_benchmark.arrays import SIZE
 from trainers.embedded_benchmark.render import DOMAINS, render
 from trainers.models import tiny_clip
 from trainers.models.clip import MERGES, load_tokenizer, model_config, vocabulary
@@ -49,7 +49,6 @@ from trainers.texts.random_texts import effective_rank, random_texts, second_mom
 
 IMAGE_SEED = 7_919
 """First number of the key of every image here; the seeds of the benchmark itself are small."""
-SIZE = 64
 CROP_AREA = (0.9, 1.0)
 """What open_clip pre-trains with, so that the model reads a whole image best."""
 
@@ -109,7 +108,7 @@ def pretrain(recipe: Recipe, output: Path) -> None:
 
 def _batches(recipe: Recipe, model: nn.Module) -> Iterator[tuple[Tensor, Tensor]]:
     """Normalised views and their captions' tokens."""
-    drawings = {item.code_point: row for row, item in enumerate(all_drawings())}
+    drawings = {code_point: row for row, code_point in enumerate(all_drawings())}
     images = _rendered(recipe.renderings)
     tokenize, pixels = load_tokenizer(ModelConfig()), image_input(model)
     for step in range(recipe.steps):
@@ -142,7 +141,7 @@ def _drawings_of_a_batch(size: int, rng: np.random.Generator) -> list[tuple[str,
     in_classes = {code_point for codes in classes.values() for code_point in codes}
     names = rng.choice(list(classes), size=min(size // 2, len(classes)), replace=False)
     chosen: list[tuple[str, str | None]] = [(str(rng.choice(classes[n])), str(n)) for n in names]
-    others = [d.code_point for d in all_drawings() if d.code_point not in in_classes]
+    others = [point for point in all_drawings() if point not in in_classes]
     rest = rng.choice(others, size=size - len(chosen), replace=False)
     return chosen + [(str(code_point), None) for code_point in rest]
 
@@ -163,10 +162,10 @@ def _rendered(renderings: int) -> np.ndarray:
     return np.load(path, mmap_mode="r")
 
 
-def _render_all(drawing: Drawing, renderings: int) -> np.ndarray:
+def _render_all(code_point: str, renderings: int) -> np.ndarray:
     return np.stack(
         [
-            [render(drawing, domain, (IMAGE_SEED, index), SIZE) for index in range(renderings)]
+            [render(code_point, domain, (IMAGE_SEED, index)) for index in range(renderings)]
             for domain in DOMAINS
         ]
     )

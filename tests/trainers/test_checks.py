@@ -1,14 +1,12 @@
 import json
 
-import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
 
 from tests.images import write_photo_and_sketch, write_split
 from trainers import checks
 from trainers.checks import check_data, check_trials
 from trainers.config import DataConfig, TrialConfig, with_overrides
-from trainers.data.schema import arrow_schema, part_path, write_images
+from trainers.data.schema import LabelledImage, part_path, write_images
 from trainers.errors import ConfigError
 from trainers.loop.state import start
 from trainers.methods.lipsum_ft import LipsumFineTuning
@@ -59,10 +57,8 @@ def test_files_with_different_classes_are_refused(root):
 
 
 def test_labels_out_of_range_are_found_in_any_file(root):
-    schema = arrow_schema(ID, {})
-    rows = {"image": [{"bytes": b"no image", "path": "x"}] * 2, "label": [0, 3]}
-    path = part_path(root, "sketch", "val", 1)
-    pq.write_table(pa.Table.from_pydict(rows, schema), path)
+    rows = [LabelledImage(b"no image", "x", label) for label in (0, 3)]
+    write_images(part_path(root, "sketch", "val", 1), rows, ID, {})
     refused(root, r"part-00001\.parquet: labels 0 to 3")
 
 

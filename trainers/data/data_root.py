@@ -67,8 +67,8 @@ def stored_root(root: str | Mapping[str, Source]) -> Store:
     return open_store(platformdirs.user_cache_path("lipsum-tune") / EMBEDDED)
 
 
-def domain_files(store: Store, domain: str, split: str) -> list[fs.FileInfo]:
-    """The Parquet files of a domain and split, in the order of their names.
+def domain_files(store: Store, domain: str, split: str) -> list[str]:
+    """Paths of the Parquet files of a domain and split, in the order of their names.
 
     Raises:
         ConfigError: there are none, the domain's preparation is not done, or the root cannot be
@@ -76,7 +76,7 @@ def domain_files(store: Store, domain: str, split: str) -> list[fs.FileInfo]:
     """
     try:
         files = [
-            info
+            store.relative(info)
             for info in store.list(f"{domain}/{split}")
             if info.extension == "parquet" and not info.base_name.startswith((".", "_"))
         ]

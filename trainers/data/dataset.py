@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import io
 import json
-import shutil
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
@@ -34,6 +33,7 @@ from trainers.data.schema import Header, split_header
 from trainers.data.storage import CACHE_VARIABLE, Store, cache_folder, open_store
 from trainers.data.transforms import CROP_PCT, augmentation, eval_view, train_view
 from trainers.errors import ConfigError, first_line
+from trainers.folders import appearing
 from trainers.models.image import ImageInput
 from trainers.seeding import generator
 
@@ -68,10 +68,9 @@ class ImageDataset:
         self.store = store if isinstance(store, Store) else open_store(store)
         self.name = f"{domain}/{split}"
         files = domain_files(self.store, domain, split)
-        self.version = _version(self.store, files)
+        self.version = _version(self.store, self.name, files)
         """Changes if the data are written again."""
-        names = tuple(map(self.store.relative, files))
-        header, self._rows = _opened(self.store, names, self.version)
+        header, self._rows = _opened(self.store, tuple(files), self.version)
         self.class_names, self.metadata = header.class_names, header.metadata
         self.labels: np.ndarray = self._rows.data.column("label").to_numpy()
         """(N,) int64, indices into the class names."""
@@ -144,20 +143,18 @@ class ImageDataset:
         The last batch may be smaller. Views of small sets are kept by the process; those of larger
         sets are decoded at each evaluation, by `workers` processes (0: by this one).
         """
-
-        def decoded() -> Iterator[tuple[Tensor, Tensor]]:
-            views = _EvalViews(self, image_input)
-            return _batches(DataLoader(views, batch_size, sampler=mine, num_workers=workers))
-
         mine = self.eval_rows[rank::world_size]
+        decoded = _batches(
+            DataLoader(_EvalViews(self, image_input), batch_size, sampler=mine, num_workers=workers)
+        )
         if len(mine) * 3 * image_input.size**2 > KEEP_BYTES:
-            yield from decoded()
+            yield from decoded
             return
         set_of_views = (self.store.url, self.name, self.version, self.crop_pct, self._sample_size)
         key = (*set_of_views, image_input, rank, world_size)
         views = _kept_views.pop(key, None)
         if views is None:
-            views = torch.cat([v for v, _ in decoded()] or [torch.empty(0, dtype=torch.uint8)])
+            views = torch.cat([v for v, _ in decoded] or [torch.empty(0, dtype=torch.uint8)])
         _kept_views[key] = views
         while sum(kept.nbytes for kept in _kept_views.values()) > KEPT_BYTES:
             del _kept_views[next(iter(_kept_views))]
@@ -169,10 +166,12 @@ class ImageDataset:
         return self._rows.data.column("image")[index]
 
 
-def _version(store: Store, files: Sequence[fs.FileInfo]) -> str:
-    """A name for files that changes if one of them is written again."""
+def _version(store: Store, folder: str, files: Sequence[str]) -> str:
+    """A name for files of a folder that changes if one of them is written again."""
     facts = []
-    for file in files:
+    for file in store.list(folder):  # one request to a bucket
+        if store.relative(file) not in files:
+            continue
         changed = file.mtime_ns
         if changed is None and isinstance(store.filesystem, fs.PyFileSystem):
             changed = store.filesystem.handler.fs.checksum(file.path)  # an ETag or the like
@@ -198,16 +197,17 @@ def _mapped(store: Store, files: Sequence[str], version: str) -> datasets.Datase
         paths = [str(store.local_path(file)) for file in files] if store.is_local else []
         if not store.is_local:
             copies = folder / "downloads" / version
-            copies.mkdir(parents=True, exist_ok=True)
-            paths = [str(copies / f"{number:05d}.parquet") for number in range(len(files))]
+            copies.parent.mkdir(parents=True, exist_ok=True)
+            names = [f"{number:05d}.parquet" for number in range(len(files))]
+            paths = [str(copies / name) for name in names]
             with filelock.FileLock(f"{copies}.lock"):
-                for file, path in zip(files, paths, strict=True):
-                    if not Path(path).exists():
-                        with (
-                            store.open(file) as source,
-                            open_store(copies).write(Path(path).name) as copy,
-                        ):
-                            shutil.copyfileobj(source, copy, 1 << 24)
+                if not copies.exists():
+                    here = fs.LocalFileSystem()
+                    with appearing(copies) as made:
+                        for file, name in zip(files, names, strict=True):
+                            fs.copy_files(
+                                store.full(file), str(made / name), store.filesystem, here
+                            )
         datasets.disable_progress_bars()
         return datasets.Dataset.from_parquet(
             # Not as patterns, in which brackets of a path would have a meaning.

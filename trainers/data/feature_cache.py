@@ -8,7 +8,6 @@ would end the process. Records that are not there yet take no room.
 
 from __future__ import annotations
 
-import errno
 import hashlib
 import json
 import logging
@@ -16,7 +15,7 @@ import os
 import shutil
 import weakref
 import zlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
 from functools import cache
 from pathlib import Path
@@ -59,25 +58,16 @@ class FeatureFile:
         self._width, self._dtype = width, dtype
         self._stride = rows * width * dtype.itemsize + CHECKSUM_BYTES
         text = json.dumps([FORMAT, *identity, self._stride, width, str(dtype)])
+        name = hashlib.sha256(text.encode()).hexdigest()[:32]
+        path = cache_folder() / "lipsum-tune-features" / f"{name}.features"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        size = records * self._stride
         self._file: int | None = None
-        try:
-            self._open(hashlib.sha256(text.encode()).hexdigest()[:32], records, limit_bytes)
-        except OSError as error:
-            _warn(f"{cache_folder()}: {error.strerror}")
-
-    def _open(self, name: str, records: int, limit_bytes: int) -> None:
-        folder, size = cache_folder() / "lipsum-tune-features", records * self._stride
-        folder.mkdir(parents=True, exist_ok=True)
-        path = folder / f"{name}.features"
-        with filelock.FileLock(folder / "lock"):
+        with filelock.FileLock(path.with_name("lock")):
             known = path.stat().st_size if path.exists() else 0
-            if known < size:
-                others = [file for file in folder.glob("*.features") if file != path]
-                if size > limit_bytes:
-                    _warn(f"{size / 1e9:.3g} GB do not fit into the limit")
-                    return
-                # Checkpoints need a part of the free disk as well.
-                _make_room(folder, others, size, limit_bytes)
+            if known < size and not _make_room(path, size, limit_bytes):
+                _warn(f"there is no room for {size / 1e9:.3g} GB")
+                return
             self._file = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
             weakref.finalize(self, os.close, self._file)
             if known < size:
@@ -118,21 +108,22 @@ class FeatureFile:
         return rounded.float()
 
 
-def _make_room(folder: Path, others: Iterable[Path], size: int, limit: int) -> None:
-    """Remove other files, those unused for longest first, until `size` more bytes fit.
+def _make_room(path: Path, size: int, limit: int) -> bool:
+    """Remove other files, those unused for longest first, until `size` bytes fit.
 
-    Raises:
-        OSError: ENOSPC; half of the disk that can be freed is less than that. Nothing is removed.
+    They do not if they are more than the limit, or than half of the disk that can be freed:
+    checkpoints need a part of it as well. Then nothing is removed.
     """
-    found = {path: path.stat() for path in others}
-    total = sum(stat.st_size for stat in found.values())
-    if shutil.disk_usage(folder).free + total < 2 * size:
-        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-    for path in sorted(found, key=lambda path: found[path].st_mtime_ns):
-        if total + size <= limit and shutil.disk_usage(folder).free >= 2 * size:
+    others = {file: file.stat() for file in path.parent.glob("*.features") if file != path}
+    total = sum(stat.st_size for stat in others.values())
+    if size > limit or shutil.disk_usage(path.parent).free + total < 2 * size:
+        return False
+    for file in sorted(others, key=lambda file: others[file].st_mtime_ns):
+        if total + size <= limit and shutil.disk_usage(path.parent).free >= 2 * size:
             break
-        path.unlink(missing_ok=True)
-        total -= found[path].st_size
+        file.unlink(missing_ok=True)
+        total -= others[file].st_size
+    return True
 
 
 def _checksum(values: bytes | memoryview) -> bytes:

@@ -282,8 +282,8 @@ def find_duplicates(destination: Store, domains: Sequence[str]) -> dict[str, int
 def _digests(destination: Store, place: str) -> pa.Table:
     """Digests of the different images of a split, each with the first name."""
     digests, names = list[bytes](), list[str]()
-    for info in domain_files(destination, *place.split("/")):
-        with open_parquet(destination, info) as parquet:
+    for file in domain_files(destination, *place.split("/")):
+        with open_parquet(destination, file) as parquet:
             for batch in parquet.iter_batches(256, columns=["image"]):
                 names += pc.struct_field(batch["image"], "path").to_pylist()
                 for image in pc.struct_field(batch["image"], "bytes"):

@@ -8,11 +8,13 @@ classes. A data set is one folder per domain and split:
 ``<root>/<domain>/<split>/part-00000.parquet``.
 """
 
+from __future__ import annotations
+
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -20,7 +22,6 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
-from pyarrow import fs
 
 from trainers.data.storage import Store, open_store
 from trainers.errors import ConfigError, first_line
@@ -31,8 +32,6 @@ HUGGINGFACE_KEY = b"huggingface"
 
 MEANING = ("class_map", "crop_pct")
 """Entries of the metadata that change how images are cropped and scored."""
-
-IMAGE_TYPE = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
 
 ROW_GROUP = 512
 """Rows; small enough to read a part of a file without holding all of it."""
@@ -54,6 +53,8 @@ class Header:
     class_names: tuple[str, ...]
     metadata: Mapping[str, str]
     rows: int
+    content: str = ""
+    """For fingerprints: names, sizes and statistics of the footer, without those of its writer."""
 
 
 def part_path(root: Path, domain: str, split: str, part: int = 0) -> Path:
@@ -61,8 +62,10 @@ def part_path(root: Path, domain: str, split: str, part: int = 0) -> Path:
     return root / domain / split / f"part-{part:05d}.parquet"
 
 
-def arrow_schema(class_names: Sequence[str], metadata: Mapping[str, str]) -> pa.Schema:
-    """Schema of a file."""
+def images_table(
+    images: Sequence[LabelledImage], class_names: Sequence[str], metadata: Mapping[str, str]
+) -> pa.Table:
+    """Images as the content of a file."""
     features = {
         "image": {"_type": "Image"},
         "label": {"names": list(class_names), "_type": "ClassLabel"},
@@ -76,18 +79,13 @@ def arrow_schema(class_names: Sequence[str], metadata: Mapping[str, str]) -> pa.
         key: json.dumps(value, ensure_ascii=False, sort_keys=True).encode()
         for key, value in entries.items()
     }
-    return pa.schema([("image", IMAGE_TYPE), ("label", pa.int64())], metadata=texts)
-
-
-def images_table(
-    images: Sequence[LabelledImage], class_names: Sequence[str], metadata: Mapping[str, str]
-) -> pa.Table:
-    """Images as the content of a file."""
+    image_type = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
     columns = {
         "image": [{"bytes": image.image, "path": image.path} for image in images],
         "label": [image.label for image in images],
     }
-    return pa.Table.from_pydict(columns, schema=arrow_schema(class_names, metadata))
+    schema = pa.schema([("image", image_type), ("label", pa.int64())], metadata=texts)
+    return pa.Table.from_pydict(columns, schema=schema)
 
 
 def write_images(
@@ -102,26 +100,19 @@ def write_images(
         pq.write_table(table, file, row_group_size=ROW_GROUP)
 
 
-def read_header(store: Store, file: fs.FileInfo | str) -> Header:
-    """Header of a file, which takes its footer alone.
+def read_header(store: Store, file: str, *, check_labels: bool = False) -> Header:
+    """Header of a file: its footer, and with `check_labels` its labels, but no images.
 
     Files written by the package ``datasets`` are read too; they have no metadata.
 
     Raises:
-        ConfigError: not a Parquet file of images, labels and class names.
+        ConfigError: not a Parquet file of images, labels and class names; or a label is missing or
+            has no class.
     """
     with open_parquet(store, file) as parquet:
-        return header_of(parquet, store.locate(file))
-
-
-def check_labels(store: Store, file: fs.FileInfo | str) -> Header:
-    """Header of a file, after a check of its labels, which reads no images.
-
-    Raises:
-        ConfigError: as `read_header`, or a label is missing or has no class.
-    """
-    with open_parquet(store, file) as parquet:
-        header = header_of(parquet, store.locate(file))
+        header = _header_of(parquet, store.locate(file))
+        if not check_labels:
+            return header
         labels = parquet.read(columns=["label"])["label"]
     least, greatest = pc.min_max(labels).as_py().values()
     classes = len(header.class_names)
@@ -131,44 +122,47 @@ def check_labels(store: Store, file: fs.FileInfo | str) -> Header:
     return header
 
 
-def split_header(store: Store, files: Sequence[fs.FileInfo | str]) -> Header:
-    """The header that all files of a split have, with the sum of their rows.
+def read_headers(store: Store, files: Sequence[str], *, check_labels: bool = False) -> list[Header]:
+    """As `read_header` for many files."""
+    with ThreadPoolExecutor(16) as pool:  # buckets answer slowly, but answer many
+        return list(pool.map(partial(read_header, store, check_labels=check_labels), files))
+
+
+def split_header(store: Store, files: Sequence[str]) -> Header:
+    """The header that all files of a split have, with the sum of their rows; labels are checked.
 
     Raises:
-        ConfigError: as `check_labels`; or there are no images, or files that differ.
+        ConfigError: as `read_header`; or there are no images, or files that differ.
     """
-    with ThreadPoolExecutor(16) as pool:  # buckets answer slowly, but answer many
-        headers = list(pool.map(partial(check_labels, store), files))
-    first = headers[0]
-    for file, header in zip(files, headers, strict=True):
+    first, *others = read_headers(store, files, check_labels=True)
+    for file, header in zip(files[1:], others, strict=True):
         same = [(h.class_names, *map(h.metadata.get, MEANING)) for h in (first, header)]
         if same[0] != same[1]:
             problem = "other class names, crop_pct or class_map than the first file of the split"
             raise ConfigError(problem, source=store.locate(file))
-    if not (rows := sum(header.rows for header in headers)):
+    if not (rows := first.rows + sum(header.rows for header in others)):
         where = store.locate(files[0]).rpartition("/")[0]
         raise ConfigError("no images in its files", source=where)
-    return Header(first.class_names, first.metadata, rows)
+    return replace(first, rows=rows)
 
 
 @contextmanager
-def open_parquet(store: Store, file: fs.FileInfo | str) -> Iterator[pq.ParquetFile]:
+def open_parquet(store: Store, file: str) -> Iterator[pq.ParquetFile]:
     """Open a Parquet file, of which only the requested parts are read.
 
     Raises:
         ConfigError: it cannot be opened, is not Parquet, or cannot be read within the context.
     """
     try:
-        with store.open(store.relative(file)) as stream, pq.ParquetFile(stream) as parquet:
+        with store.open(file) as stream, pq.ParquetFile(stream) as parquet:
             yield parquet
     except (pa.ArrowException, OSError) as error:
         problem = f"cannot be read: {first_line(error)}"
         raise ConfigError(problem, source=store.locate(file)) from None
 
 
-def header_of(parquet: pq.ParquetFile, name: str) -> Header:
-    """Header of an open file; `name` is for the errors, which are those of `read_header`."""
-    schema = parquet.schema_arrow
+def _header_of(parquet: pq.ParquetFile, name: str) -> Header:
+    schema, footer = parquet.schema_arrow, parquet.metadata
     try:
         entries = {key: json.loads(text) for key, text in (schema.metadata or {}).items()
                    if key in (CLASS_NAMES_KEY, METADATA_KEY, HUGGINGFACE_KEY)}  # fmt: skip
@@ -178,7 +172,14 @@ def header_of(parquet: pq.ParquetFile, name: str) -> Header:
         content = schema.field("image").type.field("bytes").type
         is_binary = pa.types.is_binary(content) or pa.types.is_large_binary(content)
         if is_binary and pa.types.is_integer(schema.field("label").type):
-            return Header(tuple(map(str, names)), metadata, parquet.metadata.num_rows)
+            groups = [footer.row_group(i) for i in range(footer.num_row_groups)]
+            columns = [
+                _facts(group.column(i)) for group in groups for i in range(group.num_columns)
+            ]
+            names, rows = tuple(map(str, names)), [group.num_rows for group in groups]
+            meaning = {key: metadata.get(key) for key in MEANING}
+            facts = [name.rpartition("/")[2], names, meaning, rows, columns]
+            return Header(names, metadata, footer.num_rows, json.dumps(facts))
     except (LookupError, ValueError, TypeError, AttributeError):
         pass
     raise ConfigError(
@@ -187,3 +188,10 @@ def header_of(parquet: pq.ParquetFile, name: str) -> Header:
         hint="`lipsum-tune prepare parquet` converts other Parquet files",
         source=name,
     )
+
+
+def _facts(column: pq.ColumnChunkMetaData) -> list[object]:
+    statistics = column.statistics
+    known = statistics is not None and statistics.has_min_max
+    ends = [repr(statistics.min), repr(statistics.max)] if known else None
+    return [column.path_in_schema, column.total_compressed_size, ends]

@@ -32,11 +32,7 @@ def cache_folder() -> Path:
 
 @dataclass(frozen=True)
 class Store:
-    """A folder on a file system; the paths of its methods are relative to it, with `/`.
-
-    universal_pathlib would not save code: Parquet is read through Arrow's file systems (buckets
-    without fsspec's Python), and atomic local writes would have to be added to it all the same.
-    """
+    """A folder on a file system of Arrow; paths of its methods are relative to it, with `/`."""
 
     filesystem: fs.FileSystem = field(hash=False)
     root: str
@@ -79,13 +75,13 @@ class Store:
         found = self.list(path, recursive=True)
         return tuple(self.relative(info) for info in found if info.is_file)
 
-    def relative(self, file: fs.FileInfo | str) -> str:
-        """Path of a listed file relative to this store; a path stays as it is."""
-        return file if isinstance(file, str) else file.path.removeprefix(self.root).lstrip("/")
+    def relative(self, file: fs.FileInfo) -> str:
+        """Path of a listed file relative to this store."""
+        return str(file.path).removeprefix(self.root).lstrip("/")
 
-    def locate(self, file: fs.FileInfo | str) -> str:
+    def locate(self, path: str) -> str:
         """The URL of a file, for messages."""
-        return f"{self.url}/{self.relative(file)}"
+        return f"{self.url}/{path}"
 
     def open(self, path: str) -> Any:
         """A seekable file to read from."""
@@ -93,7 +89,7 @@ class Store:
 
     def read_bytes(self, path: str) -> bytes:
         """Content of a whole file."""
-        with self.filesystem.open_input_stream(self.full(path)) as stream:
+        with self.open(path) as stream:
             return bytes(stream.read())
 
     @contextmanager

@@ -24,7 +24,7 @@ from pydantic import BeforeValidator, Field
 
 from trainers.config_model import Frozen
 from trainers.errors import ConfigError, did_you_mean, nearest, validate
-from trainers.texts import IGNORED, as_tokenized, both, spoken
+from trainers.texts import spoken
 from trainers.texts.prompts import TEMPLATES, Prompts, named_templates
 from trainers.yaml_text import parse_yaml, read_yaml
 
@@ -112,16 +112,17 @@ class Suite(Frozen):
         """Texts of the zero-shot head, for the ID classes in the order of their labels.
 
         Raises:
-            ConfigError: a class has no name, or two have names that a tokenizer cannot tell apart,
-                as only `imagenet` may have them: open_clip has two such pairs.
+            ConfigError: a class has no name, or two have one name, as only `imagenet` may have
+                them: open_clip has two such pairs. Tokenizers ignore case and spaces.
         """
         names = tuple(self._name(name) for name in class_names)
         first: dict[str, str] = {}
         for identity, name in zip(class_names, names, strict=True):
-            other = first.setdefault(as_tokenized(name), identity)
+            seen = " ".join(name.casefold().split())
+            other = first.setdefault(seen, identity)
             if other != identity and self.class_names != "imagenet":
-                problem = f"the classes {both(other, identity)} are both called "
-                raise self._error(f"{problem}{as_tokenized(name)!r} ({IGNORED})")
+                problem = f"the classes {other!r} and {identity!r} are both called {seen!r}"
+                raise self._error(problem)
         return Prompts(names, self.all_templates)
 
     def _name(self, identity: str) -> str:
@@ -156,10 +157,7 @@ def load_suite(source: str | Path) -> Suite:
     if not path.is_file():
         hint = did_you_mean(name, packaged_suites())
         raise ConfigError(f"no suite is called {name!r}, nor is there such a file{hint}")
-    values = read_yaml(path)
-    if not isinstance(values, dict):
-        raise ConfigError("expected the keys of a suite, such as `id_domain:`", source=path)
-    return validate(Suite, values, name)
+    return validate(Suite, read_yaml(path), name)
 
 
 @cache

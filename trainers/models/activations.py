@@ -9,14 +9,6 @@ from __future__ import annotations
 from torch import nn
 
 from trainers.errors import ConfigError
-from trainers.models.clip import model_config
-from trainers.models.config import ModelConfig
-
-
-def check_activation_checkpointing(model: ModelConfig) -> None:
-    """Raise a `ConfigError` for open_clip's ResNets, which are not made of blocks."""
-    if isinstance(model_config(model)["vision_cfg"].get("layers"), list | tuple):
-        raise _impossible(f"the image tower of model.name = {model.name!r} is a ResNet")
 
 
 def keep_no_activations(visual: nn.Module, *others: nn.Module) -> None:
@@ -25,17 +17,14 @@ def keep_no_activations(visual: nn.Module, *others: nn.Module) -> None:
     Text towers of Hugging Face keep theirs: they recompute only in training mode, with dropout.
 
     Raises:
-        ConfigError: the image encoder cannot.
+        ConfigError: the image encoder cannot, as open_clip's ResNets, which have no blocks.
     """
     for encoder in (visual, *others):
         # What `set_grad_checkpointing` sets, which the copy of a text tower may not have.
         able = [module for module in encoder.modules() if hasattr(module, "grad_checkpointing")]
         if encoder is visual and not able:
-            raise _impossible(f"{type(encoder).__name__} cannot compute its activations again")
+            problem = f"the image encoder, {type(encoder).__name__}, cannot compute them again"
+            hint = "write activation_checkpointing = false"
+            raise ConfigError(problem, key="activation_checkpointing", value=True, hint=hint)
         for module in able:
             module.grad_checkpointing = True  # type: ignore[assignment]
-
-
-def _impossible(problem: str) -> ConfigError:
-    hint = "write activation_checkpointing = false"
-    return ConfigError(problem, key="activation_checkpointing", value=True, hint=hint)

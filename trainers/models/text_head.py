@@ -14,13 +14,11 @@ from typing import Any
 import platformdirs
 import torch
 from filelock import FileLock
-from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from trainers.errors import ConfigError
 from trainers.models.text import encode_tokens, shortened
-from trainers.texts import both
 from trainers.texts.prompts import Prompts
 
 TEXTS_A_BATCH = 1024
@@ -64,7 +62,7 @@ def check_distinct_tokens(tokenizer: Any, prompts: Prompts) -> None:
         other = first.setdefault(tuple(tokens), name)
         if other != name:
             raise ConfigError(
-                f"the model's tokenizer gives the class names {both(other, name)} the same tokens",
+                f"the tokenizer gives the class names {other!a} and {name!a} the same tokens",
                 key="data.suite",
                 hint="give them other names in class_names of a suite of your own",
             )
@@ -96,23 +94,18 @@ def cached_heads(
     """
     tokens = tokenizer([*prompts.names, *prompts.templates]).tolist()
     name = hashlib.sha256(repr((digest, prompts, tokens)).encode()).hexdigest()
-    path = platformdirs.user_cache_path("lipsum-tune") / "heads" / f"{name}.safetensors"
-    heads = None
-    with suppress(OSError, SafetensorError):  # without room on the disk, the heads are not cached
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with FileLock(path.with_suffix(".lock")):
-            with suppress(OSError, SafetensorError, KeyError):
-                kept = load_file(path)
-                return Heads(kept["head"], kept["contexts"])
-            heads = _on_cpu(zero_shot_heads(clip, tokenizer, prompts, device))
-            unfinished = path.with_suffix(".tmp")
-            save_file({"head": heads.classes, "contexts": heads.contexts}, unfinished)
-            unfinished.replace(path)
-    return heads or _on_cpu(zero_shot_heads(clip, tokenizer, prompts, device))
-
-
-def _on_cpu(heads: Heads) -> Heads:
-    return Heads(heads.classes.cpu().contiguous(), heads.contexts.cpu().contiguous())
+    folder = platformdirs.user_cache_path("lipsum-tune") / "heads"
+    folder.mkdir(parents=True, exist_ok=True)
+    file = folder / f"{name}.safetensors"
+    with FileLock(file.with_suffix(".lock")):
+        if not file.exists():
+            heads = zero_shot_heads(clip, tokenizer, prompts, device)
+            tensors = {"head": heads.classes.cpu(), "contexts": heads.contexts.cpu()}
+            unfinished = file.with_suffix(".tmp")
+            save_file(tensors, unfinished)
+            unfinished.replace(file)
+        kept = load_file(file)
+    return Heads(kept["head"], kept["contexts"])
 
 
 def model_digest(clip: nn.Module, config: Mapping[str, Any]) -> str:

@@ -1,16 +1,16 @@
 """A miniature source of every layout, and the images that must come out of it."""
 
-import csv
 import io
 import tarfile
 from dataclasses import dataclass, field
 from hashlib import sha256
 
 import datasets
+import pandas as pd
 from PIL import Image
 
 from tests.images import file_of
-from trainers.data.published import objectnet_class_map, wordnet_ids
+from trainers.data.published import wordnet_ids
 
 TENCH, GOLDFISH, SHARK = wordnet_ids()[:3]
 
@@ -25,8 +25,6 @@ class Expected:
     """Of the source."""
     roles: dict = field(default_factory=dict)
     left_out: int = 0
-    path: str = ""
-    """Below the folder that was made."""
 
     def add(self, domain, split, class_):
         """Expect one more image; returns its content."""
@@ -88,14 +86,11 @@ def parquet(root):
         ("train-00000-of-00002", "train", (0, 1, 1)),
         ("train-00001-of-00002", "train", (1, 0, 0, 0, 1, 1, 0)),
         ("validation-00000-of-00001", "val", (0, 1)),
-        ("test-00000-of-00001", None, (-1, -1)),
     ):
-        rows = []
-        for label in labels:
-            known = split if split != "train" else None  # a part of it becomes test
-            data = expected.add("pets", known, ("cat", "dog")[label]) if split else b"secret"
-            rows.append((data, label))
+        known = split if split != "train" else None  # a part of it becomes test
+        rows = [(expected.add("pets", known, ("cat", "dog")[label]), label) for label in labels]
         write_table(root / "data" / f"{name}.parquet", rows)
+    write_table(root / "data" / "test-00000-of-00001.parquet", 2 * [(b"secret", -1)])
     return expected
 
 
@@ -165,37 +160,32 @@ def domainnet(root):
 
 def imagenet(root):
     """Two classes, and one that train lacks."""
-    expected, archive = Expected("imagenet", left_out=1), root
+    expected = Expected("imagenet", left_out=1)
     for name in (GOLDFISH, TENCH):
         for number in range(4):
-            expected.write(archive, "imagenet", None, name, f"train/{name}/{number}.JPEG")
-            expected.write(archive, "imagenet", "test", name, f"val/{name}/{number}.JPEG")
-    (archive / "val" / SHARK).mkdir()
-    (archive / "val" / SHARK / "1.JPEG").write_bytes(b"x")
+            expected.write(root, "imagenet", None, name, f"train/{name}/{number}.JPEG")
+            expected.write(root, "imagenet", "test", name, f"val/{name}/{number}.JPEG")
+    (root / "val" / SHARK).mkdir()
+    (root / "val" / SHARK / "1.JPEG").write_bytes(b"x")
     return expected
 
 
-def imagenet_v2(root):
-    expected = Expected("imagenet-v2")
-    for label in (2, 10, 999):
-        for number in range(3):
-            name = wordnet_ids()[label]
-            expected.write(root, "imagenet-v2", None, name, f"{label}/{number}.jpeg")
-    return expected
-
-
-def shift(layout, ids):
-    """A shift whose class folders are named by WordNet id."""
+def shift(layout, classes):
+    """A shift whose folders stand for the classes of these WordNet ids, and a file beside them."""
 
     def make(root):
         expected = Expected(layout, left_out=1)
-        for name in (wordnet_ids(ids)[3], wordnet_ids(ids)[0]):
+        for folder, name in classes.items():
             for number in range(3):
-                expected.write(root, layout, None, name, f"{name}/{number}.jpg")
+                expected.write(root, layout, None, name, f"{folder}/{number}.jpeg")
         (root / "README.txt").write_text("A class a folder.\n")
         return expected
 
     return make
+
+
+def some(ids):
+    return {name: name for name in (wordnet_ids(ids)[3], wordnet_ids(ids)[0])}
 
 
 def objectnet(root):
@@ -203,23 +193,14 @@ def objectnet(root):
     expected = Expected("objectnet", left_out=1)
     for name in ("bicycle", "banana"):
         for number in range(3):
-            inner = Image.open(io.BytesIO(expected.add("objectnet", None, name)))
+            path = f"images/{name}/{number}.png"
+            expected.write(root, "objectnet", None, name, path)
             framed = Image.new("RGB", (12, 10), "red")
-            framed.paste(inner, (2, 2))
-            path = root / "images" / name / f"{number}.png"
-            path.parent.mkdir(parents=True, exist_ok=True)
-            framed.save(path)
+            framed.paste(Image.open(root / path), (2, 2))
+            framed.save(root / path)
     (root / "images" / "blender").mkdir()
     (root / "images" / "blender" / "1.png").write_bytes(b"x")
-    assert len(objectnet_class_map()["bicycle"]) == 2
     return expected
-
-
-def write_csv(path, rows):
-    with path.open("w", newline="") as file:
-        writer = csv.DictWriter(file, rows[0])
-        writer.writeheader()
-        writer.writerows(rows)
 
 
 def iwildcam(root):
@@ -237,11 +218,11 @@ def iwildcam(root):
             file = f"{split}-{y}.jpg"
             expected.write(root, *part, name, f"train/{file}")
             rows.append({"split": split, "filename": file, "y": y, "location_remapped": y})
-    write_csv(root / "metadata.csv", rows)
+    pd.DataFrame(rows).to_csv(root / "metadata.csv", index=False)
     categories = [{"y": y, "category_id": 3 * y, "name": n} for y, n in enumerate(names)]
     categories[2]["name"] = names[1]
     categories.insert(0, {"y": 99999, "category_id": 7, "name": "dromedary"})
-    write_csv(root / "categories.csv", categories)
+    pd.DataFrame(categories).to_csv(root / "categories.csv", index=False)
     return expected
 
 
@@ -264,7 +245,7 @@ def fmow(root):
             if part:
                 expected.write(root, *part, name, f"images/rgb_img_{len(rows)}.png")
             rows.append({"split": split, "category": name, "timestamp": when})
-    write_csv(root / "rgb_metadata.csv", rows)
+    pd.DataFrame(rows).to_csv(root / "rgb_metadata.csv", index=False)
     return expected
 
 
@@ -276,10 +257,10 @@ LAYOUTS = {
     "webdataset": webdataset,
     "domainnet": domainnet,
     "imagenet": imagenet,
-    "imagenet-v2": imagenet_v2,
-    "imagenet-r": shift("imagenet-r", "imagenet_r"),
-    "imagenet-a": shift("imagenet-a", "imagenet_a"),
-    "imagenet-sketch": shift("imagenet-sketch", "imagenet"),
+    "imagenet-v2": shift("imagenet-v2", {str(n): wordnet_ids()[n] for n in (2, 10, 999)}),
+    "imagenet-r": shift("imagenet-r", some("imagenet_r")),
+    "imagenet-a": shift("imagenet-a", some("imagenet_a")),
+    "imagenet-sketch": shift("imagenet-sketch", some("imagenet")),
     "objectnet": objectnet,
     "iwildcam": iwildcam,
     "fmow": fmow,

@@ -21,11 +21,6 @@ def mapped(classes, rule=None, metadata=None, id_classes=ID):
     return domain_class_map(data, id_classes, "sketch", header)
 
 
-def test_the_same_classes_in_the_same_order_cost_nothing():
-    logits = torch.randn(3, 4)
-    assert mapped(ID).project(logits) is logits
-
-
 INSECTS = DomainRule(class_map={"insect": ("ant", "bee"), "pet": ("dog",)})
 
 
@@ -41,11 +36,15 @@ INSECTS = DomainRule(class_map={"insect": ("ant", "bee"), "pet": ("dog",)})
 def test_the_classes_of_a_domain_are_scored_in_its_own_order(classes, rule, expected):
     logits = torch.tensor([[0.0, 1.0, 2.0, 3.0], [7.0, 5.0, 9.0, 4.0]])
     assert mapped(classes, rule).project(logits).tolist() == expected
+    assert mapped(ID).project(logits) is logits  # which costs nothing
 
 
-def test_classes_may_share_some_of_what_they_stand_for():
+def test_classes_may_share_some_of_what_they_stand_for_and_the_suite_goes_before_the_files():
     rule = DomainRule(class_map={"pet": ("dog", "cat"), "dog": ("dog",)})
     assert mapped(("pet", "dog"), rule=rule).groups == ((3, 2), (3,))
+    of_files = {"class_map": '{"pet": ["dog"]}'}
+    assert mapped(("pet",), DomainRule(class_map={"pet": ("cat",)}), of_files).groups == ((2,),)
+    assert mapped(("pet",), None, of_files).groups == ((3,),)
 
 
 def test_projections_equal_numpys_on_many_classes_and_unequal_groups():
@@ -97,12 +96,6 @@ def test_images_of_classes_that_cannot_be_scored_are_left_out_where_a_suite_says
     assert of_files.groups == ((), (3,))
     with pytest.raises(ConfigError, match="none of its classes is one of real"):
         mapped(("cow",), rule=skip)
-
-
-def test_what_the_suite_maps_goes_before_what_the_files_say():
-    of_files = {"class_map": '{"pet": ["dog"]}'}
-    assert mapped(("pet",), DomainRule(class_map={"pet": ("cat",)}), of_files).groups == ((2,),)
-    assert mapped(("pet",), None, of_files).groups == ((3,),)
 
 
 def test_the_classes_of_imagenets_shifts_fit_imagenets():

@@ -99,13 +99,12 @@ def test_a_trial_prepares_sources_in_its_cache(tmp_path, caplog):
         DataConfig(root=data.root, id_domain="art", ood_domains=("photo",))
     folder = DataConfig(root={"studio": {"path": str(tmp_path / "own/studio")}})
     assert folder.domains == ("studio",)
-    before = ImageDataset(resolve_root(folder.root), "studio", "train")
+    before = ImageDataset(resolve_root(folder.root), "studio", "train").labels.tolist()
     (tmp_path / "own/studio/cup/new.png").write_bytes(b"no image")
-    assert len(ImageDataset(resolve_root(folder.root), "studio", "train")) == len(before)
-    assert len(ImageDataset(resolve_root(folder.root, progress=True), "studio", "train")) == len(
-        before
-    )
-    assert "1 files were left out" in caplog.text
+    for progress in (False, True):
+        store = resolve_root(folder.root, progress=progress)
+        assert ImageDataset(store, "studio", "train").labels.tolist() == before
+        assert ("1 files were left out" in caplog.text) == progress
 
 
 def test_of_objectnet_the_class_map_and_of_shifts_the_order_are_kept(tmp_path):
@@ -143,8 +142,8 @@ def listed_as(root, text):
 
 
 def script(root):
-    """A data set whose script leaves a file if it runs."""
-    root.mkdir(parents=True, exist_ok=True)
+    """Data beside a script that leaves a file if it runs."""
+    write_table(root / "train.parquet", [(b"x", 0), (b"y", 1)])
     code = f"open({str(root / 'ran')!r}, 'w')\nimport datasets\n"
     (root / f"{root.name}.py").write_text(code)
     return root
@@ -190,14 +189,6 @@ def test_a_source_that_is_not_one_is_refused_in_one_line(name, tmp_path):
     assert not (tmp_path / "source" / "ran").exists()
 
 
-def test_data_beside_a_script_are_refused_and_it_does_not_run(tmp_path):
-    root = script(tmp_path / "source")
-    write_table(root / "train.parquet", [(b"x", 0), (b"y", 1)])
-    with pytest.raises(ConfigError, match="scripts are no longer supported"):
-        open_domain(Source(path=str(root), layout="hub"), "source")
-    assert not (root / "ran").exists()
-
-
 def test_what_a_prepared_hub_needs_is_there_without_a_network(tmp_path):
     LAYOUTS["hub"](tmp_path / "hub")
     code = """
@@ -225,20 +216,16 @@ def test_columns_and_class_names_that_are_not_clear_are_asked_for(tmp_path):
     source = Source(path=str(tmp_path / "two"), layout="parquet")
     assert open_domain(source, "d")["train"].class_names == ["a"]
     wrong = source.model_copy(update={"label_column": "lable"})
-    with pytest.raises(
-        ConfigError, match=r"--label-column: which column is not clear; there are image, label"
-    ):
+    with pytest.raises(ConfigError, match=r"--label-column: which column is not clear; there are"):
         open_domain(wrong, "d")
-    write_tar(
-        tmp_path / "tars" / "0.tar", {"a.png": b"x", "a.cls": b"1", "b.png": b"y", "b.cls": b"0"}
-    )
+    members = {"a.png": b"x", "a.cls": b"1", "b.png": b"y", "b.cls": b"0"}
+    write_tar(tmp_path / "tars" / "0.tar", members)
     tars = Source(path=str(tmp_path / "tars"), layout="webdataset")
     with pytest.raises(ConfigError, match=r"names of the classes are not known .--class-names"):
         open_domain(tars, "d")
-    named = tars.model_copy(update={"class_names": ("cat", "dog")})
-    write_table(tmp_path / "numbered" / "x.parquet", [(b"x", 0), (b"y", 1)], ("0", "1"))
-    other = Source(path=str(tmp_path / "numbered"), layout="parquet", class_names=("cat", "dog"))
-    found = open_domain(other, "d")["train"]
-    assert (found.class_names, found.rows["label"][:]) == (["cat", "dog"], [0, 1])
-    rows = open_domain(named, "d")["train"].rows
-    assert [rows.features["label"].int2str(label) for label in rows["label"][:]] == ["dog", "cat"]
+    write_table(tmp_path / "numbered" / "x.parquet", [(b"x", 1), (b"y", 0)], ("0", "1"))
+    numbered = Source(path=str(tmp_path / "numbered"), layout="parquet")
+    for unnamed in (tars, numbered):
+        named = unnamed.model_copy(update={"class_names": ("cat", "dog")})
+        found = open_domain(named, "d")["train"]
+        assert (found.class_names, found.rows["label"][:]) == (["cat", "dog"], [1, 0])

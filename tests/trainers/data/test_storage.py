@@ -56,9 +56,6 @@ def test_a_name_in_a_url_is_taken_from_the_environment(monkeypatch):
     with pytest.raises(ConfigError) as error:
         open_store("nosuch://me:${FOLDER_A}@bucket/x")
     assert "hunter2" not in str(error.value)
-
-
-def test_an_unknown_file_system_is_one_clear_error():
     with pytest.raises(ConfigError, match=r"nosuch://bucket/x: .*nosuch"):
         open_store("nosuch://bucket/x")
 

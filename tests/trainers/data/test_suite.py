@@ -21,25 +21,16 @@ def test_the_packaged_suites_have_the_papers_domains_and_figures():
     assert sorted(packaged_suites()) == ["domainnet", "fmow", "imagenet", "iwildcam"]
     imagenet, domainnet = load_suite("imagenet"), load_suite("domainnet")
     assert imagenet.ood_domains == ("imagenet-v2", "imagenet-r", "imagenet-a", "imagenet-sketch")
-    assert [imagenet.rule(d).num_classes for d in ("imagenet-r", "imagenet-a", "objectnet")] == [
-        200, 200, 113,
-    ]  # fmt: skip
+    shifts = ("imagenet-r", "imagenet-a", "objectnet")
+    assert [imagenet.rule(d).num_classes for d in shifts] == [200, 200, 113]
     assert imagenet.rule("imagenet").num_classes is None  # a subset of 100 is an everyday case
     assert domainnet.rule("real").num_classes == 345
     published = domainnet.published["ViT-B-16-quickgelu/openai"]
-    assert [published[d] for d in (domainnet.id_domain, *domainnet.ood_domains)] == [
-        82.46, 66.69, 65.57, 43.77, 56.98,
-    ]  # fmt: skip
+    assert list(published.values()) == [82.46, 66.69, 65.57, 43.77, 56.98]
     for suite in (imagenet, domainnet):
         for figures in suite.published.values():
             assert list(figures) == [suite.id_domain, *suite.ood_domains]
         assert len(suite.all_templates) == 80
-
-
-def test_domainnet_is_prompted_with_its_folder_names_as_they_are():
-    prompts = load_suite("domainnet").prompts(("The_Eiffel_Tower", "t-shirt"))
-    assert prompts.names == ("The_Eiffel_Tower", "t-shirt")
-    assert "a photo of a t-shirt." in prompts.of("t-shirt")
 
 
 def test_imagenet_is_prompted_with_the_names_of_open_clip_by_wordnet_id():
@@ -53,11 +44,12 @@ def test_imagenet_is_prompted_with_the_names_of_open_clip_by_wordnet_id():
 
 
 def test_class_names_are_spoken_unless_a_suite_says_otherwise():
-    data = DataConfig()
-    assert data.rules.prompts(("aircraft_carrier", "t-shirt")).names == (
-        "aircraft carrier", "t shirt",
-    )  # fmt: skip
-    assert data.rules.all_templates == named_templates()
+    rules = DataConfig().rules
+    assert rules.prompts(("aircraft_carrier", "t-shirt")).names == ("aircraft carrier", "t shirt")
+    assert rules.all_templates == named_templates()
+    prompts = load_suite("domainnet").prompts(("The_Eiffel_Tower", "t-shirt"))
+    assert prompts.names == ("The_Eiffel_Tower", "t-shirt")
+    assert "a photo of a t-shirt." in prompts.of("t-shirt")
 
 
 @pytest.mark.parametrize(

@@ -4,10 +4,7 @@ import pytest
 import torch
 
 from tests.trainers.tiny_models import KINDS, OTHER_TOKENIZERS
-from trainers.models.clip import load_clip, vocabulary
-from trainers.models.config import ModelConfig
 from trainers.models.text import encode_tokens, ends_at_the_end_token, ignored_tokens, shortened
-from trainers.texts.random_texts import random_texts
 
 PADDED = {
     "bidirectional", "bidirectional-clip", "last-token", "causal-last-token", "coca",
@@ -46,12 +43,3 @@ def test_features_have_length_1_to_float32_in_any_precision(kind, precision, tin
 def test_padding_is_left_out_if_it_does_not_matter(tiny):
     assert {kind for kind in KINDS if not ends_at_the_end_token(tiny(kind))} == PADDED
     assert {kind for kind in KINDS if ignored_tokens(tiny(kind))} == {"coca"}
-
-
-@pytest.mark.parametrize("length", [1, 8, 30])
-def test_the_embedded_models_features_equal_open_clips(length):
-    clip = load_clip(ModelConfig())
-    tokens = random_texts(vocabulary(ModelConfig()), 16, length, seed=0, step=0)
-    expected = clip.encode_text(tokens, normalize=True)
-    found = encode_tokens(clip, shortened(clip, tokens))
-    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-6)

@@ -3,9 +3,9 @@
 import pytest
 import torch
 
-from tests.trainers.tiny_models import OTHER_TOKENIZERS, random_model
+from tests.trainers.tiny_models import random_model
 from trainers.errors import ConfigError
-from trainers.models.clip import load_tokenizer, vocabulary
+from trainers.models.clip import vocabulary
 from trainers.models.config import ModelConfig
 from trainers.models.zero_shot import load_zero_shot
 from trainers.texts.prompts import Prompts
@@ -119,11 +119,3 @@ def test_effective_rank_counts_the_directions():
     assert rank(torch.eye(6)) == pytest.approx(6)
     two_of_three = torch.tensor([[1.0, 0, 0], [0, 1.0, 0]])
     assert rank(two_of_three) == pytest.approx(2)
-
-
-@pytest.mark.parametrize("kind", OTHER_TOKENIZERS)
-def test_special_tokens_are_those_that_hugging_face_marks(kind, tmp_path):
-    inner = load_tokenizer(model := random_model(tmp_path, kind)).tokenizer
-    ids = vocabulary(model).ids.tolist()
-    marked = inner.get_special_tokens_mask([*range(len(inner))], already_has_special_tokens=True)
-    assert ids == [index for index, is_special in enumerate(marked) if not is_special]
