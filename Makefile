@@ -2,7 +2,8 @@
 # make test           tests that need Python and a package index only; 6 minutes on 2 cores
 # make test-ray       searches on a real Ray of this machine
 # make test-cluster   killed nodes, processes and jobs, full disks; needs root
-# make nightly        all other tests, the next two targets and what needs PostgreSQL, Slurm, Chromium or C++
+# make nightly        all other tests, the next three targets and what needs PostgreSQL, Slurm, Chromium or C++
+# make test-random    fast tests in random order
 # make test-lowest    fast tests with the lowest versions that pyproject.toml allows
 # make docs           the documentation as a site in site/, without warnings
 # make dist           wheel and source archive in dist/, and a try of the wheel on its own
@@ -14,7 +15,7 @@ BIN := $(VENV)/bin
 # Files stay on one process, which shares their fixtures; tests/conftest.py puts slow files first.
 PARALLEL := --numprocesses 2 --dist loadfile --no-loadscope-reorder
 
-.PHONY: quickstart test test-ray test-cluster test-nightly nightly test-lowest docs dist lint clean
+.PHONY: quickstart test test-ray test-cluster test-nightly test-random nightly test-lowest docs dist lint clean
 
 quickstart: $(VENV)/.benchmark
 	$(BIN)/lipsum-tune search quickstart
@@ -32,7 +33,10 @@ test-cluster: $(VENV)/.dev
 test-nightly: $(VENV)/.dev
 	$(BIN)/python -m pytest $(PARALLEL) -m nightly $(OPTIONS)
 
-nightly: test-nightly dist
+test-random: $(VENV)/.dev
+	$(BIN)/python -m pytest --numprocesses 2 -p randomly -m "not ray and not cluster and not nightly"
+
+nightly: test-nightly test-random dist
 	$(MAKE) test-lowest KEEP="torch torchvision"
 
 # uv resolves the lowest versions, which pip cannot. With KEEP="torch torchvision", these two have the

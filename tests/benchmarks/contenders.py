@@ -45,28 +45,28 @@ class Ours(Searcher):
         self, problem: Problem, sampler: SamplerConfig, scheduler: SchedulerConfig, prior: bool
     ) -> None:
         super().__init__(metric=problem.objective.metric, mode=problem.objective.mode)
-        self._search = _search_record(problem, sampler.metric)
+        self.search = _search_record(problem, sampler.metric)
         points = [dict(point) for point in problem.points] if prior else []
         space = problem.space.model_copy(update={"initial_points": points})
         self.studies = create_studies(
-            self._search, space, sampler, lambda: create_pruner(scheduler, problem.total_steps, 1)
+            self.search, space, sampler, lambda: create_pruner(scheduler, problem.total_steps, 1)
         )
         self.studies.enqueue_first_points()
         self.study = self.studies.studies[0].study
-        self._records: dict[str, TrialRecord] = {}
+        self.records: dict[str, TrialRecord] = {}
 
     def suggest(self, trial_id: str) -> Any:
         """The next point of the sampler."""
-        number = len(self._records)
+        number = len(self.records)
         record = self.studies.propose(number, trial_name(number))
         assert record is not None
-        self._records[trial_id] = record
+        self.records[trial_id] = record
         return {"trial_id": record.trial_id, "params": record.params, **record.params}
 
     def on_trial_result(self, trial_id: str, result: dict[str, Any]) -> None:
         """Pass an intermediate value on."""
-        self._records[trial_id] = self._records[trial_id].with_report(result)
-        self.studies.trial_reported(self._records[trial_id])
+        self.records[trial_id] = self.records[trial_id].with_report(result)
+        self.studies.trial_reported(self.records[trial_id])
 
     def on_trial_complete(
         self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False
@@ -75,9 +75,9 @@ class Ours(Searcher):
         if result is not None:
             self.on_trial_result(trial_id, result)
         reason = "diverged" if error else None
-        outcome, _ = outcome_of(self._records[trial_id], self._search.total_steps, reason)
-        self._records[trial_id] = self._records[trial_id].with_end(outcome, 0.0)
-        self.studies.trial_ended(self._records[trial_id])
+        outcome, _ = outcome_of(self.records[trial_id], self.search.total_steps, reason)
+        self.records[trial_id] = self.records[trial_id].with_end(outcome, 0.0)
+        self.studies.trial_ended(self.records[trial_id])
 
 
 @dataclass(frozen=True)

@@ -143,18 +143,20 @@ def summary(found: dict[tuple[str, float | None], np.ndarray]) -> Table:
     shown = Table(title=f"True regret in percentage points, {seeds} seeds, 95 % intervals")
     for title in ("", "prior off by", *(f"@{budget}" for budget in BUDGETS)):
         shown.add_column(title, justify="right" if title else "left")
-    draws = np.random.default_rng(0).integers(seeds, size=(RESAMPLES, seeds))
     for (name, distance), of in found.items():
         cells = []
         for budget in BUDGETS:
-            values = of[:, budget - 1]
-            if np.isnan(values).any():  # some searches have no finished trial yet
-                cells.append("-")
-            else:
-                low, high = np.percentile(values[draws].mean(axis=1), [2.5, 97.5])
-                cells.append(f"{values.mean():.2f} [{low:.2f}, {high:.2f}]")
+            values = of[:, budget - 1]  # some searches may have no finished trial yet
+            cells.append("-" if np.isnan(values).any() else mean_and_interval(values))
         shown.add_row(name, "" if distance is None else f"{distance:g}", *cells)
     return shown
+
+
+def mean_and_interval(values: np.ndarray) -> str:
+    """A mean over seeds and its 95 % percentile bootstrap."""
+    draws = np.random.default_rng(0).integers(len(values), size=(RESAMPLES, len(values)))
+    low, high = np.percentile(values[draws].mean(axis=1), [2.5, 97.5])
+    return f"{values.mean():.2f} [{low:.2f}, {high:.2f}]"
 
 
 def parse_arguments(argv: Sequence[str]) -> argparse.Namespace:
