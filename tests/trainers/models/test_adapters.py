@@ -1,6 +1,7 @@
 """Merged adapters against adapters that stand in the network, as forward hooks."""
 
 from contextlib import ExitStack, contextmanager
+from typing import cast
 
 import pytest
 import torch
@@ -39,6 +40,7 @@ def prepared(zero_shot):
 @contextmanager
 def hooked(encoder, adapters):
     """Within the block, ``x + scale g A x`` stands after every attention and every MLP."""
+    assert adapters.scale is not None
     with ExitStack() as stack:
         for index, site in enumerate(adapters.sites):
             change = adapters.scale[index] * adapters.gains[index] * adapters.maps[index]
@@ -60,15 +62,18 @@ def test_merged_adapters_say_what_adapters_in_the_network_say(kind, tmp_path):
     images = torch.randn(3, 3, size, size)
     tokens = torch.randint(1, 49_000, (3, 24))
     tokens[:, -1] = 49_407
+    assert student.visual_adapters is not None
+    assert student.text_adapters is not None
     for adapters in (student.visual_adapters, student.text_adapters):
         adapters.scale = torch.tensor([1.25, 0.0, 1.0, 2.0] * (len(adapters) // 4))
+    text = cast(nn.Module, student.text)
     with torch.no_grad():
         found = student(images, tokens[None])
         plain = pooled_features(student.visual, images)
         with hooked(student.visual, student.visual_adapters):
             features = pooled_features(student.visual, images)
-        with hooked(student.text, student.text_adapters):
-            text_features = student.text(tokens)
+        with hooked(text, student.text_adapters):
+            text_features = text(tokens)
     normalize = nn.functional.normalize
     assert (normalize(features, dim=-1) - normalize(plain, dim=-1)).abs().max() > 1e-3
     torch.testing.assert_close(found.features, normalize(features, dim=-1), rtol=0, atol=1e-5)
@@ -76,16 +81,30 @@ def test_merged_adapters_say_what_adapters_in_the_network_say(kind, tmp_path):
 
 
 @pytest.mark.parametrize("kind", ["clip", "coca"])
-def test_new_adapters_change_nothing_and_all_learn(kind, tmp_path):
-    fresh = prepared(load_zero_shot(random_model(tmp_path, kind), PROMPTS))
-    assert fresh.visual_adapters.gains.tolist() == pytest.approx([GAIN] * 4)
-    images = torch.randn(3, 3, 32, 32)
-    plain = nn.functional.normalize(pooled_features(fresh.visual, images), dim=-1)
-    torch.testing.assert_close(fresh(images).features, plain, rtol=0, atol=1e-6)
+def test_every_block_of_both_encoders_has_two_adapters(kind, tmp_path):
     student = student_of(kind, tmp_path)
+    assert student.visual_adapters is not None
+    assert student.text_adapters is not None
     assert len(student.visual_adapters) == len(student.text_adapters) == 2 * 2
-    outputs = student(images, torch.randint(1, 49_407, (1, 3, 24)))
+    outputs = student(torch.randn(2, 3, 32, 32), torch.randint(1, 49_407, (1, 2, 24)))
     (outputs.features.sum() + outputs.text_features.sum()).backward()
-    assert all(bool(parameter.grad.any()) for parameter in student.trained.values())
-    towers = {name.partition(".")[0] for name in student.trained}
-    assert towers == {"visual_adapters", "text_adapters"}
+    for name, parameter in student.trained.items():
+        assert parameter.grad is not None, name
+        assert bool(parameter.grad.any()), name
+    assert {name.partition(".")[0] for name in student.trained} == {
+        "visual_adapters",
+        "text_adapters",
+    }
+
+
+def test_new_adapters_change_nothing_and_can_learn(tmp_path):
+    student = prepared(load_zero_shot(random_model(tmp_path, "clip"), PROMPTS))
+    assert student.visual_adapters is not None
+    assert student.visual_adapters.gains.tolist() == pytest.approx([GAIN] * 4)
+    images = torch.randn(3, 3, 32, 32)
+    features = student(images).features
+    plain = nn.functional.normalize(pooled_features(student.visual, images), dim=-1)
+    torch.testing.assert_close(features, plain, rtol=0, atol=1e-6)
+    features.square().sum(dim=0)[0].backward()
+    assert all(bool(a.grad.any()) for a in student.visual_adapters.maps if a.grad is not None)
+    assert all(a.grad is not None for a in student.visual_adapters.maps)
