@@ -52,7 +52,7 @@ MISTAKES = [
     ({"trial.data.id_domain": "real/../real"}, "trial.data", "is not the name of a folder"),
     ({"trial.data.crop_area": [0.5, 0.2]}, "trial.data.crop_area", "least <= greatest"),
     ({"trial.model.name": "tiny-klip"}, "", "did you mean 'tiny-clip'"),
-    ({"trial.eval.line": [True]}, "trial.eval", r"line = \[True\]: expected a num"),
+    ({"trial.eval.line": [True]}, "trial.eval.line", r"\[True\]: expected auto, off, a number"),
     ({"trial.eval.line": "on"}, "trial.eval.line", "expected auto, off, a number above 0"),
     ({"trial.eval.line": [0.5, 1, 0.5]}, "trial.eval.line", "0.5 is named twice"),
     ({"trial.eval.line_goal": {"objectives": [["id_val/acuracy", "max"]]}}, "trial",
