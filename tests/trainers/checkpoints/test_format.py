@@ -1,5 +1,4 @@
 import os
-import shutil
 
 import pytest
 import torch
@@ -57,18 +56,6 @@ def test_a_checkpoint_is_read_as_it_was_saved(tmp_path):
     assert {path.name for path in tmp_path.iterdir()} == {WEIGHTS, STATE}
 
 
-def test_files_of_two_checkpoints_are_refused(tmp_path):
-    save(tmp_path / "one", 20)
-    other = at(20)
-    other.progress.seconds += 1e-9  # another run, at the same step
-    for name, checkpoint in (("late", at(40)), ("other", other)):
-        save_checkpoint(tmp_path / name, checkpoint, CLASSES)
-        shutil.copy(tmp_path / "one" / WEIGHTS, tmp_path / name / WEIGHTS)
-        with pytest.raises(ConfigError, match="belong to two different checkpoints") as error:
-            load(tmp_path / name)
-        assert error.value.source == str(tmp_path / name)
-
-
 @pytest.mark.parametrize("classes", [("bee", "ant", "cat"), ("ant", "bee"), ("ant", "bee", "dog")])
 def test_a_checkpoint_of_other_classes_is_refused(classes, tmp_path):
     save(tmp_path, 20)
@@ -119,28 +106,14 @@ def test_weights_without_class_names_are_refused(tmp_path):
         load_weights(tmp_path)
 
 
-@pytest.mark.parametrize("damage", ["bit", "text", "cut", "other"])
+@pytest.mark.parametrize("damage", ["text", "cut", "other"])
 def test_a_damaged_or_replaced_state_is_refused(damage, tmp_path):
     save(tmp_path, 20)
     path = tmp_path / STATE
-    content = bytearray(path.read_bytes())
-    content[len(content) // 2] ^= 1
     if damage == "other":
-        torch.save(torch.zeros(3), path)
+        torch.save({"optimizer": {}}, path)  # as of an earlier version
     else:
-        path.write_bytes({"bit": content, "text": b"hello\n", "cut": content[: 4 * SIZE]}[damage])
+        path.write_bytes({"text": b"hello\n", "cut": path.read_bytes()[: 4 * SIZE]}[damage])
     with pytest.raises(ConfigError, match="damaged, or not a training state") as error:
         load(tmp_path)
     assert error.value.source == str(path)
-
-
-def test_weights_of_every_type_come_back(tmp_path):
-    """Also one number and tensors that are not contiguous."""
-    weights = {
-        "b": torch.arange(6.0).reshape(2, 3).T,
-        "a": torch.tensor(3, dtype=torch.int64),
-        "c": torch.full((4,), 1.5, dtype=torch.bfloat16),
-    }
-    save_weights(tmp_path / "alone", weights, Progress(1), CLASSES)
-    found, _ = load_weights(tmp_path / "alone")
-    assert all(torch.equal(found[name], value) for name, value in weights.items())
