@@ -11,7 +11,6 @@ from trainers.data.class_map import domain_class_map
 from trainers.data.data_root import EMBEDDED, domain_files, resolve_root
 from trainers.data.schema import Header, split_header
 from trainers.errors import ConfigError, suggestion
-from trainers.methods.base import check_method_fits
 from trainers.models.activations import check_activation_checkpointing
 from trainers.models.clip import check_model
 from trainers.models.config import ModelConfig
@@ -48,7 +47,7 @@ def check_trials(configs: Iterable[TrialConfig]) -> None:
         if config.activation_checkpointing:
             check_activation_checkpointing(config.model)
         check_frozen_layers(config.model, config.optim.frozen_layers)
-        check_method_fits(config.method, config.model)
+        config.method.check(config.model)
     if repeating:
         _warn_of_repeats(*max(repeating))
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import difflib
 import errno
-import inspect
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -264,9 +263,9 @@ def _tag(model: type[BaseModel]) -> str:
 
 
 def _models(annotation: Any) -> list[type[BaseModel]]:
-    """All pydantic models inside a type annotation; for an abstract class, its subclasses."""
+    """All pydantic models inside a type annotation, with their subclasses."""
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
-        return _subclasses(annotation) if inspect.isabstract(annotation) else [annotation]
+        return _subclasses(annotation)
     return [model for argument in get_args(annotation) for model in _models(argument)]
 
 

@@ -75,7 +75,7 @@ class CaRot(ContrastiveMethod):
     teacher_updates: int = Field(default=50, ge=1, le=10**9)
     """Updates of the average in a run, evenly spread; at most one a step."""
 
-    def check_model(self, model: ModelConfig) -> None:
+    def check(self, model: ModelConfig) -> None:
         """Raise a `ConfigError` if an encoder has no linear projection."""
         from trainers.models.clip import skeleton
 

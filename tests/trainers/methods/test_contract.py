@@ -50,7 +50,6 @@ WEIGHTLESS = {
     "wise_ft": ("ft", {"alpha": 1}),
     "tpgm": ("ft", {"projection_steps": 0}),
     "lp_ft": ("ft", {"probe_fraction": 0}),
-    "star_ft": ("ft", {"reg_weight": 0, "task": "cross_entropy"}),
     "carot": (
         "flyp",
         {"orthogonality_weight": 0, "cross_weight": 0, "distillation_weight": 0},
