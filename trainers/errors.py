@@ -263,12 +263,7 @@ def _tag(model: type[BaseModel]) -> str:
 
 
 def _models(annotation: Any) -> list[type[BaseModel]]:
-    """All pydantic models inside a type annotation, with their subclasses."""
+    """All pydantic models inside a type annotation, with everything that derives from them."""
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
-        return _subclasses(annotation)
+        return [annotation, *(m for sub in annotation.__subclasses__() for m in _models(sub))]
     return [model for argument in get_args(annotation) for model in _models(argument)]
-
-
-def _subclasses(model: type[BaseModel]) -> list[type[BaseModel]]:
-    """The model and everything that derives from it."""
-    return [model, *(found for sub in model.__subclasses__() for found in _subclasses(sub))]
