@@ -1,4 +1,4 @@
-"""AutoFT's nine losses against sums written out, alone and on real images."""
+"""AutoFT's nine losses against sums written out, each alone and all together."""
 
 import numpy as np
 import pytest
