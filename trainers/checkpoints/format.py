@@ -183,15 +183,6 @@ def save_checkpoint(folder: Path, checkpoint: Checkpoint, class_names: Sequence[
         _write_weights(folder, checkpoint, class_names)
 
 
-def save_weights(
-    folder: Path, weights: Mapping[str, Tensor], progress: Progress, class_names: Sequence[str]
-) -> None:
-    """Write weights only, from which training cannot continue, into a new folder."""
-    with _storage_errors(folder):
-        folder.mkdir(parents=True)
-        _write_weights(folder, Checkpoint(weights, {}, progress, ()), class_names)
-
-
 def load_checkpoint(
     folder: Path, class_names: Sequence[str], device: torch.device | str = "cpu"
 ) -> Checkpoint:

@@ -81,7 +81,11 @@ class StarFineTuning(ContrastiveMethod):
         captions = [CAPTION.replace("{}", prompts.names[label]) for label in labels]
         if not self.needs_zero_shot:
             return (captions,)
-        return captions, spurious_texts(captions, self.attributes, draw)
+        templates = spurious_templates(self.attributes)
+        drawn = draw.choose("spurious text", len(templates))
+        without_stop = [caption.removesuffix(".") for caption in captions]
+        spurious = [templates[n].replace("{}", c) for n, c in zip(drawn, without_stop, strict=True)]
+        return captions, spurious
 
     def loss(self, batch: Batch, step: Step) -> Loss:
         """The contrastive loss, plus the divergence on spurious texts."""
@@ -104,16 +108,6 @@ def spurious_divergence(batch: Batch) -> Tensor:
     return kl_divergence(
         before.masked_fill(of_own_class, LEFT_OUT), after.masked_fill(of_own_class, LEFT_OUT)
     )
-
-
-def spurious_texts(captions: Sequence[str], attributes: Attributes, draw: StepRandom) -> list[str]:
-    """Every caption, without its full stop, in a template drawn at random."""
-    templates = spurious_templates(attributes)
-    drawn = draw.choose("spurious text", len(templates))
-    return [
-        templates[template].replace("{}", caption.removesuffix("."))
-        for template, caption in zip(drawn, captions, strict=True)
-    ]
 
 
 @cache

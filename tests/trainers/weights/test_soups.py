@@ -10,7 +10,13 @@ from safetensors.numpy import load_file
 from tests.trainers.curves import changed
 from tests.trainers.methods.contract import configured
 from tests.trainers.tiny_models import random_model
-from trainers.checkpoints.format import WEIGHTS, Progress, load_weights, save_weights
+from trainers.checkpoints.format import (
+    WEIGHTS,
+    Checkpoint,
+    Progress,
+    load_weights,
+    save_checkpoint,
+)
 from trainers.data.dataset import ImageDataset
 from trainers.errors import ConfigError
 from trainers.evaluation.line import LineGoal
@@ -46,7 +52,7 @@ def zero_shot_weights(config):
 
 
 def saved(folder, weights, class_names=("cat", "dog")):
-    save_weights(folder, weights, Progress(), class_names)
+    save_checkpoint(folder, Checkpoint(weights, {}, Progress(), ()), class_names)
     return folder
 
 
