@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Iterable, Sequence
-from functools import cache
 
-from trainers.config import DataConfig, TrialConfig
+from trainers.config import DataConfig, TrialConfig, say_once
 from trainers.data.class_map import domain_class_map
 from trainers.data.data_root import EMBEDDED, domain_files, resolve_root
 from trainers.data.schema import Header, split_header
@@ -15,8 +13,6 @@ from trainers.models.activations import check_activation_checkpointing
 from trainers.models.clip import check_model
 from trainers.models.config import ModelConfig
 from trainers.models.layers import check_frozen_layers
-
-logger = logging.getLogger(__name__)
 
 EMBEDDED_DOMAINS = ("real", "painting", "clipart", "infograph", "sketch")
 
@@ -49,17 +45,11 @@ def check_trials(configs: Iterable[TrialConfig]) -> None:
         check_frozen_layers(config.model, config.optim.frozen_layers)
         config.method.check(config.model)
     if repeating:
-        _warn_of_repeats(*max(repeating))
-
-
-@cache
-def _warn_of_repeats(batch_size: int, images: int) -> None:
-    logger.warning(
-        "optim.batch_size = %d: larger than the training set of %d images, so a step has images "
-        "several times, each time in the same view",
-        batch_size,
-        images,
-    )
+        batch_size, images = max(repeating)
+        say_once(
+            f"optim.batch_size = {batch_size}: larger than the training set of {images} images, so "
+            "a step has images several times, each time in the same view"
+        )
 
 
 def check_data(data: DataConfig, parts: Sequence[Part] | None = None) -> int:

@@ -7,7 +7,7 @@ import pytest
 from tests.images import write_photo_and_sketch, write_split
 from trainers import checks
 from trainers.checks import check_data, check_trials
-from trainers.config import DataConfig, TrialConfig, with_overrides
+from trainers.config import DataConfig, TrialConfig, say_once, with_overrides
 from trainers.data.schema import arrow_schema, part_path, write_images
 from trainers.errors import ConfigError
 from trainers.methods.lipsum_ft import LipsumFineTuning
@@ -89,7 +89,7 @@ def test_the_embedded_benchmark_is_checked_unbuilt(monkeypatch):
 
 @pytest.mark.parametrize(("batch_sizes", "named"), [([3], None), ([2, 5, 4], 5)])
 def test_a_batch_larger_than_the_training_set_is_reported_once(batch_sizes, named, root, caplog):
-    checks._warn_of_repeats.cache_clear()
+    say_once.cache_clear()
     optims = [{"batch_size": size} for size in batch_sizes]
     trials = [TrialConfig.model_validate({"data": data(root), "optim": o}) for o in optims]
     for _ in range(2):

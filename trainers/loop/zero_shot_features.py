@@ -126,11 +126,6 @@ class ZeroShotFeatures:
         key = ("random texts", *self._of_texts, count, length, seed)
         return self._shared(self._file(key, self._config.steps, count), step, count, encode)
 
-    def of_fixed_texts(self, count: int, length: int) -> Tensor:
-        """The features of step 0's random texts; they are kept in memory."""
-        key = ("fixed texts", count, length)
-        return self._once(key, lambda: self.of_random_texts(count, length, 0))
-
     def of_file(self, path: Path) -> Tensor:
         """The features (N, D) of the texts of a file; they are kept in memory."""
 

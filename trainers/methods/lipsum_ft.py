@@ -94,36 +94,26 @@ class LipsumFineTuning(ZeroShotRegulariser):
 
     def regulariser(self, student: Outputs, zero_shot: Outputs, step: Step) -> Tensor:
         """The energy gap to the zero-shot model on the texts of this step."""
-        scale = step.zero_shot.logit_scale
-        if self.text_source in ("second_moment", "isotropic"):
-            moment = self._moment(step)
-            return quadratic_gap(student.features, zero_shot.features, moment, scale)
-        texts = self._text_features(step)
-        return energy_gap(student.features, zero_shot.features, texts, scale)
-
-    def _text_features(self, step: Step) -> Tensor:
-        """Features (M, D) of the texts of this step."""
         import torch
 
-        if self.text_source == "file":
-            every = step.zero_shot_features.of_file(Path(str(self.texts_file)))
-            drawn = generator(step.seed, "texts of a file", step.number).permutation(len(every))
-            return every[torch.from_numpy(drawn[: self.text_count]).to(every.device)]
-        shared, count, length = step.zero_shot_features, self.text_count, self.text_length
-        if self.text_source == "fixed":
-            return shared.of_fixed_texts(count, length)
-        return shared.of_random_texts(count, length, step.number)
-
-    def _moment(self, step: Step) -> Tensor:
-        """The second moment C (D, D)."""
-        import torch
-
+        both = student.features, zero_shot.features
+        shared, scale = step.zero_shot_features, step.zero_shot.logit_scale
         if self.text_source == "isotropic":
-            width = step.zero_shot.head.shape[1]
-            return torch.eye(width, device=step.zero_shot.device) / width
-        return step.zero_shot_features.random_text_moment(
-            self.text_length, count=TEXTS_OF_MOMENT, seed=step.seed
-        )
+            width = student.features.shape[1]
+            moment = torch.eye(width, device=step.zero_shot.device) / width
+            return quadratic_gap(*both, moment, scale)
+        if self.text_source == "second_moment":
+            length, count = self.text_length, TEXTS_OF_MOMENT
+            moment = shared.random_text_moment(length, count=count, seed=step.seed)
+            return quadratic_gap(*both, moment, scale)
+        if self.text_source == "file":
+            every = shared.of_file(Path(str(self.texts_file)))
+            drawn = generator(step.seed, "texts of a file", step.number).permutation(len(every))
+            texts = every[torch.from_numpy(drawn[: self.text_count]).to(every.device)]
+        else:
+            number = 0 if self.text_source == "fixed" else step.number
+            texts = shared.of_random_texts(self.text_count, self.text_length, number)
+        return energy_gap(*both, texts, scale)
 
 
 def energy_gap(
