@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import pickle
+import zipfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -203,10 +203,9 @@ def load_checkpoint(
             "of the data",
             source=folder,
         )
-    try:
+    state = None
+    if zipfile.is_zipfile(folder / STATE):  # a file that was cut has no directory at its end
         state = torch.load(folder / STATE, map_location=device, weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError):
-        state = None
     if not isinstance(state, dict) or SINCE not in state:
         raise ConfigError("damaged, or not a training state", source=folder / STATE)
     tensors = load_file(folder / WEIGHTS, device=str(device))
