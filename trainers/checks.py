@@ -2,22 +2,17 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Iterable, Sequence
-from functools import cache
 
-from trainers.config import DataConfig, TrialConfig
+from trainers.config import DataConfig, TrialConfig, say_once
 from trainers.data.class_map import domain_class_map
 from trainers.data.data_root import EMBEDDED, domain_files, resolve_root
 from trainers.data.schema import Header, split_header
 from trainers.errors import ConfigError, suggestion
-from trainers.methods.base import check_method_fits
 from trainers.models.activations import keep_no_activations
 from trainers.models.clip import check_model, skeleton
 from trainers.models.config import ModelConfig
 from trainers.models.layers import check_frozen_layers
-
-logger = logging.getLogger(__name__)
 
 EMBEDDED_DOMAINS = ("real", "painting", "clipart", "infograph", "sketch")
 
@@ -48,19 +43,13 @@ def check_trials(configs: Iterable[TrialConfig]) -> None:
         if config.activation_checkpointing:
             keep_no_activations(skeleton(config.model).get_submodule("visual"))
         check_frozen_layers(config.model, config.optim.frozen_layers)
-        check_method_fits(config.method, config.model)
+        config.method.check(config.model)
     if repeating:
-        _warn_of_repeats(*max(repeating))
-
-
-@cache
-def _warn_of_repeats(batch_size: int, images: int) -> None:
-    logger.warning(
-        "optim.batch_size = %d: larger than the training set of %d images, so a step has images "
-        "several times, each time in the same view",
-        batch_size,
-        images,
-    )
+        batch_size, images = max(repeating)
+        say_once(
+            f"optim.batch_size = {batch_size}: larger than the training set of {images} images, so "
+            "a step has images several times, each time in the same view"
+        )
 
 
 def check_data(data: DataConfig, parts: Sequence[Part] | None = None) -> int:

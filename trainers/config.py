@@ -23,7 +23,6 @@ from trainers.data.suite import Suite, is_domain_name, load_suite, resolve_suite
 from trainers.errors import ConfigError, suggestion, validate
 from trainers.evaluation.line import POINTS, LineGoal
 from trainers.evaluation.metrics import metric_names
-from trainers.loop.precision import PrecisionName
 from trainers.methods.lipsum_ft import LipsumFineTuning
 from trainers.methods.registry import METHODS, MethodConfig, is_available, load_plugins
 from trainers.models.config import ModelConfig
@@ -36,6 +35,7 @@ MOST_LOADERS = 16
 """Limit of `data.workers: auto`; a process decodes some hundred images a second."""
 
 
+PrecisionName: TypeAlias = Literal["auto", "fp32", "bf16", "fp16"]
 Strength: TypeAlias = Annotated[float, Field(ge=0, le=1)]
 
 
@@ -232,7 +232,7 @@ class OptimConfig(Frozen):
     layer_decay: Share = 1
     """Learning rate of a layer of an encoder as a multiple of that of the next one above: the last
     block trains at `layer_decay` times the rate of the output projection, the embedding at the
-    lowest rate. Weight decay falls with it, as in timm. Adapters of R-Adapter are no layers."""
+    lowest rate. Weight decay falls with it, as in timm."""
     text_lr_factor: float = Field(default=1, ge=0, le=1e6)
     """Learning rate of a text encoder that trains, and of the logit scale, as a multiple of `lr`;
     0 keeps them as they are."""
@@ -290,6 +290,8 @@ class EvalConfig(Frozen):
     @field_validator("line", mode="before")
     @classmethod
     def _is_on_the_line(cls, line: Any) -> Any:
+        if line is False:  # YAML reads `off` as false
+            return "off"
         if line in ("auto", "off"):
             return line
         points = line if isinstance(line, list | tuple) and line else [line]
@@ -301,18 +303,6 @@ class EvalConfig(Frozen):
         if twice := [name for name in names if names.count(name) > 1]:
             raise ValueError(f"{twice[0]} is named twice")
         return line
-
-    @model_validator(mode="before")
-    @classmethod
-    def _line_may_be_off_in_yaml(cls, values: Any) -> Any:
-        if not isinstance(values, Mapping):
-            return values
-        if "wise_alphas" in values:
-            raise ValueError(
-                "wise_alphas: removed in 0.3; `line: [0.2, 0.5]` measures points of the line"
-            )
-        # YAML reads `off` as false.
-        return {**values, "line": "off"} if values.get("line") is False else values
 
     @property
     def line_points(self) -> tuple[float, ...]:
@@ -418,13 +408,8 @@ class TrialConfig(Frozen):
 
     @model_validator(mode="after")
     def _settings_fit_the_method(self) -> TrialConfig:
-        method = f"method.name = {self.method.name!r}"
-        if self.activation_checkpointing and not self.method.recomputes:
-            raise ValueError(
-                f"activation_checkpointing = True: not with {method}; optim.micro_batch_size "
-                "saves memory, too"
-            )
         if self.eval.ema is not None and self.method.ema is not None:
+            method = f"method.name = {self.method.name!r}"
             raise ValueError(f"eval.ema: {method} has a moving average of its own")
         return self
 

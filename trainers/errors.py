@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import difflib
 import errno
-import inspect
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -264,12 +263,7 @@ def _tag(model: type[BaseModel]) -> str:
 
 
 def _models(annotation: Any) -> list[type[BaseModel]]:
-    """All pydantic models inside a type annotation; for an abstract class, its subclasses."""
+    """All pydantic models inside a type annotation, with everything that derives from them."""
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
-        return _subclasses(annotation) if inspect.isabstract(annotation) else [annotation]
+        return [annotation, *(m for sub in annotation.__subclasses__() for m in _models(sub))]
     return [model for argument in get_args(annotation) for model in _models(argument)]
-
-
-def _subclasses(model: type[BaseModel]) -> list[type[BaseModel]]:
-    """The model and everything that derives from it."""
-    return [model, *(found for sub in model.__subclasses__() for found in _subclasses(sub))]

@@ -133,7 +133,10 @@ def fine_tune(
     held_out = load_split(config, "val")
     sampled = {d: i.sampled(config.eval.rung_images) for d, i in held_out.items()}
     class_maps(run, held_out)  # raises for a domain that does not fit, before the first step
-    constant_metrics = random_text_diagnostic(run)
+    # Of texts as long as Lipsum-FT's own, or those of its default with other methods.
+    lipsum = method if isinstance(method, LipsumFineTuning) else LipsumFineTuning()
+    length = min(lipsum.text_length, run.zero_shot.vocabulary.longest)
+    text_rank = effective_rank(run.zero_shot_features.random_text_moment(length))
     if run.reports:  # the report before the checkpoint may have been lost
         last_report = {name: value for name, value in run.reports[-1].items() if name != "step"}
         yield Report(run.since.step, last_report, run, *run.train_curves[-1:])
@@ -180,7 +183,7 @@ def fine_tune(
             metrics = (
                 training
                 | {"train/lr": lr, "train/micro_batch_size": float(run.micro_batch_size)}
-                | constant_metrics
+                | {RANDOM_TEXT_RANK: text_rank}
                 | _evaluation(run, held_out, sampled)
                 | clock.cost()
             )
@@ -208,17 +211,6 @@ def _evaluation(
     metrics["eval/images"] = float(sum(len(of_domain.eval_rows) for of_domain in images.values()))
     run.progress.eval_seconds += time.perf_counter() - began
     return metrics
-
-
-def random_text_diagnostic(run: TrainState) -> dict[str, float]:
-    """The effective rank of random texts.
-
-    Their length is the method's own, or Lipsum-FT's default, limited by the model's context.
-    """
-    method = run.config.method
-    lipsum = method if isinstance(method, LipsumFineTuning) else LipsumFineTuning()
-    length = min(lipsum.text_length, run.zero_shot.vocabulary.longest)
-    return {RANDOM_TEXT_RANK: effective_rank(run.zero_shot_features.random_text_moment(length))}
 
 
 def training_batches(run: TrainState, train: ImageDataset) -> Iterator[tuple[Tensor, Tensor]]:

@@ -165,17 +165,6 @@ def location(folder: Store) -> str:
     return folder.root if folder.is_local else folder.url
 
 
-@contextmanager
-def named_node() -> Iterator[None]:
-    """An error of the accelerator within the block gets the attribute `node`: where it happened."""
-    try:
-        yield
-    except torch.AcceleratorError as error:
-        error.node = ray.get_runtime_context().get_node_id()  # type: ignore[attr-defined]
-        raise
-
-
-@named_node()
 def serve(values: dict[str, Any]) -> None:
     """Run the trials that a slot of a search asks for, report by report, until it asks for no more.
 
@@ -267,34 +256,33 @@ def train(
         optim = config.optim.model_copy(update={"micro_batch_size": size})
         config = config.model_copy(update={"optim": optim})
     notice = _PreemptionNotice()
-    with newest_on_this_node(folder) as resume_from, notice.in_errors(), _noted_in(folder):
-        for report in fine_tune(
+    with newest_on_this_node(folder) as resume_from:
+        reports = fine_tune(
             config,
             device=device,
             resume_from=resume_from,
             save_now=notice,
             on_progress=on_progress,
-        ):
-            # A resumed run repeats its last report, which may contain the final split already.
-            is_known = f"id_{final_split}/acc" in report.metrics
-            if final_split is not None and report.step == config.steps and not is_known:
-                images = load_split(config, final_split)
-                report.add(evaluate_run(report.run, final_split, images))
-                if (point := report.metrics.get("line/a", 1)) != 1:
-                    report.add(measure_end(report.run, final_split, images, point))
-            save(report, folder)
-            if report.metrics:  # otherwise it was a request to save
-                yield report
-
-
-@contextmanager
-def _noted_in(folder: Store) -> Iterator[None]:
-    """If memory does not suffice within the block, the next attempt has smaller micro-batches."""
-    try:
-        yield
-    except MicroBatchTooLarge as error:
-        note_micro_batch(folder, error.micro_batch_size)
-        raise
+        )
+        try:
+            for report in reports:
+                # A resumed run repeats its last report, which may contain the final split already.
+                is_known = f"id_{final_split}/acc" in report.metrics
+                if final_split is not None and report.step == config.steps and not is_known:
+                    images = load_split(config, final_split)
+                    report.add(evaluate_run(report.run, final_split, images))
+                    if (point := report.metrics.get("line/a", 1)) != 1:
+                        report.add(measure_end(report.run, final_split, images, point))
+                save(report, folder)
+                if report.metrics:  # otherwise it was a request to save
+                    yield report
+        except Exception as error:
+            if isinstance(error, MicroBatchTooLarge):
+                note_micro_batch(folder, error.micro_batch_size)
+            if isinstance(error, torch.AcceleratorError):
+                error.node = ray.get_runtime_context().get_node_id()  # type: ignore[attr-defined]
+            error.leaving = notice.leaving  # type: ignore[attr-defined]  # Ray forgets dead nodes
+            raise
 
 
 def task_device() -> torch.device:
@@ -361,26 +349,17 @@ class _PreemptionNotice:
     """
 
     def __init__(self) -> None:
-        self._known, self._steps = set[str](), 0
+        self.leaving, self._steps = set[str](), 0
 
     def __call__(self) -> bool:
         self._steps += 1
         if self._steps % NOTICE_STEPS:
             return False
         info = ray.train.get_preemption_info()
-        leaving = set(info.preempted_node_ids) if info is not None else set()
-        is_new = not leaving <= self._known
-        self._known |= leaving
+        announced = set(info.preempted_node_ids) if info is not None else set()
+        is_new = not announced <= self.leaving
+        self.leaving |= announced
         return is_new
-
-    @contextmanager
-    def in_errors(self) -> Iterator[None]:
-        """An error within the block gets these nodes as `leaving`: Ray forgets them once dead."""
-        try:
-            yield
-        except Exception as error:
-            error.leaving = self._known  # type: ignore[attr-defined]
-            raise
 
 
 def save(report: Report, folder: Store) -> None:

@@ -7,7 +7,6 @@ from pathlib import Path
 import pytest
 
 from search_spaces import METHODS, SPACES, Float
-from trainers.data.dataset import ImageDataset
 from tuning.config.loading import find_config, ready_configs
 from tuning.config.schema import SearchFile
 from tuning.config.validation import load_config
@@ -73,16 +72,6 @@ def test_headers_have_command_cost_and_expectation(name):
     assert ready_configs() == ALL
 
 
-@pytest.mark.parametrize("name", OWN)
-def test_own_images_are_shown_as_open_clip_shows_them(name, images_root):
-    file, paper = load_config(name, check=False), load_config(f"domainnet_{name}", check=False)
-    assert (file.trial.data.crop_area, file.trial.data.crop_pct) == ((0.9, 1.0), 1.0)
-    assert ImageDataset(images_root, "real", "val").crop_pct == 1.0
-    assert file.trial.model == paper.trial.model
-    assert file.search.resources == paper.search.resources
-    assert file.search_space() == paper.search_space()
-
-
 @pytest.mark.parametrize("name", PAPER)
 def test_paper_configurations_have_the_papers_setting(name):
     file = load_config(name, check=False)
@@ -134,15 +123,6 @@ def test_recipes_have_the_authors_settings(method):
 def test_the_quickstart_may_be_shortened(steps, first):
     file = load_config("quickstart", [f"trial.steps={steps}"])
     assert file.search.scheduler.first_step(steps, file.trial.eval.every) == first
-
-
-def test_runlocal_passes_all_checks_and_fits_a_laptop():
-    file, paper = load_config(RUNLOCAL), load_config("domainnet_vit_b16", check=False)
-    assert (file.trial.model.name, file.trial.steps) == ("tiny-clip", 20)
-    assert (file.trial.data.root, file.trial.data.suite) == ("openmoji", None)
-    assert file.search.resources.model_dump(exclude_defaults=True) == {}  # one CPU, no GPU
-    assert file.objectives == paper.objectives
-    assert file.trial.method == paper.trial.method
 
 
 def test_methods_get_equal_trials_and_small_model_ranges():

@@ -161,33 +161,6 @@ def test_the_points_of_a_training_curve_are_limited(trial, monkeypatch):
     assert report.train_curve["step"] == [3, 6, 9, 10]
 
 
-def test_a_run_saved_at_its_repeated_report_is_undisturbed(trial, undisturbed, tmp_path):
-    """It was saved between two reports before, and what it had done since is not forgotten."""
-    first = fine_tune(trial, save_now=lambda: True)
-    next(report for report in first if report.step == 5).save(tmp_path / "first")
-    second = fine_tune(trial, resume_from=tmp_path / "first")
-    repeated = next(second)
-    assert repeated.step == 3
-    repeated.save(tmp_path / "second")
-    second.close()
-    *_, last = fine_tune(trial, resume_from=tmp_path / "second")
-    assert untimed(last) == untimed(undisturbed[-1])
-    seconds = [
-        torch.load(tmp_path / name / STATE, weights_only=True)["since_report"]["seconds"]
-        for name in ("first", "second")
-    ]
-    assert seconds[0] == seconds[1] > 0
-
-
-def test_a_checkpoint_of_an_earlier_version_is_refused(trial, tmp_path):
-    next(fine_tune(trial)).save(tmp_path)
-    state = torch.load(tmp_path / STATE, weights_only=True)
-    del state["since_report"]
-    torch.save(state, tmp_path / STATE)
-    with pytest.raises(ConfigError, match="damaged, or not a training state"):
-        next(fine_tune(trial, resume_from=tmp_path))
-
-
 @pytest.fixture
 def without_sketch(trial, images_root, tmp_path):
     """The trial, with a root of its own to which a test adds sketches."""
@@ -218,12 +191,6 @@ def test_a_domain_may_reorder_or_omit_classes(trial, without_sketch, images_root
         else:
             assert metrics["ood_val/sketch/acc"] > 100 / 3
             assert metrics["ood_val/sketch/nll"] < math.log(3)
-
-
-def test_unknown_classes_are_refused_before_the_first_step(without_sketch, tmp_path):
-    write_images(part_path(tmp_path, "sketch", "val"), [LabelledImage(b"", "x", 0)], ("cow",), {})
-    with pytest.raises(ConfigError, match="sketch: 'cow': no class of real"):
-        next(fine_tune(without_sketch))
 
 
 def test_a_loss_that_is_no_number_ends_the_run_with_its_step(trial):

@@ -21,7 +21,7 @@ from trainers.evaluation.metrics import ID_ACC, MEAN_ACC, OOD_MEAN_ACC
 from trainers.evaluation.predictions import Predictions, parquet_of
 from trainers.loop.distributed import gather
 from trainers.loop.state import TrainState
-from trainers.methods.base import Trained, Weights
+from trainers.methods.base import Weights
 from trainers.models.text_head import heads_of
 from trainers.weights.averaging import interpolate, swapped_in
 
@@ -54,7 +54,7 @@ def evaluate_run(
         now: Weights = run.weights
         trained = run.ema if run.averages_now and run.ema is not None else now
         gradient = validation_gradient(run, images[run.config.data.id_domain])
-        kept = run.config.method.eval_weights(Trained(trained, run.initial, gradient))
+        kept = run.config.method.eval_weights(trained, run.initial, gradient)
         run.eval_weights = None if kept is now else kept
         if line_sample is not None:
             on_line = _go_to_line(run, line_sample)
@@ -85,34 +85,27 @@ def measure(
     Args:
         zero_shot: of the zero-shot model instead, from its features.
     """
+    known: Iterator[Tensor] = iter(())
 
-    def zero_shot_logits(features: Tensor) -> Tensor:
-        return run.zero_shot.logit_scale * features @ run.zero_shot.head.T
-
-    def replayed(features: Tensor) -> Callable[[Tensor], tuple[Tensor, Tensor]]:
-        """As `classify`, for the zero-shot model, of images whose features (n, D) are known."""
-        remaining = features.to(run.device)
-
-        def classify_next(views: Tensor) -> tuple[Tensor, Tensor]:
-            nonlocal remaining
-            now, remaining = remaining[: len(views)], remaining[len(views) :]
-            return now, zero_shot_logits(now)
-
-        return classify_next
+    def classified(views: Tensor) -> tuple[Tensor, Tensor]:
+        if not zero_shot:
+            return classify(run, views)
+        features = next(known).to(run.device)
+        return features, run.zero_shot.logits(features)
 
     run.student.eval()
-    maps, by_domain = class_maps(run, images), dict[str, DomainSums]()
-    workers = (run.device, run.rank, run.world_size)
-    predictions = {
-        domain: Predictions(of_domain, maps[domain], zero_shot_logits, *workers)
-        for domain, of_domain in (images if keep_predictions else {}).items()
-    }
+    maps, batches = class_maps(run, images), run.zero_shot_features.batches
+    by_domain, predictions = dict[str, DomainSums](), dict[str, Predictions]()
     for domain, of_domain in images.items():
         drift = run.zero_shot_features.drift(of_domain)
+        known = iter(drift.zero_shot_features.split(batches.batch_size))
+        if keep_predictions:
+            share = (run.device, run.rank, run.world_size)
+            predictions[domain] = Predictions(of_domain, maps[domain], run.zero_shot.logits, *share)
         by_domain[domain] = evaluate(
-            replayed(drift.zero_shot_features) if zero_shot else lambda v: classify(run, v),
+            classified,
             of_domain,
-            run.zero_shot_features.batches,
+            batches,
             class_map=maps[domain],
             drift=drift,
             predictions=predictions.get(domain),

@@ -4,13 +4,11 @@ from __future__ import annotations
 
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal, TypeAlias
 
-if TYPE_CHECKING:
-    import torch
-    from torch.amp.grad_scaler import GradScaler
+import torch
+from torch.amp.grad_scaler import GradScaler
 
-PrecisionName: TypeAlias = Literal["auto", "fp32", "bf16", "fp16"]
+from trainers.config import PrecisionName
 
 
 @dataclass(frozen=True)
@@ -24,8 +22,6 @@ class Precision:
     @property
     def dtype(self) -> torch.dtype:
         """Type of the encoders' matrix products."""
-        import torch
-
         if self.name == "auto":
             if self.device.type != "cuda":
                 return torch.float32
@@ -36,8 +32,6 @@ class Precision:
 
     def autocast(self) -> AbstractContextManager[object]:
         """Within the block, suitable operations are computed in `dtype`."""
-        import torch
-
         lower = self.dtype != torch.float32
         return torch.autocast(self.device.type, self.dtype if lower else None, enabled=lower)
 
@@ -46,7 +40,4 @@ class Precision:
 
         A step whose gradients overflow is skipped, and the scale is halved.
         """
-        import torch
-        from torch.amp.grad_scaler import GradScaler
-
         return GradScaler(self.device.type, enabled=self.dtype == torch.float16)

@@ -24,7 +24,7 @@ def snapshot(run: TrainState) -> Checkpoint:
     deploys_others = run.eval_weights is not None and not run.is_between_reports
     kept = run.eval_weights if run.eval_weights is not None and deploys_others else run.weights
     with swapped_in(run.student.trained, kept):
-        plain = run.config.method.merged_state(run.student)
+        plain = run.student.plain_state()
     # If a method merged what it trained, the trained tensors cannot be read from plain weights.
     merged = any(_plain_name(name) not in plain for name in run.student.trained)
     if run.eval_head is not None:

@@ -18,7 +18,7 @@ from trainers.errors import ConfigError
 from trainers.loop.distributed import world
 from trainers.loop.precision import Precision
 from trainers.loop.zero_shot_features import ZeroShotFeatures
-from trainers.methods.base import Stage, Weights, check_method_fits
+from trainers.methods.base import Stage, Weights
 from trainers.models.activations import keep_no_activations
 from trainers.models.student import Student
 from trainers.models.zero_shot import ZeroShotModel, load_zero_shot
@@ -135,7 +135,7 @@ def start(config: TrialConfig, *, device: torch.device | str | None = None) -> T
         raise ConfigError(problem, key="optim.batch_size", value=batch_size)
     where = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     names = id_classes(config.data)
-    check_method_fits(method, config.model)
+    method.check(config.model)
     zero_shot = load_zero_shot(config.model, config.data.rules.prompts(names), where)
 
     student = Student(zero_shot)
@@ -145,8 +145,7 @@ def start(config: TrialConfig, *, device: torch.device | str | None = None) -> T
     student.freeze(config.optim.frozen_layers)
     student.to(where)
     precision = Precision(config.precision, where)
-    compiled = config.compile and student.visual is zero_shot.visual
-    features = ZeroShotFeatures(zero_shot, config, precision, rank, world_size, compiled=compiled)
+    features = ZeroShotFeatures(zero_shot, config, precision, rank, world_size)
     encoders = [encoder for encoder in (student.visual, student.text) if encoder is not None]
     if config.activation_checkpointing:
         keep_no_activations(*encoders)

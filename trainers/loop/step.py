@@ -189,8 +189,7 @@ class Stepper:
                     encoded = zero_shot.encode_tokens(part.tokens.flatten(0, 1))
                     texts = encoded.unflatten(0, part.tokens.shape[:2])
             scale = features.new_full((), zero_shot.logit_scale)
-            logits = scale * features @ zero_shot.head.T
-            of_zero_shot.append(Outputs(features, logits, texts, scale))
+            of_zero_shot.append(Outputs(features, zero_shot.logits(features), texts, scale))
         for part in parts if run.average is not None else ():
             images = normalise(part.views, zero_shot.image_input)
             with torch.no_grad(), run.precision.autocast():

@@ -48,8 +48,7 @@ DRIFT_TEXT_LENGTH = 8
 class ZeroShotFeatures:
     """The zero-shot model's features for one worker of a run, on the model's device.
 
-    If `zero_shot_cache_gb` is 0, they are computed at every call and not rounded. Make it before
-    the model is `compiled`.
+    If `zero_shot_cache_gb` is 0, they are computed at every call and not rounded.
     """
 
     def __init__(
@@ -59,11 +58,9 @@ class ZeroShotFeatures:
         precision: Precision,
         rank: int = 0,
         world_size: int = 1,
-        *,
-        compiled: bool = False,
     ) -> None:
         self._zero_shot, self._config, self._precision = zero_shot, config, precision
-        self._rank, self._world_size, self._compiled = rank, world_size, compiled
+        self._rank, self._world_size = rank, world_size
         self.batches = EvalBatches(
             zero_shot.image_input,
             config.eval.batch_size,
@@ -129,11 +126,6 @@ class ZeroShotFeatures:
         key = ("random texts", *self._of_texts, count, length, seed)
         return self._shared(self._file(key, self._config.steps, count), step, count, encode)
 
-    def of_fixed_texts(self, count: int, length: int) -> Tensor:
-        """The features of step 0's random texts; they are kept in memory."""
-        key = ("fixed texts", count, length)
-        return self._once(key, lambda: self.of_random_texts(count, length, 0))
-
     def of_file(self, path: Path) -> Tensor:
         """The features (N, D) of the texts of a file; they are kept in memory."""
 
@@ -198,7 +190,7 @@ class ZeroShotFeatures:
     def _of_images(self) -> tuple[object, ...]:
         """All that features of images depend on, besides the images."""
         precision, image_input = str(self._precision.dtype), repr(self._zero_shot.image_input)
-        return *self._of_texts, image_input, precision, self._compiled, self._world_size
+        return *self._of_texts, image_input, precision, self._world_size
 
     @cached_property
     def _train_images(self) -> tuple[object, ...]:

@@ -30,7 +30,6 @@ if TYPE_CHECKING:
     from trainers.models.config import ModelConfig
     from trainers.models.student import Outputs, Student
     from trainers.models.zero_shot import ZeroShotModel
-    from trainers.texts.random_texts import Vocabulary
 
 Weights: TypeAlias = "Mapping[str, Tensor]"
 """Trained parameters by their names in the student."""
@@ -75,19 +74,6 @@ class Step:
     """The parameters that train, by their names in the student, with gradients."""
     initial: Weights
     """Their values before the first step."""
-
-
-@dataclass(frozen=True)
-class Trained:
-    """Results of training, from which a method chooses the evaluated weights."""
-
-    weights: Weights
-    """The last ones, or their moving average (`Method.ema`, `eval.ema`)."""
-    initial: Weights
-    """Values before the first step."""
-    id_gradient: Callable[[Weights], Weights]
-    """Gradient of the mean cross-entropy on a batch of ID validation images, the next one at each
-    call, with respect to the weights."""
 
 
 @dataclass(frozen=True)
@@ -144,7 +130,7 @@ class Stage:
     """Whether only the head trains."""
 
 
-class Method(Frozen, ABC):
+class Method(Frozen):
     """Base class of methods: a frozen configuration, identified by its `name` field."""
 
     name: str
@@ -154,26 +140,15 @@ class Method(Frozen, ABC):
     line_keeps: ClassVar[tuple[str, ...]] = ()
     """Ends of the names of trained parameters that keep their values along the line, so that the
     merged weights are linear in the others: of a product, one factor."""
-    recomputes: ClassVar[bool] = True
-    """Whether the method works with `activation_checkpointing`: the weights of the forward pass
-    must still be the encoders' own in the backward pass."""
 
     def prepare(self, student: Student) -> None:
         """Choose what trains, and insert modules if the method has any; called once at the start.
 
-        By default the image encoder and the head train. Nothing is trainable before. Changes of
-        weights are best inserted with `torch.nn.utils.parametrize`: `merged_state` merges these.
+        By default the image encoder and the head train. Nothing is trainable before. Insert changes
+        of weights with `torch.nn.utils.parametrize`: checkpoints and exports have them merged.
         PyTorch's random numbers are those of the trial's seed.
         """
         student.train_image_encoder()
-
-    def merged_state(self, student: Student) -> dict[str, Tensor]:
-        """The student's weights under open_clip's names, with all that `prepare` inserted merged.
-
-        `visual.*` and `head`, and `text.*` if the student has a text encoder. Checkpoints hold
-        these, and `lipsum-tune export` writes them.
-        """
-        return student.plain_state()
 
     def during_step(self, student: Student, draw: StepRandom) -> AbstractContextManager[object]:
         """A context around the forward and backward passes of a step; by default without effect.
@@ -206,16 +181,8 @@ class Method(Frozen, ABC):
         """d of a moving average that is evaluated in place of the weights, as `eval.ema`."""
         return None
 
-    def check(self, vocabulary: Vocabulary) -> None:
-        """Raise a `ConfigError` if the method does not work with a model of such texts."""
-        return None
-
-    def check_model(self, model: ModelConfig) -> None:
-        """Raise a `ConfigError` if the model lacks a part that the method needs."""
-        return None
-
-    def check_files(self) -> None:
-        """Raise a `ConfigError` if a file that the method reads is missing or has changed."""
+    def check(self, model: ModelConfig) -> None:
+        """Raise a `ConfigError` if the method cannot train this model, or lacks a file."""
         return None
 
     def stage(self, step: int, steps: int) -> Stage:
@@ -229,12 +196,12 @@ class Method(Frozen, ABC):
         """
         return ()
 
-    @abstractmethod
     def loss(self, batch: Batch, step: Step) -> Loss:
-        """The loss of a batch.
+        """The loss of a batch; by default cross-entropy.
 
         Everything random must depend on (seed, step) alone, so that all workers agree.
         """
+        return Loss(cross_entropy(batch))
 
     def average_decay(self, step: int, steps: int) -> float | None:
         """d of ``average <- d average + (1 - d) weights`` after a step; None for no average.
@@ -243,12 +210,21 @@ class Method(Frozen, ABC):
         """
         return None
 
-    def eval_weights(self, trained: Trained) -> Weights:
-        """The weights that are evaluated, saved and exported; by default the trained ones."""
-        return trained.weights
+    def eval_weights(
+        self, trained: Weights, initial: Weights, id_gradient: Callable[[Weights], Weights]
+    ) -> Weights:
+        """The weights that are evaluated, saved and exported; by default the trained ones.
+
+        Args:
+            trained: the last ones, or their moving average (`ema`, `eval.ema`).
+            initial: those before the first step.
+            id_gradient: the gradient, by weights, of the mean cross-entropy on a batch of ID
+                validation images, the next one at each call.
+        """
+        return trained
 
 
-class ZeroShotRegulariser(Method):
+class ZeroShotRegulariser(Method, ABC):
     """Base of classifiers whose regulariser compares with the zero-shot model on the same views."""
 
     reg_weight: float = Field(default=1.0, ge=0, le=1e6)
@@ -274,18 +250,6 @@ class ZeroShotRegulariser(Method):
     @abstractmethod
     def regulariser(self, student: Outputs, zero_shot: Outputs, step: Step) -> Tensor:
         """The distance of the student from the zero-shot model, a scalar."""
-
-
-def check_method_fits(method: Method, model: ModelConfig) -> None:
-    """Raise a `ConfigError` if the method does not work with the model or lacks a file.
-
-    No weights are loaded.
-    """
-    from trainers.models.clip import vocabulary
-
-    method.check(vocabulary(model))
-    method.check_model(model)
-    method.check_files()
 
 
 def cross_entropy(batch: Batch) -> Tensor:

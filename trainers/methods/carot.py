@@ -75,7 +75,7 @@ class CaRot(ContrastiveMethod):
     teacher_updates: int = Field(default=50, ge=1, le=10**9)
     """Updates of the average in a run, evenly spread; at most one a step."""
 
-    def check_model(self, model: ModelConfig) -> None:
+    def check(self, model: ModelConfig) -> None:
         """Raise a `ConfigError` if an encoder has no linear projection."""
         from trainers.models.clip import skeleton
 
@@ -105,8 +105,10 @@ class CaRot(ContrastiveMethod):
         reg = task.new_zeros(())
         if self.orthogonality_weight or self.cross_weight:
             image, text = projections(step.weights)
-            reg = reg + self.orthogonality_weight * distance_from_orthogonal(image)
-            reg = reg + self.cross_weight * torch.linalg.matrix_norm(image @ text.T)
+            identity = torch.eye(image.shape[1], dtype=image.dtype, device=image.device)
+            norm = torch.linalg.matrix_norm
+            reg = reg + self.orthogonality_weight * norm(image.T @ image - identity)
+            reg = reg + self.cross_weight * norm(image @ text.T)
         if batch.average is not None and step.number > 0:
             teacher = similarities(batch.average)
             reg = reg + self.distillation_weight * distillation(teacher, scores)
@@ -132,14 +134,6 @@ def projections(weights: Weights) -> tuple[Tensor, Tensor]:
             )
         found.append(weights[name].T if name.endswith(".weight") else weights[name])
     return found[0], found[1]
-
-
-def distance_from_orthogonal(projection: Tensor) -> Tensor:
-    """``||W' W - I||_F`` of W (width, D), a scalar."""
-    import torch
-
-    identity = torch.eye(projection.shape[1], dtype=projection.dtype, device=projection.device)
-    return torch.linalg.matrix_norm(projection.T @ projection - identity)
 
 
 def distillation(teacher: Tensor, student: Tensor) -> Tensor:

@@ -13,12 +13,12 @@ from typing import Literal
 
 from pydantic import Field
 
-from trainers.methods.ft import PlainFineTuning
+from trainers.methods.base import Method
 from trainers.methods.registry import register_method
 
 
 @register_method("ema")
-class AveragedFineTuning(PlainFineTuning):
+class AveragedFineTuning(Method):
     """EMA. With `ema_decay = 0` it is FT."""
 
     name: Literal["ema"] = "ema"

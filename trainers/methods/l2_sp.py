@@ -12,15 +12,12 @@ AdamW's moments like any other gradient. The value that Lipsum-FT's authors used
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 from pydantic import Field
 
-from trainers.methods.base import Batch, Loss, Method, Step, Weights, cross_entropy
+from trainers.methods.base import Batch, Loss, Method, Step, cross_entropy
 from trainers.methods.registry import register_method
-
-if TYPE_CHECKING:
-    from torch import Tensor
 
 
 @register_method("l2_sp")
@@ -33,15 +30,11 @@ class L2SP(Method):
 
     def loss(self, batch: Batch, step: Step) -> Loss:
         """Cross-entropy plus the squared distance from the initial weights."""
+        import torch
+
         task = cross_entropy(batch)
         if self.reg_weight == 0:
             return Loss(task)
-        return Loss(task, squared_distance(step.weights, step.initial), self.reg_weight)
-
-
-def squared_distance(weights: Weights, initial: Weights) -> Tensor:
-    """``sum_k ||theta_k - theta0_k||^2``, a scalar."""
-    import torch
-
-    distances = [(value - initial[name]).square().sum() for name, value in weights.items()]
-    return torch.stack(distances).sum()
+        moved = [value - step.initial[name] for name, value in step.weights.items()]
+        reg = torch.stack([change.square().sum() for change in moved]).sum()
+        return Loss(task, reg, self.reg_weight)

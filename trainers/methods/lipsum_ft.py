@@ -31,13 +31,13 @@ from trainers.errors import ConfigError
 from trainers.methods.base import Schedule, Step, ZeroShotRegulariser, scheduled
 from trainers.methods.registry import register_method
 from trainers.seeding import generator
-from trainers.texts.random_texts import digest
+from trainers.texts.random_texts import read_texts
 
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from trainers.models.config import ModelConfig
     from trainers.models.student import Outputs
-    from trainers.texts.random_texts import Vocabulary
 
 TEXTS_OF_MOMENT = 16_384
 """Number of random texts from which the expected second moment is estimated."""
@@ -58,9 +58,6 @@ class LipsumFineTuning(ZeroShotRegulariser):
     """M: texts a step."""
     texts_file: str | None = None
     """Used by `text_source: file`: UTF-8, one text a line; every worker must be able to read it."""
-    texts_sha256: str | None = None
-    """SHA-256 of the texts in that file, filled in by default. A run does not resume with other
-    texts; its results can still be read."""
 
     @field_validator("texts_file")
     @classmethod
@@ -69,44 +66,27 @@ class LipsumFineTuning(ZeroShotRegulariser):
 
     @model_validator(mode="after")
     def _texts_are_known(self) -> LipsumFineTuning:
-        """Fill in the hash; `check_files` compares a given one with the file."""
-        needed = self.text_source == "file"
-        if needed and self.texts_file is None:
+        if self.text_source == "file" and self.texts_file is None:
             raise ValueError("text_source = 'file' requires texts_file")
-        if self.texts_file is not None and self.texts_sha256 is None:
-            try:  # a search may vary the source, and never use the file
-                found = digest(Path(self.texts_file))
-            except ConfigError:
-                if needed:
-                    raise
-            else:
-                object.__setattr__(self, "texts_sha256", found)  # pydantic has no public way
         return self
 
-    def check(self, vocabulary: Vocabulary) -> None:
-        """Raise a `ConfigError` if the model's context is too short for the random texts."""
-        if self.text_source in ("isotropic", "file"):
-            return
-        if self.text_length > vocabulary.longest:
-            raise ConfigError(
-                "too long for the model's context with its start and end tokens",
-                key="method.text_length",
-                value=self.text_length,
-                hint=f"at most {vocabulary.longest}",
-            )
-        vocabulary.frame(self.text_length)
+    def check(self, model: ModelConfig) -> None:
+        """Raise a `ConfigError` if random texts do not fit into the model's context, or the file
+        of texts cannot be read."""
+        from trainers.models.clip import vocabulary
 
-    def check_files(self) -> None:
-        """Raise a `ConfigError` if the texts have changed since the configuration was made."""
-        if self.text_source != "file" or self.texts_file is None:
-            return
-        found = digest(Path(self.texts_file))
-        if self.texts_sha256 != found:
-            raise ConfigError(
-                f"the file has changed since: its SHA-256 was {self.texts_sha256} and is {found}",
-                key="method.texts_file",
-                value=self.texts_file,
-            )
+        if self.text_source == "file":
+            read_texts(Path(str(self.texts_file)))
+        elif self.text_source != "isotropic":
+            of_model = vocabulary(model)
+            if self.text_length > of_model.longest:
+                raise ConfigError(
+                    "too long for the model's context with its start and end tokens",
+                    key="method.text_length",
+                    value=self.text_length,
+                    hint=f"at most {of_model.longest}",
+                )
+            of_model.frame(self.text_length)
 
     def weight_at(self, step: Step) -> float:
         """The weight by `reg_schedule`."""
@@ -114,36 +94,26 @@ class LipsumFineTuning(ZeroShotRegulariser):
 
     def regulariser(self, student: Outputs, zero_shot: Outputs, step: Step) -> Tensor:
         """The energy gap to the zero-shot model on the texts of this step."""
-        scale = step.zero_shot.logit_scale
-        if self.text_source in ("second_moment", "isotropic"):
-            moment = self._moment(step)
-            return quadratic_gap(student.features, zero_shot.features, moment, scale)
-        texts = self._text_features(step)
-        return energy_gap(student.features, zero_shot.features, texts, scale)
-
-    def _text_features(self, step: Step) -> Tensor:
-        """Features (M, D) of the texts of this step."""
         import torch
 
-        if self.text_source == "file":
-            every = step.zero_shot_features.of_file(Path(str(self.texts_file)))
-            drawn = generator(step.seed, "texts of a file", step.number).permutation(len(every))
-            return every[torch.from_numpy(drawn[: self.text_count]).to(every.device)]
-        shared, count, length = step.zero_shot_features, self.text_count, self.text_length
-        if self.text_source == "fixed":
-            return shared.of_fixed_texts(count, length)
-        return shared.of_random_texts(count, length, step.number)
-
-    def _moment(self, step: Step) -> Tensor:
-        """The second moment C (D, D)."""
-        import torch
-
+        both = student.features, zero_shot.features
+        shared, scale = step.zero_shot_features, step.zero_shot.logit_scale
         if self.text_source == "isotropic":
-            width = step.zero_shot.head.shape[1]
-            return torch.eye(width, device=step.zero_shot.device) / width
-        return step.zero_shot_features.random_text_moment(
-            self.text_length, count=TEXTS_OF_MOMENT, seed=step.seed
-        )
+            width = student.features.shape[1]
+            moment = torch.eye(width, device=step.zero_shot.device) / width
+            return quadratic_gap(*both, moment, scale)
+        if self.text_source == "second_moment":
+            length, count = self.text_length, TEXTS_OF_MOMENT
+            moment = shared.random_text_moment(length, count=count, seed=step.seed)
+            return quadratic_gap(*both, moment, scale)
+        if self.text_source == "file":
+            every = shared.of_file(Path(str(self.texts_file)))
+            drawn = generator(step.seed, "texts of a file", step.number).permutation(len(every))
+            texts = every[torch.from_numpy(drawn[: self.text_count]).to(every.device)]
+        else:
+            number = 0 if self.text_source == "fixed" else step.number
+            texts = shared.of_random_texts(self.text_count, self.text_length, number)
+        return energy_gap(*both, texts, scale)
 
 
 def energy_gap(

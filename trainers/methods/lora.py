@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 
 from pydantic import Field
 
-from trainers.methods.ft import PlainFineTuning
+from trainers.methods.base import Method
 from trainers.methods.registry import register_method
 
 if TYPE_CHECKING:
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 
 @register_method("lora")
-class LowRankFineTuning(PlainFineTuning):
+class LowRankFineTuning(Method):
     """LoRA of the image encoder."""
 
     line_keeps: ClassVar[tuple[str, ...]] = (".down",)
@@ -42,7 +42,7 @@ class LowRankFineTuning(PlainFineTuning):
         student.train_head()
         add_low_rank(student.visual, self.rank, self.alpha / self.rank)
 
-    def check_model(self, model: ModelConfig) -> None:
+    def check(self, model: ModelConfig) -> None:
         """Raise a `ConfigError` if the image encoder has no matrices to change."""
         from trainers.models.clip import skeleton
         from trainers.models.low_rank import add_low_rank

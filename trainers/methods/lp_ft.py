@@ -21,13 +21,12 @@ from typing import Literal
 
 from pydantic import Field
 
-from trainers.methods.base import Stage
-from trainers.methods.ft import PlainFineTuning
+from trainers.methods.base import Method, Stage
 from trainers.methods.registry import register_method
 
 
 @register_method("lp_ft")
-class LinearProbeFineTuning(PlainFineTuning):
+class LinearProbeFineTuning(Method):
     """LP-FT. With `probe_fraction = 0` it is FT."""
 
     name: Literal["lp_ft"] = "lp_ft"

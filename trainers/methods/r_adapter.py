@@ -29,20 +29,19 @@ have not been reproduced here.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, cast
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from pydantic import Field
 
-from trainers.methods.base import Batch, Loss, Step, StepRandom, Trained, Weights
+from trainers.methods.base import Batch, Loss, Step, StepRandom, Weights
 from trainers.methods.flyp import ContrastiveMethod, similarities
 from trainers.methods.registry import register_method
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from trainers.models.adapters import Adapters
     from trainers.models.config import ModelConfig
     from trainers.models.student import Student
 
@@ -52,8 +51,7 @@ class ResidualAdapter(ContrastiveMethod):
     """R-Adapter with the defaults of the authors' code on ImageNet."""
 
     name: Literal["r_adapter"] = "r_adapter"
-    recomputes: ClassVar[bool] = False
-    line_keeps: ClassVar[tuple[str, ...]] = ("_adapters.gains",)
+    line_keeps: ClassVar[tuple[str, ...]] = (".gain",)
     drop_rate: float = Field(default=0.2, ge=0, lt=1)
     """p: probability that a step drops an adapter."""
     ema_decay: float = Field(default=0.999, ge=0, lt=1)
@@ -67,36 +65,35 @@ class ResidualAdapter(ContrastiveMethod):
 
     def prepare(self, student: Student) -> None:
         """Add adapters to both encoders, and let these train alone."""
-        student.train_adapters()
+        from trainers.models.adapters import add_adapters
+
+        add_adapters(student.visual)
+        add_adapters(student.add_text_encoder())
 
     @contextmanager
     def during_step(self, student: Student, draw: StepRandom) -> Iterator[None]:
         """Scale each adapter by 0 with probability p, else by 1 / (1 - p)."""
-        import torch
+        from trainers.models.adapters import Adapter
 
-        both = cast("tuple[Adapters, Adapters]", (student.visual_adapters, student.text_adapters))
-        if not self.drop_rate:
-            yield
-            return
-        kept = draw.generator("adapters").random(sum(map(len, both))) >= self.drop_rate
-        scale = torch.from_numpy(kept).float().to(student.head.device) / (1 - self.drop_rate)
-        for adapters, own in zip(both, scale.split([len(a) for a in both]), strict=True):
-            adapters.scale = own
+        adapters = [part for part in student.modules() if isinstance(part, Adapter)]
+        kept = draw.generator("adapters").random(len(adapters)) >= self.drop_rate
+        for adapter, is_kept in zip(adapters, kept, strict=True):
+            adapter.scale.fill_(is_kept / (1 - self.drop_rate))
         try:
             yield
         finally:
-            for adapters in both:
-                adapters.scale = None
+            for adapter in adapters:
+                adapter.scale.fill_(1)
 
-    def check_model(self, model: ModelConfig) -> None:
+    def check(self, model: ModelConfig) -> None:
         """Raise a `ConfigError` if an encoder has no transformer blocks."""
-        from trainers.models.adapters import Adapters
+        from trainers.models.adapters import add_adapters
         from trainers.models.clip import skeleton
         from trainers.models.student import TextTower
 
         clip: Any = skeleton(model)
         for encoder in (clip.visual, TextTower(clip)):
-            Adapters(encoder)
+            add_adapters(encoder)
 
     def loss(self, batch: Batch, step: Step) -> Loss:
         """The multi-positive contrastive loss with its margin."""
@@ -109,9 +106,11 @@ class ResidualAdapter(ContrastiveMethod):
         """`ema_decay`."""
         return self.ema_decay
 
-    def eval_weights(self, trained: Trained) -> Weights:
+    def eval_weights(
+        self, trained: Weights, initial: Weights, id_gradient: Callable[[Weights], Weights]
+    ) -> Weights:
         """The average, with the maps A times `alpha`; the gains g stay, as the product counts."""
-        return {n: self.alpha * v if ".maps." in n else v for n, v in trained.weights.items()}
+        return {n: self.alpha * v if n.endswith(".map") else v for n, v in trained.items()}
 
 
 def multi_positive_loss(

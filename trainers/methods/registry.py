@@ -171,17 +171,6 @@ def plugin_of(method: str) -> str | None:
     return next((plugin for plugin, (own, _) in _LOADED.items() if method in own), None)
 
 
-def validate_method(value: Any) -> Method:
-    """The method that a mapping with the key `name` describes; a `Method` as it is.
-
-    Raises:
-        ValidationError: unknown name or field, or a value out of its range.
-    """
-    if isinstance(value, Method):
-        return value
-    return _adapter(tuple(METHODS.values())).validate_python(value)
-
-
 @cache
 def _adapter(classes: tuple[type[Method], ...]) -> TypeAdapter[Method]:
     """A union told apart by `name`, whose errors name the valid choices."""
@@ -196,7 +185,12 @@ class _OpenUnion:
 
     @classmethod
     def __get_pydantic_core_schema__(cls, source: Any, handler: Any) -> Any:
-        return core_schema.no_info_before_validator_function(validate_method, handler(source))
+        def method_of(value: Any) -> Method:
+            if isinstance(value, Method):
+                return value
+            return _adapter(tuple(METHODS.values())).validate_python(value)
+
+        return core_schema.no_info_before_validator_function(method_of, handler(source))
 
     @classmethod
     def __get_pydantic_json_schema__(cls, schema: Any, handler: Any) -> Any:

@@ -23,8 +23,7 @@ from typing import TYPE_CHECKING, Literal
 
 from pydantic import Field
 
-from trainers.methods.base import Weights
-from trainers.methods.ft import PlainFineTuning
+from trainers.methods.base import Method, Weights
 from trainers.methods.registry import register_method
 
 if TYPE_CHECKING:
@@ -32,7 +31,7 @@ if TYPE_CHECKING:
 
 
 @register_method("spd")
-class SelectiveProjectionDecay(PlainFineTuning):
+class SelectiveProjectionDecay(Method):
     """SPD. With `strength = 0` it is FT."""
 
     name: Literal["spd"] = "spd"

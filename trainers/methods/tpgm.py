@@ -23,8 +23,7 @@ from typing import TYPE_CHECKING, Literal
 
 from pydantic import Field
 
-from trainers.methods.base import Trained, Weights
-from trainers.methods.ft import PlainFineTuning
+from trainers.methods.base import Method, Weights
 from trainers.methods.registry import register_method
 
 if TYPE_CHECKING:
@@ -32,7 +31,7 @@ if TYPE_CHECKING:
 
 
 @register_method("tpgm")
-class ProjectedFineTuning(PlainFineTuning):
+class ProjectedFineTuning(Method):
     """TPGM. With `projection_steps = 0` it is FT."""
 
     name: Literal["tpgm"] = "tpgm"
@@ -41,17 +40,14 @@ class ProjectedFineTuning(PlainFineTuning):
     projection_lr: float = Field(default=1e-2, gt=0, le=1000)
     """Learning rate of these steps, in shares of the distance that a weight has moved."""
 
-    def eval_weights(self, trained: Trained) -> Weights:
+    def eval_weights(
+        self, trained: Weights, initial: Weights, id_gradient: Callable[[Weights], Weights]
+    ) -> Weights:
         """The projected weights."""
         if self.projection_steps == 0:
-            return trained.weights
-        return project(
-            trained.weights,
-            trained.initial,
-            trained.id_gradient,
-            steps=self.projection_steps,
-            lr=self.projection_lr,
-        )
+            return trained
+        steps, lr = self.projection_steps, self.projection_lr
+        return project(trained, initial, id_gradient, steps=steps, lr=lr)
 
 
 def project(

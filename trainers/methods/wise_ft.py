@@ -11,17 +11,17 @@ every report is of that point.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import ClassVar, Literal
 
 from pydantic import Field
 
-from trainers.methods.base import Trained, Weights
-from trainers.methods.ft import PlainFineTuning
+from trainers.methods.base import Method, Weights
 from trainers.methods.registry import register_method
 
 
 @register_method("wise_ft")
-class WiseFineTuning(PlainFineTuning):
+class WiseFineTuning(Method):
     """WiSE-FT. With `alpha = 1` it is FT."""
 
     has_line: ClassVar[bool] = False
@@ -29,8 +29,10 @@ class WiseFineTuning(PlainFineTuning):
     alpha: float = Field(default=0.5, ge=0, le=1)
     """0 is the zero-shot model, 1 the fine-tuned one."""
 
-    def eval_weights(self, trained: Trained) -> Weights:
+    def eval_weights(
+        self, trained: Weights, initial: Weights, id_gradient: Callable[[Weights], Weights]
+    ) -> Weights:
         """The interpolated weights."""
         from trainers.weights.averaging import interpolate
 
-        return interpolate(trained.initial, trained.weights, self.alpha)
+        return interpolate(initial, trained, self.alpha)

@@ -6,15 +6,16 @@ Both end in a linear layer ``y = W x + b``, and a linear map of a linear layer i
 
     h(y) = (I + g A) W x + (I + g A) b
 
-So the adapter is trained as a change of `W` and `b`, and merging it is the same expression: no
-module is added, and inference needs no extra step. For a batch with more tokens than the block is
-wide, this is also faster.
+So the adapter is trained as a change of `W` and `b`, a parametrization of PyTorch, and merging it
+is the same expression: no module is added, and inference needs no extra step. For a batch with more
+tokens than the block is wide, this is also faster.
 """
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils import parametrize
 
 from trainers.errors import ConfigError
 
@@ -26,63 +27,50 @@ GAIN = 0.1
 """g before the first step, as in the authors' code."""
 
 
-class Adapters(nn.Module):
-    """The adapters of one encoder. They start at 0, so the encoder is unchanged at first.
+class Adapter(nn.Module):
+    """``(I + scale g A) W`` for weight and bias of a layer; A is 0 before the first step."""
 
-    Raises:
-        ConfigError: it has no transformer blocks of open_clip or timm.
-    """
+    scale: Tensor
+    """A factor at the current step; 1 by default."""
 
-    def __init__(self, encoder: nn.Module) -> None:
+    def __init__(self, width: int, device: torch.device) -> None:
         super().__init__()
-        self.scale: Tensor | None = None
-        """(S,), a factor for each adapter at the current step; None is 1."""
-        self.sites = adapter_sites(encoder)
-        if not self.sites:
-            raise ConfigError(
-                "adapters go after the attention and the MLP of transformer blocks, and the model "
-                "has none in one of its encoders",
-                key="method.name",
-                value="r_adapter",
-                hint="name a model with two transformers, or another method",
-            )
-        layers = (encoder.get_submodule(site) for site in self.sites)
-        self.maps = nn.ParameterList(
-            torch.zeros(layer.out_features, layer.out_features, device=layer.weight.device)
-            for layer in layers
-            if isinstance(layer, nn.Linear)
-        )
-        """A of each site, (d, d); 0 before the first step."""
-        self.gains = nn.Parameter(torch.full((len(self.maps),), GAIN, device=self.maps[0].device))
-        """g of each site, (S,)."""
+        self.map = nn.Parameter(torch.zeros(width, width, device=device))
+        self.gain = nn.Parameter(torch.tensor(GAIN, device=device))
+        self.register_buffer("scale", torch.ones((), device=device), persistent=False)
 
-    def __len__(self) -> int:
-        return len(self.sites)
-
-    def merged(self, encoder: nn.Module) -> dict[str, Tensor]:
-        """The weights and biases that the adapters change, by name: ``(I + scale g A) W``."""
-        found: dict[str, Tensor] = {}
-        factors = self.gains if self.scale is None else self.scale * self.gains
-        with torch.autocast(self.gains.device.type, enabled=False):
-            for site, change, factor in zip(self.sites, self.maps, factors, strict=True):
-                layer, a = encoder.get_submodule(site), factor * change
-                for name, value in layer.named_parameters():  # weight (d, n), bias (d,)
-                    found[f"{site}.{name}"] = value + a @ value
-        return found
+    def forward(self, value: Tensor) -> Tensor:
+        """The changed weight (d, n) or bias (d,), in float32 also under autocast."""
+        with torch.autocast(value.device.type, enabled=False):
+            return value + (self.scale * self.gain * self.map) @ value
 
 
-def adapter_sites(encoder: nn.Module) -> list[str]:
-    """The names of the last linear layers of attention and MLP in every transformer block.
+def add_adapters(encoder: nn.Module) -> None:
+    """Add an adapter to the last linear layers of attention and MLP in every transformer block.
 
     CoCa's decoder is left out: the features do not depend on it.
+
+    Raises:
+        ConfigError: the encoder has no transformer blocks of open_clip or timm.
     """
-    names = {name for name, module in encoder.named_modules() if isinstance(module, nn.Linear)}
-    found = []
-    for name, _ in encoder.named_modules():
-        if _DECODER in name:
-            continue
-        for attention, mlp in _SITES:
-            pair = [f"{name}.{attention}", f"{name}.{mlp}"]
-            if names.issuperset(pair):
-                found += pair
-    return found
+    linear = {name: part for name, part in encoder.named_modules() if isinstance(part, nn.Linear)}
+    pairs = [
+        [f"{name}.{site}" for site in sites]
+        for name, _ in encoder.named_modules()
+        for sites in _SITES
+        if _DECODER not in name
+    ]
+    layers = [linear[name] for pair in pairs if linear.keys() >= {*pair} for name in pair]
+    for layer in layers:
+        adapter = Adapter(layer.out_features, layer.weight.device)
+        for tensor in [name for name, _ in layer.named_parameters()]:
+            # Safe, but the check would compute a weight, which has no values on the meta device.
+            parametrize.register_parametrization(layer, tensor, adapter, unsafe=True)
+    if not layers:
+        raise ConfigError(
+            "adapters go after the attention and the MLP of transformer blocks, and the model has "
+            "none in one of its encoders",
+            key="method.name",
+            value="r_adapter",
+            hint="name a model with two transformers, or another method",
+        )

@@ -1,23 +1,20 @@
 """The model that trains: it starts as the zero-shot model, and the method decides what trains.
 
-A method's `prepare` chooses one of `train_image_encoder`, `train_both_encoders` and
-`train_adapters`, or inserts modules of its own and sets `requires_grad`.
+A method's `prepare` chooses `train_image_encoder` or `train_both_encoders`, or inserts modules of
+its own and sets `requires_grad`.
 """
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
 from functools import cached_property
-from typing import Any, NamedTuple, cast
+from typing import NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call
 from torch.nn import functional
 from torch.nn.utils import parametrize
 
-from trainers.models.adapters import Adapters
 from trainers.models.image import pooled_features
 from trainers.models.layers import layers_of
 from trainers.models.text import encode_tokens
@@ -82,8 +79,6 @@ class Student(nn.Module):
         """Whether only the head trains at present (first stage of LP-FT)."""
         self.visual = copy.deepcopy(zero_shot.visual).requires_grad_(False)
         self.text: TextTower | None = None
-        self.visual_adapters: Adapters | None = None
-        self.text_adapters: Adapters | None = None
         self.register_buffer("head", zero_shot.head.clone(), persistent=False)
         self.register_buffer("logit_scale", torch.tensor(zero_shot.logit_scale), persistent=False)
         self.train()
@@ -105,16 +100,6 @@ class Student(nn.Module):
             parameter.requires_grad_(name in self._zero_shot.trainable)
         for name, parameter in self.add_text_encoder().clip.named_parameters():
             parameter.requires_grad_(not name.startswith(NOT_TRAINED))
-
-    def train_adapters(self) -> None:
-        """Add linear adapters to both encoders, and let these train alone.
-
-        Raises:
-            ConfigError: an encoder has no transformer blocks.
-        """
-        self.visual = self._zero_shot.visual  # never changes, so no copy is needed
-        self.visual_adapters = Adapters(self.visual)
-        self.text_adapters = Adapters(self.add_text_encoder())
 
     def add_text_encoder(self) -> TextTower:
         """A frozen copy of the text encoder, as `text`."""
@@ -175,11 +160,10 @@ class Student(nn.Module):
         features = self.head.new_zeros(0, self.head.shape[1])
         if images is not None:
             with torch.set_grad_enabled(torch.is_grad_enabled() and not self.head_alone):
-                pooled = pooled_features(_with(self.visual_adapters, self.visual), images)
+                pooled = pooled_features(self.visual, images)
             features = functional.normalize(pooled.float(), dim=-1)
         if tokens is not None and self.text is not None:
-            encoded = _with(self.text_adapters, self.text)(tokens.flatten(0, 1))
-            texts = encoded.unflatten(0, tokens.shape[:2])
+            texts = self.text(tokens.flatten(0, 1)).unflatten(0, tokens.shape[:2])
             return Outputs(features, features.new_zeros(len(features), 0), texts, scale)
         with torch.autocast(features.device.type, enabled=False):
             logits = scale * features @ self.head.T
@@ -189,26 +173,12 @@ class Student(nn.Module):
     def plain_state(self) -> dict[str, Tensor]:
         """Weights under open_clip's names: `visual.*`, `head`, and `text.*` with a text encoder.
 
-        Adapters and parametrizations (`torch.nn.utils.parametrize`) are merged.
+        Parametrizations (`torch.nn.utils.parametrize`) are merged.
         """
         state = {f"visual.{name}": value for name, value in _plain(self.visual).items()}
         if self.text is not None:
             state |= {f"text.{name}": value for name, value in _plain(self.text.clip).items()}
-        if self.visual_adapters is not None:
-            merged = self.visual_adapters.merged(self.visual)
-            state |= {f"visual.{name}": value for name, value in merged.items()}
-        if self.text_adapters is not None and self.text is not None:
-            merged = self.text_adapters.merged(self.text)
-            state |= {f"text.{k.removeprefix('clip.')}": value for k, value in merged.items()}
         return state | {"head": self.head.detach()}
-
-
-def _with(adapters: Adapters | None, encoder: nn.Module) -> Callable[[Tensor], Any]:
-    """The encoder, with the adapters merged into its weights."""
-    if adapters is None:
-        return encoder
-    weights = adapters.merged(encoder)
-    return lambda inputs: functional_call(encoder, weights, (inputs,))
 
 
 def _plain(module: nn.Module) -> dict[str, Tensor]:

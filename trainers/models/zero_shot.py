@@ -59,6 +59,10 @@ class ZeroShotModel:
         """L2-normalised float32 features (B, D) of normalised images (B, 3, H, W)."""
         return nn.functional.normalize(pooled_features(self.visual, images).float(), dim=-1)
 
+    def logits(self, features: Tensor) -> Tensor:
+        """Logits (B, K) of L2-normalised image features (B, D)."""
+        return self.logit_scale * features @ self.head.T
+
     def tokenize(self, texts: Sequence[str]) -> Tensor:
         """Tokens (N, n) of texts, on the CPU, with n as short as the model allows."""
         return self.shortened(self.tokenizer(list(texts)))

@@ -8,7 +8,6 @@ RoBERTa other ones, SigLIP only an end token, which is its padding, too.
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterable
 from functools import cached_property
 from pathlib import Path
@@ -148,8 +147,3 @@ def read_texts(path: Path) -> list[str]:
     if not texts:
         raise ConfigError("it has no text", **where)
     return texts
-
-
-def digest(path: Path) -> str:
-    """SHA-256 of what `read_texts` finds: independent of white space and empty lines."""
-    return hashlib.sha256("\n".join(read_texts(path)).encode()).hexdigest()

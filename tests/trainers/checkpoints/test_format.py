@@ -1,5 +1,4 @@
 import os
-import shutil
 
 import pytest
 import torch
@@ -14,7 +13,6 @@ from trainers.checkpoints.format import (
     load_checkpoint,
     load_weights,
     save_checkpoint,
-    save_weights,
     saved_step,
     whole_header,
 )
@@ -57,18 +55,6 @@ def test_a_checkpoint_is_read_as_it_was_saved(tmp_path):
     assert {path.name for path in tmp_path.iterdir()} == {WEIGHTS, STATE}
 
 
-def test_files_of_two_checkpoints_are_refused(tmp_path):
-    save(tmp_path / "one", 20)
-    other = at(20)
-    other.progress.seconds += 1e-9  # another run, at the same step
-    for name, checkpoint in (("late", at(40)), ("other", other)):
-        save_checkpoint(tmp_path / name, checkpoint, CLASSES)
-        shutil.copy(tmp_path / "one" / WEIGHTS, tmp_path / name / WEIGHTS)
-        with pytest.raises(ConfigError, match="belong to two different checkpoints") as error:
-            load(tmp_path / name)
-        assert error.value.source == str(tmp_path / name)
-
-
 @pytest.mark.parametrize("classes", [("bee", "ant", "cat"), ("ant", "bee"), ("ant", "bee", "dog")])
 def test_a_checkpoint_of_other_classes_is_refused(classes, tmp_path):
     save(tmp_path, 20)
@@ -86,18 +72,15 @@ def test_training_does_not_continue_from_weights_alone(tmp_path):
 
 
 def test_weights_are_read_without_a_state(tmp_path):
-    save(tmp_path / "both", 4)
-    (tmp_path / "both" / STATE).unlink()
-    save_weights(tmp_path / "alone", at(4).weights, Progress(4), CLASSES)
-    for folder in (tmp_path / "both", tmp_path / "alone"):
-        weights, class_names = load_weights(folder)
-        assert class_names == CLASSES
-        assert torch.equal(weights["head"], torch.full((SIZE,), 4.0))
-        header = whole_header(folder)
-        assert (header.shapes, header.class_names) == ({"head": (SIZE,)}, CLASSES)
-        assert saved_step(folder) == 4
-    assert whole_header(tmp_path / "both").metrics == {"id_val/acc": REPORTS[1]["id_val/acc"]}
-    assert whole_header(tmp_path / "alone").metrics == {}
+    save(tmp_path, 4)
+    (tmp_path / STATE).unlink()
+    weights, class_names = load_weights(tmp_path)
+    assert class_names == CLASSES
+    assert torch.equal(weights["head"], torch.full((SIZE,), 4.0))
+    header = whole_header(tmp_path)
+    assert (header.shapes, header.class_names) == ({"head": (SIZE,)}, CLASSES)
+    assert saved_step(tmp_path) == 4
+    assert header.metrics == {"id_val/acc": REPORTS[1]["id_val/acc"]}
 
 
 @pytest.mark.parametrize("read", [load_weights, whole_header, load])
@@ -119,28 +102,14 @@ def test_weights_without_class_names_are_refused(tmp_path):
         load_weights(tmp_path)
 
 
-@pytest.mark.parametrize("damage", ["bit", "text", "cut", "other"])
+@pytest.mark.parametrize("damage", ["text", "cut", "other"])
 def test_a_damaged_or_replaced_state_is_refused(damage, tmp_path):
     save(tmp_path, 20)
     path = tmp_path / STATE
-    content = bytearray(path.read_bytes())
-    content[len(content) // 2] ^= 1
     if damage == "other":
-        torch.save(torch.zeros(3), path)
+        torch.save({"optimizer": {}}, path)  # as of an earlier version
     else:
-        path.write_bytes({"bit": content, "text": b"hello\n", "cut": content[: 4 * SIZE]}[damage])
+        path.write_bytes({"text": b"hello\n", "cut": path.read_bytes()[: 4 * SIZE]}[damage])
     with pytest.raises(ConfigError, match="damaged, or not a training state") as error:
         load(tmp_path)
     assert error.value.source == str(path)
-
-
-def test_weights_of_every_type_come_back(tmp_path):
-    """Also one number and tensors that are not contiguous."""
-    weights = {
-        "b": torch.arange(6.0).reshape(2, 3).T,
-        "a": torch.tensor(3, dtype=torch.int64),
-        "c": torch.full((4,), 1.5, dtype=torch.bfloat16),
-    }
-    save_weights(tmp_path / "alone", weights, Progress(1), CLASSES)
-    found, _ = load_weights(tmp_path / "alone")
-    assert all(torch.equal(found[name], value) for name, value in weights.items())

@@ -1,4 +1,3 @@
-import json
 import math
 
 import numpy as np
@@ -7,7 +6,6 @@ import torch
 
 from tests.trainers import measures_by_hand as by_hand
 from trainers.evaluation.domain_sums import TEMPERATURES, UNSCALED, DomainSums
-from trainers.evaluation.metrics import MEASURES
 
 NONE = torch.zeros(0)
 
@@ -22,35 +20,6 @@ def drawn(true_temperature, number=800):
 
 def sums_of(logits, labels):
     return DomainSums.of(torch.as_tensor(logits), torch.as_tensor(labels), NONE, NONE)
-
-
-@pytest.mark.parametrize("shares", [[60], [13, 47], [1, 0, 59]])
-def test_measures_equal_those_by_hand_for_any_shares(shares):
-    """Of classes 0, 2, 3 and 5 in unequal numbers; 1 and 4 do not occur."""
-    logits = np.random.default_rng(1).standard_normal((60, 6)) * 3
-    labels = np.random.default_rng(2).choice([0, 0, 0, 2, 3, 3, 5], size=60)
-    sums = DomainSums.zeros(6)
-    parts = zip(torch.tensor(logits).split(shares), torch.tensor(labels).split(shares), strict=True)
-    for x, y in parts:
-        sums += sums_of(x, y)
-    temperature = sums.temperature
-    assert temperature > 1.5  # random labels: any confidence is too much
-    expected = by_hand.measures(logits, labels, temperature)
-    assert sums.measures(temperature) == pytest.approx(expected, rel=1e-9)
-    assert sums.number == 60
-    assert tuple(sums.measures()) == ("acc", "class_acc", "nll", "ece")
-
-
-def test_drift_is_a_mean_over_all_compared_images():
-    logits, labels = torch.eye(3)[:2], torch.tensor([0, 1])
-    gaps, distortions = torch.tensor([4.0, 1.0, 1.0]), torch.tensor([0.3, 0.0, 0.6])
-    sums = DomainSums.of(logits, labels, gaps, distortions)
-    nobody = DomainSums.of(torch.zeros(0, 3), labels[:0], torch.tensor([6.0]), torch.tensor([0.5]))
-    measures = (sums + nobody).measures(1.0)
-    assert measures["acc"] == 100
-    assert measures["energy_gap"] == 3
-    assert measures["feature_distortion"] == pytest.approx(0.35)
-    assert tuple(measures) == MEASURES
 
 
 @pytest.mark.parametrize("column", [0, 17, UNSCALED, 40, 48])
@@ -68,13 +37,6 @@ def test_the_temperature_is_the_optimum_up_to_the_grid(true_temperature):
     optimum = by_hand.fitted_temperature(logits, labels)
     assert optimum == pytest.approx(true_temperature, rel=0.2)
     assert abs(math.log2(sums_of(logits, labels).temperature / optimum)) < 1 / 8
-
-
-def test_every_temperature_of_the_grid_survives_a_report():
-    assert (TEMPERATURES[0], TEMPERATURES[UNSCALED], TEMPERATURES[-1]) == (1 / 8, 1.0, 8.0)
-    sums = sums_of(*drawn(1.0, 90))
-    found = [sums.measures(t)["ece_scaled"] for t in json.loads(json.dumps(TEMPERATURES))]
-    assert found == [100 * float(gaps.abs().sum()) / 90 for gaps in sums.gaps]
 
 
 def test_certainty_is_in_the_last_bin():

@@ -8,7 +8,6 @@ from safetensors.torch import load_file
 from tests.trainers.curves import curve, short
 from tests.trainers.methods import by_open_clip
 from tests.trainers.methods.by_hand import cross_entropy
-from tests.trainers.methods.contract import untimed
 from trainers.checkpoints.format import WEIGHTS
 from trainers.config import with_overrides
 from trainers.errors import ConfigError
@@ -63,19 +62,6 @@ def test_the_last_step_evaluates_the_trained_weights(averaged):
     for report, plain in zip(found, expected, strict=True):
         assert report["train/loss"] == plain["train/loss"]
     assert found[0]["id_val/nll"] != expected[0]["id_val/nll"]
-
-
-def test_the_average_survives_a_resume(averaged, tmp_path):
-    """From a checkpoint of a report, and from one between two reports."""
-    config = with_overrides(averaged, {"eval.every": 2}, "test")
-    undisturbed = []
-    for report in fine_tune(config, save_now=iter([False, True, *[False] * 3]).__next__):
-        if report.step in (2, 3):
-            report.save(tmp_path / str(report.step))
-        if report.metrics:
-            undisturbed.append(untimed(report))
-    for step in ("2", "3"):
-        assert curve(config, resume_from=tmp_path / step) == undisturbed
 
 
 def test_ema_is_ft_with_the_average(averaged):

@@ -1,8 +1,4 @@
 import pyarrow.parquet as pq
-import pytest
-import torch
-import torch.distributed as dist
-from torch import nn
 
 from tests.conftest import CLASSES
 from tests.trainers.curves import assert_near, changed, curve, saved_between, short
@@ -11,7 +7,6 @@ from trainers import fine_tune as loop
 from trainers.data.schema import LabelledImage, part_path, write_images
 from trainers.errors import MicroBatchTooLarge
 from trainers.fine_tune import fine_tune
-from trainers.loop.distributed import average_gradients, averaged, gather
 from trainers.loop.state import start
 
 
@@ -82,13 +77,6 @@ def _size_after_short_memory(config):
         loop.start = start
 
 
-def test_two_workers_resume_between_two_reports(trial, two_workers, tmp_path):
-    config = configured(trial, {"name": "ema", "ema_decay": 0.5}, steps=4, eval__every=2)
-    undisturbed, _ = two_workers(saved_between, config, tmp_path, [False, True], 3)
-    assert two_workers(curve, config, tmp_path) == [undisturbed, undisturbed]
-    assert_near(curve(config, resume_from=tmp_path), undisturbed)
-
-
 def test_a_run_saved_while_it_repeats_a_report_keeps_its_sums(trial, two_workers, tmp_path):
     """Also if one worker took the place of the two in between."""
     config = configured(trial, "ft", steps=4, eval__every=2)
@@ -105,39 +93,3 @@ def _saved_as_repeated(config, folder, target):
     resumed = fine_tune(config, resume_from=folder)
     next(resumed).save(target)
     resumed.close()
-
-
-def test_a_gradient_through_gather_is_that_of_one_process(two_workers):
-    """Of a loss in which every row meets every other, and of one parameter that is replicated."""
-    weight = nn.Parameter(_weight())
-    features = _rows() @ weight
-    whole = _loss(features)
-    wanted = torch.autograd.grad(whole, weight)[0]
-    for rank, (loss, gradient, gathered, mean) in enumerate(two_workers(_through_gather)):
-        assert loss == pytest.approx(whole.item(), rel=1e-12)
-        assert torch.allclose(torch.tensor(gradient, dtype=torch.float64), wanted, rtol=1e-10), rank
-        assert gathered == features.tolist()
-        assert mean == 1.5
-
-
-def _through_gather():
-    rank, weight = dist.get_rank(), nn.Parameter(_weight())
-    gathered = gather(_rows()[3 * rank : 3 * (rank + 1)] @ weight)
-    loss = _loss(gathered)
-    loss.backward()
-    average_gradients([weight])
-    assert weight.grad is not None
-    mean = float(averaged(torch.tensor(1.0 + rank)))
-    return loss.item(), weight.grad.tolist(), gathered.tolist(), mean
-
-
-def _rows():
-    return torch.linspace(-1, 2, 24, dtype=torch.float64).square().reshape(6, 4)
-
-
-def _weight():
-    return torch.linspace(-1, 1, 8, dtype=torch.float64).reshape(4, 2)
-
-
-def _loss(features):
-    return (features @ features.T).logsumexp(dim=1).sum()

@@ -59,20 +59,6 @@ def test_every_image_is_seen_once_before_any_is_seen_twice(run):
     assert looks.of(other_seed, 12)[0] != batches
 
 
-def test_two_workers_see_halves_of_the_batches_that_one_sees(run):
-    """They gather what they see; here each is asked alone, and their gradients are averaged."""
-    looks = Looks(run)
-    batches, heads = looks.of(run, 8)
-    (first, of_first), (second, of_second) = (
-        looks.of(replace(run, rank=rank, world_size=2), 8) for rank in (0, 1)
-    )
-    for whole, one, two in zip(batches, first, second, strict=True):
-        assert len(one) == len(two) == BATCH // 2
-        assert sorted(one + two) == sorted(whole)
-    for whole, one, two in zip(heads, of_first, of_second, strict=True):
-        torch.testing.assert_close((one + two) / 2, whole, rtol=1e-4, atol=1e-5)
-
-
 def test_the_gradient_of_other_weights_equals_sums_over_images(run):
     looks = Looks(run)
     ((batch, *_), _) = looks.of(run, 1)

@@ -106,16 +106,6 @@ def test_a_full_cache_replaces_the_zero_shot_model(method, settings, trial):
         assert found["train/loss"] == pytest.approx(exact["train/loss"], rel=1e-3)
 
 
-def test_a_resumed_run_may_find_another_cache(trial, tmp_path, monkeypatch):
-    undisturbed = list(map(untimed, fine_tune(trial)))
-    interrupted = fine_tune(trial)
-    next(interrupted).save(tmp_path / "checkpoint")
-    interrupted.close()
-    monkeypatch.setenv(CACHE_VARIABLE, str(tmp_path / "another"))
-    resumed = list(map(untimed, fine_tune(trial, resume_from=tmp_path / "checkpoint")))
-    assert resumed == undisturbed
-
-
 def test_other_weights_have_features_of_their_own(trial):
     run = start(trial)
     (views, _), images = first_batch(run), load_split(trial, "val")["sketch"]

@@ -1,6 +1,5 @@
 """CAR-FT's divergence against sums over contexts, and the contexts against open_clip's texts."""
 
-from dataclasses import replace
 from typing import Any, cast
 
 import numpy as np
@@ -9,21 +8,12 @@ import torch
 
 from tests.trainers.methods import by_open_clip
 from tests.trainers.methods.by_hand import (
-    assert_gradient,
-    at,
-    cross_entropy,
     divergence,
-    scored,
-    unit_rows,
 )
-from trainers.methods.base import Batch
-from trainers.methods.car_ft import ContextAwareFineTuning
 from trainers.models import text_head as heads
 from trainers.models.clip import load_clip, load_tokenizer
 from trainers.models.config import ModelConfig
 from trainers.texts.prompts import Prompts, named_templates
-
-LABELS = [0, 2, 1, 1]
 
 
 def contexts_by_hand(prompts):
@@ -46,28 +36,6 @@ def test_a_context_is_the_mean_of_its_texts_over_classes(monkeypatch):
     found = heads.zero_shot_heads(clip, tokenizer, prompts).contexts.numpy()
     assert len(found) == 7
     np.testing.assert_allclose(found, contexts_by_hand(prompts), atol=1e-6)
-
-
-def test_loss_and_its_gradient_equal_the_sums(zero_shot):
-    rng = np.random.default_rng(0)
-    f0, f, contexts = unit_rows(rng, 4, 5), unit_rows(rng, 4, 5), unit_rows(rng, 6, 5)
-    scores, s = rng.standard_normal((4, 3)), 7.0
-    model = replace(zero_shot, contexts=torch.tensor(contexts), logit_scale=s)
-    x = torch.tensor(f, requires_grad=True)
-    student = scored(torch.tensor(scores), x)
-    batch = Batch(torch.tensor(LABELS), student, scored(torch.zeros(4, 3), torch.tensor(f0)))
-    loss = ContextAwareFineTuning(reg_weight=0.4).loss(batch, at(model, 1))
-    loss.total.backward()
-
-    def by_hand(features):
-        return divergence(s * f0 @ contexts.T, s * features @ contexts.T)
-
-    # What the zero-shot model sees weighs the contexts, not what the student does.
-    assert abs(by_hand(f) - divergence(s * f @ contexts.T, s * f0 @ contexts.T)) > 0.1
-    assert loss.reg.item() == pytest.approx(by_hand(f), rel=1e-12)
-    total = cross_entropy(scores, LABELS) + 0.4 * by_hand(f)
-    assert loss.total.item() == pytest.approx(total, rel=1e-12)
-    assert_gradient(x, lambda features: 0.4 * by_hand(features), f)
 
 
 def test_a_run_uses_zero_shot_contexts_and_scale(trial):

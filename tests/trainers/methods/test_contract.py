@@ -24,11 +24,10 @@ from trainers.evaluation.evaluate import evaluate
 from trainers.evaluation.metrics import metric_names
 from trainers.fine_tune import REPORTED, fine_tune
 from trainers.loop.evaluate_run import classify, evaluate_run, holding
-from trainers.loop.state import id_classes, load_split, open_images, start
+from trainers.loop.state import load_split, open_images, start
 from trainers.methods.registry import METHODS
-from trainers.models.clip import load_clip, load_tokenizer
+from trainers.models.clip import load_clip
 from trainers.models.image import image_input
-from trainers.models.text_head import zero_shot_heads
 
 NAMES = sorted(METHODS)
 TEMPLATES = ["a photo of a {}.", "a sketch of a {}.", "a {}."]
@@ -50,7 +49,6 @@ WEIGHTLESS = {
     "wise_ft": ("ft", {"alpha": 1}),
     "tpgm": ("ft", {"projection_steps": 0}),
     "lp_ft": ("ft", {"probe_fraction": 0}),
-    "star_ft": ("ft", {"reg_weight": 0, "task": "cross_entropy"}),
     "carot": (
         "flyp",
         {"orthogonality_weight": 0, "cross_weight": 0, "distillation_weight": 0},
@@ -70,8 +68,6 @@ class Trained:
     """A checkpoint from between the two reports."""
     before: dict[str, Tensor]
     """The weights before the first step, in open_clip's names."""
-    zero_shot: dict[str, float]
-    """What was evaluated before the first step."""
     train_nll: tuple[float, float]
     """On the images that it trained on, before the first step and after the last."""
 
@@ -90,7 +86,6 @@ def train(images_root, tmp_path_factory):
         folder = tmp_path_factory.mktemp(name)
         fresh, reports, checkpoints = start(config), [], []
         before = {n: value.clone() for n, value in fresh.student.plain_state().items()}
-        zero_shot = evaluate_run(fresh, "val", load_split(config, "val"))
         at_6 = iter([False, False, False, False, True, False])  # of 1, 2, 3, 5, 6 and 7
         for report in fine_tune(config, save_now=at_6.__next__):
             report.save(folder / str(report.step))
@@ -98,7 +93,7 @@ def train(images_root, tmp_path_factory):
                 checkpoints.append(folder / str(report.step))
                 reports.append(untimed(report))
         losses = (train_nll(fresh), train_nll(report.run))
-        return Trained(config, reports, checkpoints, folder / "6", before, zero_shot, losses)
+        return Trained(config, reports, checkpoints, folder / "6", before, losses)
 
     return run
 
@@ -208,13 +203,6 @@ def train_nll(run):
     return sums.measures()["nll"]
 
 
-def zero_shot_accuracy(config):
-    """Of open_clip's own classifier, by its own forward pass."""
-    clip = load_clip(config.model)
-    head = zero_shot_heads(clip, load_tokenizer(config.model), prompts_of(config)).classes
-    return _accuracy(config, "val", clip.visual, head)
-
-
 def accuracy_of_weights(weights, config, split):
     """Of the weights of a checkpoint, in a model that knows nothing of students and methods."""
     clip = load_clip(config.model)
@@ -230,8 +218,3 @@ def _accuracy(config, split, visual, head):
     views, labels = next(images.eval_batches(size, len(images)))
     predicted = (visual(normalise(views, size)) @ head.T).argmax(dim=-1)
     return 100 * int((predicted == labels).sum()) / len(labels)
-
-
-def prompts_of(config):
-    """Of the ID domain's classes."""
-    return config.data.rules.prompts(id_classes(config.data))

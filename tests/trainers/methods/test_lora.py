@@ -14,7 +14,6 @@ from trainers.checkpoints.format import WEIGHTS
 from trainers.errors import ConfigError
 from trainers.fine_tune import fine_tune
 from trainers.loop.state import start
-from trainers.methods.base import check_method_fits
 from trainers.methods.lora import LowRankFineTuning
 from trainers.models.image import pooled_features
 from trainers.models.zero_shot import load_zero_shot
@@ -83,7 +82,7 @@ def test_a_point_of_the_line_is_one_of_merged_weights(config, tmp_path):
 @pytest.mark.parametrize("kind", ["clip", "coca", "siglip", "roberta"])
 def test_all_changes_of_a_transformer_get_gradients(kind, tmp_path):
     model = random_model(tmp_path, kind)
-    check_method_fits(METHOD, model)
+    METHOD.check(model)
     student = student_of(load_zero_shot(model, PROMPTS), METHOD)
     images = torch.randn(3, 3, 32, 32, generator=torch.Generator().manual_seed(0))
     student(images).logits.exp().sum().backward()
@@ -95,4 +94,4 @@ def test_all_changes_of_a_transformer_get_gradients(kind, tmp_path):
 @pytest.mark.parametrize("kind", ["resnet", "timm"])
 def test_an_encoder_of_convolutions_is_refused(kind, tmp_path):
     with pytest.raises(ConfigError, match=r"method.name = 'lora': .*no blocks with linear layers"):
-        check_method_fits(METHOD, random_model(tmp_path, kind))
+        METHOD.check(random_model(tmp_path, kind))

@@ -1,14 +1,11 @@
 """LP-FT's two stages in a run: who trains when, at which rate, and what the second begins with."""
 
-from __future__ import annotations
-
 import copy
-from dataclasses import dataclass
 from math import cos, pi
+from types import SimpleNamespace
 
 import pytest
 import torch
-from torch import Tensor
 
 from tests.trainers.curves import changed, short
 from trainers.fine_tune import fine_tune
@@ -19,22 +16,15 @@ PROBE = {"name": "lp_ft", "probe_fraction": 0.5, "probe_lr": 1e-2}
 LR = 1e-4
 
 
-@dataclass(frozen=True)
-class At:
-    """A run at one of its steps."""
-
-    step: int
-    lr: float
-    weights: dict[str, Tensor]
-    moments: dict[str, dict[str, Tensor]]
-    """AdamW's state of each weight; none where it has not moved."""
-
-
 def at(report):
-    run, trained = report.run, report.run.student.trained
-    moments = {n: run.optimizer.state[p] for n, p in trained.items() if p in run.optimizer.state}
-    weights = {name: p.detach().clone() for name, p in trained.items()}
-    return At(report.step, report.metrics["train/lr"], weights, copy.deepcopy(moments))
+    """A run at one of its steps; AdamW has moments of the weights that it has moved."""
+    trained, state = report.run.student.trained, report.run.optimizer.state
+    return SimpleNamespace(
+        step=report.step,
+        lr=report.metrics["train/lr"],
+        weights={name: p.detach().clone() for name, p in trained.items()},
+        moments=copy.deepcopy({n: state[p] for n, p in trained.items() if p in state}),
+    )
 
 
 @pytest.fixture

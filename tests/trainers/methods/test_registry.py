@@ -8,7 +8,8 @@ import pytest
 from trainers.config import TrialConfig, with_overrides
 from trainers.errors import ConfigError, validate
 from trainers.methods import register_method
-from trainers.methods.ft import FineTuning, PlainFineTuning
+from trainers.methods.base import Method
+from trainers.methods.ft import FineTuning
 from trainers.methods.registry import METHODS, SEARCH_SPACES, is_available, load_plugins
 
 SPACE = {"parameters": {"method.strength": {"type": "float", "low": 0, "high": 1}}}
@@ -23,10 +24,10 @@ def plugin(tmp_path, request):
             from __future__ import annotations
             from typing import Literal
             from trainers.methods import register_method
-            from trainers.methods.ft import PlainFineTuning
+            from trainers.methods.base import Method
 
             @register_method("mine", search_space={SPACE!r})
-            class Mine(PlainFineTuning):
+            class Mine(Method):
                 name: Literal["mine"] = "mine"
                 strength: float = 0.5
             """)
@@ -101,7 +102,7 @@ def test_two_classes_cannot_share_a_name():
     with pytest.raises(ValueError, match="already registered"):
 
         @register_method("ft")
-        class Other(PlainFineTuning):
+        class Other(Method):
             name: Literal["ft"] = "ft"
 
 

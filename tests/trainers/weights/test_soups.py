@@ -10,14 +10,20 @@ from safetensors.numpy import load_file
 from tests.trainers.curves import changed
 from tests.trainers.methods.contract import configured
 from tests.trainers.tiny_models import random_model
-from trainers.checkpoints.format import WEIGHTS, Progress, load_weights, save_weights
+from trainers.checkpoints.format import (
+    WEIGHTS,
+    Checkpoint,
+    Progress,
+    load_weights,
+    save_checkpoint,
+)
 from trainers.data.dataset import ImageDataset
 from trainers.errors import ConfigError
 from trainers.evaluation.line import LineGoal
 from trainers.fine_tune import fine_tune
 from trainers.loop.state import start
 from trainers.models.clip import load_clip
-from trainers.weights.soups import average, build_soup, greedy, lines, model_stock
+from trainers.weights.soups import average, build_soup, greedy, lines
 
 
 @pytest.fixture(scope="module")
@@ -46,7 +52,7 @@ def zero_shot_weights(config):
 
 
 def saved(folder, weights, class_names=("cat", "dog")):
-    save_weights(folder, weights, Progress(), class_names)
+    save_checkpoint(folder, Checkpoint(weights, {}, Progress(), ()), class_names)
     return folder
 
 
@@ -122,33 +128,6 @@ def test_a_greedy_soup_looks_at_id_validation_images_alone(train, tmp_path, monk
     assert of_id >= 4
     assert set(looked_at[:of_id]) == {"real/val"}
     assert set(looked_at[of_id:]) == {"sketch/val", "clipart/val"}
-
-
-@pytest.mark.parametrize("count", [2, 5])
-def test_model_stock_goes_to_the_centre_of_the_updates(count, tmp_path):
-    """Of updates on a sphere, the point of the line to their mean that is nearest to its centre."""
-    random = np.random.default_rng(0)
-    zero_shot, centre, *noise = np.linalg.qr(random.normal(size=(64, count + 2)))[0].T
-    updates = [1.3 * centre + 0.7 * one for one in noise]  # orthogonal deviations of one length
-    frozen = torch.ones(3)
-
-    def weights(of_line, of_other):
-        both = {"visual.a": of_line, "head": of_other}
-        return {n: torch.tensor(v, dtype=torch.float32) for n, v in both.items()} | {"b": frozen}
-
-    opposite = [(-1) ** i * centre for i in range(count)]
-    folders = [
-        saved(tmp_path / str(i), weights(zero_shot + update, other))
-        for i, (update, other) in enumerate(zip(updates, opposite, strict=True))
-    ]
-    start = weights(zero_shot, 0 * centre)
-    found = model_stock(start, average(folders), folders)
-    mean = np.mean(updates, axis=0)
-    (nearest,), *_ = np.linalg.lstsq(mean[:, None], 1.3 * centre, rcond=None)
-    expected = torch.from_numpy(zero_shot + nearest * mean).float()
-    torch.testing.assert_close(found["visual.a"], expected, rtol=1e-5, atol=1e-6)
-    assert torch.equal(found["b"], frozen)
-    assert torch.equal(found["head"], start["head"])  # updates that point away from each other
 
 
 def test_model_stock_of_trials_is_the_papers_equation(train):

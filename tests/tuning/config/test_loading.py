@@ -179,9 +179,6 @@ def test_plugins_move_to_the_trial(tmp_path):
 
 
 DEEP = "".join("  " * n + f"k{n}:\n" for n in range(3_000))
-BOMB = "a0: &a0 [x, x, x, x, x, x, x, x, x, x]\n" + "".join(
-    f"a{n}: &a{n} [{', '.join([f'*a{n - 1}'] * 10)}]\n" for n in range(1, 40)
-)
 
 
 @pytest.mark.parametrize(
@@ -196,10 +193,8 @@ BOMB = "a0: &a0 [x, x, x, x, x, x, x, x, x, x]\n" + "".join(
         ('trial: "\\0"', "the character NUL"),
         (DEEP, "nested"),
         ("trial: " + "[" * 3_000 + "]" * 3_000, "nested"),
-        ("trial: &a [*a]", "more than"),
-        (BOMB, "more than"),
     ],
-    ids=range(11),
+    ids=range(9),
 )
 def test_bad_yaml_is_one_line(text, words, tmp_path):
     path = tmp_path / "bad.yaml"

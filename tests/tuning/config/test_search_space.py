@@ -7,7 +7,7 @@ from pydantic import ValidationError
 from search_spaces import METHODS, SPACES, Float, Int, SearchSpace
 from tests.trainers.tiny_models import random_model
 from trainers.errors import ConfigError
-from trainers.methods.ft import PlainFineTuning
+from trainers.methods.base import Method
 from trainers.methods.registry import METHODS as KNOWN_METHODS
 from trainers.methods.registry import SEARCH_SPACES
 from trainers.overrides import nest
@@ -20,11 +20,11 @@ TINY_LR = {"type": "float", "low": 1e-5, "high": 2e-3, "log": True}
 PLUGIN = """
 from typing import Literal
 from trainers.methods import register_method
-from trainers.methods.ft import PlainFineTuning
+from trainers.methods.base import Method
 
 @register_method("mine", search_space={"parameters": {
     "optim.weight_decay": {"type": "float", "lowest": 1e-5, "high": 1e-2}}})
-class Mine(PlainFineTuning):
+class Mine(Method):
     name: Literal["mine"] = "mine"
 """
 
@@ -102,7 +102,7 @@ def path(images_root, tmp_path):
 
 
 def test_a_methods_search_space_may_be_wrong_or_missing(monkeypatch):
-    monkeypatch.setitem(KNOWN_METHODS, "mine", PlainFineTuning)
+    monkeypatch.setitem(KNOWN_METHODS, "mine", Method)
     with pytest.raises(ValidationError, match="'mine' was registered without a search space"):
         SpaceConfig(methods=("mine",))
     wrong = {"method.strength": {"type": "float", "low": 1.0, "high": 0.1}}

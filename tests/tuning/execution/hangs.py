@@ -11,11 +11,11 @@ from typing import Literal
 
 from trainers.loop.distributed import world
 from trainers.methods import register_method
-from trainers.methods.ft import PlainFineTuning
+from trainers.methods.base import Method
 
 
 @register_method("hangs")
-class Hangs(PlainFineTuning):
+class Hangs(Method):
     """FT, whose training thread may wait for something that never happens."""
 
     name: Literal["hangs"] = "hangs"

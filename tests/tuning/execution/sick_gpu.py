@@ -9,11 +9,11 @@ import ray
 import torch
 
 from trainers.methods import register_method
-from trainers.methods.ft import PlainFineTuning
+from trainers.methods.base import Method
 
 
 @register_method("sick_gpu")
-class SickGpu(PlainFineTuning):
+class SickGpu(Method):
     """FT on a cluster of which one node has a broken GPU."""
 
     name: Literal["sick_gpu"] = "sick_gpu"
