@@ -69,7 +69,7 @@ def confirmation_table(confirmation: Confirmation) -> ResultTable:
     for domain in search.ood_domains:
         key = str(MetricKey(SPLIT, domain, "acc"))
         acc.append(Column(key, domain, drop=1, group="domains"))
-    name = Column("name", "", left=True, min_width=20)
+    name = Column("name", "")
     columns = [name, *acc, *ece, Column("time", "time", drop=3)]
     accs, metrics = [column.key for column in acc], [column.key for column in (*acc, *ece)]
     untuned = untuned_label(search)

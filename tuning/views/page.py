@@ -5,28 +5,19 @@ The page is a Jinja2 template whose every value is escaped. Its figures are Plot
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
-from plotly.graph_objects import Figure
 from plotly.offline import get_plotlyjs
 
 from trainers.errors import storage_failures
-from trainers.evaluation.metrics import ID_ACC, OOD_MEAN_ACC, val_acc
 from tuning.runs.records import SearchRecord, TrialRecord
 from tuning.views.changed_images import Changed
 from tuning.views.figures import Plots, importance_lacks
-from tuning.views.formatting import (
-    format_hours,
-    format_metric,
-    format_seconds,
-    format_value,
-    short_names,
-)
-from tuning.views.leaderboard import TrialRow, extra_metrics, trial_rows
+from tuning.views.formatting import format_hours, format_seconds
+from tuning.views.leaderboard import trial_table
 from tuning.views.result_table import PlainTable
 
 REPORT_FOLDER = "report"
@@ -70,6 +61,7 @@ def write_page(
         trim_blocks=True,
         lstrip_blocks=True,
     )
+    columns, rows = trial_table(search, records)
     page = environment.get_template("page.html.j2").render(
         title=search.name,
         about=_about(search, records),
@@ -78,8 +70,10 @@ def write_page(
         refresh=REFRESH_SECONDS if running else None,
         script=None if running else Markup(get_plotlyjs()),
         script_file=SCRIPT_FILE,
-        sections=list(_figures(search, records)),
-        rows=list(_rows(search, records)),
+        figures=_figures(search, records),
+        importance_lacks=importance_lacks(records),
+        columns=columns,
+        rows=rows,
         shown=shown or {},
         folded=folded or {},
         changed=changed,
@@ -116,60 +110,21 @@ def _about(search: SearchRecord, records: Sequence[TrialRecord]) -> str:
     return f"{text}. All trainings together took {cost}." if cost else f"{text}."
 
 
-def _figures(
-    search: SearchRecord, records: Sequence[TrialRecord]
-) -> Iterator[tuple[str, str, Markup]]:
-    """Title, note and HTML of each figure, in the order of the page."""
-    plots, lacks = Plots(search, records), importance_lacks(records)
+def _figures(search: SearchRecord, records: Sequence[TrialRecord]) -> dict[str, Markup]:
+    """The HTML of each figure that there are trials for, by the name of its method of `Plots`."""
+    plots = Plots(search, records)
     finished = [r for r in records if r.kind == "trial" and r.outcome == "finished"]
-    wanted: list[tuple[str, str, Callable[[], Figure] | None]] = []
-    if search.ood_domains:
-        wanted.append(("ID against OOD accuracy", "", plots.id_vs_ood))
-    wanted.append(("Table", "", None))
-    if len(finished) > 1:
-        wanted += [("Hyperparameters", "", plots.parallel), ("", "", plots.slices)]
-    if lacks is None:
-        note = "Share of the variation that each hyperparameter explains (fANOVA)."
-        wanted += [("Importance", note, plots.importance), ("Contours", "", plots.contours)]
-    elif finished:
-        wanted.append(("Importance", lacks, None))
-    wanted.append(("Curves", "", plots.curves))
-    if search.ood_domains:
-        wanted.append(("Domains", "", plots.domains))
-    for title, note, draw in wanted:
-        yield title, note, Markup("") if draw is None else _html(draw(), draw.__name__)
-
-
-def _html(drawn: Figure, name: str) -> Markup:
+    wanted = [plots.curves]
+    wanted += [plots.id_vs_ood, plots.domains] if search.ood_domains else []
+    wanted += [plots.parallel, plots.slices] if len(finished) > 1 else []
+    wanted += [plots.importance, plots.contours] if importance_lacks(records) is None else []
     config = {"responsive": True, "displaylogo": False, "toImageButtonOptions": {"format": "svg"}}
-    # Plotly writes `<`, `>` and `/` of every value as escapes.
-    return Markup(
-        drawn.to_html(full_html=False, include_plotlyjs=False, config=config, div_id=name)
-    )
-
-
-def _rows(
-    search: SearchRecord, records: Sequence[TrialRecord]
-) -> Iterator[tuple[TrialRow, list[tuple[str, str, Any]]]]:
-    """The rows of the table, with header, text and value to sort by of each cell."""
-    keys = list(dict.fromkeys(key for record in records for key in record.params))
-    short = dict(zip(keys, short_names(keys), strict=True))
-    metrics = {ID_ACC: "ID", OOD_MEAN_ACC: "OOD", **{m: m for m in extra_metrics(search)}}
-    later = {"line/a": "a", **{val_acc(domain): domain for domain in search.ood_domains}}
-    for order, row in enumerate(trial_rows(search, records)):
-        record = row.record
-        cells: list[tuple[str, str, Any]] = [("#", str(row.rank or ""), order)]
-        cells.append(("trial", row.label, record.number))
-        for names, values, style in (
-            (metrics, row.values, format_metric),
-            (short, row.params, lambda key: format_value),
-            (later, row.values, format_metric),
-        ):
-            for key, name in names.items():
-                value = values.get(key)
-                cells.append((name, "" if value is None else style(key)(value), value))
-        if search.constraints:
-            cells.append(("misses", f"{row.missed:.2g}" if row.missed else "", row.missed))
-        cells.append(("outcome", row.outcome, record.outcome))
-        cells.append(("time", format_seconds(record.seconds), record.seconds))
-        yield row, cells
+    return {
+        # Plotly writes `<`, `>` and `/` of every value as escapes.
+        draw.__name__: Markup(
+            draw().to_html(
+                full_html=False, include_plotlyjs=False, config=config, div_id=draw.__name__
+            )
+        )
+        for draw in wanted
+    }
