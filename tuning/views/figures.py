@@ -168,14 +168,14 @@ class Plots:
             points: list[tuple[float | None, float | None, str]] = []
             for record in group:
                 seen: Sequence[float | None] = ()
-                for report in record.curve:
-                    # Other weights or another number of images than the report before.
-                    now = [report.get(AVERAGED), report.get(EVAL_IMAGES)]
+                for point in record.curve:
+                    # Other weights or another number of images than before.
+                    now = [point.get(AVERAGED), point.get(EVAL_IMAGES)]
                     points += [_GAP] if seen and seen != now else []
                     seen = now
-                    if (value := report.get(metric)) is not None:
-                        text = f"{record.trial_id}<br>step {report[STEP]:g}: {value:.4g}"
-                        points.append((report[STEP], value, text))
+                    if (value := point.get(metric)) is not None:
+                        text = f"{record.trial_id}<br>step {point[STEP]:g}: {value:.4g}"
+                        points.append((point[STEP], value, text))
                 points.append(_GAP)
             xs, ys, texts = zip(*points, strict=True)
             strong = name not in looks

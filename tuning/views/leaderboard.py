@@ -20,6 +20,7 @@ from tuning.runs.records import METHOD_KEY, SearchRecord, TrialRecord, zero_shot
 from tuning.views.answer import answer
 from tuning.views.formatting import (
     format_metric,
+    format_outcomes,
     format_params,
     format_seconds,
     format_value,
@@ -51,8 +52,7 @@ def report(
         shown: number of trials, best first; all of them by default.
     """
     trials = [record for record in records if record.kind == "trial"]
-    outcomes = [record.outcome for record in trials]
-    counted = ", ".join(f"{outcomes.count(o)} {o}" for o in OUTCOME_STYLE if o in outcomes)
+    counted = format_outcomes(records)
     starts = [record.started_at for record in records if record.started_at is not None]
     ends = [record.ended_at for record in records if record.ended_at is not None]
     took = f", in {format_seconds(max(ends) - min(starts))}" if starts and ends else ""
@@ -119,7 +119,7 @@ def trial_table(
             given = {} if record is zero_shot else search.reference_params
         own = {key: given[key] for key in params if key in given}
         values = {**own, **(record.metrics if is_done else {})}
-        cells = {key: ("", None) for key in columns}
+        cells: dict[str, tuple[str, Any]] = dict.fromkeys(columns, ("", None))
         for key in columns.keys() & values.keys():
             style = format_value if key in params else format_metric(key)
             cells[key] = (style(values[key]), values[key])

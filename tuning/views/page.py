@@ -5,8 +5,9 @@ The page is a Jinja2 template whose every value is escaped. Its figures are Plot
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
@@ -14,11 +15,9 @@ from plotly.offline import get_plotlyjs
 
 from trainers.errors import storage_failures
 from tuning.runs.records import SearchRecord, TrialRecord
-from tuning.views.changed_images import Changed
 from tuning.views.figures import Plots, importance_lacks
-from tuning.views.formatting import format_hours, format_seconds
+from tuning.views.formatting import format_hours, format_outcomes, format_seconds
 from tuning.views.leaderboard import trial_table
-from tuning.views.result_table import PlainTable
 
 REPORT_FOLDER = "report"
 """In the run folder."""
@@ -33,23 +32,16 @@ def write_page(
     records: Sequence[TrialRecord],
     folder: Path,
     *,
-    lines: Sequence[str] = (),
-    commands: Sequence[str] = (),
-    shown: Mapping[str, PlainTable] | None = None,
-    folded: Mapping[str, PlainTable] | None = None,
-    changed: Sequence[Changed] = (),
     running: bool = False,
+    **content: Any,
 ) -> Path:
     """Write the page of the trials so far into a folder, and return its path.
 
     Args:
-        lines: the answer, which is the first of them, and its limits.
-        commands: to go on with, each with a comment.
-        shown: tables below the commands, by title, such as the results of `confirm`.
-        folded: tables near the end.
-        changed: images of `changed_images`.
         running: the page loads itself anew, and Plotly from a file beside it; otherwise it is one
             file of 5 MB that can be sent.
+        content: all optional: `lines`, the answer first, then its limits; `commands` to go on
+            with; tables by title, `shown` at the top or `folded` near the end; `changed` images.
 
     Raises:
         StorageFailed: the disk is full or fails.
@@ -65,8 +57,6 @@ def write_page(
     page = environment.get_template("page.html.j2").render(
         title=search.name,
         about=_about(search, records),
-        lines=lines,
-        commands=commands,
         refresh=REFRESH_SECONDS if running else None,
         script=None if running else Markup(get_plotlyjs()),
         script_file=SCRIPT_FILE,
@@ -74,9 +64,7 @@ def write_page(
         importance_lacks=importance_lacks(records),
         columns=columns,
         rows=rows,
-        shown=shown or {},
-        folded=folded or {},
-        changed=changed,
+        **{"lines": (), "commands": (), "shown": {}, "folded": {}, "changed": (), **content},
     )
     with storage_failures(folder, "cannot be written"):
         folder.mkdir(parents=True, exist_ok=True)
@@ -96,14 +84,11 @@ def _replace(path: Path, text: str) -> None:
 
 
 def _about(search: SearchRecord, records: Sequence[TrialRecord]) -> str:
-    trials = [record for record in records if record.kind == "trial"]
-    outcomes = [record.outcome for record in trials]
-    counted = ", ".join(f"{outcomes.count(o)} {o}" for o in dict.fromkeys(outcomes))
-    text = f"{len(trials)} of {search.budget_trials} trials of {search.total_steps} steps"
-    text += f" ({counted})" if counted else ""
-    domains = ", ".join(search.ood_domains)
+    begun = sum(record.kind == "trial" for record in records)
+    text = f"{begun} of {search.budget_trials} trials of {search.total_steps} steps"
+    text += f" ({format_outcomes(records)})" if begun else ""
     text += f", fine-tuned on {search.id_domain}"
-    text += f", also evaluated on {domains}" if domains else ""
+    text += f", also evaluated on {', '.join(search.ood_domains)}" if search.ood_domains else ""
     seconds = sum(record.seconds or 0.0 for record in records)
     gpu_hours = sum(r.gpu_seconds(r.ended_at or 0.0) for r in records if r.ended_at) / 3600
     cost = f"{format_hours(gpu_hours)} GPU-hours" if gpu_hours else format_seconds(seconds)
