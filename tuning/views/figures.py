@@ -28,7 +28,7 @@ from optuna.trial import TrialState
 from rich.console import Console
 
 from trainers.evaluation.metrics import ID_ACC, OOD_MEAN_ACC, val_acc
-from tuning.algorithms.studies import quiet_optuna
+from tuning.algorithms.studies import STATES, quiet_optuna
 from tuning.runs.ranking import best_trial, by_objectives
 from tuning.runs.records import (
     AVERAGED,
@@ -41,7 +41,7 @@ from tuning.runs.records import (
 )
 from tuning.views.formatting import format_params, short_names, trial_label
 from tuning.views.leaderboard import report
-from tuning.views.lines import frontier, line_of, point_of
+from tuning.views.lines import accs_of, frontier, line_of
 
 MIN_TRIALS = 6
 """Finished trials from which on importance and contours say something."""
@@ -57,11 +57,6 @@ SCALE = [[0, "#5c3a8c"], [0.35, "#31688e"], [0.7, "#35b779"], [1, "#b5c728"]]
 """Viridis without its ends, which cannot be seen on black or on white."""
 _GAP = (None, None, "")
 _SYMBOLS = ("circle", "square", "diamond", "triangle-up", "star", "hexagon", "pentagon")
-_STATES = {
-    "finished": TrialState.COMPLETE,
-    "pruned": TrialState.PRUNED,
-    "failed": TrialState.FAIL,
-}
 
 
 @dataclass(frozen=True, repr=False)
@@ -91,7 +86,7 @@ class Plots:
             f"ID accuracy on {search.id_domain}, %",
             f"OOD accuracy, mean of {len(search.ood_domains)}, %",
         )
-        shown = [r for r in records if r.outcome != "failed" and point_of(r) is not None]
+        shown = [r for r in records if r.outcome != "failed" and accs_of(r) is not None]
         trials = [record for record in shown if record.kind == "trial"]
         finished = [record for record in trials if record.outcome == "finished"]
         thin = {"mode": "lines", "hoverinfo": "skip"}
@@ -133,13 +128,13 @@ class Plots:
             _add_trials(drawn, search, group, f"{outcome} ({len(group)})", marker, hidden=True)
         zero_shot = zero_shot_record(search.zero_shot)
         for record in (*shown, zero_shot):
-            if record.kind == "reference" and point_of(record) is not None:
+            if record.kind == "reference" and accs_of(record) is not None:
                 marker = {"size": 13, "symbol": "x", "color": SOFT}
                 marker |= {"size": 14, "symbol": "star"} if record is zero_shot else {}
                 _add_trials(drawn, search, [record], trial_label(search, record), marker)
         best = best_trial(search, records)
         if best is not None and best in finished:
-            (x, y), look = point_of(best) or (math.nan, math.nan), {"width": 2}
+            (x, y), look = accs_of(best) or (math.nan, math.nan), {"width": 2}
             drawn.add_scatter(
                 x=[x], y=[y], mode="markers+text", text=[best.trial_id], textposition="top center",
                 textfont={"color": BEST}, name="best", hoverinfo="skip",
@@ -317,8 +312,8 @@ def display_study(search: SearchRecord, records: Iterable[TrialRecord]) -> optun
     with quiet_optuna():
         study = optuna.create_study(direction="maximize" if objective.mode == "max" else "minimize")
     for record in trials:
-        value, state = record.last(objective.metric), _STATES.get(record.outcome)
-        if state is None or (value is None and state == TrialState.COMPLETE):
+        value, state = record.last(objective.metric), STATES[record.outcome]
+        if not state.is_finished() or (value is None and state == TrialState.COMPLETE):
             continue
         params = {names[key]: value for key, value in record.params.items()}
         accs = {metric: record.last(metric) for metric in (ID_ACC, OOD_MEAN_ACC)}
@@ -380,7 +375,7 @@ def _add_trials(
     if not records:
         return
     metric = search.objectives[0].metric
-    points = [point_of(record) or (math.nan, math.nan) for record in records]
+    points = [accs_of(record) or (math.nan, math.nan) for record in records]
     texts = []
     for record, (x, y) in zip(records, points, strict=True):
         lines = [f"<b>{trial_label(search, record)}</b>", f"ID {x:.1f}, OOD {y:.1f}"]

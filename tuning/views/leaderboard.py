@@ -154,13 +154,13 @@ def leaderboard(
     params = list(dict.fromkeys(key for row in trials for key in row.record.params))
     accs = [ID_ACC, OOD_MEAN_ACC] if search.ood_domains else [ID_ACC]
     metrics = dict.fromkeys((*accs, *(objective.metric for objective in search.objectives)))
-    keys = ["#", "trial", *params, "line/a", *metrics, "misses"]
+    keys = [*params, "line/a", *metrics, "misses"]
     keys += ["outcome"] if any(row.record.outcome != "finished" for row in visible) else []
     compared = [*models, *visible]
-    keys = [key for key in keys if any(row.cells[key][0] for row in compared)]
+    filled = [key for key in keys if any(row.cells[key][0] for row in compared)]
     console = Console(width=width)
     for heads in ("whole", "broken", "shared"):
-        table = _table(columns, compared, keys, params, heads)
+        table = _table(columns, compared, ["#", "trial", *filled], params, heads)
         needs = Measurement.get(console, console.options.update(width=10 * width), table).minimum
         if needs <= width:
             break

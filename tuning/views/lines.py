@@ -11,7 +11,7 @@ from tuning.runs.records import TrialRecord
 _POINT = re.compile(rf"line/([^/]+)/{ID_ACC}")
 
 
-def point_of(record: TrialRecord) -> tuple[float, float] | None:
+def accs_of(record: TrialRecord) -> tuple[float, float] | None:
     """ID and mean OOD accuracy in percent at the last report; None if one is missing."""
     id_acc, ood_acc = record.last(ID_ACC), record.last(OOD_MEAN_ACC)
     return None if id_acc is None or ood_acc is None else (id_acc, ood_acc)
@@ -32,7 +32,7 @@ def frontier(trials: Sequence[TrialRecord]) -> list[tuple[float, float]]:
     """The results and points of lines, as ID and OOD accuracy, to which none is better in both."""
     points = []
     for trial in trials:
-        result = point_of(trial)
+        result = accs_of(trial)
         if trial.outcome == "finished" and result is not None:
             points += [result, *((x, y) for _, x, y in line_of(trial))]
     front: list[tuple[float, float]] = []

@@ -19,7 +19,7 @@ from trainers.data.storage import open_store
 from tuning.runs.ranking import best_trial
 from tuning.runs.records import ZERO_SHOT, SearchRecord, TrialRecord, zero_shot_record
 from tuning.views.formatting import trial_label
-from tuning.views.lines import frontier, line_of, point_of
+from tuning.views.lines import accs_of, frontier, line_of
 
 MAIN_FIGURE = "id_vs_ood"
 """Name of the files, without `.png` and `.pdf`."""
@@ -61,7 +61,7 @@ def main_figure(search: SearchRecord, records: Sequence[TrialRecord]) -> Figure:
     axes.grid(color="#ECEEF1")
     axes.set_axisbelow(True)
     axes.spines[["top", "right"]].set_visible(False)
-    finished = [r for r in records if r.outcome == "finished" and point_of(r)]
+    finished = [r for r in records if r.outcome == "finished" and accs_of(r)]
     trials = [record for record in finished if record.kind == "trial"]
     thin = {"color": SOFT, "linewidth": 0.8}
     for record in finished:
@@ -86,7 +86,7 @@ def main_figure(search: SearchRecord, records: Sequence[TrialRecord]) -> Figure:
         _draw(axes, trials, color=BLUE)
     marks = [(trial_label(search, r), r, "X") for r in finished if r.kind == "reference"]
     for label, record, marker in [*marks, (ZERO_SHOT, zero_shot_record(search.zero_shot), "*")]:
-        if point_of(record):
+        if accs_of(record):
             _draw(axes, [record], color="#22262B", marker=marker)
             _name(axes, label, record, "#22262B")
     best = best_trial(search, records)
@@ -99,11 +99,11 @@ def main_figure(search: SearchRecord, records: Sequence[TrialRecord]) -> Figure:
 def _draw(
     axes: Axes, records: Sequence[TrialRecord], label: str | None = None, **look: Any
 ) -> PathCollection:
-    xs, ys = zip(*(point_of(record) or (None, None) for record in records), strict=True)
+    xs, ys = zip(*(accs_of(record) or (None, None) for record in records), strict=True)
     settings = {"s": 60, "edgecolor": "white", "zorder": 3, **look}
     return axes.scatter(xs, ys, label=label, **settings)
 
 
 def _name(axes: Axes, label: str, record: TrialRecord, colour: str) -> None:
-    axes.annotate(label, point_of(record) or (0.0, 0.0), (7, 5), textcoords="offset points",
+    axes.annotate(label, accs_of(record) or (0.0, 0.0), (7, 5), textcoords="offset points",
                   color=colour, fontsize=8, zorder=6)  # fmt: skip
