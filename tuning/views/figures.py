@@ -10,7 +10,7 @@ import io
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from html import escape
 from typing import Any
 
@@ -272,11 +272,8 @@ class Plots:
             ("OOD accuracy", OOD_MEAN_ACC, BEST),
         ):
             if any(metric in trial.user_attrs for trial in study.trials):
-                shares = get_param_importances(
-                    study,
-                    evaluator=_fanova(),
-                    target=lambda trial, key=metric: trial.user_attrs.get(key, math.nan),
-                )
+                target = partial(_attribute, metric)
+                shares = get_param_importances(study, evaluator=_fanova(), target=target)
                 drawn.add_bar(
                     x=[shares.get(name, 0.0) for name in names], y=names, name=label,
                     orientation="h", marker_color=colour, texttemplate="%{x:.2f}",
@@ -356,6 +353,10 @@ def _varied(records: Sequence[TrialRecord]) -> dict[str, str]:
         if all(key in params for params in finished)
         and len({params[key] for params in finished}) > 1
     }
+
+
+def _attribute(metric: str, trial: optuna.trial.FrozenTrial) -> float:
+    return float(trial.user_attrs.get(metric, math.nan))
 
 
 def _fanova() -> FanovaImportanceEvaluator:

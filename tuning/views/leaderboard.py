@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from rich.box import SIMPLE_HEAD
-from rich.console import Console, Group, RenderableType
+from rich.console import Console, Group, JustifyMethod, RenderableType
 from rich.markup import escape
 from rich.measure import Measurement
 from rich.table import Table
@@ -114,14 +114,14 @@ def trial_table(
     ordered = [zero_shot, *references, *ranked(search, records)]
     for rank, record in enumerate(ordered, -len(references)):
         is_done, is_trial = record.outcome == "finished", record.kind == "trial"
-        given = {METHOD_KEY: search.method(record), **record.params}
+        given: dict[str, Any] = {METHOD_KEY: search.method(record), **record.params}
         if not is_trial:
             given = {} if record is zero_shot else search.reference_params
         own = {key: given[key] for key in params if key in given}
         values = {**own, **(record.metrics if is_done else {})}
         cells: dict[str, tuple[str, Any]] = dict.fromkeys(columns, ("", None))
         for key in columns.keys() & values.keys():
-            style = format_value if key in params else format_metric(key)
+            style: Callable[[Any], str] = format_value if key in params else format_metric(key)
             cells[key] = (style(values[key]), values[key])
         number = (str(rank) if is_done else "-") + "*" * (record in front)
         amount = max(missed.get(record.trial_id, {}).values(), default=0.0) if is_done else 0.0
@@ -188,7 +188,7 @@ def _table(
         if key == "parameters":
             table.add_column(name, overflow="fold")
         else:
-            side = "left" if key in ("trial", "outcome") else "right"
+            side: JustifyMethod = "left" if key in ("trial", "outcome") else "right"
             table.add_column(Text(name, style), justify=side, no_wrap=True, style=style)
     for row, after in zip(rows, [*rows[1:], None], strict=True):
         is_trial = row.record.kind == "trial"

@@ -133,8 +133,9 @@ class ProgressCallback(Callback):
             if name not in self._tasks:
                 total = self._search.total_steps
                 self._tasks[name] = bars.add_task(name, total=total, about="")
-            losses = record.progress.get(TRAIN_LOSS) or [record.metrics.get(TRAIN_LOSS)]
-            loss = "" if losses[-1] is None else f"  loss {losses[-1]:.3g}"
+            last = record.metrics.get(TRAIN_LOSS)
+            last = record.progress[TRAIN_LOSS][-1] if record.progress else last
+            loss = "" if last is None else f"  loss {last:.3g}"
             about = f"{format_params(record.params)}{loss}"
             bars.update(self._tasks[name], completed=record.trained_steps, about=about)
         self._update_whole()

@@ -32,10 +32,8 @@ def write_main_figure(
     search: SearchRecord, records: Sequence[TrialRecord], folder: Path
 ) -> tuple[Path, Path]:
     """Write `id_vs_ood.png` and `id_vs_ood.pdf` into a folder, and return their paths."""
-    # Otherwise a name with two `$` is read as a formula. Type 42 embeds fonts as publishers ask.
-    settings: Any = {"text.parse_math": False, "pdf.fonttype": 42}
     paths = folder / f"{MAIN_FIGURE}.png", folder / f"{MAIN_FIGURE}.pdf"
-    with matplotlib.rc_context(settings):
+    with matplotlib.rc_context({"pdf.fonttype": 42}):  # it embeds fonts as publishers ask
         drawn = main_figure(search, records)
         for path in paths:
             with open_store(folder).write(path.name) as file:
@@ -54,7 +52,8 @@ def main_figure(search: SearchRecord, records: Sequence[TrialRecord]) -> Figure:
     """
     drawn = Figure(figsize=(6.4, 4.4), layout="constrained")
     axes = drawn.add_subplot(
-        xlabel=f"ID accuracy on {search.id_domain}, %",
+        # Between two `$`, a name would be a formula.
+        xlabel=f"ID accuracy on {search.id_domain}, %".replace("$", r"\$"),
         ylabel=f"OOD accuracy, mean of {len(search.ood_domains)}, %",
     )
     axes.set_title(f"{search.name}, validation splits", loc="left", fontsize=10)
@@ -63,7 +62,7 @@ def main_figure(search: SearchRecord, records: Sequence[TrialRecord]) -> Figure:
     axes.spines[["top", "right"]].set_visible(False)
     finished = [r for r in records if r.outcome == "finished" and accs_of(r)]
     trials = [record for record in finished if record.kind == "trial"]
-    thin = {"color": SOFT, "linewidth": 0.8}
+    thin: dict[str, Any] = {"color": SOFT, "linewidth": 0.8}
     for record in finished:
         points = line_of(record)
         axes.plot([x for _, x, _ in points], [y for _, _, y in points], alpha=0.5, **thin)
@@ -78,10 +77,9 @@ def main_figure(search: SearchRecord, records: Sequence[TrialRecord]) -> Figure:
             _draw(axes, group, method, color=f"C{index}", marker=_MARKERS[index % len(_MARKERS)])
         axes.legend(frameon=False, fontsize=8)
     elif len(numbers) == len(trials) and len({*numbers}) > 1:
-        norm = LogNorm if min(numbers) > 0 else Normalize
-        drawn.colorbar(
-            _draw(axes, trials, c=numbers, norm=norm()), label="weight of the regulariser"
-        )
+        norm = LogNorm() if min(numbers) > 0 else Normalize()
+        shown = _draw(axes, trials, c=numbers, norm=norm)
+        drawn.colorbar(shown, label="weight of the regulariser")
     elif trials:
         _draw(axes, trials, color=BLUE)
     marks = [(trial_label(search, r), r, "X") for r in finished if r.kind == "reference"]
