@@ -413,7 +413,7 @@ def ended(capsys, command):
         run_command(command)
     shown = capsys.readouterr()
     assert len(shown.err.splitlines()) <= 1
-    assert len(shown.err) < 700
+    assert len(shown.err) < 2000
     return caught.value.code, shown.out, shown.err
 
 
