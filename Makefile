@@ -84,11 +84,8 @@ clean:
 	rm -rf $(VENV) $(LOWEST) $(WHEEL) .cache build dist site *.egg-info
 
 # Each stamp file stands for one extra, which is installed again when pyproject.toml changes.
-# pip is written last into an environment. Without it or its Python, the environment is made anew.
 $(VENV)/.%: pyproject.toml
 	@echo "Installing into $(VENV): about a minute"
-	@test -x $(BIN)/python -a -x $(BIN)/pip || $(PYTHON) -c 'import sys; v = sys.version_info; sys.exit(v < (3, 11) \
-		and "$(PYTHON) is Python %d.%d, and 3.11 is needed: make PYTHON=python3.11 ..." % v[:2])'
-	test -x $(BIN)/python -a -x $(BIN)/pip || $(PYTHON) -m venv --clear $(VENV)
+	test -x $(BIN)/pip || $(PYTHON) -m venv --clear $(VENV)
 	$(BIN)/python -m pip install --quiet --editable '.[$*]'
 	touch $@

@@ -21,6 +21,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 from aiohttp import ClientError
 from ray.exceptions import AuthenticationError
@@ -35,7 +36,6 @@ from tuning.config.schema import SearchFile
 from tuning.config.validation import check_settings, load_config
 from tuning.execution.signals import environment_variables
 from tuning.resume import identity
-from tuning.security.exposure import check_sends
 
 STOP_SECONDS = 20
 """Time between SIGTERM and SIGKILL of a stopped job. Ray's 3 s are too few to save trials."""
@@ -105,7 +105,7 @@ def submit_search(
             secret, or no job server answers.
     """
     address = address.rstrip("/")
-    warning = check_sends(address, "code and Ray's token", allow_remote)
+    warning = _check_address(address, allow_remote)
     working_dir, config_there = working_dir.resolve(), config
     if Path(config).is_file():
         if not Path(config).resolve().is_relative_to(working_dir):
@@ -146,6 +146,24 @@ def submit_search(
             metadata={"lipsum-tune": file.search.name},
         )
     return Job(address, job_id, True, file.search.storage, warning)
+
+
+def _check_address(url: str, allow_remote: bool) -> str | None:
+    """A warning for an address to which code and token would be sent unencrypted; else None."""
+    parts, key = urlsplit(url), "--address"
+    host = parts.hostname or ""
+    if parts.scheme not in ("http", "https") or not host:
+        raise ConfigError("not of the form http://HOST:PORT or https://HOST", key=key, value=url)
+    if parts.username or parts.password:
+        shown = f"{parts.scheme}://***@{host}"
+        raise ConfigError("a URL must not contain a password", key=key, value=shown)
+    if parts.scheme == "https" or host in ("localhost", "127.0.0.1", "::1"):
+        return None
+    risk = f"code and Ray's token would be sent to {host} unencrypted"
+    if allow_remote:
+        return risk
+    hint = "forward its port to this machine (ssh -L, kubectl port-forward), use https, or add "
+    raise ConfigError(risk, key=key, value=url, hint=f"{hint}--allow-remote")
 
 
 @contextmanager

@@ -8,7 +8,6 @@ import time
 import urllib.request
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from pathlib import Path
 
 from tuning.execution.ray_session import free_port
 
@@ -59,17 +58,6 @@ class ServerProcess:
         except OSError:
             return False
 
-    def stop(self):
-        """End it with SIGTERM; its exit status, once its last process is gone."""
-        assert self._process is not None
-        self._process.terminate()
-        status = self._process.wait(60)
-        deadline = time.monotonic() + 60
-        while self.processes():
-            assert time.monotonic() < deadline, self.processes()
-            time.sleep(0.1)
-        return status
-
     def hang(self):
         """Suspend all processes: connections are accepted, but not answered."""
         self._signal(signal.SIGSTOP)
@@ -79,19 +67,6 @@ class ServerProcess:
         if self._process is not None and self._process.poll() is None:
             self._signal(signal.SIGKILL)
             self._process.wait(60)
-
-    def processes(self):
-        """Command lines of its running processes, as `ps` shows them to all users."""
-        assert self._process is not None
-        found = []
-        for folder in Path("/proc").iterdir():
-            try:
-                if folder.name.isdecimal() and os.getpgid(int(folder.name)) == self._process.pid:
-                    line = (folder / "cmdline").read_bytes()
-                    found += [line.replace(b"\0", b" ").decode()] if line else []
-            except (OSError, ProcessLookupError):
-                continue  # it is gone
-        return found
 
     def _first_experiment(self, _):
         path = "/api/2.0/mlflow/experiments/get?experiment_id=0"

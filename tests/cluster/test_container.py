@@ -34,14 +34,6 @@ def test_hadolint_finds_nothing():
     assert linted.returncode == 0, linted.stdout
 
 
-def test_the_base_has_a_tag_and_the_user_is_not_root():
-    (base,) = [value for value in instructions("ARG") if value.startswith("BASE=")]
-    assert re.fullmatch(r"BASE=python:3\.\d+-slim-[a-z]+", base)
-    assert instructions("USER") == ["1000:1000"]
-    lines = FILE.read_text().splitlines()
-    assert not any(line.startswith("RUN") for line in lines[lines.index("USER 1000:1000") :])
-
-
 def test_image_and_manifest_have_the_same_version_of_ray():
     (argument,) = [v for v in instructions("ARG") if v.startswith("RAY_VERSION=")]
     manifest = (ROOT / "cluster/kuberay/rayjob.yaml").read_text()

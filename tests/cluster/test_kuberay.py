@@ -1,6 +1,6 @@
 """The Kubernetes manifest: Kubernetes' own schemas, security, and agreement within itself.
 
-KubeRay's definition of its kind is not in CI: see `tests.cluster.crd_check`.
+KubeRay's definition of its kind is not here.
 """
 
 import re
@@ -60,16 +60,6 @@ def test_ray_is_behind_a_token_and_inside_the_cluster():
     assert CLUSTER["headGroupSpec"]["serviceType"] == "ClusterIP"
     assert "enableIngress" not in CLUSTER["headGroupSpec"]
     assert not re.search(r"password|secret|://[^/\s]*@", MANIFEST.read_text(), re.IGNORECASE)
-
-
-def test_head_and_workers_mount_the_shared_storage():
-    claim = DOCUMENTS["PersistentVolumeClaim"]
-    assert claim["spec"]["accessModes"] == ["ReadWriteMany"]
-    for name in ("head", "worker"):
-        (volume,) = [v for v in PODS[name]["spec"]["volumes"] if "persistentVolumeClaim" in v]
-        assert volume["persistentVolumeClaim"]["claimName"] == claim["metadata"]["name"]
-        mounts = PODS[name]["spec"]["containers"][0]["volumeMounts"]
-        assert {"name": volume["name"], "mountPath": "/shared"} in mounts
 
 
 def test_ray_drains_a_preempted_worker_before_kubernetes_kills_it():

@@ -32,15 +32,6 @@ def test_shellcheck_finds_nothing():
 
 
 @pytest.mark.nightly
-def test_slurm_accepts_the_resources(slurm):
-    accepted = slurm.run("sbatch", "--test-only", *SMALL, SCRIPT, "search.yaml")
-    assert accepted.returncode == 0, accepted.stderr
-    assert "using 2 processors on nodes n[1-2]" in accepted.stderr
-    refused = slurm.run("sbatch", "--test-only", *SMALL, "--nodes=3", SCRIPT, "search.yaml")
-    assert refused.returncode != 0
-
-
-@pytest.mark.nightly
 def test_a_job_at_its_time_limit_requeues_itself_and_resumes(slurm, images_root, tmp_path):
     # Its limit is reduced to a few minutes, and the signal of `--signal=B:TERM@120` sent at once.
     values = configuration(images_root, tmp_path / "runs")

@@ -1,14 +1,16 @@
-"""Ids, environments and requests of jobs; `test_jobs` submits real ones."""
+"""Ids, environments and addresses of jobs; `test_jobs` submits real ones."""
 
-import os
 import subprocess
-from collections import Counter
+from types import SimpleNamespace
 
 import pytest
+import yaml
+from ray.job_submission import JobStatus
 
+from cluster import submit as module
 from cluster.submit import MAX_UPLOAD_MB, Job, job_environment, submission_base, submit_search
-from tests.cluster.job_server import job_server
 from trainers.errors import ConfigError
+from trainers.overrides import nest
 from tuning.config.validation import load_config
 
 NOWHERE = "http://127.0.0.1:9"
@@ -108,69 +110,83 @@ def test_a_large_upload_is_refused_with_its_largest_files(tmp_path):
     assert caught.value.key == f"--address {NOWHERE}"
 
 
-def test_a_password_is_refused_before_it_is_in_the_jobs_command(tmp_path):
-    secret = "s3://AKIA0:hunter2@bucket/x"
-    (tmp_path / "root.yaml").write_text(f"trial: {{data: {{root: '{secret}'}}}}")
-    (tmp_path / "storage.yaml").write_text(f"search: {{storage: '{secret}'}}")
-    with job_server() as server:
-        for key, config, *overrides in (
-            ("trial.data.root", "quickstart", f"trial.data.root={secret}"),
-            (
-                "trial.model.pretrained",
-                "quickstart",
-                "trial.model.pretrained=https://x.org/w?token=hunter2",
-            ),
-            ("trial.data.root", str(tmp_path / "root.yaml")),
-            ("search.storage", str(tmp_path / "storage.yaml")),
-        ):
-            with pytest.raises(ConfigError) as caught:
-                submit_search(config, overrides, tmp_path, server.url)
-            assert caught.value.key == key
-            assert "hunter2" not in str(caught.value)
-    assert server.submitted == []
+@pytest.fixture
+def jobs(monkeypatch):
+    """The states of jobs by id, in place of those of a server."""
+    states = {}
+    client = SimpleNamespace(
+        list_jobs=lambda: [
+            SimpleNamespace(submission_id=name, status=JobStatus(state))
+            for name, state in states.items()
+        ],
+        submit_job=lambda submission_id, **_: states.update({submission_id: "PENDING"}),
+    )
+    monkeypatch.setattr(module, "job_client", lambda address: client)
+    return states
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("trial.data.root", "s3://AKIA0:hunter2@bucket/x"),
+        ("search.storage", "s3://AKIA0:hunter2@bucket/x"),
+        ("trial.model.pretrained", "https://x.org/w?token=hunter2"),
+    ],
+)
+@pytest.mark.parametrize("is_override", [True, False])
+def test_a_password_is_refused_before_it_is_in_the_jobs_command(
+    key, value, is_override, jobs, tmp_path
+):
+    (tmp_path / "mine.yaml").write_text(
+        yaml.safe_dump({"extends": "quickstart"} | ({} if is_override else nest({key: value})))
+    )
+    overrides = [f"{key}={value}"] if is_override else []
+    with pytest.raises(ConfigError) as caught:
+        submit_search(str(tmp_path / "mine.yaml"), overrides, tmp_path, NOWHERE)
+    assert caught.value.key == key
+    assert "hunter2" not in str(caught.value)
+    assert jobs == {}
+
+
+def test_a_running_job_is_found_and_an_ended_one_gets_a_successor(jobs, tmp_path):
+    def submit():
+        return submit_search("quickstart", (), tmp_path, f"{NOWHERE}/")
+
+    base = submission_base(load_config("quickstart", check=False))
+    first, again = submit(), submit()
+    assert (first.submission_id, first.address, first.is_new) == (base, NOWHERE, True)
+    assert (again.submission_id, again.is_new) == (base, False)
+    # The first job was deleted; one is of another search.
+    jobs.clear()
+    jobs |= {f"{base}-2": "FAILED", f"{base}0-7": "RUNNING", f"{base}-10": "STOPPED"}
+    assert submit().submission_id == f"{base}-11"
+    assert submit().is_new is False
 
 
 @pytest.mark.parametrize("variable", ["RAY_ADDRESS", "RAY_API_SERVER_ADDRESS"])
 def test_the_environment_does_not_change_the_address(variable, tmp_path, monkeypatch):
     monkeypatch.setenv(variable, "http://elsewhere.example:8265")
-    before = dict(os.environ)
-    with job_server() as server:
-        job = submit_search("quickstart", (), tmp_path, server.url + "/")
-    assert [sent["submission_id"] for sent in server.submitted] == [job.submission_id]
-    assert job.address == server.url
-    assert dict(os.environ) == before
+    with pytest.raises(ConfigError, match=f"Failed to connect to Ray at address: {NOWHERE}"):
+        submit_search("quickstart", (), tmp_path, NOWHERE)
 
 
-def test_a_running_job_is_found_and_an_ended_one_gets_a_successor(tmp_path):
-    def submit(server):
-        return submit_search("quickstart", (), tmp_path, server.url)
-
-    base = submission_base(load_config("quickstart", check=False))
-    with job_server() as server:
-        assert submit(server).submission_id == base
-        again = submit(server)
-        assert (again.submission_id, again.is_new) == (base, False)
-        # The first job was deleted; one is of another search.
-        server.jobs = {f"{base}-2": "FAILED", f"{base}0-7": "RUNNING", f"{base}-10": "STOPPED"}
-        assert submit(server).submission_id == f"{base}-11"
-        assert submit(server).is_new is False
-
-
-def test_a_server_that_refuses_or_hangs_up_is_one_line(tmp_path):
-    def refused(url):
-        with pytest.raises(ConfigError) as caught:
-            submit_search("quickstart", (), tmp_path, url)
-        assert "\n" not in str(caught.value)
-        return caught.value
-
-    with job_server() as server:
-        server.hangs_up = Counter(list=1)
-        assert refused(server.url).key == f"--address {server.url}"
-        server.hangs_up = Counter(submit=1)
-        assert "finds the job" in str(refused(server.url).hint)
-        server.refuses = True
-        assert refused(server.url).key == f"--address {server.url}"
-    assert refused(NOWHERE).key == f"--address {NOWHERE}"
+@pytest.mark.parametrize(
+    ("address", "said"),
+    [
+        ("http://10.0.0.5:8265", "token would be sent to 10.0.0.5 unencrypted"),
+        ("http://127.evil.org", "unencrypted"),
+        ("ray://127.0.0.1:10001", "not of the form http://HOST:PORT"),
+        ("auto", "not of the form"),
+        ("https://me:hunter2@head.org", "must not contain a password"),
+    ],
+)
+def test_an_address_that_is_not_safe_is_refused(address, said, jobs, tmp_path):
+    with pytest.raises(ConfigError, match=said) as caught:
+        submit_search("quickstart", (), tmp_path, address)
+    assert "hunter2" not in str(caught.value)
+    assert jobs == {}
+    if "unencrypted" in said:
+        assert "unencrypted" in submit_search("quickstart", (), tmp_path, address, (), True).warning
 
 
 def test_a_job_is_described_with_the_commands_to_follow_and_stop_it():

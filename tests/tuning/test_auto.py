@@ -92,6 +92,8 @@ def test_ten_epochs_in_batches_of_at_most_a_quarter(images, batch_size, steps):
 @pytest.mark.parametrize(
     ("options", "problem"),
     [
+        ({"source": None, "id_domain": "real"}, "need a folder of images"),
+        ({"source": "nowhere", "hours": 1}, "no such folder"),
         ({}, "give one of --hours"),
         ({"hours": 1, "gpu_hours": 1}, "give one of --hours"),
         ({"hours": -1}, "search.budget.hours"),
@@ -107,15 +109,8 @@ def test_wrong_input_is_refused_before_anything_is_written(tmp_path, options, pr
     for domain in ("photo", "sketch"):
         (tmp_path / "shop" / domain / "cat").mkdir(parents=True)
     with pytest.raises(ConfigError, match=problem):
-        auto("shop", **{"id_domain": "photo", **options}, console=QUIET)
+        auto(**{"source": "shop", "id_domain": "photo", **options}, console=QUIET)
     assert [path.name for path in tmp_path.iterdir()] == ["shop"]
-
-
-def test_domains_need_a_folder_and_a_folder_must_exist():
-    with pytest.raises(ConfigError, match="need a folder of images"):
-        auto(id_domain="real")
-    with pytest.raises(ConfigError, match="no such folder"):
-        auto("nowhere", hours=1)
 
 
 SHOP = ("shop", "--id", "studio", "--ood", "street,sketch", "--model", "tiny.yaml", "--hours", "2")

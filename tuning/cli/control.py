@@ -77,7 +77,10 @@ def point_of(text: str, space: SearchSpace) -> dict[str, Any]:
     Raises:
         ConfigError: a key or a value is not of the space.
     """
-    from trainers.errors import ConfigError, suggestion
+    from pydantic import ValidationError
+
+    from search_spaces import SearchSpace
+    from trainers.errors import ConfigError, suggestion, validation_problem
     from trainers.overrides import METHOD_KEY
     from trainers.yaml_text import parse_yaml
     from tuning.views.formatting import short_names
@@ -90,17 +93,14 @@ def point_of(text: str, space: SearchSpace) -> dict[str, Any]:
     part = parts[method]
     keys = [*part.parameters]
     known = dict(zip(short_names(keys), keys, strict=True)) | dict(zip(keys, keys, strict=True))
-    point: dict[str, Any] = {} if method is None else {METHOD_KEY: method}
-    point |= part.initial_points[0] if part.initial_points else {}
+    point = {**part.initial_points[0]} if part.initial_points else {}
     for name, written in given.items():
         key = f"--enqueue {name}"
         if name not in known:
             raise ConfigError("not searched", key=key, value=written, hint=suggestion(name, known))
-        try:
-            value = part.parameters[known[name]].parse(parse_yaml(written, key))
-        except (ValueError, TypeError) as error:
-            raise ConfigError(f"it {error}", key=key, value=written) from None
-        point[known[name]] = value
-    if lacks := [key for key in keys if key not in point]:
-        raise ConfigError(f"the point lacks {', '.join(lacks)}", key="--enqueue", value=text)
-    return point
+        point[known[name]] = parse_yaml(written, key)
+    try:
+        checked = SearchSpace(parameters=part.parameters, initial_points=[point])
+    except ValidationError as error:
+        raise ConfigError(validation_problem(error), key="--enqueue", value=text) from None
+    return ({} if method is None else {METHOD_KEY: method}) | checked.initial_points[0]

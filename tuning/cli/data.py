@@ -138,8 +138,8 @@ def zero_shot(
     expect: Annotated[
         str | None,
         typer.Option(
-            help="Accuracies to compare with: `published` (those of the suite for this model), "
-            "`real=82.5,sketch=57.0`, or a YAML file with such pairs."
+            help="Accuracies to compare with: `published` (those of the suite for this model), or "
+            "`real=82.5,sketch=57.0`."
         ),
     ] = None,
     domains: Annotated[

@@ -69,7 +69,7 @@ def confirmation_table(confirmation: Confirmation) -> ResultTable:
     for domain in search.ood_domains:
         key = str(MetricKey(SPLIT, domain, "acc"))
         acc.append(Column(key, domain, drop=1, group="domains"))
-    name = Column("name", "", left=True, min_width=20)
+    name = Column("name", "")
     columns = [name, *acc, *ece, Column("time", "time", drop=3)]
     accs, metrics = [column.key for column in acc], [column.key for column in (*acc, *ece)]
     untuned = untuned_label(search)
@@ -189,7 +189,7 @@ def write_run_report(run: LoadedRun) -> Path:
         if won is not None and won.seeds:
             limit = f"Test accuracies over {won.seeds} fresh seeds are below."
             more |= {"lines": [f"{won.label}: {won.why}", limit]}
-            more["next_commands"] = won.commands(shlex.quote(search.name))
+            more["commands"] = won.commands(shlex.quote(search.name))
     checkpoints = url_of(run.home, TRAIN_FOLDER)
     is_over = run.history.outcome is not None or not is_running(run.folder)
     return write_results(search, records, checkpoints, running=not is_over, **more)

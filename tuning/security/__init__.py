@@ -1,1 +1,1 @@
-"""Databases with passwords, and the exposure of servers on the network."""
+"""Databases with passwords."""

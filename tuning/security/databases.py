@@ -12,17 +12,17 @@ from collections.abc import Mapping
 from urllib.parse import urlsplit
 
 from sqlalchemy.engine import make_url
-from sqlalchemy.exc import ArgumentError, NoSuchModuleError
+from sqlalchemy.exc import SQLAlchemyError
 
-from trainers.errors import ConfigError
+from trainers.errors import ConfigError, first_line
 from trainers.redact import redact
 
 DATABASES = ("postgresql", "mysql", "mssql", "sqlite")
 """Schemes, without their drivers, of tracking URIs that SQLAlchemy opens; others are servers."""
 CONNECT_SECONDS = 5.0
 _PORTS = {"http": 80, "https": 443, "postgresql": 5432, "mysql": 3306, "mssql": 1433}
-POSTGRESQL_HINT = (
-    "`pip install 'lipsum-tune[postgresql]'` and write "
+HINT = (
+    "for PostgreSQL, `pip install 'lipsum-tune[postgresql]'` and write "
     "postgresql+psycopg://USER:${NAME}@HOST/DATABASE"
 )
 
@@ -37,23 +37,6 @@ def is_database(url: str) -> bool:
     return urlsplit(url).scheme.partition("+")[0] in DATABASES
 
 
-def check_driver(key: str, url: str) -> None:
-    """Raise a ConfigError if this is no URL of a database, or its Python driver is missing."""
-    problem, hint = None, None
-    try:
-        make_url(expand(url)).get_dialect().import_dbapi()
-    except ImportError as error:
-        problem = f"the driver {error.name!r} is not installed"
-        hint = POSTGRESQL_HINT if url.startswith("postgresql") else None
-    except NoSuchModuleError:
-        problem = "unknown database or driver"
-    except (ArgumentError, ValueError):  # a port that is no number, or a password not escaped
-        problem = "not a URL of a database"
-        hint = "percent-encode special characters in a password"
-    if problem:
-        raise ConfigError(problem, key=key, value=redact(url), hint=hint) from None
-
-
 def check_listens(url: str) -> None:
     """Raise an OSError within seconds if nothing listens there: clients retry for minutes."""
     parts = urlsplit(url)
@@ -63,7 +46,13 @@ def check_listens(url: str) -> None:
 
 
 def check_drivers(urls: Mapping[str, str | None]) -> None:
-    """`check_driver` for those URLs, by configuration key, that are databases."""
+    """Raise a ConfigError for a database, by configuration key, that has no Python driver here."""
     for key, url in urls.items():
-        if url is not None and is_database(url):
-            check_driver(key, url)
+        if url is None or not is_database(url):
+            continue
+        try:
+            make_url(expand(url)).get_dialect().import_dbapi()
+        # No driver, an unknown one, a port that is no number, a password that is not escaped.
+        except (ImportError, SQLAlchemyError, ValueError) as error:
+            problem = redact(first_line(error), url)
+            raise ConfigError(problem, key=key, value=redact(url), hint=HINT) from None

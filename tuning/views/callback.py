@@ -6,9 +6,9 @@ import logging
 import shlex
 import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import Any
 
 from trainers.errors import StorageFailed
 from tuning.runs.callbacks import Callback
@@ -17,9 +17,6 @@ from tuning.runs.ranking import best_trial
 from tuning.runs.records import SearchOutcome, SearchRecord, TrialRecord
 from tuning.views.answer import answer, commands
 from tuning.views.tables import write_tables
-
-if TYPE_CHECKING:
-    from tuning.views.result_table import PlainTable
 
 logger = logging.getLogger(__name__)
 
@@ -66,11 +63,10 @@ class ResultsCallback(Callback):
                     records = read_history(self._search.run_folder, live=True).records
                     write_results(self._search, records, None, running=True)
                     written = changed
-            except Exception as error:  # a page less is no reason to end a search
-                if isinstance(error, StorageFailed):
-                    logger.warning("the report cannot be written: %s", error)
-                else:
-                    logger.exception("the report cannot be written")
+            except StorageFailed as error:
+                logger.warning("the report cannot be written: %s", error)
+            except Exception:  # a page less is no reason to end a search
+                logger.exception("the report cannot be written")
             pause = max(self._pause, PAUSE_PER_WRITE * (time.monotonic() - began))
 
 
@@ -79,16 +75,13 @@ def write_results(
     records: Sequence[TrialRecord],
     checkpoints: str | None = None,
     *,
-    lines: Sequence[str] = (),
-    next_commands: Sequence[str] | None = None,
-    shown: Mapping[str, PlainTable] | None = None,
     running: bool = False,
+    **content: Any,
 ) -> Path:
     """Write the tables, the page and, unless it is running, the main figure of a search.
 
     Args:
-        lines, next_commands: those of a confirmation, in place of those of the search.
-        shown: tables of a confirmation, by title.
+        content: of `write_page`, in place of what the search itself has found.
 
     Returns:
         The path of the page.
@@ -103,23 +96,17 @@ def write_results(
     from tuning.views.static import write_main_figure
 
     write_tables(search.run_folder, search, records)
-    best = best_trial(search, records)
-    changed = []
+    found: dict[str, Any] = {
+        "lines": answer(search, records),
+        "commands": commands(search, records, shlex.quote(search.name)),
+    }
+    best, rules = best_trial(search, records), selection_table(search, records)
     if best is not None and checkpoints is not None:
-        changed = changed_images(search, checkpoints, best.trial_id)
-    rules = selection_table(search, records)
-    folder, run = search.run_folder / REPORT_FOLDER, shlex.quote(search.name)
-    page = write_page(
-        search,
-        records,
-        folder,
-        lines=lines or answer(search, records),
-        commands=commands(search, records, run) if next_commands is None else next_commands,
-        shown=shown,
-        folded={} if rules is None else {"Selection rules": rules},
-        changed=changed,
-        running=running,
-    )
+        found["changed"] = changed_images(search, checkpoints, best.trial_id)
+    if rules is not None:
+        found["folded"] = {"Selection rules": rules}
+    folder = search.run_folder / REPORT_FOLDER
+    page = write_page(search, records, folder, running=running, **{**found, **content})
     if search.ood_domains and not running:
         write_main_figure(search, records, folder)
     return page

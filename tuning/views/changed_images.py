@@ -9,11 +9,10 @@ from __future__ import annotations
 import base64
 import io
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
-import numpy as np
 import pyarrow.parquet as pq
 from PIL import Image
 from pydantic import TypeAdapter
@@ -87,32 +86,19 @@ def changed_images(search: SearchRecord, checkpoints: str, trial_id: str) -> lis
         return []
 
 
-def _shown(store: Store, domain: str, names: Sequence[str], frame: Any) -> list[dict[str, str]]:
-    jpegs = _jpegs(store, domain, frame["image"].to_numpy())
-    rows = frame[["label", "zero_shot", "predicted"]].itertuples(index=False)
-    return [
-        {
-            "true": names[label],
-            "before": names[zero_shot],
-            "after": names[predicted],
-            "jpeg": base64.b64encode(jpeg).decode(),
-        }
-        for (label, zero_shot, predicted), jpeg in zip(rows, jpegs, strict=True)
-        if jpeg is not None
-    ]
-
-
-def _jpegs(store: Store, domain: str, rows: np.ndarray) -> Iterator[bytes | None]:
-    """The thumbnails of rows of a split, in their order; None for an image that is damaged."""
-    images = ImageDataset(store, domain, "val")
-    for row in rows:
+def _shown(store: Store, domain: str, names: Sequence[str], rows: Any) -> list[dict[str, str]]:
+    """The thumbnails of rows of a split with their classes, without images that are damaged."""
+    images, shown = ImageDataset(store, domain, "val"), []
+    for row in rows.itertuples():
         try:
-            image = images.decode(int(row))
+            image = images.decode(int(row.image))
         except ConfigError:
-            yield None
             continue
         image.thumbnail((_PIXELS, _PIXELS), Image.Resampling.BICUBIC)
         image.info = {}  # Pillow would write a colour profile from there
         file = io.BytesIO()
         image.save(file, "JPEG", quality=_QUALITY)
-        yield file.getvalue()
+        classes = {"true": row.label, "before": row.zero_shot, "after": row.predicted}
+        found = {name: names[label] for name, label in classes.items()}
+        shown.append({**found, "jpeg": base64.b64encode(file.getvalue()).decode()})
+    return shown

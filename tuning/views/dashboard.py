@@ -8,15 +8,12 @@ is added: nothing is ever deleted.
 
 from __future__ import annotations
 
-import itertools
 import logging
-import random
-import time
 import warnings
 from collections.abc import Sequence
 from datetime import datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING
 
 import optuna
 from optuna.distributions import CategoricalDistribution
@@ -24,7 +21,6 @@ from optuna.exceptions import ExperimentalWarning
 from optuna.storages import BaseStorage, InMemoryStorage, JournalStorage, RDBStorage
 from optuna.storages.journal import JournalFileBackend
 from optuna.trial import FrozenTrial, TrialState
-from sqlalchemy.exc import IntegrityError, ProgrammingError
 
 from search_spaces import SearchSpace
 from trainers.errors import ConfigError, first_line
@@ -47,7 +43,7 @@ from tuning.runs.records import (
     TrialRecord,
     trial_name,
 )
-from tuning.security.databases import check_driver, expand
+from tuning.security.databases import expand
 
 if TYPE_CHECKING:
     from tuning.runs.run_folder import LoadedRun
@@ -55,10 +51,6 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 OPTUNA_FILE = "optuna.journal"
-RUN_ID: Final = "run_id"
-"""User attribute of a study: the id of the run."""
-_ATTEMPTS = 8
-"""To open a database that other searches set up at the same time."""
 
 
 def open_storage(run_folder: Path, url: str | None) -> BaseStorage:
@@ -71,11 +63,10 @@ def open_storage(run_folder: Path, url: str | None) -> BaseStorage:
     Raises:
         ConfigError: it cannot be used.
     """
-    if url is not None:
-        check_driver("search.study_storage", url)
     try:
         if url is not None:
-            return _open_database(expand(url))
+            # Connections may be cut between two events of a search, which can be hours apart.
+            return RDBStorage(expand(url), engine_kwargs={"pool_pre_ping": True})
         path = run_folder / OPTUNA_FILE
         # A killed driver may leave half a line, and a lock that the run folder's makes obsolete.
         path.with_name(f"{OPTUNA_FILE}.lock").unlink(missing_ok=True)
@@ -92,22 +83,6 @@ def open_storage(run_folder: Path, url: str | None) -> BaseStorage:
         ) from None
 
 
-def _open_database(url: str) -> BaseStorage:
-    """Open a database. If several searches find it empty, one creates the tables; the others retry.
-
-    Optuna 5.0 has no lock for that.
-    """
-    for attempt in itertools.count(1):
-        try:
-            # Connections may be cut between two events of a search, which can be hours apart.
-            return RDBStorage(url, engine_kwargs={"pool_pre_ping": True})
-        except (IntegrityError, ProgrammingError):
-            if attempt == _ATTEMPTS:
-                raise
-        time.sleep(random.uniform(0.1, 0.5))
-    raise AssertionError("unreachable")
-
-
 class DashboardView(Callback):
     """Writes the study as a callback. If that fails, it says so once and writes nothing more."""
 
@@ -121,19 +96,17 @@ class DashboardView(Callback):
         """Find the study, or create it."""
         self._search = search
         try:
-            found = (
-                study.study_name
-                for study in self._storage.get_all_studies()
-                if study.user_attrs.get(RUN_ID) == search.run_id
-            )
+            known = [study.study_name for study in self._storage.get_all_studies()]
+            run_id = f"({search.run_id})"
+            # A run folder that was renamed keeps its study.
+            own = next((name for name in known if name.endswith(run_id)), None)
             modes = [objective.mode for objective in search.objectives]
             study = optuna.create_study(
-                study_name=next(found, f"{search.name} ({search.run_id})"),
+                study_name=own or f"{search.name} {run_id}",
                 storage=self._storage,
                 directions=["maximize" if mode == "max" else "minimize" for mode in modes],
                 load_if_exists=True,
             )
-            study.set_user_attr(RUN_ID, search.run_id)
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore", ExperimentalWarning)
                 study.set_metric_names([objective.metric for objective in search.objectives])
@@ -145,18 +118,6 @@ class DashboardView(Callback):
             self._study_id = study._study_id
         except Exception as error:
             self._give_up(error)
-
-    def trial_started(self, record: TrialRecord) -> None:
-        """A running trial."""
-        self._write(record)
-
-    def trial_reported(self, record: TrialRecord) -> None:
-        """An intermediate value."""
-        self._write(record)
-
-    def trial_ended(self, record: TrialRecord) -> None:
-        """Its state, values and attributes."""
-        self._write(record)
 
     def search_ended(self, records: Sequence[TrialRecord], outcome: SearchOutcome) -> None:
         """Add what is missing."""
@@ -172,9 +133,8 @@ class DashboardView(Callback):
             for number in range(len(self._ids), record.number):
                 name = {TRIAL_ID: trial_name(number)}
                 waiting = optuna.create_trial(state=TrialState.WAITING, user_attrs=name)
-                self._ids[trial_name(number)] = self._storage.create_new_trial(
-                    self._study_id, waiting
-                )
+                new = self._storage.create_new_trial(self._study_id, waiting)
+                self._ids[trial_name(number)] = new
             trial = self._trial(record)
             if record.trial_id not in self._ids:
                 new = self._storage.create_new_trial(self._study_id, trial)
@@ -183,6 +143,9 @@ class DashboardView(Callback):
                 self._update(self._ids[record.trial_id], trial)
         except Exception as error:
             self._give_up(error)
+
+    # Each event of a trial brings its whole record.
+    trial_started = trial_reported = trial_ended = _write
 
     def _trial(self, record: TrialRecord) -> FrozenTrial:
         search, state, values = self._search, STATES[record.outcome], None
@@ -199,11 +162,8 @@ class DashboardView(Callback):
                     distributions[METHOD_KEY] = CategoricalDistribution(list(self._parts))
         curve = record.curve if len(search.objectives) == 1 else ()
         metric = search.objectives[0].metric
-        attributes = {
-            name: value
-            for name, value in (record.metrics.items() if record.is_final else ())
-            if name.endswith(("acc", "nll")) or name in _decisive(search)
-        }
+        metrics = record.metrics.items() if record.is_final else ()
+        attributes = {name: value for name, value in metrics if name.endswith(("acc", "nll"))}
         trial = optuna.create_trial(
             state=state,
             values=values,
@@ -249,11 +209,6 @@ class DashboardView(Callback):
             type(error).__name__,
             redact(first_line(error)),
         )
-
-
-def _decisive(search: SearchRecord) -> set[str]:
-    told = {objective.metric for objective in (*search.objectives, *search.sampler_objectives)}
-    return told | {constraint.metric for constraint in search.constraints}
 
 
 def complete_study(run: LoadedRun, storage: BaseStorage) -> None:

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import io
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property, partial
 from html import escape
 from typing import Any
 
@@ -22,12 +23,12 @@ from optuna.distributions import (
     FloatDistribution,
     IntDistribution,
 )
-from optuna.importance import FanovaImportanceEvaluator
+from optuna.importance import FanovaImportanceEvaluator, get_param_importances
 from optuna.trial import TrialState
 from rich.console import Console
 
 from trainers.evaluation.metrics import ID_ACC, OOD_MEAN_ACC, val_acc
-from tuning.algorithms.studies import quiet_optuna
+from tuning.algorithms.studies import STATES, quiet_optuna
 from tuning.runs.ranking import best_trial, by_objectives
 from tuning.runs.records import (
     AVERAGED,
@@ -36,10 +37,11 @@ from tuning.runs.records import (
     ZERO_SHOT,
     SearchRecord,
     TrialRecord,
+    zero_shot_record,
 )
 from tuning.views.formatting import format_params, short_names, trial_label
 from tuning.views.leaderboard import report
-from tuning.views.lines import frontier, line_of
+from tuning.views.lines import accs_of, frontier, line_of
 
 MIN_TRIALS = 6
 """Finished trials from which on importance and contours say something."""
@@ -53,12 +55,8 @@ COLOURS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#B
 BEST, SOFT = "#D55E00", "#80868f"
 SCALE = [[0, "#5c3a8c"], [0.35, "#31688e"], [0.7, "#35b779"], [1, "#b5c728"]]
 """Viridis without its ends, which cannot be seen on black or on white."""
+_GAP = (None, None, "")
 _SYMBOLS = ("circle", "square", "diamond", "triangle-up", "star", "hexagon", "pentagon")
-_STATES = {
-    "finished": TrialState.COMPLETE,
-    "pruned": TrialState.PRUNED,
-    "failed": TrialState.FAIL,
-}
 
 
 @dataclass(frozen=True, repr=False)
@@ -88,64 +86,59 @@ class Plots:
             f"ID accuracy on {search.id_domain}, %",
             f"OOD accuracy, mean of {len(search.ood_domains)}, %",
         )
-        shown = [r for r in records if r.outcome != "failed" and _point(r) is not None]
+        shown = [r for r in records if r.outcome != "failed" and accs_of(r) is not None]
         trials = [record for record in shown if record.kind == "trial"]
         finished = [record for record in trials if record.outcome == "finished"]
-        best = best_trial(search, records)
-        lined = [r for r in shown if r.outcome == "finished" and line_of(r)]
-        if lined:
-            points = [point for record in lined for point in (*line_of(record), (None, None, None))]
+        thin = {"mode": "lines", "hoverinfo": "skip"}
+        lines = [line for r in shown if r.outcome == "finished" and (line := line_of(r))]
+        if lines:
+            points = [point for line in lines for point in (*line, (None, None, None))]
             _, xs, ys = zip(*points, strict=True)
-            drawn.add_scatter(
-                x=xs, y=ys, mode="lines", name="zero-shot to end", hoverinfo="skip",
-                line={"width": 0.8, "color": SOFT}, opacity=0.6,
-            )  # fmt: skip
+            look = {"width": 0.8, "color": SOFT}
+            drawn.add_scatter(x=xs, y=ys, name="zero-shot to end", line=look, opacity=0.6, **thin)
         if len(front := frontier(finished)) > 1:
             xs, ys = zip(*front, strict=True)
-            drawn.add_scatter(
-                x=xs, y=ys, mode="lines", name="frontier", hoverinfo="skip",
-                line={"width": 1, "dash": "dot", "color": SOFT, "shape": "vh"},
-            )  # fmt: skip
+            look = {"width": 1, "dash": "dot", "color": SOFT, "shape": "vh"}
+            drawn.add_scatter(x=xs, y=ys, name="frontier", line=look, **thin)
         methods = search.methods(finished)
-        for index, method in enumerate(methods or (None,)):
-            group = [record for record in finished if method in (None, search.method(record))]
-            key = None if len(methods) > 1 else _colour_key(group)
-            marker: dict[str, Any] = {
-                "size": 11,
-                "symbol": _SYMBOLS[index % len(_SYMBOLS)],
-                "color": COLOURS[index % len(COLOURS)],
-                "line": {"width": 0.8, "color": "white"},
-            }
-            if key is not None:
-                marker |= {
-                    "color": [record.params[key] for record in group],
-                    "colorscale": SCALE,
-                    "colorbar": {"title": short_names([key])[0], "thickness": 12},
-                }
-            name = method if len(methods) > 1 else "finished"
-            _add_trials(drawn, search, group, name or "finished", marker)
+        edge = {"width": 0.8, "color": "white"}
+        if len(methods) > 1:
+            for index, method in enumerate(methods):
+                group = [record for record in finished if search.method(record) == method]
+                marker = {"symbol": _SYMBOLS[index % len(_SYMBOLS)], "size": 11, "line": edge}
+                marker["color"] = COLOURS[index % len(COLOURS)]
+                _add_trials(drawn, search, group, method, marker)
+        else:
+            marker = {"color": COLOURS[0], "size": 11, "line": edge}
+            # The weight of the regulariser, else the first number that varies.
+            numbers = [
+                (not key.endswith("reg_weight"), key, name)
+                for key, name in _varied(finished).items()
+                if all(isinstance(record.params[key], int | float) for record in finished)
+            ]
+            if numbers:
+                _, key, name = min(numbers, key=lambda number: number[0])
+                marker["color"] = [record.params[key] for record in finished]
+                marker |= {"colorscale": SCALE, "colorbar": {"title": name, "thickness": 12}}
+            _add_trials(drawn, search, finished, "finished", marker)
         early = [record for record in trials if record.outcome != "finished"]
         for outcome in dict.fromkeys(record.outcome for record in early):
             group = [record for record in early if record.outcome == outcome]
             marker = {"size": 8, "symbol": "triangle-down-open", "color": SOFT}
             _add_trials(drawn, search, group, f"{outcome} ({len(group)})", marker, hidden=True)
-        for record in shown:
-            if record.kind == "reference":
+        zero_shot = zero_shot_record(search.zero_shot)
+        for record in (*shown, zero_shot):
+            if record.kind == "reference" and accs_of(record) is not None:
                 marker = {"size": 13, "symbol": "x", "color": SOFT}
+                marker |= {"size": 14, "symbol": "star"} if record is zero_shot else {}
                 _add_trials(drawn, search, [record], trial_label(search, record), marker)
-        if (zero_shot := _accuracies(search.zero_shot)) is not None:
-            x, y = zero_shot
-            text = f"<b>{ZERO_SHOT}</b><br>ID {x:.1f}, OOD {y:.1f}"
-            drawn.add_scatter(
-                x=[x], y=[y], mode="markers", name=ZERO_SHOT, hovertext=[text], hoverinfo="text",
-                marker={"size": 14, "symbol": "star", "color": SOFT},
-            )  # fmt: skip
+        best = best_trial(search, records)
         if best is not None and best in finished:
-            x, y = _point(best) or (0.0, 0.0)
+            (x, y), look = accs_of(best) or (math.nan, math.nan), {"width": 2}
             drawn.add_scatter(
                 x=[x], y=[y], mode="markers+text", text=[best.trial_id], textposition="top center",
                 textfont={"color": BEST}, name="best", hoverinfo="skip",
-                marker={"size": 20, "symbol": "circle-open", "color": BEST, "line": {"width": 2}},
+                marker={"size": 20, "symbol": "circle-open", "color": BEST, "line": look},
             )  # fmt: skip
         return drawn
 
@@ -159,34 +152,27 @@ class Plots:
         drawn, best = _figure("step", metric), best_trial(search, records)
         groups: dict[str, list[TrialRecord]] = {}
         for record in records:
-            if record.kind == "reference":
-                name = trial_label(search, record)
-            elif best is not None and record.trial_id == best.trial_id:
+            name = trial_label(search, record) if record.kind == "reference" else record.outcome
+            if best is not None and record.trial_id == best.trial_id:
                 name = f"best: {record.trial_id}"
-            else:
-                name = record.outcome
             groups.setdefault(name, []).append(record)
         looks = {"finished": (COLOURS[0], "solid"), "pruned": (SOFT, "dot")}
         for name, group in groups.items():
-            is_trial = group[0].kind == "trial"
-            colour, dash = looks.get(
-                name, (BEST if is_trial else SOFT, "solid" if is_trial else "dash")
-            )
-            xs: list[float | None] = []
-            ys: list[float | None] = []
-            texts: list[str] = []
+            marked = (BEST, "solid") if group[0].kind == "trial" else (SOFT, "dash")
+            colour, dash = looks.get(name, marked)
+            points: list[tuple[float | None, float | None, str]] = []
             for record in group:
-                points = [point for point in record.curve if metric in point]
-                for before, point in zip([None, *points], points, strict=False):
-                    # Other weights or another number of images than the report before.
-                    if before and any(
-                        before.get(k) != point.get(k) for k in (AVERAGED, EVAL_IMAGES)
-                    ):
-                        xs, ys, texts = [*xs, None], [*ys, None], [*texts, ""]
-                    xs.append(point[STEP])
-                    ys.append(point[metric])
-                    texts.append(f"{record.trial_id}<br>step {point[STEP]:g}: {point[metric]:.4g}")
-                xs, ys, texts = [*xs, None], [*ys, None], [*texts, ""]
+                seen: Sequence[float | None] = ()
+                for point in record.curve:
+                    # Other weights or another number of images than before.
+                    now = [point.get(AVERAGED), point.get(EVAL_IMAGES)]
+                    points += [_GAP] if seen and seen != now else []
+                    seen = now
+                    if (value := point.get(metric)) is not None:
+                        text = f"{record.trial_id}<br>step {point[STEP]:g}: {value:.4g}"
+                        points.append((point[STEP], value, text))
+                points.append(_GAP)
+            xs, ys, texts = zip(*points, strict=True)
             strong = name not in looks
             drawn.add_scatter(
                 x=xs, y=ys, mode="lines+markers", name=name, hovertext=texts, hoverinfo="text",
@@ -224,14 +210,13 @@ class Plots:
 
         Drawing a range on an axis leaves the trials within it. (That of Optuna has no such ranges.)
         """
-        search, records = self.search, self.records
-        study, metric = display_study(search, records), search.objectives[0].metric
-        trials = [trial for trial in study.trials if trial.state == TrialState.COMPLETE]
+        study, metric = self._study, self.search.objectives[0].metric
+        trials = study.get_trials(deepcopy=False, states=[TrialState.COMPLETE])
         axes: list[dict[str, Any]] = []
-        for key in _varied(records):
-            values = [trial.params[key] for trial in trials]
-            axis: dict[str, Any] = {"label": key, "values": values}
-            distribution = trials[0].distributions[key]
+        for name in _varied(self.records).values():
+            values = [trial.params[name] for trial in trials]
+            axis: dict[str, Any] = {"label": name, "values": values}
+            distribution = trials[0].distributions[name]
             if isinstance(distribution, CategoricalDistribution):
                 texts = [str(choice) for choice in distribution.choices]
                 axis |= {"values": [texts.index(str(v)) for v in values], "ticktext": texts}
@@ -247,21 +232,15 @@ class Plots:
                 axes.append({"label": name, "values": [t.user_attrs[key] for t in trials]})
         values = [trial.value for trial in trials]
         axes.append({"label": metric, "values": values})
-        line = {
-            "color": values,
-            "colorscale": SCALE,
-            "showscale": True,
-            "colorbar": {"thickness": 12},
-        }
+        line = {"color": values, "colorscale": SCALE, "showscale": True}
+        line["colorbar"] = {"thickness": 12}
         drawn = _themed(go.Figure(go.Parcoords(dimensions=axes, line=line)))
         return drawn.update_layout(margin={"l": 60, "r": 60, "t": 50, "b": 30})
 
     def slices(self) -> go.Figure:
         """The objective over each hyperparameter of the finished trials."""
-        search, records = self.search, self.records
-        study, keys = display_study(search, records), _varied(records)
-        metric = search.objectives[0].metric
-        drawn = visualization.plot_slice(study, params=keys, target=_objective, target_name=metric)
+        names, metric = list(_varied(self.records).values()), self.search.objectives[0].metric
+        drawn = visualization.plot_slice(self._study, params=names, target_name=metric)
         colour = {"color": COLOURS[0], "showscale": False, "size": 8}
         return _themed(drawn.update_traces(marker=colour))
 
@@ -270,14 +249,11 @@ class Plots:
 
         Of many trials, the best ones: the grid of the interpolation grows with their square.
         """
-        search, records = self.search, self.records
-        records = by_objectives(search, _finished(records))[:CONTOUR_TRIALS]
-        study, metric = display_study(search, records), search.objectives[0].metric
-        found = _importances(study, _objective)
-        keys = sorted(_varied(records), key=lambda key: -found.get(key, 0.0))[:2]
-        drawn = visualization.plot_contour(
-            study, params=keys, target=_objective, target_name=metric
-        )
+        records = by_objectives(self.search, _finished(self.records))[:CONTOUR_TRIALS]
+        study, metric = display_study(self.search, records), self.search.objectives[0].metric
+        shares = get_param_importances(study, evaluator=_fanova())
+        names = sorted(_varied(records).values(), key=lambda name: -shares.get(name, 0.0))
+        drawn = visualization.plot_contour(study, params=names[:2], target_name=metric)
         drawn.update_traces(selector={"type": "contour"}, colorscale=SCALE, reversescale=False)
         return _themed(drawn)
 
@@ -286,28 +262,34 @@ class Plots:
 
         Optuna's fANOVA. A sentence in place of bars for fewer than `MIN_TRIALS` finished trials.
         """
-        search, records = self.search, self.records
-        study, keys = display_study(search, records), _varied(records)
+        study, names = self._study, list(_varied(self.records).values())
         drawn = _figure("share of the variation (fANOVA)", "")
-        if lacks := importance_lacks(records):
-            return drawn.add_annotation(text=lacks, showarrow=False, x=0.5, y=0.5, xref="paper",
-                                        yref="paper")  # fmt: skip
-        named = (("ID accuracy", ID_ACC), ("OOD accuracy", OOD_MEAN_ACC))
-        for (name, metric), colour in zip(named, (COLOURS[0], BEST), strict=True):
+        if lacks := importance_lacks(self.records):
+            where = {"x": 0.5, "y": 0.5, "xref": "paper", "yref": "paper"}
+            return drawn.add_annotation(text=lacks, showarrow=False, **where)
+        for label, metric, colour in (
+            ("ID accuracy", ID_ACC, COLOURS[0]),
+            ("OOD accuracy", OOD_MEAN_ACC, BEST),
+        ):
             if any(metric in trial.user_attrs for trial in study.trials):
-                found = _importances(study, _attribute(metric))
+                target = partial(_attribute, metric)
+                shares = get_param_importances(study, evaluator=_fanova(), target=target)
                 drawn.add_bar(
-                    x=[found.get(key, 0.0) for key in keys], y=keys, name=name,
+                    x=[shares.get(name, 0.0) for name in names], y=names, name=label,
                     orientation="h", marker_color=colour, texttemplate="%{x:.2f}",
                 )  # fmt: skip
         return drawn.update_layout(barmode="group").update_yaxes(autorange="reversed")
 
+    @cached_property
+    def _study(self) -> optuna.Study:
+        return display_study(self.search, self.records)
+
 
 def importance_lacks(records: Sequence[TrialRecord]) -> str | None:
     """One sentence if too few trials have finished, or too few parameters vary."""
-    finished = _finished(records)
-    if len(finished) < MIN_TRIALS:
-        return f"Needs {MIN_TRIALS} finished trials; there are {len(finished)}."
+    number = len(_finished(records))
+    if number < MIN_TRIALS:
+        return f"Needs {MIN_TRIALS} finished trials; there are {number}."
     return None if len(_varied(records)) > 1 else "Needs two hyperparameters that vary."
 
 
@@ -317,9 +299,9 @@ def display_study(search: SearchRecord, records: Iterable[TrialRecord]) -> optun
     Parameters have their `short_names`.
     """
     trials = [record for record in records if record.kind == "trial" and record.params]
-    keys = dict.fromkeys(key for record in trials for key in record.params)
-    names = dict(zip(keys, short_names(list(keys)), strict=True))
-    known = {
+    keys = list(dict.fromkeys(key for record in trials for key in record.params))
+    names = dict(zip(keys, short_names(keys), strict=True))
+    ranges = {
         names[key]: _distribution([record.params[key] for record in trials if key in record.params])
         for key in keys
     }
@@ -327,16 +309,18 @@ def display_study(search: SearchRecord, records: Iterable[TrialRecord]) -> optun
     with quiet_optuna():
         study = optuna.create_study(direction="maximize" if objective.mode == "max" else "minimize")
     for record in trials:
-        value, state = record.last(objective.metric), _STATES.get(record.outcome)
-        if state is None or (value is None and state == TrialState.COMPLETE):
+        value, state = record.last(objective.metric), STATES[record.outcome]
+        if not state.is_finished() or (value is None and state == TrialState.COMPLETE):
             continue
+        params = {names[key]: value for key, value in record.params.items()}
+        accs = {metric: record.last(metric) for metric in (ID_ACC, OOD_MEAN_ACC)}
         study.add_trial(
             optuna.create_trial(
                 state=state,
                 value=value if state == TrialState.COMPLETE else None,
-                params={names[key]: value for key, value in record.params.items()},
-                distributions={names[key]: known[names[key]] for key in record.params},
-                user_attrs={"trial_id": record.trial_id, **_finite(record)},
+                params=params,
+                distributions={name: ranges[name] for name in params},
+                user_attrs={metric: acc for metric, acc in accs.items() if acc is not None},
             )
         )
     return study
@@ -357,65 +341,26 @@ def _finished(records: Iterable[TrialRecord]) -> list[TrialRecord]:
     return [record for record in records if record.kind == "trial" and record.outcome == "finished"]
 
 
-def _varied(records: Sequence[TrialRecord]) -> list[str]:
-    """The short names of the parameters that all finished trials have and that vary among them."""
-    every = dict.fromkeys(
-        key for record in records if record.kind == "trial" for key in record.params
+def _varied(records: Sequence[TrialRecord]) -> dict[str, str]:
+    """Key and short name of the parameters that all finished trials have and that vary."""
+    keys = list(
+        dict.fromkeys(key for record in records if record.kind == "trial" for key in record.params)
     )
-    names = dict(zip(every, short_names(list(every)), strict=True))
-    return [names[key] for key in _varied_keys(records)]
+    finished = [record.params for record in _finished(records)]
+    return {
+        key: name
+        for key, name in zip(keys, short_names(keys), strict=True)
+        if all(key in params for params in finished)
+        and len({params[key] for params in finished}) > 1
+    }
 
 
-def _varied_keys(records: Iterable[TrialRecord]) -> list[str]:
-    trials = _finished(records)
-    keys = dict.fromkeys(key for record in trials for key in record.params)
-    return [
-        key
-        for key in keys
-        if all(key in record.params for record in trials)
-        and len({record.params[key] for record in trials}) > 1
-    ]
+def _attribute(metric: str, trial: optuna.trial.FrozenTrial) -> float:
+    return float(trial.user_attrs.get(metric, math.nan))
 
 
-def _importances(
-    study: optuna.Study, target: Callable[[optuna.trial.FrozenTrial], float]
-) -> Mapping[str, float]:
-    evaluator = FanovaImportanceEvaluator(max_depth=TREE_DEPTH, seed=0)
-    return optuna.importance.get_param_importances(study, evaluator=evaluator, target=target)
-
-
-def _attribute(metric: str) -> Callable[[optuna.trial.FrozenTrial], float]:
-    """What a target of Optuna is for a user attribute."""
-    return lambda trial: float(trial.user_attrs.get(metric, float("nan")))
-
-
-def _objective(trial: optuna.trial.FrozenTrial) -> float:
-    return float(trial.value) if trial.value is not None else float("nan")
-
-
-def _finite(record: TrialRecord) -> dict[str, float]:
-    found = {metric: record.last(metric) for metric in (ID_ACC, OOD_MEAN_ACC)}
-    return {metric: value for metric, value in found.items() if value is not None}
-
-
-def _point(record: TrialRecord) -> tuple[float, float] | None:
-    found = _finite(record)
-    return (found[ID_ACC], found[OOD_MEAN_ACC]) if len(found) == 2 else None
-
-
-def _accuracies(metrics: Mapping[str, float]) -> tuple[float, float] | None:
-    return _point(TrialRecord("", -1, "reference", {}, curve=(metrics,)))
-
-
-def _colour_key(records: Sequence[TrialRecord]) -> str | None:
-    """The parameter that colours the trials of one method: the regulariser's weight, else the
-    first number that varies."""
-    numbers = [
-        key
-        for key in _varied_keys(records)
-        if all(isinstance(r.params[key], int | float) for r in records)
-    ]
-    return next((key for key in numbers if key.endswith("reg_weight")), next(iter(numbers), None))
+def _fanova() -> FanovaImportanceEvaluator:
+    return FanovaImportanceEvaluator(max_depth=TREE_DEPTH, seed=0)
 
 
 def _add_trials(
@@ -431,21 +376,20 @@ def _add_trials(
     if not records:
         return
     metric = search.objectives[0].metric
+    points = [accs_of(record) or (math.nan, math.nan) for record in records]
     texts = []
-    for record in records:
-        point = _point(record) or (0.0, 0.0)
-        params = format_params(record.params).replace(" ", "<br>")
-        value = record.last(metric)
-        lines = [f"<b>{trial_label(search, record)}</b>", f"ID {point[0]:.1f}, OOD {point[1]:.1f}"]
-        lines += [f"{metric} {value:.4g}"] if value is not None else []
+    for record, (x, y) in zip(records, points, strict=True):
+        lines = [f"<b>{trial_label(search, record)}</b>", f"ID {x:.1f}, OOD {y:.1f}"]
+        if (value := record.last(metric)) is not None:
+            lines.append(f"{metric} {value:.4g}")
         if record.outcome != "finished":
             lines.append(f"{record.outcome} at step {record.step}")
         if (a := record.last("line/a")) is not None:
             lines.append(f"a = {a:.2f}")
-        texts.append("<br>".join([*lines, params]).removesuffix("<br>"))
-    xs, ys = zip(*(_point(record) or (None, None) for record in records), strict=True)
+        texts.append("<br>".join([*lines, *format_params(record.params).split()]))
     drawn.add_scatter(
-        x=xs, y=ys, mode="markers", name=name, marker=marker, hovertext=texts, hoverinfo="text",
+        x=[x for x, _ in points], y=[y for _, y in points], mode="markers", name=name,
+        marker=marker, hovertext=texts, hoverinfo="text",
         customdata=[record.trial_id for record in records],
         visible="legendonly" if hidden else True,
     )  # fmt: skip

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from statistics import NormalDist
 
 from rich.console import Console
@@ -99,6 +99,13 @@ def format_difference(mean: float, low: float, high: float) -> Text:
         return Text(f"{mean:+.1f}")
     style = "bold" if low > 0 or high < 0 else ""
     return Text(f"{mean:+.1f}\n[{low:+.1f}, {high:+.1f}]", style)
+
+
+def format_outcomes(records: Iterable[TrialRecord]) -> str:
+    """How trials stand, as `7 finished, 1 pruned`, without references; empty without trials."""
+    found = [record.outcome for record in records if record.kind == "trial"]
+    order = ("finished", "running", "pruned", "stopped", "failed")
+    return ", ".join(f"{found.count(outcome)} {outcome}" for outcome in order if outcome in found)
 
 
 def untuned_label(search: SearchRecord) -> str:

@@ -3,25 +3,25 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Container, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from rich.box import SIMPLE_HEAD
-from rich.console import Console, Group, RenderableType
+from rich.console import Console, Group, JustifyMethod, RenderableType
 from rich.markup import escape
 from rich.measure import Measurement
 from rich.table import Table
 from rich.text import Text
 
-from trainers.evaluation.metrics import ID_ACC, OOD_MEAN_ACC
+from trainers.evaluation.metrics import ID_ACC, OOD_MEAN_ACC, val_acc
 from tuning.runs.ranking import best_trial, misses, pareto_front, ranked
 from tuning.runs.records import METHOD_KEY, SearchRecord, TrialRecord, zero_shot_record
 from tuning.views.answer import answer
 from tuning.views.formatting import (
     format_metric,
+    format_outcomes,
     format_params,
-    format_percent,
     format_seconds,
     format_value,
     short_names,
@@ -52,8 +52,7 @@ def report(
         shown: number of trials, best first; all of them by default.
     """
     trials = [record for record in records if record.kind == "trial"]
-    outcomes = [record.outcome for record in trials]
-    counted = ", ".join(f"{outcomes.count(o)} {o}" for o in OUTCOME_STYLE if o in outcomes)
+    counted = format_outcomes(records)
     starts = [record.started_at for record in records if record.started_at is not None]
     ends = [record.ended_at for record in records if record.ended_at is not None]
     took = f", in {format_seconds(max(ends) - min(starts))}" if starts and ends else ""
@@ -85,49 +84,59 @@ class TrialRow:
     """A trial, a reference or the zero-shot model as a row of a table."""
 
     record: TrialRecord
-    label: str
-    rank: int | None
-    """Of a finished trial, from 1."""
-    params: Mapping[str, Any]
-    values: Mapping[str, float]
-    """The last report; empty for a trial that ended early, since it belongs to another step."""
-    missed: float
-    """Largest amount by which it misses a constraint."""
-    outcome: str
     is_best: bool
+    misses: bool
+    """Whether it is finished and misses a constraint."""
+    cells: Mapping[str, tuple[str, Any]]
+    """By the key of the column: text, and the value to sort by. `parameters` has all of them."""
 
 
-def trial_rows(search: SearchRecord, records: Sequence[TrialRecord]) -> list[TrialRow]:
-    """Zero-shot model, references, and the trials, best first."""
+def trial_table(
+    search: SearchRecord, records: Sequence[TrialRecord]
+) -> tuple[dict[str, str], list[TrialRow]]:
+    """The header of each column by its key; zero-shot model, references, and trials, best first.
+
+    Accuracies are in percent. A trial that ended early has none: they belong to another step.
+    """
+    params = list(dict.fromkeys(key for record in records for key in record.params))
+    metrics = {ID_ACC: "ID", **({OOD_MEAN_ACC: "OOD"} if search.ood_domains else {})}
+    metrics |= {o.metric: o.metric for o in search.objectives if o.metric not in metrics}
+    more = {"line/a": "a", **{val_acc(domain): domain for domain in search.ood_domains}}
+    columns = {"#": "#", "trial": "trial", **metrics}
+    columns |= dict(zip(params, short_names(params), strict=True)) | more
+    columns |= {"misses": "misses"} if search.constraints else {}
+    columns |= {"outcome": "outcome", "time": "time"}
+
     missed, best, rows = misses(search, records), best_trial(search, records), []
+    front = pareto_front(search, records) if len(search.objectives) > 1 else []
     zero_shot = zero_shot_record(search.zero_shot)
     references = [record for record in records if record.kind == "reference"]
     ordered = [zero_shot, *references, *ranked(search, records)]
     for rank, record in enumerate(ordered, -len(references)):
         is_done, is_trial = record.outcome == "finished", record.kind == "trial"
-        params: Mapping[str, Any] = {METHOD_KEY: search.method(record), **record.params}
+        given: dict[str, Any] = {METHOD_KEY: search.method(record), **record.params}
         if not is_trial:
-            params = {} if record is zero_shot else search.reference_params
-        amounts = missed.get(record.trial_id, {}) if is_done else {}
+            given = {} if record is zero_shot else search.reference_params
+        own = {key: given[key] for key in params if key in given}
+        values = {**own, **(record.metrics if is_done else {})}
+        cells: dict[str, tuple[str, Any]] = dict.fromkeys(columns, ("", None))
+        for key in columns.keys() & values.keys():
+            style: Callable[[Any], str] = format_value if key in params else format_metric(key)
+            cells[key] = (style(values[key]), values[key])
+        number = (str(rank) if is_done else "-") + "*" * (record in front)
+        amount = max(missed.get(record.trial_id, {}).values(), default=0.0) if is_done else 0.0
         at = "" if is_done or not record.step else f" at {record.step}"
-        row = TrialRow(
-            record,
-            trial_label(search, record),
-            rank if is_trial and is_done else None,
-            params,
-            record.metrics if is_done else {},
-            max(amounts.values(), default=0.0),
-            "" if record is zero_shot else record.outcome + at,
-            is_done and best is not None and record.trial_id == best.trial_id,
-        )
-        rows.append(row)
-    return rows
-
-
-def extra_metrics(search: SearchRecord) -> list[str]:
-    """The objectives that have no column of their own."""
-    metrics = dict.fromkeys(objective.metric for objective in search.objectives)
-    return [metric for metric in metrics if metric not in (ID_ACC, OOD_MEAN_ACC)]
+        cells |= {
+            "#": (number if is_trial else "", rank),
+            "trial": (trial_label(search, record), record.number),
+            "parameters": (format_params(own), None),
+            "misses": (f"{amount:.2g}" if amount else "", amount),
+            "outcome": ("" if record is zero_shot else record.outcome + at, record.outcome),
+            "time": (format_seconds(record.seconds), record.seconds),
+        }
+        is_best = is_done and best is not None and record.trial_id == best.trial_id
+        rows.append(TrialRow(record, is_best, amount > 0, cells))
+    return columns, rows
 
 
 def leaderboard(
@@ -137,17 +146,21 @@ def leaderboard(
     shown: int | None = None,
 ) -> Table:
     """Zero-shot model, references, and the trials, best first. Accuracies are in percent."""
-    rows = trial_rows(search, records)
-    trials = [row for row in rows if row.record.kind == "trial"]
-    finished = [row for row in trials if row.rank is not None]
+    columns, rows = trial_table(search, records)
+    models = [row for row in rows if row.record.kind != "trial"]
+    trials = rows[len(models) :]
+    finished = [row for row in trials if row.record.outcome == "finished"]
     visible = trials if shown is None else (finished or trials)[:shown]
-    keys = list(dict.fromkeys(key for row in trials for key in row.record.params))
-    several = len(search.objectives) > 1
-    front = {r.trial_id for r in pareto_front(search, records)} if several else set()
-    compared = [*rows[: len(rows) - len(trials)], *visible]
+    params = list(dict.fromkeys(key for row in trials for key in row.record.params))
+    accs = [ID_ACC, OOD_MEAN_ACC] if search.ood_domains else [ID_ACC]
+    metrics = dict.fromkeys((*accs, *(objective.metric for objective in search.objectives)))
+    keys = [*params, "line/a", *metrics, "misses"]
+    keys += ["outcome"] if any(row.record.outcome != "finished" for row in visible) else []
+    compared = [*models, *visible]
+    filled = [key for key in keys if any(row.cells[key][0] for row in compared)]
     console = Console(width=width)
     for heads in ("whole", "broken", "shared"):
-        table = _table(search, compared, keys, front, heads)
+        table = _table(columns, compared, ["#", "trial", *filled], params, heads)
         needs = Measurement.get(console, console.options.update(width=10 * width), table).minimum
         if needs <= width:
             break
@@ -157,52 +170,31 @@ def leaderboard(
 
 
 def _table(
-    search: SearchRecord,
+    columns: Mapping[str, str],
     rows: Sequence[TrialRow],
     keys: Sequence[str],
-    front: Container[str],
+    params: Sequence[str],
     heads: str,
 ) -> Table:
-    """The table with `whole` heads, with those `broken` at `_` and `/`, or with all parameters in
-    one `shared` column."""
-    metrics, is_wide = extra_metrics(search), heads != "shared"
-
-    def head(name: str) -> str:
-        return escape(name if heads == "whole" else re.sub("([_/])", "\\1\n", name))
-
-    has_line = any("line/a" in row.values for row in rows)
-    has_outcome = any(row.rank is None for row in rows if row.record.kind == "trial")
+    """The columns `keys` with `whole` heads, with those `broken` at `_` and `/`, or with all
+    parameters in one `shared` column."""
     table = Table(box=SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=(0, 1, 0, 0))
-    table.add_column("#", justify="right")
-    table.add_column("trial", no_wrap=True)
-    if is_wide:
-        for name in short_names(keys):
-            table.add_column(head(name), justify="right", no_wrap=True)
-    elif keys:
-        table.add_column("parameters", overflow="fold")
-    names = ["a"] * has_line + ["[bold]ID[/]"] + ["[bold]OOD[/]"] * bool(search.ood_domains)
-    names += [head(metric) for metric in metrics]
-    for name in [*names, *["misses"] * bool(search.constraints)]:
-        table.add_column(name, justify="right", no_wrap=True)
-    if has_outcome:
-        table.add_column("outcome", no_wrap=True)
+    if heads == "shared":
+        keys = [*keys[:2], "parameters", *(key for key in keys[2:] if key not in params)]
+    for key in keys:
+        name = columns.get(key, key)
+        name = name if heads == "whole" else re.sub("([_/])", r"\1\n", name)
+        style = "bold" if key in (ID_ACC, OOD_MEAN_ACC) else ""
+        if key == "parameters":
+            table.add_column(name, overflow="fold")
+        else:
+            side: JustifyMethod = "left" if key in ("trial", "outcome") else "right"
+            table.add_column(Text(name, style), justify=side, no_wrap=True, style=style)
     for row, after in zip(rows, [*rows[1:], None], strict=True):
         is_trial = row.record.kind == "trial"
-        rank = str(row.rank or "-") + "*" * (row.label in front) if is_trial else ""
-        cells: list[Text | str] = [rank, Text(row.label)]
-        if is_wide:
-            cells += [format_value(row.params[key]) if key in row.params else "" for key in keys]
-        elif keys:
-            params = {key: row.params[key] for key in keys if key in row.params}
-            cells.append(Text(format_params(params)))
-        cells += [f"{row.values['line/a']:.2g}" if "line/a" in row.values else ""] * has_line
-        accs = [ID_ACC, OOD_MEAN_ACC] if search.ood_domains else [ID_ACC]
-        cells += [Text(format_percent(row.values.get(metric)), "bold") for metric in accs]
-        cells += [format_metric(m)(row.values[m]) if m in row.values else "" for m in metrics]
-        cells += [f"{row.missed:.2g}" if row.missed else ""] * bool(search.constraints)
-        style = OUTCOME_STYLE[row.record.outcome]
-        cells += [Text(row.outcome, style)] * has_outcome
-        look = "bold green" if row.is_best else "dim" if row.missed or not is_trial else ""
+        styles = {"outcome": OUTCOME_STYLE[row.record.outcome]}
+        cells = [Text(row.cells[key][0], styles.get(key, "")) for key in keys]
+        look = "bold green" if row.is_best else "" if is_trial and not row.misses else "dim"
         begins = not is_trial and after is not None and after.record.kind == "trial"
         table.add_row(*cells, style=look, end_section=begins)
     return table

@@ -11,6 +11,12 @@ from tuning.runs.records import TrialRecord
 _POINT = re.compile(rf"line/([^/]+)/{ID_ACC}")
 
 
+def accs_of(record: TrialRecord) -> tuple[float, float] | None:
+    """ID and mean OOD accuracy in percent at the last report; None if one is missing."""
+    id_acc, ood_acc = record.last(ID_ACC), record.last(OOD_MEAN_ACC)
+    return None if id_acc is None or ood_acc is None else (id_acc, ood_acc)
+
+
 def line_of(record: TrialRecord) -> list[tuple[float, float, float]]:
     """Point, ID and mean OOD accuracy in percent of each measured point of a trial's line."""
     points = []
@@ -26,9 +32,9 @@ def frontier(trials: Sequence[TrialRecord]) -> list[tuple[float, float]]:
     """The results and points of lines, as ID and OOD accuracy, to which none is better in both."""
     points = []
     for trial in trials:
-        result = trial.last(ID_ACC), trial.last(OOD_MEAN_ACC)
-        if trial.outcome == "finished" and result[0] is not None and result[1] is not None:
-            points += [(result[0], result[1]), *((x, y) for _, x, y in line_of(trial))]
+        result = accs_of(trial)
+        if trial.outcome == "finished" and result is not None:
+            points += [result, *((x, y) for _, x, y in line_of(trial))]
     front: list[tuple[float, float]] = []
     for point in sorted(points, reverse=True):
         if not front or point[1] > front[-1][1]:

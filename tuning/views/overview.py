@@ -67,11 +67,10 @@ def _facts(folder: Path) -> dict[str, str]:
         run = load_run(folder)
         records, metric = run.history.records, run.file.objectives[0].metric
         trials = [record for record in records if record.kind == "trial"]
-        most = run.file.search.budget.trials
-        found = {"state": state_of(run), "trials": f"{sum(r.is_final for r in trials)}/{most}"}
+        ended = sum(record.is_final for record in trials)
+        found = {"state": state_of(run), "trials": f"{ended}/{run.file.most_trials}"}
         if run.history.zero_shot is not None:
             search = run.search
-            found["trials"] = found["trials"].replace(f"/{most}", f"/{search.budget_trials}")
             best = best_trial(search, records)
             best = best if best is not None and best.outcome == "finished" else None
             value = None if best is None else best.last(metric)

@@ -21,12 +21,7 @@ from trainers.evaluation.metrics import ID_ACC, OOD_MEAN_ACC
 from tuning.runs.callbacks import Callback
 from tuning.runs.ranking import best_trial
 from tuning.runs.records import TRAIN_LOSS, SearchOutcome, SearchRecord, TrialRecord
-from tuning.views.formatting import (
-    format_hours,
-    format_params,
-    format_percent,
-    format_seconds,
-)
+from tuning.views.formatting import format_hours, format_params, format_seconds
 
 RATE = "train/images_per_s"
 LINE_SECONDS = 60.0
@@ -40,17 +35,18 @@ class ProgressCallback(Callback):
         clock: Unix time in seconds.
     """
 
+    _search: SearchRecord
+    _whole: TaskID
+    """The bar of the search."""
+
     def __init__(self, console: Console, clock: Callable[[], float] = time.time) -> None:
         self.earlier_seconds = 0.0
         """Wall clock before `search_started`, which counts against a budget of hours too."""
         self._is_ending = False  # and with it the time left
         self._console, self._clock = console, clock
-        self._search: SearchRecord | None = None
-        self._began = clock()
         self._records: dict[str, TrialRecord] = {}
         self._printed_at: dict[str, float] = {}
         self._bars: Progress | None = None
-        self._whole: TaskID | None = None
         self._tasks: dict[str, TaskID] = {}
 
     def close(self) -> None:
@@ -86,8 +82,8 @@ class ProgressCallback(Callback):
     def trial_progressed(self, record: TrialRecord) -> None:
         """Move the bar, or print a line if the last one about this trial is a minute old."""
         loss, rate = (record.progress[name][-1] for name in (TRAIN_LOSS, RATE))
-        since = self._clock() - self._printed_at.get(record.trial_id, 0.0)
         text = f"{self._step(record)}  loss {loss:.3g}  {rate:,.0f} images/s"
+        since = self._clock() - self._printed_at.get(record.trial_id, 0.0)
         self._show(record, text if since >= LINE_SECONDS else "")
 
     def trial_reported(self, record: TrialRecord) -> None:
@@ -102,14 +98,13 @@ class ProgressCallback(Callback):
     def trial_ended(self, record: TrialRecord) -> None:
         """Print how the trial ended."""
         known = self._records.get(record.trial_id)
-        took = format_seconds(record.seconds)
-        text = f"{record.outcome}  {self._step(record)}"
-        text += _accuracies(record) if record.outcome == "finished" else ""
-        text += f"  in {took}" if took else ""
         # A resume brings the ends of earlier sessions again, before anything runs.
         is_news = known is not None and known.outcome == "running"
         self._is_ending |= is_news and record.outcome == "stopped"
-        self._show(record, f"{text}  {record.error_line}".rstrip(), is_news)
+        text = f"{record.outcome}  {self._step(record)}"
+        text += _accuracies(record) if record.outcome == "finished" else ""
+        text += f"  in {took}" if (took := format_seconds(record.seconds)) else ""
+        self._show(record, f"{text}  {record.error_line}".rstrip() if is_news else "")
 
     def search_ended(self, records: Sequence[TrialRecord], outcome: SearchOutcome) -> None:
         """Show all trials once more and close the display."""
@@ -118,49 +113,41 @@ class ProgressCallback(Callback):
         self._update_whole()
         self.close()
 
-    def _show(self, record: TrialRecord, text: str, is_news: bool = True) -> None:
-        self._records[record.trial_id] = record.compact
-        bars, search = self._bars, self._search
-        if search is None:
-            return
+    def _show(self, record: TrialRecord, text: str) -> None:
+        """Note a record, and show it: by its bar and above all bars, or as a line of a log."""
+        name, bars, is_over = record.trial_id, self._bars, record.outcome != "running"
+        self._records[name] = record.compact
         if bars is None:
-            if text and is_news:
-                self._printed_at[record.trial_id] = self._clock()
-                pace = ""
-                if record.outcome != "running":
-                    pace = f"  ({self._pace(search)})"
+            if text:
+                self._printed_at[name] = self._clock()
                 # No markup, no colour, and no wrapping at the 80 columns assumed for a log file.
-                self._console.out(f"{record.trial_id}  {text.rstrip()}{pace}", highlight=False)
+                pace = f"  ({self._pace()})" if is_over else ""
+                self._console.out(f"{name}  {text.rstrip()}{pace}", highlight=False)
             return
-        if record.outcome == "running":
-            if record.trial_id not in self._tasks:
-                self._tasks[record.trial_id] = bars.add_task(
-                    record.trial_id, total=search.total_steps, about=""
-                )
+        if is_over:
+            if name in self._tasks:
+                bars.remove_task(self._tasks.pop(name))
+            if text:
+                bars.console.out(f"{name}  {text}", highlight=False)
+        else:
+            if name not in self._tasks:
+                total = self._search.total_steps
+                self._tasks[name] = bars.add_task(name, total=total, about="")
             last = record.metrics.get(TRAIN_LOSS)
             last = record.progress[TRAIN_LOSS][-1] if record.progress else last
             loss = "" if last is None else f"  loss {last:.3g}"
-            bars.update(
-                self._tasks[record.trial_id],
-                completed=record.trained_steps,
-                about=f"{format_params(record.params)}{loss}",
-            )
-        else:
-            if record.trial_id in self._tasks:
-                bars.remove_task(self._tasks.pop(record.trial_id))
-            if is_news:  # above the bars
-                bars.console.out(f"{record.trial_id}  {text}", highlight=False)
+            about = f"{format_params(record.params)}{loss}"
+            bars.update(self._tasks[name], completed=record.trained_steps, about=about)
         self._update_whole()
 
     def _update_whole(self) -> None:
-        if self._bars is not None and self._whole is not None and self._search is not None:
+        if self._bars is not None:
             done = _ended(self._records.values())
-            about = self._pace(self._search)
-            self._bars.update(self._whole, completed=done, about=about, refresh=True)
+            self._bars.update(self._whole, completed=done, about=self._pace(), refresh=True)
 
-    def _pace(self, search: SearchRecord) -> str:
+    def _pace(self) -> str:
         """What is done and left, the best trial, and what is used of a budget."""
-        now, records = self._clock(), list(self._records.values())
+        search, now, records = self._search, self._clock(), list(self._records.values())
         texts = []
         if self._bars is None:
             texts.append(f"{_ended(records)} of {search.budget_trials} trials done")
@@ -176,8 +163,7 @@ class ProgressCallback(Callback):
         return ", ".join(texts)
 
     def _step(self, record: TrialRecord) -> str:
-        total = self._search.total_steps if self._search else "?"
-        return f"step {record.trained_steps}/{total}"
+        return f"step {record.trained_steps}/{self._search.total_steps}"
 
 
 def seconds_left(search: SearchRecord, records: Sequence[TrialRecord], now: float) -> float | None:
@@ -200,11 +186,7 @@ def _ended(records: Iterable[TrialRecord]) -> int:
 
 
 def _accuracies(record: TrialRecord, *, loss: bool = True) -> str:
-    named = (("id", ID_ACC), ("ood", OOD_MEAN_ACC))
-    text = "".join(
-        f"  {name} {format_percent(value)}"
-        for name, key in named
-        if (value := record.last(key)) is not None
-    )
+    accs = {"id": record.last(ID_ACC), "ood": record.last(OOD_MEAN_ACC)}
+    text = "".join(f"  {name} {acc:.1f}" for name, acc in accs.items() if acc is not None)
     value = record.last(TRAIN_LOSS) if loss else None
     return text if value is None else f"{text}  loss {value:.3g}"

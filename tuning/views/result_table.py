@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, TypeAlias
+from typing import TypeAlias
 
 from rich.box import SIMPLE_HEAD
-from rich.cells import cell_len
+from rich.console import Console
 from rich.markup import escape
+from rich.measure import Measurement
 from rich.table import Table
 from rich.text import Text
 
@@ -19,35 +20,25 @@ Cell: TypeAlias = str | Text
 
 @dataclass(frozen=True)
 class Column:
-    """One column: where its values come from, how they are written, when it is left out."""
+    """One column of a table; the first one has names and may wrap, the others numbers."""
 
     key: str
-    """Key of the value in each row."""
+    """Key of the cell in each row."""
     header: str
     """May have a line break."""
-    format: Callable[[Any], Cell] = str
-    """Called with every value that is not None."""
     drop: int = 0
     """Rank of a column that is left out if the table is too wide: those with the lowest number
     first, those with the same number together; 0: never."""
     group: str = ""
     """Name in the note about columns that were left out; the header if empty."""
-    left: bool = False
-    """Align to the left instead of the right."""
-    style: str = ""
-    min_width: int = 0
-    """If set, text may take several lines of at least `min_width` characters; the column gets the
-    width that the others leave (at most one such column per table). Otherwise text never wraps."""
 
 
 @dataclass(frozen=True)
 class Row:
-    """One row: the values by the keys of the columns; a missing value or None is an empty cell."""
+    """One row: the cells by the keys of the columns; a missing one is empty."""
 
-    values: Mapping[str, Any]
+    values: Mapping[str, Cell]
     style: str = ""
-    ends_section: bool = False
-    """Draw a line below the row."""
 
 
 @dataclass(frozen=True)
@@ -73,48 +64,36 @@ class PlainTable:
 
 def fit_table(table: ResultTable, width: int | None = None) -> Table:
     """The table for a terminal of this width, with a note about the columns that do not fit."""
-    columns, notes, left_out = list(table.columns), list(table.notes), list[Column]()
-
-    def room() -> int:
-        """Characters that are left if no cell is cut."""
-        needed = 0
-        for column in columns:
-            texts = [column.header, *(_cell(column, row).plain for row in table.rows)]
-            longest = max(cell_len(line) for text in texts for line in text.split("\n"))
-            needed += (column.min_width or longest) + 2  # with its border
-        return (width or needed) - 1 - needed
-
-    while width and room() < 0 and (levels := [c.drop for c in columns if c.drop]):
-        left_out += [column for column in columns if column.drop == min(levels)]
-        columns = [column for column in columns if column not in left_out]
-    if left_out:
-        names = dict.fromkeys(c.group or _one_line(c.header) for c in left_out)
+    console = Console(width=width)
+    for level in sorted({0, *(column.drop for column in table.columns)}):
+        columns = [column for column in table.columns if not 0 < column.drop <= level]
+        rendered = Table(
+            title=escape(table.title),
+            caption_justify="left",
+            header_style="bold",
+            box=SIMPLE_HEAD,  # the narrowest, so that 80 columns hold as much as possible
+            padding=(0, 1, 0, 0),
+            pad_edge=False,
+            show_edge=False,
+        )
+        for index, column in enumerate(columns):
+            name = escape(column.header)
+            if index == 0:
+                rendered.add_column(name, min_width=20, overflow="fold")
+            else:
+                rendered.add_column(name, justify="right", no_wrap=True)
+        for row in table.rows:
+            cells = [_text(row.values.get(column.key, "")) for column in columns]
+            rendered.add_row(*cells, style=row.style)
+        unlimited = console.options.update(width=10_000)
+        if width is None or Measurement.get(console, unlimited, rendered).minimum <= width:
+            break
+    notes = list(table.notes)
+    if left_out := [column for column in table.columns if column not in columns]:
+        names = dict.fromkeys(column.group or _one_line(column.header) for column in left_out)
         see = f"; see `lipsum-tune report --open` or {table.file}" if table.file else ""
         notes.append(f"Columns left out to fit the width: {', '.join(names)}{see}.")
-    caption = escape("\n".join(notes)) or None
-    rendered = Table(
-        title=escape(table.title),
-        caption=caption,
-        caption_justify="left",
-        header_style="bold",
-        box=SIMPLE_HEAD,  # the narrowest, so that 80 columns hold as much as possible
-        padding=(0, 1, 0, 0),
-        pad_edge=False,
-        show_edge=False,
-    )
-    for column in columns:
-        wraps = column.min_width > 0
-        rendered.add_column(
-            escape(column.header),
-            justify="left" if column.left else "right",
-            style=column.style,
-            no_wrap=not wraps,
-            overflow="fold" if wraps else "ellipsis",
-            max_width=column.min_width + max(0, room()) if wraps and width else None,
-        )
-    for row in table.rows:
-        cells = [_cell(column, row) for column in columns]
-        rendered.add_row(*cells, style=row.style, end_section=row.ends_section)
+    rendered.caption = escape("\n".join(notes)) or None
     return rendered
 
 
@@ -135,8 +114,9 @@ def borderless_table(*headers: str, text: Sequence[int] = (0,)) -> Table:
 
 def plain(table: ResultTable) -> PlainTable:
     """All columns as text, for the page."""
-    rows = [[_cell(column, row).plain for column in table.columns] for row in table.rows]
-    return PlainTable([_one_line(c.header) for c in table.columns], rows, table.notes)
+    keys = [column.key for column in table.columns]
+    rows = [[_text(row.values.get(key, "")).plain for key in keys] for row in table.rows]
+    return PlainTable([_one_line(column.header) for column in table.columns], rows, table.notes)
 
 
 def _one_line(text: str) -> str:
@@ -144,7 +124,5 @@ def _one_line(text: str) -> str:
     return re.sub(r"(?<=[_/])\n", "", text).replace("\n", " ")
 
 
-def _cell(column: Column, row: Row) -> Text:
-    value = row.values.get(column.key)
-    cell = "" if value is None else column.format(value)
+def _text(cell: Cell) -> Text:
     return cell if isinstance(cell, Text) else Text(cell)

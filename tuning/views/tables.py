@@ -28,10 +28,10 @@ then one column per metric, for example for `df[df.kind == "trial"].plot(x="step
 from __future__ import annotations
 
 import io
-import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.csv
@@ -69,13 +69,12 @@ def trials_table(search: SearchRecord, records: Sequence[TrialRecord]) -> pa.Tab
     rows = []
     for record in [zero_shot_record(search.zero_shot), *_ordered(records)]:
         is_model = record.trial_id == ZERO_SHOT
-        row: dict[str, object] = {
+        row: dict[str, Any] = {
             "trial_id": record.trial_id,
             "number": None if is_model else record.number,
             "kind": "zero_shot" if is_model else record.kind,
             "outcome": record.outcome,
             "error": record.error,
-            "step": record.step,
             "total_steps": search.total_steps,
             "started_at": _utc(record.started_at),
             "ended_at": _utc(record.ended_at),
@@ -85,22 +84,18 @@ def trials_table(search: SearchRecord, records: Sequence[TrialRecord]) -> pa.Tab
             "is_best": best is not None and record.trial_id == best.trial_id,
             "is_first_point": None if is_model else record.is_first_point,
         }
-        rows.append({**row, **record.params, **_metrics(record.metrics)})
+        rows.append({**row, **record.params, **record.metrics, STEP: record.step})
     params = dict.fromkeys(key for record in records for key in record.params)
-    reports = [search.zero_shot, *(record.metrics for record in records)]
-    return _table(search, rows, _TRIAL_FIELDS, params, reports)
+    return _table(rows, _TRIAL_FIELDS, params)
 
 
 def curves_table(search: SearchRecord, records: Sequence[TrialRecord]) -> pa.Table:
     """`curves.parquet`: one row per report after the zero-shot model at step 0."""
-    rows: list[dict[str, object]] = [
-        {"trial_id": ZERO_SHOT, "kind": "zero_shot", "step": 0, **_metrics(search.zero_shot)}
-    ]
+    rows = [{"trial_id": ZERO_SHOT, "kind": "zero_shot", **search.zero_shot, STEP: 0}]
     for record in _ordered(records):
         trial = {"trial_id": record.trial_id, "number": record.number, "kind": record.kind}
-        rows += [{**trial, "step": int(p.get(STEP, 0)), **_metrics(p)} for p in record.curve]
-    reports = [search.zero_shot, *(point for record in records for point in record.curve)]
-    return _table(search, rows, _CURVE_FIELDS, (), reports)
+        rows += [{STEP: 0, **trial, **report} for report in record.curve]
+    return _table(rows, _CURVE_FIELDS)
 
 
 def write_tables(
@@ -131,37 +126,20 @@ def _utc(unix_s: float | None) -> datetime | None:
     return None if unix_s is None else datetime.fromtimestamp(unix_s, UTC)
 
 
-def _metrics(report: Mapping[str, float]) -> dict[str, float]:
-    """A report as cells of a row, without its step, which has its own column."""
-    return {name: float(value) for name, value in report.items() if name != STEP}
-
-
 def _table(
-    search: SearchRecord,
-    rows: Sequence[Mapping[str, object]],
-    fields: Sequence[pa.Field],
-    params: Iterable[str],
-    reports: Iterable[Mapping[str, float]],
+    rows: Sequence[dict[str, Any]], fields: Sequence[pa.Field], params: Iterable[str] = ()
 ) -> pa.Table:
-    """The rows in these columns, null for a missing value, with the search in the metadata."""
-    names = sorted({name for report in reports for name in report if name != STEP})
-    columns = {name: pa.array([row.get(name) for row in rows], pa.float64()) for name in names}
+    """The rows in fixed columns, then parameters, then metrics; null for a missing value."""
+    columns = list(fields)
     for name in params:
-        values = [row.get(name) for row in rows]
         try:
-            columns[name] = pa.array(values)
+            kind = pa.array([row.get(name) for row in rows]).type
         except (pa.ArrowInvalid, pa.ArrowTypeError):  # choices of mixed types
-            columns[name] = pa.array([None if value is None else str(value) for value in values])
-    every = [*fields, *(pa.field(name, columns[name].type) for name in (*params, *names))]
-    fixed = [pa.array([row.get(field.name) for row in rows], field.type) for field in fields]
-    arrays = [*fixed, *(columns[field.name] for field in every[len(fixed) :])]
-    about = {
-        "search": search.name,
-        "objectives": [[o.metric, o.mode] for o in search.objectives],
-        "constraints": [c.text for c in search.constraints],
-        "id_domain": search.id_domain,
-        "ood_domains": search.ood_domains,
-        "sees_ood": search.sees_ood,
-    }
-    table = pa.Table.from_arrays(arrays, schema=pa.schema(every))
-    return table.replace_schema_metadata({"lipsum_tune": json.dumps(about)})
+            kind = pa.string()
+            for row in rows:
+                if name in row:
+                    row[name] = str(row[name])
+        columns.append(pa.field(name, kind))
+    metrics = {name for row in rows for name in row}.difference(c.name for c in columns)
+    columns += [pa.field(name, pa.float64()) for name in sorted(metrics)]
+    return pa.Table.from_pylist(rows, pa.schema(columns))

@@ -61,7 +61,7 @@ def register_weights(
         exported = export_weights(folder, output or Path(scratch, "exported"), **which)
         about = json.loads((exported / ABOUT).read_text(encoding="utf-8"))
         own = f"tags.trial_id = '{about.get('trial')}'"
-        source = next(iter(mlf.runs_below(client, experiment_id, parent.info.run_id, own)), parent)
+        source = mlf.search_run(client, experiment_id, run.search.run_id, own) or parent
         columns = Schema([ColSpec(DataType.double, label) for label in about["classes"]])
         versions = {p: importlib.metadata.version(p).partition("+")[0] for p in REQUIREMENTS}
         place = {"MLFLOW_TRACKING_URI": expand(uri), "MLFLOW_EXPERIMENT_ID": experiment_id}

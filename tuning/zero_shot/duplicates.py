@@ -97,11 +97,9 @@ def _of_copies(
     batches: EvalBatches,
 ) -> np.ndarray:
     """Cosines of random images and their copies."""
-    ends = np.cumsum([len(images) for images in sets])
-    chosen, found = [], []
-    for index in generator(0, "copies").permutation(ends[-1])[:_COPIES].tolist():
-        number = int(np.searchsorted(ends, index, side="right"))
-        chosen.append((sets[number], index - int(ends[number]) + len(sets[number])))
+    every = [(images, row) for images in sets for row in range(len(images))]
+    order, found = generator(0, "copies").permutation(len(every)), []
+    chosen = [every[index] for index in order[:_COPIES]]
     for start in range(0, len(chosen), batches.batch_size):
         part = chosen[start : start + batches.batch_size]
         views = torch.stack([

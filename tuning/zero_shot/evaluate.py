@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -21,7 +20,6 @@ from trainers.evaluation.evaluate import EvalBatches, evaluate
 from trainers.loop.precision import Precision
 from trainers.loop.state import id_classes, open_images
 from trainers.models.zero_shot import ZeroShotModel, load_zero_shot
-from trainers.yaml_text import read_yaml
 from tuning.views.formatting import accuracy_margin
 
 PUBLISHED = "published"
@@ -124,11 +122,10 @@ def expectations(text: str, config: TrialConfig) -> dict[str, float]:
     """Domain -> accuracy in percent, from the value of `--expect`.
 
     Args:
-        text: `published` (the suite's accuracies of this model), `real=82.5,sketch=57.0`, or a YAML
-            file with such pairs.
+        text: `published` (the suite's accuracies of this model), or `real=82.5,sketch=57.0`.
 
     Raises:
-        ConfigError: no published accuracies, no such file or domain, or not a percentage.
+        ConfigError: no published accuracies, no such domain, or not a percentage.
     """
     model, suite, domains = config.model, config.data.rules, config.data.domains
     if text == PUBLISHED:
@@ -139,13 +136,10 @@ def expectations(text: str, config: TrialConfig) -> dict[str, float]:
             raise ConfigError(problem, key="--expect", value=text)
         return dict(suite.published[name])
     try:
-        pairs = text.partition("=")[1] and not Path(text).is_file()
-        given = dict(p.split("=") for p in text.split(",")) if pairs else read_yaml(Path(text))
-        found = {str(name).strip(): float(acc) for name, acc in given.items()}
-    except ConfigError as error:
-        raise ConfigError(error.problem, key="--expect", value=text) from None
-    except (ValueError, TypeError, AttributeError):
-        problem = "expected accuracies by domain, such as `real: 82.5`"
+        pairs = (pair.split("=") for pair in text.split(","))
+        found = {name.strip(): float(acc) for name, acc in pairs}
+    except ValueError:
+        problem = "expected `published`, or accuracies such as `real=82.5,sketch=57.0`"
         raise ConfigError(problem, key="--expect", value=text) from None
     for domain, acc in found.items():
         if domain not in domains:

@@ -12,19 +12,16 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-import torch
 from rich.markup import escape
 from rich.table import Table
 from scipy.optimize import minimize_scalar
 
 from trainers.config import TrialConfig
 from trainers.errors import ConfigError
-from trainers.evaluation.evaluate import EvalBatches, image_features
-from trainers.loop.precision import Precision
+from trainers.evaluation.evaluate import image_features
 from trainers.loop.state import id_classes, open_images
-from trainers.models.zero_shot import load_zero_shot
 from tuning.views.result_table import borderless_table
-from tuning.zero_shot.evaluate import Row, measure
+from tuning.zero_shot.evaluate import Row, measure, open_model
 
 SAMPLE = 5000
 """Training images of the ID domain that LogME sees: every so-manyth."""
@@ -70,13 +67,9 @@ def rank(
 def train_features(config: TrialConfig) -> tuple[np.ndarray, np.ndarray]:
     """Features (n, D) of a sample of the training images, and their labels (n,)."""
     data = config.data
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    zero_shot = load_zero_shot(config.model, data.rules.prompts(id_classes(data)), device)
+    _, encode, batches = open_model(config, id_classes(data))
     images = open_images(data, data.id_domain, "train").sampled(SAMPLE)
-    workers = data.loader_processes(on_gpu=device.type == "cuda")
-    batches = EvalBatches(zero_shot.image_input, config.eval.batch_size, device, workers)
-    with Precision(config.precision, device).autocast():
-        features = image_features(zero_shot.image_features, images, batches)
+    features = image_features(encode, images, batches)
     return features.numpy(), images.labels[list(images.eval_rows)]
 
 

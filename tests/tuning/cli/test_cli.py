@@ -16,7 +16,6 @@ import urllib.request
 from contextlib import closing
 from dataclasses import replace
 from importlib.metadata import version
-from pathlib import Path
 
 import jsonschema
 import pyarrow.parquet as pq
@@ -27,7 +26,6 @@ from typer.main import get_command
 from typer.testing import CliRunner
 
 from cluster.cli import app as whole
-from tests.disks import make_read_only, small_disk
 from tests.images import write_photo_and_sketch
 from tests.tuning import fakes
 from tests.tuning.run_folders import search_file, trial, write_run
@@ -35,7 +33,7 @@ from trainers.checkpoints.format import saved_step
 from trainers.errors import ConfigError, StorageFailed
 from tuning import resume
 from tuning import search as run_search
-from tuning.cli import app, main, run_command
+from tuning.cli import app, run_command
 from tuning.cli.control import point_of
 from tuning.config.loading import find_config, ready_configs
 from tuning.config.validation import load_config
@@ -109,6 +107,8 @@ def test_config_prints_what_load_config_reads(tmp_path):
     (tmp_path / "printed.yaml").write_text(done.output)
     expected = load_config("quickstart", ["trial.steps=7"], check=False)
     assert load_config(tmp_path / "printed.yaml", check=False) == expected
+    listed = {line.split(" ")[0] for line in invoke("config").output.splitlines()}
+    assert {*ready_configs()} <= listed
 
 
 def test_report_as_json_has_null_where_a_trial_diverged(images_root, tmp_path):
@@ -183,14 +183,14 @@ def test_control_writes_orders_with_whole_points(running):
     ("words", "said"),
     [
         ("--stop 0", "--stop = '0': no running trial (running: trial-001)"),
-        ("--end --enqueue lr=1", "--enqueue lr = '1': it is outside 1e-06 .. 0.01"),
+        ("--end --enqueue lr=1", "optim.lr=1 is outside 1e-06 .. 0.01"),
         ("--enqueue lrr=1e-4", "--enqueue lrr = '1e-4': not searched (did you mean 'lr'?)"),
-        ("--enqueue lr=fast", "--enqueue lr = 'fast': it is not a finite number"),
+        ("--enqueue lr=fast", "optim.lr='fast' is not a finite number"),
         ("", "give --stop TRIAL, --enqueue POINT or --end"),
     ],
 )
 def test_control_refuses_what_is_wrong_and_writes_nothing(words, said, running):
-    assert str(invoke("control", running, *words.split()).exception) == said
+    assert said in str(invoke("control", running, *words.split()).exception)
     assert not (running / "control.jsonl").exists()
 
 
@@ -200,28 +200,6 @@ def test_control_enqueues_a_point_of_one_of_several_methods():
     assert found == {"method.name": "ft", "optim.lr": 1e-5}
     with pytest.raises(ConfigError, match="known: ft, l2_sp"):
         point_of("lr=1e-5", space.search_space())
-
-
-def test_config_lists_the_ready_configurations():
-    for words in (["config"], ["config", "--list"]):
-        assert {*ready_configs()} <= {
-            line.split(" ")[0] for line in invoke(*words).output.splitlines()
-        }
-
-
-@pytest.mark.parametrize(
-    ("words", "new"),
-    [
-        ("list", "`report` for the runs"),
-        ("status quickstart --json", "lipsum-tune report quickstart"),
-        ("schema", "`config --schema`"),
-        ("extend quickstart --trials 8", "`resume`"),
-    ],
-)
-def test_a_command_of_before_names_the_new_one(words, new):
-    error = invoke(*words.split()).exception
-    assert isinstance(error, ConfigError)
-    assert new in str(error)
 
 
 def test_a_run_is_found_by_its_name(run, monkeypatch):
@@ -369,107 +347,120 @@ def test_a_search_says_first_where_it_uses_ood_data(used, images_root, tmp_path)
         assert [(o.metric, o.mode) for o in told.objectives] == [("id_val/acc", "max")]
 
 
-@pytest.mark.parametrize(
-    ("arguments", "said"),
-    [
-        (("search", "no-such.yaml"), "no-such.yaml: no such file"),
-        (("search", "quickstart", "--set", "trial.optim.lrr=1"), "did you mean 'lr'"),
-        (("train", "quickstart", "--set", "trial.data.root=/nowhere"), "no such folder"),
-        (("search", "quickstart", "--set", "search.objective.metric=acc"), "never reported"),
-        (("ui", "nowhere"), "run a search first"),
-        *(
-            ((command, "nowhere", *more), "nowhere: not a run folder")
-            for command, *more in (
-                ["resume"],
-                ["resume", "--trials", "+3"],
-                ["report"],
-                ["control", "--end"],
-                ["confirm"],
-                ["export", "--output", "out"],
-                ["export", "--output", "out", "--soup", "greedy"],
-            )
-        ),
-        (("export", "RUN", "--output", "out"), "the weights of trial-000 (finished)"),
-        (("export", "RUN"), "give --output FOLDER, --register NAME or both"),
-        (("export", "RUN", "--output", "out", "--soup", "greedy"), "keep_top = 5"),
-        (("soup", "RUN", "--name", "greedy"), "`soup` is now `export`"),
-        (("plan", "no-such.yaml"), "no-such.yaml: no such file"),
-        (("resume", "RUN", "--set", "trial.steps"), "write it as key=value"),
-        (("resume", "RUN", "--set", "trial.seed=9"), "start a new search"),
-        (("resume", "RUN", "--trials", "+x"), "write a number, or +8"),
-        (("control", "RUN", "--end"), "not running (`lipsum-tune resume mine` continues it)"),
-    ],
-)
-def test_a_mistake_is_one_line_and_status_2(
-    arguments: tuple[str, ...],
-    said: str,
-    run: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
-) -> None:
-    """Nothing is started, and nothing made."""
-    monkeypatch.chdir(run.parent)
-    words = [str(run) if word == "RUN" else word for word in arguments]
-    monkeypatch.setattr(sys, "argv", ["lipsum-tune", *words])
-    before = sorted(run.parent.rglob("*"))
+UNFORESEEN = " (--debug shows the traceback)"
+
+
+MISTAKES = [
+    ("search no-such.yaml", "no-such.yaml: no such file"),
+    ("plan no-such.yaml", "no-such.yaml: no such file"),
+    ("search quickstart --set trial.optim.lrr=1", "did you mean 'lr'"),
+    ("search quickstart --set search.objective.metric=acc", "never reported"),
+    ("search huge.yaml", "huge.yaml: larger than 64 MiB"),
+    ("train quickstart --set trial.data.root=/nowhere", "no such folder"),
+    ("config quickstart --set trial.data.root=\x1b", "unacceptable character #x001b"),
+    ("config quickstart --set plugins=[ends.py]", "ends.py': ends the process when it is imported"),
+    ("prepare folders . out --class-names huge.yaml", "--class-names = 'huge.yaml': larger than"),
+    ("prepare folders . out --class-names /dev/null", "'/dev/null': not a regular file"),
+    ("prepare domainnet . out", "line 1 is not `real/<class>/<file> <label>`"),
+    ("ui nowhere", "run a search first"),
+    *(
+        (f"{command} nowhere {more}".strip(), "nowhere: not a run folder")
+        for command, more in (
+            ("resume", ""),
+            ("resume", "--trials +3"),
+            ("report", ""),
+            ("control", "--end"),
+            ("confirm", ""),
+            ("export", "--output out --soup greedy"),
+        )
+    ),
+    ("report damaged", " is damaged"),
+    ("export mine --output out", "the weights of trial-000 (finished)"),
+    ("export mine", "give --output FOLDER, --register NAME or both"),
+    ("export mine --output out --soup greedy", "keep_top = 5"),
+    ("resume mine --set trial.steps", "write it as key=value"),
+    ("resume mine --set trial.seed=9", "start a new search"),
+    ("resume mine --trials +x", "write a number, or +8"),
+    ("control mine --end", "not running (`lipsum-tune resume mine` continues it)"),
+    # Commands of 0.2.
+    ("list", "`report` for the runs"),
+    ("status quickstart --json", "lipsum-tune report quickstart"),
+    ("schema", "`config --schema`"),
+    ("soup mine --name greedy", "`soup` is now `export`"),
+    ("extend quickstart --trials 8", "`resume`"),
+]
+LONG = "x" * 300
+
+
+@pytest.fixture
+def folder(run, images_root, monkeypatch):
+    """The current folder, with a run and odd files."""
+    folder = run.parent
+    monkeypatch.chdir(folder)
+    for name in ("huge.yaml", "real_train.txt", "real_test.txt"):
+        (folder / name).write_text(f"real/tiger/a.jpg {'9' * 5000}\n")
+    os.truncate(folder / "huge.yaml", (64 << 20) + 1)
+    (folder / "ends.py").write_text("import sys\nsys.exit(0)\n")
+    damaged = write_run(folder / "damaged", search_file(images_root), outcome=None)
+    with (damaged / "journal.jsonl").open("a") as journal:
+        journal.write('{"event": "zero_shot", "time": 1, "metrics": {"id_val/acc": "abc"}}\n')
+    return folder
+
+
+def ended(capsys, command):
+    """Status, output and the one line of an error of what `main` does with a command."""
     with pytest.raises(SystemExit) as caught:
-        main()
-    assert caught.value.code == 2
+        run_command(command)
     shown = capsys.readouterr()
-    lines = shown.out.splitlines()  # printed before what takes seconds to import
-    assert all(line.startswith(("Search  ", "Resume  ", "Checking  ")) for line in lines)
-    assert shown.err.startswith("lipsum-tune: ")
-    assert said in shown.err
-    assert len(shown.err.splitlines()) == 1
-    assert sorted(run.parent.rglob("*")) == before
-
-
-def make_huge(path):
-    path.touch()
-    os.truncate(path, (64 << 20) + 1)
-    return path
-
-
-TEXTS = ("--set", "trial.method.text_source=file", "--set", "trial.method.texts_file={}")
+    assert len(shown.err.splitlines()) <= 1
+    assert len(shown.err) < 2000
+    return caught.value.code, shown.out, shown.err
 
 
 @pytest.mark.parametrize(
-    ("arguments", "said"),
+    ("words", "status", "said"),
     [
-        (("search", "quickstart", *TEXTS), "texts_file = '{}': "),
-        (("prepare", "folders", "in", "out", "--class-names", "{}"), "--class-names = '{}': "),
-        (("zero-shot", "quickstart", "--expect", "{}"), "--expect = '{}': "),
+        *((words, 2, said) for words, said in MISTAKES),
+        (f"config {LONG}", 70, "OSError: [Errno 36] File name too long"),
+        (f"config quickstart --set trial{'.a' * 5000}=3", 70, "RecursionError: "),
     ],
 )
-def test_a_text_file_without_end_is_refused(arguments, said, tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    (tmp_path / "in" / "cat").mkdir(parents=True)
-    (tmp_path / "in" / "cat" / "1.png").touch()
-    huge = make_huge(tmp_path / "huge.txt")
-    for file, problem in ((str(huge), "larger than 64 MiB"), ("/dev/null", "not a regular file")):
-        error = invoke(*(word.format(file) for word in arguments)).exception
-        assert isinstance(error, ConfigError)
-        assert f"{said.format(file)}{problem}" in str(error)
-        assert len(str(error).splitlines()) == 1
+def test_a_mistake_is_one_line_with_its_status(words, status, said, folder, monkeypatch, capsys):
+    """Nothing is started, and nothing made."""
+    monkeypatch.setattr(sys, "argv", ["lipsum-tune", *words.split(" ")])
+    before = sorted(folder.rglob("*"))
+    code, printed, error = ended(capsys, app)
+    # What is printed before what takes seconds to import.
+    assert all(line.startswith(("Search  ", "Resume  ", "Check")) for line in printed.splitlines())
+    assert code == status
+    assert error.startswith("lipsum-tune: ")
+    assert said in error
+    assert error.endswith(" (--debug shows the traceback)\n") == (status == 70)
+    left = {path for path in folder.rglob("*") if "__pycache__" not in path.parts}
+    assert left == {*before}
 
 
-def test_a_configuration_without_end_is_refused(tmp_path):
-    file, above = make_huge(tmp_path / "huge.yaml"), tmp_path / "above.yaml"
-    above.write_text("extends: huge.yaml")
-    for path in (file, above):
-        error = invoke("search", path).exception
-        assert isinstance(error, ConfigError)
-        assert str(error).endswith(f"{file}: larger than 64 MiB")
+def test_an_unforeseen_error_is_short_and_holds_no_secret(capsys):
+    def fail():
+        raise RuntimeError(f"https://me:hunter2@host {'x' * 10_000}\nmore")
+
+    status, _, error = ended(capsys, fail)
+    expected = f"RuntimeError: https://***@host {'x' * 183}... (--debug shows the traceback)\n"
+    assert (status, error) == (70, f"lipsum-tune: {expected}")
 
 
-LONG = "a very long name of a class " * 6
+def test_ctrl_c_is_status_130_and_prints_nothing(capsys):
+    def interrupt():
+        raise KeyboardInterrupt
+
+    assert ended(capsys, interrupt) == (130, "", "")
 
 
 @pytest.mark.parametrize(
     ("names", "shown"),
     [
         (("cafe\u0301", "caf\u00e9"), r"'cafe\u0301' and 'caf\xe9'"),
-        ((f"{LONG}one", f"{LONG}two"), f"'{LONG}one' and '{LONG}two'"),
+        ((f"{LONG} one", f"{LONG} two"), f"'{LONG} one' and '{LONG} two'"),
     ],
 )
 def test_classes_with_the_same_tokens_are_refused(names, shown, tmp_path):
@@ -479,116 +470,6 @@ def test_classes_with_the_same_tokens_are_refused(names, shown, tmp_path):
     error = invoke("zero-shot", tmp_path / "mine.yaml").exception
     assert isinstance(error, ConfigError)
     assert f"{shown} the same tokens" in str(error)
-
-
-@pytest.mark.parametrize("command", ["search", "zero-shot", "config"])
-def test_a_plugin_that_ends_the_process_is_a_mistake(command: str, tmp_path: Path) -> None:
-    (tmp_path / "script.py").write_text("import sys\nsys.exit(0)\n")
-    done = lipsum_tune(command, "quickstart", "--set", "plugins=[script.py]", cwd=tmp_path)
-    assert done.returncode == 2
-    assert "ends the process when it is imported (SystemExit: 0)" in done.stderr
-    assert f"plugins = '{tmp_path}/script.py'" in done.stderr
-    assert len(done.stderr.splitlines()) == 1
-
-
-def test_an_installed_plugin_that_ends_the_process_is_a_mistake(tmp_path):
-    (tmp_path / "script.py").write_text("import sys\nsys.exit('no \\n GPU')\n")
-    installed = tmp_path / "script-1.0.dist-info"
-    installed.mkdir()
-    (installed / "METADATA").write_text("Metadata-Version: 2.1\nName: script\nVersion: 1.0\n")
-    (installed / "entry_points.txt").write_text("[lipsum_tune.methods]\nscript = script\n")
-    done = lipsum_tune("config", "quickstart", cwd=tmp_path)
-    assert done.returncode == 2
-    assert "entry point 'script' of lipsum_tune.methods: ends the process" in done.stderr
-    assert "(SystemExit: no )" in done.stderr
-
-
-def test_ctrl_c_in_a_plugin_is_no_mistake(tmp_path):
-    (tmp_path / "script.py").write_text("raise KeyboardInterrupt\n")
-    done = lipsum_tune("config", "quickstart", "--set", "plugins=[script.py]", cwd=tmp_path)
-    assert (done.returncode, done.stderr) == (130, "")
-
-
-TOO_LONG = "x" * 300
-UNFORESEEN = " (--debug shows the traceback)"
-
-
-@pytest.mark.parametrize(
-    ("arguments", "file", "status", "said"),
-    [
-        ("config FILE", "trial: {steps: 3} # \x1b[0m", 2, "unacceptable character #x001b"),
-        ("config quickstart --set trial.data.root=\x1b", "", 2, "unacceptable character #x001b"),
-        ("config FILE", 'trial: {data: {root: "\\ud800"}}', 2, "or half of a surrogate pair"),
-        ("config FILE", "trial: {steps: !!timestamp xx}", 2, "not of the type of its tag"),
-        ("config FILE", "trial: {steps: !!bool xx}", 2, "not of the type of its tag"),
-        (f"config quickstart --set trial{'.a' * 5000}=3", "", 70, "RecursionError: "),
-        (f"config {TOO_LONG}", "", 70, "OSError: [Errno 36] File name too long"),
-        (f"report {TOO_LONG}", "", 70, "OSError: [Errno 36] File name too long"),
-        (f"search FILE --set search.warm_start.runs={TOO_LONG}", "", 70, "File name too long"),
-        ("report RUN", "journal.jsonl", 2, "line 27 is damaged"),
-        (
-            "prepare domainnet mine ../out",
-            "lists",
-            2,
-            "line 1 is not `real/<class>/<file> <label>`",
-        ),
-    ],
-)
-def test_odd_input_is_one_line(arguments, file, status, said, run, monkeypatch, capsys):
-    monkeypatch.chdir(run.parent)
-    if file == "journal.jsonl":
-        with (run / file).open("a") as journal:
-            journal.write('{"event": "zero_shot", "time": 1, "metrics": {"id_val/acc": "abc"}}\n')
-    elif file == "lists":
-        for split in ("train", "test"):
-            (run / f"real_{split}.txt").write_text(f"real/tiger/a.jpg {'9' * 5000}\n")
-    else:
-        Path("mine.yaml").write_text(file or "{}")
-    named = {"RUN": str(run), "FILE": "mine.yaml"}
-    words = [named.get(word, word) for word in arguments.split(" ")]
-    monkeypatch.setattr(sys, "argv", ["lipsum-tune", *words])
-    with pytest.raises(SystemExit) as caught:
-        main()
-    shown = capsys.readouterr().err
-    assert shown.startswith("lipsum-tune: ")
-    assert said in shown
-    assert len(shown.splitlines()) == 1
-    assert len(shown) < 700
-    assert (caught.value.code, shown.endswith(f"{UNFORESEEN}\n")) == (status, status == 70)
-
-
-def test_a_report_without_the_number_of_images_is_written(run):
-    (run / "environment.json").write_text('{"val_images": 5}')
-    assert invoke("report", run).exit_code == 0
-
-
-def test_an_unforeseen_error_is_short_and_holds_no_secret(capsys):
-    def fail():
-        raise RuntimeError(f"https://me:hunter2@host {'x' * 10_000}\nmore")
-
-    with pytest.raises(SystemExit) as caught:
-        run_command(fail)
-    shown = capsys.readouterr().err
-    assert shown == f"lipsum-tune: RuntimeError: https://***@host {'x' * 183}...{UNFORESEEN}\n"
-    assert caught.value.code == 70
-
-
-def test_ctrl_c_is_status_130_and_prints_nothing(capsys):
-    def interrupt():
-        raise KeyboardInterrupt
-
-    with pytest.raises(SystemExit) as caught:
-        run_command(interrupt)
-    assert (caught.value.code, capsys.readouterr().err) == (130, "")
-
-
-def test_a_closed_pipe_ends_quietly(tmp_path):
-    reader, writer = os.pipe()
-    os.close(reader)
-    command = [sys.executable, "-m", "tuning", "config", "quickstart"]
-    done = subprocess.run(command, cwd=tmp_path, stdout=writer, stderr=subprocess.PIPE, check=False)
-    os.close(writer)
-    assert done.stderr == b""
 
 
 def test_report_shows_the_leaderboard_and_how_the_search_was_left(run):
@@ -639,27 +520,6 @@ def went_on(monkeypatch):
     return files
 
 
-@pytest.mark.parametrize(
-    ("settings", "warning"),
-    [
-        (["trial.steps=40"], ""),
-        (["trial.eval.every=500"],
-         "trial.eval.every = 500: more than trial.steps = 120, so nothing is reported before the "
-         "last step"),
-    ],
-)  # fmt: skip
-def test_a_search_with_fewer_steps_than_its_file_begins(
-    settings, warning, tmp_path, went_on, caplog
-):
-    overrides = [word for setting in settings for word in ("--set", setting)]
-    done = invoke(
-        "search", "quickstart", "--set", f"search.storage={tmp_path}", "--set",
-        "trial.optim.batch_size=2", *overrides,
-    )  # fmt: skip
-    assert went_on, done.exception
-    assert caplog.messages == ([warning] if warning else [])
-
-
 def test_a_search_in_which_no_trial_finished_has_nothing_to_confirm(
     images_root, tmp_path, monkeypatch
 ):
@@ -695,17 +555,3 @@ def test_a_search_with_nothing_left_ends_in_order(run, went_on):
     assert f"Next        lipsum-tune confirm {run} " in done.output
     assert f"            lipsum-tune export {run} --output model " in done.output
     assert yaml.safe_load((run / CONFIG_FILE).read_text())["search"]["budget"]["trials"] == 2
-
-
-@pytest.mark.nightly
-@pytest.mark.parametrize("command", [("report",), ("resume", "--trials", "+3"), ("resume",)])
-def test_a_run_folder_that_cannot_be_written_is_one_line(
-    command: tuple[str, ...], run: Path, tmp_path: Path
-) -> None:
-    with small_disk(tmp_path / "disk", 4096) as disk:
-        shutil.move(run, disk / "mine")
-        make_read_only(disk)
-        done = lipsum_tune(command[0], str(disk / "mine"), *command[1:], cwd=tmp_path)
-    assert done.returncode == 75
-    assert "Read-only file system" in done.stderr.strip().splitlines()[-1]
-    assert "Traceback" not in done.stderr

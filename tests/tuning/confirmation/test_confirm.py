@@ -51,7 +51,7 @@ from tuning.runs.journal import History
 from tuning.runs.run_folder import load_run
 from tuning.session import Session
 from tuning.views.mlflow.callback import MlflowCallback, backfill
-from tuning.views.mlflow.client import connect, default_tracking_uri, runs_below, search_run
+from tuning.views.mlflow.client import connect, default_tracking_uri, search_run
 
 STEPS = 3
 QUIET = Console(quiet=True)
@@ -296,8 +296,7 @@ def test_mlflow_has_each_training_below_the_search(instant):
     ):
         found = run(seeds=2)
     client, experiment_id = connect(default_tracking_uri(folder.parent), "lipsum-tune")
-    parent = search_run(client, experiment_id, load_run(folder).search.run_id)
-    runs = runs_below(client, experiment_id, parent.info.run_id, "tags.kind = 'confirm'")
+    runs = client.search_runs([experiment_id], "tags.kind = 'confirm'")
     accuracies = {
         (one.data.tags["confirms"], one.data.params.get("seed")): one.data.metrics.get(
             "id_test/acc"

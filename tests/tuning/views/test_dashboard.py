@@ -20,7 +20,6 @@ from tuning.views.dashboard import OPTUNA_FILE, DashboardView, open_storage
 SPACE = SearchSpace(parameters={"optim.lr": Float(low=1e-6, high=1e-2, log=True)})
 OTHER = SearchSpace(branches={"ft": SPACE, "kd": SPACE})
 BOTH = (Objective("id_val/acc"), Objective("ood_val/mean_acc"))
-STORAGES = ("file", "sqlite", "object")
 
 
 def record(number, id_acc=85.0, ood_acc=62.0, **changes):
@@ -43,17 +42,10 @@ RECORDS = [
 ]
 
 
-@pytest.fixture(params=STORAGES)
+@pytest.fixture(params=[None, "sqlite:///{}/optuna.db"], ids=["file", "database"])
 def opened(request, tmp_path):
     """Opens the same storage again and again, as sessions do."""
-    kept = InMemoryStorage()
-    url = f"sqlite:///{tmp_path / 'optuna.db'}"
-    ways = {
-        "file": lambda: open_storage(tmp_path, None),
-        "sqlite": lambda: open_storage(tmp_path, url),
-        "object": lambda: kept,
-    }
-    return ways[request.param]
+    return lambda: open_storage(tmp_path, request.param and request.param.format(tmp_path))
 
 
 @pytest.fixture

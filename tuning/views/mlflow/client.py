@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import functools
 import json
 import logging
 import math
@@ -22,12 +21,10 @@ from trainers.redact import redact as redact
 from tuning.execution.signals import environment_variables
 from tuning.security.databases import (
     CONNECT_SECONDS,
-    check_driver,
     check_listens,
     expand,
     is_database,
 )
-from tuning.security.exposure import goes_unencrypted
 
 
 @contextlib.contextmanager
@@ -58,8 +55,6 @@ with brief_requests():  # MLflow 3.17 starts its telemetry when it is imported
     from mlflow.entities import Param, Run, RunTag
     from mlflow.exceptions import MlflowException as MlflowException
     from mlflow.tracking import MlflowClient
-
-_log = logging.getLogger(__name__)
 
 PARENT_TAG = "mlflow.parentRunId"
 MAX_CHARS = 5000
@@ -104,8 +99,6 @@ def connect(uri: str, experiment: str) -> tuple[MlflowClient, str]:
         TrackingError: within seconds, if it cannot be reached or used.
     """
     configured, uri = uri, expand(uri)
-    if is_database(uri):
-        check_driver("search.tracking.uri", configured)
     try:
         with contextlib.ExitStack() as stack:
             if path := sqlite_path(uri):
@@ -118,7 +111,6 @@ def connect(uri: str, experiment: str) -> tuple[MlflowClient, str]:
                     file.execute("PRAGMA schema_version")
             elif is_database(uri):
                 check_listens(uri)
-            _warn_of_plain_text(uri)
             stack.enter_context(brief_requests(retries=0))
             client = MlflowClient(tracking_uri=uri)
             return client, _experiment_id(client, experiment, path)
@@ -131,20 +123,12 @@ def connect(uri: str, experiment: str) -> tuple[MlflowClient, str]:
         ) from None  # the cause's text may hold the credentials that were just taken out
 
 
-def search_run(client: MlflowClient, experiment_id: str, run_id: str) -> Run | None:
-    """The parent run of the search whose journal has this run ID; None if there is none."""
-    found = client.search_runs(
-        [experiment_id], f"tags.search_id = '{run_id}' and tags.kind = 'search'", max_results=1
-    )
-    return found[0] if found else None
-
-
-def runs_below(
-    client: MlflowClient, experiment_id: str, parent_id: str, condition: str = ""
-) -> list[Run]:
-    """All runs below a parent run that meet a condition of MLflow's filter language."""
-    wanted = f"tags.`{PARENT_TAG}` = '{parent_id}'" + (f" and {condition}" if condition else "")
-    return list(client.search_runs([experiment_id], wanted, max_results=50_000))
+def search_run(
+    client: MlflowClient, experiment_id: str, search_id: str, which: str = "tags.kind = 'search'"
+) -> Run | None:
+    """A run of the search whose journal has this run ID, its parent run by default; or None."""
+    wanted = f"tags.search_id = '{search_id}' and {which}"
+    return next(iter(client.search_runs([experiment_id], wanted, max_results=1)), None)
 
 
 def reason_of(error: Exception, uri: str) -> str:
@@ -184,28 +168,13 @@ def tags_of(values: Mapping[str, str]) -> list[RunTag]:
     return [RunTag(key, redact(value)[:MAX_CHARS]) for key, value in values.items() if value]
 
 
-@functools.cache  # once for each server
-def _warn_of_plain_text(uri: str) -> None:
-    if goes_unencrypted(uri):
-        _log.warning(
-            "%s is a public address without https: everything that is written there, including a "
-            "password or token of MLFLOW_TRACKING_*, can be read on the way.",
-            redact(uri),
-        )
-
-
 def _experiment_id(client: MlflowClient, name: str, database: Path | None) -> str:
     found = client.get_experiment_by_name(name)
     if found is None:
         folder = None
         if database is not None:
             folder = (database.resolve().parent / "mlflow-artifacts").as_uri()
-        try:
-            return str(client.create_experiment(name, artifact_location=folder))
-        except MlflowException:
-            found = client.get_experiment_by_name(name)  # another search has just created it
-            if found is None:
-                raise
+        return str(client.create_experiment(name, artifact_location=folder))
     if found.lifecycle_stage != "active":
         raise TrackingError(
             f"the MLflow experiment {name!r} is deleted; restore it with "

@@ -12,14 +12,13 @@ import base64
 import hashlib
 import json
 import zlib
-from collections import Counter
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from trainers.evaluation.metrics import ID_ACC, MEAN_ACC, OOD_MEAN_ACC, val_acc
 from tuning.runs.ranking import best_trial
 from tuning.runs.records import SECONDS, TRAIN_LOSS, ZERO_SHOT, SearchRecord, TrialRecord
-from tuning.views.formatting import format_params, format_percent, trial_label
+from tuning.views.formatting import format_outcomes, format_params, format_percent, trial_label
 from tuning.views.mlflow.client import key_of
 
 if TYPE_CHECKING:
@@ -79,15 +78,13 @@ def _key(search: SearchRecord) -> str:
 
 def describe(search: SearchRecord, records: Sequence[TrialRecord], outcome: str) -> str:
     """What was found and how, in Markdown. MLflow 3.17 hides all but the first 150 pixels."""
-    trials = [record for record in records if record.kind == "trial"]
-    best = best_trial(search, trials) if outcome != "running" else None
+    best = best_trial(search, records) if outcome != "running" else None
     lines = [f"**Best: {best.trial_id}** with {format_params(best.params)}."] if best else []
     shown = [r for r in records if r.kind == "reference" and r.outcome == "finished"]
     compared = [(trial_label(search, r), r.metrics) for r in ([best] if best else []) + shown]
     for name, metrics in (*compared, (ZERO_SHOT, search.zero_shot)):
         id_acc, ood_acc = (format_percent(metrics.get(metric)) for metric in (ID_ACC, OOD_MEAN_ACC))
         lines.append(f"- {name}: {id_acc} ID, {ood_acc} OOD")
-    counts = Counter(record.outcome for record in trials)
-    found = ", ".join(f"{number} {name}" for name, number in counts.items()) or "none yet"
+    found = format_outcomes(records) or "none yet"
     lines += ["", f"Search {outcome}. Trials: {found}. {search.selection}"]
     return "\n".join(lines)

@@ -246,7 +246,8 @@ def test_trainings_of_confirm_stand_below_the_search(run):
     backfill(load_run(run))
     assert content(run.parent) == before
     client = MlflowClient(mlf.default_tracking_uri(run.parent))
-    found = mlf.runs_below(client, parent.experiment_id, parent.run_id, "tags.kind = 'confirm'")
+    below = f"tags.`mlflow.parentRunId` = '{parent.run_id}' and tags.kind = 'confirm'"
+    found = client.search_runs([parent.experiment_id], below)
     by_trial = {one.data.tags["trial_id"]: one for one in found}
     assert by_trial.keys() == {
         "zero-shot", "ft-seed-1001", "trial-000-seed-1001", "trial-000-seed-1002"
