@@ -2,7 +2,8 @@
 
 Good values are roughly known before a search: the method's authors published theirs, and the model
 has a learning rate that works for plain fine-tuning. The first trial is the centre, the next ones
-are drawn around it, and the sampler goes on from what they show.
+are drawn around it, and the sampler goes on from what they show. One of them is drawn around the
+middle of the space instead, from which a search leaves a prior that misleads.
 """
 
 from __future__ import annotations
@@ -25,6 +26,10 @@ Center: TypeAlias = dict[str, Any]
 """Dotted key of a parameter -> its most likely value."""
 
 
+WIDTH = 0.2
+"""Default of `search.prior.width`, and the standard deviation around the middle of the space."""
+
+
 class PriorConfig(Frozen):
     """What is known of good values. `search.space.initial_points` replace it, and so does
     `search.warm_start` with `search.sampler.startup_trials` complete trials or `top` points."""
@@ -34,11 +39,12 @@ class PriorConfig(Frozen):
     a setting of a method is its authors' where that is known, and for `optim.lr` the learning rate
     of the reference; the first initial point of a ready space that has one, such as `r_adapter`.
     `search.space.by_method` has centres for single methods."""
-    width: float = Field(default=0.2, ge=0, le=1)
+    width: float = Field(default=WIDTH, ge=0, le=1)
     """Standard deviation of the points around the centre, as a share of each parameter's range on
     its scale; for a choice, the probability of a random one."""
     points: int = Field(default=3, ge=0, le=1_000_000)
-    """Number of points around the centre, which is tried before them."""
+    """Number of points after the centre. The first one is around the middle of the space, in case
+    the prior misleads, the others are around the centre."""
 
 
 def prior_points(
@@ -49,7 +55,7 @@ def prior_points(
     published: Mapping[str, Value],
     trial: TrialConfig,
 ) -> list[dict[str, Value]]:
-    """The centre of the prior and the points around it.
+    """The centre of the prior, a point around the middle of the space, points around the centre.
 
     Args:
         centers: by the section of the configuration that gives them; later ones win.
@@ -78,9 +84,14 @@ def prior_points(
     around = [
         # mypy cannot know that a value is of its own parameter's type.
         {key: p.near(center[key], prior.width, rng) for key, p in parameters.items()}  # type: ignore[arg-type]
-        for _ in range(prior.points)
+        for _ in range(prior.points - 1)
     ]
-    return [center, *around]
+    rng = random.Random(f"middle {seed}")
+    middle = {
+        key: rng.choice(p.choices) if isinstance(p, Categorical) else p.near(p.at(0.5), WIDTH, rng)
+        for key, p in parameters.items()
+    }
+    return [center, *[middle][: prior.points], *around]
 
 
 def check_searched(section: str, center: Center, parameters: Mapping[str, Any]) -> None:

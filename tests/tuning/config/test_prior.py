@@ -39,6 +39,14 @@ def test_points_are_normal_around_the_centre_on_the_scale_of_the_range():
     assert center[LR] == pytest.approx(10**-4.5)
 
 
+def test_the_second_point_is_around_the_middle_of_the_space():
+    found = [points(search__prior__center={LR: 1e-6}, search__sampler__seed=n) for n in range(100)]
+    exponents = [math.log10(second[LR]) for _, second, *_ in found]  # of 1e-6 to 1e-3
+    assert statistics.fmean(exponents) == pytest.approx(-4.5, abs=0.2)
+    assert statistics.stdev(exponents) == pytest.approx(0.6, rel=0.2)
+    assert [len(points(search__prior__points=number)) for number in (0, 1, 2)] == [1, 2, 3]
+
+
 @pytest.mark.parametrize("center", [1e-5, 1.9e-3])
 @pytest.mark.parametrize("width", [0.2, 1.0])
 def test_points_do_not_pile_up_on_a_bound(center, width):
