@@ -17,6 +17,7 @@ from rich.text import Text
 from trainers.evaluation.metrics import ID_ACC, OOD_MEAN_ACC
 from tuning.runs.ranking import best_trial, misses, pareto_front, ranked
 from tuning.runs.records import METHOD_KEY, SearchRecord, TrialRecord, zero_shot_record
+from tuning.runs.seeds import margin_of_mean
 from tuning.views.answer import answer
 from tuning.views.formatting import (
     format_metric,
@@ -90,7 +91,11 @@ class TrialRow:
     """Of a finished trial, from 1."""
     params: Mapping[str, Any]
     values: Mapping[str, float]
-    """The last report; empty for a trial that ended early, since it belongs to another step."""
+    """The last report, or its means over seeds; empty for a trial that ended early, since it
+    belongs to another step."""
+    seeds: str
+    """Number of seeds and half the 95 % interval of the objective's mean, `3 ±0.42`; empty for
+    one."""
     missed: float
     """Largest amount by which it misses a constraint."""
     outcome: str
@@ -109,13 +114,15 @@ def trial_rows(search: SearchRecord, records: Sequence[TrialRecord]) -> list[Tri
         if not is_trial:
             params = {} if record is zero_shot else search.reference_params
         amounts = missed.get(record.trial_id, {}) if is_done else {}
+        margin = margin_of_mean(search, records, record) if is_done else None
         at = "" if is_done or not record.step else f" at {record.step}"
         row = TrialRow(
             record,
             trial_label(search, record),
             rank if is_trial and is_done else None,
             params,
-            record.metrics if is_done else {},
+            record.means if is_done else {},
+            "" if margin is None else f"{1 + len(record.repetitions)} ±{margin:.2g}",
             max(amounts.values(), default=0.0),
             "" if record is zero_shot else record.outcome + at,
             is_done and best is not None and record.trial_id == best.trial_id,
@@ -182,7 +189,8 @@ def _table(
         table.add_column("parameters", overflow="fold")
     names = ["a"] * has_line + ["[bold]ID[/]"] + ["[bold]OOD[/]"] * bool(search.ood_domains)
     names += [head(metric) for metric in metrics]
-    for name in [*names, *["misses"] * bool(search.constraints)]:
+    has_seeds = any(row.seeds for row in rows)
+    for name in [*names, *["seeds"] * has_seeds, *["misses"] * bool(search.constraints)]:
         table.add_column(name, justify="right", no_wrap=True)
     if has_outcome:
         table.add_column("outcome", no_wrap=True)
@@ -199,6 +207,7 @@ def _table(
         accs = [ID_ACC, OOD_MEAN_ACC] if search.ood_domains else [ID_ACC]
         cells += [Text(format_percent(row.values.get(metric)), "bold") for metric in accs]
         cells += [format_metric(m)(row.values[m]) if m in row.values else "" for m in metrics]
+        cells += [row.seeds] * has_seeds
         cells += [f"{row.missed:.2g}" if row.missed else ""] * bool(search.constraints)
         style = OUTCOME_STYLE[row.record.outcome]
         cells += [Text(row.outcome, style)] * has_outcome

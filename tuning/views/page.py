@@ -152,7 +152,8 @@ def _rows(
     search: SearchRecord, records: Sequence[TrialRecord]
 ) -> Iterator[tuple[TrialRow, list[tuple[str, str, Any]]]]:
     """The rows of the table, with header, text and value to sort by of each cell."""
-    keys = list(dict.fromkeys(key for record in records for key in record.params))
+    trials = (record for record in records if record.kind == "trial")
+    keys = list(dict.fromkeys(key for record in trials for key in record.params))
     short = dict(zip(keys, short_names(keys), strict=True))
     metrics = {ID_ACC: "ID", OOD_MEAN_ACC: "OOD", **{m: m for m in extra_metrics(search)}}
     later = {"line/a": "a", **{val_acc(domain): domain for domain in search.ood_domains}}
@@ -168,6 +169,8 @@ def _rows(
             for key, name in names.items():
                 value = values.get(key)
                 cells.append((name, "" if value is None else style(key)(value), value))
+        if any(r.repetitions for r in records):
+            cells.append(("seeds", row.seeds, 1 + len(record.repetitions)))
         if search.constraints:
             cells.append(("misses", f"{row.missed:.2g}" if row.missed else "", row.missed))
         cells.append(("outcome", row.outcome, record.outcome))
