@@ -38,7 +38,7 @@ FREE = (
     *(f"trial.data.{key}" for key in ELSEWHERE),
 )
 """Keys that do not make a configuration another search."""
-RESUMABLE = (*FREE, "search.sampler", "search.scheduler")
+RESUMABLE = (*FREE, "search.sampler", "search.scheduler", "search.seeds")
 """Keys that a resume may change: none of them affects what a trial measures."""
 
 
@@ -55,7 +55,8 @@ def more_trials(folder: str | Path, trials: int | str, overrides: Iterable[str] 
     if not number.removeprefix("+").isdecimal():
         raise ConfigError("write a number, or +8 for eight more", key="trials", value=trials)
     run = load_run(folder)
-    existing, budget = sum(r.kind == "trial" for r in run.history.records), run.file.search.budget
+    budget = run.file.search.budget
+    existing = sum(record.kind != "reference" for record in run.history.records)
     is_worthless = budget.worth is not None and run.history.outcome == "finished"
     if number.startswith("+"):
         planned = 0 if is_worthless else budget.trials

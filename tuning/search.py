@@ -24,6 +24,7 @@ from search_spaces import SearchSpace
 from trainers.data.data_root import resolve_root
 from trainers.errors import ConfigError, validate
 from tuning.algorithms.pruning import LEAST_FINISHED, create_pruner
+from tuning.algorithms.seeds import LEADERS
 from tuning.algorithms.studies import Studies, create_studies
 from tuning.algorithms.warm_start import Earlier, load_earlier, warm_start, warm_start_uses_ood
 from tuning.checkpoints.retention import CheckpointCallback
@@ -193,7 +194,11 @@ def continue_search(run_folder: Path, file: SearchFile, options: SearchOptions) 
         callbacks = (
             ResultsCallback(checkpoints.url),
             MlflowCallback(uri, tracking.experiment, tracking.metrics == "all"),  # uploads them
-            CheckpointCallback(checkpoints, history.records, keep.keep_top),
+            CheckpointCallback(
+                checkpoints,
+                history.records,
+                max(keep.keep_top, LEADERS if file.search.seeds else 0),
+            ),
             *dashboard,
             session.progress,
             *options.callbacks,
@@ -245,7 +250,7 @@ def prepare_studies(
     name = type(options.pruner).__name__ if options.pruner else file.search.scheduler.name
     if name != "none":
         show_phase(console, "Stopping", f"{name}, once {LEAST_FINISHED} trials have finished")
-    left = search.budget_trials - sum(record.kind == "trial" for record in history.records)
+    left = search.budget_trials - sum(r.kind != "reference" for r in history.records)
     if studies.num_waiting and left > 0:
         show_phase(console, "Points", points_line(left, studies.num_waiting))
     return studies

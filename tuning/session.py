@@ -20,6 +20,7 @@ from trainers.data.data_root import EMBEDDED
 from trainers.data.storage import Store, open_store, url_of
 from tuning.algorithms.budget import Budget
 from tuning.algorithms.searcher import TrialProposer
+from tuning.algorithms.seeds import SeedRace
 from tuning.algorithms.studies import Studies, quiet_optuna
 from tuning.config.schema import BudgetConfig, NoSchedulerConfig, ResourcesConfig, SearchFile
 from tuning.execution.ray_session import concurrent_trials, ray_session
@@ -117,12 +118,15 @@ class Session:
         budget = Budget(self.file.search.budget, search, history, self.journal.now, self.file)
         callbacks, gpus = (budget, *callbacks), resources.gpus_per_trial
         recorder = Recorder(search, self.journal, callbacks, earlier, gpus, studies, watch.check)
+        seeds, base = self.file.search.seeds, self.file.trial.seed
+        race = SeedRace(seeds, search, base, budget) if seeds and studies else None
         proposer = TrialProposer(
             recorder,
             partial(config_of, self.file),
             fixed=fixed,
             studies=studies,
             may_propose=budget.allows,
+            seeds=race,
             earlier=earlier,
         )
         show_phase(self.console, "Trials", f"starting workers for {self.concurrent} at once")
@@ -155,7 +159,7 @@ class Session:
             gc.collect()
         if failure := self.journal.failure or watch.lost:
             raise failure
-        return ended, outcome, budget.ended_by
+        return ended, outcome, budget.ended_by or (race.ended_by if race else None)
 
 
 @contextmanager

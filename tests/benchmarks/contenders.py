@@ -15,11 +15,21 @@ from ray.tune.search import Searcher
 from ray.tune.search.optuna import OptunaSearch
 
 from search_spaces import SearchSpace
+from tuning.algorithms.budget import Budget
 from tuning.algorithms.pruning import create_pruner
+from tuning.algorithms.seeds import SeedRace
 from tuning.algorithms.studies import create_studies
 from tuning.config.objectives import Objective
-from tuning.config.schema import AshaConfig, NoSchedulerConfig, SamplerConfig, SchedulerConfig
+from tuning.config.schema import (
+    AshaConfig,
+    BudgetConfig,
+    NoSchedulerConfig,
+    SamplerConfig,
+    SchedulerConfig,
+    SeedsConfig,
+)
 from tuning.execution.scheduler import PrunerScheduler
+from tuning.runs.journal import History
 from tuning.runs.records import ParamValue, SearchRecord, TrialRecord, outcome_of, trial_name
 
 
@@ -42,7 +52,12 @@ class Ours(Searcher):
     """This project's studies behind the interface of Ray's searchers."""
 
     def __init__(
-        self, problem: Problem, sampler: SamplerConfig, scheduler: SchedulerConfig, prior: bool
+        self,
+        problem: Problem,
+        sampler: SamplerConfig,
+        scheduler: SchedulerConfig,
+        prior: bool,
+        has_seeds: bool,
     ) -> None:
         super().__init__(metric=problem.objective.metric, mode=problem.objective.mode)
         self.search = _search_record(problem, sampler.metric)
@@ -54,12 +69,20 @@ class Ours(Searcher):
         self.studies.enqueue_first_points()
         self.study = self.studies.studies[0].study
         self.records: dict[str, TrialRecord] = {}
+        budget = Budget(BudgetConfig(trials=problem.trials), self.search, History(), lambda: 0.0)
+        seeds = SeedRace(SeedsConfig(), self.search, 0, budget)
+        self._seeds = seeds if has_seeds else None
 
     def suggest(self, trial_id: str) -> Any:
-        """The next point of the sampler."""
-        number = len(self.records)
-        record = self.studies.propose(number, trial_name(number))
-        assert record is not None
+        """The next repeat or point of the sampler."""
+        records = list(self.records.values())
+        if self._seeds is not None and self._seeds.begins(len(records), records):
+            record = self._seeds.next(records)
+        else:
+            number = sum(record.kind == "trial" for record in records)
+            record = self.studies.propose(number, trial_name(number))
+        if record is None:
+            return Searcher.FINISHED
         self.records[trial_id] = record
         return {"trial_id": record.trial_id, "params": record.params, **record.params}
 
@@ -76,8 +99,11 @@ class Ours(Searcher):
             self.on_trial_result(trial_id, result)
         reason = "diverged" if error else None
         outcome, _ = outcome_of(self.records[trial_id], self.search.total_steps, reason)
-        self.records[trial_id] = self.records[trial_id].with_end(outcome, 0.0)
-        self.studies.trial_ended(self.records[trial_id])
+        ended = self.records[trial_id] = self.records[trial_id].with_end(outcome, 0.0)
+        self.studies.trial_ended(ended)
+        if ended.repeats and outcome == "finished":
+            first = next(k for k, r in self.records.items() if r.trial_id == ended.repeats)
+            self.records[first] = self.records[first].with_repeat(ended)
 
 
 @dataclass(frozen=True)
@@ -102,11 +128,13 @@ def ours(
     metric: str = "objective",
     reach: float = SamplerConfig().reach,
     prior: bool = False,
+    has_seeds: bool = False,
 ) -> Contender:
     """A search by this project's own searcher and scheduler.
 
     Args:
         metric, reach: of the sampler, see `SamplerConfig`.
+        has_seeds: whether the leading trials are repeated at the end.
     """
 
     def create(problem: Problem, seed: int) -> tuple[Searcher, TrialScheduler]:
@@ -115,7 +143,7 @@ def ours(
             grace_steps=problem.grace_steps, reduction_factor=problem.reduction_factor
         )
         stopping = NoSchedulerConfig() if scheduler == "none" else asha
-        searcher = Ours(problem, SamplerConfig.model_validate(settings), stopping, prior)
+        searcher = Ours(problem, SamplerConfig.model_validate(settings), stopping, prior, has_seeds)
         return searcher, PrunerScheduler(searcher.studies, problem.total_steps)
 
     def evaluate_at(problem: Problem) -> Sequence[int]:
@@ -186,6 +214,7 @@ RANDOM = "random"
 STOCK = "Ray's OptunaSearch + ASHA, prior"
 OURS = "ours"
 """The defaults: a prior, and a Gaussian process on the NLL, near the best trial."""
+SEEDS = "ours, seeds"
 WITH_ASHA = "ours with ASHA"
 """Once six trials have finished."""
 NO_LINE = ", no line"
@@ -195,6 +224,7 @@ _WITH_LINE = (
     stock(STOCK, prior=True),
     ours("TPE, prior", "tpe", prior=True),
     ours(OURS, "gp", metric="auto", prior=True),
+    ours(SEEDS, "gp", metric="auto", prior=True, has_seeds=True),
     ours(WITH_ASHA, "gp", "asha", metric="auto", prior=True),
     ours("ours, anywhere", "gp", metric="auto", reach=1, prior=True),
     ours("ours on the objective", "gp", prior=True),

@@ -2,9 +2,10 @@
 
 Runs searches in simulated time over surfaces that were fitted to the recorded curves of a file of
 `record_curves` (see `surface`), through the same searcher, scheduler and prior objects that a real
-search uses. After 1, 3, 5, 10 and 20 trials' worth of device time, the finished trial with the best
-*observed* objective is recommended. Its *true* regret is what its
-point misses of the best point of any line, in percentage points.
+search uses. After 1, 3, 5, 10 and 20 trials' worth of device time, the point with the best
+*observed* objective is recommended, by its mean if it was trained with several seeds. Its *true*
+regret is what it misses of the best point of any line, in percentage points. `--shows error` is
+what the observed objective exceeds the true one by (the winner's curse), `trainings` their number.
 
 - The trials of a contender report the best point of their lines, or, with "no line", the end of the
   training; the unit of time is a trial with its line, so without it a search has more trials.
@@ -16,8 +17,8 @@ point misses of the best point of any line, in percentage points.
   of the time of a search, but not of the trials in which that time is counted. The time in which a
   sampler finds its next point is not charged.
 - Contenders with a prior begin at its centre, which is so far from the best end of a training as
-  `--distances` says, and at three points around it, N(centre, 0.2) in the unit cube, in a direction
-  drawn for each seed. The points are the same for all.
+  `--distances` says, in a direction drawn for each seed, and at the other points of a prior's
+  default (see `prior_points`). The points are the same for all.
 
 Intervals are 95 % percentile bootstraps over seeds, which are common to all contenders.
 """
@@ -35,6 +36,8 @@ from dataclasses import dataclass, replace
 from functools import cache
 from multiprocessing import get_context
 from pathlib import Path
+from statistics import fmean
+from typing import Literal
 
 import numpy as np
 import optuna
@@ -68,6 +71,7 @@ class Setting:
     ends: Surfaces
     costs: Costs
     gpus: int
+    shows: Literal["regret", "error", "trainings"] = "regret"
 
     @property
     def best(self) -> float:
@@ -91,7 +95,7 @@ class Setting:
 
 
 def regrets(name: str, distance: float | None, seed: int, setting: Setting) -> np.ndarray:
-    """True regret of what a search recommends after each trial's worth of time.
+    """True regret (or what `shows` says) of a search after each trial's worth of time.
 
     Args:
         distance: of the prior's centre; None for a search without.
@@ -109,17 +113,25 @@ def regrets(name: str, distance: float | None, seed: int, setting: Setting) -> n
     searcher, scheduler = contender.create(problem, seed)
     trainings = SimulatedTrainings(surfaces, np.random.default_rng((seed, 1)))
     steps = contender.evaluate_at(problem)
-    found, observed, best = np.full(BUDGETS[-1], np.nan), -np.inf, 0
-    for ended in simulate(searcher, scheduler, trainings, costs, steps, setting.gpus):
+    found = np.full(BUDGETS[-1], np.nan)
+    observed: dict[int, list[float]] = {}
+    for trained, ended in enumerate(
+        simulate(searcher, scheduler, trainings, costs, steps, setting.gpus), 1
+    ):
         index = int(np.ceil(ended.seconds * setting.gpus / setting.trial_seconds - 1e-9)) - 1
         if index >= len(found):
             break
         if ended.outcome != "finished":
             continue
         value = problem.objective.signed(ended.result[problem.objective.metric])
-        if value > observed:
-            observed, best = value, ended.configuration
-        found[index:] = setting.best - trainings.truths[best]
+        observed.setdefault(ended.configuration, []).append(value)
+        best = max(observed, key=lambda number: fmean(observed[number]))
+        truth = trainings.truths[best]
+        found[index:] = {
+            "regret": setting.best - truth,
+            "error": fmean(observed[best]) - truth,
+            "trainings": trained,
+        }[setting.shows]
     return found
 
 
@@ -133,14 +145,17 @@ def start_points(
     return tuple(prior_points(prior, {"prior": center}, seed, parameters, {}, TrialConfig()))
 
 
-def summary(found: dict[tuple[str, float | None], np.ndarray]) -> Table:
-    """Mean regrets with their intervals.
+def summary(
+    found: dict[tuple[str, float | None], np.ndarray],
+    title: str = "True regret in percentage points",
+) -> Table:
+    """Means with their intervals.
 
     Args:
         found: by contender and distance of the prior, (seeds, trials).
     """
     seeds = len(next(iter(found.values())))
-    shown = Table(title=f"True regret in percentage points, {seeds} seeds, 95 % intervals")
+    shown = Table(title=f"{title}, {seeds} seeds, 95 % intervals")
     for title in ("", "prior off by", *(f"@{budget}" for budget in BUDGETS)):
         shown.add_column(title, justify="right" if title else "left")
     for (name, distance), of in found.items():
@@ -165,6 +180,7 @@ def parse_arguments(argv: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("file", type=Path)
     parser.add_argument("--objective", default="val/mean_acc", help="a metric of the file")
     parser.add_argument("--seeds", type=int, default=30)
+    parser.add_argument("--shows", choices=["regret", "error", "trainings"], default="regret")
     parser.add_argument("--gpus", type=int, default=1)
     parser.add_argument("--grace-steps", type=int, default=60)
     parser.add_argument("--reduction-factor", type=int, default=3)
@@ -199,7 +215,7 @@ def read_setting(arguments: argparse.Namespace) -> Setting:
         "process_seconds": arguments.process_seconds,
     }
     lines, ends = Surfaces(table, metrics), Surfaces(table.at_ends(), metrics)
-    return Setting(problem, lines, ends, replace(costs, **starts), arguments.gpus)
+    return Setting(problem, lines, ends, replace(costs, **starts), arguments.gpus, arguments.shows)
 
 
 @cache
@@ -242,7 +258,8 @@ def main(argv: Sequence[str] = tuple(sys.argv[1:])) -> None:
         for job, of in futures.items():
             found[job] = np.array([future.result() for future in of])
             print(f"{time.perf_counter() - began:5.0f} s  {job}", flush=True)
-    console.print(summary(found))
+    titles = {"error": "Observed less true objective", "trainings": "Trainings"}
+    console.print(summary(found, *filter(None, [titles.get(arguments.shows)])))
 
 
 if __name__ == "__main__":

@@ -109,7 +109,9 @@ class SimulatedTrainings:
     surfaces: Surfaces
     rng: np.random.Generator
     truths: list[float] = field(default_factory=list)
-    """True final objective of each training so far."""
+    """True final objective of each point so far."""
+    numbers: dict[tuple[float, ...], int] = field(default_factory=dict)
+    """Of the points, which may be trained several times."""
 
     @property
     def space(self) -> SearchSpace:
@@ -117,11 +119,12 @@ class SimulatedTrainings:
         return self.surfaces.space
 
     def start(self, config: Mapping[str, Any]) -> tuple[int, Curve]:
-        """The number of a new training and its curve."""
+        """The number of a point and the curve of a new training there."""
         point = unit_point(self.space, flatten_dict(dict(config), delimiter="."))
         truth, curve = self.surfaces.draw(point, self.rng)
-        self.truths.append(truth)
-        return len(self.truths) - 1, curve
+        number = self.numbers.setdefault(tuple(point), len(self.truths))
+        self.truths += [truth] * (number == len(self.truths))
+        return number, curve
 
 
 def prior_center(surfaces: Surfaces, distance: float, rng: np.random.Generator) -> dict[str, float]:

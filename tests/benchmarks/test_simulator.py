@@ -292,6 +292,15 @@ def test_the_surface_is_the_truth_and_its_noise_that_between_seeds(setting: Sett
     assert np.std(seen) == pytest.approx(0.3, rel=0.5)
 
 
+def test_a_point_that_is_trained_again_keeps_its_number_and_its_truth(setting: Setting) -> None:
+    trainings = SimulatedTrainings(setting.lines, np.random.default_rng(0))
+    configs = [{"optim.lr": lr, "method.text_length": 1} for lr in (1e-3, 2e-3, 1e-3)]
+    started = [trainings.start(config) for config in configs]
+    assert [number for number, _ in started] == [0, 1, 0]
+    assert started[0][1] != started[2][1]
+    assert len(trainings.truths) == 2
+
+
 def test_without_lines_a_search_pays_less_and_gets_the_end(setting: Setting) -> None:
     lines, with_line = setting.of(CONTENDERS[OURS])
     ends, without = setting.of(CONTENDERS[OURS + NO_LINE])
@@ -387,6 +396,7 @@ def test_all_contenders_with_a_prior_begin_at_its_points(setting: Setting) -> No
 def test_the_regret_is_of_the_trial_with_the_best_observed_value(setting: Setting) -> None:
     name = RANDOM + NO_LINE
     found = regrets(name, None, 5, setting)
+    errors = regrets(name, None, 5, replace(setting, shows="error"))
     searcher, scheduler = CONTENDERS[name].create(setting.problem, 5)
     surfaces, costs = setting.of(CONTENDERS[name])
     trainings = SimulatedTrainings(surfaces, np.random.default_rng((5, 1)))
@@ -396,6 +406,7 @@ def test_the_regret_is_of_the_trial_with_the_best_observed_value(setting: Settin
         best = max(ended[:trials], key=lambda e: float(e.result["id_val/acc"]))
         truth = trainings.truths[best.configuration]
         assert found[units - 1] == pytest.approx(setting.best - truth)
+        assert errors[units - 1] == pytest.approx(best.result["id_val/acc"] - truth)
 
 
 def test_regrets_have_intervals_over_seeds() -> None:

@@ -6,9 +6,11 @@ from ray.tune.search import Searcher
 
 from tests.tuning import fakes
 from trainers.config import TrialConfig
+from tuning.algorithms.budget import Budget
 from tuning.algorithms.searcher import TrialProposer
+from tuning.algorithms.seeds import SeedRace
 from tuning.algorithms.studies import create_studies
-from tuning.config.schema import SamplerConfig
+from tuning.config.schema import BudgetConfig, SamplerConfig, SeedsConfig
 from tuning.runs.journal import Journal, read_history, trial_events
 from tuning.runs.recorder import Recorder
 from tuning.runs.records import TrialRecord
@@ -28,6 +30,7 @@ class Session:
         config_of=lambda record: TrialConfig(),
         pruner=lambda: None,
         sampler=None,
+        seeds=None,
         **settings,
     ):
         self.search = search
@@ -41,12 +44,16 @@ class Session:
         self.recorder = Recorder(
             search, self.journal, callbacks, history.records, studies=self.studies
         )
+        limit = BudgetConfig(trials=trials)
+        budget = Budget(limit, search, history, self.journal.now)
+        self.race = SeedRace(SeedsConfig(**seeds), search, 0, budget) if seeds is not None else None
         self.proposer = TrialProposer(
             self.recorder,
             config_of,
             fixed=[TrialRecord(name, -1, "reference", {}) for name in references],
             studies=self.studies,
-            may_propose=lambda number: number < trials,
+            may_propose=budget.allows,
+            seeds=self.race,
             earlier=history.records,
         )
         self._tune_trials = {}

@@ -52,10 +52,27 @@ class Budget(Callback):
 
     def allows(self, number: int) -> bool:
         """Whether the trial of that number, counted from 0, may be proposed."""
-        if number >= self._config.trials or self.ended_by is not None:
+        if self.is_used(number):
             return False
         self._judge()
         return self._not_worth is None
+
+    def is_used(self, trainings: int) -> bool:
+        """Whether no training may follow after so many, whatever it would be worth."""
+        return trainings >= self._config.trials or self.over() is not None
+
+    def share(self, trainings: int) -> float:
+        """Share of the budget that so many trainings, and what they took, have used: the largest.
+
+        1 if the next trial is not worth its hours.
+        """
+        config = self._config
+        shares = [trainings / config.trials, float(self._not_worth is not None)]
+        if config.hours is not None:
+            shares.append(self.seconds / 3600 / config.hours)
+        if config.gpu_hours is not None:
+            shares.append(self.gpu_seconds / 3600 / config.gpu_hours)
+        return max(shares)
 
     @property
     def ended_by(self) -> str | None:

@@ -11,6 +11,7 @@ from ray.tune.search import Searcher
 
 from trainers.config import TrialConfig
 from trainers.errors import ConfigError
+from tuning.algorithms.seeds import SeedRace
 from tuning.algorithms.studies import Studies
 from tuning.runs.recorder import Recorder
 from tuning.runs.records import TrialRecord, trial_name
@@ -26,6 +27,7 @@ class TrialProposer(Searcher):
         fixed: trials to run in any case, such as references; those in `earlier` have run.
         studies: propose the trials after these; None if there are no others.
         may_propose: whether the budget allows the trial of that number from the studies.
+        seeds: repeats the leading trials at the end, if it is given.
         earlier: trials of earlier sessions. Unfinished ones are proposed again under their names,
             by which their checkpoints are found.
     """
@@ -38,12 +40,13 @@ class TrialProposer(Searcher):
         fixed: Sequence[TrialRecord] = (),
         studies: Studies | None = None,
         may_propose: Callable[[int], bool] = lambda number: True,
+        seeds: SeedRace | None = None,
         earlier: Iterable[TrialRecord] = (),
     ) -> None:
         first = recorder.search.objectives[0]
         super().__init__(metric=first.metric, mode=first.mode)
         self._studies, self._recorder, self._config_of = studies, recorder, config_of
-        self._may_propose = may_propose
+        self._may_propose, self._seeds = may_propose, seeds
         earlier = list(earlier)
         # A kill may have lost a proposal whose process had not started, but not a later one.
         used = {record.number for record in earlier}
@@ -75,7 +78,15 @@ class TrialProposer(Searcher):
     def _next(self) -> TrialRecord | None:
         if self._waiting:
             return self._waiting.popleft()
-        if self._studies is None or not self._may_propose(self._next_number):
+        if self._studies is None:
+            return None
+        records = list(self._recorder.records.values())
+        trainings = self._next_number + sum(record.kind == "repeat" for record in records)
+        may_propose = self._may_propose(trainings)
+        repeats = self._seeds if self._studies.num_wanted == 0 else None
+        if repeats is not None and repeats.begins(trainings, records):
+            return repeats.next(records)
+        if not may_propose:
             return None
         record = self._studies.propose(self._next_number, trial_name(self._next_number))
         if record is not None:

@@ -146,6 +146,21 @@ class BudgetConfig(Frozen):
     never."""
 
 
+class SeedsConfig(Frozen):
+    """Seeds of the leading trials, for which the last third of the budget is kept.
+
+    Then no new point is proposed (unless by `lipsum-tune control`). The leading trials are trained
+    again, the next seed always where it most changes which of them has the best mean. A repeat
+    counts as one of `search.budget.trials`; a trial's figures are its means over the seeds.
+    """
+
+    max: int = Field(default=5, ge=2, le=1000)
+    """Trainings of a trial at most, the first one included."""
+    confident: float = Field(default=0.8, gt=0, lt=1)
+    """End the search once the leader is the best trial with this probability, from the means and
+    one standard deviation between seeds for all trials."""
+
+
 class CheckpointsConfig(Frozen):
     """Where checkpoints of trials are kept, and how many of them."""
 
@@ -257,6 +272,9 @@ class SearchConfig(Frozen):
     `tuning.config.objectives`."""
     warm_start: WarmStartConfig = WarmStartConfig()
     budget: BudgetConfig = BudgetConfig()
+    seeds: SeedsConfig | None = None
+    """Train the leading trials again with fresh seeds at the end; `{}` has the defaults, null is
+    one seed a trial. Needs a single objective."""
     checkpoints: CheckpointsConfig = CheckpointsConfig()
     references: tuple[Literal["ft"], ...] = ("ft",)
     """Baselines that run beside the search, with the trial's own settings, never stopped early."""

@@ -160,6 +160,9 @@ def check_settings(file: SearchFile) -> None:
     if budget.worth is not None and (len(file.objectives) > 1 or methods > 1):
         problem = "needs a single objective and a single method"
         raise ConfigError(problem, key="search.budget.worth", value=budget.worth)
+    if search.seeds is not None and (len(file.objectives) > 1 or "seed" in searched):
+        problem = "needs a single objective, and a seed that is not searched"
+        raise ConfigError(problem, key="search.seeds")
     if budget.trials < methods:
         problem = f"fewer than the {methods} of search.space.methods, which get as many trials each"
         raise ConfigError(problem, key="search.budget.trials", value=budget.trials)

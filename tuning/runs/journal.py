@@ -118,6 +118,8 @@ class Journal:
             start["sampler"] = dict(record.sampler_state)
         if record.is_first_point:
             start["first_point"] = True
+        if record.repeats:
+            start["repeats"] = record.repeats
         if record.labels:
             start["labels"] = list(record.labels)
         self._append({"event": "started", "trial": record.trial_id, **start}, at=record.started_at)
@@ -303,7 +305,9 @@ class Replay:
             self._close_session()
         elif kind in ("started", "report", "ended"):
             trial_id = event["trial"]
-            self.records[trial_id] = self._changed(trial_id, kind, event, at)
+            record = self.records[trial_id] = self._changed(trial_id, kind, event, at)
+            if record.repeats and record.outcome == "finished":
+                self.records[record.repeats] = self.records[record.repeats].with_repeat(record)
 
     def _changed(self, trial_id: str, kind: str, event: Event, at: float) -> TrialRecord:
         """The record of a trial after an event. Events after a final outcome change nothing."""
@@ -315,6 +319,7 @@ class Replay:
                 dict(event["params"]),
                 is_first_point=event.get("first_point", False),
                 sampler_state=event.get("sampler", {}),
+                repeats=event.get("repeats", ""),
                 labels=tuple(event.get("labels", ())),
             )
             return self.records.get(trial_id, new).with_attempt(at, event["gpus"])

@@ -187,6 +187,8 @@ class Recorder(TuneCallback):
             self._journal.trial_ended(record)
         self._studies.trial_ended(record)
         self._close(record)
+        if record.repeats and record.outcome == "finished":
+            self._close(self.records[record.repeats].with_repeat(record))
 
     def _close(self, ended: TrialRecord) -> None:
         self.records[ended.trial_id] = _kept(ended)

@@ -192,7 +192,7 @@ class Plots:
         models = {ZERO_SHOT: search.zero_shot}
         models |= {trial_label(search, r): r.metrics for r in records if r.kind == "reference"}
         if best := best_trial(search, records):
-            models[best.trial_id] = best.metrics
+            models[best.trial_id] = best.means
         names = [f"{search.id_domain} (ID)", *search.ood_domains]
         keys = [ID_ACC, *(val_acc(domain) for domain in search.ood_domains)]
         drawn = _figure("", "validation accuracy, %")

@@ -118,5 +118,5 @@ def untuned_label(search: SearchRecord) -> str:
 
 def trial_label(search: SearchRecord, record: TrialRecord) -> str:
     """`trial-007` for a trial, `untuned_label` for the reference, `zero-shot`."""
-    is_named = record.kind == "trial" or record.trial_id == ZERO_SHOT
+    is_named = record.kind != "reference" or record.trial_id == ZERO_SHOT
     return record.trial_id if is_named else untuned_label(search)

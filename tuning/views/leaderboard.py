@@ -17,6 +17,7 @@ from rich.text import Text
 from trainers.evaluation.metrics import ID_ACC, OOD_MEAN_ACC, val_acc
 from tuning.runs.ranking import best_trial, misses, pareto_front, ranked
 from tuning.runs.records import METHOD_KEY, SearchRecord, TrialRecord, zero_shot_record
+from tuning.runs.seeds import margin_of_mean
 from tuning.views.answer import answer
 from tuning.views.formatting import (
     format_metric,
@@ -96,14 +97,17 @@ def trial_table(
 ) -> tuple[dict[str, str], list[TrialRow]]:
     """The header of each column by its key; zero-shot model, references, and trials, best first.
 
-    Accuracies are in percent. A trial that ended early has none: they belong to another step.
+    Accuracies are in percent, of a trial with repeats the means over its seeds. A trial that ended
+    early has none: they belong to another step.
     """
-    params = list(dict.fromkeys(key for record in records for key in record.params))
+    trials = [record for record in records if record.kind == "trial"]
+    params = list(dict.fromkeys(key for record in trials for key in record.params))
     metrics = {ID_ACC: "ID", **({OOD_MEAN_ACC: "OOD"} if search.ood_domains else {})}
     metrics |= {o.metric: o.metric for o in search.objectives if o.metric not in metrics}
     more = {"line/a": "a", **{val_acc(domain): domain for domain in search.ood_domains}}
     columns = {"#": "#", "trial": "trial", **metrics}
     columns |= dict(zip(params, short_names(params), strict=True)) | more
+    columns |= {"seeds": "seeds"} if any(record.repetitions for record in trials) else {}
     columns |= {"misses": "misses"} if search.constraints else {}
     columns |= {"outcome": "outcome", "time": "time"}
 
@@ -118,7 +122,7 @@ def trial_table(
         if not is_trial:
             given = {} if record is zero_shot else search.reference_params
         own = {key: given[key] for key in params if key in given}
-        values = {**own, **(record.metrics if is_done else {})}
+        values = {**own, **(record.means if is_done else {})}
         cells: dict[str, tuple[str, Any]] = dict.fromkeys(columns, ("", None))
         for key in columns.keys() & values.keys():
             style: Callable[[Any], str] = format_value if key in params else format_metric(key)
@@ -126,10 +130,13 @@ def trial_table(
         number = (str(rank) if is_done else "-") + "*" * (record in front)
         amount = max(missed.get(record.trial_id, {}).values(), default=0.0) if is_done else 0.0
         at = "" if is_done or not record.step else f" at {record.step}"
+        count, margin = 1 + len(record.repetitions), margin_of_mean(search, records, record)
         cells |= {
             "#": (number if is_trial else "", rank),
             "trial": (trial_label(search, record), record.number),
             "parameters": (format_params(own), None),
+            # Of the objective's mean, half its 95 % interval.
+            "seeds": ("" if margin is None else f"{count} ±{margin:.2g}", count),
             "misses": (f"{amount:.2g}" if amount else "", amount),
             "outcome": ("" if record is zero_shot else record.outcome + at, record.outcome),
             "time": (format_seconds(record.seconds), record.seconds),
@@ -154,7 +161,7 @@ def leaderboard(
     params = list(dict.fromkeys(key for row in trials for key in row.record.params))
     accs = [ID_ACC, OOD_MEAN_ACC] if search.ood_domains else [ID_ACC]
     metrics = dict.fromkeys((*accs, *(objective.metric for objective in search.objectives)))
-    keys = [*params, "line/a", *metrics, "misses"]
+    keys = [*params, "line/a", *metrics, "seeds", "misses"]
     keys += ["outcome"] if any(row.record.outcome != "finished" for row in visible) else []
     compared = [*models, *visible]
     filled = [key for key in keys if any(row.cells[key][0] for row in compared)]

@@ -79,7 +79,7 @@ def _facts(folder: Path) -> dict[str, str]:
             models |= {trial_label(search, r): r.metrics for r in records if r.kind == "reference"}
             if best is not None:
                 found["best"] = f"{best.trial_id}  {format_params(best.params)}"
-                models = {"best": best.metrics, **models}
+                models = {"best": best.means, **models}
             for name, key in (("ID", ID_ACC), ("OOD", OOD_MEAN_ACC)):
                 for label, metrics in models.items():
                     found[f"{name}, {label}"] = format_percent(metrics.get(key))

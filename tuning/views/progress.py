@@ -175,14 +175,14 @@ def seconds_left(search: SearchRecord, records: Sequence[TrialRecord], now: floa
     running = [r for r in records if r.outcome == "running"]
     if not lasted:
         return None
-    begun = sum(record.kind == "trial" for record in records)
+    begun = sum(record.kind != "reference" for record in records)
     done = sum(min(1.0, r.trained_steps / search.total_steps) for r in running)
     waiting = max(0, search.budget_trials - begun) + len(running) - done
     return fmean(lasted) * waiting / max(1, len(running))
 
 
 def _ended(records: Iterable[TrialRecord]) -> int:
-    return sum(record.kind == "trial" and record.is_final for record in records)
+    return sum(record.kind != "reference" and record.is_final for record in records)
 
 
 def _accuracies(record: TrialRecord, *, loss: bool = True) -> str:

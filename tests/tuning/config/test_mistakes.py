@@ -129,6 +129,7 @@ MISTAKES = [
     ({"search.budget.trials": 0}, "search.budget.trials", "greater than or equal to 1"),
     ({"search.budget.gpu_hours": 2}, "search.budget.gpu_hours", r"no GPU .*search\.budget\.hours"),
     (search(objective=BOTH, budget={"target": 80}), "search.budget.target", "single"),
+    (search(objective=BOTH, seeds={}), "search.seeds", "single"),
     ({"search.checkpoints.storage": "here"}, "search.checkpoints.storage", "absolute path"),
     ({"search.checkpoints.storage": "s3://me:hunter2@b/x"}, "search.checkpoints.storage",
      r"a secret .*write \$\{NAME\}"),

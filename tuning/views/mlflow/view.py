@@ -81,7 +81,7 @@ def describe(search: SearchRecord, records: Sequence[TrialRecord], outcome: str)
     best = best_trial(search, records) if outcome != "running" else None
     lines = [f"**Best: {best.trial_id}** with {format_params(best.params)}."] if best else []
     shown = [r for r in records if r.kind == "reference" and r.outcome == "finished"]
-    compared = [(trial_label(search, r), r.metrics) for r in ([best] if best else []) + shown]
+    compared = [(trial_label(search, r), r.means) for r in ([best] if best else []) + shown]
     for name, metrics in (*compared, (ZERO_SHOT, search.zero_shot)):
         id_acc, ood_acc = (format_percent(metrics.get(metric)) for metric in (ID_ACC, OOD_MEAN_ACC))
         lines.append(f"- {name}: {id_acc} ID, {ood_acc} OOD")

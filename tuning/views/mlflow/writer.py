@@ -24,6 +24,7 @@ from tuning.runs.records import (
     zero_shot_record,
 )
 from tuning.runs.run_folder import CONFIG_FILE
+from tuning.runs.seeds import margin_of_mean
 from tuning.views.formatting import format_params, trial_label
 from tuning.views.mlflow import client as mlf
 from tuning.views.mlflow.view import describe, main_metrics, order_key, share_view
@@ -96,6 +97,8 @@ class Writer:
             new = [r for r in records if self._written.get(r.trial_id) is not r]
             for record in new:
                 self._write_trial(record, records)
+            if any(record.repeats for record in new):
+                self._write_means(history.records)
             if self._confirms is None and (new or is_new):
                 outcome = history.outcome or ("stopped" if is_over else "running")
                 self._write_parent(history.records, outcome)
@@ -168,6 +171,8 @@ class Writer:
         }
         tags = {"search": search.name, "method": search.method(record) or ""}
         tags |= {"outcome": record.outcome, "error": record.error or ""}
+        if record.repeats:
+            tags["repeats"] = record.repeats
         if self._confirms is not None:
             own["kind"], label = "confirm", f"confirm {label}"
             tags["confirms"] = trial_id.partition("-seed-")[0]
@@ -180,8 +185,9 @@ class Writer:
         new = reports[self._sent.get(trial_id, 0) :]
         metrics = [metric for event in new for metric in self._points(event)]
         if record.outcome == "finished" and self._confirms is None:
+            at = self._journal.last if record.repetitions else record.ended_at or 0.0
             is_choice = record.kind == "trial" and not misses(search, records)[trial_id]
-            metrics.append(self._order(record, is_choice, record.ended_at or 0.0))
+            metrics.append(self._order(record, is_choice, at))
         params = {} if trial_id == ZERO_SHOT else record.params or search.reference_params
         client.log_batch(run_id, metrics, mlf.params_of(params), mlf.tags_of(own | tags))
         client.update_run(run_id, STATUS[record.outcome], label)
@@ -189,6 +195,17 @@ class Writer:
             client.set_terminated(run_id, STATUS[record.outcome], round(1000 * record.ended_at))
         self._sent[trial_id], self._written[trial_id] = len(reports), record
         self.num_written += 1
+
+    def _write_means(self, records: Sequence[TrialRecord]) -> None:
+        """Number of seeds, mean and half its 95 % interval of the objective, of repeated trials."""
+        metric = self._search.objectives[0].metric
+        for record in records:
+            if (margin := margin_of_mean(self._search, records, record)) is not None:
+                values = {"number": 1 + len(record.repetitions), "margin": margin}
+                values[metric] = record.last(metric) or math.nan
+                named = {f"seeds/{name}": value for name, value in values.items()}
+                logged = mlf.metrics_of(named, record.step, self._journal.last)
+                self._client.log_batch(self._runs[record.trial_id], logged)
 
     def _write_parent(self, records: Sequence[TrialRecord], outcome: str) -> None:
         search, client, at = self._search, self._client, self._journal.last
@@ -200,7 +217,7 @@ class Writer:
             # Tags, not params: a resumed search may find better ones.
             tags |= {f"best/{key}": str(value) for key, value in best.params.items()}
             tags["best/trial"] = best.trial_id
-            values = {f"best/{name}": value for name, value in self._shown(best.metrics).items()}
+            values = {f"best/{name}": value for name, value in self._shown(best.means).items()}
             metrics = mlf.metrics_of(values, best.step, at)
         client.log_batch(self._parent_id, metrics, tags=mlf.tags_of(tags))
         if outcome == "running":

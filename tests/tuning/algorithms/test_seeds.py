@@ -1,0 +1,145 @@
+"""Seeds that are raced at the end of a search."""
+
+import math
+from dataclasses import replace
+
+import pytest
+from scipy import stats
+
+from search_spaces import Float, SearchSpace
+from tests.tuning import fakes
+from tests.tuning.sessions import Session
+from tuning.algorithms.seeds import LEADERS, chance_of_first
+from tuning.checkpoints.retention import kept_trials
+from tuning.config.objectives import parse_constraint
+from tuning.runs.journal import read_history
+from tuning.runs.seeds import deviation_of_seeds, margin_of_mean
+
+LR = "optim.lr"
+SPACE = SearchSpace(parameters={LR: Float(low=1e-5, high=1e-2, log=True)})
+LUCK = {0: 0.0, 1: -0.6, 2: 0.3, 3: 0.0, 4: 0.2}
+"""By seed; that of the first training is 0."""
+
+
+@pytest.fixture
+def search(tmp_path):
+    return fakes.search_record(tmp_path)
+
+
+def with_seeds(number, *values):
+    """A finished trial with these values of the objective over its seeds."""
+    reports = [{"step": fakes.TOTAL_STEPS, "val/mean_acc": value} for value in values]
+    repetitions = dict(enumerate(reports[1:], 1))
+    return fakes.trial(number, curve=(reports[0],), repetitions=repetitions)
+
+
+def value_of(record):
+    """Best at a rate of 1e-3; the first trial is lucky with its first seed."""
+    seed = record.params.get("seed", 0)
+    is_lucky = record.number == 0 and seed == 0
+    return 60 - abs(math.log10(record.params[LR]) + 3) + LUCK[seed] + is_lucky
+
+
+def train(session, number, value_of=value_of):
+    """So many trainings; those with seed 3 fail. Their names."""
+    names = []
+    while len(names) < number and (record := session.start()) is not None:
+        names.append(record.trial_id)
+        failed = record.repeats and "-seed-3" in record.trial_id
+        if not failed:
+            session.report(record.trial_id, fakes.TOTAL_STEPS, value_of(record))
+        session.end(record.trial_id, error=bool(failed))
+    return names
+
+
+def test_the_last_third_of_the_budget_repeats_the_leaders(search):
+    session = Session(search, SPACE, trials=15, seeds={"confident": 0.999}, name="random")
+    names = train(session, 100)
+    assert len(names) == 15
+    assert names[:10] == [f"trial-{number:03d}" for number in range(10)]
+    records = {record.trial_id: record for record in read_history(search.run_folder).records}
+    repeats = [records[name] for name in names[10:]]
+    assert {record.kind for record in repeats} == {"repeat"}
+    for record in repeats:
+        trial = records[record.repeats]
+        seed = record.params["seed"]
+        assert record.trial_id == f"{trial.trial_id}-seed-{seed}"
+        assert record.params == {**trial.params, "seed": seed}
+        if record.outcome == "finished":
+            assert trial.repetitions[seed] == record.metrics
+        else:
+            assert seed not in trial.repetitions
+    kept = kept_trials(search, records.values(), LEADERS)
+    assert {record.kind for record in kept.values()} == {"trial"}
+    first = records["trial-000"]
+    seeds = [first, *(r for r in repeats if r.repeats == "trial-000" and r.outcome == "finished")]
+    assert first.last("val/mean_acc") == pytest.approx(
+        sum(value_of(record) for record in seeds) / len(seeds)
+    )
+    assert session.study.trials[0].value == first.last("val/mean_acc")
+    live = session.recorder.records["trial-000"]
+    assert live.repetitions == first.repetitions
+
+
+def test_a_killed_race_goes_on_as_if_nothing_had_happened(search, tmp_path):
+    (tmp_path / "whole").mkdir()
+    options = {"trials": 15, "seeds": {"confident": 0.999, "max": 3}, "name": "random"}
+    whole = train(Session(fakes.search_record(tmp_path / "whole"), SPACE, **options), 100)
+    names = []
+    for number in (11, 1, 2):
+        with Session(search, SPACE, **options) as session:
+            names += train(session, number)
+            killed = session.start()
+    with Session(search, SPACE, **options) as session:
+        assert killed.trial_id == whole[14]
+        names += train(session, 100)
+    assert list(dict.fromkeys(names)) == whole
+
+
+def test_a_search_ends_once_its_leader_is_the_best(search):
+    session = Session(search, SPACE, trials=30, seeds={}, name="random")
+
+    def value(record):
+        return (60 if record.number == 7 else 50) + LUCK[record.params.get("seed", 0)]
+
+    names = train(session, 100, value)
+    assert names[20:] == ["trial-007-seed-1"]
+    assert "trial-007 is the best trial with a probability of 0.9" in session.race.ended_by
+    assert session.proposer.is_exhausted
+
+
+def test_the_next_seed_goes_where_it_may_change_who_wins(search):
+    session = Session(search, SPACE, trials=3, seeds={"max": 3})
+    close, leader, far = with_seeds(0, 60.0), with_seeds(1, 60.0, 60.4), with_seeds(2, 40.0)
+    done = replace(leader, kind="repeat", repeats=leader.trial_id, params={"seed": 1})
+    records = [close, leader, far, done]
+    # One more seed moves the mean of a trial with one seed more than that of one with two.
+    records.append(session.race.next(records))
+    records.append(session.race.next(records))
+    repeats = [(record.repeats, record.params["seed"]) for record in records[4:]]
+    assert repeats == [(close.trial_id, 1), (leader.trial_id, 2)]
+
+
+def test_only_trials_that_meet_the_constraints_are_raced(search):
+    line = parse_constraint("id_val/acc >= 80", ("id_val/acc",))
+    session = Session(replace(search, constraints=(line,)), SPACE, trials=3, seeds={})
+    allowed = [fakes.trial(number, 85.0, 60.0) for number in (0, 1)]
+    better = fakes.trial(2, 79.0, 90.0)
+    assert session.race.begins(2, [*allowed, better])
+    assert session.race.next([*allowed, better]).repeats == "trial-000"
+    assert not session.race.begins(2, [allowed[0], better])
+    assert not session.race.begins(1, [*allowed, better])
+    assert not session.race.begins(3, [*allowed, better])
+
+
+def test_the_chance_is_that_of_students_t(search):
+    trials = [with_seeds(0, 60.0, 60.6, 60.9), with_seeds(1, 59.5, 60.1)]
+    deviation, freedom = deviation_of_seeds(search, trials)
+    assert freedom == 3
+    assert deviation**2 == pytest.approx((0.42 + 0.18) / 3)
+    ratio = (60.5 - 59.8) / (deviation * math.sqrt(1 / 3 + 1 / 2))
+    assert chance_of_first(search, trials) == pytest.approx(stats.t.cdf(ratio, 3), abs=0.01)
+    assert chance_of_first(search, [with_seeds(0, 60.0), with_seeds(1, 10.0)]) == 0
+    interval = stats.t.interval(0.95, 3, 60.5, deviation / math.sqrt(3))
+    assert margin_of_mean(search, trials, trials[0]) == pytest.approx(interval[1] - 60.5)
+    assert margin_of_mean(search, trials, with_seeds(2, 50.0)) is None

@@ -1,0 +1,119 @@
+"""Seeds that are raced: the leading trials are repeated until one is likely the best.
+
+The value of a single training is lucky where it is the best of many. The means over seeds have one
+standard deviation between seeds for all trials, which is pooled over those with several.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Sequence
+from statistics import NormalDist, fmean, stdev
+from typing import Final
+
+import numpy as np
+
+from tuning.algorithms.budget import Budget
+from tuning.config.schema import SeedsConfig
+from tuning.runs.ranking import by_objectives, contenders
+from tuning.runs.records import SearchRecord, TrialRecord
+from tuning.runs.seeds import deviation_of_seeds
+
+LEADERS: Final = 8
+"""Trials whose weights are kept, since they may still become the best by their means."""
+_FROM: Final = 2 / 3
+"""Share of the budget that is for new points."""
+_DRAWS: Final = 20_000
+_COMPARED: Final = 50
+"""Trials at the top among which the best one is."""
+
+
+class SeedRace:
+    """Chooses the repeats of a search.
+
+    Args:
+        base_seed: of its trials.
+    """
+
+    def __init__(
+        self, config: SeedsConfig, search: SearchRecord, base_seed: int, budget: Budget
+    ) -> None:
+        self._config, self._search, self._budget = config, search, budget
+        self._base_seed = base_seed
+        self.ended_by: str | None = None
+        """Why nothing is repeated any more, though the budget is not used up."""
+
+    def begins(self, trainings: int, records: Sequence[TrialRecord]) -> bool:
+        """Whether the next training after so many is a repeat, if any."""
+        if self._budget.is_used(trainings) or self._budget.share(trainings) < _FROM:
+            return False
+        trials = contenders(self._search, records, self._search.values)
+        return len(trials) > 1 and trials[0].outcome == "finished"
+
+    def next(self, records: Sequence[TrialRecord]) -> TrialRecord | None:
+        """The next repeat: of the trial whose mean, with one more seed, most changes who wins.
+
+        That is the expected gain of the best mean (a knowledge gradient), where a seed that still
+        trains counts as if it had its trial's mean.
+
+        Returns:
+            None if the leader is likely enough the best, or no trial may have more seeds.
+        """
+        search, config = self._search, self._config
+        trials = by_objectives(search, contenders(search, records, search.values))
+        begun = Counter(record.repeats for record in records)
+        chance = chance_of_first(search, trials)
+        is_settled = all(record.is_final for record in records if record.kind == "trial")
+        if is_settled and chance > config.confident:
+            self.ended_by = (
+                f"search.seeds.confident = {config.confident:g}: {trials[0].trial_id} is the best "
+                f"trial with a probability of {chance:.2f}"
+            )
+            return None
+        means = [sum(search.values(record) or ()) for record in trials]
+        deviation, freedom = deviation_of_seeds(search, trials)
+        deviation = deviation if freedom else stdev(means[:LEADERS])
+        gains: dict[str, float] = {}
+        for number, record in enumerate(trials):
+            seeds = 1 + begun[record.trial_id]
+            if seeds < config.max:
+                # One more seed moves the mean by this standard deviation.
+                move = deviation * math.sqrt(1 / seeds - 1 / (seeds + 1))
+                distance = abs(means[number] - means[0 if number else 1])
+                gains[record.trial_id] = _expected_excess(distance, move)
+        if not gains:
+            self.ended_by = f"search.seeds.max = {config.max}: all trials have so many"
+            return None
+        chosen = next(r for r in trials if r.trial_id == max(gains, key=lambda name: gains[name]))
+        used = {r.params.get("seed") for r in records if r.repeats in ("", chosen.trial_id)}
+        seed = next(s for s in range(self._base_seed + 1, 2**32) if s not in used)
+        name, params = f"{chosen.trial_id}-seed-{seed}", {**chosen.params, "seed": seed}
+        return TrialRecord(name, chosen.number, "repeat", params, repeats=chosen.trial_id)
+
+
+def chance_of_first(search: SearchRecord, trials: Sequence[TrialRecord]) -> float:
+    """Probability that the first trial is better than all others, from the means over seeds.
+
+    The variance between seeds is drawn as well, so that few repeats are not believed too much. 0
+    as long as there is none.
+    """
+    metric, trials = search.objectives[0], trials[:_COMPARED]
+    deviation, freedom = deviation_of_seeds(search, trials)
+    if not freedom:
+        return 0.0
+    rng = np.random.default_rng(0)
+    values = [record.over_seeds(metric.metric) for record in trials]
+    variance = deviation**2 * freedom / rng.chisquare(freedom, size=(_DRAWS, 1))
+    spread = np.sqrt(variance / np.array([len(of) for of in values]))
+    means = np.array([metric.signed(fmean(of)) for of in values])
+    drawn = means + spread * rng.standard_normal((_DRAWS, len(values)))
+    return float((drawn.argmax(axis=1) == 0).mean())
+
+
+def _expected_excess(distance: float, deviation: float) -> float:
+    """Expected amount by which a normal variable of mean 0 exceeds a distance."""
+    if deviation == 0:
+        return 0.0
+    normal, z = NormalDist(), distance / deviation
+    return deviation * (normal.pdf(z) - z * (1 - normal.cdf(z)))
