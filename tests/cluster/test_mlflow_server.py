@@ -1,7 +1,9 @@
 """MLflow's server over a real PostgreSQL, and Optuna on the same."""
 
+from concurrent.futures import ProcessPoolExecutor
 from contextlib import closing
 from dataclasses import replace
+from multiprocessing import get_context
 
 import optuna
 import pytest
@@ -52,6 +54,16 @@ def test_what_is_sent_twice_is_there_once(postgres, server, images_root, tmp_pat
     complete_study(load_run(run), open_storage(run, postgres.url("optuna")))
     study = optuna.load_study(study_name=None, storage=postgres.url("optuna"))
     assert len(study.trials) == 14
+
+
+def test_searches_that_begin_at_once_share_an_experiment(server):
+    with ProcessPoolExecutor(4, get_context("spawn")) as pool:
+        found = list(pool.map(experiment, [server.url] * 4))
+    assert len(set(found)) == 1
+
+
+def experiment(url):
+    return connect(url, "at once")[1]
 
 
 def test_a_server_that_hangs_and_is_killed_gets_everything_later(

@@ -18,7 +18,7 @@ from playwright.sync_api import expect, sync_playwright
 
 from tests.tuning import fakes
 from tests.tuning.databases import with_database
-from tests.tuning.run_folders import search_file, write_run
+from tests.tuning.run_folders import search_file, trial, write_run
 from tests.waiting import wait_until
 from tuning.execution.ray_session import free_port
 from tuning.runs.run_folder import load_run
@@ -236,13 +236,14 @@ def test_a_row_and_its_point_are_marked_together(report):
 @pytest.fixture
 def dashboard(images_root, tmp_path):
     """The address of `optuna-dashboard` on the study of a search that runs."""
-    records = [fakes.trial(number, 85.0 + number) for number in range(3)]
+    records = [trial(number, 85.0 + number, 62.0, lr=1e-5 * 10**number) for number in range(3)]
     folder = write_run(tmp_path / "small", search_file(images_root), records, outcome=None)
     storage, port = open_storage(folder, None), free_port()
     complete_study(load_run(folder), storage)
     view = DashboardView(storage, load_run(folder).file.search_space())
     view.search_started(load_run(folder).search)
-    view.trial_started(fakes.trial(3, outcome="running", curve=(), ended_at=None))
+    half = trial(3, 85.0, 62.0).curve[:3]
+    view.trial_reported(trial(3, 85.0, 62.0, outcome="running", curve=half, ended_at=None))
     command = [Path(sys.executable).with_name("optuna-dashboard"), folder / OPTUNA_FILE]
     with subprocess.Popen([*command, "--port", str(port)]) as server:
         wait_until(lambda: _listens(port))

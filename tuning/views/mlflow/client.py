@@ -174,7 +174,12 @@ def _experiment_id(client: MlflowClient, name: str, database: Path | None) -> st
         folder = None
         if database is not None:
             folder = (database.resolve().parent / "mlflow-artifacts").as_uri()
-        return str(client.create_experiment(name, artifact_location=folder))
+        try:
+            return str(client.create_experiment(name, artifact_location=folder))
+        except MlflowException:  # a search that began at the same moment has created it
+            found = client.get_experiment_by_name(name)
+            if found is None:
+                raise
     if found.lifecycle_stage != "active":
         raise TrackingError(
             f"the MLflow experiment {name!r} is deleted; restore it with "
