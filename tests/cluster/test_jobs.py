@@ -53,7 +53,7 @@ def submit(head, arguments, *options):
             BIN / "lipsum-tune", "submit", *arguments,
             "--address", head.dashboard, *options,
         ],
-        cwd=ROOT, env=head.environment, capture_output=True, text=True, timeout=400,
+        cwd=ROOT, env=head.environment, capture_output=True, text=True, timeout=800,
     )  # fmt: skip
 
 
@@ -73,7 +73,7 @@ def test_ray_job_submit_runs_a_search_and_no_file_has_a_secret(head, images_root
             "--submission-id", "a-search", "--",
             "python", "-m", "tuning", "search", *quickstart(images_root, tmp_path, "plain"),
         ],
-        cwd=ROOT, env=head.environment, capture_output=True, text=True, timeout=400,
+        cwd=ROOT, env=head.environment, capture_output=True, text=True, timeout=800,
     )  # fmt: skip
     assert submitted.returncode == 0, submitted.stdout + submitted.stderr
     assert "trial-001" in submitted.stdout
