@@ -40,5 +40,6 @@ def test_a_command_in_the_background_goes_on_ignoring_sigint():
     try:
         with interrupted_by_signals():
             signal.raise_signal(signal.SIGINT)
+            assert signal.getsignal(signal.SIGINT) == signal.SIG_IGN
     finally:
         signal.signal(signal.SIGINT, before)
