@@ -290,8 +290,6 @@ class EvalConfig(Frozen):
     @field_validator("line", mode="before")
     @classmethod
     def _is_on_the_line(cls, line: Any) -> Any:
-        if line is False:  # YAML reads `off` as false
-            return "off"
         if line in ("auto", "off"):
             return line
         points = line if isinstance(line, list | tuple) and line else [line]
@@ -303,6 +301,14 @@ class EvalConfig(Frozen):
         if twice := [name for name in names if names.count(name) > 1]:
             raise ValueError(f"{twice[0]} is named twice")
         return line
+
+    @model_validator(mode="before")
+    @classmethod
+    def _line_may_be_off_in_yaml(cls, values: Any) -> Any:
+        if not isinstance(values, Mapping):
+            return values
+        # YAML reads `off` as false.
+        return {**values, "line": "off"} if values.get("line") is False else values
 
     @property
     def line_points(self) -> tuple[float, ...]:

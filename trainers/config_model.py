@@ -1,8 +1,7 @@
 """The base class of all configuration models. Imports nothing else of this project."""
 
-import re
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Iterator, Mapping
+from typing import Any, get_args
 
 from pydantic import BaseModel, ConfigDict, model_validator
 
@@ -20,10 +19,22 @@ class Frozen(BaseModel):
     @model_validator(mode="before")
     @classmethod
     def _true_is_not_one(cls, values: Any) -> Any:
-        """Refuse `true` for a number, which pydantic reads as 1; `off` and `no` are 0."""
+        """Refuse booleans for numbers; pydantic reads `true` as the number 1."""
         for name, value in values.items() if isinstance(values, Mapping) else ():
-            if value is True and name in cls.model_fields:
-                types = set(re.findall(r"\w+", str(cls.model_fields[name].annotation)))
-                if "bool" not in types and types & {"int", "float"}:
+            if _has_bool(value) and name in cls.model_fields:
+                types = set(_types(cls.model_fields[name].annotation))
+                if bool not in types and types & {int, float}:
                     raise ValueError(f"{name} = {value}: expected a number")
         return values
+
+
+def _types(annotation: Any) -> Iterator[Any]:
+    """The types that an annotation is made of: float of `tuple[float, ...] | None`, for example."""
+    parts = get_args(annotation)
+    yield from (kind for part in parts for kind in _types(part)) if parts else [annotation]
+
+
+def _has_bool(value: Any) -> bool:
+    if isinstance(value, list | tuple | Mapping):
+        return any(map(_has_bool, value.values() if isinstance(value, Mapping) else value))
+    return isinstance(value, bool)

@@ -26,7 +26,8 @@ def restored_state() -> Iterator[None]:
     environment, folder = dict(os.environ), Path.cwd()
     python, of_numpy = random.getstate(), np.random.get_state()
     threads, dtype = torch.get_num_threads(), torch.get_default_dtype()
-    precision, benchmark = torch.get_float32_matmul_precision(), torch.backends.cudnn.benchmark
+    precision, cudnn = torch.get_float32_matmul_precision(), torch.backends.cudnn
+    flags = cudnn.benchmark, cudnn.deterministic, cudnn.allow_tf32
     deterministic = torch.are_deterministic_algorithms_enabled()
     # Reading a generator initialises CUDA, which takes memory on each GPU, and fails with a driver
     # that is too old, although `device_count` counts the GPUs then, too.
@@ -44,7 +45,7 @@ def restored_state() -> Iterator[None]:
         torch.set_num_threads(threads)
         torch.set_default_dtype(dtype)
         torch.set_float32_matmul_precision(precision)
-        torch.backends.cudnn.benchmark = benchmark
+        cudnn.benchmark, cudnn.deterministic, cudnn.allow_tf32 = flags
         torch.use_deterministic_algorithms(deterministic)
         torch.set_grad_enabled(True)
         if "torch._dynamo" in sys.modules:  # otherwise nothing was compiled

@@ -26,7 +26,7 @@ _FROM: Final = 2 / 3
 """Share of the budget that is for new points."""
 _DRAWS: Final = 20_000
 _COMPARED: Final = 50
-"""Trials at the top among which the best one is."""
+"""Leading trials that are compared; those below them are not taken for the best."""
 
 
 class SeedRace:
@@ -74,19 +74,19 @@ class SeedRace:
         means = [sum(search.values(record) or ()) for record in trials]
         deviation, freedom = deviation_of_seeds(search, trials)
         deviation = deviation if freedom else stdev(means[:LEADERS])
-        gains: dict[str, float] = {}
-        for number, record in enumerate(trials):
-            seeds = 1 + begun[record.trial_id]
-            if seeds < config.max:
-                # One more seed moves the mean by this standard deviation.
-                move = deviation * math.sqrt(1 / seeds - 1 / (seeds + 1))
-                distance = abs(means[number] - means[0 if number else 1])
-                gains[record.trial_id] = _expected_excess(distance, move)
-        if not gains:
+
+        def gain(number: int) -> float:
+            seeds = 1 + begun[trials[number].trial_id]
+            # One more seed moves the mean by this standard deviation.
+            move = deviation * math.sqrt(1 / seeds - 1 / (seeds + 1))
+            return _expected_excess(abs(means[number] - means[0 if number else 1]), move)
+
+        fewer = [n for n, r in enumerate(trials) if 1 + begun[r.trial_id] < config.max]
+        if not fewer:
             self.ended_by = f"search.seeds.max = {config.max}: all trials have so many"
             return None
-        chosen = next(r for r in trials if r.trial_id == max(gains, key=lambda name: gains[name]))
-        used = {r.params.get("seed") for r in records if r.repeats in ("", chosen.trial_id)}
+        chosen = trials[max(fewer, key=gain)]
+        used = {r.params["seed"] for r in records if r.repeats == chosen.trial_id}
         seed = next(s for s in range(self._base_seed + 1, 2**32) if s not in used)
         name, params = f"{chosen.trial_id}-seed-{seed}", {**chosen.params, "seed": seed}
         return TrialRecord(name, chosen.number, "repeat", params, repeats=chosen.trial_id)
