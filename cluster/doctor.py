@@ -54,8 +54,8 @@ def examine(
         uri, study = search.tracking.uri, search.study_storage
         check_drivers({"search.tracking.uri": uri, "search.study_storage": study})
         asked["checkpoints"] = search.checkpoints.storage or str(job_runs(search.storage))
-        files = [*trial.model.paths, getattr(trial.method, "texts_file", None)]
-        asked["files"] = [str(path) for path in files if path]
+        files = [*trial.model.paths, *trial.method.files]
+        asked["files"] = [str(path) for path in files]
         asked["data"] = None if trial.data.root == EMBEDDED else trial.data.root
     cloudpickle.register_pickle_by_value(sys.modules[__name__])
     try:

@@ -51,7 +51,8 @@ def configuration() -> str:
         parts += [f"\n## {f'`{path}`' if path else 'Top level'}\n", section.get("description", "")]
         parts += ["\n| key | value | default | meaning |", "|---|---|---|---|"]
         for name, field in section["properties"].items():
-            default = f"`{json.dumps(field['default'])}`" if "default" in field else ""
+            default = field.get("default", {})  # that of a section stands in its own table
+            default = "" if isinstance(default, dict) else f"`{json.dumps(default)}`"
             default = "required" if name in section.get("required", ()) else default
             parts.append(_row(f"`{name}`", _values(field), default, field.get("description", "")))
     return "\n".join(parts) + "\n"

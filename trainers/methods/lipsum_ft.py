@@ -70,13 +70,20 @@ class LipsumFineTuning(ZeroShotRegulariser):
             raise ValueError("text_source = 'file' requires texts_file")
         return self
 
+    @property
+    def files(self) -> tuple[Path, ...]:
+        """The file of texts, if it is used."""
+        if self.text_source == "file" and self.texts_file is not None:
+            return (Path(self.texts_file),)
+        return ()
+
     def check(self, model: ModelConfig) -> None:
         """Raise a `ConfigError` if random texts do not fit into the model's context, or the file
         of texts cannot be read."""
         from trainers.models.clip import vocabulary
 
         if self.text_source == "file":
-            read_texts(Path(str(self.texts_file)))
+            read_texts(*self.files)
         elif self.text_source != "isotropic":
             of_model = vocabulary(model)
             if self.text_length > of_model.longest:
@@ -107,7 +114,7 @@ class LipsumFineTuning(ZeroShotRegulariser):
             moment = shared.random_text_moment(length, count=count, seed=step.seed)
             return quadratic_gap(*both, moment, scale)
         if self.text_source == "file":
-            every = shared.of_file(Path(str(self.texts_file)))
+            every = shared.of_file(*self.files)
             drawn = generator(step.seed, "texts of a file", step.number).permutation(len(every))
             texts = every[torch.from_numpy(drawn[: self.text_count]).to(every.device)]
         else:
