@@ -163,7 +163,7 @@ def choices(search: SearchRecord, records: Iterable[TrialRecord]) -> tuple[Choic
     found |= {OOD_VAL: [], LEAVE_ONE_DOMAIN_OUT: [], PARETO: []}
     if domains:
         found[OOD_VAL] = pick_highest(lambda record: record.last(OOD_MEAN_ACC))
-        for domain in domains if len(domains) > 1 else ():
+        for domain in domains:
             others = [name for name in domains if name != domain]
             found[LEAVE_ONE_DOMAIN_OUT] += pick_highest(
                 lambda record, others=others: _over(record, others, statistics.fmean),  # type: ignore[misc]
@@ -228,7 +228,7 @@ def _id_ood_front(search: SearchRecord, records: list[TrialRecord]) -> list[Tria
 
     valued = [(v, r) for r in contenders(search, records, both) if (v := both(r)) is not None]
     front = [valued[index] for index in non_dominated([values for values, _ in valued])]
-    front.sort(key=lambda pair: (-pair[0][0], -pair[0][1], pair[1].number))
+    front.sort(key=lambda pair: (-pair[0][0], pair[1].number))
     return [record for _, record in front]
 
 

@@ -57,6 +57,8 @@ def test_the_pareto_front_has_all_its_members_and_no_single_figure():
     assert figures(choice) == (None,) * 5
     alone = chosen(SEARCH, TABLE[:1])["pareto"]
     assert figures(alone) == (90, 50, 40, 0, 0)
+    level = fakes.measured(4, 88, {"a": 60, "b": 50, "c": 52})  # OOD 54, behind trial 1
+    assert numbers(chosen(SEARCH, [level, *TABLE])["pareto"]) == [0, 1, 2]
 
 
 def test_by_method_chooses_by_the_objective_best_method_first():
@@ -209,6 +211,7 @@ def test_without_ood_domains_only_id_rules_choose():
     record = fakes.trial(1, curve=({"step": 240, "id_val/acc": 90.0, "id_val/nll": 0.3},))
     found = chosen(search, [record])
     assert [rule for rule, choice in found.items() if choice.picks] == ["objective", "id_val"]
+    assert all(choice.reason is None for choice in found.values() if choice.picks)
     assert {c.reason for c in found.values() if not c.picks} == {"the search has no OOD domain"}
     assert figures(found["id_val"]) == (90, None, None, None, 0)
 
