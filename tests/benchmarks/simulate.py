@@ -17,8 +17,8 @@ what the observed objective exceeds the true one by (the winner's curse), `train
   of the time of a search, but not of the trials in which that time is counted. The time in which a
   sampler finds its next point is not charged.
 - Contenders with a prior begin at its centre, which is so far from the best end of a training as
-  `--distances` says, in a direction drawn for each seed, and at the other points of a prior's
-  default (see `prior_points`). The points are the same for all.
+  `--distances` says, in a direction drawn for each seed, and at the other points of a prior (see
+  `prior_points`), by default as many and as far as in a search. The points are the same for all.
 
 Intervals are 95 % percentile bootstraps over seeds, which are common to all contenders.
 """
@@ -32,7 +32,7 @@ import time
 import warnings
 from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cache
 from multiprocessing import get_context
 from pathlib import Path
@@ -72,6 +72,7 @@ class Setting:
     costs: Costs
     gpus: int
     shows: Literal["regret", "error", "trainings"] = "regret"
+    prior: PriorConfig = field(default_factory=PriorConfig)
 
     @property
     def best(self) -> float:
@@ -109,7 +110,7 @@ def regrets(name: str, distance: float | None, seed: int, setting: Setting) -> n
     contender, problem = CONTENDERS[name], setting.problem
     surfaces, costs = setting.of(contender)
     if distance is not None:
-        problem = replace(problem, points=start_points(setting.ends, distance, seed))
+        problem = replace(problem, points=start_points(setting, distance, seed))
     searcher, scheduler = contender.create(problem, seed)
     trainings = SimulatedTrainings(surfaces, np.random.default_rng((seed, 1)))
     steps = contender.evaluate_at(problem)
@@ -136,13 +137,12 @@ def regrets(name: str, distance: float | None, seed: int, setting: Setting) -> n
 
 
 def start_points(
-    surfaces: Surfaces, distance: float, seed: int
+    setting: Setting, distance: float, seed: int
 ) -> tuple[dict[str, bool | int | float | str], ...]:
     """The points of a prior that is off by that distance."""
-    center = prior_center(surfaces, distance, np.random.default_rng((seed, 2)))
-    prior = PriorConfig()
-    parameters = surfaces.space.parameters
-    return tuple(prior_points(prior, {"prior": center}, seed, parameters, {}, TrialConfig()))
+    center = {"prior": prior_center(setting.ends, distance, np.random.default_rng((seed, 2)))}
+    parameters = setting.problem.space.parameters
+    return tuple(prior_points(setting.prior, center, seed, parameters, {}, TrialConfig()))
 
 
 def summary(
@@ -182,6 +182,9 @@ def parse_arguments(argv: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--seeds", type=int, default=30)
     parser.add_argument("--shows", choices=["regret", "error", "trainings"], default="regret")
     parser.add_argument("--gpus", type=int, default=1)
+    prior = PriorConfig()
+    parser.add_argument("--points", type=int, default=prior.points, help="of a prior")
+    parser.add_argument("--width", type=float, default=prior.width, help="of a prior")
     parser.add_argument("--grace-steps", type=int, default=60)
     parser.add_argument("--reduction-factor", type=int, default=3)
     parser.add_argument("--start-seconds", type=float, default=0.0)
@@ -215,7 +218,9 @@ def read_setting(arguments: argparse.Namespace) -> Setting:
         "process_seconds": arguments.process_seconds,
     }
     lines, ends = Surfaces(table, metrics), Surfaces(table.at_ends(), metrics)
-    return Setting(problem, lines, ends, replace(costs, **starts), arguments.gpus, arguments.shows)
+    prior = PriorConfig(points=arguments.points, width=arguments.width)
+    costs = replace(costs, **starts)
+    return Setting(problem, lines, ends, costs, arguments.gpus, arguments.shows, prior)
 
 
 @cache

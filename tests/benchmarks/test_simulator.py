@@ -33,6 +33,7 @@ from tests.benchmarks.simulate import Setting, recorded_setting, regrets, start_
 from tests.benchmarks.simulator import Ended, simulate
 from tests.benchmarks.surface import SimulatedTrainings, Surfaces
 from tuning.config.objectives import Objective
+from tuning.config.prior import PriorConfig
 from tuning.execution.ray_session import ray_session
 
 SPACE = SearchSpace(
@@ -313,12 +314,12 @@ def test_without_lines_a_search_pays_less_and_gets_the_end(setting: Setting) -> 
 
 
 def test_a_prior_is_off_by_its_distance(setting: Setting) -> None:
-    surfaces = setting.ends
+    setting = replace(setting, prior=PriorConfig(points=5))
     for seed in range(5):
-        center, *around = start_points(surfaces, 0.2, seed)
-        offset = unit_point(SPACE, center) - surfaces.best_point
+        center, *around = start_points(setting, 0.2, seed)
+        offset = unit_point(SPACE, center) - setting.ends.best_point
         assert abs(offset[0]) == pytest.approx(0.2)
-        assert len(around) == 3
+        assert len(around) == 5
 
 
 def test_starts_cost_time(setting: Setting) -> None:
@@ -384,7 +385,7 @@ def test_a_search_evaluates_where_its_scheduler_looks_and_at_the_end(
 
 
 def test_all_contenders_with_a_prior_begin_at_its_points(setting: Setting) -> None:
-    points = start_points(setting.ends, 0.1, 0)
+    points = start_points(setting, 0.1, 0)
     problem = replace(setting.problem, points=points)
     for name, contender in CONTENDERS.items():
         searcher, _ = contender.create(problem, 0)

@@ -47,7 +47,7 @@ def search(seed: int, distance: float, setting: Setting) -> np.ndarray:
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     warnings.simplefilter("ignore")  # Optuna's, of features that it calls experimental
     torch.set_num_threads(1)
-    points = start_points(setting.ends, distance, seed)
+    points = start_points(setting, distance, seed)
     problem = replace(setting.problem, points=points, trials=TRIALS)
     contender = CONTENDERS[OURS]
     searcher, scheduler = contender.create(problem, seed)
