@@ -50,6 +50,9 @@ def test_no_curve_is_followed_away_from_the_best_measured_point():
     for values in ([0.41, 3.87, 2.28, 2.12, 2.14], [2.0, 1.7, 1.5, 1.4, 9.0]):
         at = measured(nll=dict(zip(FIVE, values, strict=True)))
         assert 0.5 <= choose_point(at, goal(("nll", "min"))) <= 1.0
+    for values in ([0, 10, 9, 9.5, 9.9], [9.9, 9.5, 9, 10, 0]):  # parabolas with a top at 0.7, 0.3
+        at = measured(acc=dict(zip(FIVE, values, strict=True)))
+        assert choose_point(at, goal(("acc", "max"))) == 0.5  # the neighbour of the best
 
 
 def test_equal_points_are_decided_for_the_training():
@@ -82,6 +85,15 @@ def test_the_best_point_within_the_constraints_is_chosen(bound, chosen):
 def test_several_objectives_are_weighed_by_their_ranges():
     at = measured(id={a: 10.0 * a for a in FIVE}, ood={a: 1000.0 * (1 - a) for a in FIVE})
     assert choose_point(at, goal(("id", "max"), ("ood", "max"))) == 0.55  # of 0.05 to 1
+    at = measured(id={a: 10.0 * a for a in FIVE}, ood=parabola(0.5))
+    assert choose_point(at, goal(("id", "max"), ("ood", "max"))) == 0.7  # squared distances
+
+
+def test_all_constraints_count():
+    at = measured(id={a: 50.0 + 10.0 * a for a in FIVE}, ood=parabola(0.0, 60.0, 10.0))
+    bounds = (("id", "max", None, 58.0), ("ood", "max", None, 0.0))
+    assert choose_point(at, goal(("ood", "max"), bounds=bounds)) == 0.8
+    assert choose_point(at, goal(("ood", "max"), bounds=bounds[::-1])) == 0.8
 
 
 def trained(config, **changes):
