@@ -2,7 +2,7 @@
 # make test           tests that need Python and a package index only; 6 minutes on 2 cores
 # make test-ray       searches on a real Ray of this machine
 # make test-cluster   killed nodes, processes and jobs, full disks; needs root
-# make nightly        all other tests, the next three targets and what needs PostgreSQL, Slurm, Chromium or C++
+# make nightly        all other tests, test-random, test-lowest, dist and what needs PostgreSQL, Slurm, Chromium or C++
 # make test-random    fast tests in random order
 # make test-lowest    fast tests with the lowest versions that pyproject.toml allows
 # make docs           the documentation as a site in site/, without warnings

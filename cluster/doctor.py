@@ -56,7 +56,8 @@ def examine(
         asked["checkpoints"] = search.checkpoints.storage or str(job_runs(search.storage))
         files = [*trial.model.paths, *trial.method.files]
         asked["files"] = [str(path) for path in files]
-        asked["data"] = None if trial.data.root == EMBEDDED else trial.data.root
+        root = trial.data.root  # sources are prepared in the cache of each node
+        asked["data"] = root if isinstance(root, str) and root != EMBEDDED else None
     cloudpickle.register_pickle_by_value(sys.modules[__name__])
     try:
         with ray_session(address):

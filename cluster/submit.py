@@ -274,7 +274,7 @@ def job_client(address: str) -> JobSubmissionClient:
     """Connect to the job server at an address.
 
     Ray's client (2.60) prefers RAY_API_SERVER_ADDRESS and RAY_ADDRESS over its own argument: code
-    and token would go to an address that `check_sends` has not seen.
+    and token would go to an address that `_check_address` has not seen.
     """
     # These loggers list every excluded file, and all connections.
     for name in ("ray", "ray.dashboard.modules.job.sdk"):

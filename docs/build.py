@@ -73,14 +73,12 @@ def _values(field: dict[str, Any]) -> str:
 
 def spaces() -> str:
     """The page of the ready search spaces: their parameters, ranges and first points."""
-    from search_spaces.ready_spaces import METHODS
     from search_spaces.ready_spaces import SPACES as READY
     from tuning import load_config
 
     rows = []
     for name in READY:
-        method = name if name in METHODS else "lipsum_ft"
-        changes = [f"search.space={{name: {name}}}", f"trial.method={{name: {method}}}"]
+        changes = [f"search.space={{name: {name}}}", f"trial.method={{name: {name}}}"]
         space = load_config("domainnet_vit_b16", changes, check=False).search_space()
         for key, values in space.parameters.items():
             ends, first = f"{values.low:g} to {values.high:g}", f"{space.initial_points[0][key]:g}"

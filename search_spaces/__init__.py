@@ -4,11 +4,10 @@ The ready configurations of the command line are the YAML files in `configs/`.
 """
 
 from search_spaces.distributions import Categorical, Distribution, Float, Int, Value
-from search_spaces.ready_spaces import METHODS, SPACES
+from search_spaces.ready_spaces import SPACES
 from search_spaces.space import SearchSpace
 
 __all__ = [
-    "METHODS",
     "SPACES",
     "Categorical",
     "Distribution",

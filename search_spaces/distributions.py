@@ -114,15 +114,6 @@ class _Range(Frozen):
             position = middle + width * again.gauss(0, 1)
         return self.at(position)
 
-    def __str__(self) -> str:
-        """For people, such as `float 1e-06 .. 0.001, log scale`."""
-        text = f"{type(self).__name__.lower()} {self.low:g} .. {self.high:g}"
-        return (
-            text
-            + ", log scale" * self.log
-            + (f", steps of {self.step:g}" if self.step not in (None, 1) else "")
-        )
-
 
 class Float(_Range):
     """Real numbers from `low` to `high`, on a linear or log scale or on a grid of `step`."""
@@ -188,9 +179,6 @@ class Categorical(Frozen):
     def to_optuna(self) -> distributions.CategoricalDistribution:
         """The same distribution for Optuna."""
         return distributions.CategoricalDistribution(self.choices)
-
-    def __str__(self) -> str:
-        return f"one of {', '.join(map(str, self.choices))}"
 
 
 def _number_of(value: Any) -> Any:

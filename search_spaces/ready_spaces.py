@@ -37,7 +37,7 @@ _LIPSUM_FT: dict[str, Distribution] = {
     "optim.lr": LR,
 }
 
-METHODS: dict[str, SearchSpace] = {
+SPACES: dict[str, SearchSpace] = {
     # The Lipsum-FT paper trains with lr 1e-5.
     "ft": SearchSpace(parameters={"optim.lr": LR}),
     # The authors' code trains with SGD (head: 5 epochs at 0.01, 0.03 or 0.1), which does not carry
@@ -117,12 +117,3 @@ METHODS: dict[str, SearchSpace] = {
     ),
 }
 """The ready space of each fine-tuning method, by the method's name."""
-
-SPACES: dict[str, SearchSpace] = {
-    **METHODS,
-    # The number of random texts in a step is searched too (80 in the paper).
-    "lipsum_ft_text_count": SearchSpace(
-        parameters={**_LIPSUM_FT, "method.text_count": Int(low=8, high=256, log=True)}
-    ),
-}
-"""All ready spaces, by the name used in `search.space.name`."""

@@ -93,15 +93,3 @@ class SearchSpace(Frozen):
             branches = {name: json.loads(b.canonical()) for name, b in self.branches.items()}
             return json.dumps({"branches": branches}, sort_keys=True)
         return json.dumps(self.model_dump(mode="json")["parameters"], sort_keys=True)
-
-    def describe(self) -> list[str]:
-        """One aligned line for each parameter and first point, for each branch in turn."""
-        lines = []
-        for name, branch in self.branches.items():
-            lines += [name, *(f"  {line}" for line in branch.describe())]
-        width = max(map(len, self.parameters), default=0)
-        lines += [f"{key:<{width}}  {parameter}" for key, parameter in self.parameters.items()]
-        for number, point in enumerate(self.initial_points, 1):
-            shown = (f"{k} {v:g}" if type(v) is float else f"{k} {v}" for k, v in point.items())
-            lines.append(f"{f'first point {number}':<{width}}  {', '.join(shown)}")
-        return lines

@@ -17,7 +17,7 @@ from pydantic import Field, field_validator, model_validator
 
 from trainers.config_model import Frozen
 from trainers.data.data_root import EMBEDDED, domain_files, resolve_root
-from trainers.data.schema import read_header
+from trainers.data.schema import read_headers
 from trainers.data.sources import Source
 from trainers.data.suite import Suite, is_domain_name, load_suite, resolve_suite
 from trainers.errors import ConfigError, suggestion, validate
@@ -26,7 +26,7 @@ from trainers.evaluation.metrics import metric_names
 from trainers.methods.lipsum_ft import LipsumFineTuning
 from trainers.methods.registry import METHODS, MethodConfig, is_available, load_plugins
 from trainers.models.config import ModelConfig
-from trainers.overrides import over_trial
+from trainers.overrides import METHOD_KEY, nest
 
 logger = logging.getLogger(__name__)
 say_once = cache(logger.warning)
@@ -376,7 +376,7 @@ class TrialConfig(Frozen):
         data, batch_size = self.data, self.optim.batch_size
         store = resolve_root(data.root)
         files = domain_files(store, data.id_domain, "train")
-        images = sum(read_header(store, file).rows for file in files)
+        images = sum(header.rows for header in read_headers(store, files))
         steps = max(1, round(self.epochs * images / batch_size))
         say_once(f"epochs = {self.epochs:g}: {steps} steps of {batch_size} of {images} images")
         object.__setattr__(self, "steps", steps)  # pydantic has no public way
@@ -432,4 +432,7 @@ def with_overrides(config: TrialConfig, overrides: Mapping[str, Any], source: st
     Raises:
         ConfigError: unknown key, or a value out of its range.
     """
-    return validate(TrialConfig, over_trial(overrides, config.model_dump(mode="json")), source)
+    trial = config.model_dump(mode="json")
+    if overrides.get(METHOD_KEY, config.method.name) != config.method.name:
+        del trial["method"]
+    return validate(TrialConfig, nest(overrides, trial), source)

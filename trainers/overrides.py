@@ -54,16 +54,3 @@ def merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
                 value = merge(below, value)
         merged[key] = value
     return merged
-
-
-def over_trial(dotted: Mapping[str, Any], trial: Mapping[str, Any]) -> dict[str, Any]:
-    """A copy of a `TrialConfig`'s plain values with the values of dotted keys.
-
-    Unlike `nest`, another ``method.name`` drops all other ``method`` keys of the trial, which are
-    settings of the method before.
-    """
-    method = trial.get("method")
-    name = method.get("name") if isinstance(method, Mapping) else None
-    if dotted.get(METHOD_KEY, name) != name:
-        trial = {key: value for key, value in trial.items() if key != "method"}
-    return nest(dotted, trial)

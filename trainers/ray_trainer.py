@@ -269,6 +269,7 @@ def train(
                 # A resumed run repeats its last report, which may contain the final split already.
                 is_known = f"id_{final_split}/acc" in report.metrics
                 if final_split is not None and report.step == config.steps and not is_known:
+                    save(report, folder)  # a kill during the evaluation costs no training
                     images = load_split(config, final_split)
                     report.add(evaluate_run(report.run, final_split, images))
                     if (point := report.metrics.get("line/a", 1)) != 1:

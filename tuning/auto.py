@@ -34,7 +34,7 @@ from tuning.config.schema import SearchFile
 from tuning.config.validation import check_settings, load_config
 from tuning.confirmation.confirm import confirm
 from tuning.confirmation.report import report as confirmation_report
-from tuning.confirmation.verdict import verdict
+from tuning.confirmation.verdict import findings, verdict
 from tuning.execution.ray_session import runs_folder
 from tuning.planning.plan import CONFIRM_SEEDS, Plan, plan_search
 from tuning.planning.report import render as render_plan
@@ -110,7 +110,7 @@ def auto(
         raise ConfigError("--id and --ood need a folder of images")
     if given is not None and not given.is_dir():
         raise ConfigError("no such folder", key="DATA", value=source)
-    name = name or (re.sub(r"[^A-Za-z0-9._-]+", "-", given.name).lstrip("._-") if given else "auto")
+    name = name or (given and re.sub(r"[^A-Za-z0-9._-]+", "-", given.name).lstrip("._-")) or "auto"
     base = model or ("vit_b32" if given else "quickstart")
     base = str(Path(base).absolute()) if Path(base).is_file() else base
     values: dict[str, Any] = {"search.name": name, f"search.budget.{unit}": limit}
@@ -175,10 +175,13 @@ def auto(
         if result.outcome == "stopped" and result.ended_by is None:
             raise KeyboardInterrupt
         if result.outcome == "stopped" or result.best is None:
-            raise ConfigError(f"{result.ended_by}; the same command goes on", source=run)
+            reason = result.ended_by or "no trial has finished"
+            raise ConfigError(f"{reason}; the same command goes on", source=run)
     loaded = load_run(run)
-    shown = leaderboard(loaded.search, loaded.history.records, console.width, SHOWN)
-    console.print(shown, highlight=False)
+    search, records = loaded.search, loaded.history.records
+    lines, seconds = findings(search, records), loaded.history.seconds
+    table = leaderboard(search, records, console.width, SHOWN, lines=lines, seconds=seconds)
+    console.print(table, highlight=False)
 
     again = ["--rule", RULE, "--seeds", CONFIRM_SEEDS]
     _announce(console, "5 Confirm", "confirm", run.name, *again)
@@ -188,7 +191,7 @@ def auto(
         problem = f"{len(found.failed)} trainings of `confirm` failed"
         raise ConfigError(problem, source=run, hint="the same command tries again")
 
-    won = verdict(loaded.search, loaded.history.records)
+    won = verdict(search, records)
     assert won is not None  # otherwise there was nothing to confirm
     model_folder = run / f"model-{won.trial_id}"
     _announce(console, "6 Export", "export", run.name, "--output", model_folder)
@@ -260,6 +263,9 @@ def _is_planned(config: Path, command: str) -> bool:
         ConfigError: it belongs to another command.
     """
     text = config.read_text(encoding="utf-8")
+    if not text.startswith("# lipsum-tune auto "):
+        hint = "give another --name"
+        raise ConfigError("this file would be overwritten", source=config, hint=hint)
     if not re.search(r"^ +trials:", text, re.MULTILINE):
         return False
     if (was := text.partition("\n")[0].lstrip("# ")) != command:

@@ -11,8 +11,6 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
-
 from trainers.data.data_root import resolve_root
 from trainers.errors import ConfigError
 from trainers.overrides import flat
@@ -57,9 +55,10 @@ def more_trials(folder: str | Path, trials: int | str, overrides: Iterable[str] 
     run = load_run(folder)
     budget = run.file.search.budget
     existing = sum(record.kind != "reference" for record in run.history.records)
-    is_worthless = budget.worth is not None and run.history.outcome == "finished"
+    is_early = run.history.outcome == "finished" and existing < budget.trials
+    is_worthless = is_early and budget.worth is not None
     if number.startswith("+"):
-        planned = 0 if is_worthless else budget.trials
+        planned = 0 if is_early and run.file.search.seeds is None else budget.trials
         number = str(max(existing, planned) + int(number))
     worth = ["search.budget.worth=null"] if is_worthless else []
     return [*worth, *overrides, f"search.budget.trials={number}"]
@@ -158,9 +157,7 @@ def continue_from(folder: Path, file: SearchFile, options: SearchOptions) -> Sea
     return continue_search(folder, file, options)
 
 
-def search_or_resume(
-    file: SearchFile, *, address: str | None = None, console: Console | None = None
-) -> SearchResult:
+def search_or_resume(file: SearchFile, *, address: str | None = None) -> SearchResult:
     """Resume the run of this name and configuration, or start it if there is none.
 
     For jobs of Ray, Kubernetes or Slurm, which submit the same command again after an interruption.
@@ -170,7 +167,7 @@ def search_or_resume(
     Raises:
         ConfigError: see `run_search` and `resume_search`.
     """
-    options = SearchOptions(address=address, console=console)
+    options = SearchOptions(address=address)
     folder = earlier_run(file, runs_folder(file.search.storage))
     if folder is None:
         return start_search(file, options)

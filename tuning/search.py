@@ -10,7 +10,6 @@ import logging
 import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -42,7 +41,7 @@ from tuning.session import SearchOptions as SearchOptions
 from tuning.session import open_session
 from tuning.views.callback import ResultsCallback
 from tuning.views.dashboard import DashboardView, open_storage
-from tuning.views.formatting import points_line, show_phase
+from tuning.views.formatting import show_phase
 from tuning.views.mlflow.callback import MlflowCallback
 from tuning.views.mlflow.client import TrackingError, tracking_uri
 
@@ -184,8 +183,12 @@ def continue_search(run_folder: Path, file: SearchFile, options: SearchOptions) 
         zero_shot = session.zero_shot(before)
         used_ood = before.used_ood or warm_start_uses_ood(file, earlier)
         search = search_record(file, run_folder, zero_shot, journal.run_id, used_ood)
-        if search.sees_ood and not before.used_ood:
-            journal.used_ood()  # later sessions may have another sampler, or not find earlier runs
+
+        def begin() -> None:
+            # Only then, so that a refused change leaves a run that resumes as it was.
+            if search.sees_ood and not before.used_ood:
+                journal.used_ood()  # later sessions may have another sampler, or lack earlier runs
+            write_config(run_folder, file)
 
         history = read_history(run_folder)
         studies = prepare_studies(search, file, history, options, console, earlier)
@@ -211,8 +214,7 @@ def continue_search(run_folder: Path, file: SearchFile, options: SearchOptions) 
             callbacks,
             studies=studies,
             fixed=references,
-            # Only then, so that a refused change leaves a run that resumes as it was.
-            begin=partial(write_config, run_folder, file),
+            begin=begin,
         )
     return SearchResult(run_folder, file, ended, outcome, uri, ended_by)
 
@@ -252,7 +254,9 @@ def prepare_studies(
         show_phase(console, "Stopping", f"{name}, once {LEAST_FINISHED} trials have finished")
     left = search.budget_trials - sum(r.kind != "reference" for r in history.records)
     if studies.num_waiting and left > 0:
-        show_phase(console, "Points", points_line(left, studies.num_waiting))
+        given = min(left, studies.num_waiting)
+        proposed = f"the sampler proposes {left - given}"
+        show_phase(console, "Points", f"{given} of {left} trials are first points, {proposed}")
     return studies
 
 

@@ -44,7 +44,6 @@ from trainers.models.config import ModelConfig
 from trainers.models.image import image_input
 from trainers.models.text import encode_tokens, shortened
 from trainers.seeding import generator
-from trainers.texts import spoken
 from trainers.texts.random_texts import effective_rank, random_texts, second_moment
 
 IMAGE_SEED = 7_919
@@ -120,7 +119,7 @@ def _batches(recipe: Recipe, model: nn.Module) -> Iterator[tuple[Tensor, Tensor]
             views.append(train_view(image.permute(2, 0, 1), pixels, rng, CROP_AREA))
             name = tidy_name(code_point)
             if class_name is not None and rng.random() < 0.5:
-                name = spoken(class_name)
+                name = class_name.replace("_", " ").replace("-", " ")
             # Half the captions name the domain, half are made of OpenAI's templates.
             if rng.random() < 0.5:
                 captions.append(caption(name, DOMAINS[domain], rng))

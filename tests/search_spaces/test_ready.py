@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from search_spaces import METHODS, SPACES, Float
+from search_spaces import SPACES, Float
 from tuning.config.loading import find_config, ready_configs
 from tuning.config.schema import SearchFile
 from tuning.config.validation import load_config
@@ -31,7 +31,6 @@ CENTERS = {
     "tpgm": {"method.projection_lr": 1e-2},
     "l2_sp": {WEIGHT: 0.01},
     "lipsum_ft": LIPSUM,
-    "lipsum_ft_text_count": {**LIPSUM, "method.text_count": 80},
     "flyp": {LR: 1e-5},
     "star_ft": {WEIGHT: 0.5, LR: 1e-5},
     "carot": {"method.orthogonality_weight": 0.2, "method.distillation_weight": 1.5},
@@ -50,7 +49,7 @@ def middle(parameter):
 
 @pytest.mark.parametrize("name", SPACES)
 def test_a_search_begins_at_what_the_authors_use_in_a_wide_range(name):
-    values = {"trial": {"method": {"name": name if name in METHODS else "lipsum_ft"}}}
+    values = {"trial": {"method": {"name": name}}}
     file = SearchFile.model_validate({**values, "search": {"space": {"name": name}}})
     center, lr = file.search_space().initial_points[0], SPACES[name].parameters[LR]
     assert CENTERS.get(name, {}).items() <= center.items()
@@ -128,7 +127,7 @@ def test_the_quickstart_may_be_shortened(steps, first):
 def test_methods_get_equal_trials_and_small_model_ranges():
     file, quickstart = load_config("methods"), load_config("quickstart")
     branches = file.search_space().branches
-    assert branches.keys() == METHODS.keys()
+    assert branches.keys() == SPACES.keys()
     assert file.search.budget.trials % len(branches) == 0
     assert file.search.references == ()
     assert file.trial.model_copy(update={"eval": quickstart.trial.eval}) == quickstart.trial

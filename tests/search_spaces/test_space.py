@@ -109,14 +109,3 @@ def test_the_order_of_branches_is_no_part_of_the_canonical_form():
     turned, renamed = ({"kd": KD, "ft": FT}, {"a": FT, "kd": KD})
     assert SearchSpace(branches=turned).canonical() == BRANCHES.canonical()
     assert SearchSpace(branches=renamed).canonical() != BRANCHES.canonical()
-
-
-def test_every_parameter_and_point_is_described_under_its_branch():
-    assert BRANCHES.describe() == [
-        "ft",
-        "  optim.lr  float 1e-06 .. 0.001, log scale",
-        "kd",
-        "  optim.lr           float 1e-06 .. 0.001, log scale",
-        "  method.reg_weight  float 0 .. 9",
-        "  first point 1      optim.lr 1e-05, method.reg_weight 1",
-    ]

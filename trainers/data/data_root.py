@@ -28,11 +28,11 @@ def resolve_root(root: str | Mapping[str, Source], *, progress: bool = False) ->
 
     `openmoji`, the embedded benchmark, is built in the user's cache folder if it is not there yet,
     and sources are prepared in that of `datasets`. With `progress`, as a command does once, sources
-    are listed again and prepared again if they have other images than before.
+    are listed again.
 
     Raises:
-        ConfigError: the packages of the embedded benchmark are not installed, or a source cannot be
-            read.
+        ConfigError: the packages of the embedded benchmark are not installed; a source cannot be
+            read, or has other images than those that were prepared.
     """
     store = stored_root(root)
     if not isinstance(root, str):
@@ -40,7 +40,7 @@ def resolve_root(root: str | Mapping[str, Source], *, progress: bool = False) ->
 
         made = [(read_record(store.at(domain)) or {}).get("status") for domain in root]
         if progress or {*made} != {"done"}:
-            report = prepare(root, store, Options(), id_domain=next(iter(root)), replace=True)
+            report = prepare(root, store, Options(), id_domain=next(iter(root)))
             for domain in report.domains:
                 if domain.left_out:
                     where = f"{store.url}/{domain.domain}/bad.csv"

@@ -87,7 +87,6 @@ def prepare(
     options: Options,
     *,
     id_domain: str | None = None,
-    replace: bool = False,
     progress: Callable[[str, int, int], None] = lambda *_: None,
 ) -> Report:
     """Write domains; those that are there already with the same images and options are kept.
@@ -98,7 +97,6 @@ def prepare(
         sources: by domain, the ID domain first.
         id_domain: the domain to fine-tune on; the train images of the others become val and test.
             Without it, each domain keeps a train split.
-        replace: begin a domain again that was made of other images.
         progress: is called with a domain and split, its images so far, and all its images.
 
     Raises:
@@ -124,14 +122,15 @@ def prepare(
     with lock:
         records = {domain: _record(sources[domain], plans[domain], options) for domain in plans}
         for domain, record in records.items():  # before anything is written
-            _check_folder(destination.at(domain), record, replace=replace)
+            _check_folder(destination.at(domain), record)
         reports = [
             _prepare_domain(
                 destination.at(domain), domain, splits, records[domain], options, progress
             )
             for domain, splits in plans.items()
         ]
-        duplicates = find_duplicates(destination, list(plans))
+        is_new = any(report.status == "done" for report in reports)
+        duplicates = find_duplicates(destination, list(plans)) if is_new else {}
     return Report(destination.url, tuple(reports), duplicates, id_domain)
 
 
@@ -149,7 +148,7 @@ def _record(source: Source, splits: Mapping[Split, Found], options: Options) -> 
     }
 
 
-def _check_folder(folder: Store, record: Mapping[str, Any], *, replace: bool) -> None:
+def _check_folder(folder: Store, record: Mapping[str, Any]) -> None:
     """Raise a ConfigError if a domain's folder holds what must not be replaced."""
     before, problem = read_record(folder), None
     if before is None:
@@ -157,7 +156,7 @@ def _check_folder(folder: Store, record: Mapping[str, Any], *, replace: bool) ->
             problem = "it has files that `prepare` did not make"
     elif before.get("format") != FORMAT:
         problem = "it was prepared by version 0.2; with other splits, its test images would train"
-    elif before.get("status") == "done" and not replace and not record.items() <= before.items():
+    elif before.get("status") == "done" and not record.items() <= before.items():
         problem = "it was prepared from other images or with other options"
     if problem:
         hint = "choose another destination, or remove the folder"

@@ -24,7 +24,6 @@ from pydantic import BeforeValidator, Field
 
 from trainers.config_model import Frozen
 from trainers.errors import ConfigError, did_you_mean, nearest, validate
-from trainers.texts import spoken
 from trainers.texts.prompts import TEMPLATES, Prompts, named_templates
 from trainers.yaml_text import parse_yaml, read_yaml
 
@@ -135,7 +134,7 @@ class Suite(Frozen):
                     f"the class {identity!r} is a WordNet id, which means nothing to a model",
                     hint="set data.suite = imagenet, or class_names: imagenet in your own suite",
                 )
-            return spoken(identity)
+            return identity.replace("_", " ").replace("-", " ")
         names = imagenet_names() if self.class_names == "imagenet" else self.class_names
         if identity not in names:
             raise self._error(f"has no name for {identity!r}{near(identity, names)}")

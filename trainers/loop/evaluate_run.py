@@ -19,7 +19,7 @@ from trainers.evaluation.evaluate import evaluate, summarise
 from trainers.evaluation.line import LineGoal, choose_point
 from trainers.evaluation.metrics import ID_ACC, MEAN_ACC, OOD_MEAN_ACC
 from trainers.evaluation.predictions import Predictions, parquet_of
-from trainers.loop.distributed import gather
+from trainers.hang import alive
 from trainers.loop.state import TrainState
 from trainers.methods.base import Weights
 from trainers.models.text_head import heads_of
@@ -169,8 +169,7 @@ def validation_gradient(
     """The gradient, by weights, of the mean cross-entropy on the next ID validation images.
 
     The images are centre crops, shuffled (the files are sorted by class), every one once before any
-    comes again. Every worker computes the loss over the images of all workers: the mean of the
-    workers' gradients is the gradient.
+    comes again. Every worker has as many: the mean of the workers' gradients is the gradient.
     """
     config, image_input = run.config, run.zero_shot.image_input
     class_map = class_maps(run, {config.data.id_domain: images})[config.data.id_domain]
@@ -188,14 +187,17 @@ def validation_gradient(
     trained = run.student.trained
 
     def gradient(weights: Weights) -> dict[str, Tensor]:
-        views, labels = next(batches)
-        pixels = normalise(views.to(run.device), image_input)
+        views, labels = (part.to(run.device) for part in next(batches))
+        found = [torch.zeros_like(parameter) for parameter in trained.values()]
         with swapped_in(trained, weights):
-            with run.precision.autocast():
-                outputs = run.student(pixels)
-            logits, columns = class_map.score(gather(outputs.logits), gather(labels.to(run.device)))
-            loss = functional.cross_entropy(logits, columns)
-            found = torch.autograd.grad(loss, list(trained.values()))
+            for start in range(0, len(labels), run.micro_batch_size):
+                alive()
+                part = slice(start, start + run.micro_batch_size)
+                with run.precision.autocast():
+                    outputs = run.student(normalise(views[part], image_input))
+                logits, columns = class_map.score(outputs.logits, labels[part])
+                loss = functional.cross_entropy(logits, columns, reduction="sum") / len(labels)
+                torch._foreach_add_(found, torch.autograd.grad(loss, list(trained.values())))
         return dict(zip(trained, found, strict=True))
 
     return gradient

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from trainers.checkpoints.format import PREDICTIONS, SINCE, Checkpoint, load_checkpoint
-from trainers.loop.state import Mark, SinceReport, TrainState
+from trainers.loop.state import Mark, SinceReport, TrainState, optimizer_of
 from trainers.weights.averaging import swapped_in
 
 
@@ -74,6 +74,9 @@ def restore(run: TrainState, folder: Path) -> None:
         run.ema = fitted(training["ema"])
     if run.student.text is not None:
         run.eval_head = checkpoint.weights["head"].to(run.device)
+    # Stages differ in their groups of parameters. What was saved is of the last step's stage.
+    stage = run.config.method.stage(max(0, checkpoint.progress.step - 1), run.config.steps)
+    run.optimizer = optimizer_of(run.student, run.config, stage)
     run.optimizer.load_state_dict(training["optimizer"])
     run.scaler.load_state_dict(training["scaler"])
     run.micro_batch_size = min(training["micro_batch_size"], run.micro_batch_size)

@@ -62,12 +62,9 @@ class Budget(Callback):
         return trainings >= self._config.trials or self.over() is not None
 
     def share(self, trainings: int) -> float:
-        """Share of the budget that so many trainings, and what they took, have used: the largest.
-
-        1 if the next trial is not worth its hours.
-        """
+        """The largest share of a limit that so many trainings, and what they took, have used."""
         config = self._config
-        shares = [trainings / config.trials, float(self._not_worth is not None)]
+        shares = [trainings / config.trials]
         if config.hours is not None:
             shares.append(self.seconds / 3600 / config.hours)
         if config.gpu_hours is not None:

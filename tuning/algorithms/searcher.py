@@ -82,12 +82,10 @@ class TrialProposer(Searcher):
             return None
         records = list(self._recorder.records.values())
         trainings = self._next_number + sum(record.kind == "repeat" for record in records)
-        # Asked first: what the next point is worth also decides whether the race begins.
-        may_propose = self._may_propose(trainings)
         is_wanted = self._studies.num_wanted > 0  # points that the user has enqueued come first
         if self._seeds and not is_wanted and self._seeds.begins(trainings, records):
             return self._seeds.next(records)
-        if not may_propose:
+        if not self._may_propose(trainings):
             return None
         record = self._studies.propose(self._next_number, trial_name(self._next_number))
         if record is not None:

@@ -322,11 +322,12 @@ def create_studies(
         sampler: a configuration, or a sampler of Optuna, of which each method gets a copy.
         pruner: makes one for each method.
     """
-    told, studies = search.sampler_objectives, []
-    for method, part in space.parts().items():
+    told, studies, parts = search.sampler_objectives, [], space.parts()
+    for method, part in parts.items():
         config, own = None, sampler
         if isinstance(own, SamplerConfig):
-            config = resolve_sampler(own, part, search.trials_per_method, len(told))
+            trials = math.ceil(search.budget_trials / len(parts))
+            config = resolve_sampler(own, part, trials, len(told))
             own = RandomSampler()
         study = optuna.create_study(
             study_name=f"{search.run_id}-{method}",  # Hyperband draws trials' brackets from it

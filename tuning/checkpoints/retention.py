@@ -5,8 +5,8 @@ stays of it. A pruned or failed trial loses all its files. A finished one keeps 
 while it is the current choice of a selection rule, one of the `search.checkpoints.keep_top` best by
 the objective, or a reference. So the disk holds a few weights, however many trials there are.
 
-The files are compared with these rules at every event. So whatever could not be removed, was left
-by a killed driver, or was written again while a trial was being stopped, goes at the next event.
+The files are compared with these rules whenever a trial ends. So whatever could not be removed, was
+left by a killed driver, or was written again while a trial was being stopped, goes at the next end.
 """
 
 from __future__ import annotations
@@ -96,15 +96,6 @@ class CheckpointCallback(Callback):
         self._search = search
         for record in self._earlier:
             self._decide(record)
-        self._clean()
-
-    def trial_started(self, record: TrialRecord) -> None:
-        """The trial's files are not touched until it ends."""
-        self._ended.discard(record.trial_id)
-        self._clean()
-
-    def trial_reported(self, record: TrialRecord) -> None:
-        """Remove what a kill has left, or a trial wrote while it was being stopped."""
         self._clean()
 
     def trial_ended(self, record: TrialRecord) -> None:

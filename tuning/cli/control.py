@@ -56,7 +56,7 @@ def control(
         params = point_of(enqueue, loaded.file.search_space())
         loaded.file.trial_config(params)  # parameters that do not go together
         orders.append((f"next: {format_params(params)}", {"enqueue": params}))
-        begun = sum(record.kind == "trial" for record in loaded.history.records)
+        begun = sum(record.kind != "reference" for record in loaded.history.records)
         if begun >= loaded.file.most_trials:
             more = f"lipsum-tune resume {word_for(run)} --trials +1"
             warn(f"all {begun} trials have begun: the point is tried after `{more}`")

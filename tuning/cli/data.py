@@ -168,8 +168,9 @@ def zero_shot(
 
     files = [load_config(one, set_ or (), check=False) for one in config]
     if len(config) > 1:
-        if expect or domains:
-            raise ConfigError("--expect and --domains are for one configuration")
+        if expect or domains or check_duplicates:
+            only = "--expect, --domains and --check-duplicates"
+            raise ConfigError(f"{only} are for one configuration")
         from tuning.zero_shot.ranking import rank, ranking_table
 
         with Console(stderr=True).status("starting") as status:

@@ -51,10 +51,13 @@ def report(
     if loaded.history.zero_shot is None and state == "running":
         show("State", "running, evaluating the zero-shot model")
         return
+    from tuning.confirmation.verdict import findings
     from tuning.views.leaderboard import report as full_report
 
     search, records = loaded.search, loaded.history.records
-    console.print(full_report(search, records, console.width), highlight=False)
+    lines, seconds = findings(search, records), loaded.history.seconds
+    table = full_report(search, records, console.width, lines=lines, seconds=seconds)
+    console.print(table, highlight=False)
     show("State", "killed; resume it" if state == "killed" else state)
     page = loaded.folder / "report" / "index.html"
     if state != "running":  # a running search writes all of this itself

@@ -197,14 +197,21 @@ def _show(result: SearchResult, allow_failed_trials: bool = False) -> None:
     """Print the results of a search, and exit with a status for how it ended."""
     from trainers.errors import MAY_CONTINUE, ConfigError
     from trainers.redact import redact
-    from tuning.confirmation.verdict import verdict
+    from tuning.confirmation.report import write_run_report
+    from tuning.confirmation.results import results_path
+    from tuning.confirmation.verdict import findings, verdict
+    from tuning.runs.run_folder import load_run
     from tuning.views.leaderboard import SHOWN
     from tuning.views.leaderboard import report as full_report
     from tuning.views.mlflow.client import default_tracking_uri
     from tuning.views.page import REPORT_FILE, REPORT_FOLDER
 
-    console, records = Console(), result.history.records
-    console.print(full_report(result.search, records, console.width, SHOWN), highlight=False)
+    console, search, records = Console(), result.search, result.history.records
+    lines, seconds = findings(search, records), result.history.seconds
+    table = full_report(search, records, console.width, SHOWN, lines=lines, seconds=seconds)
+    console.print(table, highlight=False)
+    if results_path(result.folder).is_file():  # the search knows nothing of `confirm`
+        write_run_report(load_run(result.folder))
     if result.ended_by:
         show("Ended by", result.ended_by)
     show("Report", shortest(result.folder / REPORT_FOLDER / REPORT_FILE))

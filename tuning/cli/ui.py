@@ -63,7 +63,10 @@ def ui(
         except OSError as error:
             raise ConfigError(system_words(error), key="--port", value=number) from None
     links, servers = dict[str, str](), list[list[str]]()
-    if (folder.parent / "mlflow.db").is_file():
+    recorded = tracking.uri or os.environ.get("MLFLOW_TRACKING_URI") or ""
+    if recorded and not recorded.startswith("sqlite"):
+        links["MLflow"] = redact(recorded)
+    elif (folder.parent / "mlflow.db").is_file():
         from tuning.views.mlflow.client import connect, default_tracking_uri, search_run
         from tuning.views.mlflow.view import view_path
 
@@ -80,8 +83,6 @@ def ui(
         options += ["--uvicorn-opts", "--log-level warning"]
         options += ["--host", _HOST, "--port", str(port + 1)]
         servers.append([sys.executable, "-m", "mlflow", "server", *options])
-    elif recorded := tracking.uri or os.environ.get("MLFLOW_TRACKING_URI"):
-        links["MLflow"] = redact(recorded)
     dashboard = Path(sys.executable).with_name("optuna-dashboard")
     study = folder / "optuna.journal"
     if dashboard.is_file() and study.is_file():

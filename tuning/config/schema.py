@@ -151,7 +151,8 @@ class SeedsConfig(Frozen):
 
     Then no new point is proposed (unless by `lipsum-tune control`). The leading trials are trained
     again, the next seed always where it most changes which of them has the best mean. A repeat
-    counts as one of `search.budget.trials`; a trial's figures are its means over the seeds.
+    counts as one of `search.budget.trials`; a trial's figures are its means over the seeds. Given
+    from the start, so that the weights of leading trials are kept.
     """
 
     max: int = Field(default=5, ge=2, le=1000)

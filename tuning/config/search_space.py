@@ -18,7 +18,7 @@ from pydantic import (
     model_validator,
 )
 
-from search_spaces import METHODS, SPACES, Categorical, Distribution, Float, Int, SearchSpace, Value
+from search_spaces import SPACES, Categorical, Distribution, Float, Int, SearchSpace, Value
 from trainers.config import TrialConfig, with_overrides
 from trainers.config_model import Frozen
 from trainers.errors import ConfigError, did_you_mean, suggestion, validation_problem
@@ -152,11 +152,11 @@ class SpaceConfig(_Section):
     @classmethod
     def _methods_are_known(cls, methods: Any) -> Any:
         if methods == (ALL,):
-            return tuple(METHODS)
+            return tuple(SPACES)
         for name in methods:
             if name not in KNOWN_METHODS:
                 raise ValueError(f"unknown method {name!r}{did_you_mean(name, KNOWN_METHODS)}")
-            if name not in METHODS and name not in SEARCH_SPACES:
+            if name not in SPACES and name not in SEARCH_SPACES:
                 raise ValueError(f"method {name!r} was registered without a search space")
             _ready_space(name)
         if len({*methods}) < len(methods):

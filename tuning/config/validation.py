@@ -163,6 +163,14 @@ def check_settings(file: SearchFile) -> None:
     if search.seeds is not None and (len(file.objectives) > 1 or "seed" in searched):
         problem = "needs a single objective, and a seed that is not searched"
         raise ConfigError(problem, key="search.seeds")
+    if search.seeds is not None and (budget.target is not None or budget.worth is not None):
+        problem = "does not go with search.budget.target or worth, which look at single trainings"
+        raise ConfigError(problem, key="search.seeds")
+    if search.seeds is not None and search.sampler.name == "grid":
+        raise ConfigError("does not go with a grid, which is tried in full", key="search.seeds")
+    if trial.optim.batch_size % search.resources.workers:
+        problem = f"not divisible by {search.resources.workers} workers"
+        raise ConfigError(problem, key="trial.optim.batch_size", value=trial.optim.batch_size)
     if budget.trials < methods:
         problem = f"fewer than the {methods} of search.space.methods, which get as many trials each"
         raise ConfigError(problem, key="search.budget.trials", value=budget.trials)

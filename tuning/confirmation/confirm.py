@@ -25,7 +25,7 @@ from trainers.data.data_root import resolve_root
 from trainers.data.fingerprint import split_fingerprint
 from trainers.data.storage import Store, url_of
 from trainers.errors import ConfigError, quoted
-from tuning.checkpoints.files import remove_folder
+from tuning.checkpoints.files import kept_checkpoint, remove_folder
 from tuning.confirmation.configurations import chosen
 from tuning.confirmation.report import write_results_table, write_run_report
 from tuning.confirmation.results import (
@@ -48,7 +48,7 @@ from tuning.runs.journal import History
 from tuning.runs.records import METHOD_KEY, ZERO_SHOT, SearchRecord, TrialRecord
 from tuning.runs.run_folder import LoadedRun, load_run
 from tuning.session import SearchOptions, fixed_only, open_session
-from tuning.views.formatting import show_phase, untuned_label
+from tuning.views.formatting import UNTUNED, show_phase
 from tuning.views.mlflow.callback import MlflowCallback, backfill
 from tuning.views.mlflow.client import TrackingError, tracking_uri
 
@@ -105,10 +105,13 @@ def confirm(
             f"{_models(search, configurations)}; all but zero-shot are trained on {seeds} seeds: "
             f"{len(wanted)} trainings",
         )
+        chosen_ids = [one.trial_id for one in configurations if one.trial_id != FT]
+        if lost := [name for name in chosen_ids if kept_checkpoint(run.checkpoints, name) is None]:
+            show_phase(console, "Weights", f"`export` will not have those of {', '.join(lost)}")
         _train(run, wanted, SearchOptions(address=address, console=console))
     history = confirm_history(run.folder)
     home = url_of(run.home, CONFIRM_FOLDER, TRAIN_FOLDER)
-    if not history.unfinished:
+    if all(record.is_final for record in history.records):
         remove_folder(home)
     write_results_table(run.folder, results_of(history))
     failures = failures_of(history)
@@ -199,7 +202,7 @@ class _Remove(Callback):
 def _models(search: SearchRecord, configurations: Iterable[Configuration]) -> str:
     """What is evaluated, each trial with the rules that chose it."""
     names = [
-        f"{one.trial_id} ({', '.join(one.labels)})" if one.labels else untuned_label(search)
+        f"{one.trial_id} ({', '.join(one.labels)})" if one.labels else UNTUNED
         for one in configurations
     ]
     return ", ".join(["zero-shot", *names])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import shlex
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import Any, Final
@@ -27,21 +28,20 @@ from tuning.confirmation.results import (
     Key,
 )
 from tuning.confirmation.statistics import Estimate
-from tuning.confirmation.verdict import verdict
+from tuning.confirmation.verdict import findings, verdict
 from tuning.runs.checkpoint_home import TRAIN_FOLDER
 from tuning.runs.journal import is_running
 from tuning.runs.records import METHOD_KEY, SECONDS, ZERO_SHOT, TrialRecord
 from tuning.runs.run_folder import LoadedRun
 from tuning.selection.rules import BY_METHOD, PROPOSED_WITH_OOD
-from tuning.views.answer import answer
 from tuning.views.callback import write_results
 from tuning.views.formatting import (
+    UNTUNED,
     format_difference,
     format_mean,
     format_params,
     format_percent,
     format_seconds,
-    untuned_label,
 )
 from tuning.views.result_table import Cell, Column, ResultTable, Row, fit_table, plain
 
@@ -72,7 +72,7 @@ def confirmation_table(confirmation: Confirmation) -> ResultTable:
     name = Column("name", "")
     columns = [name, *acc, *ece, Column("time", "time", drop=3)]
     accs, metrics = [column.key for column in acc], [column.key for column in (*acc, *ece)]
-    untuned = untuned_label(search)
+    untuned = UNTUNED
     zero_shot = {m: format_percent(v) for m, v in confirmation.zero_shot.items()}
     rows = [_heading("mean ± standard deviation"), Row({"name": ZERO_SHOT, **zero_shot})]
     for one in configurations:
@@ -178,17 +178,12 @@ def write_run_report(run: LoadedRun) -> Path:
         StorageFailed: the disk is full or fails.
     """
     search, records = run.search, run.history.records
-    more: dict[str, Any] = {}
-    try:
+    more: dict[str, Any] = {"lines": findings(search, records)}
+    with suppress(ConfigError):  # damaged results of `confirm`, as the lines say
         found, won = read_confirmation(search), verdict(search, records)
-    except ConfigError as error:
-        more["lines"] = [*answer(search, records), f"Results of confirm are left out: {error}"]
-    else:
         if found is not None and found.seeds:
             more["shown"] = {"Confirmed on fresh seeds": plain(confirmation_table(found))}
         if won is not None and won.seeds:
-            limit = f"Test accuracies over {won.seeds} fresh seeds are below."
-            more |= {"lines": [f"{won.label}: {won.why}", limit]}
             more["commands"] = won.commands(shlex.quote(search.name))
     checkpoints = url_of(run.home, TRAIN_FOLDER)
     is_over = run.history.outcome is not None or not is_running(run.folder)

@@ -9,7 +9,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeAlias
 
-from trainers.errors import ConfigError
 from tuning.confirmation.statistics import Estimate, estimate, paired_difference
 from tuning.runs.journal import JOURNAL_FILE, History, read_history
 from tuning.runs.records import ZERO_SHOT, ParamValue, SearchRecord, TrialRecord, zero_shot_record
@@ -128,16 +127,10 @@ def confirm_history(run_folder: Path) -> History:
     """The contents of the journal of a confirmation; empty before the first.
 
     Raises:
-        ConfigError: it is damaged, or its results are those of another version.
+        ConfigError: it is damaged.
     """
-    folder = run_folder / CONFIRM_FOLDER
-    if (old := folder / "results.jsonl").is_file():
-        raise ConfigError(
-            "results of lipsum-tune 0.2, which this version does not read",
-            source=old,
-            hint=f"move {folder} away, and confirm again",
-        )
-    return read_history(folder) if results_path(run_folder).is_file() else History()
+    path = results_path(run_folder)
+    return read_history(path.parent) if path.is_file() else History()
 
 
 def results_of(history: History) -> dict[Key, TrialRecord]:

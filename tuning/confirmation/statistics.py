@@ -26,13 +26,7 @@ class Estimate:
 
 
 def estimate(values: Sequence[float]) -> Estimate:
-    """Mean, standard deviation and 95 % interval of independent, normal values.
-
-    Raises:
-        ValueError: there are no values.
-    """
-    if not values:
-        raise ValueError("no values to estimate a mean from")
+    """Mean, standard deviation and 95 % interval of independent, normal values, at least one."""
     mean = fmean(values)
     if len(values) == 1:
         return Estimate(mean, math.nan, math.nan, math.nan)
@@ -45,8 +39,5 @@ def paired_difference(of: Mapping[int, float], against: Mapping[int, float]) -> 
 
     Both map seeds to values. Pairing removes the variation that two runs with the same seed share
     (batches, crops).
-
-    Raises:
-        ValueError: they have no seed in common.
     """
     return estimate([value - against[s] for s, value in of.items() if s in against])

@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
+from trainers.errors import ConfigError
 from tuning.confirmation.configurations import read_confirmation
 from tuning.confirmation.results import FT
 from tuning.runs.ranking import best_trial, choice_of, misses, stronger_reference
 from tuning.runs.records import STEP, SearchRecord, TrialRecord
-from tuning.views.answer import commands_after
+from tuning.views.answer import answer, commands_after
 from tuning.views.formatting import trial_label
 
 
@@ -20,7 +21,7 @@ class Verdict:
     record: TrialRecord
     """Its kind is `reference` for plain fine-tuning and for the zero-shot model."""
     label: str
-    """`trial-007`, `FT, not tuned (lr = 6e-04)` or `zero-shot`."""
+    """`trial-007`, `untuned FT` or `zero-shot`."""
     why: str
     """How it was chosen, in one or a few sentences."""
     seeds: int = 0
@@ -65,7 +66,7 @@ def verdict(search: SearchRecord, records: Sequence[TrialRecord]) -> Verdict | N
         search = replace(search, constraints=tuple(fixed))
         records, best = again, best_trial(search, again) or best
     won, metric = stronger_reference(search, records) or best, search.objectives[0].metric
-    label, why = trial_label(search, won), choice_of(search, records, best)
+    label, why = trial_label(won), choice_of(search, records, best)
     if won is not best:
         missed = misses(search, records)[best.trial_id]
         why = f"{label} meets the constraints, and no trial does" if missed else ""
@@ -73,10 +74,22 @@ def verdict(search: SearchRecord, records: Sequence[TrialRecord]) -> Verdict | N
         why += f": {metric} = {won.last(metric):.4g} against {best.last(metric):.4g} of the best."
     if seeds:
         shown = [won, *(record for record in records if record is not won)]
-        values = [f"{trial_label(search, r)} {r.last(metric):.4g}" for r in shown]
+        values = [f"{trial_label(r)} {r.last(metric):.4g}" for r in shown]
         why += f" Compared by the means over {seeds} fresh seeds on the validation splits"
         why += f": {metric} {', '.join(values)}."
     return Verdict(won, label, why, seeds)
+
+
+def findings(search: SearchRecord, records: Sequence[TrialRecord]) -> list[str]:
+    """What was found, then its limit: over the fresh seeds of `confirm`, else by the search."""
+    try:
+        won = verdict(search, records)
+    except ConfigError as error:
+        return [*answer(search, records), f"Results of confirm are left out: {error}"]
+    if won is None or not won.seeds:
+        return answer(search, records)
+    limit = f"The report has the test accuracies over {won.seeds} fresh seeds."
+    return [f"{won.label}: {won.why}", limit]
 
 
 def _over_fresh_seeds(
@@ -103,7 +116,11 @@ def _over_fresh_seeds(
     confirmation = replace(confirmation, seeds=tuple(sorted(seeds)))
     names = [one.trial_id for one in confirmation.configurations]
     again = [
-        replace(known[name], curve=({STEP: known[name].step, **confirmation.means(name)},))
+        replace(
+            known[name],
+            repetitions={},  # their seeds have chosen the trial
+            curve=({STEP: known[name].step, **confirmation.means(name)},),
+        )
         for name in names
         if seeds and name in known and seeds <= seeds_of(name)
     ]

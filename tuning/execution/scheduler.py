@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Container
 from typing import TYPE_CHECKING, Any
 
+from ray.tune import TuneError
 from ray.tune.experiment import Trial
 from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 
 from tuning.algorithms.studies import Studies
-from tuning.runs.errors import check_own_failure
+from tuning.runs.errors import error_of, storage_failure
 from tuning.runs.records import STEP
 
 if TYPE_CHECKING:
@@ -53,5 +54,10 @@ class PrunerScheduler(FIFOScheduler):
 
         Raises:
             StorageFailed: the storage failed, so every trial would fail. This ends the search.
+            TuneError: the trial did not fail, but the recorder of its end did.
         """
-        check_own_failure(trial)
+        error = error_of(trial)
+        if error is None:
+            raise TuneError(f"the end of {trial} could not be recorded")  # Python adds the cause
+        if failure := storage_failure(error):
+            raise failure

@@ -73,11 +73,6 @@ class Plan:
         return "GPU" if self.file.search.resources.gpus_per_worker else "CPU"
 
     @property
-    def trials(self) -> int:
-        """Most trials of the search, without references."""
-        return self.file.most_trials
-
-    @property
     def first_rung(self) -> int | None:
         """The step at which trials are first stopped; None if they never are."""
         scheduler, trial = self.file.search.scheduler, self.file.trial
@@ -112,10 +107,10 @@ class Plan:
     def prices(self) -> list[Price]:
         """All trials in full, and if early stopping is on, with the fewest of them in full."""
         references = len(self.file.search.references)
-        found = [self.price("all trials in full", self.trials + references)]
-        full, step = min(LEAST_FINISHED, self.trials), self.first_rung
-        if step is not None and full < self.trials:
-            stopped = self.trials - full
+        found = [self.price("all trials in full", self.file.most_trials + references)]
+        full, step = min(LEAST_FINISHED, self.file.most_trials), self.first_rung
+        if step is not None and full < self.file.most_trials:
+            stopped = self.file.most_trials - full
             what = f"{full} in full, {stopped} to step {step}"
             found.append(self.price(what, full + references, stopped, step))
         return found

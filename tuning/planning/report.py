@@ -14,7 +14,9 @@ def render(plan: Plan) -> RenderableType:
     """The prices, and what was measured."""
     trial, references = plan.file.trial, ", ".join(plan.file.search.references)
     beside = f" and {references}" if references else ""
-    what = f"{plan.trials} trials of {trial.steps} steps{beside}, {plan.concurrent} at once"
+    what = (
+        f"{plan.file.most_trials} trials of {trial.steps} steps{beside}, {plan.concurrent} at once"
+    )
     measured = (
         f"a step {plan.step_s:.2g} s, evaluations {plan.rung_s:.2g} and {plan.eval_s:.2g} s (the "
         f"last), a checkpoint {plan.save_s:.2g} s, start of a trial {plan.start_s:.2g} s"

@@ -7,20 +7,20 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from ray.tune import TuneError
 from ray.tune.experiment import Trial
 
 from trainers.errors import FULL, StorageFailed, first_line, where_and_why
+from trainers.redact import redact
 
 
 def in_one_line(error: BaseException) -> str:
-    """The type and the first line of the error that a worker raised.
+    """The type and the first line of the error that a worker raised, without secrets.
 
     Ray's error of a trial's driver wraps Ray Train's error of its workers, which wraps the error of
     one of them.
     """
     cause = root_cause(error)
-    return f"{type(cause).__name__}: {first_line(cause)}"
+    return redact(f"{type(cause).__name__}: {first_line(cause)}")
 
 
 def root_cause(error: BaseException) -> BaseException:
@@ -68,20 +68,6 @@ def resumable(go_on: str) -> Iterator[None]:
         if failure is None:
             raise
         raise StorageFailed(f"{failure}; {go_on}") from None
-
-
-def check_own_failure(trial: Trial) -> None:
-    """Raise if a trial of Tune failed for a reason that every other trial would fail for.
-
-    Raises:
-        StorageFailed: its checkpoints could not be written.
-        TuneError: the trial did not fail, but the recorder of its end did.
-    """
-    error = error_of(trial)
-    if error is None:
-        raise TuneError(f"the end of {trial} could not be recorded")  # Python adds the cause
-    if failure := storage_failure(error):
-        raise failure
 
 
 def error_of(trial: Trial) -> BaseException | None:

@@ -63,11 +63,6 @@ class History:
     used_ood: bool = False
     """Whether a session or a run of `search.warm_start` used OOD validation data."""
 
-    @property
-    def unfinished(self) -> tuple[TrialRecord, ...]:
-        """The trials that a resume continues."""
-        return tuple(record for record in self.records if record.outcome == "stopped")
-
 
 class Journal:
     """The journal of one run folder, opened and locked by the driver of its search.
@@ -95,8 +90,7 @@ class Journal:
 
     def session_started(self, fingerprints: Mapping[str, str]) -> None:
         """A driver starts or resumes the search with a configuration of these fingerprints."""
-        folder = str(self._path.parent.resolve())
-        self._append({"event": "session", "fingerprints": dict(fingerprints), "folder": folder})
+        self._append({"event": "session", "fingerprints": dict(fingerprints)})
 
     def used_ood(self) -> None:
         """This session or a run of `search.warm_start` uses OOD validation data."""

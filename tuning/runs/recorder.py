@@ -12,6 +12,7 @@ from ray.tune import Callback as TuneCallback
 from ray.tune.experiment import Trial
 
 from trainers.errors import StorageFailed
+from trainers.redact import redact
 from tuning.runs.callbacks import Callback
 from tuning.runs.errors import error_of, in_one_line, storage_failure
 from tuning.runs.journal import History, Journal, read_history
@@ -109,7 +110,7 @@ class Recorder(TuneCallback):
     ) -> None:
         """A trial reports. Tune adds values of its own to a result; they are left out."""
         if NOTICE in result:
-            logger.warning(result[NOTICE])
+            logger.warning(redact(result[NOTICE]))
         if STEP not in result:
             # A trial that is repeated has none: it goes back to its last checkpoint.
             train_curve = result.get(TRAIN_CURVE, {})

@@ -267,13 +267,6 @@ class SearchRecord:
         return value
 
     @property
-    def trials_per_method(self) -> int:
-        """The budget of each method, if several are compared."""
-        methods = self.configured("search", "space", "methods")
-        number = len(methods) if isinstance(methods, Sequence) else 0
-        return math.ceil(self.budget_trials / max(1, number))
-
-    @property
     def sampler_objectives(self) -> tuple[Objective, ...]:
         """What the sampler optimises in place of the objectives. Nothing is selected by it."""
         return sampler_objectives(self.sampler_metric, self.objectives)

@@ -218,7 +218,5 @@ def write_config(folder: Path, file: SearchFile) -> None:
     values = file.model_dump(mode="json")
     earlier = values["search"]["warm_start"]  # the search may be resumed in another folder
     earlier["runs"] = [str(find_run(run).absolute()) for run in earlier["runs"]]
-    text = yaml.safe_dump(values, sort_keys=False)
-    temporary = folder / f".{CONFIG_FILE}.tmp"
-    temporary.write_text(text, encoding="utf-8")
-    temporary.replace(folder / CONFIG_FILE)
+    with open_store(folder).write(CONFIG_FILE) as stream:
+        stream.write(yaml.safe_dump(values, sort_keys=False).encode())

@@ -2,7 +2,7 @@
 
 The data that a rule looks at determine how its OOD accuracy may be read (Gulrajani and Lopez-Paz,
 ICLR 2021: a domain generalisation algorithm must specify its model selection). All rules use
-validation splits at a trial's last step; docs/choosing.md says which look at OOD data. `id_val`
+validation splits at a trial's last step; docs/searching.md says which look at OOD data. `id_val`
 favours the method `tpgm`, which learns its radii on the labels of the ID validation split.
 
 A rule affects only the final choice: the trials that were proposed, and those that were stopped
@@ -80,18 +80,11 @@ class Choice:
     """Why there is no pick."""
     gap: float | None = None
     """Mean OOD accuracy minus that of `ood_val`; 0 is as good as the oracle."""
-    id_gap: float | None = None
-    """ID accuracy minus that of `id_val`."""
 
     @property
     def trials(self) -> tuple[TrialRecord, ...]:
         """The chosen trials without repetitions."""
         return tuple({pick.trial.trial_id: pick.trial for pick in self.picks}.values())
-
-    @property
-    def is_set(self) -> bool:
-        """Whether the picks are alternatives, so that no single accuracy describes them."""
-        return len(self.picks) > 1 and not self.by_domain
 
     @property
     def by_domain(self) -> Mapping[str, TrialRecord]:
@@ -123,7 +116,8 @@ class Choice:
         self, combine: Callable[[list[float]], float], values: Sequence[float | None]
     ) -> float | None:
         known = [value for value in values if value is not None]
-        return combine(known) if values and known == values and not self.is_set else None
+        is_set = len(self.picks) > 1 and not self.by_domain  # of alternatives
+        return combine(known) if values and known == values and not is_set else None
 
 
 def looks_at_ood(search: SearchRecord, rule: str) -> bool:
@@ -187,13 +181,12 @@ def choices(search: SearchRecord, records: Iterable[TrialRecord]) -> tuple[Choic
         )
         for rule, picks in found.items()
     ]
-    id_acc, ood_acc = (
-        next(getattr(choice, acc) for choice in made if choice.rule == rule)
-        for rule, acc in ((ID_VAL, "id_acc"), (OOD_VAL, "ood_acc"))
-    )
-    return tuple(
-        replace(c, gap=_minus(c.ood_acc, ood_acc), id_gap=_minus(c.id_acc, id_acc)) for c in made
-    )
+    oracle = next(choice.ood_acc for choice in made if choice.rule == OOD_VAL)
+
+    def gap(acc: float | None) -> float | None:
+        return None if acc is None or oracle is None else acc - oracle
+
+    return tuple(replace(choice, gap=gap(choice.ood_acc)) for choice in made)
 
 
 def best_by_method(search: SearchRecord, records: Iterable[TrialRecord]) -> dict[str, TrialRecord]:
@@ -239,7 +232,3 @@ def _over(
     known = [v for name in domains if (v := record.last(val_acc(name))) is not None]
     # Rounded, so that equal means tie although their sums differ in the last binary digits.
     return round(combine(known), 9) if known and len(known) == len(domains) else None
-
-
-def _minus(value: float | None, best: float | None) -> float | None:
-    return None if value is None or best is None else value - best

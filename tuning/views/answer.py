@@ -23,7 +23,7 @@ def _result(search: SearchRecord, records: Sequence[TrialRecord], best: TrialRec
     missed = misses(search, records)[best.trial_id]
     stronger = stronger_reference(search, records)
     if stronger is not None:
-        label, values = trial_label(search, stronger), (stronger.last(metric), best.last(metric))
+        label, values = trial_label(stronger), (stronger.last(metric), best.last(metric))
         why = "meets the constraints, and no trial does" if missed else "is better than every trial"
         shown = " against ".join(f"{value:.4g}" for value in values if value is not None)
         return f"{label} {why}: {metric} {shown}."
@@ -35,7 +35,7 @@ def _result(search: SearchRecord, records: Sequence[TrialRecord], best: TrialRec
     named = (r for r in records if r.kind == "reference" and r.outcome == "finished")
     reference = next(named, None)
     other = search.zero_shot if reference is None else reference.metrics
-    label = ZERO_SHOT if reference is None else trial_label(search, reference)
+    label = ZERO_SHOT if reference is None else trial_label(reference)
     gains = {
         what: (best.last(key) or 0.0) - other[key]
         for what, key in (("OOD", OOD_MEAN_ACC), ("ID", ID_ACC))
@@ -77,7 +77,7 @@ def commands(search: SearchRecord, records: Sequence[TrialRecord], run: str) -> 
     if best is None or best.outcome != "finished":
         return []
     won = stronger_reference(search, records) or best
-    return commands_after(won, trial_label(search, won), run)
+    return commands_after(won, trial_label(won), run)
 
 
 def commands_after(won: TrialRecord, label: str, run: str) -> list[str]:

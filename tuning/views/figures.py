@@ -10,7 +10,7 @@ import io
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property, partial
+from functools import cached_property
 from html import escape
 from typing import Any
 
@@ -128,10 +128,11 @@ class Plots:
             _add_trials(drawn, search, group, f"{outcome} ({len(group)})", marker, hidden=True)
         zero_shot = zero_shot_record(search.zero_shot)
         for record in (*shown, zero_shot):
-            if record.kind == "reference" and accs_of(record) is not None:
+            is_done = record.outcome == "finished"
+            if record.kind == "reference" and is_done and accs_of(record) is not None:
                 marker = {"size": 13, "symbol": "x", "color": SOFT}
                 marker |= {"size": 14, "symbol": "star"} if record is zero_shot else {}
-                _add_trials(drawn, search, [record], trial_label(search, record), marker)
+                _add_trials(drawn, search, [record], trial_label(record), marker)
         best = best_trial(search, records)
         if best is not None and best in finished:
             (x, y), look = accs_of(best) or (math.nan, math.nan), {"width": 2}
@@ -152,11 +153,12 @@ class Plots:
         drawn, best = _figure("step", metric), best_trial(search, records)
         groups: dict[str, list[TrialRecord]] = {}
         for record in records:
-            name = trial_label(search, record) if record.kind == "reference" else record.outcome
+            name = trial_label(record) if record.kind == "reference" else record.outcome
             if best is not None and record.trial_id == best.trial_id:
                 name = f"best: {record.trial_id}"
             groups.setdefault(name, []).append(record)
-        looks = {"finished": (COLOURS[0], "solid"), "pruned": (SOFT, "dot")}
+        looks = {"finished": (COLOURS[0], "solid"), "running": (COLOURS[2], "solid")}
+        looks |= dict.fromkeys(("pruned", "failed", "stopped"), (SOFT, "dot"))
         for name, group in groups.items():
             marked = (BEST, "solid") if group[0].kind == "trial" else (SOFT, "dash")
             colour, dash = looks.get(name, marked)
@@ -190,7 +192,8 @@ class Plots:
         """Validation accuracy by domain: zero-shot, the references, and the best trial."""
         search, records = self.search, self.records
         models = {ZERO_SHOT: search.zero_shot}
-        models |= {trial_label(search, r): r.metrics for r in records if r.kind == "reference"}
+        done = [r for r in records if r.outcome == "finished"]
+        models |= {trial_label(r): r.metrics for r in done if r.kind == "reference"}
         if best := best_trial(search, records):
             models[best.trial_id] = best.means
         names = [f"{search.id_domain} (ID)", *search.ood_domains]
@@ -272,8 +275,11 @@ class Plots:
             ("OOD accuracy", OOD_MEAN_ACC, BEST),
         ):
             if any(metric in trial.user_attrs for trial in study.trials):
-                target = partial(_attribute, metric)
-                shares = get_param_importances(study, evaluator=_fanova(), target=target)
+
+                def value(trial: optuna.trial.FrozenTrial, metric: str = metric) -> float:
+                    return float(trial.user_attrs.get(metric, math.nan))
+
+                shares = get_param_importances(study, evaluator=_fanova(), target=value)
                 drawn.add_bar(
                     x=[shares.get(name, 0.0) for name in names], y=names, name=label,
                     orientation="h", marker_color=colour, texttemplate="%{x:.2f}",
@@ -355,10 +361,6 @@ def _varied(records: Sequence[TrialRecord]) -> dict[str, str]:
     }
 
 
-def _attribute(metric: str, trial: optuna.trial.FrozenTrial) -> float:
-    return float(trial.user_attrs.get(metric, math.nan))
-
-
 def _fanova() -> FanovaImportanceEvaluator:
     return FanovaImportanceEvaluator(max_depth=TREE_DEPTH, seed=0)
 
@@ -379,7 +381,7 @@ def _add_trials(
     points = [accs_of(record) or (math.nan, math.nan) for record in records]
     texts = []
     for record, (x, y) in zip(records, points, strict=True):
-        lines = [f"<b>{trial_label(search, record)}</b>", f"ID {x:.1f}, OOD {y:.1f}"]
+        lines = [f"<b>{trial_label(record)}</b>", f"ID {x:.1f}, OOD {y:.1f}"]
         if (value := record.last(metric)) is not None:
             lines.append(f"{metric} {value:.4g}")
         if record.outcome != "finished":

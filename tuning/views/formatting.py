@@ -5,24 +5,18 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from statistics import NormalDist
+from typing import Final
 
 from rich.console import Console
 from rich.text import Text
 
 from trainers.evaluation.metrics import MetricKey
-from tuning.runs.records import METHOD_KEY, ZERO_SHOT, ParamValue, SearchRecord, TrialRecord
+from tuning.runs.records import METHOD_KEY, ZERO_SHOT, ParamValue, TrialRecord
 
 
 def show_phase(console: Console, label: str, text: str) -> None:
     """Print a line that names what is being done, aligned like the lines of results."""
     console.print(f"{label:<11} {text}", markup=False, highlight=False, soft_wrap=True)
-
-
-def points_line(trials: int, first: int) -> str:
-    """How many of the trials to come are first points, and how many the sampler proposes."""
-    if first >= trials:
-        return f"all {trials} trials are first points: the sampler proposes none"
-    return f"{first} of {trials} trials are first points, {trials - first} the sampler proposes"
 
 
 def format_value(value: ParamValue) -> str:
@@ -66,13 +60,6 @@ def accuracy_margin(acc: float, images: int) -> float:
     return 100 * z * spread / (1 + z**2 / images)
 
 
-def format_gap(value: float | None) -> str:
-    """Format a difference of accuracies with sign and one decimal; empty if unknown."""
-    if value is None:
-        return ""
-    return f"{value:+.1f}" if round(value, 1) else "0.0"
-
-
 def format_seconds(seconds: float | None) -> str:
     """Format as 48s, 6m 00s or 2h 05m; empty if unknown."""
     if seconds is None or not math.isfinite(seconds):
@@ -108,15 +95,11 @@ def format_outcomes(records: Iterable[TrialRecord]) -> str:
     return ", ".join(f"{found.count(outcome)} {outcome}" for outcome in order if outcome in found)
 
 
-def untuned_label(search: SearchRecord) -> str:
-    """Label of the reference, plain fine-tuning with the settings of the configuration file.
-
-    It keeps readers from taking it for a method that was tuned like the trials beside it.
-    """
-    return "untuned FT"
+UNTUNED: Final = "untuned FT"
+"""Label of the reference, which nobody should take for a method that was tuned like the trials."""
 
 
-def trial_label(search: SearchRecord, record: TrialRecord) -> str:
-    """`trial-007` for a trial, `untuned_label` for the reference, `zero-shot`."""
+def trial_label(record: TrialRecord) -> str:
+    """`trial-007` for a trial, `untuned FT` for the reference, `zero-shot`."""
     is_named = record.kind != "reference" or record.trial_id == ZERO_SHOT
-    return record.trial_id if is_named else untuned_label(search)
+    return record.trial_id if is_named else UNTUNED

@@ -45,24 +45,27 @@ def report(
     records: Sequence[TrialRecord],
     width: int = 100,
     shown: int | None = None,
+    *,
+    lines: Sequence[str] | None = None,
+    seconds: float | None = None,
 ) -> RenderableType:
     """Title, leaderboard, the answer, and at most two notes.
 
     Args:
         width: of the terminal; parameters share one column where a column each does not fit.
         shown: number of trials, best first; all of them by default.
+        lines: the answer; by default that of the search alone.
+        seconds: that the search took.
     """
     trials = [record for record in records if record.kind == "trial"]
     counted = format_outcomes(records)
-    starts = [record.started_at for record in records if record.started_at is not None]
-    ends = [record.ended_at for record in records if record.ended_at is not None]
-    took = f", in {format_seconds(max(ends) - min(starts))}" if starts and ends else ""
+    took = f", in {format_seconds(seconds)}" if seconds else ""
     number = f"{len(trials)} trial{'s' * (len(trials) != 1)}"
     title = f"[bold]{escape(search.name)}[/]   {number}: {counted or 'none has begun'}{took}"
     return Group(
         Text.from_markup(title),
         leaderboard(search, records, width, shown),
-        *(Text(line) for line in answer(search, records)),
+        *(Text(line) for line in (answer(search, records) if lines is None else lines)),
         *(Text(note, style="dim") for note in notes(search, records)[:2]),
     )
 
@@ -133,7 +136,7 @@ def trial_table(
         count, margin = 1 + len(record.repetitions), margin_of_mean(search, records, record)
         cells |= {
             "#": (number if is_trial else "", rank),
-            "trial": (trial_label(search, record), record.number),
+            "trial": (trial_label(record), record.number),
             "parameters": (format_params(own), None),
             # Of the objective's mean, half its 95 % interval.
             "seeds": ("" if margin is None else f"{count} ±{margin:.2g}", count),

@@ -39,7 +39,7 @@ def runs_table(runs: Sequence[Path]) -> Table:
     table = borderless_table("run", *columns, text=(0, 1, 4, 5))
     for run in runs:
         found = _facts(run)
-        table.add_row(escape(run.name), *(found.get(column, "") for column in columns))
+        table.add_row(escape(run.name), *(escape(found.get(column, "")) for column in columns))
     if not runs:
         table.add_row("none yet: lipsum-tune search quickstart")
     return table
@@ -66,8 +66,7 @@ def _facts(folder: Path) -> dict[str, str]:
     try:
         run = load_run(folder)
         records, metric = run.history.records, run.file.objectives[0].metric
-        trials = [record for record in records if record.kind == "trial"]
-        ended = sum(record.is_final for record in trials)
+        ended = sum(record.is_final for record in records if record.kind != "reference")
         found = {"state": state_of(run), "trials": f"{ended}/{run.file.most_trials}"}
         if run.history.zero_shot is not None:
             search = run.search
@@ -76,7 +75,8 @@ def _facts(folder: Path) -> dict[str, str]:
             value = None if best is None else best.last(metric)
             found |= {"value": "" if value is None else format_value(value), "objective": metric}
             models = {ZERO_SHOT: search.zero_shot}
-            models |= {trial_label(search, r): r.metrics for r in records if r.kind == "reference"}
+            done = [r for r in records if r.outcome == "finished"]
+            models |= {trial_label(r): r.metrics for r in done if r.kind == "reference"}
             if best is not None:
                 found["best"] = f"{best.trial_id}  {format_params(best.params)}"
                 models = {"best": best.means, **models}

@@ -84,7 +84,7 @@ def _replace(path: Path, text: str) -> None:
 
 
 def _about(search: SearchRecord, records: Sequence[TrialRecord]) -> str:
-    begun = sum(record.kind == "trial" for record in records)
+    begun = sum(record.kind != "reference" for record in records)  # repeats are of the budget
     text = f"{begun} of {search.budget_trials} trials of {search.total_steps} steps"
     text += f" ({format_outcomes(records)})" if begun else ""
     text += f", fine-tuned on {search.id_domain}"

@@ -64,10 +64,10 @@ class ProgressCallback(Callback):
         self._search, self._began = search, self._clock() - self.earlier_seconds
         if self._console.is_terminal:
             self._bars = Progress(
-                TextColumn("{task.description}"),
+                TextColumn("{task.description}", markup=False),
                 BarColumn(bar_width=16),
                 MofNCompleteColumn(),
-                TextColumn("{task.fields[about]}", style="dim"),
+                TextColumn("{task.fields[about]}", style="dim", markup=False),
                 console=self._console,
                 refresh_per_second=2,
             )
@@ -81,6 +81,9 @@ class ProgressCallback(Callback):
 
     def trial_progressed(self, record: TrialRecord) -> None:
         """Move the bar, or print a line if the last one about this trial is a minute old."""
+        if not record.progress:  # it goes back to its last checkpoint
+            self._show(record, "")
+            return
         loss, rate = (record.progress[name][-1] for name in (TRAIN_LOSS, RATE))
         text = f"{self._step(record)}  loss {loss:.3g}  {rate:,.0f} images/s"
         since = self._clock() - self._printed_at.get(record.trial_id, 0.0)

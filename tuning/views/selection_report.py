@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from tuning.runs.records import SearchRecord, TrialRecord
 from tuning.selection.rules import PROPOSED_WITH_OOD, RULES, choices
-from tuning.views.formatting import format_gap, format_percent
+from tuning.views.formatting import format_percent
 from tuning.views.result_table import PlainTable
 
 MAX_NAMED = 3
@@ -26,8 +26,9 @@ def selection_table(search: SearchRecord, records: Sequence[TrialRecord]) -> Pla
         names = [trial.trial_id for trial in choice.trials]
         trials = ", ".join(names) if len(names) <= MAX_NAMED else f"{len(names)} trials"
         accuracies = [choice.id_acc, choice.ood_acc, choice.worst_acc]
-        cells = [format_percent(None if choice.is_set else value) for value in accuracies]
-        gap, sees = format_gap(choice.gap), "yes" if choice.looks_at_ood else "no"
+        cells = [format_percent(value) for value in accuracies]
+        gap = "" if choice.gap is None else f"{choice.gap:+.1f}"
+        sees = "yes" if choice.looks_at_ood else "no"
         rows.append([choice.rule, trials, *cells, gap, sees, RULES[choice.rule]])
     columns = ["rule", "trials", "ID", "OOD", "worst OOD", "gap", "sees OOD", "chooses"]
     notes = ["gap: OOD accuracy lost against choosing by OOD accuracy, which `ood_val` does."]

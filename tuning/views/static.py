@@ -82,7 +82,7 @@ def main_figure(search: SearchRecord, records: Sequence[TrialRecord]) -> Figure:
         drawn.colorbar(shown, label="weight of the regulariser")
     elif trials:
         _draw(axes, trials, color=BLUE)
-    marks = [(trial_label(search, r), r, "X") for r in finished if r.kind == "reference"]
+    marks = [(trial_label(r), r, "X") for r in finished if r.kind == "reference"]
     for label, record, marker in [*marks, (ZERO_SHOT, zero_shot_record(search.zero_shot), "*")]:
         if accs_of(record):
             _draw(axes, [record], color="#22262B", marker=marker)

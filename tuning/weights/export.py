@@ -74,6 +74,8 @@ def export_weights(
         source = find_source(Path(folder), trial, may_be_zero_shot=alpha is None)
     else:
         source = soup_of(load_run(folder), soup, top)
+    if alpha and source.alpha == 0:
+        raise ConfigError("is for trained weights", key="--alpha", value=alpha)
     data, model, metrics, test = source.trial.data, source.trial.model, source.metrics, source.test
     point = metrics.get("line/a", 1.0)  # at which the weights of the checkpoint are
     if alpha is None:

@@ -28,7 +28,7 @@ from tuning.confirmation.verdict import verdict
 from tuning.runs.ranking import best_trial, choice_of
 from tuning.runs.records import ZERO_SHOT
 from tuning.runs.run_folder import CONFIG_FILE, LoadedRun, config_of, load_run
-from tuning.views.formatting import trial_label, untuned_label
+from tuning.views.formatting import UNTUNED, trial_label
 
 TRIAL_FILE = "trial.yaml"
 """Configuration, beside the checkpoint of `lipsum-tune train`."""
@@ -138,7 +138,7 @@ def _of_trial(run: LoadedRun, trial_id: str | None, may_be_zero_shot: bool) -> S
     if is_zero_shot:
         origin |= {"trial": ZERO_SHOT, "method": None, "params": {}, "outcome": None, "step": 0}
         report = search.zero_shot
-    label = ZERO_SHOT if is_zero_shot else trial_label(search, record)
+    label = ZERO_SHOT if is_zero_shot else trial_label(record)
     title, config = f"{search.name}, {origin['trial']}", config_of(run.file, record)
     test, alpha = _test_accuracies(run, label, record.trial_id), 0.0 if is_zero_shot else None
     return Source(title, partial(_read, checkpoint), config, origin, report, alpha, test)
@@ -149,7 +149,7 @@ def _test_accuracies(run: LoadedRun, label: str, trial_id: str) -> dict[str, dic
     found: dict[str, dict[str, Any]] = {}
     with suppress(ConfigError):  # damaged results of `confirm`
         if confirmation := read_confirmation(run.search):
-            for name, one in ((label, trial_id), (untuned_label(run.search), FT)):
+            for name, one in ((label, trial_id), (UNTUNED, FT)):
                 if seeds := confirmation.values(one, str(MetricKey(TEST, ID, "acc"))):
                     means = measured(confirmation.means(one), TEST)
                     found[name] = {"seeds": len(seeds), "metrics": means}

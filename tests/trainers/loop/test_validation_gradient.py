@@ -19,7 +19,9 @@ BATCH = 10
 def run(trial, monkeypatch):
     """Of 24 ID validation images, three a class, looked at ten at a time."""
     monkeypatch.setattr(evaluate_run, "LOSS_BATCH_SIZE", BATCH)
-    return start(short(trial, "tpgm", precision="fp32"))
+    run = start(short(trial, "tpgm", precision="fp32"))
+    run.micro_batch_size = BATCH
+    return run
 
 
 class Looks:
@@ -75,5 +77,9 @@ def test_the_gradient_of_other_weights_equals_sums_over_images(run):
         for k, log_p in enumerate(log_softmax(row)):
             expected[k] += s * (np.exp(log_p) - (k == label)) * f / len(labels)
     np.testing.assert_allclose(found["head"].numpy(), expected, rtol=1e-3, atol=1e-4)
+    run.micro_batch_size = 4
+    parts = evaluate_run.validation_gradient(run, load_split(run.config, "val")["real"])(moved)
+    for name, value in parts.items():
+        torch.testing.assert_close(value, found[name], rtol=1e-3, atol=1e-5)
     # The student itself is as it was.
     assert all(torch.equal(value, before[n]) for n, value in run.student.plain_state().items())

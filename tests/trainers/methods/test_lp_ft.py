@@ -93,3 +93,14 @@ def test_each_stage_has_its_own_optimiser_even_after_a_resume(config, tmp_path):
         assert torch.equal(resumed.weights[name], value)
         for key, moment_value in first.moments[name].items():
             assert torch.equal(resumed.moments[name][key], moment_value)
+
+
+def test_the_second_stage_goes_on_with_a_rate_of_the_head_of_its_own(config, tmp_path):
+    """Its optimiser has two groups of parameters, that of the probe has one."""
+    config, run = changed(config, optim__head_lr_factor=0.25), []
+    for report in fine_tune(config):
+        run.append(at(report))
+        if report.step == 6:
+            report.save(tmp_path)
+    *_, last = fine_tune(config, resume_from=tmp_path)
+    assert all(torch.equal(at(last).weights[n], value) for n, value in run[-1].weights.items())

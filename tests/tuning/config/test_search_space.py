@@ -4,7 +4,7 @@ import pytest
 import yaml
 from pydantic import ValidationError
 
-from search_spaces import METHODS, SPACES, Float, Int, SearchSpace
+from search_spaces import SPACES, Float, Int, SearchSpace
 from tests.trainers.tiny_models import random_model
 from trainers.errors import ConfigError
 from trainers.methods.base import Method
@@ -37,7 +37,7 @@ def space(changes=None, **keys):
 
 def test_all_becomes_the_list_of_methods():
     file = SearchFile.model_validate({"search": {"space": {"methods": "all"}}})
-    assert file.search.space.methods == tuple(METHODS)
+    assert file.search.space.methods == tuple(SPACES)
     assert file.search.space.name is None
     assert SearchFile.model_validate(file.model_dump(mode="json")) == file
 
@@ -73,8 +73,8 @@ def test_by_method_wins_over_parameters_for_all():
     assert of_lipsum.parameters["optim.lr"] == Float(low=1e-5, high=1e-4, log=True)
     # The base trial is another method's, so the value is the method's own default.
     assert of_lipsum.initial_points[0]["method.text_count"] == 80
-    other = space(by_method={"lipsum_ft": {"name": "lipsum_ft_text_count"}})
-    assert other.branches["lipsum_ft"].parameters == SPACES["lipsum_ft_text_count"].parameters
+    other = space(by_method={"lipsum_ft": {"name": "ft"}})
+    assert other.branches["lipsum_ft"].parameters == SPACES["ft"].parameters
 
 
 @pytest.mark.parametrize("rates", [[], [3e-5, 4e-5]])

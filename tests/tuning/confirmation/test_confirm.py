@@ -166,13 +166,6 @@ def test_a_confirmation_is_read_back_with_all_seeds_and_labels(tmp_path):
     assert found.values("trial-007", "id_test/acc") == {1000: 70.0, 1001: 70.0, 1002: 70.0}
 
 
-def test_results_of_an_older_version_are_refused(tmp_path):
-    (tmp_path / "confirm").mkdir()
-    (tmp_path / "confirm" / "results.jsonl").touch()
-    with pytest.raises(ConfigError, match=r"results of lipsum-tune 0\.2"):
-        read_results(tmp_path)
-
-
 def test_changed_or_incomplete_data_are_refused_at_once(whole_root, tmp_path):
     root = Path(shutil.copytree(whole_root, tmp_path / "copy"))
     folder = write_run(tmp_path / "run", search_file(root), [searched(0, 85.0, 62.0)])

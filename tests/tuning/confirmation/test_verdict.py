@@ -13,7 +13,8 @@ from tests.tuning import fakes
 from tests.tuning.confirmation.written import write_results
 from tuning.config.objectives import parse_constraint
 from tuning.confirmation.results import read_results
-from tuning.confirmation.verdict import verdict
+from tuning.confirmation.verdict import findings, verdict
+from tuning.views.answer import answer
 
 SEEDS = (1000, 1001)
 
@@ -90,6 +91,27 @@ def test_fresh_seeds_decide_and_test_splits_do_not(of_second, won, tmp_path):
     if won == "ft":
         assert found.why.startswith(f"No trial is better than {found.label}: val/mean_acc = 72 ")
         assert values == "untuned FT 72, trial-000 71, trial-001 71.5."
+
+
+def test_repeats_that_chose_the_trial_do_not_vote_again(tmp_path):
+    search, (ft, first, _) = searched(tmp_path, (86.0, 64.0), (80.0, 60.0))
+    lucky = first.with_repeat(fakes.repeat(first, 1, 99.0, 99.0))
+    confirmed(tmp_path, ft=(76.0, 76.0), trial_000=(75.0, 75.0))
+    found = verdict(search, [ft, lucky])
+    assert found is not None
+    assert found.trial_id == "ft"
+    assert "trial-000 75." in found.why
+
+
+def test_terminal_and_page_say_what_fresh_seeds_found(tmp_path):
+    search, records = searched(tmp_path, (86.0, 64.0))
+    assert findings(search, records) == answer(search, records)
+    confirmed(tmp_path, ft=(76.0, 76.0), trial_000=(75.0, 75.0))
+    assert findings(search, records)[0].startswith("untuned FT: No trial is better than untuned FT")
+    (tmp_path / "confirm" / "journal.jsonl").write_text("{}\n{}\n")
+    *found, damaged = findings(search, records)
+    assert found == answer(search, records)
+    assert damaged.startswith("Results of confirm are left out")
 
 
 def test_only_equal_seeds_are_compared(tmp_path):

@@ -46,7 +46,7 @@ def test_what_was_written_is_read_back(tmp_path):
     assert history.zero_shot == {"id_val/acc": 53.0}
     assert history.outcome == "finished"
     assert history.fingerprints == {"trial": "abc"}
-    assert history.unfinished == ()
+    assert all(record.is_final for record in history.records)
 
 
 def test_a_trial_cut_off_by_a_kill_is_stopped_and_its_attempts_add_up(tmp_path):
@@ -54,7 +54,7 @@ def test_a_trial_cut_off_by_a_kill_is_stopped_and_its_attempts_add_up(tmp_path):
     journal.session_started({})
     write_trial(journal, ENDED, reports=2)
     edit_times(tmp_path, [0, 0, 100, 110, 120])
-    (cut_off,) = read_history(tmp_path).unfinished
+    (cut_off,) = (r for r in read_history(tmp_path).records if not r.is_final)
     assert (cut_off.outcome, cut_off.seconds) == ("stopped", 20)
     assert cut_off.curve == ENDED.curve[:2]
     journal.close()

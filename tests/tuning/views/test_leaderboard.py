@@ -95,10 +95,10 @@ def test_several_objectives_mark_the_front():
 
 def test_the_report_ends_with_the_answer_and_at_most_two_notes():
     records = [replace(record, is_first_point=True) for record in RECORDS]
-    text = printed(report(SEARCH, [fakes.reference(), *records], shown=3), 100)
+    text = printed(report(SEARCH, [fakes.reference(), *records], shown=3, seconds=90), 100)
     assert len(text.splitlines()) <= 16
     title, *_, answer, limit, failed, given = text.splitlines()
-    assert title.startswith("domainnet-vit-b32   4 trials: 2 finished, 1 pruned, 1 failed, in ")
+    assert title.startswith("domainnet-vit-b32   4 trials: 2 finished, 1 pruned, 1 failed, in 1m")
     assert answer.startswith("trial-003 has 5.2 points more OOD accuracy than untuned FT")
     assert limit.startswith("Chosen on validation data")
     assert failed == "1 failed: trial-002, RuntimeError: boom"

@@ -56,6 +56,13 @@ def test_training_has_at_most_a_line_a_minute(shown):
     assert lines()[1:] == ["trial-001  step 60/240  loss 1.25  800 images/s"]
 
 
+def test_a_training_that_goes_back_to_its_checkpoint_says_nothing(shown):
+    callback, _, lines = shown
+    callback.trial_started(RUNNING)
+    callback.trial_progressed(RUNNING)
+    assert len(lines()) == 1
+
+
 def test_ends_of_earlier_sessions_are_not_news(shown):
     callback, _, lines = shown
     callback.trial_ended(fakes.trial(0))

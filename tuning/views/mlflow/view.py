@@ -2,23 +2,17 @@
 
 MLflow opens an experiment with names, dates and durations. A shared view, which its *Share* button
 makes, opens it with other columns, order and filter. It is a tag of the experiment,
-`mlflow.sharedViewState.KEY`, and an address that ends in `viewStateShareKey=KEY`. The tag holds
-`deflate;` and the base64 of the compressed JSON, as MLflow 3.17's pages read it.
+`mlflow.sharedViewState.KEY`, and an address that ends in `viewStateShareKey=KEY`.
 """
 
 from __future__ import annotations
 
-import base64
-import hashlib
 import json
-import zlib
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from trainers.evaluation.metrics import ID_ACC, MEAN_ACC, OOD_MEAN_ACC, val_acc
-from tuning.runs.ranking import best_trial
-from tuning.runs.records import SECONDS, TRAIN_LOSS, ZERO_SHOT, SearchRecord, TrialRecord
-from tuning.views.formatting import format_outcomes, format_params, format_percent, trial_label
+from tuning.runs.records import SECONDS, TRAIN_LOSS, SearchRecord, TrialRecord
 from tuning.views.mlflow.client import key_of
 
 if TYPE_CHECKING:
@@ -52,6 +46,8 @@ def share_view(
     params = dict.fromkeys(key for record in records for key in record.params)
     main = [name for name in main_metrics(search) if not name.startswith(("train/", "cost/"))]
     columns = [f"metrics.`{key_of(name)}`" for name in (*main, SECONDS)]
+    if search.configured("search", "seeds"):  # the order is that of the means
+        columns[3:3] = [f"metrics.`{key_of('seeds/' + search.objectives[0].metric)}`"]
     columns[3:3] = ["tags.`outcome`", *(f"params.`{key_of(name)}`" for name in params)]
     state = {
         "searchFilter": f"tags.search_id = '{search.run_id}' and tags.kind != 'search'",
@@ -61,30 +57,11 @@ def share_view(
         "columnOrder": ["attributes.`Run Name`", *columns, "runDateAndNestInfo"],
         "columnWidths": {"attributes.`Run Name`": 330},  # pixels
     }
-    packed = base64.b64encode(zlib.compress(json.dumps(state).encode(), 9)).decode()
-    tag = f"mlflow.sharedViewState.{_key(search)}"
-    client.set_experiment_tag(experiment_id, tag, f"deflate;{packed}")
+    tag = f"mlflow.sharedViewState.{search.run_id}"
+    client.set_experiment_tag(experiment_id, tag, json.dumps(state))
 
 
 def view_path(experiment_id: str, search: SearchRecord) -> str:
     """The part of the view's address after that of the server."""
-    query = f"workflowType=machine_learning&viewStateShareKey={_key(search)}"
+    query = f"workflowType=machine_learning&viewStateShareKey={search.run_id}"
     return f"/#/experiments/{experiment_id}/runs?{query}"
-
-
-def _key(search: SearchRecord) -> str:
-    return hashlib.sha256(search.run_id.encode()).hexdigest()[:16]
-
-
-def describe(search: SearchRecord, records: Sequence[TrialRecord], outcome: str) -> str:
-    """What was found and how, in Markdown. MLflow 3.17 hides all but the first 150 pixels."""
-    best = best_trial(search, records) if outcome != "running" else None
-    lines = [f"**Best: {best.trial_id}** with {format_params(best.params)}."] if best else []
-    shown = [r for r in records if r.kind == "reference" and r.outcome == "finished"]
-    compared = [(trial_label(search, r), r.means) for r in ([best] if best else []) + shown]
-    for name, metrics in (*compared, (ZERO_SHOT, search.zero_shot)):
-        id_acc, ood_acc = (format_percent(metrics.get(metric)) for metric in (ID_ACC, OOD_MEAN_ACC))
-        lines.append(f"- {name}: {id_acc} ID, {ood_acc} OOD")
-    found = format_outcomes(records) or "none yet"
-    lines += ["", f"Search {outcome}. Trials: {found}. {search.selection}"]
-    return "\n".join(lines)

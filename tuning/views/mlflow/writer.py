@@ -25,9 +25,10 @@ from tuning.runs.records import (
 )
 from tuning.runs.run_folder import CONFIG_FILE
 from tuning.runs.seeds import margin_of_mean
+from tuning.views.answer import answer
 from tuning.views.formatting import format_params, trial_label
 from tuning.views.mlflow import client as mlf
-from tuning.views.mlflow.view import describe, main_metrics, order_key, share_view
+from tuning.views.mlflow.view import main_metrics, order_key, share_view
 
 if TYPE_CHECKING:
     from mlflow.entities import Metric
@@ -97,7 +98,7 @@ class Writer:
             new = [r for r in records if self._written.get(r.trial_id) is not r]
             for record in new:
                 self._write_trial(record, records)
-            if any(record.repeats for record in new):
+            if is_new or any(record.repeats for record in new):
                 self._write_means(history.records)
             if self._confirms is None and (new or is_new):
                 outcome = history.outcome or ("stopped" if is_over else "running")
@@ -162,7 +163,7 @@ class Writer:
     def _write_trial(self, record: TrialRecord, records: Sequence[TrialRecord]) -> None:
         search, client, trial_id = self._search, self._client, record.trial_id
         pruned = f" (pruned {record.step})" if record.outcome == "pruned" else ""
-        label = f"{trial_label(search, record)}{pruned} {format_params(record.params)}".strip()
+        label = f"{trial_label(record)}{pruned} {format_params(record.params)}".strip()
         own = {
             mlf.PARENT_TAG: self._parent_id,
             "search_id": search.run_id,
@@ -210,10 +211,11 @@ class Writer:
     def _write_parent(self, records: Sequence[TrialRecord], outcome: str) -> None:
         search, client, at = self._search, self._client, self._journal.last
         share_view(client, self._experiment_id, search, records)
-        tags = {"outcome": outcome, "mlflow.note.content": describe(search, records, outcome)}
+        found = "\n\n".join([*answer(search, records), search.selection])
+        tags = {"outcome": outcome, "mlflow.note.content": found}
         best = best_trial(search, records) if outcome != "running" else None
         metrics: list[Metric] = []
-        if best is not None:
+        if best is not None and best.outcome == "finished":
             # Tags, not params: a resumed search may find better ones.
             tags |= {f"best/{key}": str(value) for key, value in best.params.items()}
             tags["best/trial"] = best.trial_id
