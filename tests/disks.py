@@ -19,11 +19,6 @@ def small_disk(folder, kilobytes):
         subprocess.run(["umount", "--lazy", str(folder)], check=True)
 
 
-def make_read_only(disk):
-    """Let nobody write, not even root."""
-    subprocess.run(["mount", "-o", "remount,ro", str(disk)], check=True)
-
-
 def fill(disk):
     """Leave not a byte of room."""
     with (disk / BALLAST).open("ab", buffering=0) as file:

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import unicodedata
-from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
 
 import yaml
 
-from trainers.embedded_benchmark.arrays import Rng
 from trainers.embedded_benchmark.classes import load_classes
 from trainers.embedded_benchmark.drawings import openmoji_folder, raster
 from trainers.embedded_benchmark.render import Domain
@@ -35,7 +33,7 @@ _OLD_BLOCKS_END = 0x3000
 _UNCOUNTED = {"bread", "rain", "butter", "garlic", "bacon", "broccoli", "popcorn", "coral", "wood"}
 
 
-def with_article(words: str) -> str:
+def with_article(words):
     """Return the words after "a" or "an", or alone where they are a plural or uncounted."""
     plural = words.endswith("s") and not words.endswith(("ss", "us", "is"))
     if plural or words in _UNCOUNTED:
@@ -43,13 +41,13 @@ def with_article(words: str) -> str:
     return f"{'an' if words[:1] in 'aeiou' else 'a'} {words}"
 
 
-def caption(words: str, domain: Domain, rng: Rng) -> str:
+def caption(words, domain, rng):
     """Return a caption for an image of the domain that shows what the words say."""
     templates = TEMPLATES[domain]
     return templates[int(rng.integers(len(templates)))].format(with_article(words))
 
 
-def tidy_name(code_point: str) -> str:
+def tidy_name(code_point):
     """Return what the character shows, in words a caption can use.
 
     Raises ValueError if ``unicodedata`` has no name for it.
@@ -62,7 +60,7 @@ def tidy_name(code_point: str) -> str:
 
 
 @cache
-def all_drawings() -> tuple[str, ...]:
+def all_drawings():
     """Return the code points of all drawings of a single named character, in their order.
 
     Left out are letters and modifiers, and drawings that would be an empty image with only
@@ -81,7 +79,7 @@ def all_drawings() -> tuple[str, ...]:
 
 
 @cache
-def all_class_drawings() -> Mapping[str, tuple[str, ...]]:
+def all_class_drawings():
     """Return all that goes by a class's name: the benchmark's drawings, then others."""
     also = yaml.safe_load(Path(__file__).with_name("class_drawings.yaml").read_text("utf-8"))
     return {name: (*points, *also.get(name, ())) for name, points in load_classes().items()}

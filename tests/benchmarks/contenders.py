@@ -8,7 +8,6 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 from ray.tune.schedulers import ASHAScheduler, FIFOScheduler, TrialScheduler
 from ray.tune.search import Searcher
@@ -25,12 +24,13 @@ from tuning.config.schema import (
     BudgetConfig,
     NoSchedulerConfig,
     SamplerConfig,
-    SchedulerConfig,
     SeedsConfig,
 )
 from tuning.execution.scheduler import PrunerScheduler
 from tuning.runs.journal import History
 from tuning.runs.records import ParamValue, SearchRecord, TrialRecord, outcome_of, trial_name
+
+REACH = SamplerConfig().reach
 
 
 @dataclass(frozen=True)
@@ -53,12 +53,12 @@ class Ours(Searcher):
 
     def __init__(
         self,
-        problem: Problem,
-        sampler: SamplerConfig,
-        scheduler: SchedulerConfig,
-        prior: bool,
-        has_seeds: bool,
-    ) -> None:
+        problem,
+        sampler,
+        scheduler,
+        prior,
+        has_seeds,
+    ):
         super().__init__(metric=problem.objective.metric, mode=problem.objective.mode)
         self.search = _search_record(problem, sampler.metric)
         points = [dict(point) for point in problem.points] if prior else []
@@ -73,7 +73,7 @@ class Ours(Searcher):
         seeds = SeedRace(SeedsConfig(), self.search, 0, budget)
         self._seeds = seeds if has_seeds else None
 
-    def suggest(self, trial_id: str) -> Any:
+    def suggest(self, trial_id):
         """The next repeat or point of the sampler."""
         records = list(self.records.values())
         if self._seeds is not None and self._seeds.begins(len(records), records):
@@ -86,14 +86,12 @@ class Ours(Searcher):
         self.records[trial_id] = record
         return {"trial_id": record.trial_id, "params": record.params, **record.params}
 
-    def on_trial_result(self, trial_id: str, result: dict[str, Any]) -> None:
+    def on_trial_result(self, trial_id, result):
         """Pass an intermediate value on."""
         self.records[trial_id] = self.records[trial_id].with_report(result)
         self.studies.trial_reported(self.records[trial_id])
 
-    def on_trial_complete(
-        self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False
-    ) -> None:
+    def on_trial_complete(self, trial_id, result=None, error=False):
         """Pass the end on; Tune brings the last report of a stopped trial with it."""
         if result is not None:
             self.on_trial_result(trial_id, result)
@@ -121,15 +119,15 @@ class Contender:
 
 
 def ours(
-    name: str,
-    sampler: str,
-    scheduler: str = "none",
+    name,
+    sampler,
+    scheduler="none",
     *,
-    metric: str = "objective",
-    reach: float = SamplerConfig().reach,
-    prior: bool = False,
-    has_seeds: bool = False,
-) -> Contender:
+    metric="objective",
+    reach=REACH,
+    prior=False,
+    has_seeds=False,
+):
     """A search by this project's own searcher and scheduler.
 
     Args:
@@ -137,7 +135,7 @@ def ours(
         has_seeds: whether the leading trials are repeated at the end.
     """
 
-    def create(problem: Problem, seed: int) -> tuple[Searcher, TrialScheduler]:
+    def create(problem, seed):
         settings = {"name": sampler, "seed": seed, "metric": metric, "reach": reach}
         asha = AshaConfig(
             grace_steps=problem.grace_steps, reduction_factor=problem.reduction_factor
@@ -146,16 +144,16 @@ def ours(
         searcher = Ours(problem, SamplerConfig.model_validate(settings), stopping, prior, has_seeds)
         return searcher, PrunerScheduler(searcher.studies, problem.total_steps)
 
-    def evaluate_at(problem: Problem) -> Sequence[int]:
+    def evaluate_at(problem):
         return [problem.total_steps] if scheduler == "none" else _rungs(problem)
 
     return Contender(name, create, evaluate_at, prior)
 
 
-def stock(name: str, *, pruned: bool = True, prior: bool = False) -> Contender:
+def stock(name, *, pruned=True, prior=False):
     """Ray's own OptunaSearch, which is TPE with Optuna's defaults, with Ray's ASHA or without."""
 
-    def create(problem: Problem, seed: int) -> tuple[Searcher, TrialScheduler]:
+    def create(problem, seed):
         metric, mode = problem.objective.metric, problem.objective.mode
         points = [dict(point) for point in problem.points] if prior else None
         searcher = OptunaSearch(
@@ -181,7 +179,7 @@ def stock(name: str, *, pruned: bool = True, prior: bool = False) -> Contender:
     return Contender(name, create, evaluate_at, prior)
 
 
-def rung_ladder(grace_steps: int, reduction_factor: int, total_steps: int) -> list[int]:
+def rung_ladder(grace_steps, reduction_factor, total_steps):
     """The steps at which trials are compared: grace, grace * factor, ... below the last."""
     rungs = [grace_steps]
     while rungs[-1] < total_steps:
@@ -189,12 +187,12 @@ def rung_ladder(grace_steps: int, reduction_factor: int, total_steps: int) -> li
     return rungs[:-1]
 
 
-def _rungs(problem: Problem) -> list[int]:
+def _rungs(problem):
     ladder = rung_ladder(problem.grace_steps, problem.reduction_factor, problem.total_steps)
     return [*ladder, problem.total_steps]
 
 
-def _search_record(problem: Problem, sampler_metric: str) -> SearchRecord:
+def _search_record(problem, sampler_metric):
     """As much of a search as the searcher reads: objectives and length."""
     return SearchRecord(
         name="simulated",

@@ -11,11 +11,10 @@ those of the clock, which other work on the recording machine stretches.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import groupby, pairwise
-from pathlib import Path
 from statistics import median
 from typing import Any, TypeAlias
 
@@ -48,7 +47,7 @@ class Costs:
     process_seconds: float = 0.0
     """What that takes longer for the first trial of a device, which starts the processes."""
 
-    def interval(self, steps: int, *, last: bool) -> float:
+    def interval(self, steps, *, last):
         """So many steps and an evaluation, that at the end of the trial or another one."""
         end = self.final_seconds + self.line_seconds if last else self.eval_seconds
         return steps * self.step_seconds + end
@@ -65,27 +64,27 @@ class CurveTable:
     """In the order of `params`. One that ends early is of a training that diverged."""
 
     @property
-    def total_steps(self) -> int:
+    def total_steps(self):
         """Of a training that went to its end."""
         return max(max(curve) for curve in self.curves if curve)
 
-    def finals(self, metric: str) -> np.ndarray:
+    def finals(self, metric):
         """The metric of each configuration at the last step, (configurations,); -inf for none."""
         last = self.total_steps
         return np.array([c[last][metric] if last in c else -math.inf for c in self.curves])
 
-    def nearest(self, config: Mapping[str, Any]) -> int:
+    def nearest(self, config):
         """The index of the recorded configuration closest to a proposal, flat or nested."""
         flat = flatten_dict(dict(config), delimiter=".")
         distances = np.linalg.norm(self._points - unit_point(self.space, flat), axis=1)
         return int(distances.argmin())
 
-    def start(self, config: Mapping[str, Any]) -> tuple[int, Curve]:
+    def start(self, config):
         """The nearest configuration and its curve."""
         index = self.nearest(config)
         return index, self.curves[index]
 
-    def at_ends(self) -> CurveTable:
+    def at_ends(self):
         """The same trainings without their lines: the last metrics are those of the end."""
         curves = tuple(
             {
@@ -99,17 +98,17 @@ class CurveTable:
         return replace(self, curves=curves)
 
     @cached_property
-    def _points(self) -> np.ndarray:
+    def _points(self):
         return np.array([unit_point(self.space, p) for p in self.params])
 
 
-def read_table(path: Path, space: SearchSpace) -> tuple[CurveTable, Costs]:
+def read_table(path, space):
     """The curves of a file that `record_curves` wrote, and what they cost."""
     rows = pq.read_table(path).to_pylist()
     return curve_table(rows, space), median_costs(rows)
 
 
-def curve_table(rows: Iterable[Row], space: SearchSpace) -> CurveTable:
+def curve_table(rows, space):
     """The table of those rows, one an evaluation, sorted by configuration."""
     params, curves = [], []
     for _, of in groupby(rows, key=_training):
@@ -119,7 +118,7 @@ def curve_table(rows: Iterable[Row], space: SearchSpace) -> CurveTable:
     return CurveTable(space, tuple(params), tuple(curves))
 
 
-def median_costs(rows: Iterable[Row]) -> Costs:
+def median_costs(rows):
     """Median CPU seconds of a step, and of the evaluations.
 
     CPU seconds are counted for all together; they are shared out as the wall clock was. The first
@@ -141,15 +140,15 @@ def median_costs(rows: Iterable[Row]) -> Costs:
     return Costs(median(steps), median(evaluations), median(finals) - line, line)
 
 
-def unit_point(space: SearchSpace, params: Mapping[str, Any]) -> np.ndarray:
+def unit_point(space, params):
     """The parameters as a point of the unit cube, (parameters,); numeric parameters only."""
-    return np.array([p.unit(float(params[key])) for key, p in space.parameters.items()])  # type: ignore[union-attr]
+    return np.array([p.unit(float(params[key])) for key, p in space.parameters.items()])
 
 
-def _training(row: Row) -> tuple[int, int]:
+def _training(row):
     return row["configuration"], row["seed"]
 
 
-def _metrics(row: Row, space: SearchSpace) -> dict[str, float]:
+def _metrics(row, space):
     keys = row.keys() - space.parameters.keys() - {"configuration", "seed", "step"}
     return {k: row[k] for k in keys if row[k] is not None and not k.startswith("cost/")}

@@ -25,7 +25,7 @@ from typing import Any
 
 import torch
 from rich.console import Console
-from torch import Tensor, nn
+from torch import nn
 from torch.nn import functional
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -53,7 +53,7 @@ WARM_UP = 3
 Rows = Iterator[dict[str, Any]]
 
 
-def trial(root: Path, dry: bool, **settings: Any) -> TrialConfig:
+def trial(root, dry, **settings):
     """A configuration of one trial on the images in `root`; settings are top-level keys."""
     model = {"name": "tiny-clip"} if dry else {"name": "ViT-B-32", "pretrained": "random"}
     values = {
@@ -67,7 +67,7 @@ def trial(root: Path, dry: bool, **settings: Any) -> TrialConfig:
     return TrialConfig.model_validate(values)
 
 
-def throughput(root: Path, dry: bool) -> Rows:
+def throughput(root, dry):
     """Images a second and share of the card's peak, interleaved: bare loop, FT, Lipsum-FT with the
     zero-shot model beside it and with its stored features."""
     rounds, repeats = (2, 1) if dry else (5, 4)
@@ -113,7 +113,7 @@ def throughput(root: Path, dry: bool) -> Rows:
                 torch.cuda.empty_cache()
 
 
-def product_steps(config: TrialConfig) -> Iterator[Tensor]:
+def product_steps(config):
     """Steps of this project on views that are on the device already."""
     run = start(config)
     stepper = Stepper(run)
@@ -124,7 +124,7 @@ def product_steps(config: TrialConfig) -> Iterator[Tensor]:
         number += 1
 
 
-def bare_steps(config: TrialConfig) -> Iterator[Tensor]:
+def bare_steps(config):
     """The same steps of plain fine-tuning as one would write them without this project."""
     run = start(config.model_copy(update={"compile": False}))  # only for its model and its head
     visual = run.student.visual.requires_grad_(True)
@@ -148,7 +148,7 @@ def bare_steps(config: TrialConfig) -> Iterator[Tensor]:
         yield loss.detach()
 
 
-def batch_of(config: TrialConfig, size: int, classes: int) -> tuple[Tensor, Tensor]:
+def batch_of(config, size, classes):
     """Random views (B, 3, size, size) uint8 on the device, and labels (B,) on the CPU as loaded."""
     draw, batch = torch.Generator().manual_seed(0), config.optim.batch_size
     views = torch.randint(256, (batch, 3, size, size), dtype=torch.uint8, generator=draw)
@@ -156,7 +156,7 @@ def batch_of(config: TrialConfig, size: int, classes: int) -> tuple[Tensor, Tens
     return views.to(device()), labels
 
 
-def student_flops(config: TrialConfig) -> float:
+def student_flops(config):
     """Operations of the student's forward and backward passes over one batch."""
     steps = bare_steps(config.model_copy(update={"compile": False}))
     with FlopCounterMode(display=False) as counter:
@@ -164,9 +164,7 @@ def student_flops(config: TrialConfig) -> float:
     return float(counter.get_total_flops())
 
 
-def interleaved(
-    cases: dict[str, Iterator[Tensor]], *, rounds: int, repeats: int
-) -> dict[str, list[float]]:
+def interleaved(cases, *, rounds, repeats):
     """Seconds of a step, `rounds` values for each case, whose measurements take turns."""
     for steps in cases.values():  # compilation, allocation, the first moments of AdamW
         for _ in range(WARM_UP):
@@ -183,7 +181,7 @@ def interleaved(
     return seconds
 
 
-def out_of_memory(root: Path, dry: bool) -> Rows:
+def out_of_memory(root, dry):
     """A batch that does not fit is halved until it does, and its loss is that of small parts."""
     if dry:
         yield {"out of memory": "needs a GPU"}
@@ -207,7 +205,7 @@ def out_of_memory(root: Path, dry: bool) -> Rows:
     yield {**row, "largest difference of the loss": difference}
 
 
-def float16(root: Path, dry: bool) -> Rows:
+def float16(root, dry):
     """Losses with float16 and its scaler beside bfloat16 over 30 steps, and steps skipped."""
     for precision in ("bf16",) if dry else ("bf16", "fp16"):
         config = trial(root, dry, precision=precision)
@@ -223,7 +221,7 @@ def float16(root: Path, dry: bool) -> Rows:
         yield {**row, "scale": scales[-1], "skipped steps": skipped}
 
 
-def nccl(root: Path, dry: bool) -> Rows:
+def nccl(root, dry):
     """A sum over the process group of a Ray Train worker; a trial of one worker has none."""
     import ray
     from ray.train import RunConfig, ScalingConfig
@@ -231,7 +229,7 @@ def nccl(root: Path, dry: bool) -> Rows:
 
     from tuning.execution.ray_session import ray_session
 
-    def loop(_: dict[str, Any]) -> dict[str, Any]:
+    def loop(_):
         import torch.distributed as dist
 
         total = torch.ones(1, device=ray.train.torch.get_device())
@@ -245,16 +243,16 @@ def nccl(root: Path, dry: bool) -> Rows:
             scaling_config=ScalingConfig(num_workers=1, use_gpu=not dry),
             run_config=RunConfig(name="nccl", storage_path=folder),
         )
-        yield trainer.fit().return_value  # type: ignore[attr-defined]  # of Train V2
+        yield trainer.fit().return_value  # of Train V2
 
 
-def searches(root: Path, dry: bool) -> Rows:
+def searches(root, dry):
     """Searches on the drawn images: one trial at a time, and two that share the card."""
     for together in (1, 2):
         yield search(root, dry, trials=2 if dry else 6, together=together)
 
 
-def search(root: Path, dry: bool, *, trials: int, together: int) -> dict[str, Any]:
+def search(root, dry, *, trials, together):
     """A search as in the quickstart, with so many trials at a time on the one card."""
     from tuning import load_config, run_search
 
@@ -296,7 +294,7 @@ PARTS: dict[str, tuple[Callable[[Path, bool], Rows], int]] = {
 four times as long."""
 
 
-def run_part(part: str, root: Path, dry: bool, file: Path) -> None:
+def run_part(part, root, dry, file):
     """Run one part. After each row, write all rows, the seconds, and the most memory on the card.
 
     The memory is that of this process: none if others train.
@@ -309,24 +307,24 @@ def run_part(part: str, root: Path, dry: bool, file: Path) -> None:
         file.write_text(json.dumps(result))
 
 
-def device() -> str:
+def device():
     """The device of the benchmark."""
     return "cuda" if torch.cuda.is_available() else "cpu"
 
 
-def synchronise() -> None:
+def synchronise():
     """Wait for the card."""
     if torch.cuda.is_available():
         torch.cuda.synchronize()
 
 
-def peak_flops() -> float | None:
+def peak_flops():
     """The card's peak; None if it is not known."""
     name = torch.cuda.get_device_name() if torch.cuda.is_available() else ""
     return next((flops for part, flops in PEAK_FLOPS.items() if part in name), None)
 
 
-def markdown(found: dict[str, Any]) -> str:
+def markdown(found):
     """The results as Markdown tables, with the card's name."""
     lines = [f"# {found['card']}", "", f"PyTorch {found['torch']}, CUDA {found['cuda']}"]
     for part, result in found["parts"].items():
@@ -343,14 +341,14 @@ def markdown(found: dict[str, Any]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def shown(value: object) -> str:
+def shown(value):
     """A value of a table's cell."""
     if isinstance(value, list):
         return " to ".join(map(shown, value))
     return f"{value:.4g}" if isinstance(value, float) else "" if value is None else str(value)
 
 
-def main() -> None:
+def main():
     """Run every part in a process of its own, and write what was found after each."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--out", type=Path, required=True, help="folder of gpu.json and gpu.md")

@@ -5,8 +5,6 @@ random moments, resumes it each time, and at the end compares the journal, the O
 MLflow runs and the tables one to one. Exits with status 1 and names what does not agree.
 """
 
-from __future__ import annotations
-
 import argparse
 import random
 import subprocess
@@ -31,7 +29,7 @@ SHORT = (
 """The quickstart's search, with more and shorter trials."""
 
 
-def search_with_kills(config: Path, storage: Path, kills: int, seed: int = 0) -> Path:
+def search_with_kills(config, storage, kills, seed=0):
     """Run a search to its end in spite of so many kills; returns its run folder.
 
     Each kill comes a random time of up to 5 s after a random number of up to 8 events of that
@@ -65,12 +63,12 @@ def search_with_kills(config: Path, storage: Path, kills: int, seed: int = 0) ->
     return folder
 
 
-def _progress(folder: Path) -> str:
+def _progress(folder):
     events = Counter(event["event"] for event in journal_events(folder))
     return ", ".join(f"{count} {name}" for name, count in events.items()) or "nothing yet"
 
 
-def main() -> None:
+def main():
     """Run it on the embedded benchmark and report."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--kills", type=int, default=10)

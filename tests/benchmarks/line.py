@@ -18,7 +18,7 @@ from typing import Any
 
 import torch
 
-from trainers.config import TrialConfig, with_overrides
+from trainers.config import with_overrides
 from trainers.data.data_root import resolve_root
 from trainers.embedded_benchmark.build import available_cores
 from trainers.evaluation.line import GRID
@@ -41,7 +41,7 @@ TRIALS: dict[str, dict[str, Any]] = {
 SHOWN = (ID_ACC, OOD_MEAN_ACC, MEAN_ACC)
 
 
-def measure(name: str, seed: int, base: TrialConfig) -> dict[str, Any]:
+def measure(name, seed, base):
     """The end, the chosen point and the best point of one training; in a process of its own."""
     torch.set_num_threads(1)
     changes = {**TRIALS[name], "seed": seed, "eval.line": "auto"}
@@ -57,7 +57,7 @@ def measure(name: str, seed: int, base: TrialConfig) -> dict[str, Any]:
     return {"name": name, "chosen/a": last.metrics["line/a"], "best/a": best, **row}
 
 
-def print_cost(base: TrialConfig, pairs: int) -> None:
+def print_cost(base, pairs):
     """Ratio of the CPU seconds of a trial with the line to those of one without, pair by pair."""
     torch.set_num_threads(1)
     ratios = []
@@ -71,7 +71,7 @@ def print_cost(base: TrialConfig, pairs: int) -> None:
     print(f"ratio {median(ratios):.3f} ({min(ratios):.3f} to {max(ratios):.3f})")
 
 
-def main() -> None:
+def main():
     """Train, and print means over the seeds."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--seeds", type=int, default=3)

@@ -7,20 +7,16 @@ differences over seeds (Student's t). The benchmark was shaped to show the effec
 this table demonstrates the method, it is no evidence for it.
 """
 
-from __future__ import annotations
-
 import argparse
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
 from pathlib import Path
 from statistics import fmean
-from typing import Any
 
 import torch
 from rich.console import Console
 from rich.table import Table
 
-from trainers.config import TrialConfig
 from trainers.data.data_root import resolve_root
 from trainers.embedded_benchmark.build import available_cores
 from trainers.fine_tune import fine_tune
@@ -40,7 +36,7 @@ PAIRS = (("FT on its line", "FT"), ("Lipsum-FT", "FT"), ("Lipsum-FT on its line"
 FRESH_SEED = 1000
 
 
-def tuned(name: str, folder: Path, steps: int, trials: int) -> TrialConfig:
+def tuned(name, folder, steps, trials):
     """The best trial of a search, of which one that has finished is not repeated."""
     method, line = CONTENDERS[name]
     run_name = name.replace(" ", "-").lower()
@@ -67,7 +63,7 @@ def tuned(name: str, folder: Path, steps: int, trials: int) -> TrialConfig:
     return file.trial_config(best.params)
 
 
-def test(name: str, seed: int, config: TrialConfig) -> dict[str, Any]:
+def test(name, seed, config):
     """Train to the end, then read the test splits once; runs in a process of its own."""
     torch.set_num_threads(1)  # a model this small gains more from two runs than from two threads
     *_, last = fine_tune(config.model_copy(update={"seed": seed}))
@@ -75,7 +71,7 @@ def test(name: str, seed: int, config: TrialConfig) -> dict[str, Any]:
     return {"name": name, "seed": seed, "line/a": last.metrics.get("line/a", 1.0), **metrics}
 
 
-def main() -> None:
+def main():
     """Search, train and print the table."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("folder", type=Path, help="for the runs of the searches")
@@ -99,7 +95,7 @@ def main() -> None:
     Console(width=130).print(table(rows, zero_shot, base))
 
 
-def table(rows: list[dict[str, Any]], zero_shot: dict[str, float], base: TrialConfig) -> Table:
+def table(rows, zero_shot, base):
     """Means over seeds, and the paired differences with their intervals."""
     columns = ["id_test/acc", "ood_test/mean_acc"]
     columns += [f"ood_test/{domain}/acc" for domain in base.data.ood_domains]

@@ -17,7 +17,6 @@ import math
 import os
 import shutil
 import time
-from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,7 +30,7 @@ from open_clip.loss import ClipLoss
 from open_clip.transform import PreprocessCfg
 from rich.progress import track
 from safetensors.torch import save_file
-from torch import Tensor, nn
+from torch import nn
 
 from tests.benchmarks.captions import all_class_drawings, all_drawings, caption, tidy_name
 from trainers.data.storage import open_store
@@ -66,7 +65,7 @@ class Recipe:
     seed: int = 0
 
 
-def pretrain(recipe: Recipe, output: Path) -> None:
+def pretrain(recipe, output):
     """Train from scratch and write a folder that open_clip loads (float16), and the figures."""
     torch.manual_seed(recipe.seed)
     config = model_config(ModelConfig())
@@ -105,7 +104,7 @@ def pretrain(recipe: Recipe, output: Path) -> None:
             _write(model, recipe, output, step + 1, loss.item(), time.perf_counter() - start)
 
 
-def _batches(recipe: Recipe, model: nn.Module) -> Iterator[tuple[Tensor, Tensor]]:
+def _batches(recipe, model):
     """Normalised views and their captions' tokens."""
     drawings = {code_point: row for row, code_point in enumerate(all_drawings())}
     images = _rendered(recipe.renderings)
@@ -131,7 +130,7 @@ def _batches(recipe: Recipe, model: nn.Module) -> Iterator[tuple[Tensor, Tensor]
         yield normalise(torch.stack(views), pixels), tokens[:, :longest]
 
 
-def _drawings_of_a_batch(size: int, rng: np.random.Generator) -> list[tuple[str, str | None]]:
+def _drawings_of_a_batch(size, rng):
     """Code points with their class: half of the benchmark's classes, half of everything else.
 
     No class and no drawing comes twice, or the loss would push pairs apart that belong together.
@@ -145,7 +144,7 @@ def _drawings_of_a_batch(size: int, rng: np.random.Generator) -> list[tuple[str,
     return chosen + [(str(code_point), None) for code_point in rest]
 
 
-def _rendered(renderings: int) -> np.ndarray:
+def _rendered(renderings):
     """(drawings, domains, renderings, SIZE, SIZE, 3) uint8, kept in the user's cache folder."""
     drawings = all_drawings()
     path = platformdirs.user_cache_path("lipsum-tune") / f"pretrain_{renderings}.npy"
@@ -161,7 +160,7 @@ def _rendered(renderings: int) -> np.ndarray:
     return np.load(path, mmap_mode="r")
 
 
-def _render_all(code_point: str, renderings: int) -> np.ndarray:
+def _render_all(code_point, renderings):
     return np.stack(
         [
             [render(code_point, domain, (IMAGE_SEED, index)) for index in range(renderings)]
@@ -172,13 +171,13 @@ def _render_all(code_point: str, renderings: int) -> np.ndarray:
 
 @torch.no_grad()
 def _write(
-    model: open_clip.model.CLIP,
-    recipe: Recipe,
-    output: Path,
-    step: int,
-    loss: float,
-    seconds: float,
-) -> None:
+    model,
+    recipe,
+    output,
+    step,
+    loss,
+    seconds,
+):
     """Weights and figures so far; float16 halves the file and costs no accuracy to speak of."""
     tokens = random_texts(vocabulary(ModelConfig()), 1024, 8, seed=0, step=0)
     texts = encode_tokens(model, shortened(model, tokens))
@@ -199,7 +198,7 @@ def _write(
     (output / "figures.json").write_text(json.dumps(figures, indent=2) + "\n", encoding="utf-8")
 
 
-def main() -> None:
+def main():
     """Parse the command line and train."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("output", type=Path, help="folder for the weights and figures")

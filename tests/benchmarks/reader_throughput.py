@@ -28,7 +28,6 @@ import torch
 from PIL import Image, ImageDraw, ImageFilter
 from rich.console import Console
 from rich.table import Table
-from torch import Tensor
 from torch.utils.data import DataLoader, RandomSampler
 from torchvision import transforms
 from torchvision.datasets import ImageFolder
@@ -50,7 +49,7 @@ INPUT = ImageInput(224, (0.4815, 0.4578, 0.4082), (0.2686, 0.2613, 0.2758))
 Batches = Iterable[Any]
 
 
-def photograph(rng: np.random.Generator, width: int, height: int) -> Image.Image:
+def photograph(rng, width, height):
     """Clouds of every scale, shapes with sharp edges, and grain: about 100 kB at quality 95."""
     clouds = np.zeros((height, width, 3), np.float32)
     for octave in range(1, 8):
@@ -74,7 +73,7 @@ def photograph(rng: np.random.Generator, width: int, height: int) -> Image.Image
     return Image.fromarray(np.clip(pixels + grain, 0, 255).astype(np.uint8))
 
 
-def make_tree(root: Path, images: int) -> None:
+def make_tree(root, images):
     """Class folders of JPEGs, upright and lengthwise."""
     rng = np.random.default_rng(0)
     for number in range(images):
@@ -84,13 +83,13 @@ def make_tree(root: Path, images: int) -> None:
         photograph(rng, width, height).save(path, quality=95)
 
 
-def prepare(tree: Path, root: Path, resize: int | None = None) -> None:
+def prepare(tree, root, resize=None):
     """What `lipsum-tune prepare folders` does."""
     options = Options(resize=resize, val_fraction=0, test_fraction=0)
     prepare_domains({"photos": Source(path=str(tree))}, open_store(root), options)
 
 
-def image_folder(tree: Path, passes: int) -> Batches:
+def image_folder(tree, passes):
     """torchvision's own reader over so many passes."""
     recipe = transforms.Compose(
         [
@@ -107,7 +106,7 @@ def image_folder(tree: Path, passes: int) -> Batches:
     return DataLoader(data, BATCH, sampler=sampler, num_workers=WORKERS)
 
 
-def reader(root: Path, passes: int) -> Batches:
+def reader(root, passes):
     """Ours over so many passes."""
     images = ImageDataset(root, "photos", "train")
     steps = range(passes * len(images) // BATCH)
@@ -115,7 +114,7 @@ def reader(root: Path, passes: int) -> Batches:
     return train_batches(images, sampler, INPUT, DataConfig(workers=WORKERS, crop_area=(0.08, 1.0)))
 
 
-def normalised(batches: Batches) -> Iterable[Tensor]:
+def normalised(batches):
     """As a CPU trains on them."""
     return (normalise(views, INPUT) for views, _ in batches)
 
@@ -129,7 +128,7 @@ class Speed(NamedTuple):
     """An image, of all processes and their starting; other work on the machine changes it less."""
 
 
-def measure(open_batches: Callable[[], Batches]) -> Speed:
+def measure(open_batches):
     """Read all of it once."""
     cpu, stream, count = sum(os.times()[:4]), iter(open_batches()), 0
     next(stream)
@@ -142,7 +141,7 @@ def measure(open_batches: Callable[[], Batches]) -> Speed:
     return Speed(count * BATCH / seconds, cpu_s * 1e3 / ((count + 1) * BATCH))
 
 
-def main() -> None:
+def main():
     """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--images", type=int, default=400)
@@ -167,7 +166,7 @@ def main() -> None:
         console.print(throughput(tree, whole, small, arguments.rounds, arguments.passes))
 
 
-def throughput(tree: Path, whole: Path, small: Path, rounds: int, passes: int) -> Table:
+def throughput(tree, whole, small, rounds, passes):
     """All readers in turn, in every round."""
     readers: dict[str, Callable[[], Batches]] = {
         "ImageFolder": lambda: image_folder(tree, passes),

@@ -53,7 +53,7 @@ Found = dict[str, Any]
 of the best trial's parameters with other seeds."""
 
 
-def settings(seed: int, folder: Path) -> list[str]:
+def settings(seed, folder):
     """Of any search: two trials at a time, in a folder of its own, without the reference."""
     return [
         f"trial.seed={seed}",
@@ -64,7 +64,7 @@ def settings(seed: int, folder: Path) -> list[str]:
     ]
 
 
-def with_prior(seed: int, setting: Setting) -> list[str]:
+def with_prior(seed, setting):
     """The trials and the prior that the simulated searches have."""
     center = prior_center(setting.ends, DISTANCE, np.random.default_rng((seed, 2)))
     return [
@@ -73,7 +73,7 @@ def with_prior(seed: int, setting: Setting) -> list[str]:
     ]
 
 
-def of_this_project(overrides: list[str]) -> Found:
+def of_this_project(overrides):
     """A search by this project."""
     result = run_search(load_config("quickstart", overrides), console=Console(quiet=True))
     assert result.best is not None
@@ -83,23 +83,23 @@ def of_this_project(overrides: list[str]) -> Found:
     return {"params": result.best.params, "value": value, "steps": steps, "seconds": seconds}
 
 
-def quickstart(seed: int, folder: Path, setting: Setting) -> Found:
+def quickstart(seed, folder, setting):
     """The ready configuration."""
     return of_this_project(settings(seed, folder))
 
 
-def without_line(seed: int, folder: Path, setting: Setting) -> Found:
+def without_line(seed, folder, setting):
     """The ready configuration, which takes the end of each training."""
     return of_this_project([*settings(seed, folder), "trial.eval.line=off"])
 
 
-def ours(seed: int, folder: Path, setting: Setting) -> Found:
+def ours(seed, folder, setting):
     """This project's search from the prior; no trial is stopped."""
     changes = [*with_prior(seed, setting), "search.scheduler={name: none}"]
     return of_this_project([*settings(seed, folder), *changes, f"trial.eval.every={STEPS}"])
 
 
-def random(seed: int, folder: Path, setting: Setting) -> Found:
+def random(seed, folder, setting):
     """Random search: no prior, no trial stopped."""
     changes = [
         f"search.budget.trials={TRIALS}",
@@ -110,7 +110,7 @@ def random(seed: int, folder: Path, setting: Setting) -> Found:
     return of_this_project(settings(seed, folder) + changes)
 
 
-def stock(seed: int, folder: Path, setting: Setting) -> Found:
+def stock(seed, folder, setting):
     """Ray Tune with its own Optuna searcher and ASHA, around one training in a function."""
     changes = [*settings(seed, folder), *with_prior(seed, setting)]
     # It ranks trials at the rung by all validation images and the weights as they are.
@@ -119,7 +119,7 @@ def stock(seed: int, folder: Path, setting: Setting) -> Found:
     file = load_config("quickstart", changes)
     space = file.search_space()
 
-    def train(config: dict[str, Any]) -> None:
+    def train(config):
         for report in fine_tune(file.trial_config({**config, "seed": seed})):
             tune.report({METRIC: report.metrics[METRIC], "step": report.step})
 
@@ -135,7 +135,7 @@ def stock(seed: int, folder: Path, setting: Setting) -> Found:
     ).fit()
     ray.shutdown()
     whole = [result for result in results if (result.metrics or {}).get("step") == STEPS]
-    best = max(whole, key=lambda result: result.metrics[METRIC])  # type: ignore[index]
+    best = max(whole, key=lambda result: result.metrics[METRIC])
     metrics, params = best.metrics or {}, best.config or {}
     steps = sum((result.metrics or {})["step"] for result in results)
     return {"params": params, "value": metrics[METRIC], "steps": steps}
@@ -151,9 +151,7 @@ SEARCHES: dict[str, tuple[Callable[[int, Path, Setting], Found], int]] = {
 """Searches and numbers of their seeds."""
 
 
-def search_all(
-    found: dict[str, dict[str, Found]], names: list[str], out: Path, setting: Setting
-) -> None:
+def search_all(found, names, out, setting):
     """Run what has not been run, one contender after the other for each seed."""
     for seed in range(2 * SEEDS):
         for name in names:
@@ -164,7 +162,7 @@ def search_all(
                 print(name, seed, of_contender[str(seed)], flush=True)
 
 
-def train_again(found: dict[str, dict[str, Found]], out: Path) -> None:
+def train_again(found, out):
     """Train the best trials of all but the quickstarts with fresh seeds, equal ones once."""
     values: dict[str, list[float]] = {}
     with ProcessPoolExecutor(2, get_context("spawn")) as pool:
@@ -185,12 +183,12 @@ def train_again(found: dict[str, dict[str, Found]], out: Path) -> None:
             write(found, out)
 
 
-def write(found: dict[str, dict[str, Found]], out: Path) -> None:
+def write(found, out):
     """Write what has been run."""
     (out / "searches.json").write_text(json.dumps(found, indent=1) + "\n")
 
 
-def summary(found: dict[str, dict[str, Found]], setting: Setting) -> Table:
+def summary(found, setting):
     """What each contender's best trials are worth, mean and range over its searches."""
     shown = Table(title=f"{METRIC} of the best trials; the surface's best is {setting.best:.2f}")
     fresh = f"{len(FRESH_SEEDS)} fresh seeds"
@@ -228,7 +226,7 @@ def summary(found: dict[str, dict[str, Found]], setting: Setting) -> Table:
     return shown
 
 
-def main() -> None:
+def main():
     """Search, train the best trials again, and print the table."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--out", type=Path, required=True)

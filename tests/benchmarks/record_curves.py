@@ -22,7 +22,6 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 
-from trainers.config import TrialConfig
 from trainers.data.data_root import resolve_root
 from trainers.embedded_benchmark.build import available_cores
 from trainers.errors import TrainingDiverged
@@ -30,7 +29,6 @@ from trainers.fine_tune import fine_tune
 from trainers.loop.evaluate_run import holding, measure
 from trainers.loop.state import load_split
 from trainers.weights.averaging import interpolate
-from tuning.config.schema import SearchFile
 from tuning.config.validation import load_config
 
 DOMAINS = ("real", "painting", "clipart", "infograph", "sketch")
@@ -38,7 +36,7 @@ COSTS = ("cost/seconds", "cost/eval_seconds", "cost/cpu_seconds")
 END, BEYOND = "end/", "beyond/"
 
 
-def record(number: int, params: dict[str, Any], config: TrialConfig) -> list[dict[str, Any]]:
+def record(number, params, config):
     """The rows of one configuration, one a report; runs in a process of its own."""
     torch.set_num_threads(1)
     rows: list[dict[str, Any]] = []
@@ -63,7 +61,7 @@ def record(number: int, params: dict[str, Any], config: TrialConfig) -> list[dic
     return rows
 
 
-def sobol(file: SearchFile, count: int) -> list[dict[str, Any]]:
+def sobol(file, count):
     """The first points of a scrambled Sobol sequence in the file's space."""
     study = optuna.create_study(sampler=optuna.samplers.QMCSampler(scramble=True, seed=0))
     distributions = file.search_space().distributions()
@@ -75,7 +73,7 @@ def sobol(file: SearchFile, count: int) -> list[dict[str, Any]]:
     return points
 
 
-def main() -> None:
+def main():
     """Train what the table lacks, and write it after each configuration."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("file", type=Path)

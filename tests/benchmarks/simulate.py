@@ -30,7 +30,6 @@ import os
 import sys
 import time
 import warnings
-from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, field, replace
 from functools import cache
@@ -46,7 +45,7 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from tests.benchmarks.contenders import CONTENDERS, Contender, Problem
+from tests.benchmarks.contenders import CONTENDERS, Problem
 from tests.benchmarks.curve_table import Costs, read_table
 from tests.benchmarks.simulator import simulate
 from tests.benchmarks.surface import SimulatedTrainings, Surfaces, prior_center
@@ -75,16 +74,16 @@ class Setting:
     prior: PriorConfig = field(default_factory=PriorConfig)
 
     @property
-    def best(self) -> float:
+    def best(self):
         """The best objective of any line."""
         return max(self.lines.best, self.ends.best)
 
     @property
-    def trial_seconds(self) -> float:
+    def trial_seconds(self):
         """GPU-seconds of a trial with its line and nothing else, without its start."""
         return self.costs.interval(self.problem.total_steps, last=True)
 
-    def of(self, contender: Contender) -> tuple[Surfaces, Costs]:
+    def of(self, contender):
         """What its trials report and cost."""
         costs = self.costs
         if contender.name.startswith("Ray's"):  # each trial has processes of its own
@@ -95,7 +94,7 @@ class Setting:
         return self.ends, replace(costs, line_seconds=0.0)
 
 
-def regrets(name: str, distance: float | None, seed: int, setting: Setting) -> np.ndarray:
+def regrets(name, distance, seed, setting):
     """True regret (or what `shows` says) of a search after each trial's worth of time.
 
     Args:
@@ -136,9 +135,7 @@ def regrets(name: str, distance: float | None, seed: int, setting: Setting) -> n
     return found
 
 
-def start_points(
-    setting: Setting, distance: float, seed: int
-) -> tuple[dict[str, bool | int | float | str], ...]:
+def start_points(setting, distance, seed):
     """The points of a prior that is off by that distance."""
     center = {"prior": prior_center(setting.ends, distance, np.random.default_rng((seed, 2)))}
     parameters = setting.problem.space.parameters
@@ -146,9 +143,9 @@ def start_points(
 
 
 def summary(
-    found: dict[tuple[str, float | None], np.ndarray],
-    title: str = "True regret in percentage points",
-) -> Table:
+    found,
+    title="True regret in percentage points",
+):
     """Means with their intervals.
 
     Args:
@@ -167,14 +164,14 @@ def summary(
     return shown
 
 
-def mean_and_interval(values: np.ndarray) -> str:
+def mean_and_interval(values):
     """A mean over seeds and its 95 % percentile bootstrap."""
     draws = np.random.default_rng(0).integers(len(values), size=(RESAMPLES, len(values)))
     low, high = np.percentile(values[draws].mean(axis=1), [2.5, 97.5])
     return f"{values.mean():.2f} [{low:.2f}, {high:.2f}]"
 
 
-def parse_arguments(argv: Sequence[str]) -> argparse.Namespace:
+def parse_arguments(argv):
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("file", type=Path)
@@ -195,7 +192,7 @@ def parse_arguments(argv: Sequence[str]) -> argparse.Namespace:
     return parser.parse_args(argv)
 
 
-def read_setting(arguments: argparse.Namespace) -> Setting:
+def read_setting(arguments):
     """The comparison that the command line asks for."""
     space = load_config("quickstart", check=False).search_space()
     rows = pq.read_table(arguments.file, columns=list(space.parameters)).to_pylist()
@@ -224,19 +221,19 @@ def read_setting(arguments: argparse.Namespace) -> Setting:
 
 
 @cache
-def recorded_setting() -> Setting:
+def recorded_setting():
     """That on the domain of the quickstart, whose surfaces take seconds to fit."""
     return read_setting(parse_arguments([str(PLANE)]))
 
 
-def main(argv: Sequence[str] = tuple(sys.argv[1:])) -> None:
+def main(argv=tuple(sys.argv[1:])):
     """Search and print the table."""
     arguments = parse_arguments(argv)
     setting, console = read_setting(arguments), Console(width=150)
     space = setting.problem.space
     for title, surfaces in (("lines", setting.lines), ("ends", setting.ends)):
         units = zip(space.parameters.items(), surfaces.best_point, strict=True)
-        point = ", ".join(f"{key} {parameter.at(unit):.3g}" for (key, parameter), unit in units)  # type: ignore[union-attr]
+        point = ", ".join(f"{key} {parameter.at(unit):.3g}" for (key, parameter), unit in units)
         noise = surfaces.noise_at(surfaces.best)[:, -len(surfaces.metrics)].std()
         console.print(
             f"Best {arguments.objective} of the {title}: {surfaces.best:.2f} at {point}; standard "

@@ -16,7 +16,6 @@ import itertools
 import pickle
 import shutil
 import tempfile
-from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
@@ -27,8 +26,7 @@ from ray.tune.schedulers import TrialScheduler
 from ray.tune.search import Searcher
 from ray.tune.utils import flatten_dict
 
-from search_spaces import SearchSpace
-from tests.benchmarks.curve_table import Costs, Curve
+from tests.benchmarks.curve_table import Curve
 from trainers.errors import TrainingDiverged
 
 ITERATION = "training_iteration"
@@ -40,10 +38,10 @@ class Trainings(Protocol):
     """What trials report: recorded curves, or draws from a model of them."""
 
     @property
-    def space(self) -> SearchSpace:
+    def space(self):
         """The space that is searched."""
 
-    def start(self, config: Mapping[str, Any]) -> tuple[int, Curve]:
+    def start(self, config):
         """The number of a training for a proposal, flat or nested, and its curve."""
 
 
@@ -68,12 +66,12 @@ class _Simulated(Trial):
     """Runs nowhere. What Tune would keep in a file, where it diverges, is there all the same."""
 
     @property
-    def pickled_error_file(self) -> str:
+    def pickled_error_file(self):
         return _diverged()
 
 
 @cache
-def _diverged() -> str:
+def _diverged():
     folder = tempfile.mkdtemp(prefix="simulator-")
     atexit.register(shutil.rmtree, folder)
     path = Path(folder) / "error.pkl"
@@ -91,23 +89,23 @@ class _Run:
     result: dict[str, Any] = field(default_factory=dict)
 
     @property
-    def step(self) -> int:
+    def step(self):
         return int(self.result.get("step", 0))
 
-    def ended(self, seconds: float, outcome: Literal["finished", "stopped", "failed"]) -> Ended:
+    def ended(self, seconds, outcome):
         return Ended(
             self.trial.trial_id, self.configuration, seconds, self.step, outcome, self.result
         )
 
 
 def simulate(
-    searcher: Searcher,
-    scheduler: TrialScheduler,
-    table: Trainings,
-    costs: Costs,
-    evaluate_at: Iterable[int],
-    gpus: int = 1,
-) -> Iterator[Ended]:
+    searcher,
+    scheduler,
+    table,
+    costs,
+    evaluate_at,
+    gpus=1,
+):
     """Run a search, yielding each trial as it ends, in the order of simulated time.
 
     It goes on until the searcher has finished, or until the caller stops reading.
@@ -156,7 +154,7 @@ def simulate(
             heapq.heappush(reports, (at, next(order), run))
 
 
-def _start(trial_id: str, config: dict[str, Any], scheduler: TrialScheduler) -> Trial:
+def _start(trial_id, config, scheduler):
     trial = _Simulated("simulated", config=config, trial_id=trial_id, stub=True)
     scheduler.on_trial_add(NO_CONTROLLER, trial)
     trial.set_status(Trial.RUNNING)
@@ -164,13 +162,13 @@ def _start(trial_id: str, config: dict[str, Any], scheduler: TrialScheduler) -> 
 
 
 def _process(
-    run: _Run,
-    step: int,
-    last_step: int,
-    clock: float,
-    searcher: Searcher,
-    scheduler: TrialScheduler,
-) -> Ended | None:
+    run,
+    step,
+    last_step,
+    clock,
+    searcher,
+    scheduler,
+):
     """Give a report to scheduler and searcher; None where the trial goes on."""
     trial = run.trial
     if step not in run.curve:  # the recorded training diverged before it came so far

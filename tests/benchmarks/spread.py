@@ -1,16 +1,13 @@
 """How the tables of benchmarks show several values of one figure."""
 
-from __future__ import annotations
-
-from collections.abc import Callable, Sequence
 from statistics import median
 
 
 def spread(
-    values: Sequence[float],
-    digits: str = ".2f",
-    middle: Callable[[Sequence[float]], float] = median,
-) -> str:
+    values,
+    digits=".2f",
+    middle=median,
+):
     """The middle of the values and their range, if they differ; nothing for no values."""
     if not values:
         return ""

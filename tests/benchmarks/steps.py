@@ -16,7 +16,6 @@ import argparse
 import random
 import time
 from collections import defaultdict
-from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
 from statistics import median, quantiles
@@ -64,7 +63,7 @@ PARTS = (
 )
 
 
-def trial(model: str, contender: str, data: dict[str, str], steps: int | None) -> TrialConfig:
+def trial(model, contender, data, steps):
     """The configuration of a contender, in full length or with a number of steps."""
     method, cache_gb = CONTENDERS[contender]
     settings = {**MODELS[model], "method": {"name": method}, "zero_shot_cache_gb": cache_gb}
@@ -73,7 +72,7 @@ def trial(model: str, contender: str, data: dict[str, str], steps: int | None) -
     return TrialConfig.model_validate({"data": data, **settings})
 
 
-def compare(configs: dict[str, TrialConfig]) -> dict[str, list[tuple[float, float]]]:
+def compare(configs):
     """Wall-clock and CPU seconds of each step of each contender."""
     runs = {name: start(config) for name, config in configs.items()}
     first = next(iter(runs.values()))
@@ -98,7 +97,7 @@ class Profile:
     in wall time if there is one thread (`OMP_NUM_THREADS=1`), as in a search's trial on one core.
     """
 
-    def __init__(self, config: TrialConfig) -> None:
+    def __init__(self, config):
         self.seconds: dict[str, float] = defaultdict(float)
         self._inside = ""
         to = torch.Tensor.to
@@ -122,8 +121,8 @@ class Profile:
         self.seconds["rest"] = whole - sum(self.seconds.values())
         self.last = report
 
-    def _timed(self, function: Callable[..., Any], part: str) -> Callable[..., Any]:
-        def wrapper(*arguments: Any, **options: Any) -> Any:
+    def _timed(self, function, part):
+        def wrapper(*arguments, **options):
             if self._inside:  # a part of another part
                 return function(*arguments, **options)
             self._inside, began = part, self._now()
@@ -135,21 +134,21 @@ class Profile:
 
         return wrapper
 
-    def _batches(self, *arguments: Any) -> Iterator[Any]:
+    def _batches(self, *arguments):
         batches = training_batches(*arguments)
         self._first_step = self._now()
         while (batch := self._timed(next, "data wait")(batches, None)) is not None:
             yield batch
 
     @staticmethod
-    def _now() -> float:
+    def _now():
         if not torch.cuda.is_available():
             return time.process_time()
         torch.cuda.synchronize()
         return time.perf_counter()
 
 
-def main() -> None:
+def main():
     """Draw the images, measure each model, print the tables."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--models", nargs="+", choices=MODELS, default=list(MODELS))
@@ -174,7 +173,7 @@ def main() -> None:
             )
 
 
-def ratios(model: str, seconds: dict[str, list[tuple[float, float]]]) -> Table:
+def ratios(model, seconds):
     """Seconds of a step, and their ratio to FT: median and quartiles."""
     title = f"{model}: seconds of a step, {torch.get_num_threads()} threads"
     shown = Table("", "wall", "/ ft", "CPU", "/ ft", title=title)
@@ -189,7 +188,7 @@ def ratios(model: str, seconds: dict[str, list[tuple[float, float]]]) -> Table:
     return shown
 
 
-def shares(model: str, profiles: dict[str, Profile]) -> Table:
+def shares(model, profiles):
     """Percent of a trial's time after its start, and what training has beside the student's own."""
     columns = ("s", "beside the student, % of training", "evaluated images/s")
     shown = Table(

@@ -11,9 +11,7 @@ and to one side. Deviations are those from the mean of a configuration's seeds.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
 
 import numpy as np
 from ray.tune.utils import flatten_dict
@@ -21,8 +19,7 @@ from scipy.stats import qmc
 from sklearn.gaussian_process import GaussianProcessRegressor
 from sklearn.gaussian_process.kernels import ConstantKernel, Matern, WhiteKernel
 
-from search_spaces import SearchSpace
-from tests.benchmarks.curve_table import Curve, CurveTable, unit_point
+from tests.benchmarks.curve_table import unit_point
 
 DONORS = 10
 """Recorded configurations whose deviations may be drawn at a point."""
@@ -36,7 +33,7 @@ class Surfaces:
         metrics: the objective first. NLLs are modelled by their logarithms.
     """
 
-    def __init__(self, table: CurveTable, metrics: tuple[str, ...]) -> None:
+    def __init__(self, table, metrics):
         self.space, self.metrics, self.total_steps = table.space, metrics, table.total_steps
         self.steps = tuple(sorted({step for curve in table.curves for step in curve}))
         self._is_nll = np.array([metric.endswith("nll") for metric in metrics])
@@ -72,11 +69,11 @@ class Surfaces:
         self.best, self.best_point = float(finals.max()), candidates[finals.argmax()]
 
     @property
-    def noise(self) -> np.ndarray:
+    def noise(self):
         """Deviations of the objective at the last step in all recorded trainings, (trainings,)."""
         return np.concatenate(self._deviations)[:, -len(self.metrics)]
 
-    def noise_at(self, final: float) -> np.ndarray:
+    def noise_at(self, final):
         """Deviations that a training with this true final objective may have.
 
         Returns:
@@ -85,12 +82,12 @@ class Surfaces:
         alike = np.argsort(np.abs(self._finals - final))[:DONORS]
         return np.concatenate([self._deviations[i] for i in alike])
 
-    def at(self, points: np.ndarray) -> np.ndarray:
+    def at(self, points):
         """The surfaces at points of the unit cube, (points, steps, metrics)."""
         flat = self._kernel(points, self._points) @ self._weights * self._scale + self._mean
         return flat.reshape(len(points), len(self.steps), len(self.metrics))
 
-    def draw(self, point: np.ndarray, rng: np.random.Generator) -> tuple[float, Curve]:
+    def draw(self, point, rng):
         """The true final objective at a point, and what a training there might report."""
         truth = self.at(point[None])[0]
         seen = truth + rng.choice(self.noise_at(truth[-1, 0])).reshape(truth.shape)
@@ -114,11 +111,11 @@ class SimulatedTrainings:
     """Of the points, which may be trained several times."""
 
     @property
-    def space(self) -> SearchSpace:
+    def space(self):
         """The space that is searched."""
         return self.surfaces.space
 
-    def start(self, config: Mapping[str, Any]) -> tuple[int, Curve]:
+    def start(self, config):
         """The number of a point and the curve of a new training there."""
         point = unit_point(self.space, flatten_dict(dict(config), delimiter="."))
         truth, curve = self.surfaces.draw(point, self.rng)
@@ -127,7 +124,7 @@ class SimulatedTrainings:
         return number, curve
 
 
-def prior_center(surfaces: Surfaces, distance: float, rng: np.random.Generator) -> dict[str, float]:
+def prior_center(surfaces, distance, rng):
     """A point at that distance from the best one in the unit cube, in a random direction.
 
     Parameters that hardly matter keep their best value. Directions in which the cube ends before
@@ -139,4 +136,4 @@ def prior_center(surfaces: Surfaces, distance: float, rng: np.random.Generator) 
         if np.all((point >= 0) & (point <= 1)):
             break
     units = zip(surfaces.space.parameters.items(), np.clip(point, 0, 1), strict=True)
-    return {key: parameter.at(float(unit)) for (key, parameter), unit in units}  # type: ignore[union-attr]
+    return {key: parameter.at(float(unit)) for (key, parameter), unit in units}

@@ -1,17 +1,14 @@
 """The benchmark for GPUs, as far as a CPU runs it."""
 
-from __future__ import annotations
-
 import json
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 
 
 @pytest.mark.nightly  # two searches, in minutes
-def test_the_dry_run_measures_every_part(tmp_path: Path) -> None:
+def test_the_dry_run_measures_every_part(tmp_path):
     command = [sys.executable, "-m", "tests.benchmarks.gpu", "--dry", "--out", str(tmp_path)]
     subprocess.run(command, check=True)
     parts = json.loads((tmp_path / "gpu.json").read_text())["parts"]

@@ -1,14 +1,10 @@
 """The plain script beside which the product is measured takes the same steps."""
 
-from __future__ import annotations
-
 import numpy as np
 import pytest
 import torch
-from torch import Tensor
 
 from tests.benchmarks.peers import fine_tune as plain
-from trainers.config import TrialConfig
 from trainers.fine_tune import fine_tune, training_batches
 from trainers.loop.state import open_images, start
 from trainers.texts.random_texts import random_texts
@@ -16,15 +12,13 @@ from trainers.texts.random_texts import random_texts
 SHARED = ("train/task_loss", "train/reg", "id_val/acc", "ood_val/mean_acc", "val/mean_acc")
 
 
-def test_the_plain_script_has_the_figures_of_the_product(
-    trial: TrialConfig, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_plain_script_has_the_figures_of_the_product(trial, monkeypatch):
     run = start(trial)
     vocabulary = run.zero_shot.vocabulary
     batches = list(training_batches(run, open_images(trial.data, "real", "train")))
     steps = iter(range(trial.steps))
 
-    def tokens_of_the_product(_: int, size: tuple[int, int]) -> Tensor:
+    def tokens_of_the_product(_, size):
         drawn = random_texts(vocabulary, *size, seed=trial.seed, step=next(steps))[:, 1:9]
         return torch.from_numpy(np.searchsorted(vocabulary.ids, drawn.numpy()))
 

@@ -1,9 +1,6 @@
 """Drawings and captions of the pre-training, and the figures that it writes."""
 
-from __future__ import annotations
-
 import json
-from pathlib import Path
 
 import pytest
 import torch
@@ -23,25 +20,25 @@ from trainers.models.config import ModelConfig
 from trainers.texts.random_texts import random_texts
 
 
-def test_the_effective_rank_is_that_of_the_second_moment(tmp_path: Path) -> None:
+def test_the_effective_rank_is_that_of_the_second_moment(tmp_path):
     clip = load_clip(ModelConfig())
-    _write(clip, Recipe(), tmp_path, step=1, loss=0.0, seconds=0.0)  # type: ignore[arg-type]
+    _write(clip, Recipe(), tmp_path, step=1, loss=0.0, seconds=0.0)
     found = json.loads((tmp_path / "figures.json").read_text())["effective_rank_of_random_texts"]
 
     tokens = random_texts(vocabulary(ModelConfig()), 1024, 8, seed=0, step=0)
     with torch.no_grad():
-        features = clip.encode_text(tokens, normalize=True)  # type: ignore[operator]
+        features = clip.encode_text(tokens, normalize=True)
     eigenvalues = torch.linalg.svdvals(features.double()).square()
     ratio = eigenvalues.sum().square() / eigenvalues.square().sum()
     assert found == pytest.approx(ratio.item(), abs=0.01)
 
 
-def test_no_drawing_goes_by_two_names() -> None:
+def test_no_drawing_goes_by_two_names():
     every = [point for points in all_class_drawings().values() for point in points]
     assert len(every) == len(set(every)) > 150
 
 
-def test_the_pool_of_drawings_holds_things_and_no_letters() -> None:
+def test_the_pool_of_drawings_holds_things_and_no_letters():
     pool = {*all_drawings()}
     assert len(pool) > 1200
     assert "1F408" in pool
@@ -49,14 +46,14 @@ def test_the_pool_of_drawings_holds_things_and_no_letters() -> None:
     assert {point for points in load_classes().values() for point in points} <= pool
 
 
-def test_names_are_tidied_for_captions() -> None:
+def test_names_are_tidied_for_captions():
     assert tidy_name("1F408") == "cat"
     assert tidy_name("2702") == "scissors"
     assert tidy_name("1F311") == "new moon"
     assert tidy_name("1F5A4") == "black heart"
 
 
-def test_captions_speak_of_the_domain() -> None:
+def test_captions_speak_of_the_domain():
     rng = generator(0)
     assert "sketch" in "".join(caption("cat", "sketch", rng) for _ in range(20))
     assert with_article("octopus") == "an octopus"

@@ -1,9 +1,5 @@
 """The searches beside the simulated ones begin where these do."""
 
-from __future__ import annotations
-
-from pathlib import Path
-
 import numpy as np
 import pytest
 
@@ -13,7 +9,7 @@ from tests.benchmarks.simulate import recorded_setting, start_points
 from tuning import load_config
 
 
-def test_a_real_search_begins_at_the_centre_of_the_simulated_one(tmp_path: Path) -> None:
+def test_a_real_search_begins_at_the_centre_of_the_simulated_one(tmp_path):
     setting = recorded_setting()
     for seed in range(2):
         file = load_config("quickstart", settings(seed, tmp_path) + with_prior(seed, setting))

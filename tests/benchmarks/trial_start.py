@@ -25,7 +25,6 @@ from tests.benchmarks.spread import spread
 from tuning.config.validation import load_config
 from tuning.execution.ray_session import ray_session
 from tuning.runs.callbacks import Callback
-from tuning.runs.records import SearchRecord, TrialRecord
 from tuning.search import SearchOptions, start_search
 
 TRIALS = 6
@@ -63,10 +62,10 @@ class MemoryWatch(Callback):
     A worker still holds the state of a trial that early stopping has just ended.
     """
 
-    def __init__(self) -> None:
+    def __init__(self):
         self.mib: dict[str, list[float]] = {name: [] for name in (*SLOT.values(), "search")}
 
-    def trial_ended(self, record: TrialRecord) -> None:
+    def trial_ended(self, record):
         """Read what the kernel knows."""
         alive = [a for a in actors().values() if a["State"] == "ALIVE"]
         held = dict.fromkeys(self.mib, 0.0)
@@ -80,7 +79,7 @@ class MemoryWatch(Callback):
             found.append(held[name])
 
 
-def memory(trials: int) -> Table:
+def memory(trials):
     """MiB of each process after the first trials, in the middle and at the end, and the growth."""
     watch = MemoryWatch()
     with ray_session(), tempfile.TemporaryDirectory(prefix="trial-start-") as folder:
@@ -100,22 +99,22 @@ def memory(trials: int) -> Table:
 class Stopwatch(Callback):
     """Seconds before and beside the loop of each trial but the first one."""
 
-    def __init__(self) -> None:
+    def __init__(self):
         self.before: list[float] = []
         self.beside: list[float] = []
         self._ended: float | None = None
 
-    def search_started(self, search: SearchRecord) -> None:
+    def search_started(self, search):
         """The first trial of each search starts the workers and is not measured."""
         self._ended = None
 
-    def trial_reported(self, record: TrialRecord) -> None:
+    def trial_reported(self, record):
         """The first report says how long the loop took since the first step."""
         if self._ended is not None and len(record.curve) == 1:
             self._first_step = time.time() - record.metrics["cost/seconds"]
             self.before.append(self._first_step - self._ended)
 
-    def trial_ended(self, record: TrialRecord) -> None:
+    def trial_ended(self, record):
         """The next trial is measured from here."""
         now = time.time()
         if self._ended is not None:
@@ -123,7 +122,7 @@ class Stopwatch(Callback):
         self._ended = now
 
 
-def main() -> None:
+def main():
     """Run the searches, and print the table."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--rounds", type=int, default=3)

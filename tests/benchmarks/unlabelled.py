@@ -31,7 +31,6 @@ from rich.table import Table
 from scipy.stats import rankdata
 
 from tests.benchmarks.record_curves import sobol
-from trainers.config import TrialConfig
 from trainers.data.data_root import resolve_root
 from trainers.embedded_benchmark.build import available_cores
 from trainers.fine_tune import fine_tune
@@ -40,7 +39,7 @@ from tuning.config.validation import load_config
 RESAMPLES = 2_000
 
 
-def train(config: TrialConfig, file: Path) -> None:
+def train(config, file):
     """Write the predictions of a training for its validation images; in a process of its own."""
     torch.set_num_threads(1)
     *_, last = fine_tune(config)
@@ -48,7 +47,7 @@ def train(config: TrialConfig, file: Path) -> None:
     file.write_bytes(last.run.predictions)
 
 
-def estimates(predicted: np.ndarray, zero_shot: np.ndarray) -> dict[str, np.ndarray]:
+def estimates(predicted, zero_shot):
     """Agreements of each training, (trainings,).
 
     Args:
@@ -65,10 +64,10 @@ def estimates(predicted: np.ndarray, zero_shot: np.ndarray) -> dict[str, np.ndar
     }
 
 
-def rank_correlation(first: np.ndarray, second: np.ndarray) -> str:
+def rank_correlation(first, second):
     """Spearman's coefficient of two columns and its interval."""
 
-    def of(rows: np.ndarray) -> float:
+    def of(rows):
         return float(np.corrcoef(rankdata(first[rows]), rankdata(second[rows]))[0, 1])
 
     count = len(first)
@@ -77,7 +76,7 @@ def rank_correlation(first: np.ndarray, second: np.ndarray) -> str:
     return f"{of(np.arange(count)):.2f} [{low:.2f}, {high:.2f}]"
 
 
-def main() -> None:
+def main():
     """Train what the folder lacks, and print the table."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("folder", type=Path)

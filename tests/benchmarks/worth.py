@@ -6,13 +6,10 @@ it. Beside them stand fixed numbers of trials. A trial's hours are those of its 
 core, so thresholds are in points per CPU-hour. Intervals are as in `simulate`.
 """
 
-from __future__ import annotations
-
 import argparse
 import os
 import sys
 import warnings
-from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import replace
 from functools import partial
@@ -27,7 +24,6 @@ from rich.table import Table
 
 from tests.benchmarks.contenders import CONTENDERS, OURS, Ours
 from tests.benchmarks.simulate import (
-    Setting,
     mean_and_interval,
     parse_arguments,
     read_setting,
@@ -42,7 +38,7 @@ TRIALS, FIXED = 40, (10, 20, 40)
 WORTH = (100.0, 30.0, 10.0, 3.0, 1.0)
 
 
-def search(seed: int, distance: float, setting: Setting) -> np.ndarray:
+def search(seed, distance, setting):
     """Regret after each trial, and what the next was expected to gain, (2, trials)."""
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     warnings.simplefilter("ignore")  # Optuna's, of features that it calls experimental
@@ -70,7 +66,7 @@ def search(seed: int, distance: float, setting: Setting) -> np.ndarray:
     return found
 
 
-def main(argv: Sequence[str] = tuple(sys.argv[1:])) -> None:
+def main(argv=tuple(sys.argv[1:])):
     """Search and print the table."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("file", type=Path)

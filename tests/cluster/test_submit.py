@@ -4,13 +4,11 @@ import subprocess
 from types import SimpleNamespace
 
 import pytest
-import yaml
 from ray.job_submission import JobStatus
 
 from cluster import submit as module
-from cluster.submit import MAX_UPLOAD_MB, Job, job_environment, submission_base, submit_search
+from cluster.submit import MAX_UPLOAD_MB, job_environment, submission_base, submit_search
 from trainers.errors import ConfigError
-from trainers.overrides import nest
 from tuning.config.validation import load_config
 
 NOWHERE = "http://127.0.0.1:9"
@@ -125,29 +123,6 @@ def jobs(monkeypatch):
     return states
 
 
-@pytest.mark.parametrize(
-    ("key", "value"),
-    [
-        ("trial.data.root", "s3://AKIA0:hunter2@bucket/x"),
-        ("search.storage", "s3://AKIA0:hunter2@bucket/x"),
-        ("trial.model.pretrained", "https://x.org/w?token=hunter2"),
-    ],
-)
-@pytest.mark.parametrize("is_override", [True, False])
-def test_a_password_is_refused_before_it_is_in_the_jobs_command(
-    key, value, is_override, jobs, tmp_path
-):
-    (tmp_path / "mine.yaml").write_text(
-        yaml.safe_dump({"extends": "quickstart"} | ({} if is_override else nest({key: value})))
-    )
-    overrides = [f"{key}={value}"] if is_override else []
-    with pytest.raises(ConfigError) as caught:
-        submit_search(str(tmp_path / "mine.yaml"), overrides, tmp_path, NOWHERE)
-    assert caught.value.key == key
-    assert "hunter2" not in str(caught.value)
-    assert jobs == {}
-
-
 def test_a_running_job_is_found_and_an_ended_one_gets_a_successor(jobs, tmp_path):
     def submit():
         return submit_search("quickstart", (), tmp_path, f"{NOWHERE}/")
@@ -187,11 +162,3 @@ def test_an_address_that_is_not_safe_is_refused(address, said, jobs, tmp_path):
     assert jobs == {}
     if "unencrypted" in said:
         assert "unencrypted" in submit_search("quickstart", (), tmp_path, address, (), True).warning
-
-
-def test_a_job_is_described_with_the_commands_to_follow_and_stop_it():
-    text = "\n".join(Job("http://127.0.0.1:8265", "quickstart-1", True, "runs").description())
-    assert "ray job stop --address http://127.0.0.1:8265 quickstart-1" in text
-    assert "~/lipsum-tune/runs on the head node" in text
-    again = Job("http://127.0.0.1:8265", "quickstart-1", False, "/shared").description()
-    assert "running already" in again[0]

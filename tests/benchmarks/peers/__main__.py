@@ -55,12 +55,12 @@ class Run:
     cpu: float
     reports: list[dict[str, Any]]
 
-    def final(self, steps: int) -> dict[str, float]:
+    def final(self, steps):
         """Objective at the last step of each trial, by its parameters."""
         last = (report for report in self.reports if report["step"] == steps)
         return {json.dumps(report["params"], sort_keys=True): report[MAX] for report in last}
 
-    def seconds_to(self, objective: float, steps: int) -> float | None:
+    def seconds_to(self, objective, steps):
         """Seconds until a whole trial had reached an objective."""
         for report in self.reports:
             if report["step"] == steps and report[MAX] >= objective:
@@ -68,10 +68,10 @@ class Run:
         return None
 
 
-def module(name: str) -> Callable[[Job], subprocess.Popen[str]]:
+def module(name):
     """Starts a contender that is a module and reads the job from a file."""
 
-    def start(job: Job) -> subprocess.Popen[str]:
+    def start(job):
         path = Path(job["output"]) / "job.json"
         path.write_text(json.dumps(job))
         return popen([sys.executable, "-m", f"tests.benchmarks.peers.{name}", str(path)], job)
@@ -79,7 +79,7 @@ def module(name: str) -> Callable[[Job], subprocess.Popen[str]]:
     return start
 
 
-def shell_loop(job: Job) -> subprocess.Popen[str]:
+def shell_loop(job):
     """Starts the shell loop; as a search it tries random points."""
     points, rng = job.get("trials"), np.random.default_rng(0)
     if points is None:
@@ -107,7 +107,7 @@ CONTENDERS: dict[str, Callable[[Job], subprocess.Popen[str]]] = {
 }
 
 
-def popen(command: list[str], job: Job, **options: Any) -> subprocess.Popen[str]:
+def popen(command, job, **options):
     """A process whose output goes to a file, with this Python first in its path."""
     path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
     environment = {**os.environ, "PATH": path, "RAY_TRAIN_V2_ENABLED": "1"}
@@ -119,7 +119,7 @@ def popen(command: list[str], job: Job, **options: Any) -> subprocess.Popen[str]
     )
 
 
-def measured(start: Callable[[Job], subprocess.Popen[str]], job: Job) -> Run:
+def measured(start, job):
     """Run a contender and wait for its end.
 
     Processes that live for less than `POLL_S`, and the last such interval of each, are not counted.
@@ -129,7 +129,7 @@ def measured(start: Callable[[Job], subprocess.Popen[str]], job: Job) -> Run:
 
     this, seconds = psutil.Process(), dict[Any, float]()
 
-    def read() -> None:
+    def read():
         for process in {*this.children(recursive=True), *seconds}:
             try:
                 times = process.cpu_times()
@@ -150,7 +150,7 @@ def measured(start: Callable[[Job], subprocess.Popen[str]], job: Job) -> Run:
     return Run(began, wall, sum(seconds.values()), [json.loads(line) for line in lines])
 
 
-def main() -> None:
+def main():
     """Run all contenders in turn, and print the table."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--trials", type=int, default=4)
@@ -177,7 +177,7 @@ def main() -> None:
     console.print(to_the_best(runs, job) if arguments.search else same_trials(runs, job))
 
 
-def same_trials(runs: dict[str, list[Run]], job: Job) -> Table:
+def same_trials(runs, job):
     """Seconds, ratios to ours of the same repeat, and how far the final objectives are apart."""
     title = f"{len(job['trials'])} trials of {job['steps']} steps"
     table = Table("", "wall, s", "/ ours", "CPU, s", "/ ours", f"{MAX} - ours", title=title)
@@ -196,7 +196,7 @@ def same_trials(runs: dict[str, list[Run]], job: Job) -> Table:
     return table
 
 
-def to_the_best(runs: dict[str, list[Run]], job: Job) -> Table:
+def to_the_best(runs, job):
     """Best objective of each search, and the time until it reached the best of the peers."""
     columns = ("best", "whole search, s", "CPU, s", "to the peers' best, s")
     table = Table("", *columns, title=f"searches of {job['budget']} trials, {MAX}")

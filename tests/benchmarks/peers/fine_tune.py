@@ -14,10 +14,8 @@ import copy
 import json
 import math
 import time
-from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -29,7 +27,7 @@ from trainers.config import DataConfig
 from trainers.data.data_root import resolve_root
 from trainers.data.dataset import ImageDataset
 from trainers.models.config import ModelConfig
-from trainers.models.zero_shot import ZeroShotModel, load_zero_shot
+from trainers.models.zero_shot import load_zero_shot
 
 DATA = DataConfig()
 BATCH_SIZE, EVAL_BATCH_SIZE, TEXTS, WARM_UP = 64, 64, 80, 0.1
@@ -40,7 +38,7 @@ ENDS = (2046, 2047)
 class TrainViews(Dataset[tuple[Tensor, Tensor]]):
     """Random crops of the training images."""
 
-    def __init__(self, images: ImageDataset, size: int) -> None:
+    def __init__(self, images, size):
         self.images = images
         self.transform = v2.Compose(
             [
@@ -49,23 +47,23 @@ class TrainViews(Dataset[tuple[Tensor, Tensor]]):
             ]
         )
 
-    def __len__(self) -> int:
+    def __len__(self):
         return len(self.images)
 
-    def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
+    def __getitem__(self, index):
         view: Tensor = self.transform(self.images.pixels(index))
         return view, torch.as_tensor(self.images.labels[index])
 
 
 @cache
-def zero_shot_model() -> ZeroShotModel:
+def zero_shot_model():
     """The model that is fine-tuned, with a head of class prompts."""
     train = ImageDataset(resolve_root(DATA.root), DATA.id_domain, "train")
     return load_zero_shot(ModelConfig(name="tiny-clip"), DATA.rules.prompts(train.class_names))
 
 
 @cache
-def validation_images() -> dict[str, tuple[Tensor, Tensor]]:
+def validation_images():
     """Views (N, 3, H, W) uint8 and labels (N,) of each domain, decoded once in a process."""
     image_input, found = zero_shot_model().image_input, {}
     for domain in DATA.domains:
@@ -76,14 +74,14 @@ def validation_images() -> dict[str, tuple[Tensor, Tensor]]:
 
 
 def train(
-    lr: float,
-    reg_weight: float,
-    text_length: int,
+    lr,
+    reg_weight,
+    text_length,
     *,
-    steps: int = 120,
-    every: int = 40,
-    seed: int = 0,
-) -> Iterator[tuple[dict[str, float], dict[str, Any]]]:
+    steps=120,
+    every=40,
+    seed=0,
+):
     """Fine-tune, and yield metrics and a checkpoint at every evaluation."""
     torch.manual_seed(seed)
     zero_shot = zero_shot_model()
@@ -95,7 +93,7 @@ def train(
     optimizer = torch.optim.AdamW([*visual.parameters(), head], lr=lr, weight_decay=0, fused=True)
     warm_up = round(WARM_UP * steps)
 
-    def factor(step: int) -> float:
+    def factor(step):
         if step < warm_up:
             return (step + 1) / warm_up
         return 0.5 * (1 + math.cos(math.pi * (step - warm_up) / (steps - warm_up)))
@@ -137,9 +135,7 @@ def train(
 
 
 @torch.no_grad()
-def evaluate(
-    visual: torch.nn.Module, head: Tensor, scale: float, mean: Tensor, std: Tensor
-) -> dict[str, float]:
+def evaluate(visual, head, scale, mean, std):
     """Accuracy in percent and NLL of each domain, and the means of the accuracies."""
     found = {}
     for domain, (views, labels) in validation_images().items():
@@ -164,13 +160,13 @@ def evaluate(
     }
 
 
-def append(results: Path, params: dict[str, Any], metrics: dict[str, float]) -> None:
+def append(results, params, metrics):
     """Write a report as a line of JSON, with the time."""
     with results.open("a") as file:
         file.write(json.dumps({"time": time.time(), "params": params, **metrics}) + "\n")
 
 
-def main() -> None:
+def main():
     """Train one configuration."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--lr", type=float, required=True)

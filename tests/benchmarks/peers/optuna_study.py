@@ -5,8 +5,6 @@
 A job has `trials` (parameters of each, without pruning) or `budget` (a search of so many).
 """
 
-from __future__ import annotations
-
 import json
 import sys
 from pathlib import Path
@@ -20,14 +18,14 @@ THREADS = 2
 """Trials at a time."""
 
 
-def main() -> None:
+def main():
     """Run the job."""
     job = json.loads(Path(sys.argv[1]).read_text())
     output, space = Path(job["output"]), job["space"]
     torch.set_num_threads(1)  # of each trial
     validation_images()  # decoded once, before the threads start
 
-    def objective(trial: optuna.Trial) -> float:
+    def objective(trial):
         params = {
             "lr": trial.suggest_float("lr", *space["lr"], log=True),
             "reg_weight": trial.suggest_float("reg_weight", *space["reg_weight"], log=True),

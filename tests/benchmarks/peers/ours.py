@@ -1,7 +1,5 @@
 """The same job as a search of this project: `python -m tests.benchmarks.peers.ours JOB.json`"""
 
-from __future__ import annotations
-
 import json
 import sys
 from pathlib import Path
@@ -11,23 +9,22 @@ from rich.console import Console
 from tests.benchmarks.peers.fine_tune import append
 from tuning.config.validation import load_config
 from tuning.runs.callbacks import Callback
-from tuning.runs.records import TrialRecord
 from tuning.search import SearchOptions, start_search
 
 
 class Results(Callback):
     """Writes each report to the file of results."""
 
-    def __init__(self, output: Path) -> None:
+    def __init__(self, output):
         self.output = output
 
-    def trial_reported(self, record: TrialRecord) -> None:
+    def trial_reported(self, record):
         """A trial has reported."""
         params = {key.rpartition(".")[2]: value for key, value in record.params.items()}
         append(self.output / "results.jsonl", params, dict(record.metrics))
 
 
-def main() -> None:
+def main():
     """Run the job."""
     job = json.loads(Path(sys.argv[1]).read_text())
     output, fixed = Path(job["output"]), job.get("trials")

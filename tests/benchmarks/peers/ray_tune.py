@@ -29,7 +29,7 @@ WORKERS = 2
 """Trials at a time."""
 
 
-def train_loop(config: dict[str, Any]) -> None:
+def train_loop(config):
     """One trial in a worker of Ray Train."""
     for metrics, state in train(**config):
         with tempfile.TemporaryDirectory() as folder:
@@ -41,23 +41,23 @@ def train_loop(config: dict[str, Any]) -> None:
 class Results(tune.Callback):
     """Writes each report to the file of results."""
 
-    def __init__(self, output: Path) -> None:
+    def __init__(self, output):
         self.output = output
 
-    def on_trial_result(self, trial: Any, result: dict[str, Any], **info: Any) -> None:
+    def on_trial_result(self, trial, result, **info):
         """A trial has reported."""
         metrics = {k: v for k, v in result.items() if isinstance(v, int | float)}
         params = {k: trial.config[k] for k in ("lr", "reg_weight", "text_length")}
         append(self.output / "results.jsonl", params, metrics)
 
 
-def main() -> None:
+def main():
     """Run the job."""
     job = json.loads(Path(sys.argv[1]).read_text())
     output = Path(job["output"])
     fixed = {"steps": job["steps"], "every": job["every"]}
 
-    def drive(config: dict[str, Any]) -> None:
+    def drive(config):
         TorchTrainer(
             train_loop,
             train_loop_config=config,

@@ -254,15 +254,6 @@ def test_crop_pct_is_that_of_the_data_or_else_the_given_one(tmp_path):
 PNG, JPEG = file_of(pixels(0)), file_of(pixels(9), "JPEG")
 
 
-@pytest.mark.parametrize("broken", [b"", b"no image", PNG[:200], PNG[:40], JPEG[:-100]])
-def test_an_image_that_cannot_be_decoded_is_named(tmp_path, broken):
-    images = dataset_of(tmp_path, [PNG, broken])
-    message = rf"^{tmp_path}/real/train: row 1 \(1.png\): .*`lipsum-tune prepare parquet`"
-    for read in (images.decode, images.pixels):
-        with pytest.raises(ConfigError, match=message):
-            read(1)
-
-
 def test_a_loader_process_names_a_bad_image_in_one_line(tmp_path):
     images = dataset_of(tmp_path, [PNG, b"no image"])
     sampler = StepSampler(2, 2, seed=0, steps=range(4))

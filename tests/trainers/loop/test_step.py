@@ -35,11 +35,6 @@ def test_a_step_is_the_same_in_parts_of_any_size(trial, method):
         assert {report[PARTS] for report in found} == {size}
 
 
-def test_parts_are_no_larger_than_the_batch(trial):
-    whole, larger = short(trial, "ft"), short(trial, "ft", optim__micro_batch_size=64)
-    assert curve(whole) == curve(larger)
-
-
 def test_a_factor_of_a_hundredth_trains_a_head_that_contains_the_scale(trial):
     """The gradient with respect to such a head is a hundredth, and so is its eps here. Each eps is
     above rounding, for gradients that are 0."""

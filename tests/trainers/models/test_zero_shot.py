@@ -75,17 +75,3 @@ def test_whatever_goes_into_a_head_makes_another_file(cache, tmp_path):
     for tokens, prompts, of_model in 2 * inputs:
         cached_heads(clip, tokens, prompts, of_model)
     assert len(list(cache.glob("*.safetensors"))) == len(inputs)
-
-
-def test_the_bias_of_a_sigmoid_model_changes_no_probability(tmp_path):
-    """SigLIP adds the same number to the scores of all classes."""
-    zero_shot = load_zero_shot(random_model(tmp_path, "siglip"), PROMPTS)
-    images = torch.randn(3, 3, 32, 32)
-    with torch.no_grad():
-        scores = zero_shot.clip.get_logits(images, zero_shot.tokenize(PROMPTS.names))[0]
-        features = zero_shot.clip.encode_image(images, normalize=True)
-        texts = zero_shot.encode_tokens(zero_shot.tokenize(PROMPTS.names))
-    assert zero_shot.clip.logit_bias.item() == -10
-    own = zero_shot.logit_scale * features @ texts.T
-    torch.testing.assert_close(scores, own - 10)
-    torch.testing.assert_close(scores.softmax(dim=-1), own.softmax(dim=-1))

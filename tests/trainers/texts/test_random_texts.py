@@ -12,7 +12,6 @@ from trainers.texts.prompts import Prompts
 from trainers.texts.random_texts import (
     Vocabulary,
     effective_rank,
-    random_text_moment,
     random_texts,
     second_moment,
 )
@@ -50,16 +49,6 @@ def test_random_tokens_stand_in_the_frame_of_the_tokenizer(model):
     assert every - set(words.ids.tolist()) - special == set()
     with pytest.raises(ConfigError, match=f"the longest: {words.longest}"):
         words.frame(words.longest + 1)
-
-
-def test_features_of_random_texts_are_open_clips_and_span_directions(model):
-    zero_shot, _ = model
-    tokens = random_texts(zero_shot.vocabulary, 16, 8, seed=0, step=0)
-    expected = zero_shot.clip.encode_text(tokens, normalize=True)
-    found = zero_shot.encode_tokens(zero_shot.shortened(tokens))
-    torch.testing.assert_close(found, expected, rtol=0, atol=1e-5)
-    assert expected.std(dim=0).max() > 1e-3
-    assert 1.05 < effective_rank(random_text_moment(zero_shot, 8)) < 16
 
 
 def test_with_clips_tokenizer_the_texts_of_a_seed_are_those_of_0_2():

@@ -97,21 +97,6 @@ def test_a_resumed_search_proposes_what_it_would_have_proposed(name, tmp_path, s
     assert found == expected
 
 
-@pytest.mark.parametrize("name", ALL)
-def test_pruned_and_failed_trials_are_in_the_study(name, search):
-    for _ in range(2):
-        with session(search, name) as running:
-            if not running.recorder.records:
-                for _ in range(5):
-                    one_more(running)
-            assert [trial.state.name for trial in running.study.trials] == [
-                *["COMPLETE"] * 3, "PRUNED", "FAIL"
-            ]  # fmt: skip
-            pruned = running.study.trials[3]
-            assert list(pruned.intermediate_values) == [60]
-            assert pruned.value == pruned.intermediate_values[60]
-
-
 @pytest.mark.parametrize("name", [name for name in ALL if name != "grid"])
 def test_first_points_come_before_all_proposals(name, search):
     space = SPACE.model_copy(update={"initial_points": [FIRST, {**FIRST, LENGTH: 9}]})

@@ -58,34 +58,6 @@ def test_a_proposal_that_does_not_validate_is_a_failed_trial(search):
     assert states(session) == {"trial-000": "FAIL", "trial-001": "RUNNING"}
 
 
-def test_unfinished_trials_go_on_under_their_names_after_a_kill(search):
-    with Session(search, SPACE, trials=4) as session:
-        session.run(50.0)
-        running = session.start()
-        session.report("trial-001", 40, 49.0)
-        session.propose()  # asked for and never started
-    with Session(search, SPACE, trials=4) as session:
-        assert states(session) == {"trial-000": "COMPLETE", "trial-001": "RUNNING"}
-        again = session.start()
-        assert (again.trial_id, again.params) == ("trial-001", running.params)
-        assert len(again.curve) == 1
-        session.report("trial-001", 40, 49.5)  # a repeated step replaces the first report
-        session.report("trial-001", 240, 51.0)
-        session.end("trial-001")
-        others = [session.run(50.0, 60), session.run(50.0)]
-        assert [o.trial_id for o in others] == ["trial-002", "trial-003"]
-        assert session.propose() is None
-        assert session.study.trials[1].intermediate_values == {40: 49.5, 240: 51.0}
-    assert states(session) == {
-        "trial-000": "COMPLETE",
-        "trial-001": "COMPLETE",
-        "trial-002": "PRUNED",
-        "trial-003": "COMPLETE",
-    }
-    resumed = read_history(search.run_folder).records[1]
-    assert [point["val/mean_acc"] for point in resumed.curve] == [49.5, 51.0]
-
-
 def test_a_kill_while_processes_start_takes_no_trial_of_the_budget(search):
     with Session(search, SPACE, trials=4) as session:
         session.propose()  # its process starts later than that of the next

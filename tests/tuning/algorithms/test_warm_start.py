@@ -104,14 +104,6 @@ def test_over_the_same_data_what_was_measured_is_known_from_the_start(learn, ear
     assert TRIAL_ID not in first.user_attrs  # it is not of this search
 
 
-def test_data_that_were_moved_are_the_same_data(images_root, tmp_path, earlier):
-    write_run(earlier, search_file(images_root), [trial(0, 85.0, 62.0)])
-    moved = tmp_path / "moved"
-    shutil.copytree(images_root, moved)
-    (study,), _ = warm(moved, earlier)
-    assert len(study.study.trials) == 1
-
-
 @pytest.mark.parametrize("differs", ["data", "gone", "trial", "objective", "unknown"])
 def test_where_figures_do_not_compare_the_best_points_are_tried_first(
     differs, images_root, other_root, earlier
@@ -137,27 +129,6 @@ def test_where_figures_do_not_compare_the_best_points_are_tried_first(
     assert study.study.trials == []
 
 
-def test_of_several_objectives_the_front_comes_first(images_root, learn):
-    records = [
-        trial(0, 87.0, 59.0, lr=1e-4),  # below trial 1 in both
-        trial(1, 88.0, 60.0, lr=2e-4),  # an end of the front
-        trial(2, 84.9, 64.9, lr=3e-4),  # below trial 3 in both
-        trial(3, 85.0, 65.0, lr=4e-4),  # the other end
-        trial(4, 87.5, 64.5, lr=5e-4),  # on the front, and the nearest to the best of both
-    ]
-    there = search_file(images_root, search__objective=BOTH)
-    study, _ = learn(records, there, search__objective=BOTH, **POINTS)
-    first, *ends, dominated = learning_rates(study)
-    assert (first, set(ends)) == (5e-4, {2e-4, 4e-4})
-    assert dominated in (1e-4, 3e-4)
-
-
-def test_points_that_meet_the_constraints_come_before_better_ones(learn):
-    records = [trial(0, 85.0, 65.0, lr=1e-4), trial(1, 87.0, 60.0, lr=2e-4)]
-    study, _ = learn(records, search__constraints=["id_val/acc >= 86"], **POINTS)
-    assert learning_rates(study) == [2e-4, 1e-4]
-
-
 @pytest.mark.parametrize("changes", [{}, POINTS])
 def test_what_lies_outside_of_the_space_is_left_out(changes, images_root, earlier, learn):
     records = [trial(0, 86.0, 62.0, lr=1e-3), trial(1, 85.0, 61.0, lr=1e-4)]
@@ -181,20 +152,6 @@ def test_trials_without_a_metric_are_no_observations(learn):
     line = "ood_val/sketch/acc >= zero_shot.ood_val/sketch/acc - 5"
     study, _ = learn([known, other], search__constraints=[line])
     assert sources(study) == ["earlier/trial-000"]
-
-
-def test_the_best_points_of_a_run_without_nll_are_tried_first(learn):
-    records = [trial(0, 85.0, 62.0), trial(1, 86.0, 63.0, lr=2e-4)]
-    study, _ = learn(records, search__sampler__metric="auto")
-    assert learning_rates(study) == [2e-4, 1e-4]
-
-
-def test_several_runs_are_all_learned_from(images_root, other_root, tmp_path):
-    same = write_run(tmp_path / "same", search_file(images_root), [trial(0, 85.0, 62.0)])
-    other = write_run(tmp_path / "away", search_file(other_root), [trial(0, 85.0, 62.0, lr=2e-4)])
-    (study,), told = warm(images_root, same, other)
-    assert (sources(study), learning_rates(study)) == (["same/trial-000"], [2e-4])
-    assert len(told) == 2
 
 
 def test_what_cannot_be_learned_from_is_refused(images_root, tmp_path):

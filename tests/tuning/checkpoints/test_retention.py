@@ -9,8 +9,6 @@ import torch
 from tests.tuning.fakes import DOMAINS, reference, report, search_record, trial
 from trainers.checkpoints.format import STATE, WEIGHTS, Checkpoint, Progress, save_checkpoint
 from trainers.data.storage import open_store
-from tuning.checkpoints import retention
-from tuning.checkpoints.files import list_trials
 from tuning.checkpoints.retention import CheckpointCallback, kept_trials
 from tuning.config.objectives import Objective, parse_constraint
 from tuning.runs.checkpoint_home import TRAIN_FOLDER, trial_path
@@ -194,22 +192,6 @@ def test_a_resume_does_not_touch_what_may_run_again(tmp_path):
     callback.trial_reported(RUNNING)
     assert on_disk(tmp_path) == {"ft", "trial-004", "trial-005", "trial-006"}
     assert with_state(tmp_path) == {"trial-004", "trial-005"}
-
-
-def test_a_resume_lists_the_storage_once(tmp_path, monkeypatch):
-    """The recorder repeats the end of every trial, and a bucket answers a listing slowly."""
-    listings = []
-
-    def counted(train):
-        listings.append(train)
-        return list_trials(train)
-
-    monkeypatch.setattr(retention, "list_trials", counted)
-    earlier = [trial(0, outcome="pruned"), trial(1), reference()]
-    callback = started(search_record(tmp_path), earlier=earlier)
-    for record in earlier:
-        callback.trial_ended(record)
-    assert len(listings) == 1
 
 
 def test_a_folder_written_again_is_removed_again(tmp_path):

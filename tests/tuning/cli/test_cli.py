@@ -1,7 +1,5 @@
 """The command as a user types it: its words, its exit status."""
 
-from __future__ import annotations
-
 import errno
 import json
 import math
@@ -15,7 +13,6 @@ import sys
 import urllib.request
 from contextlib import closing
 from dataclasses import replace
-from importlib.metadata import version
 
 import jsonschema
 import pyarrow.parquet as pq
@@ -81,11 +78,6 @@ def test_every_help_states_what_and_has_an_example():
         first, *rest = str(command.help).splitlines()
         assert first.endswith("."), name
         assert any(line.startswith(f"Example: lipsum-tune {name}") for line in rest), name
-
-
-def test_version_is_that_of_the_package():
-    shown = invoke("--version")
-    assert (shown.exit_code, shown.output) == (0, f"lipsum-tune {version('lipsum-tune')}\n")
 
 
 def test_schema_accepts_the_ready_configurations():
@@ -246,13 +238,6 @@ def test_ui_serves_the_report_with_links(images_root, tmp_path, monkeypatch):
 def read(address):
     with urllib.request.urlopen(address, timeout=60) as answer:
         return answer.read().decode()
-
-
-@pytest.mark.usefixtures("went_on")
-def test_brackets_in_a_path_are_printed(images_root, tmp_path):
-    run = write_run(tmp_path / "runs" / "[bold]x[/red]", search_file(images_root))
-    done = invoke("resume", run)
-    assert f"{run}/report/index.html\n" in done.output
 
 
 def test_debug_shows_the_traceback_before_the_line(tmp_path):

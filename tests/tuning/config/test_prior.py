@@ -1,7 +1,6 @@
 """Where a search begins."""
 
 import math
-import random
 import statistics
 
 import pytest
@@ -51,15 +50,6 @@ def test_points_do_not_pile_up_on_a_bound(center, width):
     near = sum(abs(math.log(rate / center)) < 0.2 * math.log(200) for rate in rates)
     if width == 0.2:  # half a normal distribution: 68 % within a standard deviation
         assert near / 500 == pytest.approx(0.68, abs=0.06)
-
-
-def test_a_point_outside_does_not_change_the_others():
-    def drawn(width):
-        parameter, rng = Float(low=0, high=1), random.Random(0)
-        return [parameter.near(0.5, share, rng) for share in (0.1, width, 0.1)]
-
-    inside, outside = drawn(0.1), drawn(1.0)  # the second draw is -1.4
-    assert inside[::2] == outside[::2]
 
 
 def test_points_depend_on_the_seed_alone():

@@ -36,7 +36,7 @@ from trainers.loop.state import load_split
 from tuning.config.objectives import Objective
 from tuning.config.schema import ResourcesConfig
 from tuning.confirmation.configurations import chosen, read_confirmation
-from tuning.confirmation.confirm import _models, confirm, fresh_seeds, same_test_splits
+from tuning.confirmation.confirm import confirm, fresh_seeds, same_test_splits
 from tuning.confirmation.report import confirmation_table
 from tuning.confirmation.results import (
     FT,
@@ -73,14 +73,6 @@ def test_each_chosen_trial_is_confirmed_once(tmp_path):
     assert found["trial-001"].labels == ("ood_val", "leave_one_domain_out")
     assert not found["trial-000"].looks_at_ood(search)
     assert found["trial-001"].looks_at_ood(search)
-
-
-def test_the_announced_reference_is_labelled_as_not_tuned(tmp_path):
-    search = fakes.search_record(tmp_path)
-    best = Configuration("trial-007", {}, ("objective #1", "id_val"))
-    text = _models(search, [Configuration(FT, {}, method=FT), best])
-    label = "untuned FT"
-    assert text == f"zero-shot, {label}, trial-007 (objective #1, id_val)"
 
 
 def test_the_pareto_front_is_confirmed_on_request_only(tmp_path):

@@ -2,13 +2,11 @@ import math
 from dataclasses import replace
 from pathlib import Path
 
-import pytest
-
 from tests.tuning import fakes
 from tests.tuning.confirmation.written import result
-from tests.tuning.result_tables import cells, notes, printed
+from tests.tuning.result_tables import cells, notes
 from tuning.confirmation.configurations import chosen
-from tuning.confirmation.report import confirmation_table, report
+from tuning.confirmation.report import confirmation_table
 from tuning.confirmation.results import Configuration, Confirmation
 
 SEEDS = (1000, 1001)
@@ -111,22 +109,3 @@ def test_a_value_that_is_not_finite_is_left_out():
     assert "Fewer seeds: trial-005: 1." in notes(table)
     blind = with_metrics(("zero-shot", None), **{"id_test/acc": math.nan})
     assert blind.against_zero_shot("trial-005", "id_test/acc") is None
-
-
-@pytest.mark.parametrize("width", [160, 80, 55])
-def test_the_report_fits_the_terminal(width):
-    text = printed(report(confirmation(), width), width)
-    assert "[-3.9, +8.9]" in text
-    assert "87.5 ± 2.1" in text
-    assert ("sketch" in text) == (width == 160)
-
-
-def test_a_metric_that_zero_shot_lacks_has_no_difference():
-    found = confirmation()
-    assert found.against_zero_shot("trial-005", "cost/seconds") is None
-    gap = found.against_zero_shot("trial-005", "id_test/acc")
-    assert gap is not None
-    assert gap.mean == pytest.approx(9.5)
-    # 86 - 78 and 89 - 78: sd sqrt(4.5), and 12.706 * sd / sqrt(2) = 19.06 to either side.
-    assert gap.sd == pytest.approx(4.5**0.5)
-    assert (gap.low, gap.high) == pytest.approx((9.5 - 19.06, 9.5 + 19.06), abs=0.01)

@@ -1,6 +1,5 @@
 """Each workaround is still needed and works; a test that fails asks to look at it again."""
 
-import logging
 import os
 import sys
 import time
@@ -13,7 +12,6 @@ from ray._private import services
 from ray.air.execution import FixedResourceManager
 from ray.air.execution._internal import RayActorManager
 from ray.exceptions import OutOfMemoryError, RayActorError
-from ray.tune.execution import class_cache
 from ray.tune.execution.class_cache import _ActorClassCache
 from ray.util.placement_group import placement_group, placement_group_table
 from ray.util.state import list_actors
@@ -26,8 +24,6 @@ from tuning.execution import ray_workarounds
 from tuning.execution.ray_session import ray_session
 from tuning.execution.ray_workarounds import (
     INTERNALS,
-    TUNE_ENVIRONMENT,
-    draining_nodes,
     loopback_only,
     remove_orphaned_groups,
     tune_workarounds,
@@ -118,24 +114,6 @@ def test_aws_keys_are_not_copied_to_trials(monkeypatch):
         environment = environment_of_trials(monkeypatch)
     assert "RAY_TRAIN_V2_ENABLED" in environment
     assert not any(name.startswith("AWS_") for name in environment)
-
-
-def test_nothing_of_tune_stays_changed(monkeypatch):
-    for name in TUNE_ENVIRONMENT:
-        monkeypatch.delenv(name, raising=False)
-    monkeypatch.setenv("RAY_AIR_NEW_OUTPUT", "1")
-
-    def state():
-        handlers = [getattr(RayActorManager, name) for name in HANDLERS]
-        names = class_cache.ENV_VARS_TO_PROPAGATE
-        return dict(os.environ), handlers, names, logging.getLogger("ray.tune").level
-
-    before = state()
-    with tune_workarounds():
-        assert os.environ["RAY_AIR_NEW_OUTPUT"] == "1"  # the user's own setting
-        assert os.environ["TUNE_DISABLE_STRICT_METRIC_CHECKING"] == "1"
-        assert logging.getLogger("ray.tune").level == logging.CRITICAL
-    assert state() == before
 
 
 def holder():
@@ -230,18 +208,6 @@ def test_a_workaround_without_its_internals_is_skipped_with_one_line(name, monke
         patch.setattr(ray_workarounds, "_skipped", set())
         patch.setitem(sys.modules, module, None)
         assert ray_workarounds.internal(name) is None
-
-
-def test_without_internals_nothing_is_changed(monkeypatch, tmp_path):
-    for name in INTERNALS:
-        without(name, monkeypatch)
-    before = dict(os.environ)
-    trainer = torch_trainer(print, {}, name="any", scratch=tmp_path)
-    with loopback_only(), tune_workarounds():
-        assert draining_nodes() == {}
-        remove_orphaned_groups()
-        assert "_create_default_callbacks" not in vars(without_helpers(trainer))
-    assert dict(os.environ) == before
 
 
 def test_arguments_of_ray_that_are_not_public_may_be_missing(monkeypatch, caplog):

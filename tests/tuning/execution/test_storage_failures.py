@@ -124,22 +124,6 @@ def test_a_driver_without_room_for_its_files_blames_no_trial(images_root, tmp_pa
         assert [point["step"] for point in found.history.records[0].curve] == list(range(2, 801, 2))
 
 
-def test_a_trial_whose_end_optuna_cannot_keep_has_ended(images_root, tmp_path, monkeypatch):
-    file = instant_file(images_root, tmp_path / "runs", search__budget__trials=1)
-    folder = tmp_path / "runs" / "small"
-    with monkeypatch.context() as patch:
-        patch.setattr("tuning.algorithms.studies.MethodStudy.tell", raise_full)
-        with pytest.raises(StorageFailed, match="tell: full"):
-            run_instantly(file)
-    assert outcomes(load_run(folder)) == {"trial-000": "finished"}
-    resume_instantly(folder)
-    assert disagreements(folder) == []
-
-
-def raise_full(*_):
-    raise StorageFailed("tell: full")
-
-
 @pytest.mark.nightly
 def test_a_search_with_a_refusing_bucket_can_be_resumed(server, images_root, tmp_path):
     s3 = boto3.client("s3")

@@ -117,19 +117,6 @@ def test_a_trial_is_not_blamed_for_the_loss_of_ray(tmp_path):
     assert [record.outcome for record in read_history(tmp_path).records] == ["stopped"]
 
 
-def test_a_trial_that_the_scheduler_stops_ends_with_its_report(tmp_path):
-    notes = Notes()
-    r = recorder(tmp_path, notes)
-    r.on_trial_start(0, [], tune_trial())
-    report(r, tune_trial(), 40, done=True)
-    # The driver may be killed here, before Tune calls on_trial_complete.
-    (record,) = read_history(tmp_path).records
-    assert (record.outcome, record.step) == ("pruned", 40)
-    r.on_trial_complete(0, [], tune_trial())
-    assert notes.events[-1] == ("ended", "trial-000", "pruned")
-    assert read_history(tmp_path).records[0].outcome == "pruned"
-
-
 def test_a_signal_while_a_pruned_trial_is_written_does_not_make_it_stopped(tmp_path, monkeypatch):
     r = recorder(tmp_path)
     r.on_trial_start(0, [], tune_trial())
@@ -220,14 +207,6 @@ def test_a_resumed_trial_keeps_its_curve_and_its_cost(tmp_path):
     assert [point["step"] for point in r.records["trial-000"].curve] == [40, 80, 120]
 
 
-def test_an_attempt_whose_driver_was_lost_lasted_until_the_next():
-    record = fakes.trial(0, outcome="running", curve=(), started_at=None, ended_at=None)
-    record = record.with_attempt(0.0, 1.0).with_end("stopped", 1000.0)  # and resumed later
-    record = record.with_attempt(2000.0, 1.0).with_report(fakes.report(40, 80.0, 60.0))
-    record = record.with_attempt(2500.0, 1.0).with_end("finished", 3000.0)
-    assert record.seconds == record.gpu_seconds(9999.0) == 1000 + 500 + 500
-
-
 @pytest.mark.parametrize("earlier", [[], [fakes.trial(0, outcome="stopped")]])
 def test_a_trial_whose_process_never_started_has_not_ended(tmp_path, earlier):
     r = recorder(tmp_path, earlier=earlier)
@@ -238,12 +217,3 @@ def test_a_trial_whose_process_never_started_has_not_ended(tmp_path, earlier):
     report(r, tune_trial(), fakes.TOTAL_STEPS)
     r.on_trial_complete(0, [], tune_trial())
     assert r.is_complete
-
-
-def test_of_an_ended_trial_only_the_last_report_stays_in_memory(tmp_path):
-    r = recorder(tmp_path)
-    r.on_trial_start(0, [], tune_trial())
-    report(r, tune_trial(), 120)
-    report(r, tune_trial(), 240)
-    r.on_trial_complete(0, [], tune_trial())
-    assert len(r.records["trial-000"].curve) == 1

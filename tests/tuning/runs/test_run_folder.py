@@ -20,7 +20,6 @@ from tuning.runs.run_folder import (
     runs_named,
     search_record,
 )
-from tuning.search import SearchResult
 
 
 @pytest.fixture
@@ -97,32 +96,3 @@ def test_a_trial_that_a_resumed_search_continues_is_running(file, tmp_path):
     assert (record.outcome, record.curve) == ("running", stopped.curve)
     journal.close()
     assert [r.outcome for r in load_run(folder).history.records] == ["stopped"]
-
-
-def test_a_grid_smaller_than_the_budget_is_counted(images_root, tmp_path):
-    grid = {"search__sampler__name": "grid", "search__sampler__grid_points": 3}
-    for budget, most in ((50, 9), (5, 5)):
-        file = search_file(images_root, search__budget__trials=budget, **grid)
-        run = load_run(write_run(tmp_path / str(budget), file))
-        assert run.search.budget_trials == most
-
-
-def test_a_result_is_one_line_and_a_table_in_a_notebook(images_root, tmp_path):
-    failed = trial(2, 80.0, 50.0, outcome="failed", error="OutOfMemoryError: too big", curve=())
-    records = [
-        fakes.reference(),
-        trial(0, 85.0, 62.0),
-        trial(1, 84.0, 61.0, outcome="pruned"),
-        failed,
-    ]
-    run = write_run(tmp_path / "runs" / "mine", search_file(images_root), records)
-    loaded = load_run(run)
-    result = SearchResult(run, loaded.file, loaded.history, "finished", "uri")
-    assert repr(result) == (
-        f"<SearchResult mine: finished, 3 trials, best trial-000: val/mean_acc 73.5, {run}>"
-    )
-    shown = result._repr_html_()
-    assert "plotly" in shown
-    assert all(name in shown for name in ("zero-shot", "untuned FT", "trial-000", "trial-002"))
-    (sentence,) = result.plot.importance().layout.annotations
-    assert sentence.text == "Needs 6 finished trials; there are 1."

@@ -6,28 +6,10 @@ from scipy.stats import binomtest
 from tuning.views.formatting import (
     accuracy_margin,
     format_difference,
-    format_hours,
     format_mean,
     format_params,
-    format_seconds,
     short_names,
 )
-
-
-@pytest.mark.parametrize(
-    ("seconds", "text"),
-    [(None, ""), (math.nan, ""), (8.4, "8s"), (59.6, "1m 00s"), (3725, "1h 02m")],
-)
-def test_durations_read_well(seconds, text):
-    assert format_seconds(seconds) == text
-
-
-@pytest.mark.parametrize(
-    ("hours", "text"),
-    [(0.0556, "0.056"), (9.31, "9.3"), (9.97, "10"), (123.4, "123"), (1e4, "10,000")],
-)
-def test_hours_have_no_exponent(hours, text):
-    assert format_hours(hours) == text
 
 
 def test_parameters_have_short_names_unless_these_collide():

@@ -74,13 +74,6 @@ def test_mlflow_has_what_the_journal_has_at_its_times(run):
     assert found["zero-shot"].data.metrics["id_val/acc"] == 82.4
 
 
-def test_what_is_sent_twice_is_there_once(run):
-    write(run)
-    before = content(run.parent)
-    assert backfill(load_run(run)) == f"{mlf.default_tracking_uri(run.parent)} has all of it"
-    assert content(run.parent) == before
-
-
 def test_a_search_that_is_followed_leaves_what_is_sent_at_once(run, tmp_path):
     followed = with_database(tmp_path / "followed")
     lines = (run / JOURNAL_FILE).read_bytes().splitlines(keepends=True)
