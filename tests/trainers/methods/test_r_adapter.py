@@ -14,7 +14,9 @@ from tests.trainers.methods.by_hand import (
 )
 from tests.trainers.tiny_models import random_model, student_of
 from trainers.errors import ConfigError
+from trainers.methods.base import StepRandom
 from trainers.methods.r_adapter import ResidualAdapter
+from trainers.models.adapters import Adapter
 from trainers.weights.averaging import swapped_in
 
 CLASSES = (0, 1, 0, 2, 1, 0)
@@ -99,3 +101,21 @@ def test_what_is_kept_is_alpha_of_the_averaged_adapters(zero_shot):
 def test_an_encoder_without_transformer_blocks_is_refused(kind, tmp_path):
     with pytest.raises(ConfigError, match=r"method.name = 'r_adapter': .*name a model with two"):
         METHOD.check(random_model(tmp_path, kind))
+
+
+def test_a_step_drops_adapters_by_its_seed_and_scales_the_rest(zero_shot):
+    method, student = METHOD.model_copy(update={"drop_rate": 0.25}), student_of(zero_shot)
+    method.prepare(student)
+    adapters = [part for part in student.modules() if isinstance(part, Adapter)]
+
+    def scales(seed, step):
+        with method.during_step(student, StepRandom(seed, step, batch_size=8)):
+            return [adapter.scale.item() for adapter in adapters]
+
+    seen = [scales(0, step) for step in range(300)]
+    found = np.array(seen)  # (steps, adapters)
+    np.testing.assert_allclose(found[found > 0], 4 / 3)
+    assert np.mean(found == 0) == pytest.approx(0.25, abs=0.05)
+    assert scales(0, 7) == seen[7]
+    assert [scales(1, step) for step in range(300)] != seen
+    assert {adapter.scale.item() for adapter in adapters} == {1.0}
