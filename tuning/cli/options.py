@@ -29,11 +29,6 @@ def found(run: Path) -> Path:
     return find_run(run)
 
 
-def find_all(runs: list[Path] | None) -> list[Path]:
-    """The run folders that the user means."""
-    return [found(run) for run in runs or ()]
-
-
 Run = Annotated[
     Path,
     typer.Argument(callback=found, help="A run folder, or the name of one in runs/."),

@@ -10,7 +10,7 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from tuning.cli.options import find_all, shortest, show, warn
+from tuning.cli.options import found, shortest, show, warn
 
 app = typer.Typer()
 
@@ -20,7 +20,7 @@ def report(
     run: Annotated[
         list[Path] | None,
         typer.Argument(
-            callback=find_all,
+            callback=lambda runs: [found(run) for run in runs or ()],
             help="A run folder, or the name of one in runs/; several are shown side by side. "
             "Default: a list of all.",
         ),

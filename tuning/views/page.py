@@ -13,6 +13,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 from plotly.offline import get_plotlyjs
 
+from trainers.data.storage import open_store
 from trainers.errors import storage_failures
 from tuning.runs.records import SearchRecord, TrialRecord
 from tuning.views.figures import Plots, importance_lacks
@@ -66,21 +67,16 @@ def write_page(
         rows=rows,
         **{"lines": (), "commands": (), "shown": {}, "folded": {}, "changed": (), **content},
     )
+    files = {REPORT_FILE: page}
+    if running and not (folder / SCRIPT_FILE).is_file():
+        files[SCRIPT_FILE] = get_plotlyjs()
     with storage_failures(folder, "cannot be written"):
-        folder.mkdir(parents=True, exist_ok=True)
-        if running and not (folder / SCRIPT_FILE).is_file():
-            _replace(folder / SCRIPT_FILE, get_plotlyjs())
-        _replace(folder / REPORT_FILE, page)
+        for name, text in files.items():
+            with open_store(folder).write(name) as file:  # whole, for a browser that reads it
+                file.write(text.encode())
         if not running:
             (folder / SCRIPT_FILE).unlink(missing_ok=True)
     return folder / REPORT_FILE
-
-
-def _replace(path: Path, text: str) -> None:
-    """Write a file in one piece, since a browser may read it at this moment."""
-    temporary = path.with_suffix(".tmp")
-    temporary.write_text(text, "utf-8")
-    temporary.replace(path)
 
 
 def _about(search: SearchRecord, records: Sequence[TrialRecord]) -> str:

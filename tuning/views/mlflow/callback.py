@@ -1,17 +1,9 @@
 """The search in MLflow: one parent run for each search, one child run for each trial.
 
-| run | tags | metrics |
-|---|---|---|
-| parent, named as the search | run_folder, kind, outcome, best/* | best/* |
-| child `zero-shot` | trial_id, kind, method, outcome | before any step |
-| child, named by its parameters | trial_id, kind, method, outcome, error | reports |
-| child for each training of `confirm` | confirms, labels, and those of a trial | reports |
-
-Each run has the tags `search` and `search_id`. The metrics are `view.main_metrics`, or all with
-`search.tracking.metrics: all`; `confirm` adds those of the test splits, and MLflow shows their
-means over the seeds if runs are grouped by the tag `confirms`. Statuses: FINISHED, also of a pruned
-trial; KILLED for stopped; FAILED. The parent has report, tables, resolved configuration and
-environment as artifacts.
+The zero-shot model and the trainings of `confirm` are child runs, too. The metrics are
+`view.main_metrics`, or all with `search.tracking.metrics: all`; `confirm` adds those of the test
+splits, and MLflow shows their means over the seeds if runs are grouped by the tag `confirms`. The
+parent has report, tables, resolved configuration and environment as artifacts.
 
 A thread follows the journal and writes what is new every few seconds, so that the search never
 waits for MLflow. What MLflow lacks when the search ends is written by a resume, or by
