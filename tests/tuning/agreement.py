@@ -10,6 +10,7 @@ from mlflow.tracking import MlflowClient
 from tuning.algorithms.studies import STATES, TRIAL_ID
 from tuning.run import load_run
 from tuning.runs.journal import JOURNAL_FILE
+from tuning.runs.ranking import pareto_front
 from tuning.views.dashboard import open_storage
 from tuning.views.mlflow.client import default_tracking_uri
 from tuning.views.mlflow.view import main_metrics
@@ -50,13 +51,13 @@ def disagreements(folder):
 def _study(run, trials):
     """The study of the dashboard against the journal; of several objectives, it has no curves."""
     study = optuna.load_study(study_name=None, storage=open_storage(run.folder, None))
-    (metric,) = (objective.metric for objective in run.search.objectives)
+    metrics = [objective.metric for objective in run.search.objectives]
     has = {
         trial.number: (
             trial.user_attrs[TRIAL_ID],
             trial.state.name,
             trial.params,
-            trial.value,
+            trial.values,
             trial.intermediate_values,
         )
         for trial in study.trials
@@ -66,16 +67,19 @@ def _study(run, trials):
             name,
             STATES[record.outcome].name,
             record.params,
-            record.metrics[metric] if record.outcome == "finished" else None,
-            {int(point["step"]): point[metric] for point in record.curve},
+            [record.metrics[m] for m in metrics] if record.outcome == "finished" else None,
+            {int(p["step"]): p[m] for p in record.curve for m in metrics if len(metrics) == 1},
         )
         for name, record in trials.items()
         if record.kind == "trial"
     }
     found = [] if has == wanted else [f"Optuna has {has}, the journal {wanted}"]
     best = run.best if run.best and run.best.record.outcome == "finished" else None
-    if best and not run.search.constraints and study.best_trial.number != best.record.number:
-        found.append(f"Optuna's best is {study.best_trial.number}, not {best.trial_id}")
+    if best and not run.search.constraints:
+        of_optuna = {trial.number for trial in study.best_trials}
+        front = pareto_front(run.search, trials.values()) if len(metrics) > 1 else [best.record]
+        if best.record.number not in of_optuna or {record.number for record in front} - of_optuna:
+            found.append(f"Optuna's best are {of_optuna}, not {[r.trial_id for r in front]}")
     return found
 
 

@@ -54,6 +54,15 @@ class Ended(Callback):
         self.trials.append(record.trial_id)
 
 
+@pytest.mark.usefixtures("inline")
+def test_two_objectives_are_the_same_in_journal_dashboard_mlflow_and_tables(images_root, tmp_path):
+    objectives = [{"metric": "id_val/acc"}, {"metric": "ood_val/mean_acc"}]
+    changes = {"search__objective": objectives, "search__budget__trials": 8}
+    found = run_instantly(instant_file(images_root, tmp_path, **changes))
+    assert set(outcomes(found).values()) == {"finished"}
+    assert disagreements(found.folder) == []
+
+
 @pytest.mark.ray
 @pytest.mark.usefixtures("local_ray")
 def test_a_search_leaves_records_and_no_change_of_the_process(images_root, tmp_path):
