@@ -5,7 +5,6 @@ from trainers.errors import ConfigError
 from trainers.methods.ft import FineTuning
 from trainers.methods.kd import Distillation
 from trainers.methods.lipsum_ft import LipsumFineTuning
-from trainers.overrides import nest, over_trial
 
 TRIAL = TrialConfig.model_validate(
     {"method": {"name": "lipsum_ft", "reg_weight": 0.3, "text_count": 16}, "optim": {"lr": 1e-4}}
@@ -34,11 +33,3 @@ def test_a_setting_of_another_method_is_an_error():
     with pytest.raises(ConfigError) as caught:
         with_overrides(TRIAL, {"method.name": "ft", "method.reg_weight": 1}, "here")
     assert (caught.value.source, caught.value.key) == ("here", "method.reg_weight")
-
-
-def test_over_trial_nests_and_copies():
-    trial = TRIAL.model_dump(mode="json")
-    keys = {"optim.lr": 1.0, "method.text_count": 8}
-    assert over_trial(keys, trial) == nest(keys, trial)
-    over_trial({"method.name": "ft"}, trial)
-    assert trial == TRIAL.model_dump(mode="json")

