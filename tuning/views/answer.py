@@ -5,15 +5,15 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from trainers.evaluation.metrics import ID_ACC, OOD_MEAN_ACC
-from tuning.runs.ranking import best_trial, misses, stronger_reference
+from tuning.runs.ranking import best_finished, misses, stronger_reference
 from tuning.runs.records import ZERO_SHOT, SearchRecord, TrialRecord
 from tuning.views.formatting import accuracy_margin, trial_label
 
 
 def answer(search: SearchRecord, records: Sequence[TrialRecord]) -> list[str]:
     """The result and its limit, a sentence each; one sentence while no trial has finished."""
-    best = best_trial(search, records)
-    if best is None or best.outcome != "finished":
+    best = best_finished(search, records)
+    if best is None:
         return ["No trial has finished yet."]
     return [_result(search, records, best), _limit(search)]
 
@@ -73,8 +73,8 @@ def commands(search: SearchRecord, records: Sequence[TrialRecord], run: str) -> 
     Args:
         run: what a user types for the run folder.
     """
-    best = best_trial(search, records)
-    if best is None or best.outcome != "finished":
+    best = best_finished(search, records)
+    if best is None:
         return []
     won = stronger_reference(search, records) or best
     return commands_after(won, trial_label(won), run)

@@ -13,7 +13,7 @@ from typing import Any
 from trainers.errors import StorageFailed
 from tuning.runs.callbacks import Callback
 from tuning.runs.journal import read_history
-from tuning.runs.ranking import best_trial
+from tuning.runs.ranking import best_finished
 from tuning.runs.records import SearchOutcome, SearchRecord, TrialRecord
 from tuning.views.answer import answer, commands
 from tuning.views.tables import write_tables
@@ -100,7 +100,7 @@ def write_results(
         "lines": answer(search, records),
         "commands": commands(search, records, shlex.quote(search.name)),
     }
-    best, rules = best_trial(search, records), selection_table(search, records)
+    best, rules = best_finished(search, records), selection_table(search, records)
     if best is not None and checkpoints is not None:
         found["changed"] = changed_images(search, checkpoints, best.trial_id)
     if rules is not None:

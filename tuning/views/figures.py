@@ -29,7 +29,7 @@ from rich.console import Console
 
 from trainers.evaluation.metrics import ID_ACC, OOD_MEAN_ACC, val_acc
 from tuning.algorithms.studies import STATES, quiet_optuna
-from tuning.runs.ranking import best_trial, by_objectives
+from tuning.runs.ranking import best_finished, by_objectives
 from tuning.runs.records import (
     AVERAGED,
     EVAL_IMAGES,
@@ -133,7 +133,7 @@ class Plots:
                 marker = {"size": 13, "symbol": "x", "color": SOFT}
                 marker |= {"size": 14, "symbol": "star"} if record is zero_shot else {}
                 _add_trials(drawn, search, [record], trial_label(record), marker)
-        best = best_trial(search, records)
+        best = best_finished(search, records)
         if best is not None and best in finished:
             (x, y), look = accs_of(best) or (math.nan, math.nan), {"width": 2}
             drawn.add_scatter(
@@ -150,7 +150,7 @@ class Plots:
         """
         search, records = self.search, self.records
         metric = search.objectives[0].metric
-        drawn, best = _figure("step", metric), best_trial(search, records)
+        drawn, best = _figure("step", metric), best_finished(search, records)
         groups: dict[str, list[TrialRecord]] = {}
         for record in records:
             name = trial_label(record) if record.kind == "reference" else record.outcome
@@ -194,7 +194,7 @@ class Plots:
         models = {ZERO_SHOT: search.zero_shot}
         done = [r for r in records if r.outcome == "finished"]
         models |= {trial_label(r): r.metrics for r in done if r.kind == "reference"}
-        if best := best_trial(search, records):
+        if best := best_finished(search, records):
             models[best.trial_id] = best.means
         names = [f"{search.id_domain} (ID)", *search.ood_domains]
         keys = [ID_ACC, *(val_acc(domain) for domain in search.ood_domains)]

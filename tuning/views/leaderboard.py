@@ -15,7 +15,7 @@ from rich.table import Table
 from rich.text import Text
 
 from trainers.evaluation.metrics import ID_ACC, OOD_MEAN_ACC, val_acc
-from tuning.runs.ranking import best_trial, misses, pareto_front, ranked
+from tuning.runs.ranking import best_finished, misses, pareto_front, ranked
 from tuning.runs.records import METHOD_KEY, SearchRecord, TrialRecord, zero_shot_record
 from tuning.runs.seeds import margin_of_mean
 from tuning.views.answer import answer
@@ -114,7 +114,7 @@ def trial_table(
     columns |= {"misses": "misses"} if search.constraints else {}
     columns |= {"outcome": "outcome", "time": "time"}
 
-    missed, best, rows = misses(search, records), best_trial(search, records), []
+    missed, best, rows = misses(search, records), best_finished(search, records), []
     front = pareto_front(search, records) if len(search.objectives) > 1 else []
     zero_shot = zero_shot_record(search.zero_shot)
     references = [record for record in records if record.kind == "reference"]
@@ -144,7 +144,7 @@ def trial_table(
             "outcome": ("" if record is zero_shot else record.outcome + at, record.outcome),
             "time": (format_seconds(record.seconds), record.seconds),
         }
-        is_best = is_done and best is not None and record.trial_id == best.trial_id
+        is_best = best is not None and record.trial_id == best.trial_id
         rows.append(TrialRow(record, is_best, amount > 0, cells))
     return columns, rows
 

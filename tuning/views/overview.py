@@ -15,7 +15,7 @@ from trainers.evaluation.metrics import ID_ACC, OOD_MEAN_ACC
 from trainers.overrides import flat
 from tuning.config.loading import find_config, ready_configs
 from tuning.runs.journal import is_running
-from tuning.runs.ranking import best_trial
+from tuning.runs.ranking import best_finished
 from tuning.runs.records import ZERO_SHOT, TrialRecord, zero_shot_record
 from tuning.runs.run_folder import LoadedRun, last_written, load_run
 from tuning.views.formatting import (
@@ -70,8 +70,7 @@ def _facts(folder: Path) -> dict[str, str]:
         found = {"state": state_of(run), "trials": f"{ended}/{run.file.most_trials}"}
         if run.history.zero_shot is not None:
             search = run.search
-            best = best_trial(search, records)
-            best = best if best is not None and best.outcome == "finished" else None
+            best = best_finished(search, records)
             value = None if best is None else best.last(metric)
             found |= {"value": "" if value is None else format_value(value), "objective": metric}
             models = {ZERO_SHOT: search.zero_shot}

@@ -19,7 +19,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextC
 
 from trainers.evaluation.metrics import ID_ACC, OOD_MEAN_ACC
 from tuning.runs.callbacks import Callback
-from tuning.runs.ranking import best_trial
+from tuning.runs.ranking import best_finished
 from tuning.runs.records import TRAIN_LOSS, SearchOutcome, SearchRecord, TrialRecord
 from tuning.views.formatting import format_hours, format_params, format_seconds
 
@@ -156,8 +156,7 @@ class ProgressCallback(Callback):
             texts.append(f"{_ended(records)} of {search.budget_trials} trials done")
         left = None if self._is_ending else seconds_left(search, records, now)
         texts += [f"about {format_seconds(left)} left"] if left else []
-        best = best_trial(search, records)
-        if best is not None and best.outcome == "finished":
+        if best := best_finished(search, records):
             texts.append(f"best {best.trial_id}{_accuracies(best, loss=False)}")
         used = {"hours": now - self._began, "gpu_hours": sum(r.gpu_seconds(now) for r in records)}
         for key, unit in (("hours", "hours"), ("gpu_hours", "GPU-hours")):

@@ -16,7 +16,7 @@ from matplotlib.colors import LogNorm, Normalize
 from matplotlib.figure import Figure
 
 from trainers.data.storage import open_store
-from tuning.runs.ranking import best_trial
+from tuning.runs.ranking import best_finished
 from tuning.runs.records import ZERO_SHOT, SearchRecord, TrialRecord, zero_shot_record
 from tuning.views.formatting import trial_label
 from tuning.views.lines import accs_of, frontier, line_of
@@ -87,7 +87,7 @@ def main_figure(search: SearchRecord, records: Sequence[TrialRecord]) -> Figure:
         if accs_of(record):
             _draw(axes, [record], color="#22262B", marker=marker)
             _name(axes, label, record, "#22262B")
-    best = best_trial(search, records)
+    best = best_finished(search, records)
     if best in trials and best is not None:
         _draw(axes, [best], s=190, facecolor="none", edgecolor=VERMILION, linewidth=1.6, zorder=5)
         _name(axes, best.trial_id, best, VERMILION)

@@ -18,7 +18,7 @@ Columns have the names of the configuration and of the reports: parameters have 
 | objective, objective_best | double | the (first) objective at the last step, and at its best |
 | seeds, margin | int64, double | seeds whose mean is `objective`, and half its 95 % interval |
 | repeats | string | of a repeat, its trial |
-| is_best | bool | whether `best_trial` chooses it |
+| is_best | bool | whether `best_finished` chooses it |
 | is_first_point | bool | whether it was given and not proposed; null for zero-shot |
 | one per parameter | int64, double, bool or string | null if the row has no value |
 | one per metric | double | the last report; null if absent, NaN if it diverged |
@@ -40,7 +40,7 @@ import pyarrow.csv
 import pyarrow.parquet as pq
 
 from trainers.data.storage import open_store
-from tuning.runs.ranking import best_trial
+from tuning.runs.ranking import best_finished
 from tuning.runs.records import STEP, ZERO_SHOT, SearchRecord, TrialRecord, zero_shot_record
 from tuning.runs.seeds import margin_of_mean
 
@@ -71,7 +71,7 @@ _TRIAL_FIELDS = (
 
 def trials_table(search: SearchRecord, records: Sequence[TrialRecord]) -> pa.Table:
     """`trials.parquet`: one row per trial after the zero-shot model."""
-    first, best = search.objectives[0], best_trial(search, records)
+    first, best = search.objectives[0], best_finished(search, records)
     rows = []
     for record in [zero_shot_record(search.zero_shot), *_ordered(records)]:
         is_model = record.trial_id == ZERO_SHOT

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 from tuning.runs.environment import ENVIRONMENT_FILE
 from tuning.runs.journal import Event, Replay, read_events
-from tuning.runs.ranking import best_trial, misses
+from tuning.runs.ranking import best_finished, misses
 from tuning.runs.records import (
     STEP,
     TRAIN_CURVE,
@@ -213,9 +213,9 @@ class Writer:
         share_view(client, self._experiment_id, search, records)
         found = "\n\n".join([*answer(search, records), search.selection])
         tags = {"outcome": outcome, "mlflow.note.content": found}
-        best = best_trial(search, records) if outcome != "running" else None
+        best = best_finished(search, records) if outcome != "running" else None
         metrics: list[Metric] = []
-        if best is not None and best.outcome == "finished":
+        if best is not None:
             # Tags, not params: a resumed search may find better ones.
             tags |= {f"best/{key}": str(value) for key, value in best.params.items()}
             tags["best/trial"] = best.trial_id
