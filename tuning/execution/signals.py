@@ -16,6 +16,19 @@ a million objects, and with the default (700; 2,000 from Python 3.13) garbage is
 over while they do."""
 
 
+_interrupted = threading.Event()
+
+
+def raise_interrupt() -> None:
+    """Raise the KeyboardInterrupt of `interrupted_by_signals` again, if it is not dealt with.
+
+    Foreign code may lose it: Optuna's lock of a file puts another error in its place when it is
+    interrupted, and Python ignores what `__del__` raises.
+    """
+    if _interrupted.is_set():
+        raise KeyboardInterrupt
+
+
 @contextmanager
 def interrupted_by_signals() -> Iterator[None]:
     """Within the block, SIGTERM and SIGINT raise KeyboardInterrupt immediately.
@@ -33,6 +46,7 @@ def interrupted_by_signals() -> Iterator[None]:
         return
 
     def interrupt(*_: object) -> None:
+        _interrupted.set()
         raise KeyboardInterrupt
 
     before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
@@ -42,6 +56,7 @@ def interrupted_by_signals() -> Iterator[None]:
                 signal.signal(number, interrupt)
         yield
     finally:
+        _interrupted.clear()
         for number, handler in before.items():
             signal.signal(number, handler)
 

@@ -17,6 +17,7 @@ from ray import tune
 from trainers.errors import storage_failures
 from tuning.algorithms.budget import Budget
 from tuning.algorithms.studies import Studies
+from tuning.execution.signals import raise_interrupt
 from tuning.runs.journal import Journal, append_synced, read_events
 from tuning.runs.records import ParamValue
 
@@ -64,7 +65,8 @@ class Steering(tune.Callback):
         """Trials that end at their next report: their workers cannot be stopped within a step."""
 
     def on_step_end(self, iteration: int, trials: list[Any], **info: Any) -> None:
-        """Read the orders that are new, and follow them."""
+        """Read the orders that are new, and follow them. A signal is the first of them."""
+        raise_interrupt()
         for order in self._new_orders():
             self._journal.controlled(order, self._read)
             match order:
