@@ -4,6 +4,8 @@ Trains FT and Lipsum-FT of the quickstart with right and wrong hyperparameters, 
 `trial.eval.line: auto`, and then evaluates the whole line in steps of 0.05. All on the validation
 splits, so the best point of the whole line is a little flattered.
 
+`--recorded` compares chosen points and ends in the recorded trainings of `simulate` instead.
+
 `--cost N` trains N pairs of the quickstart's trial without and with the line instead, one after the
 other, and prints the ratios of their CPU time.
 """
@@ -13,11 +15,15 @@ from __future__ import annotations
 import argparse
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
+from pathlib import Path
 from statistics import fmean, median
 from typing import Any
 
+import numpy as np
+import pyarrow.parquet as pq
 import torch
 
+from tests.benchmarks.record_curves import END
 from trainers.config import with_overrides
 from trainers.data.data_root import resolve_root
 from trainers.embedded_benchmark.build import available_cores
@@ -71,12 +77,29 @@ def print_cost(base, pairs):
     print(f"ratio {median(ratios):.3f} ({min(ratios):.3f} to {max(ratios):.3f})")
 
 
+def print_recorded():
+    """What the chosen points of the recorded trainings gain over the ends, and the eight best."""
+    for file in sorted(Path(__file__).parent.glob("*.parquet")):
+        last = [row for row in pq.read_table(file).to_pylist() if row["line/a"] is not None]
+        chosen = np.array([row[MEAN_ACC] for row in last])
+        ends = np.array([row[END + MEAN_ACC] for row in last])
+        gain, best = chosen - ends, np.sort(chosen)[-8:].mean() - np.sort(ends)[-8:].mean()
+        print(
+            f"{file.stem}: {gain.mean():+.2f} ({gain.min():+.1f} to {gain.max():+.1f}) in "
+            f"{len(last)} trainings; the eight best {best:+.2f}"
+        )
+
+
 def main():
     """Train, and print means over the seeds."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--cost", type=int, metavar="N", help="measure the cost with N pairs")
+    parser.add_argument("--recorded", action="store_true", help="compare recorded trainings")
     arguments = parser.parse_args()
+    if arguments.recorded:
+        print_recorded()
+        return
     base = load_config("quickstart").trial
     resolve_root(base.data.root, progress=True)
     if arguments.cost:
