@@ -7,7 +7,7 @@ import shlex
 import shutil
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -226,11 +226,9 @@ def _show(result: SearchResult, allow_failed_trials: bool = False) -> None:
     if result.outcome == "stopped":
         show("Go on with", f"lipsum-tune resume {run}")
         raise typer.Exit(MAY_CONTINUE if result.ended_by else 130)
-    try:
-        if found := verdict(result.search, records):
+    with suppress(ConfigError):  # damaged results of `confirm`, as the lines say
+        if found := verdict(search, records):
             _show_next(found, result.folder)
-    except ConfigError as error:  # damaged results of `confirm`
-        warn(error)
     if result.failed:
         print(f"{len(result.failed)} trial(s) failed", file=sys.stderr)
         if not (allow_failed_trials and finished):

@@ -105,8 +105,8 @@ def confirm(
             f"{_models(search, configurations)}; all but zero-shot are trained on {seeds} seeds: "
             f"{len(wanted)} trainings",
         )
-        chosen_ids = [one.trial_id for one in configurations if one.trial_id != FT]
-        if lost := [name for name in chosen_ids if kept_checkpoint(run.checkpoints, name) is None]:
+        _, *trials = (one.trial_id for one in configurations)  # after FT
+        if lost := [name for name in trials if kept_checkpoint(run.checkpoints, name) is None]:
             show_phase(console, "Weights", f"`export` will not have those of {', '.join(lost)}")
         _train(run, wanted, SearchOptions(address=address, console=console))
     history = confirm_history(run.folder)

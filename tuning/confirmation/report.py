@@ -72,7 +72,6 @@ def confirmation_table(confirmation: Confirmation) -> ResultTable:
     name = Column("name", "")
     columns = [name, *acc, *ece, Column("time", "time", drop=3)]
     accs, metrics = [column.key for column in acc], [column.key for column in (*acc, *ece)]
-    untuned = UNTUNED
     zero_shot = {m: format_percent(v) for m, v in confirmation.zero_shot.items()}
     rows = [_heading("mean ± standard deviation"), Row({"name": ZERO_SHOT, **zero_shot})]
     for one in configurations:
@@ -82,7 +81,7 @@ def confirmation_table(confirmation: Confirmation) -> ResultTable:
         named = Text.assemble((one.trial_id, "bold"), star, labels, "\n", params)
         seconds = confirmation.estimate(one.trial_id, SECONDS)
         values = {
-            "name": untuned if one.trial_id == FT else named,
+            "name": UNTUNED if one.trial_id == FT else named,
             **_means(confirmation, one, metrics),
             "time": "" if seconds is None else format_seconds(seconds.mean),
         }
@@ -98,9 +97,9 @@ def confirmation_table(confirmation: Confirmation) -> ResultTable:
                 method = one.params.get(METHOD_KEY)
                 name = one.trial_id + ("" if method is None else f" ({method})")
                 gaps = {m: _difference(against(one.trial_id, m)) for m in accs}
-                rows.append(Row({"name": untuned if one.trial_id == FT else name, **gaps}))
+                rows.append(Row({"name": UNTUNED if one.trial_id == FT else name, **gaps}))
 
-    differences(untuned, FT, partial(confirmation.against, FT))
+    differences(UNTUNED, FT, partial(confirmation.against, FT))
     for one in configurations:
         if BY_METHOD in one.rules and one.method == FT:
             against = partial(confirmation.against, one.trial_id)

@@ -65,7 +65,7 @@ class Steering(tune.Callback):
         """Trials that end at their next report: their workers cannot be stopped within a step."""
 
     def on_step_end(self, iteration: int, trials: list[Any], **info: Any) -> None:
-        """Read the orders that are new, and follow them. A signal is the first of them."""
+        """End the search if a signal was lost, then follow the orders that are new."""
         raise_interrupt()
         for order in self._new_orders():
             self._journal.controlled(order, self._read)

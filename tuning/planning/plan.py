@@ -107,10 +107,11 @@ class Plan:
     def prices(self) -> list[Price]:
         """All trials in full, and if early stopping is on, with the fewest of them in full."""
         references = len(self.file.search.references)
-        found = [self.price("all trials in full", self.file.most_trials + references)]
-        full, step = min(LEAST_FINISHED, self.file.most_trials), self.first_rung
-        if step is not None and full < self.file.most_trials:
-            stopped = self.file.most_trials - full
+        trials, step = self.file.most_trials, self.first_rung
+        found = [self.price("all trials in full", trials + references)]
+        full = min(LEAST_FINISHED, trials)
+        if step is not None and full < trials:
+            stopped = trials - full
             what = f"{full} in full, {stopped} to step {step}"
             found.append(self.price(what, full + references, stopped, step))
         return found

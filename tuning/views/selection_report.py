@@ -27,7 +27,7 @@ def selection_table(search: SearchRecord, records: Sequence[TrialRecord]) -> Pla
         trials = ", ".join(names) if len(names) <= MAX_NAMED else f"{len(names)} trials"
         accuracies = [choice.id_acc, choice.ood_acc, choice.worst_acc]
         cells = [format_percent(value) for value in accuracies]
-        gap = "" if choice.gap is None else f"{choice.gap:+.1f}"
+        gap = "" if choice.gap is None else f"{choice.gap:+z.1f}"
         sees = "yes" if choice.looks_at_ood else "no"
         rows.append([choice.rule, trials, *cells, gap, sees, RULES[choice.rule]])
     columns = ["rule", "trials", "ID", "OOD", "worst OOD", "gap", "sees OOD", "chooses"]
