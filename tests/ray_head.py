@@ -17,7 +17,7 @@ from pathlib import Path
 import requests
 from ray.job_submission import JobSubmissionClient
 
-from tuning.execution.ray_session import free_port
+from tests.ports import free_ports
 
 BIN = Path(sys.executable).parent
 START_S = 120.0
@@ -61,7 +61,8 @@ def running_head(cpus=None, **variables):
 
 @contextmanager
 def _started(cpus, variables):
-    port, dashboard, agent, client = (free_port() for _ in range(4))
+    port = free_ports(4)
+    dashboard, agent, client = port + 1, port + 2, port + 3
     folder = Path(tempfile.mkdtemp(prefix="ray-"))  # short: a socket's path has 107 characters
     known = {key: value for key, value in os.environ.items() if key != "RAY_ADDRESS"}
     environment = known | variables | {"PATH": f"{BIN}{os.pathsep}{os.environ['PATH']}"}

@@ -7,11 +7,12 @@ import boto3
 import pytest
 from moto.server import ThreadedMotoServer
 
+from tests.ports import free_ports
 from trainers.data.storage import open_store
-from tuning.execution.ray_session import LOCALHOST, free_port
+from tuning.execution.ray_session import LOCALHOST
 
 SECRET = "a-secret-of-tests"
-PORT = free_port()
+PORT = free_ports(1)
 ENVIRONMENT = {
     "AWS_ENDPOINT_URL": f"http://{LOCALHOST}:{PORT}",
     "AWS_ACCESS_KEY_ID": "testing",

@@ -9,7 +9,7 @@ import urllib.request
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 
-from tuning.execution.ray_session import free_port
+from tests.ports import free_ports
 
 READY_S = 120
 
@@ -24,7 +24,7 @@ class ServerProcess:
     """
 
     def __init__(self, postgres, folder, *arguments):
-        self.port = free_port()
+        self.port = free_ports(1)
         self.url = f"http://127.0.0.1:{self.port}"
         self.log = folder / "server.log"
         self.artifacts = folder / "artifacts"

@@ -15,7 +15,7 @@ from tempfile import mkdtemp
 
 import psycopg
 
-from tuning.execution.ray_session import free_port
+from tests.ports import free_ports
 
 SCRIPT = Path(__file__).parent.parent.parent / "cluster" / "mlflow" / "databases.sql"
 
@@ -55,7 +55,7 @@ def running_postgres():
     # Not in pytest's folder: the server refuses to run as root, and others cannot read that.
     folder = Path(mkdtemp(prefix="lipsum-tune-postgres-", dir="/tmp"))
     passwords = {name: secrets.token_hex(16) for name in ("postgres", "mlflow", "optuna")}
-    port, user = free_port(), "postgres" if os.geteuid() == 0 else None
+    port, user = free_ports(1), "postgres" if os.geteuid() == 0 else None
 
     def call(*arguments):
         done = subprocess.run(

@@ -11,9 +11,11 @@ import secrets
 import socket
 import subprocess
 import time
-from contextlib import ExitStack, closing, contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+
+from tests.ports import free_ports
 
 NODES = ("n1", "n2")
 ENDED = {"COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL", "PREEMPTED"}
@@ -92,7 +94,7 @@ def _daemon(command, configuration, output):
 
 
 def _configuration(folder, host):
-    first = _free_ports(1 + len(NODES))
+    first = free_ports(1 + len(NODES))
     return f"""
 ClusterName=test
 SlurmctldHost={host}(127.0.0.1)
@@ -117,17 +119,3 @@ ReturnToService=2
 NodeName=n[1-2] NodeHostname={host} NodeAddr=127.0.0.1 Port=[{first + 1}-{first + 2}] CPUs=1
 PartitionName=all Nodes=ALL Default=YES MaxTime=INFINITE State=UP
 """
-
-
-def _free_ports(count):
-    """First of so many consecutive unused ports."""
-    for first in range(27000, 29000, count):
-        with ExitStack() as stack:
-            try:
-                for port in range(first, first + count):
-                    callback = stack.enter_context(closing(socket.socket()))
-                    callback.bind(("127.0.0.1", port))
-            except OSError:
-                continue
-            return first
-    raise RuntimeError("no free ports between 27000 and 29000")

@@ -24,6 +24,7 @@ from typer.testing import CliRunner
 
 from cluster.cli import app as whole
 from tests.images import write_photo_and_sketch
+from tests.ports import free_ports
 from tests.tuning import fakes
 from tests.tuning.run_folders import search_file, trial, write_run
 from trainers.checkpoints.format import saved_step
@@ -34,7 +35,6 @@ from tuning.cli import app, run_command
 from tuning.cli.control import point_of
 from tuning.config.loading import find_config, ready_configs
 from tuning.config.validation import load_config
-from tuning.execution.ray_session import free_port
 from tuning.runs.journal import Journal
 from tuning.runs.run_folder import CONFIG_FILE, load_run, write_config
 from tuning.search import SearchResult
@@ -209,8 +209,8 @@ def test_a_run_is_found_by_its_name(run, monkeypatch):
 
 def test_ui_refuses_a_port_in_use(run, monkeypatch):
     monkeypatch.setattr("subprocess.Popen", lambda *_, **__: pytest.fail("started"))
-    with socket.create_server(("127.0.0.1", 0)) as taken:
-        port = taken.getsockname()[1]
+    port = free_ports(2) + 1
+    with socket.create_server(("127.0.0.1", port)):
         done = invoke("ui", run, "--port", port - 1)
     assert isinstance(done.exception, ConfigError)
     assert (done.exception.key, done.exception.value) == ("--port", port)
@@ -219,7 +219,7 @@ def test_ui_refuses_a_port_in_use(run, monkeypatch):
 def test_ui_serves_the_report_with_links(images_root, tmp_path, monkeypatch):
     """MLflow of a server is a link without its password."""
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://ann:pa55@host:5000")
-    run, port = write_run(tmp_path / "mine", search_file(images_root)), free_port()
+    run, port = write_run(tmp_path / "mine", search_file(images_root)), free_ports(3)
     address = f"http://127.0.0.1:{port}"
     (run / "report" / "plotly.min.js").write_text("a script")
     command = [sys.executable, "-m", "tuning", "ui", str(tmp_path), "--port", str(port)]

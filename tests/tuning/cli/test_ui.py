@@ -16,11 +16,11 @@ import pytest
 from PIL import Image, ImageStat
 from playwright.sync_api import expect, sync_playwright
 
+from tests.ports import free_ports
 from tests.tuning import fakes
 from tests.tuning.databases import with_database
 from tests.tuning.run_folders import search_file, trial, write_run
 from tests.waiting import wait_until
-from tuning.execution.ray_session import free_port
 from tuning.runs.run_folder import load_run
 from tuning.views.dashboard import OPTUNA_FILE, DashboardView, complete_study, open_storage
 from tuning.views.mlflow.callback import backfill
@@ -72,7 +72,7 @@ def run(images_root, records, tmp_path_factory):
 @pytest.fixture(scope="module")
 def links(run):
     """The addresses that `ui` prints, by name; the servers end with the command."""
-    port = free_port()
+    port = free_ports(3)
     command = [sys.executable, "-m", "tuning", "ui", str(run), "--port", str(port)]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as server:
         named = ("Report", "MLflow", "Summary", "Dashboard")
@@ -237,7 +237,7 @@ def dashboard(images_root, tmp_path):
     """The address of `optuna-dashboard` on the study of a search that runs."""
     records = [trial(number, 85.0 + number, 62.0, lr=1e-5 * 10**number) for number in range(3)]
     folder = write_run(tmp_path / "small", search_file(images_root), records, outcome=None)
-    storage, port = open_storage(folder, None), free_port()
+    storage, port = open_storage(folder, None), free_ports(1)
     complete_study(load_run(folder), storage)
     view = DashboardView(storage, load_run(folder).file.search_space())
     view.search_started(load_run(folder).search)

@@ -8,8 +8,8 @@ from pathlib import Path
 
 from ray.cluster_utils import Cluster
 
+from tests.ports import free_ports
 from tests.ray_head import retry_slow_start
-from tuning.execution.ray_session import free_port
 from tuning.runs.run_folder import load_run
 
 
@@ -22,7 +22,7 @@ def cluster(head_cpus, nodes):
             head_node_args={
                 "num_cpus": head_cpus,
                 "include_dashboard": False,
-                "dashboard_port": free_port(),
+                "dashboard_port": free_ports(1),
             },
             shutdown_at_exit=True,
         )
