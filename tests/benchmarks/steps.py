@@ -1,13 +1,11 @@
-"""Time of training steps, and what a trial spends it on: `python -m tests.benchmarks.steps`
+"""Time of training steps: `python -m tests.benchmarks.steps`
 
-Each model gets two tables. The first compares steps of FT with those of methods that need the
-zero-shot model, which computes its features (`live`) or shares them (`shared`, all of them stored
-by an earlier pass). All runs take the same step one after the other, in an order that changes, so
-whatever else the machine does affects them alike; a ratio is that of one such round, and the table
-has the median and the quartiles. The second table divides the time of whole trials, with their
-evaluations and checkpoints, in a process that has seen the images before, as a worker of a search
-has. The tiny CLIP has the data, batches and length of the quickstart;
-ViT-B/32 has random weights, since time does not depend on them, and few images.
+Steps of FT beside those of methods that need the zero-shot model, which computes its features
+(`live`) or shares them (`shared`, all of them stored by an earlier pass). All runs take the same
+step one after the other, in an order that changes, so whatever else the machine does affects them
+alike; a ratio is that of one such round, and the table has the median and the quartiles. The tiny
+CLIP has the data, batches and length of the quickstart; ViT-B/32 has random weights, since time
+does not depend on them, and few images.
 """
 
 from __future__ import annotations
@@ -15,24 +13,20 @@ from __future__ import annotations
 import argparse
 import random
 import time
-from collections import defaultdict
-from contextlib import ExitStack
 from pathlib import Path
 from statistics import median, quantiles
 from tempfile import TemporaryDirectory
 from typing import Any
-from unittest.mock import patch
 
 import torch
 from rich.console import Console
 from rich.table import Table
 
 from tests.benchmarks.gpu import CLASSES, synchronise
-from trainers import fine_tune as training
 from trainers.config import TrialConfig
 from trainers.embedded_benchmark.build import ImageCounts, build
-from trainers.fine_tune import Report, fine_tune, training_batches
-from trainers.loop.state import load_split, open_images, start
+from trainers.fine_tune import training_batches
+from trainers.loop.state import open_images, start
 from trainers.loop.step import Stepper
 
 MODELS: dict[str, dict[str, Any]] = {
@@ -57,10 +51,6 @@ CONTENDERS = {  # method, GB of shared features
     "kd, live": ("kd", 0),
     "kd, shared": ("kd", 1),
 }
-PARTS = (
-    *("data wait", "copy", "forward", "zero-shot model", "backward", "optimiser"),
-    *("evaluation", "checkpoint", "rest"),
-)
 
 
 def trial(model, contender, data, steps):
@@ -90,64 +80,6 @@ def compare(configs):
     return {name: taken[2:] for name, taken in seconds.items()}  # the first ones allocate memory
 
 
-class Profile:
-    """Divides the time of a trial among its parts; on a GPU, it waits for each of them.
-
-    On CPUs it is CPU time, which other work on the machine changes less. It is the share of a part
-    in wall time if there is one thread (`OMP_NUM_THREADS=1`), as in a search's trial on one core.
-    """
-
-    def __init__(self, config):
-        self.seconds: dict[str, float] = defaultdict(float)
-        self._inside = ""
-        to = torch.Tensor.to
-        with ExitStack() as patches, TemporaryDirectory() as folder:
-            for owner, name, part in (
-                (Stepper, "_student", "forward"),
-                (Stepper, "_teachers", "zero-shot model"),
-                (torch.Tensor, "backward", "backward"),
-                (torch.optim.AdamW, "step", "optimiser"),
-                (training, "evaluate_run", "evaluation"),
-                (Report, "save", "checkpoint"),
-            ):
-                timed = self._timed(getattr(owner, name), part)
-                patches.enter_context(patch.object(owner, name, timed))
-            if torch.cuda.is_available():
-                patches.enter_context(patch.object(torch.Tensor, "to", self._timed(to, "copy")))
-            patches.enter_context(patch.object(training, "training_batches", self._batches))
-            for report in fine_tune(config):
-                report.save(Path(folder) / str(report.step))
-            whole = self._now() - self._first_step
-        self.seconds["rest"] = whole - sum(self.seconds.values())
-        self.last = report
-
-    def _timed(self, function, part):
-        def wrapper(*arguments, **options):
-            if self._inside:  # a part of another part
-                return function(*arguments, **options)
-            self._inside, began = part, self._now()
-            try:
-                return function(*arguments, **options)
-            finally:
-                self.seconds[part] += self._now() - began
-                self._inside = ""
-
-        return wrapper
-
-    def _batches(self, *arguments):
-        batches = training_batches(*arguments)
-        self._first_step = self._now()
-        while (batch := self._timed(next, "data wait")(batches, None)) is not None:
-            yield batch
-
-    @staticmethod
-    def _now():
-        if not torch.cuda.is_available():
-            return time.process_time()
-        torch.cuda.synchronize()
-        return time.perf_counter()
-
-
 def main():
     """Draw the images, measure each model, print the tables."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
@@ -168,9 +100,6 @@ def main():
                 if name.endswith("shared"):
                     compare({name: config})  # stores the features
             console.print(ratios(model, compare(configs)))
-            console.print(
-                shares(model, {name: Profile(config) for name, config in configs.items()})
-            )
 
 
 def ratios(model, seconds):
@@ -185,24 +114,6 @@ def ratios(model, seconds):
             low, middle, high = quantiles(to_ft, n=4)
             cells += [f"{median(own):.3g}", f"{middle:.3f} [{low:.3f}, {high:.3f}]"]
         shown.add_row(name, *cells)
-    return shown
-
-
-def shares(model, profiles):
-    """Percent of a trial's time after its start, and what training has beside the student's own."""
-    columns = ("s", "beside the student, % of training", "evaluated images/s")
-    shown = Table(
-        "", *PARTS, *columns, title=f"{model}: percent, {torch.get_num_threads()} threads"
-    )
-    for name, profile in profiles.items():
-        whole, metrics = sum(profile.seconds.values()), profile.last.metrics
-        config = profile.last.run.config
-        held_out = sum(len(images) for images in load_split(config, "val").values())
-        evaluated = held_out * len(profile.last.run.reports) / metrics["cost/eval_seconds"]
-        percent = [f"{100 * profile.seconds[part] / whole:.1f}" for part in PARTS]
-        own = sum(profile.seconds[part] for part in ("forward", "backward", "optimiser"))
-        beside = 1 - own / (whole - profile.seconds["evaluation"])
-        shown.add_row(name, *percent, f"{whole:.1f}", f"{100 * beside:.1f}", f"{evaluated:.0f}")
     return shown
 
 

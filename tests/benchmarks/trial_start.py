@@ -2,22 +2,16 @@
 
 Trials of the embedded tiny CLIP, in turn, in the workers of a search. Shown is the time from the
 end of the trial before it to its first step, and from its first step to its end without what its
-loop took: checkpoints, reports and their judgement. `--memory 50` shows instead what the processes
-of one slot hold in memory over so many trials, about half of which early stopping ends.
+loop took: checkpoints, reports and their judgement.
 """
 
 from __future__ import annotations
 
 import argparse
-import os
-import re
-import statistics
 import tempfile
 import time
-from contextlib import suppress
 from pathlib import Path
 
-from ray._private.state import actors  # without a dashboard, `list_actors` has no answer
 from rich.console import Console
 from rich.table import Table
 
@@ -36,64 +30,6 @@ SETTINGS = (
     "search.scheduler={name: none}",
     "search.resources.max_concurrent=1",
 )
-
-
-MEMORY_SETTINGS = (
-    "trial.steps=4",
-    "trial.eval.every=2",
-    "trial.eval.rung_images=200",
-    "search.references=[]",
-    "search.scheduler={name: asha, grace_steps: 2, reduction_factor: 2}",
-    "search.sampler.name=random",
-    "search.resources.max_concurrent=1",
-)
-SLOT = {
-    "RayTrainWorker": "worker",
-    "ResourceTrainable": "its driver",
-    "TrainController": "controller",
-    "Exchange": "exchange",
-}
-"""Ray's actors of a slot by the end of their names: the worker, and three on the head."""
-
-
-class MemoryWatch(Callback):
-    """Resident memory of the driver and of a slot's processes after each trial, in MiB.
-
-    A worker still holds the state of a trial that early stopping has just ended.
-    """
-
-    def __init__(self):
-        self.mib: dict[str, list[float]] = {name: [] for name in (*SLOT.values(), "search")}
-
-    def trial_ended(self, record):
-        """Read what the kernel knows."""
-        alive = [a for a in actors().values() if a["State"] == "ALIVE"]
-        held = dict.fromkeys(self.mib, 0.0)
-        named = ((a["ActorClassName"].rpartition(".")[2], a["Pid"]) for a in alive)
-        of_slot = ((SLOT[name], pid) for name, pid in named if name in SLOT)
-        for name, pid in [*of_slot, ("search", os.getpid())]:
-            with suppress(OSError, ValueError):  # it has just ended
-                (kib,) = re.findall(r"VmRSS:\s+(\d+)", Path(f"/proc/{pid}/status").read_text())
-                held[name] += int(kib) / 1024
-        for name, found in self.mib.items():
-            found.append(held[name])
-
-
-def memory(trials):
-    """MiB of each process after the first trials, in the middle and at the end, and the growth."""
-    watch = MemoryWatch()
-    with ray_session(), tempfile.TemporaryDirectory(prefix="trial-start-") as folder:
-        settings = [*MEMORY_SETTINGS, f"search.budget.trials={trials}", f"search.storage={folder}"]
-        file = load_config("quickstart", settings)
-        start_search(file, SearchOptions(callbacks=[watch], console=Console(quiet=True)))
-    fifth = max(2, trials // 5)
-    table = Table("", *(f"after trial {n}" for n in (1, fifth, trials // 2, trials)), "MiB a trial")
-    for name, mib in watch.mib.items():
-        shown = [f"{mib[n - 1]:.0f}" for n in (1, fifth, trials // 2, trials)]
-        later = mib[fifth:]  # what is allocated once is there by then
-        slope, _ = statistics.linear_regression(range(len(later)), later)
-        table.add_row(name, *shown, f"{slope:+.2f}")
-    return table
 
 
 class Stopwatch(Callback):
@@ -126,12 +62,7 @@ def main():
     """Run the searches, and print the table."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--memory", type=int, metavar="TRIALS")
-    arguments = parser.parse_args()
-    if arguments.memory is not None:
-        Console(width=100).print(memory(arguments.memory))
-        return
-    rounds = arguments.rounds
+    rounds = parser.parse_args().rounds
     watch = Stopwatch()
     with ray_session(), tempfile.TemporaryDirectory(prefix="trial-start-") as folder:
         for number in range(rounds):

@@ -5,9 +5,7 @@ fixed list of configurations, none stopped early), one after the other, two tria
 in processes of its own with everything it needs to start. CPU seconds are those of all processes of
 a contender, read from the kernel twice a second: on a machine that others use they say more than
 wall seconds. This project's cache of images and zero-shot features is empty at its start; all
-contenders have the zero-shot head. With `--search`, each searches with its own sampler and
-pruning instead, and the table has the time until the last step of a trial has reached the best
-objective of the peers.
+contenders have the zero-shot head.
 """
 
 from __future__ import annotations
@@ -27,7 +25,6 @@ from statistics import fmean
 from tempfile import TemporaryDirectory
 from typing import Any
 
-import numpy as np
 from rich.console import Console
 from rich.table import Table
 
@@ -37,10 +34,6 @@ from trainers.data.storage import CACHE_VARIABLE
 from tuning.config.validation import load_config
 
 HERE = Path(__file__).parent
-SPACE = {"lr": (1e-5, 2e-3), "reg_weight": (0.01, 100.0), "text_length": (2, 24)}
-"""The quickstart's; all are logarithmic."""
-FIRST = {"lr": 6e-4, "reg_weight": 1.0, "text_length": 8}
-"""The authors' weight and length, and the model's learning rate: where all searches begin."""
 OURS, MAX = "this project", "val/mean_acc"
 POLL_S = 0.5
 Job = dict[str, Any]
@@ -60,13 +53,6 @@ class Run:
         last = (report for report in self.reports if report["step"] == steps)
         return {json.dumps(report["params"], sort_keys=True): report[MAX] for report in last}
 
-    def seconds_to(self, objective, steps):
-        """Seconds until a whole trial had reached an objective."""
-        for report in self.reports:
-            if report["step"] == steps and report[MAX] >= objective:
-                return float(report["time"]) - self.began
-        return None
-
 
 def module(name):
     """Starts a contender that is a module and reads the job from a file."""
@@ -80,17 +66,11 @@ def module(name):
 
 
 def shell_loop(job):
-    """Starts the shell loop; as a search it tries random points."""
-    points, rng = job.get("trials"), np.random.default_rng(0)
-    if points is None:
-        points = [job["first"]]
-        for _ in range(job["budget"] - 1):
-            point = {n: float(np.exp(rng.uniform(*np.log(r)))) for n, r in SPACE.items()}
-            points.append({**point, "text_length": round(point["text_length"])})
+    """Starts the shell loop."""
     length = {"steps": job["steps"], "every": job["every"]}
     lines = [
         shlex.join(f"--{name.replace('_', '-')}={value}" for name, value in {**p, **length}.items())
-        for p in points
+        for p in job["trials"]
     ]
     process = popen([str(HERE / "shell_loop.sh"), job["output"]], job, stdin=subprocess.PIPE)
     assert process.stdin is not None
@@ -156,16 +136,13 @@ def main():
     parser.add_argument("--trials", type=int, default=4)
     parser.add_argument("--repeats", type=int, default=2)
     parser.add_argument("--steps", type=int, default=120)
-    parser.add_argument("--search", action="store_true", help="searches, not the same trials")
     parser.add_argument("--contenders", nargs="+", choices=CONTENDERS, default=list(CONTENDERS))
     arguments = parser.parse_args()
     resolve_root(EMBEDDED, progress=True)
     job: Job = {"steps": arguments.steps, "every": max(1, arguments.steps // 3)}
-    job |= {"space": SPACE, "first": FIRST, "budget": arguments.trials}
-    if not arguments.search:
-        space = load_config("quickstart", [f"search.prior.points={arguments.trials - 1}"])
-        points = space.search_space().initial_points
-        job["trials"] = [{k.rpartition(".")[2]: v for k, v in point.items()} for point in points]
+    space = load_config("quickstart", [f"search.prior.points={arguments.trials - 1}"])
+    points = space.search_space().initial_points
+    job["trials"] = [{k.rpartition(".")[2]: v for k, v in point.items()} for point in points]
     runs: dict[str, list[Run]] = {name: [] for name in arguments.contenders}
     for repeat in range(arguments.repeats):
         for name in runs if repeat % 2 == 0 else reversed(runs):
@@ -173,8 +150,7 @@ def main():
                 runs[name].append(measured(CONTENDERS[name], {**job, "output": output}))
             wall, cpu, load = runs[name][-1].wall, runs[name][-1].cpu, os.getloadavg()[0]
             print(f"{name}: {wall:.0f} s, {cpu:.0f} s of CPU, load {load:.1f}", flush=True)
-    console = Console(width=110)
-    console.print(to_the_best(runs, job) if arguments.search else same_trials(runs, job))
+    Console(width=110).print(same_trials(runs, job))
 
 
 def same_trials(runs, job):
@@ -193,24 +169,6 @@ def same_trials(runs, job):
             own, their = run.final(job["steps"]), base.final(job["steps"])
             gaps.append(fmean(own[key] - their[key] for key in their))
         table.add_row(name, *cells, spread(gaps, "+.2f", fmean))
-    return table
-
-
-def to_the_best(runs, job):
-    """Best objective of each search, and the time until it reached the best of the peers."""
-    columns = ("best", "whole search, s", "CPU, s", "to the peers' best, s")
-    table = Table("", *columns, title=f"searches of {job['budget']} trials, {MAX}")
-    best = {n: [max(run.final(job["steps"]).values()) for run in r] for n, r in runs.items()}
-    peers = [max(values) for values in zip(*(v for n, v in best.items() if n != OURS), strict=True)]
-    for name, found in runs.items():
-        until = [run.seconds_to(goal, job["steps"]) for run, goal in zip(found, peers, strict=True)]
-        table.add_row(
-            name,
-            spread(best[name], ".2f", fmean),
-            spread([run.wall for run in found], ".0f", fmean),
-            spread([run.cpu for run in found], ".0f", fmean),
-            ", ".join("not reached" if s is None else f"{s:.0f}" for s in until),
-        )
     return table
 
 

@@ -27,26 +27,20 @@ class Results(Callback):
 def main():
     """Run the job."""
     job = json.loads(Path(sys.argv[1]).read_text())
-    output, fixed = Path(job["output"]), job.get("trials")
+    output, names = Path(job["output"]), {"lr": "optim.lr"}
+    points = [{names.get(n, f"method.{n}"): v for n, v in p.items()} for p in job["trials"]]
     settings = {
         "trial.steps": job["steps"],
         "trial.eval.every": job["every"],
         "search.storage": output / "runs",
         "search.references": [],
         "search.resources.max_concurrent": 2,
-        "search.budget.trials": job["budget"],
+        "search.budget.trials": len(points),
+        "trial.eval.rung_weights": "raw",
+        "trial.eval.rung_images": 0,
+        "search.scheduler": {"name": "none"},
+        "search.space.initial_points": points,
     }
-    if not fixed:
-        settings["search.scheduler.grace_steps"] = job["steps"] * 2 // 3
-    else:
-        names = {"lr": "optim.lr"}
-        points = [{names.get(n, f"method.{n}"): v for n, v in p.items()} for p in fixed]
-        settings |= {
-            "trial.eval.rung_weights": "raw",
-            "trial.eval.rung_images": 0,
-            "search.scheduler": {"name": "none"},
-            "search.space.initial_points": points,
-        }
     overrides = [f"{key}={value}" for key, value in settings.items()]
     file = load_config("quickstart", overrides)
     start_search(file, SearchOptions(callbacks=[Results(output)], console=Console(quiet=True)))
