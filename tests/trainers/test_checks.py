@@ -5,10 +5,9 @@ import pytest
 from tests.images import write_photo_and_sketch, write_split
 from trainers import checks
 from trainers.checks import check_data, check_trials
-from trainers.config import DataConfig, TrialConfig, say_once, with_overrides
+from trainers.config import DataConfig, TrialConfig, say_once
 from trainers.data.schema import LabelledImage, part_path, write_images
 from trainers.errors import ConfigError
-from trainers.methods.lipsum_ft import LipsumFineTuning
 
 ID = ("ant", "bee", "cat")
 
@@ -83,11 +82,3 @@ def test_a_batch_larger_than_the_training_set_is_reported_once(batch_sizes, name
     said = "larger than the training set of 3 images"
     begins = [] if named is None else [f"optim.batch_size = {named}: {said}"]
     assert [message.split(", ")[0] for message in caplog.messages] == begins
-
-
-def test_a_text_file_is_read_only_for_its_source(root, tmp_path):
-    config = TrialConfig(data=data(root), method=LipsumFineTuning(texts_file=str(tmp_path / "no")))
-    check_trials([config])
-    proposed = with_overrides(config, {"method.text_source": "file"}, "search.space")
-    with pytest.raises(ConfigError, match=r"texts_file = .*No such file"):
-        check_trials([proposed])

@@ -175,18 +175,6 @@ def test_a_plugin_that_has_changed_is_refused_with_its_file(
     assert caught.value.key == "trial.plugins"
 
 
-def test_a_file_of_texts_that_has_changed_is_refused(images_root, tmp_path):
-    texts = tmp_path / "texts.txt"
-    texts.write_text("a photo\n")
-    method = {"name": "lipsum_ft", "text_source": "file", "texts_file": str(texts)}
-    config = search_file(images_root, trial__method=method).trial
-    (tmp_path / "environment.json").write_text(json.dumps(environment(config)))
-    check_same_inputs(tmp_path, config)
-    texts.write_text("a sketch\n")
-    with pytest.raises(ConfigError, match=f"'{texts}' changed since"):
-        check_same_inputs(tmp_path, config)
-
-
 @pytest.mark.parametrize(
     ("path", "edited"),
     [

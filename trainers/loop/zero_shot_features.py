@@ -19,7 +19,6 @@ import hashlib
 import math
 from collections.abc import Callable
 from functools import cached_property, partial
-from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -32,12 +31,7 @@ from trainers.data.transforms import normalise
 from trainers.evaluation.evaluate import Drift, EvalBatches, image_features
 from trainers.loop.precision import Precision
 from trainers.models.zero_shot import ZeroShotModel
-from trainers.texts.random_texts import (
-    PART,
-    random_text_features,
-    random_text_moment,
-    read_texts,
-)
+from trainers.texts.random_texts import random_text_features, random_text_moment
 
 NOT_OF_VIEWS = {"root", "suite", "id_domain", "ood_domains", "crop_pct", "workers"}
 """Keys of `data` without effect on the views of given images."""
@@ -126,21 +120,10 @@ class ZeroShotFeatures:
         key = ("random texts", *self._of_texts, count, length, seed)
         return self._shared(self._file(key, self._config.steps, count), step, count, encode)
 
-    def of_file(self, path: Path) -> Tensor:
-        """The features (N, D) of the texts of a file; they are kept in memory."""
-
-        def encode() -> Tensor:
-            texts, model = read_texts(path), self._zero_shot
-            parts = [texts[start : start + 1024] for start in range(0, len(texts), 1024)]
-            tokens = (model.tokenize(part).to(model.device) for part in parts)
-            return torch.cat([model.encode_tokens(part) for part in tokens])
-
-        return self._once(("texts of a file", str(path)), encode)
-
-    def random_text_moment(self, length: int, *, count: int = PART, seed: int = 0) -> Tensor:
+    def random_text_moment(self, length: int) -> Tensor:
         """The second moment (D, D) of random texts, not rounded; it is kept in memory."""
-        key, width = ("moment", *self._of_texts, length, count, seed), self._width
-        compute = partial(random_text_moment, self._zero_shot, length, count=count, seed=seed)
+        key, width = ("moment", *self._of_texts, length), self._width
+        compute = partial(random_text_moment, self._zero_shot, length)
         file = self._file(key, 1, width, torch.float32)
         return self._once(key, lambda: self._shared(file, 0, width, compute))
 

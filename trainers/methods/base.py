@@ -14,7 +14,6 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar, Literal, TypeAlias
 
 import numpy as np
@@ -163,11 +162,6 @@ class Method(Frozen):
     ) -> AbstractContextManager[object]:
         """A context around the optimiser's update of the weights, with their final gradients."""
         return nullcontext()
-
-    @property
-    def files(self) -> tuple[Path, ...]:
-        """Files that a training reads; every worker must have them, and a search notes changes."""
-        return ()
 
     @property
     def per_image(self) -> bool:

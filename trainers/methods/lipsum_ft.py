@@ -10,37 +10,24 @@ L2-normalised features of M random texts, drawn again at every step::
 
 The scale is inside the square: with CLIP's s = 100, the term would be 10,000 times weaker without
 it. Since ``reg = s^2 / 2 * (f - f0)' C (f - f0)`` with ``C = sum_m t_m t_m' / M``, the random texts
-act only through their second moment, whose effective rank is reported. `text_source` selects the
-method or one of its controls::
-
-    random          the method itself: M new texts at every step
-    fixed           M texts, the same at every step
-    second_moment   the expected C, estimated once from 16,384 random texts; no texts in the loop
-    isotropic       C = I / D, as for texts in all directions: distillation of features
-    file            M texts of the user at every step, from `texts_file`
+act only through their second moment, whose effective rank is reported.
 """
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field
 
 from trainers.errors import ConfigError
 from trainers.methods.base import Schedule, Step, ZeroShotRegulariser, scheduled
 from trainers.methods.registry import register_method
-from trainers.seeding import generator
-from trainers.texts.random_texts import read_texts
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from trainers.models.config import ModelConfig
     from trainers.models.student import Outputs
-
-TEXTS_OF_MOMENT = 16_384
-"""Number of random texts from which the expected second moment is estimated."""
 
 
 @register_method("lipsum_ft")
@@ -50,50 +37,24 @@ class LipsumFineTuning(ZeroShotRegulariser):
     name: Literal["lipsum_ft"] = "lipsum_ft"
     reg_schedule: Schedule = "constant"
     """Constant, or falling from `reg_weight` to 0 over the run, linearly or as a cosine."""
-    text_source: Literal["random", "fixed", "second_moment", "isotropic", "file"] = "random"
-    """Which texts; all but the first are controls."""
     text_length: int = Field(default=8, ge=1, le=100_000)
     """L: random tokens of a text, besides those that the tokenizer adds."""
     text_count: int = Field(default=80, ge=1, le=100_000)
     """M: texts a step."""
-    texts_file: str | None = None
-    """Used by `text_source: file`: UTF-8, one text a line; every worker must be able to read it."""
-
-    @field_validator("texts_file")
-    @classmethod
-    def _path_is_absolute(cls, path: str | None) -> str | None:
-        return None if path is None else str(Path(path).expanduser().absolute())
-
-    @model_validator(mode="after")
-    def _texts_are_known(self) -> LipsumFineTuning:
-        if self.text_source == "file" and self.texts_file is None:
-            raise ValueError("text_source = 'file' requires texts_file")
-        return self
-
-    @property
-    def files(self) -> tuple[Path, ...]:
-        """The file of texts, if it is used."""
-        if self.text_source == "file" and self.texts_file is not None:
-            return (Path(self.texts_file),)
-        return ()
 
     def check(self, model: ModelConfig) -> None:
-        """Raise a `ConfigError` if random texts do not fit into the model's context, or the file
-        of texts cannot be read."""
+        """Raise a `ConfigError` if random texts do not fit into the model's context."""
         from trainers.models.clip import vocabulary
 
-        if self.text_source == "file":
-            read_texts(*self.files)
-        elif self.text_source != "isotropic":
-            of_model = vocabulary(model)
-            if self.text_length > of_model.longest:
-                raise ConfigError(
-                    "too long for the model's context with its start and end tokens",
-                    key="method.text_length",
-                    value=self.text_length,
-                    hint=f"at most {of_model.longest}",
-                )
-            of_model.frame(self.text_length)
+        of_model = vocabulary(model)
+        if self.text_length > of_model.longest:
+            raise ConfigError(
+                "too long for the model's context with its start and end tokens",
+                key="method.text_length",
+                value=self.text_length,
+                hint=f"at most {of_model.longest}",
+            )
+        of_model.frame(self.text_length)
 
     def weight_at(self, step: Step) -> float:
         """The weight by `reg_schedule`."""
@@ -101,26 +62,10 @@ class LipsumFineTuning(ZeroShotRegulariser):
 
     def regulariser(self, student: Outputs, zero_shot: Outputs, step: Step) -> Tensor:
         """The energy gap to the zero-shot model on the texts of this step."""
-        import torch
-
-        both = student.features, zero_shot.features
-        shared, scale = step.zero_shot_features, step.zero_shot.logit_scale
-        if self.text_source == "isotropic":
-            width = student.features.shape[1]
-            moment = torch.eye(width, device=step.zero_shot.device) / width
-            return quadratic_gap(*both, moment, scale)
-        if self.text_source == "second_moment":
-            length, count = self.text_length, TEXTS_OF_MOMENT
-            moment = shared.random_text_moment(length, count=count, seed=step.seed)
-            return quadratic_gap(*both, moment, scale)
-        if self.text_source == "file":
-            every = shared.of_file(*self.files)
-            drawn = generator(step.seed, "texts of a file", step.number).permutation(len(every))
-            texts = every[torch.from_numpy(drawn[: self.text_count]).to(every.device)]
-        else:
-            number = 0 if self.text_source == "fixed" else step.number
-            texts = shared.of_random_texts(self.text_count, self.text_length, number)
-        return energy_gap(*both, texts, scale)
+        shared = step.zero_shot_features
+        texts = shared.of_random_texts(self.text_count, self.text_length, step.number)
+        scale = step.zero_shot.logit_scale
+        return energy_gap(student.features, zero_shot.features, texts, scale)
 
 
 def energy_gap(
@@ -133,11 +78,3 @@ def energy_gap(
     """
     change = logit_scale * (features - zero_shot_features) @ text_features.T  # (B, M)
     return change.square().mean() / 2
-
-
-def quadratic_gap(
-    features: Tensor, zero_shot_features: Tensor, moment: Tensor, logit_scale: float
-) -> Tensor:
-    """`energy_gap` for texts of the second moment C (D, D): mean ``s^2 / 2 (f-f0)' C (f-f0)``."""
-    change = logit_scale * (features - zero_shot_features)  # (B, D)
-    return ((change @ moment) * change).sum(dim=-1).mean() / 2

@@ -1,4 +1,4 @@
-"""Random texts for any tokenizer, texts of the user, and how many directions texts span.
+"""Random texts for any tokenizer, and how many directions they span.
 
 The tokenizer itself tells how a text is laid out: all words of a text are one letter, and where the
 tokens of two such texts differ stand the ordinary tokens; all others are the frame. A random text
@@ -10,7 +10,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from functools import cached_property
-from pathlib import Path
 from string import ascii_lowercase
 from typing import TYPE_CHECKING, Any
 
@@ -19,14 +18,13 @@ from numpy.typing import NDArray
 
 from trainers.errors import ConfigError
 from trainers.seeding import generator
-from trainers.text_files import read_text_file
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from trainers.models.zero_shot import ZeroShotModel
 
-PART = 1024  # random texts that are encoded at once for the second moment
+TEXTS_OF_MOMENT = 1024
 
 
 class Vocabulary:
@@ -113,17 +111,9 @@ def second_moment(text_features: Tensor) -> Tensor:
     return text_features.T @ text_features / len(text_features)
 
 
-def random_text_moment(
-    zero_shot: ZeroShotModel, length: int, *, count: int = PART, seed: int = 0
-) -> Tensor:
-    """C (D, D) of random texts of `length` tokens, estimated from `count`, a multiple of `PART`."""
-    import torch
-
-    parts = [
-        second_moment(random_text_features(zero_shot, PART, length, seed=seed, step=part))
-        for part in range(count // PART)
-    ]
-    return torch.stack(parts).mean(dim=0)
+def random_text_moment(zero_shot: ZeroShotModel, length: int) -> Tensor:
+    """C (D, D) of random texts of `length` tokens, estimated from `TEXTS_OF_MOMENT`."""
+    return second_moment(random_text_features(zero_shot, TEXTS_OF_MOMENT, length, seed=0, step=0))
 
 
 def effective_rank(moment: Tensor) -> float:
@@ -134,16 +124,3 @@ def effective_rank(moment: Tensor) -> float:
     """
     moment = moment.double()
     return float(moment.trace().square() / moment.square().sum())
-
-
-def read_texts(path: Path) -> list[str]:
-    """The non-empty lines of a user's file of texts, in order.
-
-    Raises:
-        ConfigError: as `trainers.text_files.read_text_file`, or the file has no text.
-    """
-    where = {"key": "method.texts_file", "value": str(path)}
-    texts = [line.strip() for line in read_text_file(path, **where).splitlines() if line.strip()]
-    if not texts:
-        raise ConfigError("it has no text", **where)
-    return texts

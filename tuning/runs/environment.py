@@ -45,7 +45,6 @@ def environment(trial: TrialConfig) -> dict[str, object]:
         "data": data_fingerprint(trial.data),
         "val_images": image_counts(trial.data, "val"),
         "model": _digests(_model_files(trial)),
-        "method": _digests(_method_files(trial)),
         "plugins": _digests(_plugin_files(trial)),
     }
 
@@ -61,10 +60,6 @@ def seen_at_start(folder: Path, inputs: str = "data") -> dict[str, Any] | None:
 
 def _model_files(trial: TrialConfig) -> dict[str, Path]:
     return {str(file): file for file in trial.model.files}
-
-
-def _method_files(trial: TrialConfig) -> dict[str, Path]:
-    return {str(file): file for file in trial.method.files}
 
 
 def _plugin_files(trial: TrialConfig) -> dict[str, Path]:
@@ -96,12 +91,11 @@ def check_same_inputs(folder: Path, trial: TrialConfig) -> None:
     It warns if the data are not known.
 
     Raises:
-        ConfigError: a domain and split, a file of the model or method, or a plug-in has changed,
+        ConfigError: a domain and split, a file of the model, or a plug-in has changed,
             or is missing.
     """
     for inputs, read, key, value in (
         ("model", lambda: _digests(_model_files(trial)), "trial.model.name", trial.model.name),
-        ("method", lambda: _digests(_method_files(trial)), "trial.method.name", trial.method.name),
         ("plugins", lambda: _digests(_plugin_files(trial)), "trial.plugins", ...),
         ("data", lambda: data_fingerprint(trial.data), "trial.data.root", trial.data.root),
     ):

@@ -42,8 +42,6 @@ MISTAKES = [
     ({"trial.method": {"name": "ft", "reg_weight": 1}}, "trial.method.reg_weight", "unknown key"),
     ({"trial.method": {"text_count": 9}}, "trial.method.name", "missing"),
     (lipsum(text_length=31) | ONLY_LR, "method.text_length", "31"),
-    (lipsum(text_source="file"), "trial.method", "texts_file"),
-    (lipsum(text_source="file", texts_file="/none") | ONLY_LR, "method.texts_file", "No such"),
     ({"trial.data.root": "/no/such/folder"}, "", "no such folder"),
     ({"trial.data.suite": "imagnet"}, "", "no suite is called 'imagnet'"),
     ({"trial.data.suite": {"id_domain": "a", "template": "x"}}, "trial.data.suite", "template"),
