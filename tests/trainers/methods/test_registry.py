@@ -10,7 +10,14 @@ from trainers.errors import ConfigError, validate
 from trainers.methods import register_method
 from trainers.methods.base import Method
 from trainers.methods.ft import FineTuning
-from trainers.methods.registry import METHODS, SEARCH_SPACES, is_available, load_plugins
+from trainers.methods.registry import (
+    ENTRY_POINTS,
+    METHODS,
+    SEARCH_SPACES,
+    _load_entry_points,
+    is_available,
+    load_plugins,
+)
 
 SPACE = {"parameters": {"method.strength": {"type": "float", "low": 0, "high": 1}}}
 
@@ -46,6 +53,21 @@ def test_a_plugin_file_adds_a_method(plugin):
 def test_a_plugin_module_is_found_by_its_name(plugin, monkeypatch):
     monkeypatch.syspath_prepend(plugin.parent)
     trial = TrialConfig.model_validate({"plugins": [plugin.stem], "method": {"name": "mine"}})
+    assert type(trial.method).__module__ == plugin.stem
+
+
+def test_an_installed_package_adds_a_method(plugin, tmp_path, monkeypatch):
+    record, content = tmp_path / "other-1.0.dist-info", plugin.read_text()
+    record.mkdir()
+    (record / "METADATA").write_text("Metadata-Version: 2.1\nName: other\nVersion: 1.0\n")
+    (record / "entry_points.txt").write_text(f"[{ENTRY_POINTS}]\nmine = {plugin.stem}\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    _load_entry_points.cache_clear()
+    plugin.write_text("1 / 0")
+    with pytest.raises(ConfigError, match=f"{plugin.stem}' of {ENTRY_POINTS}.*ZeroDivisionError"):
+        load_plugins()
+    plugin.write_text(content)
+    trial = TrialConfig.model_validate({"method": {"name": "mine"}})
     assert type(trial.method).__module__ == plugin.stem
 
 
