@@ -1,8 +1,4 @@
-"""Recorded learning curves as a stand-in for training, and what training would have cost.
-
-A proposal is answered with the curve of the *nearest recorded configuration*, in the unit cube of
-the space, logarithmic where a parameter is, so every value that a search sees was measured. Nothing
-is interpolated; `surface` fits a model for comparisons.
+"""Recorded learning curves, and what the trainings cost.
 
 Costs are medians over the table, the same for every configuration. They are CPU seconds rather than
 those of the clock, which other work on the recording machine stretches.
@@ -10,17 +6,14 @@ those of the clock, which other work on the recording machine stretches.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from functools import cached_property
 from itertools import groupby, pairwise
 from statistics import median
 from typing import Any, TypeAlias
 
 import numpy as np
 import pyarrow.parquet as pq
-from ray.tune.utils import flatten_dict
 
 from search_spaces import SearchSpace
 from tests.benchmarks.record_curves import END
@@ -68,22 +61,6 @@ class CurveTable:
         """Of a training that went to its end."""
         return max(max(curve) for curve in self.curves if curve)
 
-    def finals(self, metric):
-        """The metric of each configuration at the last step, (configurations,); -inf for none."""
-        last = self.total_steps
-        return np.array([c[last][metric] if last in c else -math.inf for c in self.curves])
-
-    def nearest(self, config):
-        """The index of the recorded configuration closest to a proposal, flat or nested."""
-        flat = flatten_dict(dict(config), delimiter=".")
-        distances = np.linalg.norm(self._points - unit_point(self.space, flat), axis=1)
-        return int(distances.argmin())
-
-    def start(self, config):
-        """The nearest configuration and its curve."""
-        index = self.nearest(config)
-        return index, self.curves[index]
-
     def at_ends(self):
         """The same trainings without their lines: the last metrics are those of the end."""
         curves = tuple(
@@ -96,10 +73,6 @@ class CurveTable:
             for curve in self.curves
         )
         return replace(self, curves=curves)
-
-    @cached_property
-    def _points(self):
-        return np.array([unit_point(self.space, p) for p in self.params])
 
 
 def read_table(path, space):

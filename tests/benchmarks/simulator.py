@@ -1,45 +1,28 @@
 """A search in simulated time: real searcher and scheduler objects, replayed learning curves.
 
-Stands in for Ray's `TuneController` and its cluster. Any `ray.tune.search.Searcher` and any
-`TrialScheduler` that stops trials get the same calls in the same order as in a real search
-(`TuneController._process_trial_result`, `stop_trial`, `_process_trial_failure`), so what is
-measured is the code that users run and not a copy of it. Two things differ. Time is counted and
-does not pass. And a trial is proposed when a device is free for it, where Tune, unless concurrency
-is limited, keeps one more proposal in waiting.
+Searcher and scheduler get the calls of a real search in its order, as the inline tuner of the tests
+makes them, so what is measured is the code that users run and not a copy of it. Two things differ.
+Time is counted and does not pass. And a trial is proposed when a device is free for it, where Tune,
+unless concurrency is limited, keeps one more proposal in waiting.
 """
 
 from __future__ import annotations
 
-import atexit
-import heapq
 import itertools
-import pickle
-import shutil
-import tempfile
-from dataclasses import dataclass, field
-from functools import cache
-from pathlib import Path
-from typing import Any, Final, Literal, Protocol
+from dataclasses import dataclass
+from tempfile import TemporaryDirectory
+from types import SimpleNamespace
+from typing import Any, Literal, Protocol
 
 from ray.tune.experiment import Trial
-from ray.tune.schedulers import TrialScheduler
-from ray.tune.search import Searcher
 from ray.tune.utils import flatten_dict
 
-from tests.benchmarks.curve_table import Curve
+from tests.tuning.execution.inline_tuner import InlineTuner
 from trainers.errors import TrainingDiverged
-
-ITERATION = "training_iteration"
-NO_CONTROLLER: Final[Any] = None
-"""Schedulers get it for a `TuneController`; those that stop trials do not ask it for anything."""
 
 
 class Trainings(Protocol):
     """What trials report: recorded curves, or draws from a model of them."""
-
-    @property
-    def space(self):
-        """The space that is searched."""
 
     def start(self, config):
         """The number of a training for a proposal, flat or nested, and its curve."""
@@ -62,136 +45,85 @@ class Ended:
     """The last report, flat; empty where it failed before the first."""
 
 
-class _Simulated(Trial):
-    """Runs nowhere. What Tune would keep in a file, where it diverges, is there all the same."""
+class _Timed(InlineTuner):
+    """The trial whose report is due first reports next."""
 
-    @property
-    def pickled_error_file(self):
-        return _diverged()
+    def __init__(self, train, steps, costs, **configs):
+        super().__init__(train, **configs)
+        self.clock, self._steps, self._costs = 0.0, steps, costs
+        self._order = itertools.count()
 
+    def next_to_report(self):
+        trial = min(self._running, key=lambda trial: trial.due)
+        self.clock, _ = trial.due
+        return trial
 
-@cache
-def _diverged():
-    folder = tempfile.mkdtemp(prefix="simulator-")
-    atexit.register(shutil.rmtree, folder)
-    path = Path(folder) / "error.pkl"
-    path.write_bytes(pickle.dumps(TrainingDiverged("as was recorded")))
-    return str(path)
+    def _run_in_slot(self, trial):
+        super()._run_in_slot(trial)
+        trial.configuration = trial.slot.configuration
+        starts_processes = len(self._trials) <= self._concurrent
+        start = self._costs.start_seconds + starts_processes * self._costs.process_seconds
+        self._expect(trial, 0, start)
 
+    def _report(self, trial):
+        super()._report(trial)
+        if trial in self._running:
+            self._expect(trial, trial.last_result["step"])
 
-@dataclass
-class _Run:
-    """A trial on a device."""
-
-    trial: Trial
-    configuration: int
-    curve: Curve
-    result: dict[str, Any] = field(default_factory=dict)
-
-    @property
-    def step(self):
-        return int(self.result.get("step", 0))
-
-    def ended(self, seconds, outcome):
-        return Ended(
-            self.trial.trial_id, self.configuration, seconds, self.step, outcome, self.result
-        )
+    def _expect(self, trial, step, start=0.0):
+        following = next(later for later in self._steps if later > step)
+        seconds = self._costs.interval(following - step, last=following == self._steps[-1])
+        trial.due = self.clock + start + seconds, next(self._order)
 
 
-def simulate(
-    searcher,
-    scheduler,
-    table,
-    costs,
-    evaluate_at,
-    gpus=1,
-):
+def simulate(searcher, scheduler, trainings, costs, evaluate_at, gpus=1):
     """Run a search, yielding each trial as it ends, in the order of simulated time.
 
     It goes on until the searcher has finished, or until the caller stops reading.
 
     Args:
-        searcher: proposes; its proposals, flat or nested, have the parameters of the table's space.
-        scheduler: decides at each report.
-        table: what the trials report.
+        searcher: proposes; its proposals, flat or nested, have the parameters of the trainings.
+        scheduler: decides at each report but the last; one that stops trials, and pauses none.
+        trainings: what the trials report.
         costs: how long they take for it.
         evaluate_at: the steps at which a trial evaluates itself and reports. A search pays for
             these alone: the rungs of its scheduler and the last step.
         gpus: devices, each for one trial at a time.
-
-    Raises:
-        NotImplementedError: the scheduler pauses a trial.
     """
     steps = sorted(set(evaluate_at))
-    numbers, order = itertools.count(), itertools.count()
-    reports: list[tuple[float, int, _Run]] = []  # a heap of when each running trial reports next
-    clock, free, finished = 0.0, gpus, False
-    while True:
-        while free and not finished:
-            number = next(numbers)
-            trial_id = f"{number:08x}"
-            config: Any = searcher.suggest(trial_id)  # typed as a dict, it may be FINISHED
-            finished = config == Searcher.FINISHED
-            if finished or config is None:  # None: nothing before another trial reports
-                break
-            keys = flatten_dict(config, delimiter=".").keys() & table.space.parameters.keys()
-            assert keys == table.space.parameters.keys(), config
-            run = _Run(_start(trial_id, config, scheduler), *table.start(config))
-            start = costs.start_seconds + (costs.process_seconds if number < gpus else 0.0)
-            at = clock + start + costs.interval(steps[0], last=len(steps) == 1)
-            heapq.heappush(reports, (at, next(order), run))
-            free -= 1
-        if not reports:
-            return
-        clock, _, run = heapq.heappop(reports)
-        step = next(step for step in steps if step > run.step)
-        if ended := _process(run, step, steps[-1], clock, searcher, scheduler):
-            free += 1
-            yield ended
-        else:
-            following = next(later for later in steps if later > step)
-            at = clock + costs.interval(following - step, last=following == steps[-1])
-            heapq.heappush(reports, (at, next(order), run))
 
+    class Replayed:
+        def setup(self, config):
+            self.configuration, self._curve = trainings.start(config)
+            self._left = list(steps)
 
-def _start(trial_id, config, scheduler):
-    trial = _Simulated("simulated", config=config, trial_id=trial_id, stub=True)
-    scheduler.on_trial_add(NO_CONTROLLER, trial)
-    trial.set_status(Trial.RUNNING)
-    return trial
+        reset_config = setup
 
+        def step(self):
+            step = self._left.pop(0)
+            if step not in self._curve:
+                raise TrainingDiverged("as was recorded")
+            return {**self._curve[step], "step": step, "done": not self._left}
 
-def _process(
-    run,
-    step,
-    last_step,
-    clock,
-    searcher,
-    scheduler,
-):
-    """Give a report to scheduler and searcher; None where the trial goes on."""
-    trial = run.trial
-    if step not in run.curve:  # the recorded training diverged before it came so far
-        trial.set_status(Trial.ERROR)
-        scheduler.on_trial_error(NO_CONTROLLER, trial)
-        searcher.on_trial_complete(trial.trial_id, error=True)
-        return run.ended(clock, "failed")
-    iteration = run.result.get(ITERATION, 0) + 1
-    run.result = {
-        **run.curve[step],
-        "step": step,
-        ITERATION: iteration,
-        "trial_id": trial.trial_id,
-    }
-    decision = scheduler.on_trial_result(NO_CONTROLLER, trial, dict(run.result))
-    if decision not in (TrialScheduler.CONTINUE, TrialScheduler.NOOP, TrialScheduler.STOP):
-        raise NotImplementedError(f"{type(scheduler).__name__} wants to {decision} a trial")
-    if decision != TrialScheduler.STOP:  # a result at which it stops comes with the end alone
-        searcher.on_trial_result(trial.trial_id, dict(run.result))
-        if step < last_step:
-            return None
-    run.result["done"] = True
-    scheduler.on_trial_complete(NO_CONTROLLER, trial, dict(run.result))
-    searcher.on_trial_complete(trial.trial_id, result=dict(run.result))
-    trial.set_status(Trial.TERMINATED)
-    return run.ended(clock, "finished" if step == last_step else "stopped")
+    with TemporaryDirectory(prefix="simulator-") as folder:
+        tuner = _Timed(
+            Replayed,
+            steps,
+            costs,
+            tune_config=SimpleNamespace(
+                search_alg=searcher, scheduler=scheduler, max_concurrent_trials=gpus
+            ),
+            run_config=SimpleNamespace(
+                callbacks=[],
+                stop=None,
+                storage_path=folder,
+                failure_config=SimpleNamespace(max_failures=0),
+            ),
+        )
+        for trial in tuner.run():
+            result = flatten_dict(trial.last_result)
+            step = int(result.get("step", 0))
+            outcome = "finished" if step == steps[-1] else "stopped"
+            if trial.status == Trial.ERROR:
+                outcome = "failed"
+            yield Ended(trial.trial_id, trial.configuration, tuner.clock, step, outcome, result)

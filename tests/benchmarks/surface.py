@@ -68,11 +68,6 @@ class Surfaces:
         finals = self.at(candidates)[:, -1, 0]
         self.best, self.best_point = float(finals.max()), candidates[finals.argmax()]
 
-    @property
-    def noise(self):
-        """Deviations of the objective at the last step in all recorded trainings, (trainings,)."""
-        return np.concatenate(self._deviations)[:, -len(self.metrics)]
-
     def noise_at(self, final):
         """Deviations that a training with this true final objective may have.
 

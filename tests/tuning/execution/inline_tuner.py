@@ -38,7 +38,7 @@ class InlineTuner:
     """`tune.Tuner` in this process. Slots are kept from trial to trial, as with `reuse_actors`."""
 
     choose = staticmethod(lambda running: 0)
-    """Which of so many running trials reports next."""
+    """Which of so many running trials reports next, where it is not a matter of time."""
 
     def __init__(self, train, *, tune_config, run_config):
         self._train, self._run = train, run_config
@@ -48,6 +48,11 @@ class InlineTuner:
         self._iteration, self._failures = 0, Counter()
 
     def fit(self):
+        for _ in self.run():
+            pass
+
+    def run(self):
+        """The search; yields each trial when it has ended."""
         for callback in self._run.callbacks:
             callback.setup()
         is_exhausted = False
@@ -61,7 +66,10 @@ class InlineTuner:
                     break
                 self._start(trial_id, config)
             if self._running:
-                self._report(self._running[self.choose(len(self._running))])
+                trial = self.next_to_report()
+                self._report(trial)
+                if trial not in self._running:
+                    yield trial
             if self._run.stop is not None and self._run.stop.stop_all():
                 self._running, is_exhausted = [], True  # Tune tells nobody of the ends
             self._iteration += 1
@@ -70,6 +78,9 @@ class InlineTuner:
                 break
         for callback in self._run.callbacks:
             callback.on_experiment_end(trials=self._trials)
+
+    def next_to_report(self):
+        return self._running[self.choose(len(self._running))]
 
     def _start(self, trial_id, config):
         trial = _Trial("inline", config=config, trial_id=trial_id, stub=True)

@@ -2,10 +2,9 @@
 
 import pytest
 from ray import tune
-from ray.tune.schedulers import FIFOScheduler, TrialScheduler
-from ray.tune.search import Searcher
 
 from tests.tuning.execution.inline_tuner import InlineTuner
+from tests.tuning.execution.scripted import Script, StopsBelow
 from tuning.execution.ray_session import ray_session
 
 TRIALS = (
@@ -35,53 +34,6 @@ class Reports(tune.Trainable):
         return {"step": self.reports, "value": value, "done": self.reports == LAST}
 
 
-class Script(Searcher):
-    """Proposes the trials, and writes down every call."""
-
-    def __init__(self, calls):
-        super().__init__(metric="value", mode="max")
-        self.calls, self.waiting, self.names = calls, list(TRIALS), {}
-
-    def suggest(self, trial_id):
-        if not self.waiting:
-            return Searcher.FINISHED
-        self.names[trial_id] = len(self.names)
-        self.calls.append(("suggest", self.names[trial_id]))
-        return self.waiting.pop(0)
-
-    def on_trial_result(self, trial_id, result):
-        self.calls.append(("searcher result", self.names[trial_id], *seen(result)))
-
-    def on_trial_complete(self, trial_id, result=None, error=False):
-        self.calls.append(("searcher complete", self.names[trial_id], *seen(result), error))
-
-
-class StopsBelow(FIFOScheduler):
-    """Stops what has less than 4 at its second report, and writes down every call."""
-
-    def __init__(self, script):
-        super().__init__()
-        self.script = script
-
-    def on_trial_add(self, tune_controller, trial):
-        self._note("add", trial)
-
-    def on_trial_result(self, tune_controller, trial, result):
-        self._note("result", trial, result)
-        is_low = result["step"] == 2 and result["value"] < 4
-        return TrialScheduler.STOP if is_low else TrialScheduler.CONTINUE
-
-    def on_trial_complete(self, tune_controller, trial, result):
-        self._note("complete", trial, result)
-
-    def on_trial_error(self, tune_controller, trial):
-        self._note("error", trial)
-
-    def _note(self, what, trial, result=None):
-        number = self.script.names[trial.trial_id]
-        self.script.calls.append((f"scheduler {what}", number, *seen(result)))
-
-
 class Notes(tune.Callback):
     """Writes down every call but those at each turn of Tune's loop, which also turns idly."""
 
@@ -94,9 +46,8 @@ class Notes(tune.Callback):
         script = super().__getattribute__("script")
 
         def note(trial=None, result=None, **_):
-            number = None if trial is None else script.names[trial.trial_id]
             last = trial.last_result if name == "on_trial_complete" else None
-            script.calls.append((name, number, *seen(result or last)))
+            script.note(name, trial and trial.trial_id, result or last)
 
         return note
 
@@ -104,17 +55,13 @@ class Notes(tune.Callback):
         return {}
 
 
-def seen(result):
-    return tuple((result or {}).get(key) for key in ("step", "value", "training_iteration", "done"))
-
-
 def calls_of(tuner, folder):
-    script = Script([])
+    script = Script(TRIALS)
     tuner(
         Reports,
         tune_config=tune.TuneConfig(
             search_alg=script,
-            scheduler=StopsBelow(script),
+            scheduler=StopsBelow(script, step=2, bound=4),
             num_samples=-1,
             max_concurrent_trials=1,
             reuse_actors=True,
