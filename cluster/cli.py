@@ -67,7 +67,7 @@ def doctor(
     address: Address = None,
     set_: Set = None,
 ) -> None:
-    """Show each node of a cluster: devices, versions, memory, disks, and what a search needs there.
+    """Show each node of a cluster: devices, versions, free disk, storage and data, and its faults.
 
     Run it on a node of the cluster. The exit status is 1 if there is a fault.
 

@@ -54,8 +54,7 @@ def examine(
         uri, study = search.tracking.uri, search.study_storage
         check_drivers({"search.tracking.uri": uri, "search.study_storage": study})
         asked["checkpoints"] = search.checkpoints.storage or str(job_runs(search.storage))
-        files = [*trial.model.paths, *trial.method.files]
-        asked["files"] = [str(path) for path in files]
+        asked["files"] = [str(path) for path in trial.model.paths]
         root = trial.data.root  # sources are prepared in the cache of each node
         asked["data"] = root if isinstance(root, str) and root != EMBEDDED else None
     cloudpickle.register_pickle_by_value(sys.modules[__name__])
@@ -79,7 +78,7 @@ def examine(
         elif message := node.get("DeathReasonMessage"):
             found.append(Node(name, faults=(f"dead: {message}",)))
     if len({node.facts["versions"] for node in found if node.facts}) > 1:
-        differ = ("another version than on other nodes",)
+        differ = ("versions of Python or packages differ between nodes",)
         found = [replace(n, faults=n.faults + differ) if n.facts else n for n in found]
     return sorted(found, key=lambda node: "(head)" not in node.name)
 
@@ -113,7 +112,7 @@ def node_facts(asked: dict[str, Any]) -> tuple[dict[str, str], list[str]]:
     facts["free disk"] = f"{free:.0f} GB"
     if free < LOW_DISK_GB:
         faults.append(f"less than {LOW_DISK_GB:g} GB free in {tempfile.gettempdir()}")
-    faults += [f"not here: {path}" for path in asked.get("files", ()) if not Path(path).exists()]
+    faults += [f"not found: {path}" for path in asked.get("files", ()) if not Path(path).exists()]
     for use, works in (("checkpoints", "writable"), ("data", "readable")):
         if not (url := asked.get(use)):
             continue
@@ -126,7 +125,7 @@ def node_facts(asked: dict[str, Any]) -> tuple[dict[str, str], list[str]]:
                     file.write(b"1")
                 store.filesystem.delete_file(store.full(name))
             elif not store.list():
-                raise FileNotFoundError("nothing is there")
+                raise FileNotFoundError("the folder is empty or missing")
             facts[use] = works
         except Exception as error:  # no permission, no such bucket, no Lipsum-Tune on this node
             faults.append(f"{use} in {url}: {error}".splitlines()[0])

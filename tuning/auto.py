@@ -243,7 +243,10 @@ def fitting(plan: Plan, limit: float, spent: float = 0.0) -> Plan:
             search = file.search.model_copy(update={"budget": budget})
             return replace(shorter, file=shorter.file.model_copy(update={"search": search}))
         needs = limit - left + prices[LEAST_TRIALS]
-    problem = f"{LEAST_TRIALS} trials of {steps // 4} steps and confirm need {format_hours(needs)}"
+    what = "hours" if unit == "hours" else "GPU-hours"
+    problem = (
+        f"{LEAST_TRIALS} trials of {steps // 4} steps and confirm need {format_hours(needs)} {what}"
+    )
     raise ConfigError(problem, key=f"--{unit.replace('_', '-')}", value=limit)
 
 

@@ -255,8 +255,8 @@ def prepare_studies(
     left = search.budget_trials - sum(r.kind != "reference" for r in history.records)
     if studies.num_waiting and left > 0:
         given = min(left, studies.num_waiting)
-        proposed = f"the sampler proposes {left - given}"
-        show_phase(console, "Points", f"{given} of {left} trials are first points, {proposed}")
+        what = f"{given} of {left} trials are given or of the prior"
+        show_phase(console, "Points", f"{what}, the sampler proposes {left - given}")
     return studies
 
 

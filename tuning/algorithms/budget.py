@@ -99,9 +99,9 @@ class Budget(Callback):
         """Why the search must end now, before all its trials; None if it may continue."""
         config, first = self._config, self._search.objectives[0]
         if self.is_ended:
-            return "lipsum-tune control --end"
+            return "`lipsum-tune control --end`"
         if self.is_broken:
-            return f"search.budget.failures = {config.failures}: so many trials failed in a row"
+            return f"{config.failures} trials failed in a row (search.budget.failures)"
         if config.hours is not None and self.seconds >= 3600 * config.hours:
             return f"search.budget.hours = {config.hours:g} are used up"
         if config.gpu_hours is not None and self.gpu_seconds >= 3600 * config.gpu_hours:

@@ -66,7 +66,7 @@ def warm_start(
             if not found:
                 one = "one of these methods" if studies[0].method else "this space"
                 names = ", ".join(s.method or ", ".join(s.space.parameters) for s in studies)
-                problem = f"no trial that ended well has the parameters of {one} ({names})"
+                problem = f"no finished or pruned trial has the parameters of {one} ({names})"
                 raise ConfigError(f"{problem} in its ranges", key=_KEY, source=folder)
             lines += [f"{folder}: {line}" for line in found]
         except ConfigError as error:

@@ -23,11 +23,14 @@ def control(
     enqueue: Annotated[
         str | None,
         typer.Option(
-            help="Try a point next, such as `reg_weight=1,lr=3e-4`. What it lacks is that of the "
-            "first point of the space."
+            help="Try this point next, such as `reg_weight=1,lr=3e-4`. Parameters that are left "
+            "out have the values of the first initial point."
         ),
     ] = None,
-    end: Annotated[bool, typer.Option("--end", help="End the search as a budget does.")] = False,
+    end: Annotated[
+        bool,
+        typer.Option("--end", help="Stop all trials and end the search; `resume` continues them."),
+    ] = False,
 ) -> None:
     """Steer a running search: its driver follows within seconds, also on another machine.
 
@@ -89,7 +92,8 @@ def point_of(text: str, space: SearchSpace) -> dict[str, Any]:
     method = given.pop("method", None) if space.branches else None
     if method not in (parts := space.parts()):
         hint = suggestion(method or "", space.branches)
-        raise ConfigError("no method of this search", key="--enqueue", value=text, hint=hint)
+        problem = "needs `method=NAME` with a method of this search"
+        raise ConfigError(problem, key="--enqueue", value=text, hint=hint)
     part = parts[method]
     keys = [*part.parameters]
     known = dict(zip(short_names(keys), keys, strict=True)) | dict(zip(keys, keys, strict=True))

@@ -38,7 +38,9 @@ class _ListsLayouts(TyperCommand):
 @app.command(cls=_ListsLayouts)
 def prepare(
     layout: Annotated[str, typer.Argument(help="How the images are stored: a layout's name.")],
-    source: Annotated[str, typer.Argument(help="Their folder, or a data set's name on the hub.")],
+    source: Annotated[
+        str, typer.Argument(help="Folder of the images, or name of a data set on the hub.")
+    ],
     destination: Annotated[
         str, typer.Argument(help="Folder or URL of the data set, for `trial.data.root`.")
     ],
@@ -81,7 +83,7 @@ def prepare(
             "data of your own, else 0."
         ),
     ] = None,
-    seed: Annotated[int, typer.Option(help="Seed of the images that become val and test.")] = 0,
+    seed: Annotated[int, typer.Option(help="Seed of the choice of val and test images.")] = 0,
     resize: Annotated[
         int | None, typer.Option(help="Pixels of the short side, e.g. 256; never enlarges.")
     ] = None,
@@ -159,7 +161,7 @@ def zero_shot(
     Several configurations on the same images are ranked by zero-shot accuracy, with LogME beside.
 
     Reading the test splits here does not bias a search: no hyperparameter is chosen by the result.
-    The exit status is 1 if a domain differs by more than sampling and rounding explain.
+    With --expect, the exit status is 1 if a domain differs by more than its sampling error.
 
     Example: lipsum-tune zero-shot domainnet_vit_b16 --expect published
     """
@@ -203,7 +205,7 @@ def zero_shot(
         raise error.within(config[0]) from None
     title = f"{trial.model.name}, zero-shot, {which} splits"
     console.print(zero_shot_table(rows, title=title, id_domain=trial.data.id_domain))
-    console.print("Intervals and verdicts: 95 % sampling error of that many images (binomial).")
+    console.print("± is the 95 % sampling error of the accuracy on that many images.")
     if left := not_compared(rows):
         console.print(left, markup=False, soft_wrap=True)
     if likely := causes(rows):

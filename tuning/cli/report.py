@@ -10,7 +10,7 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from tuning.cli.options import found, shortest, show, warn
+from tuning.cli.options import found, shortest, show, warn, word_for
 
 app = typer.Typer()
 
@@ -58,7 +58,8 @@ def report(
     lines, seconds = findings(search, records), loaded.history.seconds
     table = full_report(search, records, console.width, lines=lines, seconds=seconds)
     console.print(table, highlight=False)
-    show("State", "killed; resume it" if state == "killed" else state)
+    killed = f"killed; `lipsum-tune resume {word_for(loaded.folder)}` continues it"
+    show("State", killed if state == "killed" else state)
     page = loaded.folder / "report" / "index.html"
     if state != "running":  # a running search writes all of this itself
         from tuning.confirmation.report import write_run_report

@@ -123,19 +123,20 @@ def plan(config: Config, set_: Set = None, address: Address = None) -> None:
 @app.command()
 def confirm(
     run: Run,
-    top: Annotated[int, typer.Option(help="Number of best trials by the objective.")] = 1,
+    top: Annotated[int, typer.Option(help="Number of trials of the rule `objective`.")] = 1,
     seeds: Annotated[int, typer.Option(help="Number of fresh seeds, the same for all trials.")] = 5,
     rule: Annotated[
         list[str] | None,
         typer.Option(
-            help="Only the choice of this rule; may be repeated. Default: all but pareto."
+            help="objective, by_method, id_val, ood_val, leave_one_domain_out or pareto; may be "
+            "repeated. Default: all but pareto."
         ),
     ] = None,
     address: Address = None,
 ) -> None:
     """Train the chosen trials again with fresh seeds, then evaluate the test splits, once.
 
-    Each choice of the selection rules is trained once, and plain fine-tuning beside them.
+    Each chosen trial and plain fine-tuning is trained with every seed.
 
     Example: lipsum-tune confirm quickstart --seeds 3
     """
@@ -221,7 +222,9 @@ def _show(result: SearchResult, allow_failed_trials: bool = False) -> None:
     finished = [r for r in records if r.kind == "trial" and r.outcome == "finished"]
     if result.outcome == "finished" and result.ended_by and not finished:
         raise ConfigError(
-            f"{result.ended_by}, and no trial has finished; resume it with a larger budget"
+            f"no trial has finished ({result.ended_by})",
+            source=run,
+            hint=f"`lipsum-tune resume {run}` with a larger budget continues it",
         )
     if result.outcome == "stopped":
         show("Go on with", f"lipsum-tune resume {run}")

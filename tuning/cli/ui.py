@@ -43,7 +43,7 @@ def ui(
 ) -> None:
     """Serve the report of a run to this machine alone, linked to MLflow and Optuna's dashboard.
 
-    Of a folder of runs, it is the one that was written to last.
+    For a folder of runs, serve the run that was written to last.
 
     Example: lipsum-tune ui quickstart --port 5001
     """

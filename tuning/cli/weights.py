@@ -79,14 +79,22 @@ def export(
     soup: Annotated[
         Literal["uniform", "greedy", "stock", "lines"] | None,
         typer.Option(
-            help="Average the best trials: all, those that do not lower ID accuracy, by Model "
-            "Stock, or scaled by depth (LiNeS, also of one trial).",
+            help="Average the best trials. uniform: all; greedy: those that do not lower ID "
+            "accuracy; stock: Model Stock; lines: scaled by depth (LiNeS, also of one trial).",
         ),
     ] = None,
-    top: Annotated[int, typer.Option(min=1, help="Number of trials for a soup, if kept.")] = 5,
+    top: Annotated[
+        int,
+        typer.Option(min=1, help="Trials of a soup; see search.checkpoints.keep_top."),
+    ] = 5,
     alpha: Annotated[
         float | None,
-        typer.Option(min=0, max=1, help="WiSE-FT: 0 is the zero-shot model, 1 the fine-tuned one."),
+        typer.Option(
+            min=0,
+            max=1,
+            help="Point of the line: 0 is the zero-shot model, 1 the end of the training. Default: "
+            "the point that the trial chose.",
+        ),
     ] = None,
 ) -> None:
     """Write fine-tuned weights as a folder that open_clip loads, with the classifier head.

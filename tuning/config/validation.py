@@ -189,7 +189,7 @@ def _check_objective(file: SearchFile) -> None:
             hint = suggestion(objective.metric, alike)
             if not file.trial.data.ood_domains and not wants_id:
                 hint = f"without OOD domains, the objective can be {ID_ACC}"
-            raise ConfigError("is never reported", key=key, value=objective.metric, hint=hint)
+            raise ConfigError("no trial reports it", key=key, value=objective.metric, hint=hint)
         better, where = direction(objective.metric), "search.objective.mode"
         if better is None and "mode" not in configured.model_fields_set:
             problem = f"not known whether more or less of {objective.metric} is better"
@@ -203,7 +203,7 @@ def _check_objective(file: SearchFile) -> None:
     if chosen not in ("auto", "objective"):
         if chosen not in known:
             hint = suggestion(chosen, ["auto", "objective", *known])
-            raise ConfigError("is never reported", key=key, value=chosen, hint=hint)
+            raise ConfigError("no trial reports it", key=key, value=chosen, hint=hint)
         if len(file.objectives) > 1:
             problem, hint = "of several objectives, the sampler optimises all", "write objective"
             raise ConfigError(problem, key=key, value=chosen, hint=hint)

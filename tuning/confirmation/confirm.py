@@ -107,7 +107,8 @@ def confirm(
         )
         _, *trials = (one.trial_id for one in configurations)  # after FT
         if lost := [name for name in trials if kept_checkpoint(run.checkpoints, name) is None]:
-            show_phase(console, "Weights", f"`export` will not have those of {', '.join(lost)}")
+            lost_of = f"those of {', '.join(lost)} were deleted, so `export` cannot write them"
+            show_phase(console, "Weights", lost_of)
         _train(run, wanted, SearchOptions(address=address, console=console))
     history = confirm_history(run.folder)
     home = url_of(run.home, CONFIRM_FOLDER, TRAIN_FOLDER)

@@ -130,7 +130,7 @@ def _notes(confirmation: Confirmation, metrics: Sequence[str]) -> Iterator[str]:
     if fewer:
         yield f"Fewer seeds: {', '.join(fewer)}."
     if confirmation.failed:
-        yield f"{len(confirmation.failed)} failed; the next call tries again:"
+        yield f"{len(confirmation.failed)} trainings failed; the same command tries them again:"
     for (trial_id, seed), reason in confirmation.failed.items():
         yield f"  {trial_id} seed {seed}: {reason}"
 

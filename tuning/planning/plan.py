@@ -120,7 +120,8 @@ class Plan:
     def confirm_price(self) -> Price:
         """One trial and plain fine-tuning, again with fresh seeds and on the test splits."""
         tested = replace(self, eval_s=2 * self.eval_s)
-        return tested.price(f"confirm, {CONFIRM_SEEDS} seeds", 2 * CONFIRM_SEEDS)
+        what = f"confirm --rule objective, {CONFIRM_SEEDS} seeds"
+        return tested.price(what, 2 * CONFIRM_SEEDS)
 
 
 def plan_search(
@@ -175,7 +176,7 @@ def plan_search(
     if outcome == "stopped":
         raise KeyboardInterrupt
     if failed := [record for record in ended.records if record.outcome != "finished"]:
-        raise ConfigError(f"trial: it fails on this machine: {failed[0].error_line}")
+        raise ConfigError(f"a short trial of this configuration failed: {failed[0].error_line}")
     return plan_of(file, ended.records, concurrent, at_once, began)
 
 
@@ -218,8 +219,10 @@ def check_budget(plan: Plan) -> None:
     for name, needed in needs.items():
         given = getattr(budget, name)
         if given is not None and given < needed:
+            unit = "hours" if name == "hours" else "GPU-hours"
             raise ConfigError(
-                f"the search needs {format_hours(needed)} h ({cheapest.what})",
+                f"the search needs about {format_hours(needed)} {unit} ({cheapest.what})",
                 key=f"search.budget.{name}",
                 value=given,
+                hint="raise it, or lower search.budget.trials",
             )

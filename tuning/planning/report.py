@@ -13,13 +13,14 @@ from tuning.views.result_table import borderless_table
 def render(plan: Plan) -> RenderableType:
     """The prices, and what was measured."""
     trial, references = plan.file.trial, ", ".join(plan.file.search.references)
-    beside = f" and {references}" if references else ""
+    beside = f" and the reference {references}" if references else ""
     what = (
         f"{plan.file.most_trials} trials of {trial.steps} steps{beside}, {plan.concurrent} at once"
     )
     measured = (
-        f"a step {plan.step_s:.2g} s, evaluations {plan.rung_s:.2g} and {plan.eval_s:.2g} s (the "
-        f"last), a checkpoint {plan.save_s:.2g} s, start of a trial {plan.start_s:.2g} s"
+        f"step {plan.step_s:.2g} s, evaluation {plan.rung_s:.2g} s (after the last step "
+        f"{plan.eval_s:.2g} s), checkpoint {plan.save_s:.2g} s, start of a trial "
+        f"{plan.start_s:.2g} s"
     )
     table = borderless_table("", "wall clock", f"{plan.device}-hours")
     for price in (*plan.prices, plan.confirm_price):

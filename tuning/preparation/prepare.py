@@ -50,7 +50,11 @@ def sources_of(
     if len(known) == 1 and not ood and not below:  # it has no name of its own
         return {domain or id_domain or known[0]: source}
     if domain is not None or (id_domain is None and ood):
-        raise ConfigError("the domains have names: --id, --ood and not --domain", key="--domain")
+        raise ConfigError(
+            "the source has several domains with names",
+            key="--domain" if domain else "--ood",
+            hint="choose them by --id and --ood",
+        )
     if id_domain is None:
         return dict.fromkeys(known, source)
     for key, name in (("--id", id_domain), *(("--ood", name) for name in ood)):

@@ -63,7 +63,7 @@ def _limit(search: SearchRecord) -> str:
     text = f"Chosen on validation data{looks}"
     images = [number for number in search.val_images.values() if number]
     if images:
-        text += f"; each accuracy is ± {accuracy_margin(50.0, min(images)):.1f} points"
+        text += f"; accuracies are ± {accuracy_margin(50.0, min(images)):.1f} points at most"
     return text + ". Confirm it on fresh seeds before you report it."
 
 
@@ -84,5 +84,6 @@ def commands_after(won: TrialRecord, label: str, run: str) -> list[str]:
     """Confirm the trial that won, or look for a better one than the reference; then export it."""
     export = f"lipsum-tune export {run} --output model   # {label}, for open_clip"
     if won.kind == "trial":
-        return [f"lipsum-tune confirm {run}   # fresh seeds, then the test splits, once", export]
+        confirm = f"lipsum-tune confirm {run} --rule objective"
+        return [f"{confirm}   # fresh seeds, then the test splits, once", export]
     return [f"lipsum-tune resume {run} --trials +8   # no trial is better yet", export]

@@ -79,7 +79,7 @@ def notes(search: SearchRecord, records: Sequence[TrialRecord]) -> list[str]:
         first = failed[0]
         found.append(f"{len(failed)} failed: {first.trial_id}, {first.error_line or 'no error'}")
     if trials and all(record.is_first_point for record in trials):
-        found.append("All trials are given points: the sampler proposes from the next one on.")
+        found.append("All trials are given points or the prior's: the sampler has proposed none.")
     return found
 
 

@@ -31,6 +31,6 @@ def selection_table(search: SearchRecord, records: Sequence[TrialRecord]) -> Pla
         sees = "yes" if choice.looks_at_ood else "no"
         rows.append([choice.rule, trials, *cells, gap, sees, RULES[choice.rule]])
     columns = ["rule", "trials", "ID", "OOD", "worst OOD", "gap", "sees OOD", "chooses"]
-    notes = ["gap: OOD accuracy lost against choosing by OOD accuracy, which `ood_val` does."]
+    notes = ["gap: mean OOD accuracy minus that of the choice of `ood_val`."]
     notes += [PROPOSED_WITH_OOD] if search.sees_ood else []
     return PlainTable(columns, rows, notes)

@@ -16,9 +16,9 @@ from tuning.zero_shot.evaluate import Row
 
 _CAUSES = """\
 Off by more than sampling (95 %) and rounding allow: {domains}. Usual causes:
-- all domains a few points low: class names or templates (data.suite), an activation that does not
-  belong to the weights (ViT-B-16-quickgelu for `openai`), or preprocessing (data.crop_pct, small or
-  cropped images)
+- all domains a few points low: class names or templates (trial.data.suite), an activation that does
+  not belong to the weights (ViT-B-16-quickgelu for `openai`), or preprocessing
+  (trial.data.crop_pct, small or cropped images)
 - one domain far off: its order of classes (DomainNet's lists, ImageNet-V2's numbered folders), a
   mask of other classes (-R, -A), or a class_map
 - one or two points: other images than those of the published accuracy (images split off for
@@ -82,8 +82,9 @@ def duplicates_table(found: NearDuplicates) -> RenderableType:
             of = f"{found.images[second]:,}"
             table.add_row(escape(second), escape(first), f"{len(pairs):,}", of)
     threshold = (
-        f"Cosine of the features {found.threshold:.4f} or more, as of {SHARE_FOUND:.0%} of resized "
-        "and recompressed copies. Nothing was removed; pairs are listed in near_duplicates.csv."
+        f"Counted if the cosine of the features is at least {found.threshold:.4f}, which "
+        f"{SHARE_FOUND:.0%} of resized and recompressed copies of these images reach. "
+        "near_duplicates.csv lists the pairs; nothing was removed."
     )
     none = Text("No near duplicates between splits.")
     return Group(table if table.row_count else none, Text(threshold))

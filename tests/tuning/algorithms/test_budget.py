@@ -47,7 +47,7 @@ def test_failures_in_a_row_break_a_session_and_not_the_next_one():
     assert not spent.is_broken
     end(spent, failed[2])
     assert spent.is_broken
-    assert spent.over() == "search.budget.failures = 2: so many trials failed in a row"
+    assert spent.over() == "2 trials failed in a row (search.budget.failures)"
     assert not budget(Clock(), tuple(failed), failures=2).is_broken
 
 

@@ -164,7 +164,7 @@ def test_what_cannot_be_learned_from_is_refused(images_root, tmp_path):
         (tmp_path / "nowhere", "not a run folder"),
         (old, "format 0"),
         (empty, "zero-shot model has not been evaluated"),
-        (pruned, "no trial that ended well"),
+        (pruned, "no finished or pruned trial"),
     ):
         with pytest.raises(ConfigError, match=problem) as caught:
             warm(images_root, run, **POINTS)

@@ -111,11 +111,11 @@ def test_a_small_grid_ends_the_search_before_its_budget():
 
 def test_a_plan_is_short():
     lines = text_of(render(make_plan(search_file())), 100).splitlines()
-    assert lines[0] == "search: 20 trials of 900 steps and ft, 4 at once"
+    assert lines[0] == "search: 20 trials of 900 steps and the reference ft, 4 at once"
     assert [line.split("  ")[0] for line in lines[-3:]] == [
         "all trials in full",
         "6 in full, 14 to step 100",
-        "confirm, 5 seeds",
+        "confirm --rule objective, 5 seeds",
     ]
     assert len(lines) <= 8
 

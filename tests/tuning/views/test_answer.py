@@ -54,7 +54,7 @@ def test_missed_constraints_are_named():
 def test_the_limit_names_the_margin_and_whether_ood_data_chose():
     blind = replace(SEARCH, objectives=(Objective("id_val/acc"),), val_images={"real": 800})
     _, limit = answer(blind, [fakes.trial(1)])
-    assert limit.startswith("Chosen on validation data; each accuracy is ± 3.5 points.")
+    assert limit.startswith("Chosen on validation data; accuracies are ± 3.5 points at most.")
 
 
 def test_nothing_is_claimed_before_a_trial_has_finished():

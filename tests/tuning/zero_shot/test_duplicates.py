@@ -65,7 +65,7 @@ def test_planted_copies_are_found_with_their_originals(config, tmp_path, monkeyp
     (tmp_path / "mine.yaml").write_text(yaml.safe_dump(values))
     done = CliRunner().invoke(app, ["zero-shot", "mine.yaml", "--check-duplicates"])
     assert done.exit_code == 0, done.output
-    threshold = float(re.search(r"Cosine of the features (\S+) or more", done.output)[1])
+    threshold = float(re.search(r"at least (\S+),", done.output)[1])
     assert 0.9 < threshold < 1
     with (tmp_path / "near_duplicates.csv").open() as file:
         rows = list(csv.DictReader(file))
