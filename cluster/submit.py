@@ -210,6 +210,13 @@ def _check_paths(values: Mapping[str, Any]) -> None:
     runs = settings.get(runs_key, ())
     paths = {key: settings.get(key) for key in keys}
     paths |= {f"{runs_key}: {run}": run for run in ([runs] if isinstance(runs, str) else runs)}
+    for key in ("plugins", "trial.plugins"):
+        named = (str(one) for one in settings.get(key) or ())
+        paths |= {f"{key}: {one}": one for one in named if one.endswith(".py")}
+    for key in ("trial.model.name", "trial.model.pretrained"):
+        given = str(settings.get(key) or "")
+        if given.startswith("local-dir:") or given.endswith((".safetensors", ".pt")):
+            paths[key] = given.removeprefix("local-dir:")
     for key, value in paths.items():
         url = str(value or "")
         scheme, _, rest = url.rpartition("://")

@@ -39,10 +39,12 @@ from trainers.checkpoints.storage import (
 )
 from trainers.data.storage import Store, open_store
 from trainers.errors import (
+    FULL,
     ConfigError,
     MicroBatchTooLarge,
     StorageFailed,
     TrainingDiverged,
+    first_line,
     storage_failures,
     system_error,
     system_words,
@@ -190,7 +192,8 @@ def serve(values: dict[str, Any]) -> None:
         if is_first:
             exchange.set_progress.remote(train_curve)
 
-    with ends_if_it_hangs(values["hang_after_s"], context.get_experiment_name(), rank), running:
+    hang = ends_if_it_hangs(values["hang_after_s"], context.get_experiment_name(), rank)
+    with hang, running, _full_disks():
         while True:
             request = ray.get(exchange.next_request.remote()) if is_first else None
             request = broadcast_from_rank_zero(request)
@@ -214,6 +217,22 @@ def serve(values: dict[str, Any]) -> None:
                 ray.get(exchange.answer.remote(answer))
             if answer.metrics.get("step") == config.steps:
                 running.close()  # while the search judges the trial
+
+
+@contextmanager
+def _full_disks() -> Iterator[None]:
+    """Within the block, a full disk is a `StorageFailed`, such as one of the cache of images.
+
+    An error loses its cause when Ray pickles it, so it has to be recognised here.
+    """
+    try:
+        yield
+    except Exception as error:
+        cause = system_error(error)
+        if isinstance(error, StorageFailed) or cause is None or cause.errno not in FULL:
+            raise
+        node = ray.util.get_node_ip_address()
+        raise StorageFailed(f"node {node}: {first_line(error)}") from None
 
 
 def _next_answer(reports: Iterator[Report]) -> Answer:

@@ -30,10 +30,12 @@ from trainers.data.storage import open_store
 from trainers.errors import ConfigError, quoted
 from trainers.evaluation.metrics import ID_ACC
 from trainers.overrides import nest
+from trainers.process_state import restored_state
 from tuning.config.schema import SearchFile
 from tuning.config.validation import check_settings, load_config
 from tuning.confirmation.confirm import confirm
 from tuning.confirmation.report import report as confirmation_report
+from tuning.confirmation.results import FT
 from tuning.confirmation.verdict import findings, verdict
 from tuning.execution.ray_session import runs_folder
 from tuning.planning.plan import CONFIRM_SEEDS, Plan, plan_search
@@ -110,10 +112,14 @@ def auto(
         raise ConfigError("--id and --ood need a folder of images")
     if given is not None and not given.is_dir():
         raise ConfigError("no such folder", key="DATA", value=source)
+    if given is not None and Path.cwd().is_relative_to(given.resolve()):
+        problem = f"`{PREPARED}` and the runs would lie among the images"
+        raise ConfigError(problem, key="DATA", value=source, hint="call it from another folder")
     name = name or (given and re.sub(r"[^A-Za-z0-9._-]+", "-", given.name).lstrip("._-")) or "auto"
     base = model or ("vit_b32" if given else "quickstart")
     base = str(Path(base).absolute()) if Path(base).is_file() else base
-    values: dict[str, Any] = {"search.name": name, f"search.budget.{unit}": limit}
+    values: dict[str, Any] = {"search.name": name, "search.budget.hours": hours}
+    values["search.budget.gpu_hours"] = gpu_hours  # one of the two is none
     sources, root = dict[str, Source](), Path(PREPARED, name)
     if given is not None:
         sources = sources_of(Source(path=str(given)), id_domain=id_domain, ood=ood)
@@ -121,6 +127,7 @@ def auto(
         if id_domain is None and others:
             raise ConfigError(f"choose one of {quoted(sources)}", key="--id")
         values["trial.data.root"] = str(root.absolute())
+        values["trial.steps"] = MOST_STEPS  # until the images are counted
         values["trial.data.suite"] = {"id_domain": first, "ood_domains": others}
         if not others:
             values["search.objective"] = {"metric": ID_ACC}
@@ -155,7 +162,8 @@ def auto(
         file = load_config(config, [f"search.budget.trials={MOST_TRIALS}"])
         _announce(console, "2 Zero-shot", "zero-shot", config)
         title, data = f"{file.trial.model.name}, zero-shot, val splits", file.trial.data
-        rows = measure(file.trial, "val")
+        with restored_state():  # frees the memory of the GPU, which trials need
+            rows = measure(file.trial, "val")
         console.print(zero_shot_table(rows, title=title, id_domain=data.id_domain))
         _announce(console, "3 Plan", "plan", config)
         plan = plan_search(file, address=address)
@@ -175,8 +183,11 @@ def auto(
         if result.outcome == "stopped" and result.ended_by is None:
             raise KeyboardInterrupt
         if result.outcome == "stopped" or result.best is None:
-            reason = result.ended_by or "no trial has finished"
-            raise ConfigError(f"{reason}; the same command goes on", source=run)
+            hint = "the same command goes on"
+            if result.outcome == "finished":
+                more = f"lipsum-tune resume {run.name} --set search.budget.{unit}={2 * limit:g}"
+                hint = f"`{more}` and then the same command go on"
+            raise ConfigError(result.ended_by or "no trial has finished", source=run, hint=hint)
     loaded = load_run(run)
     search, records = loaded.search, loaded.history.records
     lines, seconds = findings(search, records), loaded.history.seconds
@@ -187,12 +198,12 @@ def auto(
     _announce(console, "5 Confirm", "confirm", run.name, *again)
     found = confirm(run, seeds=CONFIRM_SEEDS, rules=[RULE], address=address)
     console.print(confirmation_report(found, console.width))
-    if found.failed:
+    won = verdict(search, records)
+    assert won is not None  # otherwise there was nothing to confirm
+    if found.failed and not (won.seeds and found.values(FT, search.objectives[0].metric)):
         problem = f"{len(found.failed)} trainings of `confirm` failed"
         raise ConfigError(problem, source=run, hint="the same command tries again")
 
-    won = verdict(search, records)
-    assert won is not None  # otherwise there was nothing to confirm
     model_folder = run / f"model-{won.trial_id}"
     _announce(console, "6 Export", "export", run.name, "--output", model_folder)
     if not model_folder.is_dir():

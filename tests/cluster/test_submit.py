@@ -83,9 +83,14 @@ def test_mistakes_are_found_before_anything_is_sent(tmp_path):
         "search.study_storage=sqlite:///study.db",
         "search.tracking.uri=sqlite:///runs/mlflow.db",
         "search.warm_start.runs=[runs/earlier]",
+        "trial.plugins=[mine.py]",
+        "trial.model.name=local-dir:model",
+        "trial.model.pretrained=weights.pt",
     ],
 )
-def test_a_path_in_the_temporary_copy_is_refused(override, tmp_path):
+def test_a_path_in_the_temporary_copy_is_refused(override, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "mine.py").touch()
     with pytest.raises(ConfigError) as caught:
         submit_search("quickstart", [override], tmp_path, NOWHERE)
     assert caught.value.key.startswith(override.partition("=")[0])

@@ -1,5 +1,7 @@
 """Temporary folders of workers. Tests of warm workers and of searches train on a real Ray."""
 
+import errno
+import os
 import shutil
 import tempfile
 from types import SimpleNamespace
@@ -13,7 +15,8 @@ from trainers import ray_trainer
 from trainers.checkpoints.format import Checkpoint, Progress, save_checkpoint
 from trainers.checkpoints.storage import prepare_folder, write_checkpoint
 from trainers.data.storage import open_store
-from trainers.ray_trainer import newest_on_this_node, saved_locally, task_device
+from trainers.errors import ConfigError, StorageFailed
+from trainers.ray_trainer import _full_disks, newest_on_this_node, saved_locally, task_device
 
 CHECKPOINT = Checkpoint({"head": torch.zeros(9)}, {"since_report": {"step": 40}}, Progress(40), ())
 
@@ -77,3 +80,17 @@ def test_a_task_uses_what_it_has_reserved(reserved, device, limits, monkeypatch)
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: card)
     assert task_device() == torch.device(device)
     assert found == limits
+
+
+def test_a_full_cache_is_no_fault_of_the_trial():
+    def cached(number):
+        with _full_disks():
+            try:
+                raise OSError(number, os.strerror(number))
+            except OSError as error:
+                raise ConfigError(f"cannot be cached: {error}") from None
+
+    with pytest.raises(StorageFailed, match=r"node .*: cannot be cached: .*No space left"):
+        cached(errno.ENOSPC)
+    with pytest.raises(ConfigError):
+        cached(errno.EACCES)

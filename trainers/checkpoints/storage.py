@@ -88,7 +88,8 @@ def note_micro_batch(folder: Store, size: int) -> None:
 
 def noted_micro_batch(folder: Store) -> int | None:
     """What `note_micro_batch` has noted."""
-    return int(folder.read_bytes(_MICRO_BATCH)) if folder.exists(_MICRO_BATCH) else None
+    with storage_failures(folder.url, "the size of micro-batches cannot be read"):
+        return int(folder.read_bytes(_MICRO_BATCH)) if folder.exists(_MICRO_BATCH) else None
 
 
 def write_checkpoint(folder: Store, source: Path) -> str:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Literal, get_args
 from PIL import Image
 
 from trainers.data.images import FORMATS
-from trainers.errors import ConfigError, listed
+from trainers.errors import ConfigError, listed, quoted
 
 if TYPE_CHECKING:
     import datasets
@@ -148,7 +148,11 @@ def read_folders(root: Path, class_names: Sequence[str] | None = None) -> dict[S
             problem = f"no image lies in a folder of a class; there is {listed(sorted(top))}"
             hint = f"images belong in {root}/{folder}<class>/; --id names one of several domains"
             raise ConfigError(problem, hint=hint, source=root)
-    names = class_names or sorted(classes.get("train") or set.union(*classes.values()))
+    # Python reads bytes that are not UTF-8 as surrogates, which cannot be written.
+    every = set.union(*classes.values())
+    if bad := sorted(name for name in every if any("\ud800" <= c <= "\udfff" for c in name)):
+        raise ConfigError(f"names of folders are not UTF-8: {quoted(bad)}", source=root)
+    names = class_names or sorted(classes.get("train") or every)
     for split, there in classes.items():
         if more := sorted(there - {*names}):
             problem = f"the folders {listed(more)} are no classes of the split train"

@@ -286,4 +286,7 @@ def _named(rows: datasets.Dataset, column: str, source: Source) -> list[str | No
         problem = f"no such column; there are {', '.join(rows.features)}"
         raise ConfigError(problem, key="--domain-column", value=column, source=source.path)
     names = getattr(rows.features[column], "names", None)
-    return [v if v is None or names is None else names[v] for v in rows[column][:]]
+    values = rows[column][:]
+    if names is None:
+        return [None if value is None else str(value) for value in values]
+    return [None if value is None or value < 0 else names[value] for value in values]

@@ -130,10 +130,21 @@ def measure_end(run: TrainState, split: str, images: Images, point: float) -> di
 
 @torch.no_grad()
 def classify(run: TrainState, images: Tensor) -> tuple[Tensor, Tensor]:
-    """Features (B, D) and logits (B, K) of normalised images under the current parameters."""
-    with run.precision.autocast():
-        outputs = run.student(images)
-    return outputs.features, outputs.logits
+    """Features (B, D) and logits (B, K) of normalised images under the current parameters.
+
+    If they do not fit into memory at once, half as many go through the model at a time.
+    """
+    try:
+        with run.precision.autocast():
+            outputs = run.student(images)
+        return outputs.features, outputs.logits
+    except torch.OutOfMemoryError:
+        if len(images) == 1:
+            raise
+    # Outside of the handler, whose traceback keeps what was computed in memory.
+    halves = [classify(run, half) for half in images.chunk(2)]
+    features, logits = (torch.cat(parts) for parts in zip(*halves, strict=True))
+    return features, logits
 
 
 def class_maps(run: TrainState, images: Images) -> dict[str, ClassMap]:

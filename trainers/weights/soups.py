@@ -187,7 +187,9 @@ def _evaluation_run(config: TrialConfig, *, trains_text: bool) -> TrainState:
 
     Their tensors are those of `flyp` if the text encoder trained, else those of `ft`.
     """
-    values = config.model_dump(mode="json", include={"model", "data", "precision"})
+    values = config.model_dump(
+        mode="json", include={"model", "data", "precision", "zero_shot_cache_gb"}
+    )
     values |= {"eval": {"batch_size": config.eval.batch_size}}
     values |= {"method": {"name": "flyp" if trains_text else "ft"}}
     return start(validate(TrialConfig, values, "evaluation"))

@@ -13,11 +13,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TypeAlias
 
-from trainers.data.fingerprint import data_fingerprint
 from trainers.errors import ConfigError
 from tuning.algorithms.studies import MethodStudy, is_inside, point_of
 from tuning.config.schema import ELSEWHERE, SearchFile
-from tuning.runs.environment import seen_at_start
+from tuning.runs.environment import check_same_inputs, seen_at_start
 from tuning.runs.ranking import pareto_front, ranked
 from tuning.runs.records import METHOD_KEY, SearchRecord, TrialRecord
 from tuning.runs.run_folder import LoadedRun, load_run
@@ -92,7 +91,7 @@ def warm_start_uses_ood(file: SearchFile, earlier: Earlier) -> bool:
 def same_task(run: LoadedRun, record: TrialRecord, file: SearchFile, study: MethodStudy) -> bool:
     """Whether a trial of that run would measure the same in this search, for the same objectives.
 
-    Its trial and data are then the same.
+    Its trial, data, weights of the model and plug-ins are then the same.
     """
     method = {key: value for key, value in record.params.items() if key == METHOD_KEY}
     then, now = (
@@ -100,7 +99,13 @@ def same_task(run: LoadedRun, record: TrialRecord, file: SearchFile, study: Meth
         for config in (run.file.trial_config(method), file.trial_config(study.params({})))
     )
     is_same = then == now and run.search.objectives == study.search.objectives
-    return is_same and seen_at_start(run.folder) == data_fingerprint(file.trial.data)
+    if not is_same or seen_at_start(run.folder) is None:
+        return False
+    try:
+        check_same_inputs(run.folder, file.trial)
+    except ConfigError:
+        return False
+    return True
 
 
 def best_points(

@@ -95,9 +95,10 @@ def findings(search: SearchRecord, records: Sequence[TrialRecord]) -> list[str]:
 def _over_fresh_seeds(
     search: SearchRecord, records: Sequence[TrialRecord], best: TrialRecord
 ) -> tuple[list[TrialRecord], int]:
-    """The trials and FT with their means over the fresh seeds of the best trial as only report.
+    """The trials and FT with their means over fresh seeds as only report.
 
-    Without those that lack one of the seeds, or a metric that counts.
+    The seeds are those of the best trial that FT has, too. Without trials that lack one of them, or
+    a metric that counts.
 
     Returns:
         The records, and the number of seeds; nothing if the best trial has none.
@@ -112,6 +113,7 @@ def _over_fresh_seeds(
         return set.intersection(*(set(values(trial_id, metric)) for metric in needed))
 
     seeds, known = seeds_of(best.trial_id), {record.trial_id: record for record in records}
+    seeds = seeds & seeds_of(FT) or seeds  # a training of FT may have failed
     known.setdefault(FT, TrialRecord(FT, -1, "reference", {}, "finished", curve=best.curve))
     confirmation = replace(confirmation, seeds=tuple(sorted(seeds)))
     names = [one.trial_id for one in confirmation.configurations]

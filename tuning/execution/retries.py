@@ -34,6 +34,8 @@ _LOST: Final = (
     ray_errors.RpcError,
 )
 """Errors of Ray about a process that is gone: killed, out of memory, lost with its node."""
+_LOADER: Final = re.compile(r"DataLoader worker \(pid.*(exited unexpectedly|killed by signal)")
+"""Of PyTorch about a process that decodes images, which is mostly killed for want of memory."""
 
 _NOT_OF_THE_GPU: Final = (2, 710)
 """`cudaErrorMemoryAllocation`: memory outside of PyTorch's allocator is exhausted, such as that for
@@ -187,6 +189,8 @@ def _innermost(error: BaseException) -> Iterator[BaseException]:
 
 def _is_lost(error: BaseException) -> bool:
     """Whether a process is gone, or has not answered Ray Train for minutes."""
+    if type(error) is RuntimeError and _LOADER.match(str(error)):
+        return True
     return isinstance(error, _LOST) or type(error).__name__ == "WorkerHealthCheckTimeoutError"
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.metadata
 import json
+import os
 import tempfile
 import warnings
 from pathlib import Path
@@ -66,6 +67,8 @@ def register_weights(
         versions = {p: importlib.metadata.version(p).partition("+")[0] for p in REQUIREMENTS}
         place = {"MLFLOW_TRACKING_URI": expand(uri), "MLFLOW_EXPERIMENT_ID": experiment_id}
         place |= {"MLFLOW_EXPERIMENT_NAME": tracking.experiment}
+        # Servers answer an upload once they have copied the file to where they keep artifacts.
+        place["MLFLOW_HTTP_REQUEST_TIMEOUT"] = os.environ.get("MLFLOW_HTTP_REQUEST_TIMEOUT", "600")
         try:
             with environment_variables(place), mlf.brief_requests(), warnings.catch_warnings():
                 warnings.simplefilter("ignore", UserWarning)  # it asks for an example

@@ -10,8 +10,8 @@ def limit_images(most, where, from_step=0):
 
     Args:
         most: that fit.
-        where: in the `student`'s forward pass, in its `backward` pass, or in the `teacher`'s
-            forward pass. Evaluations always fit.
+        where: in the forward pass of the `student` or of the `teacher`, in the student's
+            `backward` pass, or in its `evaluation`; the other passes fit.
         from_step: the first step in which that is so.
     """
 
@@ -20,7 +20,8 @@ def limit_images(most, where, from_step=0):
         encoder = run.zero_shot.visual if where == "teacher" else run.student.visual
 
         def before(module, inputs):
-            if run.student.training and run.progress.step >= from_step and len(inputs[0]) > most:
+            counts = run.student.training != (where == "evaluation")
+            if counts and run.progress.step >= from_step and len(inputs[0]) > most:
                 raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB.\nIt is.")
 
         def after(module, inputs, output):

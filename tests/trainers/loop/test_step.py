@@ -122,6 +122,14 @@ def test_a_step_that_does_not_fit_is_retried_in_halves(trial, method, where, lim
     assert {report[PARTS] for report in halved} == {2}
 
 
+def test_an_evaluation_that_does_not_fit_goes_on_in_halves(trial, limited):
+    config = short(trial, "ft", steps=2)
+    whole = curve(config)
+    limited(3, "evaluation")
+    (halved,) = curve(config)
+    assert halved == pytest.approx(whole[0], rel=1e-4)
+
+
 def test_a_resumed_run_takes_its_steps_in_the_parts_that_fitted(
     trial, tmp_path, monkeypatch, limited
 ):

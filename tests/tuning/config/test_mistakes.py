@@ -60,7 +60,7 @@ MISTAKES = [
     ({"search.objective.metric": "val/acc"}, "search.objective.metric", "did you mean .val/mean"),
     ({"search.objective.metric": "ood_val/acc"}, "search.objective.metric", ".ood_val/mean_acc."),
     ({"search.objective.metric": "id_val"}, "search.objective.metric", "did you mean .id_val/acc."),
-    ({"search.objective.metric": "id_test/acc"}, "search.objective.metric", "never reported"),
+    ({"search.objective.metric": "id_test/acc"}, "search.objective.metric", "no trial reports it"),
     ({"search.objective": [{"metric": "id_vl/acc"}]}, "search.objective.metric", "'id_val/acc'"),
     ({"search.objective.mode": "up"}, "search.objective.0.mode", "known: max, min"),
     ({"search.objective": []}, "search.objective", "at least 1 item"),

@@ -125,6 +125,14 @@ def test_only_equal_seeds_are_compared(tmp_path):
     assert (found.trial_id, found.seeds) == ("trial-000", 2)
 
 
+def test_a_failed_training_of_the_reference_does_not_leave_it_out(tmp_path):
+    search, records = searched(tmp_path, (85.0, 62.0))
+    confirmed(tmp_path, trial_000=(73.0, 50.0))
+    confirmed(tmp_path, SEEDS[1:], ft=(80.0, 50.0))
+    found = verdict(search, records)
+    assert (found.trial_id, found.seeds) == ("ft", len(SEEDS) - 1)
+
+
 def test_what_misses_the_bound_of_the_search_does_not_win(tmp_path):
     """The bound is 84.5, of the best ID accuracy that the search has seen."""
     search, records = searched(tmp_path, (85.0, 62.0), (84.9, 61.0))

@@ -57,6 +57,8 @@ def in_task(cause):
         of_workers(MISSED),
         of_workers(NCCL, NCCL),
         of_workers(RuntimeError("Gloo connectFullMesh failed with [../gloo/tcp/pair.cc:144] no")),
+        of_workers(RuntimeError("DataLoader worker (pid(s) 47, 48) exited unexpectedly")),
+        of_workers(RuntimeError("DataLoader worker (pid 47) is killed by signal: Killed. ")),
         of_workers(DIVERGED, DEAD),  # it is tried once more, and then diverges alone
         of_workers(WorkerHealthCheckFailedError("page", OutOfMemoryError("killed"))),
         ControllerError(ActorDiedError()),
