@@ -22,7 +22,6 @@ from tuning.config.schema import SearchFile
 from tuning.execution.ray_session import ray_session
 from tuning.execution.tasks import ask_nodes
 from tuning.runs.run_folder import job_runs
-from tuning.security.databases import check_drivers
 from tuning.views.result_table import borderless_table
 
 ANSWER_S = 120.0
@@ -46,13 +45,11 @@ def examine(
     """Ask all nodes of a cluster (RAY_ADDRESS, or a new local Ray) if they can run a configuration.
 
     Raises:
-        ConfigError: no such cluster, or a driver of a database is missing here.
+        ConfigError: no such cluster.
     """
     asked: dict[str, Any] = {}
     if file is not None:
         search, trial = file.search, file.trial
-        uri, study = search.tracking.uri, search.study_storage
-        check_drivers({"search.tracking.uri": uri, "search.study_storage": study})
         asked["checkpoints"] = search.checkpoints.storage or str(job_runs(search.storage))
         asked["files"] = [str(path) for path in trial.model.paths]
         root = trial.data.root  # sources are prepared in the cache of each node

@@ -34,12 +34,12 @@ from trainers.process_state import restored_state
 from tuning.config.schema import SearchFile
 from tuning.config.validation import check_settings, load_config
 from tuning.confirmation.confirm import confirm
-from tuning.confirmation.report import report as confirmation_report
+from tuning.confirmation.report import confirmation_table
 from tuning.confirmation.results import FT
 from tuning.confirmation.verdict import findings, verdict
 from tuning.execution.ray_session import runs_folder
 from tuning.planning.plan import CONFIRM_SEEDS, Plan, plan_search
-from tuning.planning.report import render as render_plan
+from tuning.planning.plan import render as render_plan
 from tuning.preparation.prepare import prepare, render, sources_of
 from tuning.resume import earlier_run, search_or_resume
 from tuning.runs.run_folder import load_run
@@ -47,6 +47,7 @@ from tuning.views.formatting import format_hours, show_phase
 from tuning.views.leaderboard import SHOWN
 from tuning.views.leaderboard import report as leaderboard
 from tuning.views.page import REPORT_FILE, REPORT_FOLDER
+from tuning.views.result_table import fit_table
 from tuning.weights.export import export_weights
 from tuning.zero_shot.evaluate import measure
 from tuning.zero_shot.report import zero_shot_table
@@ -197,14 +198,14 @@ def auto(
     again = ["--rule", RULE, "--seeds", CONFIRM_SEEDS]
     _announce(console, "5 Confirm", "confirm", run.name, *again)
     found = confirm(run, seeds=CONFIRM_SEEDS, rules=[RULE], address=address)
-    console.print(confirmation_report(found, console.width))
+    console.print(fit_table(confirmation_table(found), console.width))
     won = verdict(search, records)
     assert won is not None  # otherwise there was nothing to confirm
     if found.failed and not (won.seeds and found.values(FT, search.objectives[0].metric)):
         problem = f"{len(found.failed)} trainings of `confirm` failed"
         raise ConfigError(problem, source=run, hint="the same command tries again")
 
-    model_folder = run / f"model-{won.trial_id}"
+    model_folder = run / f"model-{won.record.trial_id}"
     _announce(console, "6 Export", "export", run.name, "--output", model_folder)
     if not model_folder.is_dir():
         export_weights(run, model_folder)

@@ -141,7 +141,9 @@ def resume_search(
     if trials is not None:
         overrides = more_trials(run, trials, overrides)
     file = load_config(run / CONFIG_FILE, list(overrides))
-    return continue_from(run, *with_options(file, **options))
+    changed, given = with_options(file, **options)
+    check_changes(run, changed)
+    return continue_search(run, changed, given)
 
 
 def extend_search(
@@ -149,12 +151,6 @@ def extend_search(
 ) -> SearchResult:
     """`resume_search` with so many more trials."""
     return resume_search(folder, overrides, trials=f"+{trials}" if trials else None, **options)
-
-
-def continue_from(folder: Path, file: SearchFile, options: SearchOptions) -> SearchResult:
-    """Check the changes against the run folder, then run the rest of the search."""
-    check_changes(folder, file)
-    return continue_search(folder, file, options)
 
 
 def search_or_resume(file: SearchFile, *, address: str | None = None) -> SearchResult:
@@ -171,6 +167,6 @@ def search_or_resume(file: SearchFile, *, address: str | None = None) -> SearchR
     folder = earlier_run(file, runs_folder(file.search.storage))
     if folder is None:
         return start_search(file, options)
-    if (folder / JOURNAL_FILE).is_file():
-        return continue_from(folder, file, options)
-    return continue_search(folder, file, options)  # its first session was killed before it began
+    if (folder / JOURNAL_FILE).is_file():  # else its first session was killed before it began
+        check_changes(folder, file)
+    return continue_search(folder, file, options)

@@ -36,7 +36,6 @@ from tuning.runs.callbacks import Callback
 from tuning.runs.journal import History, is_running, read_history, trial_events
 from tuning.runs.records import SearchOutcome, SearchRecord, TrialRecord
 from tuning.runs.run_folder import create_run_folder, search_record, write_config
-from tuning.security.databases import check_drivers
 from tuning.session import SearchOptions as SearchOptions
 from tuning.session import open_session
 from tuning.views.callback import ResultsCallback
@@ -168,7 +167,6 @@ def continue_search(run_folder: Path, file: SearchFile, options: SearchOptions) 
     resolve_root(file.trial.data.root, progress=True)
     tracking = file.search.tracking
     uri = tracking_uri(tracking.uri, run_folder.parent)
-    check_drivers({"search.tracking.uri": uri, "search.study_storage": file.search.study_storage})
     earlier = load_earlier(file)
     console = options.console or Console(stderr=True)
     show_phase(console, "Run folder", str(run_folder))
@@ -179,6 +177,7 @@ def continue_search(run_folder: Path, file: SearchFile, options: SearchOptions) 
         # Preparation: everything that can be refused is checked before a trial starts.
         journal, checkpoints = session.journal, session.checkpoints
         before = read_history(run_folder)
+        dashboard = dashboard_view(file, run_folder, before, options)
         journal.session_started(file.fingerprints())
         zero_shot = session.zero_shot(before)
         used_ood = before.used_ood or warm_start_uses_ood(file, earlier)
@@ -192,7 +191,6 @@ def continue_search(run_folder: Path, file: SearchFile, options: SearchOptions) 
 
         history = read_history(run_folder)
         studies = prepare_studies(search, file, history, options, console, earlier)
-        dashboard = dashboard_view(file, search, history, options)
         keep = file.search.checkpoints
         callbacks = (
             ResultsCallback(checkpoints.url),
@@ -261,7 +259,7 @@ def prepare_studies(
 
 
 def dashboard_view(
-    file: SearchFile, search: SearchRecord, history: History, options: SearchOptions
+    file: SearchFile, run_folder: Path, history: History, options: SearchOptions
 ) -> list[DashboardView]:
     """The study for dashboards. A resumed search does without a storage that it cannot reach.
 
@@ -269,7 +267,7 @@ def dashboard_view(
         ConfigError: a new search cannot use the storage.
     """
     try:
-        storage = options.storage or open_storage(search.run_folder, file.search.study_storage)
+        storage = options.storage or open_storage(run_folder, file.search.study_storage)
     except ConfigError as error:
         if not history.records:
             raise

@@ -22,21 +22,20 @@ from tuning.algorithms.budget import Budget
 from tuning.algorithms.searcher import TrialProposer
 from tuning.algorithms.seeds import SeedRace
 from tuning.algorithms.studies import Studies, quiet_optuna
-from tuning.config.schema import BudgetConfig, NoSchedulerConfig, ResourcesConfig, SearchFile
+from tuning.config.schema import BudgetConfig, ResourcesConfig, SchedulerConfig, SearchFile
 from tuning.execution.ray_session import concurrent_trials, ray_session
 from tuning.execution.ray_watch import RayWatch, watched_ray
 from tuning.execution.signals import restored_process
-from tuning.execution.steering import Steering
+from tuning.execution.steering import Steering, size_of_orders
 from tuning.execution.trainable import trainable
 from tuning.execution.tune_runner import run_trials
 from tuning.execution.zero_shot import zero_shot_metrics
 from tuning.runs.callbacks import Callback
-from tuning.runs.checkpoint_home import TRAIN_FOLDER, checkpoint_home
 from tuning.runs.errors import resumable, storage_failure
 from tuning.runs.journal import History, Journal
 from tuning.runs.recorder import Recorder
 from tuning.runs.records import SearchOutcome, SearchRecord, TrialRecord
-from tuning.runs.run_folder import config_of
+from tuning.runs.run_folder import TRAIN_FOLDER, checkpoint_home, config_of
 from tuning.views.formatting import show_phase
 from tuning.views.progress import ProgressCallback
 
@@ -72,6 +71,8 @@ class Session:
     progress: ProgressCallback
     watch: RayWatch
     is_own_ray: bool
+    orders: int
+    """`size_of_orders` at its begin."""
 
     def zero_shot(self, history: History, final_split: str | None = None) -> dict[str, float]:
         """The metrics of the model before any step, also on a final split; from the journal if they
@@ -142,7 +143,7 @@ class Session:
                 proposer,
                 budget,
                 recorder,
-                Steering(search.run_folder, self.journal, budget, studies),
+                Steering(search.run_folder, self.journal, budget, studies, self.orders),
                 self.concurrent,
                 resources.max_failures,
                 self.options.tune_callbacks,
@@ -177,7 +178,7 @@ def open_session(
         ConfigError: another process has the run folder open, or not even one trial fits.
         StorageFailed: in place of any error that a failure of the storage has caused.
     """
-    console = options.console or Console(stderr=True)
+    console, orders = options.console or Console(stderr=True), size_of_orders(folder)
     with (
         restored_process(),
         resumable(go_on),
@@ -194,12 +195,12 @@ def open_session(
         checkpoints = open_store(url_of(home, TRAIN_FOLDER))
         yield Session(
             file, options, journal, checkpoints, concurrent, console, progress, watch,
-            is_own_ray,
+            is_own_ray, orders,
         )  # fmt: skip
 
 
 def fixed_only(file: SearchFile, trials: int) -> SearchFile:
     """The configuration of a run whose trials are all fixed: nothing stops or limits them."""
     budget = BudgetConfig(trials=trials, failures=None)
-    changes = {"scheduler": NoSchedulerConfig(), "references": (), "budget": budget}
+    changes = {"scheduler": SchedulerConfig(name="none"), "references": (), "budget": budget}
     return file.model_copy(update={"search": file.search.model_copy(update=changes)})

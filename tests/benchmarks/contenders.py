@@ -20,10 +20,9 @@ from tuning.algorithms.seeds import SeedRace
 from tuning.algorithms.studies import create_studies
 from tuning.config.objectives import Objective
 from tuning.config.schema import (
-    AshaConfig,
     BudgetConfig,
-    NoSchedulerConfig,
     SamplerConfig,
+    SchedulerConfig,
     SeedsConfig,
 )
 from tuning.execution.scheduler import PrunerScheduler
@@ -137,10 +136,11 @@ def ours(
 
     def create(problem, seed):
         settings = {"name": sampler, "seed": seed, "metric": metric, "reach": reach}
-        asha = AshaConfig(
-            grace_steps=problem.grace_steps, reduction_factor=problem.reduction_factor
+        stopping = SchedulerConfig(
+            name=scheduler,
+            grace_steps=problem.grace_steps,
+            reduction_factor=problem.reduction_factor,
         )
-        stopping = NoSchedulerConfig() if scheduler == "none" else asha
         searcher = Ours(problem, SamplerConfig.model_validate(settings), stopping, prior, has_seeds)
         return searcher, PrunerScheduler(searcher.studies, problem.total_steps)
 

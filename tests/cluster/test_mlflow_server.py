@@ -88,7 +88,7 @@ def test_a_server_that_hangs_and_is_killed_gets_everything_later(
         journal.trial_reported(record)  # and its end
         journal.session_ended("finished")
         callback.search_ended([record], "finished")
-    assert callback.is_complete
+    assert callback.is_complete.is_set()
     assert caplog.text.count("and gets it later") == caplog.text.count("answers again")
     client, experiment = connect(server.url, "lipsum-tune")
     of_run = f"tags.search_id = '{search.run_id}'"

@@ -4,19 +4,15 @@ import io
 
 from rich.console import Console
 
-from tuning.views.result_table import plain
-
 
 def cells(table):
     """The formatted cells of all rows; `-` if empty."""
-    return [
-        [" ".join(cell.split("\n")).strip() or "-" for cell in row] for row in plain(table).rows
-    ]
+    return [[" ".join(str(cell).split("\n")).strip() or "-" for cell in row] for row in table.rows]
 
 
 def column(table, header):
     """The formatted cells of the column with this header."""
-    headers = [column.header.replace("\n", " ") for column in table.columns]
+    headers = [header.replace("\n", " ") for header in table.columns]
     return [row[headers.index(header)] for row in cells(table)]
 
 

@@ -12,7 +12,7 @@ from typing import Any, Final
 
 from optuna.pruners import BasePruner, HyperbandPruner, MedianPruner, SuccessiveHalvingPruner
 
-from tuning.config.schema import HyperbandConfig, MedianConfig, NoSchedulerConfig, SchedulerConfig
+from tuning.config.schema import SchedulerConfig
 
 LEAST_FINISHED: Final = 6
 """Trials (of a method) that finish before any is stopped: a few early values say little."""
@@ -24,12 +24,12 @@ def create_pruner(
     """A new pruner of a configuration, or a copy of the user's; None if every trial finishes."""
     if isinstance(config, BasePruner):
         return copy.deepcopy(config)
-    if isinstance(config, NoSchedulerConfig):
+    if config.name == "none":
         return None
     first = config.first_step(total_steps, eval_every)
-    if isinstance(config, MedianConfig):
+    if config.name == "median":
         return MedianPruner(n_warmup_steps=first)
     rungs: dict[str, Any] = {"min_resource": first, "reduction_factor": config.reduction_factor}
-    if isinstance(config, HyperbandConfig):
+    if config.name == "hyperband":
         return HyperbandPruner(max_resource=total_steps, **rungs)
     return SuccessiveHalvingPruner(**rungs)

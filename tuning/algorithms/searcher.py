@@ -13,11 +13,12 @@ from trainers.config import TrialConfig
 from trainers.errors import ConfigError
 from tuning.algorithms.seeds import SeedRace
 from tuning.algorithms.studies import Studies
+from tuning.runs.callbacks import NotPickled
 from tuning.runs.recorder import Recorder
 from tuning.runs.records import TrialRecord, trial_name
 
 
-class TrialProposer(Searcher):
+class TrialProposer(NotPickled, Searcher):
     """Proposes unfinished trials first, then fixed points, then points of the samplers.
 
     How trials go on reaches the studies through the recorder.
@@ -102,7 +103,3 @@ class TrialProposer(Searcher):
 
     def restore(self, checkpoint_path: str) -> None:
         """Do nothing: a resume reads the journal."""
-
-    def __getstate__(self) -> dict[str, Any]:
-        """Tune pickles the searcher. Nothing is ever restored from that."""
-        return {}

@@ -16,9 +16,8 @@ import numpy as np
 
 from tuning.algorithms.budget import Budget
 from tuning.config.schema import SeedsConfig
-from tuning.runs.ranking import by_objectives, contenders
+from tuning.runs.ranking import by_objectives, contenders, deviation_of_seeds
 from tuning.runs.records import SearchRecord, TrialRecord
-from tuning.runs.seeds import deviation_of_seeds
 
 LEADERS: Final = 8
 """Trials whose weights are kept, since they may still become the best by their means."""

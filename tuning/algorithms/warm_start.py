@@ -17,7 +17,7 @@ from trainers.errors import ConfigError
 from tuning.algorithms.studies import MethodStudy, is_inside, point_of
 from tuning.config.schema import ELSEWHERE, SearchFile
 from tuning.runs.environment import check_same_inputs, seen_at_start
-from tuning.runs.ranking import pareto_front, ranked
+from tuning.runs.ranking import ranked
 from tuning.runs.records import METHOD_KEY, SearchRecord, TrialRecord
 from tuning.runs.run_folder import LoadedRun, load_run
 
@@ -108,16 +108,6 @@ def same_task(run: LoadedRun, record: TrialRecord, file: SearchFile, study: Meth
     return True
 
 
-def best_points(
-    search: SearchRecord, records: Sequence[TrialRecord], top: int
-) -> list[TrialRecord]:
-    """The finished trials to try first: the Pareto front, then the next best by score."""
-    finished = [record for record in records if record.outcome == "finished"]
-    valued = [record for record in ranked(search, finished) if search.values(record)]
-    front = {record.trial_id for record in pareto_front(search, finished)}
-    return sorted(valued, key=lambda record: record.trial_id not in front)[:top]
-
-
 def _learn(study: MethodStudy, run: LoadedRun, file: SearchFile, search: SearchRecord) -> str:
     """Give a study its trials of a run; returns a line about them, empty if there are none."""
     wanted = study.method or file.trial.method.name
@@ -144,8 +134,10 @@ def _learn(study: MethodStudy, run: LoadedRun, file: SearchFile, search: SearchR
         return f"{prefix}{len(observed)} trials as observations"
     # With other domains, the objective may have another name in the earlier run.
     measured = any(search.values(record) for record in fitting)
-    points = best_points(search if measured else run.search, fitting, top)
-    new = [point_of(record) for record in points]
+    of = search if measured else run.search
+    finished = [record for record in fitting if record.outcome == "finished"]
+    # The Pareto front comes first.
+    new = [point_of(record) for record in ranked(of, finished) if of.values(record)][:top]
     study.queue.extend(point for point in new if point not in study.queue)
     study.is_warm |= len(study.finished) + len(study.queue) >= min(top, enough)
     saw_ood = " (chosen with OOD validation data)" if run.search.sees_ood else ""

@@ -19,7 +19,7 @@ from trainers.checkpoints import storage
 from trainers.checkpoints.format import STATE, WEIGHTS
 from trainers.checkpoints.storage import CHECKPOINT, fetch_checkpoint, newest_checkpoint
 from trainers.data.storage import Store, open_store
-from tuning.runs.checkpoint_home import TRIAL_PREFIX, trial_path
+from tuning.runs.run_folder import TRIAL_PREFIX, trial_path
 
 
 @dataclass(frozen=True)

@@ -12,14 +12,13 @@ left by a killed driver, or was written again while a trial was being stopped, g
 from __future__ import annotations
 
 import logging
-import operator
 from collections.abc import Callable, Iterable, Sequence
 
 from trainers.data.storage import Store
 from trainers.errors import system_words
 from tuning.checkpoints.files import TrialFiles, keep_weights, list_trials, remove
 from tuning.runs.callbacks import Callback
-from tuning.runs.ranking import misses, pareto_front, ranked
+from tuning.runs.ranking import misses, non_dominated, pareto_front, ranked
 from tuning.runs.records import SearchOutcome, SearchRecord, TrialRecord
 from tuning.selection.rules import choices
 
@@ -63,11 +62,7 @@ def _if_bounds_move(search: SearchRecord, trials: Sequence[TrialRecord]) -> list
         for r in trials
         if moving and (values := search.values(r)) and not missed[r.trial_id]
     ]
-    unbeaten = [
-        record
-        for record, own in merits
-        if not any(own != other and all(map(operator.ge, other, own)) for _, other in merits)
-    ]
+    unbeaten = [merits[index][0] for index in non_dominated([values for _, values in merits])]
     setters = [r for c in moving for r in trials if r.last(c.metric) == bests.get(c.text)]
     return [*unbeaten, *setters]
 

@@ -70,13 +70,11 @@ def report(
         webbrowser.open(page.resolve().as_uri())
     if state == "running":
         return
-    from tuning.algorithms.studies import quiet_optuna
     from tuning.views.dashboard import complete_study, open_storage
     from tuning.views.mlflow.callback import backfill
 
     try:
         show("MLflow", backfill(loaded))
-        with quiet_optuna():
-            complete_study(loaded, open_storage(loaded.folder, loaded.file.search.study_storage))
+        complete_study(loaded, open_storage(loaded.folder, loaded.file.search.study_storage))
     except ConfigError as error:
         warn(error)

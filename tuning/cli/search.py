@@ -111,8 +111,7 @@ def plan(config: Config, set_: Set = None, address: Address = None) -> None:
     _announce("Plan", load_config(config, set_ or (), check=False))
     file = load_config(config, set_ or ())
     _say_what_lacks_test(file)
-    from tuning.planning.plan import check_budget, plan_search
-    from tuning.planning.report import render
+    from tuning.planning.plan import check_budget, plan_search, render
 
     with _stopped("nothing of a plan is kept"):
         planned = plan_search(file, address=address)
@@ -142,14 +141,15 @@ def confirm(
     """
     check_run(run)
     from tuning.confirmation.confirm import confirm as confirm_choices
-    from tuning.confirmation.report import report as full_report
+    from tuning.confirmation.report import confirmation_table
     from tuning.confirmation.verdict import verdict
     from tuning.runs.run_folder import load_run
+    from tuning.views.result_table import fit_table
 
     with _stopped("the results so far are kept, and the same command goes on from them"):
         found = confirm_choices(run, top=top, seeds=seeds, rules=rule or (), address=address)
     console = Console()
-    console.print(full_report(found, console.width))
+    console.print(fit_table(confirmation_table(found), console.width))
     loaded = load_run(run)
     if won := verdict(loaded.search, loaded.history.records):
         show("Best", f"{won.label}. {won.why}")
@@ -239,7 +239,10 @@ def _show(result: SearchResult, allow_failed_trials: bool = False) -> None:
 
 
 def _show_next(found: Verdict, run: Path) -> None:
-    for index, command in enumerate(found.commands(word_for(run))):
+    from tuning.views.answer import commands_after
+
+    commands = commands_after(found.record, word_for(run), is_confirmed=found.seeds > 0)
+    for index, command in enumerate(commands):
         show("" if index else "Next", command)
     activate = Path(sys.executable).with_name("activate")
     if shutil.which("lipsum-tune") is None and activate.is_file():

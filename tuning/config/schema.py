@@ -51,56 +51,25 @@ class SamplerConfig(Frozen):
     objectives. Selection, constraints and confirmation go by the objectives."""
 
 
-class StoppingConfig(Frozen):
-    """When early stopping may stop trials: never before 6 (of each method) have finished."""
+class SchedulerConfig(Frozen):
+    """Which of Optuna's pruners stops trials: never before 6 (of each method) have finished."""
 
+    name: Literal["asha", "hyperband", "median", "none"]
+    """`asha` is asynchronous successive halving: of the trials that reach a rung, the best 1 /
+    `reduction_factor` continue, and the next rung is at so many times the steps. `hyperband` has
+    several brackets of it, whose first rungs differ. `median` stops a trial whose best value is
+    worse than the median of the finished trials' values at the same step."""
     grace_steps: int | None = Field(default=None, ge=1, le=10**9)
     """No trial is stopped before this step: the first rung of `asha` and `hyperband`. null is two
     thirds of `trial.steps`, rounded down to an evaluation: earlier, the best trials may look worse
     than those that hardly change the model."""
+    reduction_factor: int = Field(default=3, ge=2, le=1000)
+    """For `asha` and `hyperband`."""
 
     def first_step(self, total_steps: int, eval_every: int) -> int:
         """`grace_steps`, or its default for trials of so many steps."""
         share = total_steps * 2 // 3
         return self.grace_steps or max(share - share % eval_every, min(eval_every, total_steps))
-
-
-class RungConfig(StoppingConfig):
-    """Early stopping at rungs."""
-
-    reduction_factor: int = Field(default=3, ge=2, le=1000)
-    """Of the trials that reach a rung, the best 1 / `reduction_factor` continue. The next rung is
-    at so many times the steps."""
-
-
-class AshaConfig(RungConfig):
-    """Asynchronous successive halving: `optuna.pruners.SuccessiveHalvingPruner`."""
-
-    name: Literal["asha"] = "asha"
-
-
-class HyperbandConfig(RungConfig):
-    """Several brackets of `asha`, whose first rungs differ: `optuna.pruners.HyperbandPruner`."""
-
-    name: Literal["hyperband"] = "hyperband"
-
-
-class MedianConfig(StoppingConfig):
-    """Stops a trial whose best value is worse than the median of the finished trials' values at the
-    same step: `optuna.pruners.MedianPruner`."""
-
-    name: Literal["median"] = "median"
-
-
-class NoSchedulerConfig(Frozen):
-    """No early stopping."""
-
-    name: Literal["none"] = "none"
-
-
-SchedulerConfig = Annotated[
-    AshaConfig | HyperbandConfig | MedianConfig | NoSchedulerConfig, Field(discriminator="name")
-]
 
 
 class ObjectiveConfig(Frozen):
@@ -259,7 +228,7 @@ class SearchConfig(Frozen):
     space: SpaceConfig = SpaceConfig()
     prior: PriorConfig = PriorConfig()
     sampler: SamplerConfig = SamplerConfig()
-    scheduler: SchedulerConfig = NoSchedulerConfig()
+    scheduler: SchedulerConfig = SchedulerConfig(name="none")
     objective: Annotated[
         tuple[ObjectiveConfig, ...],
         BeforeValidator(

@@ -17,7 +17,7 @@ from trainers.errors import ConfigError, suggestion, validate
 from trainers.evaluation.metrics import DIRECTIONS, ID_ACC, direction, metric_names
 from trainers.overrides import METHOD_KEY
 from tuning.config.loading import read_layers, refuse_secrets
-from tuning.config.schema import NoSchedulerConfig, SearchFile
+from tuning.config.schema import SearchFile
 
 logger = logging.getLogger(__name__)
 
@@ -131,8 +131,7 @@ def check_settings(file: SearchFile) -> None:
     _check_corners(file, list)
     for name in search.references:
         file.reference_config(name)
-    scheduler = search.scheduler
-    grace_steps = None if isinstance(scheduler, NoSchedulerConfig) else scheduler.grace_steps
+    grace_steps = search.scheduler.grace_steps
     if grace_steps is not None and grace_steps > trial.steps:
         raise ConfigError(
             f"more than trial.steps = {trial.steps}",
@@ -212,9 +211,6 @@ def _check_objective(file: SearchFile) -> None:
             problem = "not known whether more or less of it is better"
             raise ConfigError(problem, key=key, value=chosen, hint=hint)
     file.constraints()
-    if len(file.objectives) > 1 and file.search.scheduler.name != "none":
-        problem, key = (
-            "no trial can be stopped early with several objectives",
-            "search.scheduler.name",
-        )
-        raise ConfigError(problem, key=key, value=file.search.scheduler.name, hint="write none")
+    if len(file.objectives) > 1 and (name := file.search.scheduler.name) != "none":
+        problem = "no trial can be stopped early with several objectives"
+        raise ConfigError(problem, key="search.scheduler.name", value=name, hint="write none")

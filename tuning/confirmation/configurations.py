@@ -8,7 +8,7 @@ from dataclasses import replace
 from trainers.errors import ConfigError, did_you_mean
 from tuning.confirmation.results import (
     FT,
-    Configuration,
+    REFERENCE,
     Confirmation,
     confirm_history,
     failures_of,
@@ -21,7 +21,7 @@ from tuning.selection.rules import BY_METHOD, OBJECTIVE, PARETO, RULES, choices
 
 def chosen(
     search: SearchRecord, records: Sequence[TrialRecord], top: int = 1, rules: Sequence[str] = ()
-) -> tuple[Configuration, ...]:
+) -> tuple[TrialRecord, ...]:
     """The finished trials to confirm, without repetitions, each with all the rules that chose it.
 
     Raises:
@@ -37,12 +37,11 @@ def chosen(
     if top > 1 and OBJECTIVE not in wanted:
         hint = f"add --rule {OBJECTIVE}, or leave --top out"
         raise ConfigError(f"is only for the rule {OBJECTIVE}", key="--top", value=top, hint=hint)
-    found: dict[str, Configuration] = {}
+    found: dict[str, TrialRecord] = {}
 
     def add(rule: str, label: str, trial: TrialRecord) -> None:
         if rule in wanted and trial.outcome == "finished":
-            new = Configuration(trial.trial_id, trial.params, method=search.method(trial))
-            earlier = found.get(trial.trial_id, new)
+            earlier = found.get(trial.trial_id, trial)
             found[trial.trial_id] = replace(earlier, labels=(*earlier.labels, label))
 
     ranking = [trial for trial in ranked(search, records) if search.values(trial) is not None]
@@ -50,11 +49,10 @@ def chosen(
         add(OBJECTIVE, f"{OBJECTIVE} #{rank}", trial)
     others = [choice for choice in choices(search, records) if choice.rule != OBJECTIVE]
     for choice in others:
-        parts = {**choice.by_domain, **choice.by_method}
         for trial in choice.trials:
             # The label has the methods, or the domains unless the trial was chosen for all.
-            names = [name for name, one in parts.items() if one.trial_id == trial.trial_id]
-            named = choice.by_method or 0 < len(names) < len(parts)
+            names = [key for key, one in choice.parts.items() if one.trial_id == trial.trial_id]
+            named = choice.rule == BY_METHOD or 0 < len(names) < len(choice.parts)
             add(choice.rule, f"{choice.rule}/{'+'.join(names)}" if named else choice.rule, trial)
     if found:
         return tuple(found.values())
@@ -79,14 +77,14 @@ def read_confirmation(search: SearchRecord) -> Confirmation | None:
     results = results_of(history)
     if not results:
         return None
-    found = {FT: Configuration(FT, {}, method=FT)}
+    found = {FT: REFERENCE}
     for (trial_id, seed), result in results.items():
         if seed is None or trial_id == FT:
             continue
         params = {key: value for key, value in result.params.items() if key != "seed"}
-        earlier = found.get(trial_id, Configuration(trial_id, params, method=search.method(result)))
-        labels = tuple(dict.fromkeys((*earlier.labels, *result.labels)))
-        found[trial_id] = replace(earlier, labels=labels)
+        earlier = found[trial_id].labels if trial_id in found else ()
+        labels = tuple(dict.fromkeys((*earlier, *result.labels)))
+        found[trial_id] = replace(result, trial_id=trial_id, params=params, labels=labels)
     seeds = sorted({seed for _, seed in results if seed is not None})
     failed = {key: attempts[-1].error_line for key, attempts in failures_of(history).items()}
     return Confirmation(search, tuple(seeds), tuple(found.values()), results, failed)

@@ -31,8 +31,8 @@ from tuning.confirmation.report import write_results_table, write_run_report
 from tuning.confirmation.results import (
     CONFIRM_FOLDER,
     FT,
+    REFERENCE,
     SPLIT,
-    Configuration,
     Confirmation,
     Key,
     confirm_history,
@@ -42,11 +42,10 @@ from tuning.confirmation.results import (
     training_name,
 )
 from tuning.runs.callbacks import Callback
-from tuning.runs.checkpoint_home import TRAIN_FOLDER, trial_path
 from tuning.runs.environment import check_same_inputs
 from tuning.runs.journal import History
-from tuning.runs.records import METHOD_KEY, ZERO_SHOT, SearchRecord, TrialRecord
-from tuning.runs.run_folder import LoadedRun, load_run
+from tuning.runs.records import METHOD_KEY, ZERO_SHOT, TrialRecord
+from tuning.runs.run_folder import TRAIN_FOLDER, LoadedRun, load_run, trial_path
 from tuning.session import SearchOptions, fixed_only, open_session
 from tuning.views.formatting import UNTUNED, show_phase
 from tuning.views.mlflow.callback import MlflowCallback, backfill
@@ -88,10 +87,10 @@ def confirm(
         raise ConfigError("must be at least 2, for an interval", key="--seeds", value=seeds)
     run = load_run(folder)
     search, file, records = run.search, run.file, run.history.records
-    configurations = (Configuration(FT, {}, method=FT), *chosen(search, records, top, rules))
+    configurations = (REFERENCE, *chosen(search, records, top, rules))
     fresh = fresh_seeds(file.trial.seed, records, seeds)
     # Seed by seed, so that pairs complete early.
-    wanted: dict[Key, Configuration] = {
+    wanted: dict[Key, TrialRecord] = {
         (one.trial_id, seed): one for seed in fresh for one in configurations
     }
     if {(ZERO_SHOT, None), *wanted} - read_results(run.folder).keys():
@@ -99,14 +98,12 @@ def confirm(
         check_data(data, [*data.trial_parts, *((domain, SPLIT) for domain in data.domains)])
         resolve_root(data.root, progress=True)
         check_same_inputs(run.folder, file.trial)
-        show_phase(
-            console,
-            "Confirm",
-            f"{_models(search, configurations)}; all but zero-shot are trained on {seeds} seeds: "
-            f"{len(wanted)} trainings",
-        )
-        _, *trials = (one.trial_id for one in configurations)  # after FT
-        if lost := [name for name in trials if kept_checkpoint(run.checkpoints, name) is None]:
+        _, *trials = configurations  # after FT
+        named = [f"{one.trial_id} ({', '.join(one.labels)})" for one in trials]
+        what = f"{', '.join(['zero-shot', UNTUNED, *named])}; all but zero-shot are trained on"
+        show_phase(console, "Confirm", f"{what} {seeds} seeds: {len(wanted)} trainings")
+        names = [one.trial_id for one in trials]
+        if lost := [name for name in names if kept_checkpoint(run.checkpoints, name) is None]:
             lost_of = f"those of {', '.join(lost)} were deleted, so `export` cannot write them"
             show_phase(console, "Weights", lost_of)
         _train(run, wanted, SearchOptions(address=address, console=console))
@@ -131,7 +128,7 @@ def confirm(
     return confirmation
 
 
-def _train(run: LoadedRun, wanted: Mapping[Key, Configuration], options: SearchOptions) -> None:
+def _train(run: LoadedRun, wanted: Mapping[Key, TrialRecord], options: SearchOptions) -> None:
     """Run the trainings that have no result yet, in the run folder of the confirmation.
 
     Raises:
@@ -174,7 +171,7 @@ def _train(run: LoadedRun, wanted: Mapping[Key, Configuration], options: SearchO
         raise KeyboardInterrupt
 
 
-def trainings(history: History, wanted: Mapping[Key, Configuration]) -> list[TrialRecord]:
+def trainings(history: History, wanted: Mapping[Key, TrialRecord]) -> list[TrialRecord]:
     """A trial for each configuration and seed without a result. One that failed gets a new name."""
     done, failures = results_of(history), failures_of(history)
     first = 1 + max((record.number for record in history.records), default=-1)
@@ -198,15 +195,6 @@ class _Remove(Callback):
     def trial_ended(self, record: TrialRecord) -> None:
         if record.is_final:
             remove_folder(self._checkpoints.at(trial_path(record.trial_id)).url)
-
-
-def _models(search: SearchRecord, configurations: Iterable[Configuration]) -> str:
-    """What is evaluated, each trial with the rules that chose it."""
-    names = [
-        f"{one.trial_id} ({', '.join(one.labels)})" if one.labels else UNTUNED
-        for one in configurations
-    ]
-    return ", ".join(["zero-shot", *names])
 
 
 def same_test_splits(history: History, data: DataConfig) -> dict[str, str]:

@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import io
 import shlex
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
-from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
 import pandas as pd
-from rich.console import RenderableType
 from rich.text import Text
 
 from trainers.data.storage import open_store, url_of
@@ -23,17 +21,18 @@ from tuning.confirmation.results import (
     END,
     FT,
     SPLIT,
-    Configuration,
     Confirmation,
+    Estimate,
     Key,
+    chosen_with_ood,
+    rules_of,
 )
-from tuning.confirmation.statistics import Estimate
 from tuning.confirmation.verdict import findings, verdict
-from tuning.runs.checkpoint_home import TRAIN_FOLDER
 from tuning.runs.journal import is_running
 from tuning.runs.records import METHOD_KEY, SECONDS, ZERO_SHOT, TrialRecord
-from tuning.runs.run_folder import LoadedRun
+from tuning.runs.run_folder import TRAIN_FOLDER, LoadedRun
 from tuning.selection.rules import BY_METHOD, PROPOSED_WITH_OOD
+from tuning.views.answer import commands_after
 from tuning.views.callback import write_results
 from tuning.views.formatting import (
     UNTUNED,
@@ -43,7 +42,7 @@ from tuning.views.formatting import (
     format_percent,
     format_seconds,
 )
-from tuning.views.result_table import Cell, Column, ResultTable, Row, fit_table, plain
+from tuning.views.result_table import Cell, ResultTable
 
 TABLE_FILE = "results.parquet"
 _ID_ACC: Final = str(MetricKey(SPLIT, ID, "acc"))
@@ -52,62 +51,54 @@ _ID_ECE: Final = str(MetricKey(SPLIT, ID, "ece"))
 _OOD_MEAN_ECE: Final = str(MetricKey(SPLIT, MEAN_OOD, "ece"))
 
 
-def report(confirmation: Confirmation, width: int | None = None) -> RenderableType:
-    """The table for a terminal of this width."""
-    return fit_table(confirmation_table(confirmation), width)
-
-
 def confirmation_table(confirmation: Confirmation) -> ResultTable:
     """Means over seeds, then differences to plain fine-tuning, as configured and as the search has
     tuned it if it was one of the methods, and to the zero-shot model."""
     search, configurations = confirmation.search, confirmation.configurations
-    acc = [Column(_ID_ACC, f"{search.id_domain}\n(ID)")]
-    ece = [Column(_ID_ECE, "ECE\nID", drop=2)]
+    accs = {_ID_ACC: f"{search.id_domain}\n(ID)"}
+    errors = {_ID_ECE: "ECE\nID"}
     if search.ood_domains:
-        acc.append(Column(_OOD_MEAN_ACC, "OOD\nmean"))
-        ece.append(Column(_OOD_MEAN_ECE, "ECE\nOOD", drop=2))
-    for domain in search.ood_domains:
-        key = str(MetricKey(SPLIT, domain, "acc"))
-        acc.append(Column(key, domain, drop=1, group="domains"))
-    name = Column("name", "")
-    columns = [name, *acc, *ece, Column("time", "time", drop=3)]
-    accs, metrics = [column.key for column in acc], [column.key for column in (*acc, *ece)]
-    zero_shot = {m: format_percent(v) for m, v in confirmation.zero_shot.items()}
-    rows = [_heading("mean ± standard deviation"), Row({"name": ZERO_SHOT, **zero_shot})]
+        accs[_OOD_MEAN_ACC], errors[_OOD_MEAN_ECE] = "OOD\nmean", "ECE\nOOD"
+    accs |= {str(MetricKey(SPLIT, domain, "acc")): domain for domain in search.ood_domains}
+    columns = {**accs, **errors, "time": "time"}
+    rows: list[Sequence[Cell]] = []
+
+    def add(name: Cell, cells: Mapping[str, Cell]) -> None:
+        rows.append([name, *(cells.get(key, "") for key in columns)])
+
+    add(Text("mean ± standard deviation", "dim"), {})
+    add(ZERO_SHOT, {m: format_percent(v) for m, v in confirmation.zero_shot.items()})
     for one in configurations:
         params = Text(format_params(one.params, but=["seed"]), "dim")
-        star = " *\n" if one.looks_at_ood(search) else "\n"
+        star = " *\n" if chosen_with_ood(search, one) else "\n"
         labels = ", ".join(one.labels)
         named = Text.assemble((one.trial_id, "bold"), star, labels, "\n", params)
         seconds = confirmation.estimate(one.trial_id, SECONDS)
-        values = {
-            "name": UNTUNED if one.trial_id == FT else named,
-            **_means(confirmation, one, metrics),
-            "time": "" if seconds is None else format_seconds(seconds.mean),
-        }
-        rows.append(Row(values))
+        time = "" if seconds is None else format_seconds(seconds.mean)
+        means = _means(confirmation, one, [*accs, *errors])
+        add(UNTUNED if one.trial_id == FT else named, {**means, "time": time})
         if any(confirmation.values(one.trial_id, END + metric) for metric in accs):
-            ends = _means(confirmation, one, accs, END)
-            rows.append(Row({"name": Text("  at the end of its training", "dim"), **ends}, "dim"))
+            ends = _means(confirmation, one, [*accs], END)
+            dim = {metric: Text(mean, "dim") for metric, mean in ends.items()}
+            add(Text("  at the end of its training", "dim"), dim)
 
-    def differences(label: str, to: str, against: Callable[[str, str], Estimate | None]) -> None:
-        rows.append(_heading(f"difference to {label} [95 % interval]"))
+    def differences(label: str, to: str) -> None:
+        add(Text(f"difference to {label} [95 % interval]", "dim"), {})
         for one in configurations:
             if one.trial_id != to:
                 method = one.params.get(METHOD_KEY)
                 name = one.trial_id + ("" if method is None else f" ({method})")
-                gaps = {m: _difference(against(one.trial_id, m)) for m in accs}
-                rows.append(Row({"name": UNTUNED if one.trial_id == FT else name, **gaps}))
+                gaps = {m: _difference(confirmation.against(to, one.trial_id, m)) for m in accs}
+                add(UNTUNED if one.trial_id == FT else name, gaps)
 
-    differences(UNTUNED, FT, partial(confirmation.against, FT))
+    differences(UNTUNED, FT)
     for one in configurations:
-        if BY_METHOD in one.rules and one.method == FT:
-            against = partial(confirmation.against, one.trial_id)
-            differences(f"{one.trial_id}, tuned FT", one.trial_id, against)
-    differences(ZERO_SHOT, ZERO_SHOT, confirmation.against_zero_shot)
+        if BY_METHOD in rules_of(one) and search.method(one) == FT:
+            differences(f"{one.trial_id}, tuned FT", one.trial_id)
+    differences(ZERO_SHOT, ZERO_SHOT)
     title = f"{search.name}, test splits, in percent"
-    notes = list(_notes(confirmation, accs))
-    return ResultTable(title, columns, rows, notes, f"{CONFIRM_FOLDER}/{TABLE_FILE}")
+    notes = list(_notes(confirmation, [*accs]))
+    return ResultTable(["", *columns.values()], rows, notes, title)
 
 
 def _notes(confirmation: Confirmation, metrics: Sequence[str]) -> Iterator[str]:
@@ -116,7 +107,7 @@ def _notes(confirmation: Confirmation, metrics: Sequence[str]) -> Iterator[str]:
         f"Over {len(seeds)} seeds that the search did not use ({seeds[0]} to {seeds[-1]}); "
         "differences are paired by seed."
     )
-    if any(one.looks_at_ood(confirmation.search) for one in configurations):
+    if any(chosen_with_ood(confirmation.search, one) for one in configurations):
         yield "* The choice used OOD validation data: these domains are not unseen."
     if confirmation.search.sees_ood:
         yield PROPOSED_WITH_OOD
@@ -135,13 +126,9 @@ def _notes(confirmation: Confirmation, metrics: Sequence[str]) -> Iterator[str]:
         yield f"  {trial_id} seed {seed}: {reason}"
 
 
-def _heading(text: str) -> Row:
-    return Row({"name": Text(text, "dim")})
-
-
 def _means(
-    confirmation: Confirmation, one: Configuration, metrics: Sequence[str], prefix: str = ""
-) -> dict[str, Cell]:
+    confirmation: Confirmation, one: TrialRecord, metrics: Sequence[str], prefix: str = ""
+) -> dict[str, str]:
     found = {m: confirmation.estimate(one.trial_id, prefix + m) for m in metrics}
     return {m: "-" if e is None else format_mean(e.mean, e.sd) for m, e in found.items()}
 
@@ -181,9 +168,10 @@ def write_run_report(run: LoadedRun) -> Path:
     with suppress(ConfigError):  # damaged results of `confirm`, as the lines say
         found, won = read_confirmation(search), verdict(search, records)
         if found is not None and found.seeds:
-            more["shown"] = {"Confirmed on fresh seeds": plain(confirmation_table(found))}
+            more["shown"] = {"Confirmed on fresh seeds": confirmation_table(found)}
         if won is not None and won.seeds:
-            more["commands"] = won.commands(shlex.quote(search.name))
+            name = shlex.quote(search.name)
+            more["commands"] = commands_after(won.record, name, is_confirmed=True)
     checkpoints = url_of(run.home, TRAIN_FOLDER)
     is_over = run.history.outcome is not None or not is_running(run.folder)
     return write_results(search, records, checkpoints, running=not is_over, **more)

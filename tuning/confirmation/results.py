@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeAlias
+from statistics import fmean, stdev
+from typing import Final, TypeAlias
 
-from tuning.confirmation.statistics import Estimate, estimate, paired_difference
+from scipy import stats
+
 from tuning.runs.journal import JOURNAL_FILE, History, read_history
-from tuning.runs.records import ZERO_SHOT, ParamValue, SearchRecord, TrialRecord, zero_shot_record
+from tuning.runs.records import ZERO_SHOT, SearchRecord, TrialRecord, zero_shot_record
 from tuning.runs.run_folder import CONFIRM_FOLDER as CONFIRM_FOLDER
 from tuning.selection.rules import looks_at_ood
 
@@ -20,30 +22,53 @@ FT = "ft"
 SPLIT = "test"
 END = "line/1/"
 """Prefix of test accuracies at the end of a training, where a point before it was chosen."""
+CONFIDENCE = 0.95
 
 Key: TypeAlias = tuple[str, int | None]
 """Trial id and seed; the seed of the zero-shot model is None."""
+REFERENCE: Final = TrialRecord(FT, -1, "reference", {})
+"""Plain fine-tuning, which is trained again beside the trials."""
+
+
+def rules_of(configuration: TrialRecord) -> set[str]:
+    """The rules that chose a configuration, without rank, domain or method."""
+    return {re.split("[/ ]", label)[0] for label in configuration.labels}
+
+
+def chosen_with_ood(search: SearchRecord, configuration: TrialRecord) -> bool:
+    """Whether a rule that chose a configuration used OOD validation data."""
+    return any(looks_at_ood(search, rule) for rule in rules_of(configuration))
 
 
 @dataclass(frozen=True)
-class Configuration:
-    """A configuration that is trained again: a trial of the search, or plain fine-tuning."""
+class Estimate:
+    """A mean over seeds with its confidence interval, in the unit of the values."""
 
-    trial_id: str
-    params: Mapping[str, ParamValue]
-    labels: tuple[str, ...] = ()
-    """Rules that chose it: `objective #1`, `id_val`, `leave_one_domain_out/sketch+clipart`, ..."""
-    method: str | None = None
-    """Its method; None if the search does not name one."""
+    mean: float
+    sd: float
+    """Sample standard deviation (n - 1 in the denominator); NaN for one seed."""
+    low: float
+    """Lower end of the interval; NaN for one seed."""
+    high: float
+    """Upper end of the interval; NaN for one seed."""
 
-    @property
-    def rules(self) -> set[str]:
-        """The rules of the labels, without rank, domain or method."""
-        return {re.split("[/ ]", label)[0] for label in self.labels}
 
-    def looks_at_ood(self, search: SearchRecord) -> bool:
-        """Whether one of these choices used OOD validation data."""
-        return any(looks_at_ood(search, rule) for rule in self.rules)
+def estimate(values: Sequence[float]) -> Estimate:
+    """Mean, standard deviation and 95 % interval of independent, normal values, at least one."""
+    mean = fmean(values)
+    if len(values) == 1:
+        return Estimate(mean, math.nan, math.nan, math.nan)
+    margin = float(stats.t.ppf((1 + CONFIDENCE) / 2, len(values) - 1) * stats.sem(values))
+    return Estimate(mean, stdev(values), mean - margin, mean + margin)
+
+
+def paired_difference(of: Mapping[int, float], against: Mapping[int, float]) -> Estimate:
+    """The mean of `of` - `against`, seed by seed, over the seeds that both have.
+
+    Both map seeds to values. Pairing removes the variation that two runs with the same seed share
+    (batches, crops).
+    """
+    return estimate([value - against[s] for s, value in of.items() if s in against])
 
 
 @dataclass(frozen=True)
@@ -52,8 +77,8 @@ class Confirmation:
 
     search: SearchRecord
     seeds: tuple[int, ...]
-    configurations: tuple[Configuration, ...]
-    """Plain fine-tuning first."""
+    configurations: tuple[TrialRecord, ...]
+    """`REFERENCE`, then trials with the labels of the rules that chose them."""
     results: Mapping[Key, TrialRecord]
     """All results, including those of earlier calls with other seeds or configurations. The last
     report of each has the metrics of the test splits."""
@@ -61,19 +86,19 @@ class Confirmation:
     """Trainings that failed, with the error in one line; the next call tries them again."""
 
     @property
-    def run_folder(self) -> Path:
-        """The run folder of the search; that of the confirmation is `confirm/` in it."""
-        return self.search.run_folder
-
-    @property
     def zero_shot(self) -> Mapping[str, float]:
         """Finite metrics of the zero-shot model; empty before they are known."""
         result = self.results.get((ZERO_SHOT, None))
-        return _finite(result.metrics) if result else {}
+        metrics = result.metrics if result else {}
+        return {name: value for name, value in metrics.items() if math.isfinite(value)}
 
     def values(self, trial_id: str, metric: str) -> dict[int, float]:
-        """Seed -> value, for the seeds that have a finite value of the metric."""
-        results = {seed: self.results.get((trial_id, seed)) for seed in self.seeds}
+        """Seed -> value, for the seeds that have a finite value of the metric.
+
+        The zero-shot model has the same value for each seed.
+        """
+        constant = self.results.get((trial_id, None))
+        results = {seed: self.results.get((trial_id, seed), constant) for seed in self.seeds}
         found = {seed: r.last(metric) for seed, r in results.items() if r}
         return {seed: value for seed, value in found.items() if value is not None}
 
@@ -90,21 +115,9 @@ class Confirmation:
         return {name: estimate.mean for name, estimate in found.items() if estimate}
 
     def against(self, other_id: str, trial_id: str, metric: str) -> Estimate | None:
-        """The difference to another configuration, paired by seed; None if they share no seed."""
+        """The difference to another model, paired by seed; None if they share no value."""
         ours, its = self.values(trial_id, metric), self.values(other_id, metric)
         return paired_difference(ours, its) if ours.keys() & its.keys() else None
-
-    def against_zero_shot(self, trial_id: str, metric: str) -> Estimate | None:
-        """The difference to the zero-shot model; None for a metric that it lacks, such as costs."""
-        values = self.values(trial_id, metric)
-        constant = self.zero_shot.get(metric)
-        if not values or constant is None:
-            return None
-        return estimate([value - constant for value in values.values()])
-
-
-def _finite(metrics: Mapping[str, float]) -> dict[str, float]:
-    return {name: value for name, value in metrics.items() if math.isfinite(value)}
 
 
 def training_name(key: Key, attempt: int = 1) -> str:

@@ -10,7 +10,7 @@ from tuning.confirmation.configurations import read_confirmation
 from tuning.confirmation.results import FT
 from tuning.runs.ranking import best_trial, choice_of, misses, stronger_reference
 from tuning.runs.records import STEP, SearchRecord, TrialRecord
-from tuning.views.answer import answer, commands_after
+from tuning.views.answer import answer
 from tuning.views.formatting import trial_label
 
 
@@ -26,20 +26,6 @@ class Verdict:
     """How it was chosen, in one or a few sentences."""
     seeds: int = 0
     """Number of fresh seeds of `confirm` that decided; 0: the search's own training did."""
-
-    @property
-    def trial_id(self) -> str:
-        """`trial-007`, `ft` or `zero-shot`."""
-        return self.record.trial_id
-
-    def commands(self, run: str) -> list[str]:
-        """The commands to go on with, each with a comment.
-
-        Args:
-            run: what a user types for the run folder.
-        """
-        more, export = commands_after(self.record, self.label, run)
-        return [export] if self.seeds or self.record.outcome != "finished" else [more, export]
 
 
 def verdict(search: SearchRecord, records: Sequence[TrialRecord]) -> Verdict | None:

@@ -10,6 +10,7 @@ from ray.tune.experiment import Trial
 from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 
 from tuning.algorithms.studies import Studies
+from tuning.runs.callbacks import NotPickled
 from tuning.runs.errors import error_of, storage_failure
 from tuning.runs.records import STEP
 
@@ -17,7 +18,7 @@ if TYPE_CHECKING:
     from ray.tune.execution.tune_controller import TuneController
 
 
-class PrunerScheduler(FIFOScheduler):
+class PrunerScheduler(NotPickled, FIFOScheduler):
     """Asks the studies, if there are any, at each report whether a trial goes on.
 
     Trials that the user has stopped do not.
@@ -31,10 +32,6 @@ class PrunerScheduler(FIFOScheduler):
     ) -> None:
         super().__init__()
         self._studies, self._total_steps, self._stopped = studies, total_steps, stopped
-
-    def __getstate__(self) -> dict[str, Any]:
-        """Tune pickles the scheduler. Nothing is ever restored from that."""
-        return {}
 
     def on_trial_result(
         self, tune_controller: TuneController, trial: Trial, result: dict[str, Any]

@@ -18,6 +18,7 @@ from trainers.errors import storage_failures
 from tuning.algorithms.budget import Budget
 from tuning.algorithms.studies import Studies
 from tuning.execution.signals import raise_interrupt
+from tuning.runs.callbacks import NotPickled
 from tuning.runs.journal import Journal, append_synced, read_events
 from tuning.runs.records import ParamValue
 
@@ -39,6 +40,13 @@ def send(run_folder: Path, order: Order) -> None:
         append_synced(file, f"{json.dumps(order)}\n".encode())
 
 
+def size_of_orders(run_folder: Path) -> int:
+    """Bytes of the file of orders. An `end` within those at the start of a session is no order to
+    it: the session before has followed that, or ended by itself."""
+    path = run_folder / CONTROL_FILE
+    return path.stat().st_size if path.is_file() else 0
+
+
 def recorded_orders(run_folder: Path) -> tuple[list[Order], int]:
     """The orders in the journal, and the place in the file of orders up to which they were read."""
     events = [event for event, _ in read_events(run_folder) if event["event"] == "control"]
@@ -51,16 +59,24 @@ def wanted_points(run_folder: Path) -> list[Mapping[str, ParamValue]]:
     return [order["enqueue"] for order in orders if "enqueue" in order]
 
 
-class Steering(tune.Callback):
-    """Follows orders as a callback of Ray Tune, whose loop turns several times a second."""
+class Steering(NotPickled, tune.Callback, tune.Stopper):
+    """Follows orders and budgets in the loop of Ray Tune, which turns several times a second.
+
+    Args:
+        began: `size_of_orders` when the session began, before its preparation.
+    """
 
     def __init__(
-        self, run_folder: Path, journal: Journal, budget: Budget, studies: Studies | None
+        self,
+        run_folder: Path,
+        journal: Journal,
+        budget: Budget,
+        studies: Studies | None,
+        began: int = 0,
     ) -> None:
         self._path, self._journal = run_folder / CONTROL_FILE, journal
-        self._budget, self._studies = budget, studies
+        self._budget, self._studies, self._began = budget, studies, began
         orders, self._read = recorded_orders(run_folder)
-        self._began = self._path.stat().st_size if self._path.is_file() else 0
         self.stopped = {order["stop"] for order in orders if "stop" in order}
         """Trials that end at their next report: their workers cannot be stopped within a step."""
 
@@ -91,6 +107,10 @@ class Steering(tune.Callback):
                 except (ValueError, TypeError):
                     logger.warning("%s: a line is damaged and left out", self._path)
 
-    def __getstate__(self) -> dict[str, Any]:
-        """Tune pickles its callbacks. Nothing is ever restored from that."""
-        return {}
+    def __call__(self, trial_id: str, result: dict[str, Any]) -> bool:
+        """Stop no trial by itself."""
+        return False
+
+    def stop_all(self) -> bool:
+        """Stop running trials when a budget ends the search."""
+        return self._budget.over() is not None

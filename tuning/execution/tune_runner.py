@@ -66,7 +66,7 @@ def run_trials(
                 name=f"{datetime.now():%Y-%m-%d_%H-%M-%S}",  # a folder for each session
                 storage_path=str(storage),
                 callbacks=[recorder, steering, *map(_Reports, callbacks)],
-                stop=_BudgetStopper(budget),
+                stop=steering,
                 checkpoint_config=tune.CheckpointConfig(checkpoint_at_end=False),
                 failure_config=tune.FailureConfig(max_failures),
                 verbose=0,
@@ -102,19 +102,3 @@ class _Reports(tune.Callback):
                 callback.on_trial_result(result=report, **info)
 
         return on_trial_result
-
-
-class _BudgetStopper(tune.Stopper):
-    """Stops running trials when a budget ends the search."""
-
-    def __init__(self, budget: Budget) -> None:
-        self._budget = budget
-
-    def __call__(self, trial_id: str, result: dict[str, object]) -> bool:
-        return False
-
-    def stop_all(self) -> bool:
-        return self._budget.over() is not None
-
-    def __getstate__(self) -> dict[str, object]:
-        return {}  # Tune pickles the stopper; nothing is ever restored from that

@@ -16,7 +16,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import fmean
 
-from rich.console import Console
+from rich.console import Console, Group, RenderableType
+from rich.text import Text
 
 from trainers.config import with_overrides
 from trainers.data.data_root import resolve_root
@@ -24,12 +25,13 @@ from trainers.data.storage import url_of
 from trainers.errors import ConfigError
 from tuning.algorithms.pruning import LEAST_FINISHED
 from tuning.checkpoints.files import remove_folder
-from tuning.config.schema import NoSchedulerConfig, SearchFile
+from tuning.config.schema import SearchFile
 from tuning.execution.ray_session import runs_folder
 from tuning.runs.journal import History
 from tuning.runs.records import SECONDS, SearchRecord, TrialRecord, trial_name
 from tuning.session import SearchOptions, fixed_only, open_session
-from tuning.views.formatting import format_hours, show_phase
+from tuning.views.formatting import format_hours, format_seconds, show_phase
+from tuning.views.result_table import borderless_table
 
 EVERY = 10
 SHORT = {"steps": 2 * EVERY, "eval.every": EVERY, "eval.line": "off"}
@@ -76,7 +78,7 @@ class Plan:
     def first_rung(self) -> int | None:
         """The step at which trials are first stopped; None if they never are."""
         scheduler, trial = self.file.search.scheduler, self.file.trial
-        if isinstance(scheduler, NoSchedulerConfig):
+        if scheduler.name == "none":
             return None
         return scheduler.first_step(trial.steps, trial.eval.every)
 
@@ -226,3 +228,22 @@ def check_budget(plan: Plan) -> None:
                 value=given,
                 hint="raise it, or lower search.budget.trials",
             )
+
+
+def render(plan: Plan) -> RenderableType:
+    """The prices, and what was measured."""
+    trial, references = plan.file.trial, ", ".join(plan.file.search.references)
+    beside = f" and the reference {references}" if references else ""
+    what = (
+        f"{plan.file.most_trials} trials of {trial.steps} steps{beside}, {plan.concurrent} at once"
+    )
+    measured = (
+        f"step {plan.step_s:.2g} s, evaluation {plan.rung_s:.2g} s (after the last step "
+        f"{plan.eval_s:.2g} s), checkpoint {plan.save_s:.2g} s, start of a trial "
+        f"{plan.start_s:.2g} s"
+    )
+    table = borderless_table("", "wall clock", f"{plan.device}-hours")
+    for price in (*plan.prices, plan.confirm_price):
+        hours = format_hours(price.device_hours)
+        table.add_row(price.what, format_seconds(3600 * price.hours), hours)
+    return Group(Text(f"{plan.file.search.name}: {what}\nMeasured: {measured}"), "", table)

@@ -44,7 +44,7 @@ def environment(trial: TrialConfig) -> dict[str, object]:
         "seed": trial.seed,
         "data": data_fingerprint(trial.data),
         "val_images": image_counts(trial.data, "val"),
-        "model": _digests(_model_files(trial)),
+        "model": _digests({str(file): file for file in trial.model.files}),
         "plugins": _digests(_plugin_files(trial)),
     }
 
@@ -56,10 +56,6 @@ def seen_at_start(folder: Path, inputs: str = "data") -> dict[str, Any] | None:
     except (FileNotFoundError, ValueError, KeyError, TypeError):
         return None
     return found if isinstance(found, dict) else None
-
-
-def _model_files(trial: TrialConfig) -> dict[str, Path]:
-    return {str(file): file for file in trial.model.files}
 
 
 def _plugin_files(trial: TrialConfig) -> dict[str, Path]:
@@ -94,8 +90,9 @@ def check_same_inputs(folder: Path, trial: TrialConfig) -> None:
         ConfigError: a domain and split, a file of the model, or a plug-in has changed,
             or is missing.
     """
+    files = {str(file): file for file in trial.model.files}
     for inputs, read, key, value in (
-        ("model", lambda: _digests(_model_files(trial)), "trial.model.name", trial.model.name),
+        ("model", lambda: _digests(files), "trial.model.name", trial.model.name),
         ("plugins", lambda: _digests(_plugin_files(trial)), "trial.plugins", ...),
         ("data", lambda: data_fingerprint(trial.data), "trial.data.root", trial.data.root),
     ):

@@ -1,10 +1,11 @@
-"""Which trials can be chosen, which one is best, and the order of all the others."""
+"""Which trials can be chosen, which one is best, the order of all others, and how sure it is."""
 
 from __future__ import annotations
 
 import math
 import operator
 from collections.abc import Callable, Iterable, Sequence
+from statistics import fmean
 from typing import Any, TypeAlias
 
 from tuning.runs.records import SearchRecord, TrialRecord, zero_shot_record
@@ -114,8 +115,7 @@ def stronger_reference(search: SearchRecord, records: Sequence[TrialRecord]) -> 
     best = [values for record in compared if (values := search.values(record)) is not None]
     bests = search.bests(records)
     models = [r for r in records if r.kind == "reference" and r.outcome == "finished"]
-    zero_shot = zero_shot_record(search.zero_shot)
-    models.append(zero_shot)
+    models.append(zero_shot_record(search.zero_shot))
     stronger = [
         (values, record)
         for record in models
@@ -183,3 +183,28 @@ def distances_to_ideal(points: Sequence[tuple[float, ...]]) -> list[float]:
         math.hypot(*((b - v) / s for b, v, s in zip(best, point, scales, strict=True)))
         for point in points
     ]
+
+
+def deviation_of_seeds(search: SearchRecord, records: Sequence[TrialRecord]) -> tuple[float, int]:
+    """Standard deviation of the first objective between seeds, and its degrees of freedom.
+
+    Pooled over the trials that have several; 0 and 0 if there is none.
+    """
+    metric = search.objectives[0].metric
+    groups = [values for r in records if r.repetitions and (values := r.over_seeds(metric))]
+    freedom = sum(len(values) - 1 for values in groups)
+    squares = sum((value - fmean(of)) ** 2 for of in groups for value in of)
+    return (math.sqrt(squares / freedom) if freedom else 0.0), freedom
+
+
+def margin_of_mean(
+    search: SearchRecord, records: Sequence[TrialRecord], record: TrialRecord
+) -> float | None:
+    """Half the 95 % interval of a trial's mean of the first objective; None with a single seed."""
+    seeds = len(record.over_seeds(search.objectives[0].metric))
+    if seeds < 2:
+        return None
+    from scipy.stats import t  # slow to import
+
+    deviation, freedom = deviation_of_seeds(search, records)
+    return float(t.ppf(0.975, freedom)) * deviation / math.sqrt(seeds)

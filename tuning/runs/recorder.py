@@ -13,7 +13,7 @@ from ray.tune.experiment import Trial
 
 from trainers.errors import StorageFailed
 from trainers.redact import redact
-from tuning.runs.callbacks import Callback
+from tuning.runs.callbacks import Callback, NotPickled
 from tuning.runs.errors import error_of, in_one_line, storage_failure
 from tuning.runs.journal import History, Journal, read_history
 from tuning.runs.records import (
@@ -30,7 +30,7 @@ from tuning.runs.records import (
 logger = logging.getLogger(__name__)
 
 
-class Recorder(TuneCallback):
+class Recorder(NotPickled, TuneCallback):
     """Keeps the record of every trial. Events go to the journal, the studies and the callbacks.
 
     The order matters. An exception of the journal or of the studies ends the search, because a
@@ -63,10 +63,6 @@ class Recorder(TuneCallback):
         self._gpus = gpus_per_trial
         self._check_ray = check_ray
         self._earlier = [record for record in earlier if record.is_final]
-
-    def __getstate__(self) -> dict[str, Any]:
-        """Tune pickles its callbacks. Nothing is ever restored from that."""
-        return {}
 
     def start(self) -> None:
         """Tell the callbacks that the search starts. Their exceptions are raised.

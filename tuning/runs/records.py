@@ -96,7 +96,8 @@ class TrialRecord:
     repetitions: Mapping[int, Mapping[str, float]] = field(default_factory=dict)
     """Seed -> last report, of the finished repeats of this trial."""
     labels: tuple[str, ...] = ()
-    """In a run of `confirm`: the rules that chose the configuration."""
+    """In a run of `confirm`: the rules that chose the configuration, such as `objective #1` or
+    `leave_one_domain_out/sketch+clipart`."""
 
     def with_attempt(self, at: float, gpus: float) -> TrialRecord:
         """The record when an attempt begins. The costs of earlier attempts add up.
@@ -218,11 +219,8 @@ class TrialRecord:
 
     @property
     def error_line(self) -> str:
-        """The error in one line: the last of a traceback, otherwise the first that is not empty."""
-        lines = [line.strip() for line in (self.error or "").splitlines() if line.strip()]
-        if not lines:
-            return ""
-        return lines[-1] if lines[0].startswith("Traceback") else lines[0]
+        """The first line of the error."""
+        return (self.error or "").partition("\n")[0]
 
 
 def zero_shot_record(metrics: Mapping[str, float]) -> TrialRecord:

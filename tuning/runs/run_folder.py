@@ -9,6 +9,7 @@ import shutil
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Final
 
 import yaml
 
@@ -17,7 +18,6 @@ from trainers.data.storage import Store, open_store, url_of
 from trainers.errors import ConfigError, suggestion
 from tuning.config.schema import SearchFile
 from tuning.config.validation import load_config
-from tuning.runs.checkpoint_home import TRAIN_FOLDER, checkpoint_home
 from tuning.runs.environment import ENVIRONMENT_FILE, environment, seen_at_start
 from tuning.runs.journal import JOURNAL_FILE, History, is_running, read_history
 from tuning.runs.records import SearchRecord, TrialRecord
@@ -27,6 +27,9 @@ RUNS = Path("runs")
 CONFIG_FILE = "search.yaml"
 CONFIRM_FOLDER = "confirm"
 """The run folder of the confirmation, in that of the search."""
+TRAIN_FOLDER: Final = "train"
+"""Folder of all trials, below a home."""
+TRIAL_PREFIX: Final = "train-"
 
 
 @dataclass(frozen=True)
@@ -70,6 +73,24 @@ class LoadedRun:
             self.history.run_id,
             self.history.used_ood,
         )
+
+
+def checkpoint_home(run_folder: Path, storage: str | None, name: str, run_id: str) -> str:
+    """Folder or URL of all checkpoints of a run.
+
+    Args:
+        storage: `search.checkpoints.storage`.
+        name: of the search. The run folder may be moved, and then has another name.
+        run_id: from the journal; distinguishes runs of the same name.
+    """
+    if storage is None:
+        return str(run_folder)
+    return url_of(storage, f"{name}-{run_id}")
+
+
+def trial_path(trial_id: str) -> str:
+    """Name of a trial's folder."""
+    return f"{TRIAL_PREFIX}{trial_id}"
 
 
 def find_run(folder: str | Path) -> Path:

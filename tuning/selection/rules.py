@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Final
 
 from trainers.evaluation.metrics import ID_ACC, OOD_MEAN_ACC, val_acc
@@ -51,73 +51,28 @@ RULES: Final[Mapping[str, str]] = {
 
 
 @dataclass(frozen=True)
-class Pick:
-    """A trial that a rule chose. Accuracies in percent; None if the trial has no finite one."""
-
-    trial: TrialRecord
-    id_acc: float | None
-    ood_acc: float | None
-    """Mean over the OOD domains; accuracy on `left_out` if that is set."""
-    worst_acc: float | None
-    """Accuracy on the worst OOD domain; accuracy on `left_out` if that is set."""
-    left_out: str | None = None
-    """OOD domain that the choice did not use."""
-    method: str | None = None
-    """Method of the trial; None if its configuration does not name one."""
-
-
-@dataclass(frozen=True)
 class Choice:
-    """What a rule chose. Accuracies in percent; None if the rule chose a set of alternatives."""
+    """What a rule chose. Accuracies in percent; None if unknown, or if it chose alternatives."""
 
     rule: str
     looks_at_ood: bool
     """See the function of this name."""
-    picks: tuple[Pick, ...] = ()
-    """One; for `leave_one_domain_out` one per domain; for `pareto` one per member, highest ID
-    accuracy first; for `by_method` one per method, best first."""
+    trials: tuple[TrialRecord, ...] = ()
+    """The chosen trials without repetitions: of `pareto` highest ID accuracy first, of `by_method`
+    best first."""
+    parts: Mapping[str, TrialRecord] = field(default_factory=dict)
+    """Of `leave_one_domain_out`: domain left out -> trial that the other domains chose. Of
+    `by_method`: method -> best of its trials."""
     reason: str | None = None
-    """Why there is no pick."""
+    """Why no trial is chosen."""
+    id_acc: float | None = None
+    """The mean over the parts of `leave_one_domain_out`."""
+    ood_acc: float | None = None
+    """Over all OOD domains; of `leave_one_domain_out`, each trial on the domain left out."""
+    worst_acc: float | None = None
+    """On the worst OOD domain; of `leave_one_domain_out`, the worst of the domains left out."""
     gap: float | None = None
     """Mean OOD accuracy minus that of `ood_val`; 0 is as good as the oracle."""
-
-    @property
-    def trials(self) -> tuple[TrialRecord, ...]:
-        """The chosen trials without repetitions."""
-        return tuple({pick.trial.trial_id: pick.trial for pick in self.picks}.values())
-
-    @property
-    def by_domain(self) -> Mapping[str, TrialRecord]:
-        """For `leave_one_domain_out`: domain left out -> trial chosen by the other domains."""
-        return {pick.left_out: pick.trial for pick in self.picks if pick.left_out is not None}
-
-    @property
-    def by_method(self) -> Mapping[str, TrialRecord]:
-        """For `by_method`: method -> best of its trials."""
-        picks = self.picks if self.rule == BY_METHOD else ()
-        return {pick.method: pick.trial for pick in picks if pick.method is not None}
-
-    @property
-    def id_acc(self) -> float | None:
-        """ID accuracy, the mean over the picks."""
-        return self._combine(statistics.fmean, [pick.id_acc for pick in self.picks])
-
-    @property
-    def ood_acc(self) -> float | None:
-        """Mean OOD accuracy, the mean over the picks."""
-        return self._combine(statistics.fmean, [pick.ood_acc for pick in self.picks])
-
-    @property
-    def worst_acc(self) -> float | None:
-        """Accuracy on the worst OOD domain, the minimum over the picks."""
-        return self._combine(min, [pick.worst_acc for pick in self.picks])
-
-    def _combine(
-        self, combine: Callable[[list[float]], float], values: Sequence[float | None]
-    ) -> float | None:
-        known = [value for value in values if value is not None]
-        is_set = len(self.picks) > 1 and not self.by_domain  # of alternatives
-        return combine(known) if values and known == values and not is_set else None
 
 
 def looks_at_ood(search: SearchRecord, rule: str) -> bool:
@@ -137,37 +92,34 @@ def choices(search: SearchRecord, records: Iterable[TrialRecord]) -> tuple[Choic
     """
     records, domains = list(records), search.ood_domains
 
-    def pick(trial: TrialRecord | None, left_out: str | None = None) -> list[Pick]:
-        if trial is None:
-            return []
-        ood, worst = trial.last(OOD_MEAN_ACC), _over(trial, domains, min)
-        if left_out is not None:
-            ood = worst = trial.last(val_acc(left_out))
-        return [Pick(trial, trial.last(ID_ACC), ood, worst, left_out, search.method(trial))]
+    def pick(measure: Measure) -> list[TrialRecord]:
+        best = highest(search, records, measure)
+        return [] if best is None else [best]
 
-    def pick_highest(measure: Measure, left_out: str | None = None) -> list[Pick]:
-        return pick(highest(search, records, measure), left_out)
-
-    found: dict[str, list[Pick]] = {OBJECTIVE: pick(best_trial(search, records))}
+    best = best_trial(search, records)
+    found: dict[str, list[TrialRecord]] = {OBJECTIVE: [] if best is None else [best]}
+    parts: dict[str, dict[str, TrialRecord]] = {}
     reasons: dict[str, str] = {}
     if len(search.methods(records)) > 1:
-        best = best_by_method(search, records).values()
-        found[BY_METHOD] = [p for trial in best for p in pick(trial)]
-    found[ID_VAL] = pick_highest(lambda record: record.last(ID_ACC))
+        parts[BY_METHOD] = best_by_method(search, records)
+        found[BY_METHOD] = [*parts[BY_METHOD].values()]
+    found[ID_VAL] = pick(lambda record: record.last(ID_ACC))
     found |= {OOD_VAL: [], LEAVE_ONE_DOMAIN_OUT: [], PARETO: []}
     if domains:
-        found[OOD_VAL] = pick_highest(lambda record: record.last(OOD_MEAN_ACC))
+        found[OOD_VAL] = pick(lambda record: record.last(OOD_MEAN_ACC))
         for domain in domains:
             others = [name for name in domains if name != domain]
-            found[LEAVE_ONE_DOMAIN_OUT] += pick_highest(
-                lambda record, others=others: _over(record, others, statistics.fmean),  # type: ignore[misc]
-                domain,
+            found[LEAVE_ONE_DOMAIN_OUT] += pick(
+                lambda record, others=others: _over(record, others, statistics.fmean)  # type: ignore[misc]
             )
         if len(found[LEAVE_ONE_DOMAIN_OUT]) < len(domains):  # then the mean has no value
             found[LEAVE_ONE_DOMAIN_OUT] = []
+        else:
+            each = zip(domains, found[LEAVE_ONE_DOMAIN_OUT], strict=True)
+            parts[LEAVE_ONE_DOMAIN_OUT] = dict(each)
         if len(domains) == 1:
             reasons[LEAVE_ONE_DOMAIN_OUT] = "it needs at least two OOD domains"
-        found[PARETO] = [p for trial in _id_ood_front(search, records) for p in pick(trial)]
+        found[PARETO] = _id_ood_front(search, records)
     else:
         reasons = dict.fromkeys(
             (OOD_VAL, LEAVE_ONE_DOMAIN_OUT, PARETO), "the search has no OOD domain"
@@ -176,10 +128,12 @@ def choices(search: SearchRecord, records: Iterable[TrialRecord]) -> tuple[Choic
         Choice(
             rule,
             looks_at_ood(search, rule),
-            tuple(picks),
-            None if picks else reasons.get(rule, "no trial has the metrics that it needs"),
+            tuple({trial.trial_id: trial for trial in trials}.values()),
+            parts.get(rule, {}),
+            None if trials else reasons.get(rule, "no trial has the metrics that it needs"),
+            *_accuracies(rule, trials, domains),
         )
-        for rule, picks in found.items()
+        for rule, trials in found.items()
     ]
     oracle = next(choice.ood_acc for choice in made if choice.rule == OOD_VAL)
 
@@ -187,6 +141,22 @@ def choices(search: SearchRecord, records: Iterable[TrialRecord]) -> tuple[Choic
         return None if acc is None or oracle is None else acc - oracle
 
     return tuple(replace(choice, gap=gap(choice.ood_acc)) for choice in made)
+
+
+def _accuracies(
+    rule: str, trials: Sequence[TrialRecord], domains: Sequence[str]
+) -> tuple[float | None, float | None, float | None]:
+    """ID, mean OOD and worst OOD accuracy of what a rule chose, see `Choice`."""
+    if rule == LEAVE_ONE_DOMAIN_OUT:
+        left_out = zip(trials, domains, strict=False)  # there may be no trials
+        oods = [trial.last(val_acc(domain)) for trial, domain in left_out]
+        ids = [trial.last(ID_ACC) for trial in trials]
+        mean = statistics.fmean
+        return _combined(mean, ids), _combined(mean, oods), _combined(min, oods)
+    if len(trials) != 1:
+        return None, None, None
+    (trial,) = trials
+    return trial.last(ID_ACC), trial.last(OOD_MEAN_ACC), _over(trial, domains, min)
 
 
 def best_by_method(search: SearchRecord, records: Iterable[TrialRecord]) -> dict[str, TrialRecord]:
@@ -229,6 +199,14 @@ def _over(
     record: TrialRecord, domains: Sequence[str], combine: Callable[[list[float]], float]
 ) -> float | None:
     """The accuracies on the domains in one; None without domains or a finite accuracy on each."""
-    known = [v for name in domains if (v := record.last(val_acc(name))) is not None]
+    found = _combined(combine, [record.last(val_acc(name)) for name in domains])
     # Rounded, so that equal means tie although their sums differ in the last binary digits.
-    return round(combine(known), 9) if known and len(known) == len(domains) else None
+    return None if found is None else round(found, 9)
+
+
+def _combined(
+    combine: Callable[[list[float]], float], values: Sequence[float | None]
+) -> float | None:
+    """The values in one; None without values, or if one is not known."""
+    known = [value for value in values if value is not None]
+    return combine(known) if known and len(known) == len(values) else None

@@ -67,22 +67,15 @@ def _limit(search: SearchRecord) -> str:
     return text + ". Confirm it on fresh seeds before you report it."
 
 
-def commands(search: SearchRecord, records: Sequence[TrialRecord], run: str) -> list[str]:
-    """The commands to go on with, each with a comment; none while no trial has finished.
+def commands_after(won: TrialRecord, run: str, *, is_confirmed: bool = False) -> list[str]:
+    """Confirm the trial that won, or look for a better one than the reference; then export it.
 
     Args:
         run: what a user types for the run folder.
     """
-    best = best_finished(search, records)
-    if best is None:
-        return []
-    won = stronger_reference(search, records) or best
-    return commands_after(won, trial_label(won), run)
-
-
-def commands_after(won: TrialRecord, label: str, run: str) -> list[str]:
-    """Confirm the trial that won, or look for a better one than the reference; then export it."""
-    export = f"lipsum-tune export {run} --output model   # {label}, for open_clip"
+    export = f"lipsum-tune export {run} --output model   # {trial_label(won)}, for open_clip"
+    if is_confirmed or won.outcome != "finished":
+        return [export]
     if won.kind == "trial":
         confirm = f"lipsum-tune confirm {run} --rule objective"
         return [f"{confirm}   # fresh seeds, then the test splits, once", export]

@@ -9,6 +9,7 @@ ever deleted. Optuna changes no finished trial, so one with repeats keeps its fi
 from __future__ import annotations
 
 import logging
+import os
 import warnings
 from collections.abc import Sequence
 from datetime import datetime
@@ -43,7 +44,6 @@ from tuning.runs.records import (
     TrialRecord,
     trial_name,
 )
-from tuning.security.databases import expand
 
 if TYPE_CHECKING:
     from tuning.runs.run_folder import LoadedRun
@@ -66,7 +66,7 @@ def open_storage(run_folder: Path, url: str | None) -> BaseStorage:
     try:
         if url is not None:
             # Connections may be cut between two events of a search, which can be hours apart.
-            return RDBStorage(expand(url), engine_kwargs={"pool_pre_ping": True})
+            return RDBStorage(os.path.expandvars(url), engine_kwargs={"pool_pre_ping": True})
         path = run_folder / OPTUNA_FILE
         # A killed driver may leave half a line, and a lock that the run folder's makes obsolete.
         path.with_name(f"{OPTUNA_FILE}.lock").unlink(missing_ok=True)
@@ -219,13 +219,13 @@ def complete_study(run: LoadedRun, storage: BaseStorage) -> None:
     """
     search = run.search
     view = DashboardView(storage, run.file.search_space())
-    view.search_started(search)
-    view.search_ended(run.history.records, "finished")
+    with quiet_optuna():
+        view.search_started(search)
+        view.search_ended(run.history.records, "finished")
 
 
 def study_of(run: LoadedRun) -> optuna.Study:
     """The study of a run, in memory."""
     storage = InMemoryStorage()
-    with quiet_optuna():
-        complete_study(run, storage)
-        return optuna.load_study(study_name=None, storage=storage)
+    complete_study(run, storage)
+    return optuna.load_study(study_name=None, storage=storage)

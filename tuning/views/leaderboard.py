@@ -15,9 +15,8 @@ from rich.table import Table
 from rich.text import Text
 
 from trainers.evaluation.metrics import ID_ACC, OOD_MEAN_ACC, val_acc
-from tuning.runs.ranking import best_finished, misses, pareto_front, ranked
+from tuning.runs.ranking import best_finished, margin_of_mean, misses, pareto_front, ranked
 from tuning.runs.records import METHOD_KEY, SearchRecord, TrialRecord, zero_shot_record
-from tuning.runs.seeds import margin_of_mean
 from tuning.views.answer import answer
 from tuning.views.formatting import (
     format_metric,

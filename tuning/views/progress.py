@@ -9,7 +9,6 @@ one line per event, and between two of them one line a minute for each trial:
 
 from __future__ import annotations
 
-import atexit
 import time
 from collections.abc import Callable, Iterable, Sequence
 from statistics import fmean
@@ -56,7 +55,6 @@ class ProgressCallback(Callback):
             for task in self._tasks.values():
                 bars.remove_task(task)
             bars.stop()
-            atexit.unregister(self.close)
 
     def search_started(self, search: SearchRecord) -> None:
         """Open the display."""
@@ -72,7 +70,6 @@ class ProgressCallback(Callback):
                 refresh_per_second=2,
             )
             self._whole = self._bars.add_task(search.name, total=search.budget_trials, about="")
-            atexit.register(self.close)
             self._bars.start()
 
     def trial_started(self, record: TrialRecord) -> None:

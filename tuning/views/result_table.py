@@ -1,9 +1,8 @@
-"""A table of results as one object, for the terminal (rich) and as text for the page."""
+"""A table of results as one object, for the terminal (rich) and for the page."""
 
 from __future__ import annotations
 
-import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TypeAlias
 
@@ -16,57 +15,26 @@ from rich.text import Text
 
 Cell: TypeAlias = str | Text
 """Text of a cell. A `Text` has styles; a `str` is never read as markup."""
-
-
-@dataclass(frozen=True)
-class Column:
-    """One column of a table; the first one has names and may wrap, the others numbers."""
-
-    key: str
-    """Key of the cell in each row."""
-    header: str
-    """May have a line break."""
-    drop: int = 0
-    """Rank of a column that is left out if the table is too wide: those with the lowest number
-    first, those with the same number together; 0: never."""
-    group: str = ""
-    """Name in the note about columns that were left out; the header if empty."""
-
-
-@dataclass(frozen=True)
-class Row:
-    """One row: the cells by the keys of the columns; a missing one is empty."""
-
-    values: Mapping[str, Cell]
-    style: str = ""
+LEAST = 3
+"""Columns that a terminal always shows."""
 
 
 @dataclass(frozen=True)
 class ResultTable:
-    """A title, columns, rows, and sentences that explain them."""
-
-    title: str
-    columns: Sequence[Column]
-    rows: Sequence[Row]
-    notes: Sequence[str] = ()
-    file: str = ""
-    """File of the run folder that also has the columns that were left out."""
-
-
-@dataclass(frozen=True)
-class PlainTable:
     """Text in rows and columns, with sentences below it."""
 
     columns: Sequence[str]
-    rows: Sequence[Sequence[str]]
+    """Headers, which may have a line break. The first column has names and may wrap."""
+    rows: Sequence[Sequence[Cell]]
     notes: Sequence[str] = ()
+    title: str = ""
+    """In the terminal; the page has headings of its own."""
 
 
 def fit_table(table: ResultTable, width: int | None = None) -> Table:
-    """The table for a terminal of this width, with a note about the columns that do not fit."""
+    """The table for a terminal of this width: whole, or else its first columns and a note."""
     console = Console(width=width)
-    for level in sorted({0, *(column.drop for column in table.columns)}):
-        columns = [column for column in table.columns if not 0 < column.drop <= level]
+    for number in (len(table.columns), LEAST):
         rendered = Table(
             title=escape(table.title),
             caption_justify="left",
@@ -76,24 +44,16 @@ def fit_table(table: ResultTable, width: int | None = None) -> Table:
             pad_edge=False,
             show_edge=False,
         )
-        for index, column in enumerate(columns):
-            name = escape(column.header)
-            if index == 0:
-                rendered.add_column(name, min_width=20, overflow="fold")
-            else:
-                rendered.add_column(name, justify="right", no_wrap=True)
+        rendered.add_column(escape(table.columns[0]), min_width=20, overflow="fold")
+        for header in table.columns[1:number]:
+            rendered.add_column(escape(header), justify="right", no_wrap=True)
         for row in table.rows:
-            cells = [_text(row.values.get(column.key, "")) for column in columns]
-            rendered.add_row(*cells, style=row.style)
+            rendered.add_row(*(Text.assemble(cell) for cell in row[:number]))
         unlimited = console.options.update(width=10_000)
         if width is None or Measurement.get(console, unlimited, rendered).minimum <= width:
             break
-    notes = list(table.notes)
-    if left_out := [column for column in table.columns if column not in columns]:
-        names = dict.fromkeys(column.group or _one_line(column.header) for column in left_out)
-        see = f"; see `lipsum-tune report --open` or {table.file}" if table.file else ""
-        notes.append(f"Columns left out to fit the width: {', '.join(names)}{see}.")
-    rendered.caption = escape("\n".join(notes)) or None
+    more = ["More columns: `lipsum-tune report --open`."] if number < len(table.columns) else []
+    rendered.caption = escape("\n".join([*table.notes, *more])) or None
     return rendered
 
 
@@ -110,19 +70,3 @@ def borderless_table(*headers: str, text: Sequence[int] = (0,)) -> Table:
             no_wrap=index < len(headers) - 1,
         )
     return table
-
-
-def plain(table: ResultTable) -> PlainTable:
-    """All columns as text, for the page."""
-    keys = [column.key for column in table.columns]
-    rows = [[_text(row.values.get(key, "")).plain for key in keys] for row in table.rows]
-    return PlainTable([_one_line(column.header) for column in table.columns], rows, table.notes)
-
-
-def _one_line(text: str) -> str:
-    """Without line breaks; those after `_` and `/` are within a name."""
-    return re.sub(r"(?<=[_/])\n", "", text).replace("\n", " ")
-
-
-def _text(cell: Cell) -> Text:
-    return cell if isinstance(cell, Text) else Text(cell)

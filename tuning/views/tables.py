@@ -40,9 +40,8 @@ import pyarrow.csv
 import pyarrow.parquet as pq
 
 from trainers.data.storage import open_store
-from tuning.runs.ranking import best_finished
+from tuning.runs.ranking import best_finished, margin_of_mean
 from tuning.runs.records import STEP, ZERO_SHOT, SearchRecord, TrialRecord, zero_shot_record
-from tuning.runs.seeds import margin_of_mean
 
 _CURVE_FIELDS = (
     pa.field("trial_id", pa.string(), nullable=False),

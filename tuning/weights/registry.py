@@ -14,7 +14,6 @@ from trainers.errors import ConfigError
 from trainers.redact import redact
 from tuning.execution.signals import environment_variables
 from tuning.runs.run_folder import load_run
-from tuning.security.databases import expand
 from tuning.views.mlflow import client as mlf
 from tuning.weights import predict
 from tuning.weights.export import ABOUT, export_weights
@@ -65,8 +64,11 @@ def register_weights(
         source = mlf.search_run(client, experiment_id, run.search.run_id, own) or parent
         columns = Schema([ColSpec(DataType.double, label) for label in about["classes"]])
         versions = {p: importlib.metadata.version(p).partition("+")[0] for p in REQUIREMENTS}
-        place = {"MLFLOW_TRACKING_URI": expand(uri), "MLFLOW_EXPERIMENT_ID": experiment_id}
-        place |= {"MLFLOW_EXPERIMENT_NAME": tracking.experiment}
+        place = {
+            "MLFLOW_TRACKING_URI": os.path.expandvars(uri),
+            "MLFLOW_EXPERIMENT_ID": experiment_id,
+            "MLFLOW_EXPERIMENT_NAME": tracking.experiment,
+        }
         # Servers answer an upload once they have copied the file to where they keep artifacts.
         place["MLFLOW_HTTP_REQUEST_TIMEOUT"] = os.environ.get("MLFLOW_HTTP_REQUEST_TIMEOUT", "600")
         try:

@@ -102,7 +102,7 @@ def _of_trial(run: LoadedRun, trial_id: str | None, may_be_zero_shot: bool) -> S
         found = verdict(search, run.history.records)
         if found is None or best is None:
             raise ConfigError("no trial has a value of the objective yet", source=run.folder)
-        trial_id, why, looks_at_ood = found.trial_id, found.why, search.sees_ood
+        trial_id, why, looks_at_ood = found.record.trial_id, found.why, search.sees_ood
         if trial_id == ZERO_SHOT and not may_be_zero_shot:
             trial_id, why = best.trial_id, choice_of(search, records.values(), best)
         if trial_id == FT and FT not in records:

@@ -20,20 +20,15 @@ from tests.tuning.sessions import Session
 from trainers.errors import ConfigError
 from tuning.algorithms.pruning import LEAST_FINISHED, create_pruner
 from tuning.config.objectives import Objective
-from tuning.config.schema import (
-    AshaConfig,
-    HyperbandConfig,
-    MedianConfig,
-    NoSchedulerConfig,
-)
+from tuning.config.schema import SchedulerConfig
 from tuning.execution.scheduler import PrunerScheduler
 
 SPACE = SearchSpace(parameters={"optim.lr": Float(low=0.0, high=1.0)})
 TOTAL, EVERY = 240, 20
 CONFIGS = {
-    "asha": AshaConfig(grace_steps=20, reduction_factor=2),
-    "hyperband": HyperbandConfig(grace_steps=20, reduction_factor=2),
-    "median": MedianConfig(grace_steps=60),
+    "asha": SchedulerConfig(name="asha", grace_steps=20, reduction_factor=2),
+    "hyperband": SchedulerConfig(name="hyperband", grace_steps=20, reduction_factor=2),
+    "median": SchedulerConfig(name="median", grace_steps=60),
     "object": PercentilePruner(25.0, n_startup_trials=2),
 }
 OWN = {
@@ -185,7 +180,7 @@ def test_with_several_objectives_no_trial_is_stopped(images_root, tmp_path):
 
 
 def test_a_configuration_makes_its_pruner():
-    assert create_pruner(NoSchedulerConfig(), TOTAL, EVERY) is None
+    assert create_pruner(SchedulerConfig(name="none"), TOTAL, EVERY) is None
     for grace, first in ((None, 160), (50, 50)):  # two thirds of 240, at an evaluation
-        asha = create_pruner(AshaConfig(grace_steps=grace), TOTAL, EVERY)
+        asha = create_pruner(SchedulerConfig(name="asha", grace_steps=grace), TOTAL, EVERY)
         assert (asha._min_resource, asha._reduction_factor) == (first, 3)

@@ -13,7 +13,7 @@ from tuning.algorithms.seeds import LEADERS, chance_of_first
 from tuning.checkpoints.retention import kept_trials
 from tuning.config.objectives import parse_constraint
 from tuning.runs.journal import read_history
-from tuning.runs.seeds import deviation_of_seeds, margin_of_mean
+from tuning.runs.ranking import deviation_of_seeds, margin_of_mean
 
 LR = "optim.lr"
 SPACE = SearchSpace(parameters={LR: Float(low=1e-5, high=1e-2, log=True)})

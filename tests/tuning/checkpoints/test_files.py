@@ -21,7 +21,7 @@ from trainers.checkpoints.format import (
 )
 from trainers.data.storage import Store
 from tuning.checkpoints.files import fetched, keep_weights, kept_checkpoint, list_trials, remove
-from tuning.runs.checkpoint_home import trial_path
+from tuning.runs.run_folder import trial_path
 
 TRIAL = "trial-000"
 OLD, NEW = "checkpoint_2030-01-01_10-00-00.000000", "checkpoint_2030-01-01_11-00-00.000000"

@@ -11,9 +11,9 @@ from trainers.checkpoints.format import STATE, WEIGHTS, Checkpoint, Progress, sa
 from trainers.data.storage import open_store
 from tuning.checkpoints.retention import CheckpointCallback, kept_trials
 from tuning.config.objectives import Objective, parse_constraint
-from tuning.runs.checkpoint_home import TRAIN_FOLDER, trial_path
 from tuning.runs.ranking import best_trial, pareto_front
 from tuning.runs.records import TrialRecord
+from tuning.runs.run_folder import TRAIN_FOLDER, trial_path
 from tuning.selection.rules import best_by_method, choices
 
 RUNNING = trial(9, outcome="running")

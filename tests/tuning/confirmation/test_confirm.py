@@ -39,11 +39,12 @@ from tuning.confirmation.configurations import chosen, read_confirmation
 from tuning.confirmation.confirm import confirm, fresh_seeds, same_test_splits
 from tuning.confirmation.report import confirmation_table
 from tuning.confirmation.results import (
-    FT,
-    Configuration,
+    REFERENCE,
+    chosen_with_ood,
     confirm_history,
     read_results,
     results_path,
+    rules_of,
 )
 from tuning.execution.ray_session import ray_session
 from tuning.execution.warm_workers import WarmWorkers
@@ -71,8 +72,8 @@ def test_each_chosen_trial_is_confirmed_once(tmp_path):
     assert found["trial-000"].labels == ("objective #1", "id_val")
     assert found["trial-003"].labels == ("objective #2",)
     assert found["trial-001"].labels == ("ood_val", "leave_one_domain_out")
-    assert not found["trial-000"].looks_at_ood(search)
-    assert found["trial-001"].looks_at_ood(search)
+    assert not chosen_with_ood(search, found["trial-000"])
+    assert chosen_with_ood(search, found["trial-001"])
 
 
 def test_the_pareto_front_is_confirmed_on_request_only(tmp_path):
@@ -90,14 +91,15 @@ def test_the_best_of_each_method_is_confirmed_under_its_name(tmp_path):
     assert list(found)[:4] == ["trial-007", "trial-006", "trial-005", "trial-004"]
     best = found["trial-007"]
     assert best.labels[:2] == ("objective #1", "by_method/carot")
-    assert (best.method, best.params["method.name"]) == ("carot", "carot")
-    assert {"objective", "by_method"} <= best.rules
+    assert (search.method(best), best.params["method.name"]) == ("carot", "carot")
+    assert {"objective", "by_method"} <= rules_of(best)
     only = chosen(search, records, rules=["by_method"])
     assert [one.labels for one in only] == [
         ("by_method/carot",), ("by_method/lipsum_ft",), ("by_method/kd",), ("by_method/ft",),
     ]  # fmt: skip
     (other,) = chosen(search, records, rules=["id_val"])
-    assert (other.trial_id, other.method, other.rules) == ("trial-004", "ft", {"id_val"})
+    assert (other.trial_id, search.method(other)) == ("trial-004", "ft")
+    assert rules_of(other) == {"id_val"}
 
 
 @pytest.mark.parametrize(
@@ -149,8 +151,8 @@ def test_a_confirmation_is_read_back_with_all_seeds_and_labels(tmp_path):
     assert found is not None
     assert (found.seeds, found.failed) == ((1000, 1001, 1002), {("ft", 1002): "full"})
     ft, *others = found.configurations
-    assert ft == Configuration(FT, {}, method=FT)
-    assert {one.trial_id: (one.labels, one.looks_at_ood(search)) for one in others} == {
+    assert ft == REFERENCE
+    assert {one.trial_id: (one.labels, chosen_with_ood(search, one)) for one in others} == {
         "trial-004": (("id_val",), False),
         "trial-007": (("ood_val", "by_method/carot"), True),
     }

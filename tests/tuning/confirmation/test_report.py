@@ -7,7 +7,7 @@ from tests.tuning.confirmation.written import result
 from tests.tuning.result_tables import cells, notes
 from tuning.confirmation.configurations import chosen
 from tuning.confirmation.report import confirmation_table
-from tuning.confirmation.results import Configuration, Confirmation
+from tuning.confirmation.results import REFERENCE, Confirmation
 
 SEEDS = (1000, 1001)
 # ID accuracy on both seeds; the OOD mean is 20 less, the ECEs 5 and 10.
@@ -24,7 +24,7 @@ UNTUNED = "untuned FT"
 def confirmation(rules=("by_method",), without=""):
     search = fakes.search_record(Path("run"))
     picks = chosen(search, fakes.compared_methods(), rules=rules)
-    configurations = (Configuration("ft", {}, method="ft"), *picks)
+    configurations = (REFERENCE, *picks)
     configurations = tuple(c for c in configurations if c.trial_id != without)
     results = {
         (name, seed): result((name, seed), metrics(acc, **{"cost/seconds": 60.0 + seed % 1000}))
@@ -108,4 +108,4 @@ def test_a_value_that_is_not_finite_is_left_out():
     assert (row[1], row[-3]) == ("86.0", "5.0")
     assert "Fewer seeds: trial-005: 1." in notes(table)
     blind = with_metrics(("zero-shot", None), **{"id_test/acc": math.nan})
-    assert blind.against_zero_shot("trial-005", "id_test/acc") is None
+    assert blind.against("zero-shot", "trial-005", "id_test/acc") is None

@@ -14,7 +14,7 @@ from tests.tuning.confirmation.written import write_results
 from tuning.config.objectives import parse_constraint
 from tuning.confirmation.results import read_results
 from tuning.confirmation.verdict import findings, verdict
-from tuning.views.answer import answer
+from tuning.views.answer import answer, commands_after
 
 SEEDS = (1000, 1001)
 
@@ -46,16 +46,21 @@ def confirmed(folder, seeds=SEEDS, off=0.0, **accs):
     write_results(folder, results)
 
 
+def commands(found):
+    return commands_after(found.record, "mine", is_confirmed=found.seeds > 0)
+
+
 def commands_of(found):
-    return [command.split()[1] for command in found.commands("mine")]
+    return [command.split()[1] for command in commands(found)]
 
 
 def test_the_best_trial_is_confirmed_and_exported(tmp_path):
     search, records = searched(tmp_path, (85.0, 62.0), (86.0, 64.0))
     found = verdict(search, records)
     assert found is not None
-    assert (found.trial_id, found.label, found.why) == ("trial-001", "trial-001", search.selection)
-    confirm, export = found.commands("mine")
+    assert (found.record, found.label) == (records[-1], "trial-001")
+    assert found.why == search.selection
+    confirm, export = commands(found)
     assert confirm.startswith("lipsum-tune confirm mine ")
     assert export.startswith("lipsum-tune export mine ")
     assert "trial-001" in export
@@ -73,9 +78,9 @@ def test_a_reference_that_beats_all_trials_is_exported(of_ft, trial, won, tmp_pa
     ft = fakes.reference(curve=(fakes.report(fakes.TOTAL_STEPS, *of_ft),))
     found = verdict(search, [ft, best])
     assert found is not None
-    assert (found.trial_id, found.record.kind) == (won, "reference")
+    assert (found.record.trial_id, found.record.kind) == (won, "reference")
     assert found.why.startswith(f"No trial is better than {found.label}: val/mean_acc = ")
-    extend, export = found.commands("mine")
+    extend, export = commands(found)
     assert extend.startswith("lipsum-tune resume mine --trials ")
     assert f"# {found.label}" in export
 
@@ -86,7 +91,7 @@ def test_fresh_seeds_decide_and_test_splits_do_not(of_second, won, tmp_path):
     confirmed(tmp_path, trial_000=(71.0, 95.0), trial_001=(of_second, 99.0), ft=(72.0, 60.0))
     found = verdict(search, records)
     assert found is not None
-    assert (found.trial_id, found.seeds, commands_of(found)) == (won, 2, ["export"])
+    assert (found.record.trial_id, found.seeds, commands_of(found)) == (won, 2, ["export"])
     values = found.why.partition("on the validation splits: val/mean_acc ")[2]
     if won == "ft":
         assert found.why.startswith(f"No trial is better than {found.label}: val/mean_acc = 72 ")
@@ -99,7 +104,7 @@ def test_repeats_that_chose_the_trial_do_not_vote_again(tmp_path):
     confirmed(tmp_path, ft=(76.0, 76.0), trial_000=(75.0, 75.0))
     found = verdict(search, [ft, lucky])
     assert found is not None
-    assert found.trial_id == "ft"
+    assert found.record.trial_id == "ft"
     assert "trial-000 75." in found.why
 
 
@@ -122,7 +127,7 @@ def test_only_equal_seeds_are_compared(tmp_path):
     confirmed(tmp_path, (1001,), trial_001=(math.nan, 50.0))
     found = verdict(search, records)
     assert found is not None
-    assert (found.trial_id, found.seeds) == ("trial-000", 2)
+    assert (found.record.trial_id, found.seeds) == ("trial-000", 2)
 
 
 def test_a_failed_training_of_the_reference_does_not_leave_it_out(tmp_path):
@@ -142,7 +147,7 @@ def test_what_misses_the_bound_of_the_search_does_not_win(tmp_path):
     confirmed(tmp_path, off=4.8, trial_001=(73.0, 50.0))
     found = verdict(search, records)
     assert found is not None
-    assert found.trial_id == "trial-001"
+    assert found.record.trial_id == "trial-001"
 
 
 def test_a_new_best_trial_is_not_judged_by_the_seeds_of_others(tmp_path):
@@ -150,7 +155,7 @@ def test_a_new_best_trial_is_not_judged_by_the_seeds_of_others(tmp_path):
     confirmed(tmp_path, trial_000=(71.0, 50.0), ft=(72.0, 60.0))
     found = verdict(search, records)
     assert found is not None
-    assert (found.trial_id, found.why) == ("trial-001", search.selection)
+    assert (found.record.trial_id, found.why) == ("trial-001", search.selection)
     assert commands_of(found) == ["confirm", "export"]
 
 
@@ -159,7 +164,7 @@ def test_results_without_the_objective_choose_nothing(tmp_path):
     write_results(tmp_path, {("trial-000", 1000): {"id_test/acc": 50.0, "id_val/acc": 50.0}})
     found = verdict(search, records)
     assert found is not None
-    assert (found.trial_id, found.why) == ("trial-000", search.selection)
+    assert (found.record.trial_id, found.why) == ("trial-000", search.selection)
 
 
 @pytest.mark.ray

@@ -18,10 +18,10 @@ from tests.tuning.run_folders import search_file
 from trainers.errors import ConfigError
 from tuning.config.validation import load_config
 from tuning.execution.cluster_resources import DRIVER
-from tuning.resume import continue_from
+from tuning.resume import check_changes
 from tuning.runs.journal import read_history
 from tuning.runs.run_folder import write_config
-from tuning.search import SearchOptions, start_search
+from tuning.search import SearchOptions, continue_search, start_search
 
 
 def instant_file(root, storage, **changes):
@@ -66,7 +66,8 @@ def resume_instantly(folder, *overrides, **options):
     """Resume a search."""
     file = load_config(folder / "search.yaml", check=False)
     changed = load_config(folder / "search.yaml", overrides)
-    return continue_from(folder, changed, instant_options(file, **options))
+    check_changes(folder, changed)
+    return continue_search(folder, changed, instant_options(file, **options))
 
 
 def write_instant(folder, file):

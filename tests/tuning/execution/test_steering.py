@@ -5,6 +5,7 @@ from unittest.mock import patch
 import pytest
 from typer.testing import CliRunner
 
+from tests.tuning.execution import instant
 from tests.tuning.execution.inline_tuner import InlineTuner, killed_at_write, without_ray
 from tests.tuning.execution.instant import (
     instant_file,
@@ -78,6 +79,23 @@ def test_a_search_is_ended_in_order_and_can_go_on(searching):
     assert history.outcome == "finished"
     assert (search.folder / "trials.csv").is_file()
     search.session()
+    assert [record.outcome for record in search.trials] == ["finished"] * 4
+
+
+def test_an_end_that_is_ordered_while_a_search_prepares_is_followed(searching, monkeypatch):
+    search, measured = searching({}), instant.zero_shot
+
+    def prepare(*_, **__):
+        send(search.folder, {"end": True})
+        return measured()
+
+    with monkeypatch.context() as patched:
+        patched.setattr(instant, "zero_shot", prepare)
+        search.session()
+    history = read_history(search.folder)
+    assert history.outcome == "finished"
+    assert len(history.records) < 4
+    search.session()  # it is no order to the next one
     assert [record.outcome for record in search.trials] == ["finished"] * 4
 
 

@@ -13,8 +13,7 @@ from trainers.config import with_overrides
 from trainers.errors import ConfigError
 from tuning.config.schema import SearchFile
 from tuning.planning import plan as planning
-from tuning.planning.plan import Plan, check_budget, plan_of, plan_search
-from tuning.planning.report import render
+from tuning.planning.plan import Plan, check_budget, plan_of, plan_search, render
 from tuning.runs.records import TrialRecord
 
 QUIET = Console(quiet=True)

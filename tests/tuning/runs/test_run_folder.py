@@ -14,6 +14,7 @@ from tuning.config.validation import load_config
 from tuning.runs.journal import Journal
 from tuning.runs.run_folder import (
     CONFIG_FILE,
+    checkpoint_home,
     create_run_folder,
     find_run,
     load_run,
@@ -96,3 +97,10 @@ def test_a_trial_that_a_resumed_search_continues_is_running(file, tmp_path):
     assert (record.outcome, record.curve) == ("running", stopped.curve)
     journal.close()
     assert [r.outcome for r in load_run(folder).history.records] == ["stopped"]
+
+
+def test_a_run_has_its_own_folder_in_the_storage(tmp_path):
+    assert checkpoint_home(tmp_path / "moved", None, "mine", "ab12") == str(tmp_path / "moved")
+    assert checkpoint_home(tmp_path / "moved", "s3://b/x/", "mine", "ab12") == "s3://b/x/mine-ab12"
+    queried = checkpoint_home(tmp_path, "s3://b/x?region=eu", "mine", "ab12")
+    assert queried == "s3://b/x/mine-ab12?region=eu"

@@ -49,11 +49,7 @@ def test_every_rule_is_there_in_a_fixed_order():
 
 def test_the_pareto_front_has_all_its_members_and_no_single_figure():
     choice = chosen(SEARCH, TABLE)["pareto"]  # trial 1 beats trial 3 in both
-    assert [(p.trial.number, p.id_acc, p.ood_acc) for p in choice.picks] == [
-        (0, 90, 50),
-        (1, 88, 55),
-        (2, 85, 56),
-    ]
+    assert numbers(choice) == [0, 1, 2]
     assert figures(choice) == (None,) * 4
     alone = chosen(SEARCH, TABLE[:1])["pareto"]
     assert figures(alone) == (90, 50, 40, 0)
@@ -63,11 +59,8 @@ def test_the_pareto_front_has_all_its_members_and_no_single_figure():
 
 def test_by_method_chooses_by_the_objective_best_method_first():
     found = chosen(SEARCH, with_methods("ft", "kd"))["by_method"]  # 70, 71.5, 70.5, 66.5
-    assert [(p.method, p.trial.number, p.id_acc, p.ood_acc) for p in found.picks] == [
-        ("kd", 1, 88, 55),
-        ("ft", 2, 85, 56),
-    ]
-    assert {name: trial.number for name, trial in found.by_method.items()} == {"kd": 1, "ft": 2}
+    assert numbers(found) == [1, 2]
+    assert {name: trial.number for name, trial in found.parts.items()} == {"kd": 1, "ft": 2}
     assert figures(found) == (None,) * 4
     assert found.looks_at_ood
     blind = replace(SEARCH, objectives=(Objective("id_val/acc"),))
@@ -76,19 +69,12 @@ def test_by_method_chooses_by_the_objective_best_method_first():
     assert not found.looks_at_ood
 
 
-def test_every_pick_has_the_method_of_its_trial():
-    found = chosen(SEARCH, with_methods("ft", "kd"))
-    assert [pick.method for pick in found["id_val"].picks] == ["ft"]
-    assert [pick.method for pick in found["leave_one_domain_out"].picks] == ["ft", "kd", "ft"]
-    assert not found["id_val"].by_method
-
-
 def test_the_configured_method_stands_for_trials_without_one():
     search = replace(SEARCH, config={"trial": {"method": {"name": "lipsum_ft"}}})
     assert [c.rule for c in choices(search, TABLE)].count("by_method") == 0
     records = [*TABLE[:2], replace(TABLE[2], params={"method.name": "kd"})]
     found = chosen(search, records)["by_method"]
-    assert {name: trial.number for name, trial in found.by_method.items()} == {
+    assert {name: trial.number for name, trial in found.parts.items()} == {
         "lipsum_ft": 1,
         "kd": 2,
     }
@@ -99,9 +85,9 @@ def test_a_method_without_a_finished_trial_has_no_choice():
     records[0] = replace(records[0], outcome="pruned")
     records[1] = replace(records[1], outcome="failed")
     found = chosen(SEARCH, records)["by_method"]
-    assert list(found.by_method) == ["l2_sp", "ema"]
+    assert list(found.parts) == ["l2_sp", "ema"]
     unfinished = [replace(record, outcome="stopped") for record in with_methods("ft", "kd")]
-    assert list(chosen(SEARCH, unfinished)["by_method"].by_method) == ["kd", "ft"]
+    assert list(chosen(SEARCH, unfinished)["by_method"].parts) == ["kd", "ft"]
 
 
 def test_a_best_within_a_method_is_that_of_the_method():
@@ -115,13 +101,13 @@ def test_a_best_within_a_method_is_that_of_the_method():
         )
     ]
     found = chosen(search, records)["by_method"]
-    assert {name: trial.number for name, trial in found.by_method.items()} == {"ft": 0, "kd": 2}
+    assert {name: trial.number for name, trial in found.parts.items()} == {"ft": 0, "kd": 2}
 
 
 def test_a_method_that_misses_constraints_has_its_closest_trial():
     limit = parse_constraint("id_val/acc <= 75", TABLE[0].metrics)
     found = chosen(replace(SEARCH, constraints=(limit,)), with_methods("ft", "kd"))["by_method"]
-    assert {name: trial.number for name, trial in found.by_method.items()} == {"ft": 2, "kd": 3}
+    assert {name: trial.number for name, trial in found.parts.items()} == {"ft": 2, "kd": 3}
 
 
 def test_all_rules_agree_with_numpy_on_random_trials():
@@ -138,7 +124,7 @@ def test_all_rules_agree_with_numpy_on_random_trials():
         assert numbers(found["ood_val"]) == [ood.mean(1).argmax()]
         by_rest = [np.delete(ood, d, axis=1).mean(1).argmax() for d in range(3)]
         left_out = found["leave_one_domain_out"]
-        assert [pick.trial.number for pick in left_out.picks] == by_rest
+        assert [trial.number for trial in left_out.parts.values()] == by_rest
         assert left_out.ood_acc == pytest.approx(ood[by_rest, range(3)].mean())
         both = np.stack([in_domain, ood.mean(1)], 1)
         beaten = [bool((both > row).all(1).any()) for row in both]
@@ -158,7 +144,7 @@ def test_means_that_differ_by_rounding_are_equal():
     accs = ({"a": 80.1, "b": 60.3, "c": 50}, {"a": 80.2, "b": 60.2, "c": 50})
     records = [fakes.measured(number, 90, of) for number, of in enumerate(accs)]
     assert np.mean([80.1, 60.3]) < np.mean([80.2, 60.2])
-    assert chosen(SEARCH, records)["leave_one_domain_out"].by_domain["c"].number == 0
+    assert chosen(SEARCH, records)["leave_one_domain_out"].parts["c"].number == 0
 
 
 def test_only_finished_trials_within_constraints_are_chosen():
@@ -192,7 +178,7 @@ def test_a_rule_ignores_trials_without_its_metrics():
     assert numbers(found["id_val"]) == [4]
     assert figures(found["id_val"]) == (95, None, None, None)
     left_out = found["leave_one_domain_out"]
-    assert {d: t.number for d, t in left_out.by_domain.items()} == {"a": 2, "b": 1, "c": 4}
+    assert {d: t.number for d, t in left_out.parts.items()} == {"a": 2, "b": 1, "c": 4}
     assert figures(left_out) == pytest.approx((268 / 3, None, None, None))
 
 
@@ -200,7 +186,7 @@ def test_with_one_ood_domain_none_can_be_left_out():
     search = replace(SEARCH, ood_domains=("a",))
     found = chosen(search, [fakes.measured(0, 90, {"a": 60}), fakes.measured(1, 80, {"a": 70})])
     absent = found["leave_one_domain_out"]
-    assert (absent.picks, absent.reason) == ((), "it needs at least two OOD domains")
+    assert (absent.trials, absent.reason) == ((), "it needs at least two OOD domains")
     assert numbers(found["ood_val"]) == [1]
     assert figures(found["id_val"]) == (90, 60, 60, -10)
 
@@ -209,9 +195,9 @@ def test_without_ood_domains_only_id_rules_choose():
     search = replace(SEARCH, ood_domains=(), objectives=(Objective("id_val/nll", "min"),))
     record = fakes.trial(1, curve=({"step": 240, "id_val/acc": 90.0, "id_val/nll": 0.3},))
     found = chosen(search, [record])
-    assert [rule for rule, choice in found.items() if choice.picks] == ["objective", "id_val"]
-    assert all(choice.reason is None for choice in found.values() if choice.picks)
-    assert {c.reason for c in found.values() if not c.picks} == {"the search has no OOD domain"}
+    assert [rule for rule, choice in found.items() if choice.trials] == ["objective", "id_val"]
+    assert all(choice.reason is None for choice in found.values() if choice.trials)
+    assert {c.reason for c in found.values() if not c.trials} == {"the search has no OOD domain"}
     assert figures(found["id_val"]) == (90, None, None, None)
 
 

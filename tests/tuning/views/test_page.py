@@ -11,7 +11,7 @@ from tuning.config.objectives import Objective, parse_constraint
 from tuning.views.changed_images import Changed
 from tuning.views.figures import Plots
 from tuning.views.page import SCRIPT_FILE, write_page
-from tuning.views.result_table import PlainTable
+from tuning.views.result_table import ResultTable
 
 SEARCH = fakes.search_record(Path("run"))
 
@@ -73,7 +73,7 @@ def test_text_is_escaped_everywhere(tmp_path):
     params = {"method.reg_weight": bad, "optim.lr": 1.0}
     records = [replace(trial, params=params) for trial in scattered(6)]
     records.append(fakes.trial(9, outcome="failed", error=f"ValueError: {bad}"))
-    table = PlainTable([bad], [[bad]], [bad])
+    table = ResultTable([bad], [[bad]], [bad])
     changed = [Changed(bad, True, 1, [{"true": bad, "before": bad, "after": bad, "jpeg": ""}])]
     page = page_of(
         records, tmp_path, search, lines=[bad], commands=[bad], shown={bad: table},

@@ -5,9 +5,8 @@ from trainers.fine_tune import fine_tune
 from trainers.loop.evaluate_run import evaluate_run
 from trainers.loop.state import load_split, start
 from tuning.checkpoints.files import kept_checkpoint
-from tuning.runs.checkpoint_home import TRAIN_FOLDER, trial_path
 from tuning.runs.records import TrialRecord, trial_name
-from tuning.runs.run_folder import load_run
+from tuning.runs.run_folder import TRAIN_FOLDER, load_run, trial_path
 
 DOMAINS = ("sketch", "clipart")
 

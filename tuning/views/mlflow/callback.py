@@ -53,12 +53,8 @@ class MlflowCallback(Callback):
         self._uri, self._interval = uri, interval_seconds
         self._options = experiment, all_metrics, confirms
         self._brief = contextlib.ExitStack()
-        self._is_over, self._is_complete = threading.Event(), threading.Event()
-
-    @property
-    def is_complete(self) -> bool:
-        """Whether MLflow has all of the search, which has ended."""
-        return self._is_complete.is_set()
+        self._is_over, self.is_complete = threading.Event(), threading.Event()
+        """The search has ended, and MLflow has all of it."""
 
     def search_started(self, search: SearchRecord) -> None:
         """Connect, and start to follow the journal.
@@ -83,7 +79,7 @@ class MlflowCallback(Callback):
             before = -1
             while self._writer.num_written > before:
                 before = self._writer.num_written
-                if self._is_complete.wait(_PATIENCE_S):
+                if self.is_complete.wait(_PATIENCE_S):
                     return
         _log.warning(
             "MLflow at %s lacks a part. Nothing is lost: once it answers, `lipsum-tune report` of "
@@ -93,7 +89,7 @@ class MlflowCallback(Callback):
 
     def _follow(self) -> None:
         where, is_away = redact(self._uri), False
-        while not self.is_complete:
+        while not self.is_complete.is_set():
             is_over = self._is_over.wait(self._interval)
             try:
                 self._writer.send(is_over)
@@ -109,7 +105,7 @@ class MlflowCallback(Callback):
                 _log.warning("MLflow at %s answers again and has everything.", where)
                 is_away = False
             if is_over:
-                self._is_complete.set()
+                self.is_complete.set()
 
 
 def backfill(run: LoadedRun) -> str:

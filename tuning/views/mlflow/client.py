@@ -19,12 +19,6 @@ from trainers.overrides import flat
 from trainers.redact import is_secret_name
 from trainers.redact import redact as redact
 from tuning.execution.signals import environment_variables
-from tuning.security.databases import (
-    CONNECT_SECONDS,
-    check_listens,
-    expand,
-    is_database,
-)
 
 
 @contextlib.contextmanager
@@ -59,6 +53,7 @@ with brief_requests():  # MLflow 3.17 starts its telemetry when it is imported
 PARENT_TAG = "mlflow.parentRunId"
 MAX_CHARS = 5000
 """Limit of a value. MLflow allows 6000 in a param, 8000 in a tag."""
+_CONNECT_SECONDS = 5.0
 _MIGRATION_SECONDS = 300.0
 """Time to wait while other processes create the database, which takes some 10 s of CPU time."""
 
@@ -80,7 +75,7 @@ def tracking_uri(configured: str | None, runs_folder: Path) -> str:
 
 def sqlite_path(uri: str) -> Path | None:
     """The file of an SQLite URI; None for servers and other databases."""
-    scheme, _, path = expand(uri).partition("://")
+    scheme, _, path = os.path.expandvars(uri).partition("://")
     if scheme.partition("+")[0] != "sqlite":
         return None
     return Path(path.partition("?")[0].removeprefix("/"))
@@ -96,9 +91,9 @@ def connect(uri: str, experiment: str) -> tuple[MlflowClient, str]:
         uri: as configured: `${NAME}` stands for a password in the environment.
 
     Raises:
-        TrackingError: within seconds, if it cannot be reached or used.
+        TrackingError: it cannot be reached or used; within seconds, but for database servers.
     """
-    configured, uri = uri, expand(uri)
+    configured, uri = uri, os.path.expandvars(uri)
     try:
         with contextlib.ExitStack() as stack:
             if path := sqlite_path(uri):
@@ -107,10 +102,8 @@ def connect(uri: str, experiment: str) -> tuple[MlflowClient, str]:
                 # connection without a lock: two processes that do it at once destroy it.
                 stack.enter_context(FileLock(f"{path}.lock", timeout=_MIGRATION_SECONDS))
                 # Fails at once, where MLflow would try ten times over two minutes.
-                with contextlib.closing(sqlite3.connect(path, timeout=CONNECT_SECONDS)) as file:
+                with contextlib.closing(sqlite3.connect(path, timeout=_CONNECT_SECONDS)) as file:
                     file.execute("PRAGMA schema_version")
-            elif is_database(uri):
-                check_listens(uri)
             stack.enter_context(brief_requests(retries=0))
             client = MlflowClient(tracking_uri=uri)
             return client, _experiment_id(client, experiment, path)

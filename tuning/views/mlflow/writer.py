@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 from tuning.runs.environment import ENVIRONMENT_FILE
 from tuning.runs.journal import Event, Replay, read_events
-from tuning.runs.ranking import best_finished, misses
+from tuning.runs.ranking import best_finished, margin_of_mean, misses
 from tuning.runs.records import (
     STEP,
     TRAIN_CURVE,
@@ -24,7 +24,6 @@ from tuning.runs.records import (
     zero_shot_record,
 )
 from tuning.runs.run_folder import CONFIG_FILE
-from tuning.runs.seeds import margin_of_mean
 from tuning.views.answer import answer
 from tuning.views.formatting import format_params, trial_label
 from tuning.views.mlflow import client as mlf

@@ -50,7 +50,7 @@ def test_a_search_is_there_while_it_runs_and_complete_at_its_end(callback, begun
     assert found_runs(begun.parent)[None].info.status == "RUNNING"
     assert TIMEOUT in os.environ  # limits of requests
     finish(begun, callback)
-    assert callback.is_complete
+    assert callback.is_complete.is_set()
     assert TIMEOUT not in os.environ
     before = content(begun.parent)
     backfill(load_run(begun))
@@ -76,10 +76,10 @@ def test_an_outage_of_the_whole_search_is_one_warning_and_made_up_for(
         assert is_asked.wait(60)
         answers.set()
         wait_until(lambda: len(caplog.records) > 1)
-        assert not callback.is_complete
+        assert not callback.is_complete.is_set()
     said = sorted(record.message.partition("mlflow.db ")[2] for record in caplog.records)
     assert said[1].endswith("`lipsum-tune report` of this run adds it.")
     assert said[0].endswith("and gets it later: http://***@c refused")
-    wait_until(lambda: callback.is_complete)  # in a process that goes on
+    wait_until(callback.is_complete.is_set)  # in a process that goes on
     assert found_runs(begun.parent)["trial-000"].info.status == "FINISHED"
     assert caplog.records[-1].message.endswith("answers again and has everything.")

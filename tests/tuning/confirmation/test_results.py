@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import scipy.stats
 
-from tuning.confirmation.statistics import CONFIDENCE, estimate, paired_difference
+from tuning.confirmation.results import CONFIDENCE, estimate, paired_difference
 
 
 @pytest.mark.parametrize("number", [2, 5, 30])
