@@ -11,7 +11,7 @@ reference.
 
 from __future__ import annotations
 
-from search_spaces.distributions import Distribution, Float, Int
+from search_spaces.distributions import Float, Int
 from search_spaces.space import SearchSpace
 
 # Learning rate of AdamW for all methods that train the whole image encoder.
@@ -29,13 +29,6 @@ _AUTOFT_TERMS = (
     *("l1_norm", "l2_norm", "l1_distance", "l2_distance"),
 )
 
-
-_LIPSUM_FT: dict[str, Distribution] = {
-    "method.reg_weight": REG_WEIGHT,
-    # Tokens of a random text, without its start and end tokens.
-    "method.text_length": Int(low=2, high=24, log=True),
-    "optim.lr": LR,
-}
 
 SPACES: dict[str, SearchSpace] = {
     # The Lipsum-FT paper trains with lr 1e-5.
@@ -65,7 +58,14 @@ SPACES: dict[str, SearchSpace] = {
     "kd": SearchSpace(parameters={"method.reg_weight": REG_WEIGHT, "optim.lr": LR}),
     "car_ft": SearchSpace(parameters={"method.reg_weight": REG_WEIGHT, "optim.lr": LR}),
     # Weight 1 and texts of 8 tokens are the paper's, as is lr 1e-5.
-    "lipsum_ft": SearchSpace(parameters=_LIPSUM_FT),
+    "lipsum_ft": SearchSpace(
+        parameters={
+            "method.reg_weight": REG_WEIGHT,
+            # Tokens of a random text, without its start and end tokens.
+            "method.text_length": Int(low=2, high=24, log=True),
+            "optim.lr": LR,
+        }
+    ),
     # The authors' code on ImageNet, as that of StarFT and CaRot: lr 1e-5, weight decay 0.1, batches
     # of 512, 500 warm-up steps, 10 epochs.
     "flyp": SearchSpace(parameters={"optim.lr": LR}),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
-from trainers.config import DataConfig, TrialConfig, say_once
+from trainers.config import DataConfig, TrialConfig
 from trainers.data.class_map import domain_class_map
 from trainers.data.data_root import EMBEDDED, domain_files, resolve_root
 from trainers.data.schema import Header, split_header
@@ -28,15 +28,10 @@ def check_trials(configs: Iterable[TrialConfig]) -> None:
     """
     models: list[ModelConfig] = []
     data: list[DataConfig] = []
-    num_images: list[int] = []
-    repeating: list[tuple[int, int]] = []
     for config in configs:
         if config.data not in data:
-            num_images.append(check_data(config.data))
+            check_data(config.data)
             data.append(config.data)
-        images = num_images[data.index(config.data)]
-        if 0 < images < config.optim.batch_size:
-            repeating.append((config.optim.batch_size, images))
         if config.model not in models:  # after the data: it may fetch weights
             check_model(config.model)
             models.append(config.model)
@@ -44,22 +39,13 @@ def check_trials(configs: Iterable[TrialConfig]) -> None:
             keep_no_activations(skeleton(config.model).get_submodule("visual"))
         check_frozen_layers(config.model, config.optim.frozen_layers)
         config.method.check(config.model)
-    if repeating:
-        batch_size, images = max(repeating)
-        say_once(
-            f"optim.batch_size = {batch_size}: larger than the training set of {images} images, so "
-            "a step has images several times, each time in the same view"
-        )
 
 
-def check_data(data: DataConfig, parts: Sequence[Part] | None = None) -> int:
+def check_data(data: DataConfig, parts: Sequence[Part] | None = None) -> None:
     """Raise a ConfigError for data that are missing, unfinished or mislabelled.
 
     Args:
         parts: the parts that will be read, of the ID domain first. Default: those of a trial.
-
-    Returns:
-        The number of images of the first part; 0 for the embedded benchmark.
     """
     parts = parts or data.trial_parts
     if data.root == EMBEDDED:
@@ -68,12 +54,11 @@ def check_data(data: DataConfig, parts: Sequence[Part] | None = None) -> int:
         store = resolve_root(data.root)
         headers = {part: split_header(store, domain_files(store, *part)) for part in parts}
     if not headers:
-        return 0
+        return
     id_classes = headers[parts[0]].class_names
     data.rules.prompts(id_classes)
     for (domain, _), header in headers.items():
         domain_class_map(data, id_classes, domain, header)
-    return 0 if data.root == EMBEDDED else headers[parts[0]].rows
 
 
 def _embedded(parts: Sequence[Part]) -> dict[Part, Header]:
@@ -93,4 +78,4 @@ def _embedded(parts: Sequence[Part]) -> dict[Part, Header]:
     except ImportError:
         return {}
     classes = tuple(load_classes())
-    return {part: Header(classes, {}, rows=len(classes)) for part in parts}
+    return {part: Header(classes, {}) for part in parts}

@@ -95,7 +95,7 @@ class Report:
         Only the first worker writes.
         """
         if self.run.rank == 0:
-            save_checkpoint(folder, snapshot(self.run), self.run.class_names)
+            save_checkpoint(folder, *snapshot(self.run))
 
 
 def fine_tune(

@@ -40,7 +40,6 @@ from trainers.checkpoints.storage import (
 from trainers.data.storage import Store, open_store
 from trainers.errors import (
     FULL,
-    ConfigError,
     MicroBatchTooLarge,
     StorageFailed,
     TrainingDiverged,
@@ -147,21 +146,6 @@ def torch_trainer(
     )
 
 
-def open_storage(url: Path | str) -> Store:
-    """Folder or bucket for checkpoints.
-
-    Raises:
-        ConfigError: the URL's file system is unknown.
-        StorageFailed: it does not answer.
-    """
-    try:
-        return open_store(url)
-    except ConfigError as error:
-        if system_error(error) is None:
-            raise
-        raise StorageFailed(str(error)) from None
-
-
 def location(folder: Store) -> str:
     """Path or URL by which workers open the same folder."""
     return folder.root if folder.is_local else folder.url
@@ -206,7 +190,7 @@ def serve(values: dict[str, Any]) -> None:
                 fill_cache(config, request.final_split)
                 if not is_alone:
                     barrier()  # all nodes have the images
-                store = open_storage(folder)
+                store = open_store(folder)
                 trial = train(config, store, request.final_split, on_progress=note_progress)
                 reports = running.enter_context(closing(trial))
             answer = _next_answer(reports)

@@ -8,8 +8,7 @@ from typing import Any
 
 import yaml
 
-from trainers.errors import ConfigError
-from trainers.text_files import read_text_file
+from trainers.errors import ConfigError, system_words
 
 _UNUSABLE = re.compile("[\0\ud800-\udfff]")
 """Characters that no path or name has."""
@@ -39,13 +38,26 @@ def _problem(text: str, node: yaml.Node) -> yaml.MarkedYAMLError:
     return yaml.MarkedYAMLError(problem=text, problem_mark=node.start_mark)
 
 
-def read_yaml(path: Path) -> Any:
-    """The value of a YAML file, which errors name.
+def read_text(path: Path, encoding: str = "utf-8", **where: Any) -> str:
+    """The content of a file.
+
+    Args:
+        where: `key`, `value` or `source` of the error.
 
     Raises:
-        ConfigError: as `trainers.text_files.read_text_file` or `parse_yaml`.
+        ConfigError: it cannot be read, or is not UTF-8.
     """
-    return parse_yaml(read_text_file(path, source=path), path)
+    try:
+        return path.read_text(encoding)
+    except OSError as error:
+        raise ConfigError(system_words(error), **where) from None
+    except UnicodeDecodeError as error:
+        raise ConfigError(str(error), **where) from None
+
+
+def read_yaml(path: Path) -> Any:
+    """The value of a YAML file, which errors name; see `read_text` and `parse_yaml`."""
+    return parse_yaml(read_text(path, source=path), path)
 
 
 def parse_yaml(text: str, source: object) -> Any:

@@ -56,7 +56,7 @@ def measure(name, seed, base):
     at = {}
     for a in GRID:
         with holding(run, interpolate(run.initial, run.weights, a)):
-            at[a] = measure_run(run, "val", images, run.temperature)
+            at[a] = measure_run(run, "val", images)
     best = max(GRID, key=lambda a: at[a][MEAN_ACC])
     found = {"end": at[1.0], "chosen": last.metrics, "best": at[best]}
     row = {f"{which}/{metric}": of[metric] for which, of in found.items() for metric in SHOWN}

@@ -90,7 +90,6 @@ def main():
     with ProcessPoolExecutor(available_cores(), get_context("spawn")) as pool:
         rows = list(pool.map(test, *zip(*jobs, strict=True)))
     before = start(base)
-    evaluate_run(before, "val", load_split(base, "val"))  # settles the temperature of calibration
     zero_shot = evaluate_run(before, "test", load_split(base, "test"))
     Console(width=130).print(table(rows, zero_shot, base))
 

@@ -47,7 +47,7 @@ def record(number, params, config):
                 run, images = report.run, load_split(config, "val")
                 for prefix, a in ((END, 1.0), (BEYOND, 1.25)):
                     with holding(run, interpolate(run.initial, run.weights, a)):
-                        at_point = measure(run, "val", images, None)
+                        at_point = measure(run, "val", images)
                     found |= {prefix + name: value for name, value in at_point.items()}
             metrics = {
                 name: value

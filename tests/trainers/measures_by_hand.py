@@ -1,25 +1,24 @@
 """The measures of a classifier in NumPy, image by image, in float64."""
 
 import numpy as np
-from scipy.optimize import minimize_scalar
 
 BINS = 15
 
 
-def probabilities(logits, temperature=1.0):
-    scaled = logits.astype(np.float64) / temperature
+def probabilities(logits):
+    scaled = logits.astype(np.float64)
     p = np.exp(scaled - scaled.max(axis=1, keepdims=True))
     return p / p.sum(axis=1, keepdims=True)
 
 
-def nll(logits, labels, temperature=1.0):
-    p = probabilities(logits, temperature)
+def nll(logits, labels):
+    p = probabilities(logits)
     return float(-np.log(p[np.arange(len(labels)), labels]).mean())
 
 
-def ece(logits, labels, temperature=1.0):
+def ece(logits, labels):
     """In percent."""
-    p = probabilities(logits, temperature)
+    p = probabilities(logits)
     return binned_error(p.argmax(axis=1) == labels, p.max(axis=1))
 
 
@@ -41,13 +40,12 @@ def class_acc(logits, labels):
     return float(100 * np.mean([right[labels == label].mean() for label in np.unique(labels)]))
 
 
-def measures(logits, labels, temperature):
+def measures(logits, labels):
     return {
         "acc": float(100 * (logits.argmax(axis=1) == labels).mean()),
         "class_acc": class_acc(logits, labels),
         "nll": nll(logits, labels),
         "ece": ece(logits, labels),
-        "ece_scaled": ece(logits, labels, temperature),
     }
 
 
@@ -60,11 +58,3 @@ def drift(features, zero_shot, texts, logit_scale):
     ]
     distances = [np.sqrt(((f - f0) ** 2).sum()) for f, f0 in zip(features, zero_shot, strict=True)]
     return {"energy_gap": float(np.mean(changes)), "feature_distortion": float(np.mean(distances))}
-
-
-def fitted_temperature(logits, labels):
-    """By continuous minimisation of the NLL, over 1/8 to 8."""
-    found = minimize_scalar(
-        lambda log2: nll(logits, labels, 2**log2), bounds=(-3, 3), method="bounded"
-    )
-    return float(2**found.x)

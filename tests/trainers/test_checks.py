@@ -4,8 +4,8 @@ import pytest
 
 from tests.images import write_photo_and_sketch, write_split
 from trainers import checks
-from trainers.checks import check_data, check_trials
-from trainers.config import DataConfig, TrialConfig, say_once
+from trainers.checks import check_data
+from trainers.config import DataConfig
 from trainers.data.schema import LabelledImage, part_path, write_images
 from trainers.errors import ConfigError
 
@@ -70,15 +70,3 @@ def test_the_embedded_benchmark_is_checked_unbuilt(monkeypatch):
     names = {"id_domain": "real", "name": "mine", "class_names": {"apple": "an apple"}}
     with pytest.raises(ConfigError, match=r"suite 'mine': class_names: has no name for"):
         check_data(DataConfig.model_validate({"suite": names}))
-
-
-@pytest.mark.parametrize(("batch_sizes", "named"), [([3], None), ([2, 5, 4], 5)])
-def test_a_batch_larger_than_the_training_set_is_reported_once(batch_sizes, named, root, caplog):
-    say_once.cache_clear()
-    optims = [{"batch_size": size} for size in batch_sizes]
-    trials = [TrialConfig.model_validate({"data": data(root), "optim": o}) for o in optims]
-    for _ in range(2):
-        check_trials(trials)
-    said = "larger than the training set of 3 images"
-    begins = [] if named is None else [f"optim.batch_size = {named}: {said}"]
-    assert [message.split(", ")[0] for message in caplog.messages] == begins

@@ -12,17 +12,16 @@ import ray.train
 import torch
 
 from trainers import ray_trainer
-from trainers.checkpoints.format import Checkpoint, Progress, save_checkpoint
+from trainers.checkpoints.format import Header, Progress, save_checkpoint
 from trainers.checkpoints.storage import prepare_folder, write_checkpoint
 from trainers.data.storage import open_store
 from trainers.errors import ConfigError, StorageFailed
 from trainers.ray_trainer import _full_disks, newest_on_this_node, saved_locally, task_device
 
-CHECKPOINT = Checkpoint({"head": torch.zeros(9)}, {"since_report": {"step": 40}}, Progress(40), ())
-
 
 def save(folder):
-    save_checkpoint(folder, CHECKPOINT, ["ant"])
+    training, header = {"since_report": {"step": 40}}, Header(Progress(40), ("ant",))
+    save_checkpoint(folder, {"head": torch.zeros(9)}, training, header)
 
 
 def fetched(folder):

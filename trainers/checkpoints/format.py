@@ -17,7 +17,7 @@ import json
 import zipfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
@@ -33,11 +33,11 @@ if TYPE_CHECKING:
 WEIGHTS = "student.safetensors"
 STATE = "training_state.pt"
 PREDICTIONS = "predictions.parquet"
-"""Also the key of `Checkpoint.training` with its content."""
+"""Also the key of its content in the state of a training."""
 PREDICTED_CLASSES = b"classes"
 """Key of its metadata: scored classes by domain, in JSON; labels are indices into them."""
 SINCE = "since_report"
-"""Key of `Checkpoint.training`: step of the last report, and what was summed up since."""
+"""Key in the state of a training: step of the last report, and what was summed up since."""
 
 
 TrainCurve: TypeAlias = dict[str, list[float]]
@@ -56,37 +56,19 @@ class Progress:
 
 
 @dataclass(frozen=True)
-class Checkpoint:
-    """The complete state of a training, which continues from it.
-
-    On CPUs, it continues bit for bit with one or two workers, and else up to the rounding of sums.
-    """
-
-    weights: Mapping[str, Tensor]
-    """Weights of the last evaluation (EMA, WiSE, ...), with the class head."""
-    training: Mapping[str, Any]
-    """State of the optimizer and of everything else that training continues from."""
-    progress: Progress
-    reports: Sequence[Mapping[str, float]]
-    """All reports so far, each with its `step`. A driver that was killed may have missed some: a
-    resumed search finds them here."""
-    train_curves: Sequence[TrainCurve] = ()
-    """The training curve before each report."""
-
-
-@dataclass(frozen=True)
 class Header:
     """What is known of a checkpoint's weights without reading them."""
 
     progress: Progress
     class_names: tuple[str, ...]
     """(K,) classes of the head."""
-    reports: list[dict[str, float]]
-    """All reports so far, each with its `step`."""
-    train_curves: list[TrainCurve]
+    reports: list[dict[str, float]] = field(default_factory=list)
+    """All reports so far, each with its `step`. A driver that was killed may have missed some: a
+    resumed search finds them here."""
+    train_curves: list[TrainCurve] = field(default_factory=list)
     """The training curve before each report."""
-    shapes: Mapping[str, tuple[int, ...]]
-    """Shape of each tensor by name."""
+    shapes: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
+    """Shape of each tensor by name, as it is read; not used for writing."""
 
     @property
     def step(self) -> int:
@@ -164,15 +146,28 @@ def load_weights(folder: Path) -> tuple[dict[str, Tensor], tuple[str, ...]]:
     return load_file(folder / WEIGHTS), header.class_names
 
 
-def save_checkpoint(folder: Path, checkpoint: Checkpoint, class_names: Sequence[str]) -> None:
+def save_checkpoint(
+    folder: Path, weights: Mapping[str, Tensor], training: Mapping[str, Any], header: Header
+) -> None:
     """Write a checkpoint; use a new folder, as one that is overwritten is gone if this is killed.
+
+    Args:
+        weights: of the last evaluation (EMA, WiSE, ...), with the class head.
+        training: state of the optimizer and of everything else that training continues from: on
+            CPUs bit for bit with one or two workers, else up to the rounding of sums.
 
     Raises:
         StorageFailed: the disk is full, or cannot be written for another reason.
     """
     import torch
+    from safetensors.torch import save_file
 
-    training = checkpoint.training
+    metadata = {
+        "progress": dataclasses.asdict(header.progress),
+        "classes": header.class_names,
+        "reports": header.reports,
+        "train_curves": header.train_curves,
+    }
     with _storage_errors(folder):
         folder.mkdir(parents=True, exist_ok=True)
         (folder / WEIGHTS).unlink(missing_ok=True)
@@ -180,13 +175,15 @@ def save_checkpoint(folder: Path, checkpoint: Checkpoint, class_names: Sequence[
             torch.save(dict(training), file)
         if (predictions := training.get(PREDICTIONS)) is not None:
             (folder / PREDICTIONS).write_bytes(predictions)
-        _write_weights(folder, checkpoint, class_names)
+        tensors = {name: value.detach().cpu().contiguous() for name, value in weights.items()}
+        texts = {key: json.dumps(value) for key, value in metadata.items()}
+        save_file(tensors, folder / WEIGHTS, metadata=texts)
 
 
 def load_checkpoint(
     folder: Path, class_names: Sequence[str], device: torch.device | str = "cpu"
-) -> Checkpoint:
-    """Read what `save_checkpoint` wrote.
+) -> tuple[dict[str, Tensor], dict[str, Any], Header]:
+    """Read the weights, the state of the training and the header that `save_checkpoint` wrote.
 
     Raises:
         ConfigError: the checkpoint is incomplete or damaged, or was trained on other classes.
@@ -208,23 +205,7 @@ def load_checkpoint(
         state = torch.load(folder / STATE, map_location=device, weights_only=True)
     if not isinstance(state, dict) or SINCE not in state:
         raise ConfigError("damaged, or not a training state", source=folder / STATE)
-    tensors = load_file(folder / WEIGHTS, device=str(device))
-    return Checkpoint(tensors, state, header.progress, header.reports, header.train_curves)
-
-
-def _write_weights(folder: Path, checkpoint: Checkpoint, class_names: Sequence[str]) -> None:
-    from safetensors.torch import save_file
-
-    weights = checkpoint.weights.items()
-    tensors = {name: value.detach().cpu().contiguous() for name, value in weights}
-    metadata = {
-        "progress": dataclasses.asdict(checkpoint.progress),
-        "classes": list(class_names),
-        "reports": [dict(report) for report in checkpoint.reports],
-        "train_curves": list(checkpoint.train_curves),
-    }
-    texts = {key: json.dumps(value) for key, value in metadata.items()}
-    save_file(tensors, folder / WEIGHTS, metadata=texts)
+    return load_file(folder / WEIGHTS, device=str(device)), state, header
 
 
 @contextmanager

@@ -111,15 +111,6 @@ def without_split(
 
 
 def read_record(domain: Store) -> dict[str, Any] | None:
-    """The record of `prepare` in a domain's folder, if there is one.
-
-    Raises:
-        ConfigError: it cannot be read.
-    """
-    if not domain.info(PREPARATION_FILE).is_file:
-        return None
-    try:
-        return dict(json.loads(domain.read_bytes(PREPARATION_FILE)))
-    except (ValueError, TypeError):
-        problem = "not a record of `prepare`; remove the folder and prepare it again"
-        raise ConfigError(problem, source=f"{domain.url}/{PREPARATION_FILE}") from None
+    """The record of `prepare` in a domain's folder, if there is one."""
+    known = domain.info(PREPARATION_FILE).is_file
+    return dict(json.loads(domain.read_bytes(PREPARATION_FILE))) if known else None

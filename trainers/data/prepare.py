@@ -42,7 +42,6 @@ FORMAT = 3
 
 _ROWS, _BYTES = 4096, 1 << 28  # of a Parquet file, whichever is reached first
 _BATCH = 64  # images in memory beside those of the file
-_MAX_FILE = 1 << 30  # bytes
 
 
 class Options(Frozen):
@@ -229,10 +228,7 @@ def _encoded(
         try:
             data = image["bytes"]
             if data is None:
-                path = Path(image["path"])
-                if path.stat().st_size > _MAX_FILE:
-                    return f"too large: {path.stat().st_size:,} bytes"
-                data = path.read_bytes()
+                data = Path(image["path"]).read_bytes()
             return encode(data, resize=resize, border=found.border)
         except BadImage as problem:
             return str(problem)

@@ -28,9 +28,6 @@ class StepSampler(Sampler[list[tuple[int, int]]]):
     rank: int = 0
     world_size: int = 1
 
-    def __len__(self) -> int:
-        return len(self.steps)
-
     def __iter__(self) -> Iterator[list[tuple[int, int]]]:
         epoch, order = -1, np.empty(0, dtype=np.int64)
         for step in self.steps:

@@ -17,7 +17,7 @@ from typing import Any
 import fsspec
 from pyarrow import ArrowInvalid, fs
 
-from trainers.errors import ConfigError
+from trainers.errors import ConfigError, StorageFailed
 from trainers.redact import WRITE_NAME, has_password, redact
 
 CACHE_VARIABLE = "HF_DATASETS_CACHE"
@@ -143,7 +143,7 @@ def open_store(url: str | Path) -> Store:
         filesystem = fs.PyFileSystem(fs.FSSpecHandler(other))
     except OSError as error:
         reason = " ".join(redact(str(error), text).split())
-        raise ConfigError(f"cannot be reached: {reason}", source=text) from None
+        raise StorageFailed(f"{redact(text)}: cannot be reached: {reason}") from None
     return Store(filesystem, str(path).rstrip("/"), text)
 
 

@@ -2,18 +2,11 @@
 
 Workers add up counts and sums, and ratios are computed once at the end: an average of the workers'
 averages would be wrong if their shares differ in size.
-
-Calibration errors are measured before and after temperature scaling (Guo, Pleiss, Sun and
-Weinberger, ICML 2017, arXiv 1706.04599): logits are divided by a temperature T > 0, which changes
-no prediction, and T minimises the negative log-likelihood on validation images. T comes from a
-fixed grid, with sums at each temperature, so no logits are kept.
 """
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
-from typing import Final
 
 import torch
 import torch.distributed as dist
@@ -21,25 +14,20 @@ from torch import Tensor
 
 from trainers.evaluation.metrics import ECE_BINS
 
-TEMPERATURES: Final = tuple(2 ** (n / 8) for n in range(-24, 25))
-"""G = 49 temperatures from 1/8 to 8, each 9 % larger than the previous one."""
-UNSCALED: Final = TEMPERATURES.index(1.0)
-"""Index of temperature 1."""
-
 
 @dataclass(frozen=True)
 class DomainSums:
     """Sums for one domain and split: of a batch, a worker's share, or all images.
 
-    Float64 tensors. C classes of the domain, G temperatures.
+    Float64 tensors. C classes of the domain.
     """
 
     classes: Tensor
     """(2, C) number of scored images of each class, and of those classified correctly."""
     nll: Tensor
-    """(G,) sum of the negative log-likelihoods at each temperature, in nats."""
+    """Sum of the negative log-likelihoods, in nats."""
     gaps: Tensor
-    """(G, 15), for each bin of confidence: correct predictions minus the sum of confidences."""
+    """(15,), for each bin of confidence: correct predictions minus the sum of confidences."""
     drift: Tensor
     """(3,) number of images compared with the zero-shot model, scored or not, and sums over these:
     squared change of their image-text scores, distance of their features from the zero-shot
@@ -48,8 +36,7 @@ class DomainSums:
     @classmethod
     def zeros(cls, classes: int, device: torch.device | str = "cpu") -> DomainSums:
         """No images yet."""
-        grid = len(TEMPERATURES)
-        shapes = ((2, classes), (grid,), (grid, ECE_BINS), (3,))
+        shapes: tuple[tuple[int, ...], ...] = ((2, classes), (), (ECE_BINS,), (3,))
         return cls(*(torch.zeros(shape, dtype=torch.float64, device=device) for shape in shapes))
 
     @classmethod
@@ -68,17 +55,12 @@ class DomainSums:
         correct = logits.argmax(dim=-1) == labels
         counts = [of.bincount(minlength=logits.shape[1]) for of in (labels, labels[correct])]
         below = logits - logits.amax(dim=-1, keepdim=True)
-        # One temperature at a time: all at once would need 49 times the memory of the logits.
-        scaled = torch.empty_like(below)
-        partition = torch.stack(  # (G, B)
-            [torch.div(below, t, out=scaled).exp_().sum(dim=-1) for t in TEMPERATURES]
-        )
-        of_label = below.gather(1, labels[:, None]).T / below.new_tensor(TEMPERATURES)[:, None]
-        nll = (partition.log() - of_label).double().sum(dim=1)
+        partition = below.exp().sum(dim=-1)
+        nll = (partition.log() - below.gather(1, labels[:, None])[:, 0]).double().sum()
         confidence = partition.reciprocal()
         bins = (confidence.nan_to_num() * ECE_BINS).long().clamp(max=ECE_BINS - 1)
-        gaps = nll.new_zeros(len(TEMPERATURES), ECE_BINS)
-        gaps.scatter_add_(1, bins, correct.double() - confidence.double())
+        gaps = nll.new_zeros(ECE_BINS)
+        gaps.scatter_add_(0, bins, correct.double() - confidence.double())
         number = nll.new_tensor(len(distortions))
         drift = torch.stack([number, energy_gaps.double().sum(), distortions.double().sum()])
         return cls(torch.stack(counts).double(), nll, gaps, drift)
@@ -100,42 +82,21 @@ class DomainSums:
         """Number of scored images."""
         return int(self.classes[0].sum())
 
-    @property
-    def temperature(self) -> float:
-        """The temperature with the least NLL on these images; 1 if no NLL is finite.
-
-        Use that of the ID validation split: a temperature fitted on the evaluated images makes
-        `ece_scaled` too optimistic.
-        """
-        if not bool(self.nll.isfinite().any()):
-            return 1.0
-        return TEMPERATURES[int(self.nll.nan_to_num(nan=math.inf).argmin())]
-
-    def measures(self, temperature: float | None = None) -> dict[str, float]:
+    def measures(self) -> dict[str, float]:
         """The values of `MEASURES`; accuracies and calibration errors in percent.
 
-        `class_acc` is the mean accuracy of the classes that occur. `energy_gap` and
-        `feature_distortion` exist if images were compared, `ece_scaled` if a temperature is given,
-        by which it divides the logits.
+        `class_acc` is the mean accuracy of the classes that occur, `ece` the mean over images of
+        their bin's |accuracy - confidence|. `energy_gap` and `feature_distortion` exist if images
+        were compared.
         """
         total, correct = self.classes
         number, occurs = float(total.sum()), total > 0
-
-        def calibration_error(column: int) -> float:
-            """The mean over images of their bin's |accuracy - confidence|."""
-            return 100 * float(self.gaps[column].abs().sum()) / number
-
         found = {
             "acc": 100 * float(correct.sum()) / number,
             "class_acc": 100 * float((correct[occurs] / total[occurs]).mean()),
-            "nll": float(self.nll[UNSCALED]) / number,
-            "ece": calibration_error(UNSCALED),
+            "nll": float(self.nll) / number,
+            "ece": 100 * float(self.gaps.abs().sum()) / number,
         }
-        if temperature is not None:
-            nearest = min(
-                range(len(TEMPERATURES)), key=lambda n: abs(TEMPERATURES[n] - temperature)
-            )
-            found["ece_scaled"] = calibration_error(nearest)
         compared, energy_gaps, distortions = self.drift.tolist()
         if compared:
             found["energy_gap"] = energy_gaps / compared

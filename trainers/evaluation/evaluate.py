@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from trainers.config import DataConfig
 from trainers.data.class_map import ClassMap
 from trainers.data.dataset import ImageDataset
 from trainers.data.transforms import normalise
 from trainers.errors import ConfigError
 from trainers.evaluation.domain_sums import DomainSums
-from trainers.evaluation.metrics import flat_metrics, temperature_name
 from trainers.evaluation.predictions import Predictions
 from trainers.hang import alive
 from trainers.models.image import ImageInput
@@ -78,25 +76,24 @@ def evaluate(
     images: ImageDataset,
     batches: EvalBatches,
     *,
-    class_map: ClassMap | None = None,
+    class_map: ClassMap,
     drift: Drift | None = None,
     predictions: Predictions | None = None,
 ) -> DomainSums:
-    """The sums of a domain, on the CPU, the same on every worker; see `summarise`.
+    """The sums of a domain, on the CPU, the same on every worker.
 
     Args:
         classify: images (B, 3, H, W) to L2-normalised features (B, D) and to logits (B, K) of the
             ID classes, both float32.
-        class_map: from the ID classes to the domain's own; by default they are the same. Images
-            that it leaves out are compared with the zero-shot model, but not scored.
+        class_map: from the ID classes to the domain's own. Images that it leaves out are compared
+            with the zero-shot model, but not scored.
         drift: of the same batches; without it, `energy_gap` and `feature_distortion` are absent.
         predictions: those of this worker's share are added to it; needs `drift`.
 
     Raises:
         ConfigError: the class map leaves out every image.
     """
-    classes = len(images.class_names) if class_map is None else class_map.num_classes
-    sums, done = DomainSums.zeros(classes, batches.device), 0
+    sums, done = DomainSums.zeros(class_map.num_classes, batches.device), 0
     for views, labels in batches.of(images):
         features, logits = classify(views)
         none = features.new_zeros(0)
@@ -106,9 +103,7 @@ def evaluate(
             zero_shot = drift.zero_shot_features[done : done + len(labels)]
             predictions.add(done, labels, logits, zero_shot)
         done += len(labels)
-        if class_map is not None:
-            logits, labels = class_map.score(logits, labels)
-        sums += DomainSums.of(logits, labels, *shifts)
+        sums += DomainSums.of(*class_map.score(logits, labels), *shifts)
     sums = sums.reduce()
     if not sums.number:
         raise ConfigError(f"{images.name}: none of its images is of a class that is scored")
@@ -127,25 +122,3 @@ def image_features(
     """
     found = [encode(views).float().cpu() for views, _ in batches.of(images)]
     return torch.cat(found) if found else torch.empty(0, 0)
-
-
-def summarise(
-    by_domain: Mapping[str, DomainSums],
-    data: DataConfig,
-    split: str,
-    temperature: float | None = None,
-) -> dict[str, float]:
-    """The reported metrics: those of `flat_metrics`, and `id_<split>/temperature`.
-
-    `temperature` is that of `ece_scaled` in all domains. None, for the validation split only, fits
-    it on the ID images.
-
-    Raises:
-        ValueError: no temperature for another split than `val`.
-    """
-    if temperature is None:
-        if split != "val":
-            raise ValueError(f"{split}: the temperature is fitted on the validation split only")
-        temperature = by_domain[data.id_domain].temperature
-    measures = {domain: sums.measures(temperature) for domain, sums in by_domain.items()}
-    return flat_metrics(measures, data, split) | {temperature_name(split): temperature}

@@ -86,11 +86,11 @@ def val_acc(domain: str) -> str:
 ECE_BINS: Final = 15
 """Bins of confidence of equal width for `ece`."""
 
-MEASURES = ("acc", "class_acc", "nll", "ece", "ece_scaled", "energy_gap", "feature_distortion")
+MEASURES = ("acc", "class_acc", "nll", "ece", "energy_gap", "feature_distortion")
 """Measures of a domain in reports."""
 
 DIRECTIONS: Final[Mapping[str, Literal["max", "min"]]] = {
-    "acc": "max", "class_acc": "max", "nll": "min", "ece": "min", "ece_scaled": "min",
+    "acc": "max", "class_acc": "max", "nll": "min", "ece": "min",
 }  # fmt: skip
 """Whether more or less is better, for the measures that have a direction."""
 
@@ -131,12 +131,7 @@ def flat_metrics(
     return {str(key): value for key, value in flat.items()}
 
 
-def temperature_name(split: str) -> str:
-    """Name of the calibration temperature in reports."""
-    return str(MetricKey(split, ID, "temperature"))
-
-
 def metric_names(data: DataConfig, split: str = "val") -> Sequence[str]:
     """The names of the metrics of an evaluation whose features are compared."""
     blank = dict.fromkeys((data.id_domain, *data.ood_domains), dict.fromkeys(MEASURES, 0.0))
-    return (*flat_metrics(blank, data, split), temperature_name(split))
+    return tuple(flat_metrics(blank, data, split))

@@ -15,9 +15,9 @@ from trainers.data.dataset import ImageDataset, eval_samples
 from trainers.data.sampler import StepSampler
 from trainers.data.transforms import normalise
 from trainers.evaluation.domain_sums import DomainSums
-from trainers.evaluation.evaluate import evaluate, summarise
+from trainers.evaluation.evaluate import evaluate
 from trainers.evaluation.line import LineGoal, choose_point
-from trainers.evaluation.metrics import ID_ACC, MEAN_ACC, OOD_MEAN_ACC
+from trainers.evaluation.metrics import ID_ACC, MEAN_ACC, OOD_MEAN_ACC, flat_metrics
 from trainers.evaluation.predictions import Predictions, parquet_of
 from trainers.hang import alive
 from trainers.loop.state import TrainState
@@ -40,8 +40,7 @@ def evaluate_run(
 ) -> dict[str, float]:
     """The flat metrics of a split: of the ID domain, and of the OOD domains in `images`.
 
-    Evaluate the validation split first: it determines the evaluated weights and the calibration
-    temperature, which other splits then use.
+    Evaluate the validation split first: it determines the evaluated weights.
 
     Args:
         line_sample: after the last step, validation images by which a point of the line is chosen,
@@ -58,16 +57,10 @@ def evaluate_run(
         run.eval_weights = None if kept is now else kept
         if line_sample is not None:
             on_line = _go_to_line(run, line_sample)
-    elif run.temperature is None:
-        raise ValueError(f"{split}: the validation split has not been evaluated")
     with holding(run, run.weights if run.eval_weights is None else run.eval_weights):
-        temperature = None if split == "val" else run.temperature
-        keeps = line_sample is not None
-        metrics = measure(run, split, images, temperature, keep_predictions=keeps)
+        metrics = measure(run, split, images, keep_predictions=line_sample is not None)
         if run.student.text is not None:
             run.eval_head = run.student.head
-    if split == "val":
-        run.temperature = metrics["id_val/temperature"]
     return metrics | on_line
 
 
@@ -75,12 +68,11 @@ def measure(
     run: TrainState,
     split: str,
     images: Images,
-    temperature: float | None,
     *,
     keep_predictions: bool = False,
     zero_shot: bool = False,
 ) -> dict[str, float]:
-    """The flat metrics of the student's present weights; see `summarise`.
+    """The flat metrics of the student's present weights.
 
     Args:
         zero_shot: of the zero-shot model instead, from its features.
@@ -113,7 +105,8 @@ def measure(
     run.student.train()
     if keep_predictions:
         run.predictions = parquet_of(predictions)
-    return summarise(by_domain, run.config.data, split, temperature)
+    measures = {domain: sums.measures() for domain, sums in by_domain.items()}
+    return flat_metrics(measures, run.config.data, split)
 
 
 def measure_end(run: TrainState, split: str, images: Images, point: float) -> dict[str, float]:
@@ -124,7 +117,7 @@ def measure_end(run: TrainState, split: str, images: Images, point: float) -> di
     """
     weights = run.eval_weights or run.weights
     with holding(run, interpolate(_line_start(run, weights), weights, 1 / point)):
-        metrics = measure(run, split, images, run.temperature)
+        metrics = measure(run, split, images)
     return {f"line/1/{name}": v for name, v in metrics.items() if name.endswith("acc")}
 
 
@@ -226,10 +219,10 @@ def _go_to_line(run: TrainState, sample: Images) -> dict[str, float]:
         return {}
     initial, measured = _line_start(run, weights), dict[float, dict[str, float]]()
     if evaluation.line_points:
-        measured[0.0] = measure(run, "val", sample, None, zero_shot=True)
+        measured[0.0] = measure(run, "val", sample, zero_shot=True)
         for a in sorted({*evaluation.line_points, 1.0}):
             with holding(run, interpolate(initial, weights, a)):
-                measured[a] = measure(run, "val", sample, None)
+                measured[a] = measure(run, "val", sample)
         metric = MEAN_ACC if run.config.data.ood_domains else ID_ACC
         goal = evaluation.line_goal or LineGoal(objectives=((metric, "max"),))
         chosen = choose_point(measured, goal)

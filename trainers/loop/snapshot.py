@@ -9,13 +9,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from trainers.checkpoints.format import PREDICTIONS, SINCE, Checkpoint, load_checkpoint
+from trainers.checkpoints.format import PREDICTIONS, SINCE, Header, load_checkpoint
 from trainers.loop.state import Mark, SinceReport, TrainState, optimizer_of
 from trainers.weights.averaging import swapped_in
 
 
-def snapshot(run: TrainState) -> Checkpoint:
-    """The complete state of a run, at a report or between two reports.
+def snapshot(run: TrainState) -> tuple[dict[str, Tensor], dict[str, Any], Header]:
+    """The complete state of a run, at a report or between two reports, for `save_checkpoint`.
 
     Between two reports, weights of an evaluation (EMA, WiSE, ...) do not exist. The checkpoint then
     has the weights that are being trained, with the head of the last evaluation: training continues
@@ -33,7 +33,6 @@ def snapshot(run: TrainState) -> Checkpoint:
         "optimizer": run.optimizer.state_dict(),
         "scaler": run.scaler.state_dict(),
         "micro_batch_size": run.micro_batch_size,
-        "temperature": run.temperature,
         PREDICTIONS: run.predictions,
         "average": run.average,
         "ema": run.ema,
@@ -46,7 +45,8 @@ def snapshot(run: TrainState) -> Checkpoint:
             "marks": [(mark.step, mark.lr, mark.seconds) for mark in run.since.marks],
         },
     }
-    return Checkpoint(plain, training, run.progress, tuple(run.reports), tuple(run.train_curves))
+    header = Header(run.progress, tuple(run.class_names), run.reports, run.train_curves)
+    return plain, training, header
 
 
 def restore(run: TrainState, folder: Path) -> None:
@@ -55,12 +55,12 @@ def restore(run: TrainState, folder: Path) -> None:
     Raises:
         ConfigError: see `load_checkpoint`.
     """
-    checkpoint = load_checkpoint(folder, run.class_names, run.device)
-    training, parameters = checkpoint.training, run.student.trained
+    weights, training, header = load_checkpoint(folder, run.class_names, run.device)
+    parameters = run.student.trained
 
     def fitted(tensors: Mapping[str, Tensor] | None) -> dict[str, Tensor]:
         if tensors is None:
-            tensors = {name: checkpoint.weights[_plain_name(name)] for name in parameters}
+            tensors = {name: weights[_plain_name(name)] for name in parameters}
         return {name: tensors[name] for name in parameters}
 
     with torch.no_grad():
@@ -73,17 +73,16 @@ def restore(run: TrainState, folder: Path) -> None:
     if run.ema is not None and training["ema"] is not None:
         run.ema = fitted(training["ema"])
     if run.student.text is not None:
-        run.eval_head = checkpoint.weights["head"].to(run.device)
+        run.eval_head = weights["head"].to(run.device)
     # Stages differ in their groups of parameters. What was saved is of the last step's stage.
-    stage = run.config.method.stage(max(0, checkpoint.progress.step - 1), run.config.steps)
+    stage = run.config.method.stage(max(0, header.step - 1), run.config.steps)
     run.optimizer = optimizer_of(run.student, run.config, stage)
     run.optimizer.load_state_dict(training["optimizer"])
     run.scaler.load_state_dict(training["scaler"])
     run.micro_batch_size = min(training["micro_batch_size"], run.micro_batch_size)
-    run.temperature = training["temperature"]
     run.predictions = training[PREDICTIONS]
-    run.progress, run.reports = checkpoint.progress, [dict(r) for r in checkpoint.reports]
-    run.train_curves = list(checkpoint.train_curves)
+    run.progress, run.reports = header.progress, header.reports
+    run.train_curves = header.train_curves
     since = training[SINCE]
     run.since = SinceReport.now(since["step"], run.device)
     if since["sums"] is not None:

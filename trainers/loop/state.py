@@ -96,8 +96,6 @@ class TrainState:
     weights."""
     eval_head: Tensor | None = None
     """(K, D) head of the last validation, if the text encoder makes it."""
-    temperature: float | None = None
-    """Calibration temperature, fitted by the last evaluation of the ID validation split."""
     reports: list[dict[str, float]] = field(default_factory=list)
     """All reports so far, each with its `step`."""
     train_curves: list[TrainCurve] = field(default_factory=list)

@@ -178,11 +178,12 @@ class Method(Frozen):
 
     @property
     def ema(self) -> float | None:
-        """d of a moving average that is evaluated in place of the weights, as `eval.ema`."""
-        return None
+        """d of a moving average that is evaluated in place of the weights, as `eval.ema`: the field
+        `ema_decay`, if the method has one."""
+        return getattr(self, "ema_decay", None)
 
     def check(self, model: ModelConfig) -> None:
-        """Raise a `ConfigError` if the method cannot train this model, or lacks a file."""
+        """Raise a `ConfigError` if the method cannot train this model."""
         return None
 
     def stage(self, step: int, steps: int) -> Stage:

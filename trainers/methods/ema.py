@@ -24,8 +24,3 @@ class AveragedFineTuning(Method):
     name: Literal["ema"] = "ema"
     ema_decay: float = Field(default=0.999, ge=0, lt=1)
     """d: share of the average that is kept at each step."""
-
-    @property
-    def ema(self) -> float:
-        """`ema_decay`."""
-        return self.ema_decay

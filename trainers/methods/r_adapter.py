@@ -101,11 +101,6 @@ class ResidualAdapter(ContrastiveMethod):
         margin = self.margin * batch.student.logit_scale
         return Loss(multi_positive_loss(scores, batch.labels, margin, self.label_smoothing))
 
-    @property
-    def ema(self) -> float:
-        """`ema_decay`."""
-        return self.ema_decay
-
     def eval_weights(
         self, trained: Weights, initial: Weights, id_gradient: Callable[[Weights], Weights]
     ) -> Weights:

@@ -18,8 +18,6 @@ def interpolate(
     WiSE-FT (Wortsman et al., CVPR 2022, arXiv 2109.01903) with the zero-shot model's weights as
     `initial`: over every weight, the head included.
     """
-    if alpha == 1:
-        return dict(weights)
     return {name: torch.lerp(initial[name], value, alpha) for name, value in weights.items()}
 
 

@@ -71,7 +71,7 @@ def build_soup(config: TrialConfig, ingredients: Sequence[Path], recipe: Recipe)
     def measured(weights: Mapping[str, Tensor], images: Images) -> dict[str, float]:
         _load(run, weights)
         with holding(run, run.weights):
-            return measure(run, "val", images, None)
+            return measure(run, "val", images)
 
     used, alpha = tuple(range(len(ingredients))), None
     if recipe == "greedy":
@@ -86,7 +86,7 @@ def build_soup(config: TrialConfig, ingredients: Sequence[Path], recipe: Recipe)
         sample = {d: i.sampled(config.eval.rung_images) for d, i in images.items()}
         known = {a: measured(lines(zero_shot, weights, a), sample) for a in (0.0, *POINTS, 1.0)}
         goal = config.eval.line_goal or LineGoal(objectives=((ID_ACC, "max"),))
-        alpha = choose_point(known, goal, measure(run, "val", sample, None, zero_shot=True))
+        alpha = choose_point(known, goal, measure(run, "val", sample, zero_shot=True))
         weights = lines(zero_shot, weights, alpha)
     metrics = measured(weights, images)
     plain = {name: value.cpu() for name, value in run.student.plain_state().items()}

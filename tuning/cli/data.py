@@ -95,15 +95,13 @@ def prepare(
     from trainers.data.prepare import Options
     from trainers.data.sources import Source
     from trainers.errors import validate
-    from trainers.text_files import read_text_file
+    from trainers.yaml_text import read_text
     from tuning.preparation.prepare import prepare as run_preparation
     from tuning.preparation.prepare import render, sources_of
 
     lines = None
     if class_names is not None:
-        text = read_text_file(
-            Path(class_names), "utf-8-sig", key="--class-names", value=class_names
-        )
+        text = read_text(Path(class_names), "utf-8-sig", key="--class-names", value=class_names)
         lines = [line.strip() for line in text.splitlines()]
     values = {
         "layout": layout, "path": source, "revision": revision, "subset": subset,

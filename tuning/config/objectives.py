@@ -28,7 +28,7 @@ _CONSTRAINT: Final = re.compile(
     rf"(?P<metric>.+?)\s*(?P<relation>>=|<=)\s*(?:(?P<number>[+-]?{_NUMBER})"
     rf"|(?P<anchor>best|zero_shot\..+?)\s*(?:(?P<sign>[+-])\s*(?P<offset>{_NUMBER}))?)"
 )
-_PERCENT: Final = ("acc", "ece", "ece_scaled")
+_PERCENT: Final = ("acc", "ece")
 """Measures between 0 and 100."""
 _TOLERANCE: Final = 1e-9
 """Far above the rounding of floating-point numbers, far below what one image changes."""

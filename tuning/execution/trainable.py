@@ -11,10 +11,10 @@ from typing import Any
 from ray import tune
 
 from trainers.checkpoints.storage import prepare_folder
-from trainers.data.storage import Store
-from trainers.errors import TrainingDiverged, storage_failures
+from trainers.data.storage import Store, open_store
+from trainers.errors import TrainingDiverged
 from trainers.exchange import Answer, Request
-from trainers.ray_trainer import location, open_storage
+from trainers.ray_trainer import location
 from tuning.config.schema import ResourcesConfig
 from tuning.execution.cluster_resources import DRIVER
 from tuning.execution.retries import Attempts, FaultyNodes, TrainingHangs
@@ -93,8 +93,7 @@ class Slot(tune.Trainable):
     def _next_answer(self) -> Answer:
         """Ask the workers; new ones, if there are none."""
         if self._folder is None:
-            with storage_failures(self.storage_path, "cannot be used"):
-                self._folder = open_storage(self.storage_path).at(self._name)
+            self._folder = open_store(self.storage_path).at(self._name)
             prepare_folder(self._folder)
         if self._workers is None:
             options = self.resources.per_trial() | self._nodes.placement()

@@ -51,7 +51,7 @@ def _evaluate(
     trial: TrialConfig, final_split: str | None, device: torch.device | None = None
 ) -> dict[str, float]:
     run = start(trial, device=device or task_device())
-    metrics = evaluate_run(run, "val", load_split(trial, "val"))  # calibrates the temperature
+    metrics = evaluate_run(run, "val", load_split(trial, "val"))
     if final_split is not None:
         metrics |= evaluate_run(run, final_split, load_split(trial, final_split))
     return metrics

@@ -46,7 +46,7 @@ def format_percent(value: float | None) -> str:
 def format_metric(name: str) -> Callable[[float], str]:
     """How values of a metric are written: accuracies and calibration errors in percent."""
     key = MetricKey.parse(name)
-    in_percent = key is not None and key.measure in ("acc", "class_acc", "ece", "ece_scaled")
+    in_percent = key is not None and key.measure in ("acc", "class_acc", "ece")
     return format_percent if in_percent else format_value
 
 

@@ -8,7 +8,7 @@ from trainers.checkpoints.format import (
     SINCE,
     STATE,
     WEIGHTS,
-    Checkpoint,
+    Header,
     Progress,
     load_checkpoint,
     load_weights,
@@ -28,21 +28,21 @@ def at(step):
     weights = {"head": torch.full((SIZE,), float(step))}
     training = {"optimizer": {"exp_avg": torch.full((2 * SIZE,), float(step))}, "size": step}
     training[SINCE] = {"step": step, "seconds": 0.0, "sums": None}
-    return Checkpoint(weights, training, Progress(step, 0.1 * step), REPORTS)
+    return weights, training, Header(Progress(step, 0.1 * step), CLASSES, REPORTS)
 
 
 def save(folder, step):
-    save_checkpoint(folder, at(step), CLASSES)
+    save_checkpoint(folder, *at(step))
 
 
 def load(folder):
     """The step of the checkpoint, after a check that all of it is of that step."""
-    found = load_checkpoint(folder, CLASSES)
-    step = found.progress.step
-    assert found.reports == REPORTS
-    assert found.progress == Progress(step, 0.1 * step)
-    assert found.training["size"] == step
-    for values in (found.weights["head"], found.training["optimizer"]["exp_avg"]):
+    weights, training, header = load_checkpoint(folder, CLASSES)
+    step = header.step
+    assert header.reports == REPORTS
+    assert header.progress == Progress(step, 0.1 * step)
+    assert training["size"] == step
+    for values in (weights["head"], training["optimizer"]["exp_avg"]):
         assert torch.all(values == step)
     assert saved_step(folder) == step
     return step

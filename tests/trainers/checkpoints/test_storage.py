@@ -14,7 +14,7 @@ from trainers.checkpoints.format import (
     SINCE,
     STATE,
     WEIGHTS,
-    Checkpoint,
+    Header,
     Progress,
     read_header,
     save_checkpoint,
@@ -48,7 +48,7 @@ def saved(folder, step):
     reports = [{"step": float(at), "id_val/acc": 50 + at / 3} for at in range(20, step + 1, 20)]
     weights = {"head": torch.full((250,), float(step)), "scale": torch.zeros(())}
     training = {SINCE: {"step": step}, PREDICTIONS: b"of each image", "moments": torch.zeros(500)}
-    save_checkpoint(folder, Checkpoint(weights, training, Progress(step), reports), ["a", "b"])
+    save_checkpoint(folder, weights, training, Header(Progress(step), ("a", "b"), reports))
     return folder
 
 

@@ -13,15 +13,8 @@ from trainers.data.dataset import ImageDataset
 from trainers.data.schema import LabelledImage, part_path, write_images
 from trainers.errors import ConfigError
 from trainers.evaluation.domain_sums import DomainSums
-from trainers.evaluation.evaluate import (
-    Drift,
-    EvalBatches,
-    evaluate,
-    flat_metrics,
-    image_features,
-    summarise,
-)
-from trainers.evaluation.metrics import MEASURES, MetricKey, metric_names
+from trainers.evaluation.evaluate import Drift, EvalBatches, evaluate, image_features
+from trainers.evaluation.metrics import MEASURES, MetricKey, flat_metrics, metric_names
 from trainers.evaluation.predictions import Predictions
 from trainers.models.image import ImageInput
 
@@ -30,6 +23,7 @@ CPU = torch.device("cpu")
 FOURS = EvalBatches(INPUT, 4, CPU)
 CLASSES = ("ant", "bee", "cat", "dog")
 LABELS = (0, 0, 0, 0, 1, 1, 3, 3, 3)
+SAME = ClassMap(4, ((0,), (1,), (2,), (3,)))
 SCALE = 9.0
 PAINTED = DataConfig(id_domain="real", ood_domains=("sketch", "clipart"))
 
@@ -96,15 +90,15 @@ def texts():
 @pytest.mark.parametrize("batch_size", [2, 4, 9])
 def test_every_measure_is_that_by_hand(images, texts, batch_size):
     drift = drift_of(images, texts)
-    sums = evaluate(classifier(2), images, EvalBatches(INPUT, batch_size, CPU), drift=drift)
+    batches = EvalBatches(INPUT, batch_size, CPU)
+    sums = evaluate(classifier(2), images, batches, class_map=SAME, drift=drift)
     pixels, labels = known(images), np.array(LABELS)
     features, logits = classifier(2)(pixels)
     zero_shot = encoder(1)(pixels).double().numpy()
-    t = sums.temperature
-    expected = by_hand.measures(logits.numpy(), labels, t) | by_hand.drift(
+    expected = by_hand.measures(logits.numpy(), labels) | by_hand.drift(
         features.double().numpy(), zero_shot, texts.double().numpy(), SCALE
     )
-    assert sums.measures(t) == pytest.approx(expected, rel=1e-4)
+    assert sums.measures() == pytest.approx(expected, rel=1e-4)
     assert expected["energy_gap"] > 0.1
     assert expected["acc"] != expected["class_acc"]
 
@@ -118,10 +112,10 @@ def test_a_class_map_leaves_images_out_of_the_score_alone(images, texts):
     logits = classifier(2)(pixels)[1].numpy()[labels != 0]
     own = np.stack([logits[:, :2].max(axis=1), logits[:, 2], logits[:, 3]], axis=1)
     columns = np.array([{1: 0, 3: 2}[label] for label in labels[labels != 0]])
-    scored = sums.measures(2.0)
-    expected = by_hand.measures(own, columns, 2.0)
+    scored = sums.measures()
+    expected = by_hand.measures(own, columns)
     assert {name: scored[name] for name in expected} == pytest.approx(expected, rel=1e-4)
-    everything = evaluate(classifier(2), images, FOURS, drift=drift).measures()
+    everything = evaluate(classifier(2), images, FOURS, class_map=SAME, drift=drift).measures()
     assert scored["energy_gap"] == pytest.approx(everything["energy_gap"])
     assert (sums.number, int(sums.drift[0])) == (5, 9)
     only_cats = ClassMap(4, ((), (), (2,), ()))
@@ -160,32 +154,14 @@ def sums_of(seed):
     return DomainSums.of(logits, labels, *shifts)
 
 
-BY_DOMAIN = {"real": sums_of(0), "sketch": sums_of(1), "clipart": sums_of(2)}
-
-
-def test_all_domains_use_the_id_validation_temperature():
-    flat = summarise(BY_DOMAIN, PAINTED, "val")
-    temperature = flat["id_val/temperature"]
-    assert temperature == BY_DOMAIN["real"].temperature != BY_DOMAIN["sketch"].temperature
-    expected = BY_DOMAIN["sketch"].measures(temperature)
-    assert {name: flat[f"ood_val/sketch/{name}"] for name in MEASURES} == expected
-
-
-def test_for_test_splits_the_temperature_is_given():
-    flat = summarise(BY_DOMAIN, PAINTED, "test", 2.0)
-    assert flat["id_test/temperature"] == 2.0
-    assert flat["id_test/ece_scaled"] == BY_DOMAIN["real"].measures(2.0)["ece_scaled"]
-
-
 @pytest.mark.parametrize("split", ["val", "test"])
 def test_names_say_domain_and_split_and_are_known_beforehand(split):
-    flat = summarise(BY_DOMAIN, PAINTED, split, 1.0)
+    domains = ("real", "sketch", "clipart")
+    flat = flat_metrics({d: sums_of(i).measures() for i, d in enumerate(domains)}, PAINTED, split)
     assert set(flat) == set(metric_names(PAINTED, split))
     assert f"ood_{split}/sketch/energy_gap" in flat
     alone = DataConfig(id_domain="real", ood_domains=())
-    assert set(metric_names(alone, split)) == {
-        f"id_{split}/{name}" for name in (*MEASURES, "temperature")
-    }
+    assert set(metric_names(alone, split)) == {f"id_{split}/{name}" for name in MEASURES}
 
 
 def test_means_are_over_domains_and_over_id_and_ood():

@@ -12,7 +12,7 @@ from tests.trainers.methods.contract import configured
 from tests.trainers.tiny_models import random_model
 from trainers.checkpoints.format import (
     WEIGHTS,
-    Checkpoint,
+    Header,
     Progress,
     load_weights,
     save_checkpoint,
@@ -52,7 +52,7 @@ def zero_shot_weights(config):
 
 
 def saved(folder, weights, class_names=("cat", "dog")):
-    save_checkpoint(folder, Checkpoint(weights, {}, Progress(), ()), class_names)
+    save_checkpoint(folder, weights, {}, Header(Progress(), tuple(class_names)))
     return folder
 
 

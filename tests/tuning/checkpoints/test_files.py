@@ -13,7 +13,7 @@ from trainers.checkpoints.format import (
     PREDICTIONS,
     STATE,
     WEIGHTS,
-    Checkpoint,
+    Header,
     Progress,
     load_weights,
     save_checkpoint,
@@ -39,7 +39,7 @@ def two_checkpoints(train, local):
     for name, step in ((OLD, 40), (NEW, 80)):
         tensors = {"head": torch.full((250,), float(step))}
         training = {**tensors, PREDICTIONS: b"of each image"}
-        save_checkpoint(local, Checkpoint(tensors, training, Progress(step), ()), ["a", "b"])
+        save_checkpoint(local, tensors, training, Header(Progress(step), ("a", "b")))
         for path in (local / STATE, local / PREDICTIONS, local / WEIGHTS):
             with folder.write(f"{name}/{path.name}") as file:
                 file.write(path.read_bytes())

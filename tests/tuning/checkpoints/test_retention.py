@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from tests.tuning.fakes import DOMAINS, reference, report, search_record, trial
-from trainers.checkpoints.format import STATE, WEIGHTS, Checkpoint, Progress, save_checkpoint
+from trainers.checkpoints.format import STATE, WEIGHTS, Header, Progress, save_checkpoint
 from trainers.data.storage import open_store
 from tuning.checkpoints.retention import CheckpointCallback, kept_trials
 from tuning.config.objectives import Objective, parse_constraint
@@ -35,7 +35,7 @@ def write_checkpoint(run_folder, trial_id, step=240):
     """A checkpoint of a trial, with weights of 1 kB."""
     checkpoint = trial_folder(run_folder, trial_id) / f"checkpoint_{step:03d}"
     weights, training = {"head": torch.zeros(250)}, {"step": torch.zeros(500)}
-    save_checkpoint(checkpoint, Checkpoint(weights, training, Progress(step), ()), ["ant"])
+    save_checkpoint(checkpoint, weights, training, Header(Progress(step), ("ant",)))
     return checkpoint
 
 

@@ -8,7 +8,7 @@ import torch
 
 from tests.disks import fill, make_room, small_disk
 from tests.tuning import fakes
-from trainers.checkpoints.format import Checkpoint, Progress, save_checkpoint, saved_step
+from trainers.checkpoints.format import Header, Progress, save_checkpoint, saved_step
 from trainers.errors import StorageFailed
 from trainers.fine_tune import fine_tune
 from trainers.ray_trainer import SAVED, saved_locally
@@ -56,7 +56,7 @@ def test_a_line_that_finds_no_room_leaves_nothing_and_ends_the_journal_of_the_se
 
 def checkpoint(step):
     tensors = {"visual.w": torch.full((20_000,), float(step))}
-    return Checkpoint(tensors, {"optimizer": dict(tensors)}, Progress(step=step), ())
+    return tensors, {"optimizer": dict(tensors)}, Header(Progress(step=step), ("a",))
 
 
 @pytest.mark.parametrize("room", [0, 1, 90_000, 130_000])
@@ -67,7 +67,7 @@ def test_a_checkpoint_without_room_is_incomplete(tmp_path, room):
         fill(disk)
         (disk / "placeholder").unlink()
         with pytest.raises(StorageFailed) as caught:
-            save_checkpoint(disk / "new", checkpoint(2), ("a",))
+            save_checkpoint(disk / "new", *checkpoint(2))
         assert str(caught.value).startswith(f"{disk}/new: a checkpoint cannot be written: ")
         assert FULL in str(caught.value)
         assert "\n" not in str(caught.value)

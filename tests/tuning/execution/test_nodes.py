@@ -44,10 +44,9 @@ def checkpoints(run_folder):
 
 def set_clock(checkpoint, hours):
     """Let training until this checkpoint have taken hours; who continues from it reports that."""
-    class_names = load_weights(checkpoint)[1]
-    found = load_checkpoint(checkpoint, class_names)
-    progress = dataclasses.replace(found.progress, seconds=hours * HOUR_S)
-    save_checkpoint(checkpoint, dataclasses.replace(found, progress=progress), class_names)
+    weights, training, header = load_checkpoint(checkpoint, load_weights(checkpoint)[1])
+    progress = dataclasses.replace(header.progress, seconds=hours * HOUR_S)
+    save_checkpoint(checkpoint, weights, training, dataclasses.replace(header, progress=progress))
 
 
 @pytest.mark.cluster
