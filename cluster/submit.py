@@ -215,7 +215,9 @@ def _check_paths(values: Mapping[str, Any]) -> None:
         paths |= {f"{key}: {one}": one for one in named if one.endswith(".py")}
     for key in ("trial.model.name", "trial.model.pretrained"):
         given = str(settings.get(key) or "")
-        if given.startswith("local-dir:") or given.endswith((".safetensors", ".pt")):
+        if given.startswith("local-dir:") or given.endswith(
+            (".safetensors", ".pt", ".pth", ".bin")
+        ):
             paths[key] = given.removeprefix("local-dir:")
     for key, value in paths.items():
         url = str(value or "")

@@ -78,4 +78,4 @@ def _embedded(parts: Sequence[Part]) -> dict[Part, Header]:
     except ImportError:
         return {}
     classes = tuple(load_classes())
-    return {part: Header(classes, {}) for part in parts}
+    return {part: Header(classes, {}, rows=0) for part in parts}

@@ -219,12 +219,12 @@ def test_a_new_run_folder_that_another_process_runs_is_not_removed(
             others[0].session_started(file.fingerprints())
         return folder
 
-    def refuse(_):
+    def refuse(*_):
         raise ConfigError("no driver")
 
     monkeypatch.setattr(run_search, "create_run_folder", create)
     if not is_taken:
-        monkeypatch.setattr(run_search, "check_drivers", refuse)
+        monkeypatch.setattr(run_search, "tracking_uri", refuse)
     reason = "another process is running this search" if is_taken else "no driver"
     with pytest.raises(ConfigError, match=reason):
         search_or_resume(named(images_root, tmp_path))

@@ -123,7 +123,8 @@ def open_store(url: str | Path) -> Store:
     File systems that Arrow lacks are fsspec's. `${NAME}` in a URL is taken from the environment.
 
     Raises:
-        ConfigError: a password in the URL, or an unknown or unreachable file system.
+        ConfigError: a password in the URL, or an unknown file system.
+        StorageFailed: it cannot be reached.
     """
     text = str(url)
     if "://" not in text:

@@ -131,7 +131,7 @@ def check_settings(file: SearchFile) -> None:
     _check_corners(file, list)
     for name in search.references:
         file.reference_config(name)
-    grace_steps = search.scheduler.grace_steps
+    grace_steps = None if search.scheduler.name == "none" else search.scheduler.grace_steps
     if grace_steps is not None and grace_steps > trial.steps:
         raise ConfigError(
             f"more than trial.steps = {trial.steps}",

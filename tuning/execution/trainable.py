@@ -93,7 +93,8 @@ class Slot(tune.Trainable):
     def _next_answer(self) -> Answer:
         """Ask the workers; new ones, if there are none."""
         if self._folder is None:
-            self._folder = open_store(self.storage_path).at(self._name)
+            with storage_failures(self.storage_path, "cannot be used"):
+                self._folder = open_store(self.storage_path).at(self._name)
             prepare_folder(self._folder)
         if self._workers is None:
             options = self.resources.per_trial() | self._nodes.placement()

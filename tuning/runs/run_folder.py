@@ -51,7 +51,7 @@ class LoadedRun:
         """The folder of all trials' checkpoints.
 
         Raises:
-            ConfigError: it cannot be reached.
+            StorageFailed: it cannot be reached.
         """
         return open_store(url_of(self.home, TRAIN_FOLDER))
 

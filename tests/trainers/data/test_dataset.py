@@ -4,7 +4,6 @@ import hashlib
 import json
 import multiprocessing
 import pickle
-import re
 from concurrent.futures import ProcessPoolExecutor
 
 import datasets
@@ -338,9 +337,5 @@ def test_a_domain_whose_preparation_is_not_done_is_refused(root):
     record.write_text(json.dumps({"status": "unfinished"}))
     with pytest.raises(ConfigError, match=r"is unfinished .run the same `prepare` again"):
         ImageDataset(root, "real", "train")
-    for damaged in ("", '{"status": "do', "3", "\udcff"):
-        record.write_bytes(damaged.encode("utf-8", "surrogateescape"))
-        with pytest.raises(ConfigError, match=f"^{re.escape(str(record))}: not a record .*$"):
-            ImageDataset(root, "real", "train")
     record.write_text(json.dumps({"status": "done"}))
     assert len(ImageDataset(root, "real", "train")) == 7

@@ -23,7 +23,7 @@ from trainers.data.transforms import normalise
 from trainers.evaluation.evaluate import evaluate
 from trainers.evaluation.metrics import metric_names
 from trainers.fine_tune import REPORTED, fine_tune
-from trainers.loop.evaluate_run import classify, evaluate_run, holding
+from trainers.loop.evaluate_run import class_maps, classify, evaluate_run, holding
 from trainers.loop.state import load_split, open_images, start
 from trainers.methods.registry import METHODS
 from trainers.models.clip import load_clip
@@ -197,9 +197,10 @@ def small_trial(images_root):
 
 def train_nll(run):
     """Of whole images of the training split, under what the run trains."""
-    images = open_images(run.config.data, "real", "train")
+    images, batches = open_images(run.config.data, "real", "train"), run.zero_shot_features.batches
+    class_map = class_maps(run, {"real": images})["real"]
     with holding(run, run.weights):
-        sums = evaluate(lambda views: classify(run, views), images, run.zero_shot_features.batches)
+        sums = evaluate(lambda views: classify(run, views), images, batches, class_map=class_map)
     return sums.measures()["nll"]
 
 

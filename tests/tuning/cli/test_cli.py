@@ -514,6 +514,7 @@ def test_a_search_in_which_no_trial_finished_has_nothing_to_confirm(
     done = invoke("search", folder / CONFIG_FILE, "--name", "7")
     assert isinstance(done.exception, ConfigError)
     assert "no trial has finished" in str(done.exception)
+    assert "lipsum-tune resume" in done.exception.hint
     assert "Next" not in done.output
 
 

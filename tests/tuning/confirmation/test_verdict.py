@@ -135,7 +135,7 @@ def test_a_failed_training_of_the_reference_does_not_leave_it_out(tmp_path):
     confirmed(tmp_path, trial_000=(73.0, 50.0))
     confirmed(tmp_path, SEEDS[1:], ft=(80.0, 50.0))
     found = verdict(search, records)
-    assert (found.trial_id, found.seeds) == ("ft", len(SEEDS) - 1)
+    assert (found.record.trial_id, found.seeds) == ("ft", len(SEEDS) - 1)
 
 
 def test_what_misses_the_bound_of_the_search_does_not_win(tmp_path):

@@ -45,7 +45,6 @@ def test_processes_that_connect_at_once_create_one_whole_database(tmp_path):
     "uri",
     [
         "http://ann:pa55@127.0.0.1:9/mlflow",
-        "postgresql://ann:pa55@127.0.0.1:9/mlflow",
         "sqlite:////proc/nowhere/mlflow.db",
     ],
 )
