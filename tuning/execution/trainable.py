@@ -12,7 +12,7 @@ from ray import tune
 
 from trainers.checkpoints.storage import prepare_folder
 from trainers.data.storage import Store, open_store
-from trainers.errors import TrainingDiverged
+from trainers.errors import TrainingDiverged, storage_failures
 from trainers.exchange import Answer, Request
 from trainers.ray_trainer import location
 from tuning.config.schema import ResourcesConfig
