@@ -352,7 +352,7 @@ def test_a_confirmation_measures_what_a_training_alone_does(confirmed):
         {name: value for name, value in last.metrics.items() if name not in timed}
     )
     assert measured["cost/cpu_seconds"] > 0
-    names = [str(row.values["name"]) for row in confirmation_table(found).rows]
+    names = [str(row[0]) for row in confirmation_table(found).rows]
     assert names.count("  at the end of its training") == 2
     metric = "ood_test/mean_acc"
     ours, its = found.values("trial-000", metric), found.values("ft", metric)
