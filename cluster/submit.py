@@ -215,9 +215,8 @@ def _check_paths(values: Mapping[str, Any]) -> None:
         paths |= {f"{key}: {one}": one for one in named if one.endswith(".py")}
     for key in ("trial.model.name", "trial.model.pretrained"):
         given = str(settings.get(key) or "")
-        if given.startswith("local-dir:") or given.endswith(
-            (".safetensors", ".pt", ".pth", ".bin")
-        ):
+        is_file = given.endswith((".safetensors", ".pt", ".pth", ".bin"))
+        if is_file or given.startswith("local-dir:"):
             paths[key] = given.removeprefix("local-dir:")
     for key, value in paths.items():
         url = str(value or "")

@@ -52,7 +52,7 @@ class SamplerConfig(Frozen):
 
 
 class SchedulerConfig(Frozen):
-    """Which of Optuna's pruners stops trials: never before 6 (of each method) have finished."""
+    """Early stopping by a pruner of Optuna, once 6 trials (of each method) have finished."""
 
     name: Literal["asha", "hyperband", "median", "none"]
     """`asha` is asynchronous successive halving: of the trials that reach a rung, the best 1 /

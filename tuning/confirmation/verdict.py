@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 
 from trainers.errors import ConfigError
 from tuning.confirmation.configurations import read_confirmation
-from tuning.confirmation.results import FT
+from tuning.confirmation.results import FT, REFERENCE
 from tuning.runs.ranking import best_trial, choice_of, misses, stronger_reference
 from tuning.runs.records import STEP, SearchRecord, TrialRecord
 from tuning.views.answer import answer
@@ -100,7 +100,7 @@ def _over_fresh_seeds(
 
     seeds, known = seeds_of(best.trial_id), {record.trial_id: record for record in records}
     seeds = seeds & seeds_of(FT) or seeds  # a training of FT may have failed
-    known.setdefault(FT, TrialRecord(FT, -1, "reference", {}, "finished", curve=best.curve))
+    known.setdefault(FT, replace(REFERENCE, outcome="finished", curve=best.curve))
     confirmation = replace(confirmation, seeds=tuple(sorted(seeds)))
     names = [one.trial_id for one in confirmation.configurations]
     again = [

@@ -87,8 +87,7 @@ def check_same_inputs(folder: Path, trial: TrialConfig) -> None:
     It warns if the data are not known.
 
     Raises:
-        ConfigError: a domain and split, a file of the model, or a plug-in has changed,
-            or is missing.
+        ConfigError: a domain and split, a file of the model or a plug-in has changed or is missing.
     """
     files = {str(file): file for file in trial.model.files}
     for inputs, read, key, value in (
