@@ -22,6 +22,7 @@ os.environ["CUDA_VISIBLE_DEVICES"] = ""
 import pyarrow.parquet as pq
 import pytest
 import ray
+from hypothesis import settings
 
 from tests.ray_head import running_head
 from tests.s3 import ENVIRONMENT as S3_ENVIRONMENT
@@ -33,6 +34,7 @@ from trainers.data.storage import CACHE_VARIABLE, open_store
 from trainers.embedded_benchmark.build import ImageCounts, build
 from trainers.methods.registry import _LOADED, METHODS, SEARCH_SPACES
 
+settings.register_profile("many", max_examples=1000)  # of --hypothesis-profile many
 CLASSES = ("apple", "bus", "cactus", "cat", "clock", "fish", "house", "umbrella")
 
 

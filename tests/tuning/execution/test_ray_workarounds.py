@@ -224,7 +224,7 @@ def test_arguments_of_ray_that_are_not_public_may_be_missing(monkeypatch, caplog
     assert "has no _temp_dir of ray.init" in caplog.text
 
 
-@pytest.mark.ray
+@pytest.mark.nightly
 def test_a_search_needs_no_internal_of_ray(images_root, tmp_path, monkeypatch):
     """Without any of them, in any process, it has the same records."""
 

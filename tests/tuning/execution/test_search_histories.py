@@ -115,6 +115,6 @@ def test_all_views_agree_after_any_history(images_root, data):
 
 @pytest.mark.nightly
 @given(st.data())
-@settings(max_examples=100, **COMMON)
+@settings(**COMMON)  # 100; --hypothesis-profile many: 1,000
 def test_all_views_agree_after_any_of_many_histories(images_root, data):
     live(data, images_root)

@@ -114,7 +114,7 @@ def test_no_order_is_lost_or_followed_twice_over_a_kill(searching):
     assert kills > 2
 
 
-@pytest.mark.ray
+@pytest.mark.nightly
 @pytest.mark.usefixtures("local_ray")
 def test_the_command_steers_a_search_on_a_real_ray(images_root, tmp_path):
     folder = tmp_path / "small"

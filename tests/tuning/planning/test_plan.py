@@ -130,7 +130,7 @@ def test_a_trial_that_fails_is_one_sentence_and_nothing_is_left(images_root, tmp
     assert sorted(tmp_path.iterdir()) == before
 
 
-@pytest.mark.ray
+@pytest.mark.nightly
 @pytest.mark.usefixtures("local_ray")
 def test_a_real_plan_measures_and_leaves_nothing_behind(trial, tmp_path):
     search = {"storage": str(tmp_path), "space": {"methods": ["ft", "l2_sp"]}}
