@@ -28,6 +28,7 @@ from trainers.overrides import METHOD_KEY
 from tuning.config.prior import Center, PriorConfig, check_searched, prior_points
 
 ALL = "all"
+AUTO = "auto"
 
 
 def one_or_several(value: Any) -> Any:
@@ -119,8 +120,9 @@ class SpaceConfig(_Section):
     methods.
     """
 
-    name: str | None = "lipsum_ft"
-    """A ready space of `search_spaces`; null starts from an empty one."""
+    name: str | None = AUTO
+    """A ready space of `search_spaces`; `auto` is that of `trial.method`, or an empty one if
+    the method has none; null is an empty one."""
     methods: Lines = ()
     """Methods to compare, each tuned separately in as many trials; `all` is every method of this
     package."""
@@ -140,8 +142,6 @@ class SpaceConfig(_Section):
             is_given = "initial_points" in values.model_fields_set  # an empty list is no points
             points = tuple(values.initial_points) if is_given else None
             return {"name": None, "parameters": values.parameters, "initial_points": points}
-        if isinstance(values, Mapping) and values.get("methods"):
-            return {"name": None, **values}
         return values
 
     def has_initial_points(self, method: str | None) -> bool:
@@ -175,16 +175,19 @@ def resolve_space(
     Raises:
         ConfigError: unknown ready space, or a parameter or first point that is impossible.
     """
-    if space.methods and space.name:
+    if space.methods and space.name not in (AUTO, None):
         problem = "search.space.methods uses the ready space of each method"
-        hint = "leave one of them out, or write null"
+        hint = "leave one of them out"
         raise ConfigError(problem, key="search.space.name", value=space.name, hint=hint)
     ready_spaces: dict[str | None, SearchSpace | None] = {}
     for name in space.methods:
         own = space.by_method.get(name, MethodSpaceConfig())
         ready_spaces[name] = _ready_space(own.name or name, f"search.space.by_method.{name}.name")
     if not space.methods:
-        ready_spaces[None] = _ready_space(space.name, "search.space.name") if space.name else None
+        name, method = space.name, trial.method.name
+        if name == AUTO:
+            name = method if method in (*SPACES, *SEARCH_SPACES) else None
+        ready_spaces[None] = _ready_space(name, "search.space.name") if name else None
     for point in space.initial_points or ():
         if point.get(METHOD_KEY) not in ready_spaces:
             problem = f"its {METHOD_KEY} is none of search.space.methods"

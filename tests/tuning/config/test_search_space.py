@@ -1,5 +1,7 @@
 """The search space of a configuration, also of one that compares several methods."""
 
+import re
+
 import pytest
 import yaml
 from pydantic import ValidationError
@@ -38,7 +40,6 @@ def space(changes=None, **keys):
 def test_all_becomes_the_list_of_methods():
     file = SearchFile.model_validate({"search": {"space": {"methods": "all"}}})
     assert file.search.space.methods == tuple(SPACES)
-    assert file.search.space.name is None
     assert SearchFile.model_validate(file.model_dump(mode="json")) == file
 
 
@@ -110,6 +111,16 @@ def test_a_methods_search_space_may_be_wrong_or_missing(monkeypatch):
     SpaceConfig()
     with pytest.raises(ValidationError, match=r"'mine': parameters.method.strength: .*low=1.0"):
         SpaceConfig(methods=("mine",))
+
+
+def test_the_space_is_that_of_the_method_if_it_has_one(tmp_path):
+    def keys(*overrides):
+        return load_config("quickstart", overrides, check=False).search_space().parameters.keys()
+
+    assert keys("trial.method.name=kd") == {"method.reg_weight", "optim.lr"}
+    assert keys("trial.method.name=kd", "search.space.name=null") == {"optim.lr"}
+    (tmp_path / "alone.py").write_text(re.sub(", search_space.*}}", "", PLUGIN, flags=re.DOTALL))
+    assert keys(f"plugins=[{tmp_path}/alone.py]", "trial.method.name=mine") == {"optim.lr"}
 
 
 @pytest.mark.parametrize("use", ["name: {}", "methods: [ft, {}]"])
