@@ -118,7 +118,9 @@ def test_a_failed_trial_says_why(result):
     assert "TrainingDiverged" in str(errors["trial-001"])
     assert "not a finite number" in str(errors["trial-001"])
     assert "broken/real/train: row" in str(errors["trial-003"])
-    assert "(broken.jpg): not an image" in str(errors["trial-003"])
+    line, *traceback = errors["trial-003"].splitlines()
+    assert "(broken.jpg): not an image" in line
+    assert "in fine_tune" in "".join(traceback)
 
 
 def test_study_mlflow_and_tables_agree_with_the_journal(result):

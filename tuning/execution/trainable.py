@@ -19,7 +19,7 @@ from tuning.config.schema import ResourcesConfig
 from tuning.execution.cluster_resources import DRIVER
 from tuning.execution.retries import Attempts, FaultyNodes, TrainingHangs
 from tuning.execution.warm_workers import WarmWorkers
-from tuning.runs.errors import in_one_line, storage_failure
+from tuning.runs.errors import error_text, storage_failure
 from tuning.runs.records import ERROR, NOTICE, STEP, TRAIN_CURVE
 
 
@@ -83,7 +83,7 @@ class Slot(tune.Trainable):
             if storage_failure(error):
                 raise
             notice = {NOTICE: f"{self._name}: {error}"} if isinstance(error, TrainingHangs) else {}
-            return {"done": True, ERROR: in_one_line(error), **notice}
+            return {"done": True, ERROR: error_text(error), **notice}
 
     def cleanup(self) -> None:
         """End the workers, because the search has no more trials for them."""

@@ -14,7 +14,7 @@ from ray.tune.experiment import Trial
 from trainers.errors import StorageFailed
 from trainers.redact import redact
 from tuning.runs.callbacks import Callback, NotPickled
-from tuning.runs.errors import error_of, in_one_line, storage_failure
+from tuning.runs.errors import error_of, error_text, storage_failure
 from tuning.runs.journal import History, Journal, read_history
 from tuning.runs.records import (
     ERROR,
@@ -144,7 +144,7 @@ class Recorder(NotPickled, TuneCallback):
     ) -> None:
         """A trial raised."""
         error = error_of(trial)
-        reason = "the trial ended without an error" if error is None else in_one_line(error)
+        reason = "the trial ended without an error" if error is None else error_text(error)
         self._end(trial.config["trial_id"], reason)
 
     def finish(self, outcome: SearchOutcome) -> History:
