@@ -17,24 +17,18 @@ def error_text(error: BaseException) -> str:
     """In one line the error that a worker raised, and below it its traceback, without secrets.
 
     Ray's error of a trial's driver wraps Ray Train's error of its workers, which wraps the error of
-    one of them with its traceback.
+    one of them.
     """
     cause = root_cause(error)
-    traceback = next((e._traceback_str for e in _chain(error) if hasattr(e, "_traceback_str")), "")
+    traceback = getattr(cause, "worker_traceback", "")  # see `trainers.ray_trainer.serve`
     return redact(f"{type(cause).__name__}: {first_line(cause)}\n{traceback}".rstrip())
 
 
 def root_cause(error: BaseException) -> BaseException:
     """The innermost error."""
-    *_, innermost = _chain(error)
-    return innermost
-
-
-def _chain(error: BaseException | None) -> Iterator[BaseException]:
-    """An error, the first one that it wraps, the first one that this wraps, and so on."""
-    while error is not None:
-        yield error
-        error = next(wrapped_errors(error), None)
+    while inner := next(wrapped_errors(error), None):
+        error = inner
+    return error
 
 
 def storage_failure(error: BaseException | None) -> StorageFailed | None:
