@@ -7,6 +7,7 @@ more of them, or another one. Another space is another search, with this one as 
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -28,6 +29,7 @@ from tuning.search import (
     with_options,
 )
 
+logger = logging.getLogger(__name__)
 FREE = (
     "search.budget",
     "search.resources",
@@ -69,7 +71,8 @@ def earlier_run(file: SearchFile, storage: Path) -> Path | None:
     for folder in reversed(runs_named(storage, file.search.name)):
         try:
             earlier = load_config(folder / CONFIG_FILE, check=False)
-        except ConfigError:  # of another version, or its plug-in is gone: not this search
+        except ConfigError as error:  # of another version, or its plug-in is gone: not this search
+            logger.warning("%s is not continued: %s", folder, error)
             continue
         if identity(earlier) == identity(file):
             return folder

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from contextlib import ExitStack
 from datetime import datetime
@@ -20,6 +21,8 @@ from tuning.execution.signals import environment_variables
 from tuning.execution.steering import Steering
 from tuning.runs.recorder import Recorder
 from tuning.runs.records import STEP, TRAIN_CURVE, SearchOutcome
+
+logger = logging.getLogger(__name__)
 
 
 def run_trials(
@@ -85,20 +88,28 @@ def _trial_id(trial: Trial) -> str:
 class _Reports(tune.Callback):
     """A callback of the user, which sees reports only: Tune's other results say how far a trial is.
 
-    Without the training curve, a result has the same keys each time, as Tune's loggers expect.
+    Without the training curve, a result has the same keys each time, as Tune's loggers expect. Its
+    exceptions are logged once an event: a tracker that is down ends no search.
     """
 
     def __init__(self, callback: tune.Callback) -> None:
-        self._callback = callback
+        self._callback, self._failed = callback, set[str]()
 
     def __getattribute__(self, name: str) -> Any:
-        callback = object.__getattribute__(self, "_callback")
-        if name != "on_trial_result":
+        callback, failed = (object.__getattribute__(self, key) for key in ("_callback", "_failed"))
+        if not name.startswith("on_"):
             return getattr(callback, name)
 
-        def on_trial_result(*, result: dict[str, Any], **info: Any) -> None:
-            if STEP in result:
-                report = {k: v for k, v in result.items() if k != TRAIN_CURVE}
-                callback.on_trial_result(result=report, **info)
+        def call(**info: Any) -> None:
+            if name == "on_trial_result":
+                if STEP not in info["result"]:
+                    return
+                info["result"] = {k: v for k, v in info["result"].items() if k != TRAIN_CURVE}
+            try:
+                getattr(callback, name)(**info)
+            except Exception:
+                if name not in failed:
+                    logger.exception("%s failed at %s", type(callback).__name__, name)
+                failed.add(name)
 
-        return on_trial_result
+        return call

@@ -216,8 +216,8 @@ def create_run_folder(file: SearchFile, storage: Path) -> Path:
                 break
         try:
             (folder / "report").mkdir()
-            write_config(folder, file)
             (folder / ENVIRONMENT_FILE).write_text(described, encoding="utf-8")
+            write_config(folder, file)  # last: a folder without it is no run
         except BaseException:
             shutil.rmtree(folder, ignore_errors=True)
             raise

@@ -43,10 +43,13 @@ def test_references_come_first_then_initial_points_then_the_sampler(search):
     assert session.proposer.is_exhausted
 
 
-def test_a_proposal_that_does_not_validate_is_a_failed_trial(search):
+@pytest.mark.parametrize(
+    "error", [ConfigError("too long", key="method.text_length"), ZeroDivisionError("of a plug-in")]
+)
+def test_a_proposal_that_does_not_validate_is_a_failed_trial(error, search):
     def config_of(record):
         if record.number == 0:
-            raise ConfigError("too long", key="method.text_length")
+            raise error
         return TrialConfig()
 
     session = Session(search, SPACE, config_of=config_of)
@@ -54,7 +57,7 @@ def test_a_proposal_that_does_not_validate_is_a_failed_trial(search):
     assert spec["trial_id"] == "trial-001"
     (failed,) = read_history(search.run_folder, live=True).records
     assert (failed.trial_id, failed.outcome) == ("trial-000", "failed")
-    assert "method.text_length: too long" in str(failed.error)
+    assert failed.error == f"{type(error).__name__}: {error}"
     assert states(session) == {"trial-000": "FAIL", "trial-001": "RUNNING"}
 
 

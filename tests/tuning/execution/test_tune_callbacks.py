@@ -22,10 +22,17 @@ class Ended(tune.Callback):
         self.trials.append(trial.config["trial_id"])
 
 
+class Down(tune.Callback):
+    """A tracker that is down."""
+
+    def on_trial_result(self, iteration, trials, trial, result, **info):
+        raise ConnectionError("refused")
+
+
 @pytest.mark.usefixtures("local_ray")
-def test_loggers_of_tune_write_the_reports_of_every_trial(images_root, tmp_path):
+def test_loggers_of_tune_write_the_reports_of_every_trial(images_root, tmp_path, caplog):
     file, ended = instant_file(images_root, tmp_path), Ended()
-    callbacks = [CSVLoggerCallback(), TBXLoggerCallback(), ended]
+    callbacks = [CSVLoggerCallback(), TBXLoggerCallback(), Down(), ended]
     found = run_instantly(file, tune_callbacks=callbacks)
     (session,) = (found.folder / "tune").iterdir()
     for record in found.history.records:
@@ -41,6 +48,7 @@ def test_loggers_of_tune_write_the_reports_of_every_trial(images_root, tmp_path)
             values({"optim": {"lr": record.params["optim.lr"]}}, STEPS)["val/mean_acc"]
         )
     assert ended.trials == [record.trial_id for record in found.history.records]
+    assert [m for m in caplog.messages if "Down" in m] == ["Down failed at on_trial_result"]
 
     again = Ended()
     more = resume_instantly(found.folder, "search.budget.trials=4", tune_callbacks=[again])
