@@ -6,6 +6,7 @@ standard deviation between seeds for all trials, which is pooled over those with
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections import Counter
 from collections.abc import Sequence
@@ -42,9 +43,12 @@ class SeedRace:
         self._base_seed = base_seed
         self.ended_by: str | None = None
         """Why nothing is repeated any more, though the budget is not used up."""
+        self.waits = False
+        """Whether nothing is repeated before a trial that still trains has ended."""
 
     def begins(self, trainings: int, records: Sequence[TrialRecord]) -> bool:
         """Whether the next training after so many is a repeat, if any."""
+        self.waits = False
         if self._budget.is_used(trainings) or self._budget.share(trainings) < _FROM:
             return False
         trials = contenders(self._search, records, self._search.values)
@@ -57,7 +61,7 @@ class SeedRace:
         trains counts as if it had its trial's mean.
 
         Returns:
-            None if the leader is likely enough the best, or no trial may have more seeds.
+            None if the leader is likely enough the best, or no trial may have more seeds yet.
         """
         search, config = self._search, self._config
         trials = by_objectives(search, contenders(search, records, search.values))
@@ -82,11 +86,12 @@ class SeedRace:
 
         fewer = [n for n, r in enumerate(trials) if 1 + begun[r.trial_id] < config.max]
         if not fewer:
+            self.waits = not is_settled  # what still trains may lead, and needs seeds then
             self.ended_by = f"search.seeds.max = {config.max}: all trials have so many"
             return None
         chosen = trials[max(fewer, key=gain)]
         used = {r.params["seed"] for r in records if r.repeats == chosen.trial_id}
-        seed = next(s for s in range(self._base_seed + 1, 2**32) if s not in used)
+        seed = next(s for s in itertools.count(self._base_seed + 1) if s not in used)
         name, params = f"{chosen.trial_id}-seed-{seed}", {**chosen.params, "seed": seed}
         return TrialRecord(name, chosen.number, "repeat", params, repeats=chosen.trial_id)
 

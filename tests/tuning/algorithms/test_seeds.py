@@ -132,6 +132,28 @@ def test_only_trials_that_meet_the_constraints_are_raced(search):
     assert not session.race.begins(3, [*allowed, better])
 
 
+def test_the_race_waits_for_trials_that_still_train(search):
+    line = parse_constraint("id_val/acc >= 80", ("id_val/acc",))
+    search = replace(search, constraints=(line,))
+    session = Session(search, SPACE, trials=9, seeds={"max": 2}, name="random")
+    session.race._base_seed = 2**40
+    names = [session.start().trial_id for _ in range(6)]
+
+    def finish(name, acc):
+        session.report(name, fakes.TOTAL_STEPS, 60.0, **{"id_val/acc": acc})
+        session.end(name)
+
+    for name, acc in zip(names[:5], (85.0, 85.0, 70.0, 70.0, 70.0), strict=True):
+        finish(name, acc)
+    repeats = [session.start().trial_id for _ in range(2)]
+    assert repeats == [f"{name}-seed-{2**40 + 1}" for name in names[:2]]
+    assert session.proposer.suggest("") is None  # the sixth may be the best
+    finish(names[5], 90.0)
+    assert session.start().repeats == names[5]
+    assert session.propose() is None
+    assert session.proposer.is_exhausted
+
+
 def test_the_chance_is_that_of_students_t(search):
     trials = [with_seeds(0, 60.0, 60.6, 60.9), with_seeds(1, 59.5, 60.1)]
     deviation, freedom = deviation_of_seeds(search, trials)
