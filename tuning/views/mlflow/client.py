@@ -15,6 +15,7 @@ from pathlib import Path
 from filelock import FileLock
 
 from trainers.errors import ConfigError
+from trainers.folders import temporary_folder
 from trainers.overrides import flat
 from trainers.redact import is_secret_name
 from trainers.redact import redact as redact
@@ -96,15 +97,21 @@ def connect(uri: str, experiment: str) -> tuple[MlflowClient, str]:
     configured, uri = uri, os.path.expandvars(uri)
     try:
         with contextlib.ExitStack() as stack:
+            stack.enter_context(brief_requests(retries=0))
             if path := sqlite_path(uri):
                 path.parent.mkdir(parents=True, exist_ok=True)
                 # MLflow 3.17 creates and migrates the tables of a new SQLite database at the first
                 # connection without a lock: two processes that do it at once destroy it.
                 stack.enter_context(FileLock(f"{path}.lock", timeout=_MIGRATION_SECONDS))
+                if not path.exists():
+                    # Nor can it repeat a migration that was killed. So it is made in one piece.
+                    with temporary_folder(f"{path.name}-new-", path.parent) as folder:
+                        new = folder / path.name
+                        MlflowClient(f"sqlite:///{new}").search_experiments(max_results=1)
+                        new.replace(path)
                 # Fails at once, where MLflow would try ten times over two minutes.
                 with contextlib.closing(sqlite3.connect(path, timeout=_CONNECT_SECONDS)) as file:
                     file.execute("PRAGMA schema_version")
-            stack.enter_context(brief_requests(retries=0))
             client = MlflowClient(tracking_uri=uri)
             return client, _experiment_id(client, experiment, path)
     except TrackingError:

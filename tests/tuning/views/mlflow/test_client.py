@@ -1,9 +1,12 @@
 """The connection to MLflow: what is refused, hidden, split and locked."""
 
+import itertools
 import multiprocessing
+import os
 import time
 
 import pytest
+from alembic.runtime.migration import HeadMaintainer
 
 from tests.tuning.databases import with_database
 from tuning.views.mlflow import client as mlf
@@ -39,6 +42,32 @@ def test_processes_that_connect_at_once_create_one_whole_database(tmp_path):
     assert [process.exitcode for process in processes] == [0, 0]
     client, experiment_id = connect(uri, "lipsum-tune")
     assert len(client.search_runs([experiment_id])) == 2
+
+
+def connect_and_be_killed(uri):
+    steps = itertools.count()
+    step = HeadMaintainer.update_to_step
+
+    def killed(*arguments):
+        if next(steps) == 5:
+            os._exit(9)
+        step(*arguments)
+
+    HeadMaintainer.update_to_step = killed
+    connect(uri, "lipsum-tune")
+
+
+def test_a_kill_while_the_database_is_created_leaves_none(tmp_path):
+    uri = default_tracking_uri(tmp_path)
+    process = multiprocessing.get_context("spawn").Process(
+        target=connect_and_be_killed, args=(uri,)
+    )
+    process.start()
+    process.join()
+    assert process.exitcode == 9
+    assert not (tmp_path / "mlflow.db").exists()
+    connect(uri, "lipsum-tune")
+    assert {path.name for path in tmp_path.iterdir()} == {"mlflow.db", "mlflow.db.lock"}
 
 
 @pytest.mark.parametrize(
