@@ -13,6 +13,7 @@ from tests.trainers import tiny_models
 from tests.tuning import fakes
 from tests.tuning.run_folders import LR, search_file, swap_classes, trial, write_run
 from trainers.errors import ConfigError
+from trainers.models.config import HUB, LOCAL_DIR, ModelConfig
 from tuning import resume
 from tuning import search as run_search
 from tuning.config.schema import SamplerConfig
@@ -154,6 +155,20 @@ def test_a_model_that_has_changed_is_refused_with_its_file(images_root, tmp_path
     assert len(went_on) == 2
 
 
+def test_a_model_of_the_hub_that_has_changed_is_refused(images_root, tmp_path, monkeypatch):
+    name = tiny_models.random_model(tmp_path, "clip").name.removeprefix(LOCAL_DIR)
+    monkeypatch.setattr(
+        "huggingface_hub.try_to_load_from_cache", lambda repository, file: f"{name}/{file}"
+    )
+    config = search_file(images_root).trial
+    config = config.model_copy(update={"model": ModelConfig(name=f"{HUB}ours/clip")})
+    (tmp_path / "environment.json").write_text(json.dumps(environment(config)))
+    check_same_inputs(tmp_path, config)
+    (Path(name) / "open_clip_model.safetensors").write_bytes(b"pushed")
+    with pytest.raises(ConfigError, match=r"'hf-hub:ours/clip/.*safetensors' changed"):
+        check_same_inputs(tmp_path, config)
+
+
 @pytest.mark.parametrize("plugin", ["changed.py", "changed_module", "changed_package"])
 def test_a_plugin_that_has_changed_is_refused_with_its_file(
     plugin, images_root, tmp_path, monkeypatch
@@ -239,7 +254,7 @@ def named(root, storage, **changes):
 
 
 def test_the_same_command_again_finds_the_run_of_its_name_and_configuration(
-    images_root, tmp_path, went_on
+    images_root, tmp_path, went_on, caplog
 ):
     first = named(images_root, tmp_path)
     other = named(images_root, tmp_path, search__sampler__seed=3)
@@ -252,6 +267,7 @@ def test_the_same_command_again_finds_the_run_of_its_name_and_configuration(
     config.write_text("trial: {key_of_another_version: 1}")
     more = named(images_root, tmp_path, search__budget__trials=77)
     assert earlier_run(more, tmp_path) == earlier_run(first, tmp_path) == run
+    assert "mine-3 is not continued: " in caplog.messages[0]
     search_or_resume(more)
     assert [file.search.budget.trials for file in went_on] == [77]
     (run / JOURNAL_FILE).unlink()  # it was killed before it began, and begins

@@ -21,6 +21,7 @@ from typing import Any
 from trainers.config import TrialConfig
 from trainers.data.fingerprint import data_fingerprint, image_counts
 from trainers.errors import ConfigError, quoted
+from trainers.models.config import CONFIG, HUB, ModelConfig
 
 logger = logging.getLogger(__name__)
 
@@ -44,7 +45,7 @@ def environment(trial: TrialConfig) -> dict[str, object]:
         "seed": trial.seed,
         "data": data_fingerprint(trial.data),
         "val_images": image_counts(trial.data, "val"),
-        "model": _digests({str(file): file for file in trial.model.files}),
+        "model": _digests(_model_files(trial.model)),
         "plugins": _digests(_plugin_files(trial)),
     }
 
@@ -56,6 +57,19 @@ def seen_at_start(folder: Path, inputs: str = "data") -> dict[str, Any] | None:
     except (FileNotFoundError, ValueError, KeyError, TypeError):
         return None
     return found if isinstance(found, dict) else None
+
+
+def _model_files(model: ModelConfig) -> dict[str, Path]:
+    """The files of a model; those of the hub, whose contents may change, as they were fetched."""
+    files = {str(file): file for file in model.files}
+    if model.name.startswith(HUB):
+        from huggingface_hub import try_to_load_from_cache
+
+        for name in (CONFIG, "open_clip_model.safetensors", "open_clip_pytorch_model.bin"):
+            path = try_to_load_from_cache(model.name.removeprefix(HUB), name)
+            if isinstance(path, str):
+                files[f"{model.name}/{name}"] = Path(path)
+    return files
 
 
 def _plugin_files(trial: TrialConfig) -> dict[str, Path]:
@@ -89,9 +103,9 @@ def check_same_inputs(folder: Path, trial: TrialConfig) -> None:
     Raises:
         ConfigError: a domain and split, a file of the model or a plug-in has changed or is missing.
     """
-    files = {str(file): file for file in trial.model.files}
+    model = trial.model
     for inputs, read, key, value in (
-        ("model", lambda: _digests(files), "trial.model.name", trial.model.name),
+        ("model", lambda: _digests(_model_files(model)), "trial.model.name", model.name),
         ("plugins", lambda: _digests(_plugin_files(trial)), "trial.plugins", ...),
         ("data", lambda: data_fingerprint(trial.data), "trial.data.root", trial.data.root),
     ):
