@@ -32,7 +32,7 @@ from trainers.config import TrialConfig
 from trainers.data.schema import LabelledImage, read_header, write_images
 from trainers.data.storage import CACHE_VARIABLE, open_store
 from trainers.embedded_benchmark.build import ImageCounts, build
-from trainers.methods.registry import _LOADED, METHODS, SEARCH_SPACES
+from trainers.methods.registry import _LOADED, _TEXTS, METHODS, SEARCH_SPACES
 
 settings.register_profile("many", max_examples=1000)  # of --hypothesis-profile many
 CLASSES = ("apple", "bus", "cactus", "cat", "clock", "fish", "house", "umbrella")
@@ -137,6 +137,7 @@ def _methods_of_this_test():
         registry.clear()
         registry.update(kept)
     _LOADED.clear()
+    _TEXTS.clear()
 
 
 @pytest.fixture(scope="session")

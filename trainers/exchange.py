@@ -21,6 +21,8 @@ class Request:
     """A `TrialConfig` as JSON. None ends the workers."""
     final_split: str | None = None
     """Evaluated once, after the last step."""
+    plugins: Mapping[str, str] = field(default_factory=dict)
+    """Text of each plug-in that is a file, as the search has imported it."""
 
 
 END = Request("", None)
@@ -36,6 +38,8 @@ class Answer:
     """Metrics of training since the last report, column by column."""
     diverged: str | None = None
     """Message of the `TrainingDiverged` that ended the trial."""
+    waits: bool = False
+    """Whether the workers have not started yet."""
 
 
 class Exchange:
@@ -50,6 +54,7 @@ class Exchange:
         self._request: Request | None = None
         self._answer: Answer | None = None
         self._progress = Answer()
+        self._has_workers = False
 
     async def ask(self, request: Request) -> Answer:
         """Answer of the workers, once they have it. For the slot."""
@@ -63,6 +68,7 @@ class Exchange:
     async def next_request(self) -> Request:
         """The request that is not answered, once there is one. For the first worker."""
         async with self._changed:
+            self._has_workers = True
             await self._changed.wait_for(lambda: self._request is not None)
             assert self._request is not None
             return self._request
@@ -81,4 +87,4 @@ class Exchange:
 
     async def progress(self) -> Answer:
         """What the workers have noted since the request. For the slot."""
-        return self._progress
+        return self._progress if self._has_workers else Answer(waits=True)

@@ -43,6 +43,8 @@ the centre of the prior; without it, that is the trial's own values. Shipped met
 
 _LOADED: dict[str, tuple[dict[str, type[Method]], dict[str, Mapping[str, Any]]]] = {}
 """The part of `METHODS` and of `SEARCH_SPACES` that each imported plug-in has registered."""
+_TEXTS: dict[str, str] = {}
+"""The text of each plug-in that is a file, as it was imported here or given to `use_texts`."""
 _FILE = "lipsum_tune_plugin_"
 """Prefix of the modules of plug-ins that are files."""
 
@@ -92,6 +94,16 @@ def load_plugins(modules: Iterable[str] = ()) -> None:
         _load_module(module)
 
 
+def texts_of(plugins: Iterable[str]) -> dict[str, str]:
+    """The texts of imported plug-ins that are files, for `use_texts` in another process."""
+    return {plugin: _TEXTS[plugin] for plugin in plugins if plugin in _TEXTS}
+
+
+def use_texts(texts: Mapping[str, str]) -> None:
+    """Import these plug-ins with these texts: a file may be edited while a search runs."""
+    _TEXTS.update(texts)
+
+
 def is_available(method: str, plugins: Collection[str]) -> bool:
     """Whether a method is registered, and workers that import these plug-ins can have it.
 
@@ -125,7 +137,7 @@ def _load_module(module: str) -> None:
         SEARCH_SPACES.update(spaces)
         return
     before, name = dict(METHODS), _module_of(module)
-    if name != module and not Path(module).is_file():
+    if name != module and module not in _TEXTS and not Path(module).is_file():
         hint = "if a run folder names it, put the file back there, or a link to it"
         raise ConfigError("no such file", key="plugins", value=module, hint=hint)
     try:
@@ -134,12 +146,14 @@ def _load_module(module: str) -> None:
         else:
             spec = importlib.util.spec_from_file_location(name, module)
             assert spec is not None
-            assert spec.loader is not None
+            if module not in _TEXTS:
+                _TEXTS[module] = Path(module).read_text("utf-8")
             # Registered in sys.modules first, as pydantic looks up annotations there.
             sys.modules[name] = loaded = importlib.util.module_from_spec(spec)
-            spec.loader.exec_module(loaded)
+            exec(compile(_TEXTS[module], module, "exec"), loaded.__dict__)
     except (Exception, SystemExit) as error:  # whatever a foreign module raises
         sys.modules.pop(name, None)
+        _TEXTS.pop(module, None)
         raise ConfigError(_import_problem(error), key="plugins", value=module) from error
     new = {name: cls for name, cls in METHODS.items() if before.get(name) is not cls}
     _LOADED[module] = new, {name: SEARCH_SPACES[name] for name in new if name in SEARCH_SPACES}

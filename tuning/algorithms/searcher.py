@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import json
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
@@ -10,10 +11,11 @@ from typing import Any
 from ray.tune.search import Searcher
 
 from trainers.config import TrialConfig
-from trainers.errors import ConfigError
+from trainers.methods.registry import texts_of
 from tuning.algorithms.seeds import SeedRace
 from tuning.algorithms.studies import Studies
 from tuning.runs.callbacks import NotPickled
+from tuning.runs.errors import error_text
 from tuning.runs.recorder import Recorder
 from tuning.runs.records import TrialRecord, trial_name
 
@@ -24,7 +26,7 @@ class TrialProposer(NotPickled, Searcher):
     How trials go on reaches the studies through the recorder.
 
     Args:
-        config_of: makes and validates a trial's configuration. A ConfigError is a failed trial.
+        config_of: makes and validates a trial's configuration. An error is a failed trial.
         fixed: trials to run in any case, such as references; those in `earlier` have run.
         studies: propose the trials after these; None if there are no others.
         may_propose: whether the budget allows the trial of that number from the studies.
@@ -60,19 +62,22 @@ class TrialProposer(NotPickled, Searcher):
         """Whether the last call had nothing more to propose."""
 
     def suggest(self, trial_id: str) -> Any:
-        """The Tune configuration of the next trial, or FINISHED if the budget is spent."""
+        """The Tune configuration of the next trial; None: ask again; FINISHED: there is no more."""
         while (record := self._next()) is not None:
             try:
                 config = self._config_of(record)
-            except ConfigError as error:  # of a combination of parameters that the space allows
-                self._recorder.rejected(record, f"ConfigError: {error}")
+            except Exception as error:  # of a combination of parameters, or a plug-in's own check
+                self._recorder.rejected(record, error_text(error))
                 continue
             self._recorder.proposed(record)
             return {
                 "trial_id": record.trial_id,
                 "params": dict(record.params),
                 "trial": config.model_dump_json(),  # all that the workers parse
+                "plugins": json.dumps(texts_of(config.plugins)),
             }
+        if self._seeds and self._seeds.waits:
+            return None
         self.is_exhausted = True
         return Searcher.FINISHED
 
@@ -84,7 +89,7 @@ class TrialProposer(NotPickled, Searcher):
         records = list(self._recorder.records.values())
         trainings = self._next_number + sum(record.kind == "repeat" for record in records)
         is_wanted = self._studies.num_wanted > 0  # points that the user has enqueued come first
-        if self._seeds and not is_wanted and self._seeds.begins(trainings, records):
+        if self._seeds and self._seeds.begins(trainings, records) and not is_wanted:
             return self._seeds.next(records)
         if not self._may_propose(trainings):
             return None

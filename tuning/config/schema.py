@@ -101,8 +101,8 @@ class BudgetConfig(Frozen):
     hours: float | None = Field(default=None, gt=0, le=1e6)
     """Wall-clock time in which the search runs."""
     gpu_hours: float | None = Field(default=None, gt=0, le=1e9)
-    """Reserved GPUs times hours, including failed and repeated trials and references. The time of a
-    trial includes the start of its workers, and of an autoscaler's nodes that they wait for."""
+    """Reserved GPUs times hours, including failed and repeated trials and references. The start
+    of workers counts, and of a wait for GPUs the first two minutes."""
     target: float | None = None
     """End as soon as the objective of the best trial reaches this value."""
     worth: float | None = Field(default=None, gt=0, le=1e9)

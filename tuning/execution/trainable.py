@@ -20,7 +20,7 @@ from tuning.execution.cluster_resources import DRIVER
 from tuning.execution.retries import Attempts, FaultyNodes, TrainingHangs
 from tuning.execution.warm_workers import WarmWorkers
 from tuning.runs.errors import error_text, storage_failure
-from tuning.runs.records import ERROR, NOTICE, STEP, TRAIN_CURVE
+from tuning.runs.records import ERROR, NOTICE, STEP, TRAIN_CURVE, WAITS
 
 
 def trainable(storage_path: str, resources: ResourcesConfig, final_split: str | None) -> Any:
@@ -56,6 +56,7 @@ class Slot(tune.Trainable):
         """Go on to another trial."""
         # The name is stable: a resumed trial finds its checkpoints by it.
         self._name, self._trial = f"train-{new_config['trial_id']}", new_config["trial"]
+        self._plugins = json.loads(new_config["plugins"])
         self._attempts = Attempts(new_config["trial_id"], self._nodes)
         self._folder: Store | None = None
         return True
@@ -74,7 +75,7 @@ class Slot(tune.Trainable):
             if answer.diverged is not None:
                 raise TrainingDiverged(answer.diverged)
             if not answer.metrics:
-                return {TRAIN_CURVE: answer.train_curve}
+                return {TRAIN_CURVE: answer.train_curve, WAITS: answer.waits}
             is_last = answer.metrics[STEP] >= json.loads(self._trial)["steps"]
             if is_last:
                 self._nodes.finished()
@@ -99,5 +100,5 @@ class Slot(tune.Trainable):
         if self._workers is None:
             options = self.resources.per_trial() | self._nodes.placement()
             self._workers = WarmWorkers(self.resources.hang_after_s, options)
-        request = Request(location(self._folder), self._trial, self.final_split)
+        request = Request(location(self._folder), self._trial, self.final_split, self._plugins)
         return self._workers.ask(request)

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import secrets
 import threading
+import time
 from concurrent.futures import FIRST_COMPLETED, Future, wait
+from dataclasses import replace
 from typing import Any
 
 import ray
@@ -19,6 +21,8 @@ from tuning.execution.tasks import ask_nodes
 
 POLL_S = 5.0
 """Time that `ask` waits for a report before it returns how far the trial is."""
+START_S = 120.0
+"""Time that workers need to start. If it takes longer, they wait for a place in the cluster."""
 END_S = 20.0
 """Time that workers have to end. Those that need more end with the process that asked for them."""
 ANSWER_S = 30.0
@@ -40,6 +44,7 @@ class WarmWorkers:
         actor: Any = ray.remote(Exchange).options(num_cpus=0, scheduling_strategy=here)
         self._exchange, self._name = actor.remote(), f"slot-{secrets.token_hex(4)}"
         self._answer: Future[Answer] | None = None
+        self._began = time.monotonic()
         self._ended: Future[None] = Future()
         values = {"exchange": self._exchange, "hang_after_s": hang_after_s}
         threading.Thread(target=self._run, args=(values, options), daemon=True).start()
@@ -60,7 +65,7 @@ class WarmWorkers:
             raise RuntimeError("the workers have ended without a report")
         remove_orphaned_groups()  # for which these workers may be waiting
         progress: Answer = ray.get(self._exchange.progress.remote())
-        return progress
+        return replace(progress, waits=progress.waits and time.monotonic() - self._began > START_S)
 
     def end(self) -> None:
         """End the workers, and wait until their resources are free."""

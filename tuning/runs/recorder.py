@@ -21,6 +21,7 @@ from tuning.runs.records import (
     NOTICE,
     STEP,
     TRAIN_CURVE,
+    WAITS,
     SearchOutcome,
     SearchRecord,
     TrialRecord,
@@ -105,12 +106,17 @@ class Recorder(NotPickled, TuneCallback):
         self, iteration: int, trials: list[Trial], trial: Trial, result: dict[str, Any], **info: Any
     ) -> None:
         """A trial reports. Tune adds values of its own to a result; they are left out."""
+        record = self.records[trial.config["trial_id"]]
+        gpus = 0.0 if result.get(WAITS) else self._gpus
         if NOTICE in result:
             logger.warning(redact(result[NOTICE]))
+        elif record.gpus != gpus:  # in the journal, time without GPUs is an attempt of its own
+            if not gpus:
+                logger.warning("%s waits for GPUs of the cluster", record.trial_id)
+            record = self._start(record, gpus)
         if STEP not in result:
             # A trial that is repeated has none: it goes back to its last checkpoint.
             train_curve = result.get(TRAIN_CURVE, {})
-            record = self.records[trial.config["trial_id"]]
             if train_curve or record.progress:
                 record = replace(record, progress=train_curve)
                 self.records[record.trial_id] = record
@@ -122,7 +128,6 @@ class Recorder(NotPickled, TuneCallback):
             if name == STEP or ("/" in name and not name.startswith("config/"))
             if isinstance(value, int | float)
         }
-        record = self.records[trial.config["trial_id"]]
         record = record.with_report(report, result.get(TRAIN_CURVE))
         # Tune marks the report at which the scheduler stops a trial as `done`.
         if result.get("done") and record.step < self.search.total_steps:
@@ -166,11 +171,12 @@ class Recorder(NotPickled, TuneCallback):
         self._notify("search_ended", list(history.records), outcome)
         return history
 
-    def _start(self, record: TrialRecord, gpus: float) -> None:
+    def _start(self, record: TrialRecord, gpus: float) -> TrialRecord:
         started = record.with_attempt(self._journal.now(), gpus)
         self._journal.trial_started(started)
         self.records[started.trial_id] = started
         self._notify("trial_started", started)
+        return started
 
     def _end(self, trial_id: str, error: str | None = None) -> None:
         if error is not None:

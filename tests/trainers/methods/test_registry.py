@@ -11,12 +11,16 @@ from trainers.methods import register_method
 from trainers.methods.base import Method
 from trainers.methods.ft import FineTuning
 from trainers.methods.registry import (
+    _LOADED,
+    _TEXTS,
     ENTRY_POINTS,
     METHODS,
     SEARCH_SPACES,
     _load_entry_points,
     is_available,
     load_plugins,
+    texts_of,
+    use_texts,
 )
 
 SPACE = {"parameters": {"method.strength": {"type": "float", "low": 0, "high": 1}}}
@@ -48,6 +52,20 @@ def test_a_plugin_file_adds_a_method(plugin):
     assert trial.model_dump(mode="json")["method"] == {"name": "mine", "strength": 0.25}
     assert SEARCH_SPACES["mine"] == SPACE
     assert with_overrides(trial, {"method.strength": 1.0}, "test").method != trial.method
+
+
+def test_a_plugin_that_is_edited_stays_what_it_was(plugin):
+    values = {"plugins": [str(plugin)], "method": {"name": "mine", "strength": 0.25}}
+    texts = texts_of(TrialConfig.model_validate(values).plugins)
+    assert texts == {str(plugin): plugin.read_text()}
+    plugin.unlink()
+    _LOADED.clear()  # as in a process that starts later
+    _TEXTS.clear()
+    METHODS.pop("mine")
+    with pytest.raises(ValueError, match="no such file"):
+        TrialConfig.model_validate(values)
+    use_texts(texts)
+    assert TrialConfig.model_validate(values).method.strength == 0.25
 
 
 def test_a_plugin_module_is_found_by_its_name(plugin, monkeypatch):

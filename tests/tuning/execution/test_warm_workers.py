@@ -100,6 +100,22 @@ def test_workers_end_with_their_next_report(trial, tmp_path, monkeypatch):
         workers.ask(request)
 
 
+def test_workers_that_wait_for_a_place_say_so(trial, tmp_path, monkeypatch):
+    monkeypatch.setattr("tuning.execution.warm_workers.POLL_S", 0.1)
+    monkeypatch.setattr("tuning.execution.warm_workers.START_S", 0.0)
+    group = ray.util.placement_group([{"CPU": 2}])  # all of this Ray
+    ray.get(group.ready())
+    prepare_folder(open_store(tmp_path))
+    request = Request(str(tmp_path), trial.model_dump_json())
+    workers = WarmWorkers(HOUR_S, ResourcesConfig().per_trial())
+    assert all(workers.ask(request).waits for _ in range(5))
+    ray.util.remove_placement_group(group)
+    while not (answer := workers.ask(request)).metrics:
+        pass
+    assert not answer.waits
+    workers.end()
+
+
 class Kills(Callback):
     """Kills the processes of a class of Ray's actors at the first report of a trial."""
 

@@ -16,6 +16,7 @@ from tuning.runs.records import (
     ERROR,
     NOTICE,
     TRAIN_CURVE,
+    WAITS,
     TrialRecord,
 )
 
@@ -92,6 +93,29 @@ def test_setting_the_clock_during_a_session_changes_no_duration(tmp_path, monkey
     history = r.finish("stopped")
     (record,) = history.records
     assert day <= record.gpu_seconds(0.0) / 2 <= history.seconds < 2 * day
+
+
+def test_the_time_of_a_wait_for_gpus_is_not_that_of_gpus(tmp_path, monkeypatch, caplog):
+    r, trial, began = recorder(tmp_path), tune_trial(), time.monotonic()
+
+    def at(seconds, result):
+        monkeypatch.setattr("time.monotonic", lambda: began + seconds)
+        r.on_trial_result(0, [], trial, result)
+
+    r.on_trial_start(0, [], trial)
+    at(120, {TRAIN_CURVE: {}, WAITS: True})
+    at(3000, {TRAIN_CURVE: {}, WAITS: True})
+    at(3720, {TRAIN_CURVE: {}, WAITS: False})
+    at(3750, {NOTICE: "its machine was lost"})
+    at(3780, fakes.report(fakes.TOTAL_STEPS, 84.0, 61.0))
+    r.on_trial_complete(0, [], trial)
+    for record in (*r.finish("finished").records, r.records["trial-000"]):
+        assert record.gpu_seconds(0.0) == pytest.approx(2 * 180, abs=2)
+        assert record.seconds == pytest.approx(3780, abs=2)
+    assert caplog.messages == [
+        "trial-000 waits for GPUs of the cluster",
+        "its machine was lost",
+    ]
 
 
 def test_a_slot_reports_why_its_trial_has_failed(tmp_path):
