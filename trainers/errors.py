@@ -111,6 +111,18 @@ def storage_failures(where: object, what: str) -> Iterator[None]:
         raise StorageFailed(f"{where}: {what}: {system_words(error)}") from error
 
 
+def unreadable(error: OSError, where: object, **fields: Any) -> ConfigError | StorageFailed:
+    """A mistake if a file is missing or denied; otherwise its storage does not answer.
+
+    Args:
+        fields: of the ConfigError.
+    """
+    problem = f"cannot be read: {system_words(error)}"
+    if isinstance(error, FileNotFoundError | NotADirectoryError | PermissionError):
+        return ConfigError(problem, **fields)
+    return StorageFailed(f"{where}: {problem}")
+
+
 def system_words(error: OSError) -> str:
     """The operating system's description of the error, in one line."""
     return os.strerror(error.errno) if error.errno else first_line(error)

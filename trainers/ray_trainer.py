@@ -14,6 +14,7 @@ from __future__ import annotations
 import gc
 import secrets
 import tempfile
+import traceback
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing, contextmanager
 from importlib import import_module
@@ -163,6 +164,7 @@ def serve(values: dict[str, Any]) -> None:
             `hang_after_s`.
     """
     from trainers.config import TrialConfig
+    from trainers.methods.registry import use_texts
 
     import_module("trainers.fine_tune")  # before the state of the process is recorded
     # Frozen objects are left out of garbage collections, such as the one after each trial.
@@ -177,7 +179,7 @@ def serve(values: dict[str, Any]) -> None:
             exchange.set_progress.remote(train_curve)
 
     hang = ends_if_it_hangs(values["hang_after_s"], context.get_experiment_name(), rank)
-    with hang, running, _full_disks():
+    with hang, running, _told_to_the_search():
         while True:
             request = ray.get(exchange.next_request.remote()) if is_first else None
             request = broadcast_from_rank_zero(request)
@@ -185,6 +187,7 @@ def serve(values: dict[str, Any]) -> None:
                 running.close()  # also if early stopping has ended the trial before its last step
                 if request.trial is None:
                     return
+                use_texts(request.plugins)
                 config, folder = TrialConfig.model_validate_json(request.trial), request.folder
                 running.enter_context(restored_state())
                 fill_cache(config, request.final_split)
@@ -204,16 +207,18 @@ def serve(values: dict[str, Any]) -> None:
 
 
 @contextmanager
-def _full_disks() -> Iterator[None]:
-    """Within the block, a full disk is a `StorageFailed`, such as one of the cache of images.
+def _told_to_the_search() -> Iterator[None]:
+    """Within the block, errors carry what they lose when Ray pickles them: traceback and cause.
 
-    An error loses its cause when Ray pickles it, so it has to be recognised here.
+    The traceback is their attribute `worker_traceback`. A full disk that is the cause, such as one
+    of the cache of images, is a `StorageFailed`.
     """
     try:
         yield
     except Exception as error:
         cause = system_error(error)
         if isinstance(error, StorageFailed) or cause is None or cause.errno not in FULL:
+            error.worker_traceback = traceback.format_exc()  # type: ignore[attr-defined]
             raise
         node = ray.util.get_node_ip_address()
         raise StorageFailed(f"node {node}: {first_line(error)}") from None
@@ -249,6 +254,7 @@ def train(
     on_progress: Callable[[TrainCurve], object] | None = None,
 ) -> Generator[Report]:
     """Run `fine_tune` from the newest checkpoint on, and yield its reports once they are saved."""
+    from trainers.config import MOST_LOADERS
     from trainers.fine_tune import fine_tune
     from trainers.loop.evaluate_run import evaluate_run, measure_end
     from trainers.loop.state import load_split
@@ -258,6 +264,11 @@ def train(
     if (size := noted_micro_batch(folder)) is not None:
         optim = config.optim.model_copy(update={"micro_batch_size": size})
         config = config.model_copy(update={"optim": optim})
+    if config.data.workers == "auto" and device.type == "cuda":
+        # PyTorch has fewer threads than the worker has CPUs where OMP_NUM_THREADS is exported.
+        cpus = int(ray.get_runtime_context().get_assigned_resources().get("CPU", 1))
+        data = config.data.model_copy(update={"workers": min(MOST_LOADERS, max(1, cpus))})
+        config = config.model_copy(update={"data": data})
     notice = _PreemptionNotice()
     with newest_on_this_node(folder) as resume_from:
         reports = fine_tune(

@@ -89,6 +89,9 @@ def test_paper_configurations_have_the_papers_setting(name):
     assert (trial.data.crop_area, trial.data.crop_pct) == ((0.08, 1.0), 0.875)
     assert trial.data.crop_law == "tensorflow"
     assert (trial.precision, trial.eval.rung_weights) == ("auto", "averaged")
+    width = {"B/32": 512, "B/16": 512, "L/14": 768}[f"{size[0].upper()}/{size[1:]}"]
+    views = trial.steps * trial.optim.batch_size * width * 2  # bytes, which all trials share
+    assert views < trial.zero_shot_cache_gb * 1e9
     assert search.name == name
     assert middle(file.search_space().parameters[LR]) == 1e-5
     assert file.search_space().initial_points[0][LR] == 1e-5

@@ -4,6 +4,7 @@ import errno
 import os
 import shutil
 import tempfile
+from contextlib import nullcontext
 from types import SimpleNamespace
 
 import pytest
@@ -11,12 +12,19 @@ import ray
 import ray.train
 import torch
 
+from tests.trainers.curves import changed
 from trainers import ray_trainer
 from trainers.checkpoints.format import Header, Progress, save_checkpoint
 from trainers.checkpoints.storage import prepare_folder, write_checkpoint
 from trainers.data.storage import open_store
 from trainers.errors import ConfigError, StorageFailed
-from trainers.ray_trainer import _full_disks, newest_on_this_node, saved_locally, task_device
+from trainers.ray_trainer import (
+    _told_to_the_search,
+    newest_on_this_node,
+    saved_locally,
+    task_device,
+    train,
+)
 
 
 def save(folder):
@@ -81,9 +89,25 @@ def test_a_task_uses_what_it_has_reserved(reserved, device, limits, monkeypatch)
     assert found == limits
 
 
+@pytest.mark.parametrize(("given", "expected"), [("auto", 8), (3, 3)])
+def test_loaders_are_as_many_as_the_reserved_cpus(given, expected, trial, tmp_path, monkeypatch):
+    """PyTorch has one thread here, as where OMP_NUM_THREADS is exported."""
+    found = []
+    context = SimpleNamespace(get_assigned_resources=lambda: {"CPU": 8.0, "GPU": 1.0})
+    monkeypatch.setattr(ray, "get_runtime_context", lambda: context)
+    monkeypatch.setattr(ray.train.torch, "get_device", lambda: torch.device("cuda"))
+    monkeypatch.setattr(ray_trainer, "newest_on_this_node", lambda folder: nullcontext())
+    monkeypatch.setattr(
+        "trainers.fine_tune.fine_tune", lambda config, **_: iter(found.append(config) or ())
+    )
+    config = changed(trial, data__workers=given)
+    assert [*train(config, open_store(tmp_path))] == []
+    assert found[0].data.loader_processes(on_gpu=True) == expected
+
+
 def test_a_full_cache_is_no_fault_of_the_trial():
     def cached(number):
-        with _full_disks():
+        with _told_to_the_search():
             try:
                 raise OSError(number, os.strerror(number))
             except OSError as error:

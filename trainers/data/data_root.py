@@ -13,7 +13,7 @@ from pyarrow import fs
 
 from trainers.data.sources import Source
 from trainers.data.storage import Store, cache_folder, open_store
-from trainers.errors import ConfigError, did_you_mean
+from trainers.errors import ConfigError, did_you_mean, unreadable
 
 logger = logging.getLogger(__name__)
 
@@ -98,8 +98,7 @@ def domain_files(store: Store, domain: str, split: str) -> list[str]:
                 raise ConfigError(problem, hint=hint, source=f"{store.url}/{path}".rstrip("/"))
         raise ConfigError("no *.parquet file here", source=f"{store.url}/{domain}/{split}")
     except OSError as error:
-        problem = f"cannot be read: {error}"
-        raise ConfigError(problem, key="data.root", value=store.url) from None
+        raise unreadable(error, store.url, key="data.root", value=store.url) from None
 
 
 def without_split(

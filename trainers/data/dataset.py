@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import io
 import json
-import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
 from copy import copy
@@ -27,12 +26,12 @@ from torchvision.transforms.v2 import functional
 
 from trainers.config import DataConfig
 from trainers.data.data_root import domain_files
-from trainers.data.images import BadImage, decode, orientation
+from trainers.data.images import BadImage, decode, is_too_large, orientation
 from trainers.data.sampler import StepSampler
 from trainers.data.schema import Header, split_header
 from trainers.data.storage import CACHE_VARIABLE, Store, cache_folder, open_store
 from trainers.data.transforms import CROP_PCT, augmentation, eval_view, train_view
-from trainers.errors import ConfigError, first_line
+from trainers.errors import ConfigError, first_line, storage_failures
 from trainers.folders import appearing
 from trainers.models.image import ImageInput
 from trainers.seeding import generator
@@ -169,7 +168,9 @@ class ImageDataset:
 def _version(store: Store, folder: str, files: Sequence[str]) -> str:
     """A name for files of a folder that changes if one of them is written again."""
     facts = []
-    for file in store.list(folder):  # one request to a bucket
+    with storage_failures(store.url, "its files cannot be listed"):
+        there = store.list(folder)  # one request to a bucket
+    for file in there:
         if store.relative(file) not in files:
             continue
         changed = file.mtime_ns
@@ -203,7 +204,8 @@ def _mapped(store: Store, files: Sequence[str], version: str) -> datasets.Datase
             with filelock.FileLock(f"{copies}.lock"):
                 if not copies.exists():
                     here = fs.LocalFileSystem()
-                    with appearing(copies) as made:
+                    copying = storage_failures(store.url, "its files cannot be copied")
+                    with copying, appearing(copies) as made:
                         for file, name in zip(files, names, strict=True):
                             fs.copy_files(
                                 store.full(file), str(made / name), store.filesystem, here
@@ -248,11 +250,11 @@ def _is_usual_jpeg(data: pa.Buffer) -> bool:
     if bytes(data[:2]) != b"\xff\xd8" or bytes(data[-2:]) != b"\xff\xd9":
         return False
     try:
-        with warnings.catch_warnings(action="error", category=Image.DecompressionBombWarning):
-            image = Image.open(io.BytesIO(data), formats=["JPEG"])
+        image = Image.open(io.BytesIO(data), formats=["JPEG"])
     except Exception:  # `decode` reports it
         return False
-    return image.format == "JPEG" and image.mode == "RGB" and orientation(image) == 1
+    is_plain = image.format == "JPEG" and image.mode == "RGB" and orientation(image) == 1
+    return is_plain and not is_too_large(image)
 
 
 @dataclass(eq=False)

@@ -95,6 +95,15 @@ def decode(data: bytes) -> Image.Image:
     return image if image.mode == "RGB" else image.convert("RGB")
 
 
+def is_too_large(image: Image.Image) -> bool:
+    """Whether an image that is opened has more pixels than Pillow decodes without a warning.
+
+    The warning cannot decide: threads share the filters of warnings.
+    """
+    most = Image.MAX_IMAGE_PIXELS
+    return most is not None and image.width * image.height > most
+
+
 def orientation(image: Image.Image) -> int:
     """EXIF orientation; 1 is upright."""
     try:
@@ -108,14 +117,12 @@ def _decode(data: bytes) -> tuple[Image.Image, bool]:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            # Raised from the size in the header, before anything is decoded.
-            warnings.simplefilter("error", Image.DecompressionBombWarning)
             return _load(data)
     except BadImage:
         raise
     except UnidentifiedImageError:
         raise BadImage(f"not an image: {len(data):,} bytes, beginning with {data[:8]!r}") from None
-    except (Image.DecompressionBombError, Image.DecompressionBombWarning, MemoryError) as error:
+    except (Image.DecompressionBombError, MemoryError) as error:
         raise BadImage(f"too large: {_one_line(error)}") from None
     except Exception as error:  # a corrupt file can make a decoder raise anything
         raise BadImage(f"truncated: {_one_line(error)}") from None
@@ -126,6 +133,8 @@ def _load(data: bytes) -> tuple[Image.Image, bool]:
     image: Image.Image = Image.open(
         io.BytesIO(data), formats=[name for name in FORMATS if name in Image.OPEN]
     )
+    if is_too_large(image):
+        raise BadImage(f"too large: {image.width} x {image.height} pixels")
     file_format = image.format
     as_it_is = file_format in _PLAIN
     if file_format != "MPO" and getattr(image, "is_animated", False):

@@ -24,7 +24,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from trainers.data.storage import Store, open_store
-from trainers.errors import ConfigError, first_line
+from trainers.errors import ConfigError, first_line, unreadable
 
 CLASS_NAMES_KEY = b"class_names"
 METADATA_KEY = b"metadata"
@@ -151,10 +151,15 @@ def open_parquet(store: Store, file: str) -> Iterator[pq.ParquetFile]:
     """Open a Parquet file, of which only the requested parts are read.
 
     Raises:
-        ConfigError: it cannot be opened, is not Parquet, or cannot be read within the context.
+        ConfigError: it is missing, is not Parquet, or cannot be read within the context.
+        StorageFailed: its storage does not answer.
     """
     try:
-        with store.open(file) as stream, pq.ParquetFile(stream) as parquet:
+        stream = store.open(file)
+    except OSError as error:
+        raise unreadable(error, store.locate(file), source=store.locate(file)) from None
+    try:
+        with stream, pq.ParquetFile(stream) as parquet:
             yield parquet
     except (pa.ArrowException, OSError) as error:
         problem = f"cannot be read: {first_line(error)}"

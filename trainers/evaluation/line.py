@@ -79,7 +79,7 @@ def choose_point(
     best = _best(trained, at_known, zero_shot, goal, trained)
     at = known.index(best)
     near = [a for a in GRID if known[at - 1] <= a <= known[min(at + 1, len(known) - 1)]]
-    return _best(GRID, at_grid, zero_shot, goal, near)
+    return _best(GRID, at_grid, zero_shot, goal, near) if near else best
 
 
 def _best(

@@ -101,7 +101,7 @@ class ZeroShotFeatures:
         rank, world_size, rows = self._rank, self._world_size, images.eval_rows
         share, largest = len(rows[rank::world_size]), len(rows[::world_size])
         file = self._file(key, world_size, largest, torch.float32)
-        encode = partial(image_features, self._encode, images, self.batches)
+        encode = partial(image_features, self._encode_evaluated, images, self.batches)
         return self._once(key, lambda: self._shared(file, rank, share, encode).cpu())
 
     def drift(self, images: ImageDataset) -> Drift:
@@ -189,3 +189,13 @@ class ZeroShotFeatures:
     def _encode(self, images: Tensor) -> Tensor:
         with self._precision.autocast():
             return self._zero_shot.image_features(images)
+
+    def _encode_evaluated(self, images: Tensor) -> Tensor:
+        """Features of images; if they do not fit into memory, half as many at a time."""
+        try:
+            return self._encode(images)
+        except torch.OutOfMemoryError:
+            if len(images) == 1:
+                raise
+        # Outside of the handler, whose traceback keeps what was computed in memory.
+        return torch.cat([self._encode_evaluated(half) for half in images.chunk(2)])

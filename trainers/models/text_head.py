@@ -117,7 +117,10 @@ def model_digest(clip: nn.Module, config: Mapping[str, Any]) -> str:
         return name.encode() + hashlib.sha256(values).digest()
 
     packages = {}
-    for package in ("open_clip_torch", "pillow", "timm", "torch", "torchvision", "transformers"):
+    for package in (
+        *("numpy", "open_clip_torch", "pillow"),
+        *("timm", "torch", "torchvision", "transformers"),
+    ):
         with suppress(PackageNotFoundError):
             packages[package] = version(package)
     described = json.dumps([config, packages], sort_keys=True, default=str).encode()

@@ -184,10 +184,10 @@ def resolve_space(
         own = space.by_method.get(name, MethodSpaceConfig())
         ready_spaces[name] = _ready_space(own.name or name, f"search.space.by_method.{name}.name")
     if not space.methods:
-        name, method = space.name, trial.method.name
-        if name == AUTO:
-            name = method if method in (*SPACES, *SEARCH_SPACES) else None
-        ready_spaces[None] = _ready_space(name, "search.space.name") if name else None
+        chosen, method = space.name, trial.method.name
+        if chosen == AUTO:
+            chosen = method if method in (*SPACES, *SEARCH_SPACES) else None
+        ready_spaces[None] = _ready_space(chosen, "search.space.name") if chosen else None
     for point in space.initial_points or ():
         if point.get(METHOD_KEY) not in ready_spaces:
             problem = f"its {METHOD_KEY} is none of search.space.methods"

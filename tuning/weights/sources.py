@@ -17,7 +17,7 @@ from trainers.config import DataConfig, TrialConfig
 from trainers.data.data_root import domain_files, resolve_root
 from trainers.data.schema import read_header
 from trainers.data.storage import Store, open_store
-from trainers.errors import ConfigError, did_you_mean, validate
+from trainers.errors import ConfigError, StorageFailed, did_you_mean, validate
 from trainers.evaluation.metrics import ID, MetricKey
 from trainers.yaml_text import read_yaml
 from tuning.checkpoints.files import fetched, kept_checkpoint
@@ -164,7 +164,7 @@ def evaluation_crops(data: DataConfig) -> dict[str, float]:
     Data that cannot be read any more count as without a record.
     """
     crops = dict.fromkeys(data.domains, data.crop_pct)
-    with suppress(ConfigError, OSError):
+    with suppress(ConfigError, OSError, StorageFailed):
         store = resolve_root(data.root)
         for domain in data.domains:
             header = read_header(store, domain_files(store, domain, SPLIT)[0])

@@ -1,8 +1,10 @@
 """Images by row and batches of them: order, views and samples, and what is refused."""
 
+import errno
 import hashlib
 import json
 import multiprocessing
+import os
 import pickle
 from concurrent.futures import ProcessPoolExecutor
 
@@ -18,8 +20,8 @@ from trainers.data import dataset as images_module
 from trainers.data.dataset import ImageDataset, stratified, train_batches
 from trainers.data.sampler import StepSampler
 from trainers.data.schema import LabelledImage, part_path, write_images
-from trainers.data.storage import CACHE_VARIABLE, open_store
-from trainers.errors import ConfigError
+from trainers.data.storage import CACHE_VARIABLE, Store, open_store
+from trainers.errors import ConfigError, StorageFailed
 from trainers.models.image import ImageInput
 
 CLASSES = ["cat", "dog", "eel"]
@@ -339,3 +341,17 @@ def test_a_domain_whose_preparation_is_not_done_is_refused(root):
         ImageDataset(root, "real", "train")
     record.write_text(json.dumps({"status": "done"}))
     assert len(ImageDataset(root, "real", "train")) == 7
+
+
+@pytest.mark.parametrize("method", ["list", "open"])
+@pytest.mark.parametrize(
+    ("number", "expected"),
+    [(errno.EIO, StorageFailed), (errno.EACCES, ConfigError), (errno.ENOENT, ConfigError)],
+)
+def test_a_storage_that_does_not_answer_is_no_mistake(method, number, expected, root, monkeypatch):
+    def refused(*_):
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(Store, method, refused)
+    with pytest.raises(expected, match=os.strerror(number)):
+        ImageDataset(open_store(root), "real", "train")

@@ -2,6 +2,7 @@
 
 import io
 import struct
+import warnings
 import zlib
 
 import numpy as np
@@ -202,6 +203,15 @@ def test_what_cannot_be_decoded_to_its_end_or_stored_is_bad(data, kind):
         encode(data)
     assert str(found.value).startswith(f"{kind}:")
     assert "\n" not in str(found.value)
+
+
+def test_warnings_that_another_thread_ignores_do_not_let_a_large_image_in(monkeypatch):
+    jpeg = file_of(Image.new("RGB", (40, 30)), "JPEG")
+    encode(jpeg)
+    monkeypatch.setattr(warnings, "simplefilter", lambda *_: None)
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 40 * 30 - 1)
+    with pytest.raises(BadImage, match="too large: 40 x 30 pixels"):
+        encode(jpeg)
 
 
 def test_an_image_too_thin_for_the_resizing_of_evaluation_is_bad():

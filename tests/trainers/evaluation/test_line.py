@@ -42,6 +42,11 @@ def test_the_top_of_a_curve_is_chosen(top):
     assert choose_point(downwards, goal(("nll", "min"))) == top
 
 
+def test_points_closer_than_the_grid_are_points_too():
+    at = {a: {"acc": -abs(a - 0.97)} for a in (0.0, 0.96, 0.97, 0.98, 1.0)}
+    assert choose_point(at, goal(("acc", "max"))) == 0.97
+
+
 def test_a_trained_point_is_chosen_even_where_zero_shot_is_best():
     assert choose_point(measured(acc=parabola(-1.0)), goal(("acc", "max"))) == GRID[0]
 

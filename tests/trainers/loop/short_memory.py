@@ -11,7 +11,7 @@ def limit_images(most, where, from_step=0):
     Args:
         most: that fit.
         where: in the forward pass of the `student` or of the `teacher`, in the student's
-            `backward` pass, or in its `evaluation`; the other passes fit.
+            `backward` pass, or in the `evaluation` of both; the other passes fit.
         from_step: the first step in which that is so.
     """
 
@@ -32,6 +32,8 @@ def limit_images(most, where, from_step=0):
             encoder.register_forward_hook(after)
         else:
             encoder.register_forward_pre_hook(before)
+        if where == "evaluation":
+            run.zero_shot.visual.register_forward_pre_hook(before)
         return run
 
     return start_limited
