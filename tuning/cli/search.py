@@ -137,7 +137,7 @@ def confirm(
 
     Each chosen trial and plain fine-tuning is trained with every seed.
 
-    Example: lipsum-tune confirm quickstart --seeds 3
+    Example: lipsum-tune confirm quickstart --rule objective --seeds 3
     """
     check_run(run)
     from tuning.confirmation.confirm import confirm as confirm_choices
