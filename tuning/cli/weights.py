@@ -105,12 +105,17 @@ def export(
         raise ConfigError("give --output FOLDER, --register NAME or both")
     which: dict[str, Any] = {"trial": trial, "soup": soup, "top": top, "alpha": alpha}
     if register is not None:
+        from tuning.runs.run_folder import load_run
+        from tuning.views.mlflow.client import redact, tracking_uri
         from tuning.weights.registry import register_weights
 
         version = register_weights(run, register, output, **which)
         what = str(version.description).partition("\n")[0].lstrip("# ")
-        show("Registered", f"{what} as {version.name}, version {version.version}, in MLflow")
-        show("Load with", f'mlflow.pyfunc.load_model("models:/{version.name}/{version.version}")')
+        loaded = load_run(run)
+        uri = redact(tracking_uri(loaded.file.search.tracking.uri, loaded.folder.parent))
+        show("Registered", f"{what} as {version.name}, version {version.version}")
+        show("Load with", f'mlflow.set_tracking_uri("{uri}")')
+        show("", f'mlflow.pyfunc.load_model("models:/{version.name}/{version.version}")')
     elif output is not None:
         from tuning.weights.export import ABOUT, export_weights
 
