@@ -23,7 +23,7 @@ from typer.testing import CliRunner
 import tuning
 from cluster.cli import app
 from docs import build
-from tests.trainers.curves import short
+from tests.trainers.curves import curve, short
 from tests.tuning import fakes
 from tests.tuning.run_folders import search_file, trial, write_run
 from trainers.errors import ConfigError
@@ -210,6 +210,13 @@ def test_the_documented_method_trains(trial, tmp_path):
     (report,) = fine_tune(config)
     moved = report.metrics["train/reg"]
     assert 0 < moved < 4  # the squared distance of two points on a sphere of radius 1
+
+
+def test_the_documented_loss_without_smoothing_is_that_of_ft(trial, tmp_path):
+    write_files(ROOT / "docs" / "adding_a_method.md", tmp_path)
+    plugins = [str(tmp_path / "smoothed.py")]
+    config = short(trial, {"name": "smoothed", "smoothing": 0.0}, plugins=plugins)
+    assert curve(config) == curve(short(trial, "ft"))
 
 
 def test_the_reference_has_every_key_and_every_space():
