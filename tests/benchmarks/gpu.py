@@ -2,7 +2,7 @@
 
 Every part runs in a process of its own, so that one that fails or takes too long leaves the others
 their results, and its own rows so far. The figures and the card's name are written to `gpu.json`
-and `gpu.md` after each part. Weights are random (`model.pretrained: random`), since time and memory
+after each part, and printed. Weights are random (`model.pretrained: random`), since time and memory
 do not depend on them. `--dry` runs all parts on the CPU with the tiny CLIP: it shows that the
 command works.
 """
@@ -324,34 +324,10 @@ def peak_flops():
     return next((flops for part, flops in PEAK_FLOPS.items() if part in name), None)
 
 
-def markdown(found):
-    """The results as Markdown tables, with the card's name."""
-    lines = [f"# {found['card']}", "", f"PyTorch {found['torch']}, CUDA {found['cuda']}"]
-    for part, result in found["parts"].items():
-        lines += ["", f"## {part}", ""]
-        if "error" in result:
-            lines += [f"Not measured in full: {result['error']}", ""]
-        if "rows" not in result:
-            continue
-        names = list(result["rows"][0])
-        lines += [f"| {' | '.join(names)} |", f"|{'---|' * len(names)}"]
-        lines += [f"| {' | '.join(map(shown, row.values()))} |" for row in result["rows"]]
-        peak = "" if result["peak GiB"] is None else f", at most {result['peak GiB']:.1f} GiB"
-        lines += ["", f"{result['seconds']:.0f} s{peak}"]
-    return "\n".join(lines) + "\n"
-
-
-def shown(value):
-    """A value of a table's cell."""
-    if isinstance(value, list):
-        return " to ".join(map(shown, value))
-    return f"{value:.4g}" if isinstance(value, float) else "" if value is None else str(value)
-
-
 def main():
     """Run every part in a process of its own, and write what was found after each."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--out", type=Path, required=True, help="folder of gpu.json and gpu.md")
+    parser.add_argument("--out", type=Path, required=True, help="folder of gpu.json")
     parser.add_argument("--parts", nargs="+", choices=PARTS, default=list(PARTS))
     parser.add_argument("--dry", action="store_true", help="on the CPU, with the tiny CLIP")
     parser.add_argument("--images", type=Path, help=argparse.SUPPRESS)  # run one part here
@@ -384,8 +360,7 @@ def main():
                 result |= json.loads(file.read_text())
             found["parts"][part] = result
             (out / "gpu.json").write_text(json.dumps(found, indent=2) + "\n")
-            (out / "gpu.md").write_text(markdown(found))
-    print((out / "gpu.md").read_text())
+    print((out / "gpu.json").read_text())
 
 
 if __name__ == "__main__":
