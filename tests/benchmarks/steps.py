@@ -1,65 +1,33 @@
 """Time of training steps: `python -m tests.benchmarks.steps`
 
-Steps of FT beside those of methods that need the zero-shot model, which computes its features
-(`live`) or shares them (`shared`, all of them stored by an earlier pass). All runs take the same
-step one after the other, in an order that changes, so whatever else the machine does affects them
-alike; a ratio is that of one such round, and the table has the median and the quartiles. The tiny
-CLIP has the data, batches and length of the quickstart; ViT-B/32 has random weights, since time
-does not depend on them, and few images.
+Steps of FT beside those of Lipsum-FT, whose zero-shot model computes its features (`live`) or
+shares them (`shared`, all of them stored by an earlier pass). All runs take the same step one after
+the other, in an order that changes, so whatever else the machine does affects them alike; a ratio
+is that of one such round, and the table has the median and the quartiles. Model, data, batches and
+length are those of the quickstart.
 """
 
-from __future__ import annotations
-
-import argparse
 import random
 import time
-from pathlib import Path
 from statistics import median, quantiles
-from tempfile import TemporaryDirectory
-from typing import Any
 
 import torch
 from rich.console import Console
 from rich.table import Table
 
-from tests.benchmarks.gpu import CLASSES, synchronise
-from trainers.config import TrialConfig
-from trainers.embedded_benchmark.build import ImageCounts, build
+from tests.benchmarks.gpu import synchronise
+from trainers.config import with_overrides
+from trainers.data.data_root import resolve_root
 from trainers.fine_tune import training_batches
 from trainers.loop.state import open_images, start
 from trainers.loop.step import Stepper
+from tuning.config.validation import load_config
 
-MODELS: dict[str, dict[str, Any]] = {
-    "tiny-clip": {
-        "model": {"name": "tiny-clip"},
-        "data": {"crop_area": [0.4, 1.0], "crop_pct": 0.875},
-        "optim": {"lr": 6e-4, "batch_size": 64},
-        "eval": {"every": 40, "rung_images": 200, "batch_size": 64},
-        "steps": 120,
-    },
-    "ViT-B-32": {
-        "model": {"name": "ViT-B-32", "pretrained": "random"},
-        "optim": {"lr": 1e-5, "batch_size": 32},
-        "eval": {"every": 4},
-        "steps": 12,
-    },
+CONTENDERS = {
+    "ft": {"method.name": "ft"},
+    "lipsum_ft, live": {"method.name": "lipsum_ft", "zero_shot_cache_gb": 0},
+    "lipsum_ft, shared": {"method.name": "lipsum_ft", "zero_shot_cache_gb": 1},
 }
-CONTENDERS = {  # method, GB of shared features
-    "ft": ("ft", 1),
-    "lipsum_ft, live": ("lipsum_ft", 0),
-    "lipsum_ft, shared": ("lipsum_ft", 1),
-    "kd, live": ("kd", 0),
-    "kd, shared": ("kd", 1),
-}
-
-
-def trial(model, contender, data, steps):
-    """The configuration of a contender, in full length or with a number of steps."""
-    method, cache_gb = CONTENDERS[contender]
-    settings = {**MODELS[model], "method": {"name": method}, "zero_shot_cache_gb": cache_gb}
-    if steps is not None:
-        settings |= {"steps": steps, "eval": {"every": max(2, steps // 3)}}
-    return TrialConfig.model_validate({"data": data, **settings})
 
 
 def compare(configs):
@@ -68,7 +36,7 @@ def compare(configs):
     first = next(iter(runs.values()))
     train = open_images(first.config.data, first.config.data.id_domain, "train")
     steppers = {name: Stepper(run) for name, run in runs.items()}
-    seconds: dict[str, list[tuple[float, float]]] = {name: [] for name in runs}
+    seconds = {name: [] for name in runs}
     for step, (views, labels) in enumerate(training_batches(first, train)):
         for name in random.Random(step).sample(list(runs), len(runs)):
             synchronise()
@@ -80,31 +48,9 @@ def compare(configs):
     return {name: taken[2:] for name, taken in seconds.items()}  # the first ones allocate memory
 
 
-def main():
-    """Draw the images, measure each model, print the tables."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--models", nargs="+", choices=MODELS, default=list(MODELS))
-    parser.add_argument("--contenders", nargs="+", choices=CONTENDERS, default=list(CONTENDERS))
-    parser.add_argument("--steps", type=int, help="of each trial, with about three evaluations")
-    arguments = parser.parse_args()
-    console = Console(width=170)
-    with TemporaryDirectory() as folder:
-        root = Path(folder) / "images"
-        if "ViT-B-32" in arguments.models:
-            build(root, classes=CLASSES, images=ImageCounts(32, 2, 1))
-        for model in arguments.models:
-            names = arguments.contenders
-            data = {"root": str(root)}
-            configs = {name: trial(model, name, data, arguments.steps) for name in names}
-            for name, config in configs.items():
-                if name.endswith("shared"):
-                    compare({name: config})  # stores the features
-            console.print(ratios(model, compare(configs)))
-
-
-def ratios(model, seconds):
+def ratios(seconds):
     """Seconds of a step, and their ratio to FT: median and quartiles."""
-    title = f"{model}: seconds of a step, {torch.get_num_threads()} threads"
+    title = f"Seconds of a step, {torch.get_num_threads()} threads"
     shown = Table("", "wall", "/ ft", "CPU", "/ ft", title=title)
     for name, taken in seconds.items():
         cells = []
@@ -118,4 +64,8 @@ def ratios(model, seconds):
 
 
 if __name__ == "__main__":
-    main()
+    base = load_config("quickstart").trial
+    resolve_root(base.data.root, progress=True)
+    trials = {name: with_overrides(base, of, name) for name, of in CONTENDERS.items()}
+    compare({"shared": trials["lipsum_ft, shared"]})  # stores the features
+    Console(width=120).print(ratios(compare(trials)))

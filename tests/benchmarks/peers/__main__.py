@@ -43,7 +43,6 @@ Job = dict[str, Any]
 class Run:
     """What one contender took, and what it reported."""
 
-    began: float
     wall: float
     cpu: float
     reports: list[dict[str, Any]]
@@ -127,7 +126,7 @@ def measured(start, job):
     if process.returncode:
         raise RuntimeError(f"{process.args} ended with {process.returncode}:\n{log[-3000:]}")
     lines = (Path(job["output"]) / "results.jsonl").read_text().splitlines()
-    return Run(began, wall, sum(seconds.values()), [json.loads(line) for line in lines])
+    return Run(wall, sum(seconds.values()), [json.loads(line) for line in lines])
 
 
 def main():
