@@ -5,7 +5,6 @@ import sys
 import pyarrow.parquet as pq
 import pytest
 import torch
-import torch.distributed as dist
 
 from tests.conftest import CLASSES
 from tests.trainers.curves import changed
@@ -14,7 +13,7 @@ from trainers.checkpoints.format import STATE, whole_header
 from trainers.checkpoints.storage import newest_checkpoint
 from trainers.data.schema import LabelledImage, part_path, write_images
 from trainers.data.storage import open_store
-from trainers.errors import ConfigError, TrainingDiverged
+from trainers.errors import TrainingDiverged
 from trainers.fine_tune import fine_tune, training_batches
 from trainers.loop.evaluate_run import class_maps, evaluate_run
 from trainers.loop.state import load_split, open_images, start
@@ -187,11 +186,3 @@ def test_a_domain_may_reorder_or_omit_classes(trial, without_sketch, images_root
 def test_a_loss_that_is_no_number_ends_the_run_with_its_step(trial):
     with pytest.raises(TrainingDiverged, match="step 10"):
         list(fine_tune(changed(trial, steps=12, optim__lr=1e3, eval__every=12)))
-
-
-def test_a_batch_that_the_workers_cannot_share_evenly_is_refused(trial, monkeypatch):
-    monkeypatch.setattr(dist, "is_initialized", lambda: True)
-    monkeypatch.setattr(dist, "get_rank", lambda: 0)
-    monkeypatch.setattr(dist, "get_world_size", lambda: 3)
-    with pytest.raises(ConfigError, match="batch_size = 8: not divisible by 3 workers"):
-        start(trial)

@@ -5,14 +5,13 @@ import torch
 from trainers.loop.state import start
 
 
-def limit_images(most, where, from_step=0):
+def limit_images(most, where):
     """`start` of a run in which more images at a time raise what PyTorch raises on a GPU.
 
     Args:
         most: that fit.
         where: in the forward pass of the `student` or of the `teacher`, in the student's
             `backward` pass, or in the `evaluation` of both; the other passes fit.
-        from_step: the first step in which that is so.
     """
 
     def start_limited(*arguments, **options):
@@ -21,7 +20,7 @@ def limit_images(most, where, from_step=0):
 
         def before(module, inputs):
             counts = run.student.training != (where == "evaluation")
-            if counts and run.progress.step >= from_step and len(inputs[0]) > most:
+            if counts and len(inputs[0]) > most:
                 raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB.\nIt is.")
 
         def after(module, inputs, output):

@@ -68,12 +68,6 @@ def test_a_plugin_that_is_edited_stays_what_it_was(plugin):
     assert TrialConfig.model_validate(values).method.strength == 0.25
 
 
-def test_a_plugin_module_is_found_by_its_name(plugin, monkeypatch):
-    monkeypatch.syspath_prepend(plugin.parent)
-    trial = TrialConfig.model_validate({"plugins": [plugin.stem], "method": {"name": "mine"}})
-    assert type(trial.method).__module__ == plugin.stem
-
-
 def test_an_installed_package_adds_a_method(plugin, tmp_path, monkeypatch):
     record, content = tmp_path / "other-1.0.dist-info", plugin.read_text()
     record.mkdir()
@@ -87,21 +81,6 @@ def test_an_installed_package_adds_a_method(plugin, tmp_path, monkeypatch):
     plugin.write_text(content)
     trial = TrialConfig.model_validate({"method": {"name": "mine"}})
     assert type(trial.method).__module__ == plugin.stem
-
-
-def test_the_file_of_a_plugin_has_an_absolute_path(plugin, monkeypatch):
-    monkeypatch.chdir(plugin.parent)
-    assert TrialConfig(plugins=(plugin.name,)).plugins == (str(plugin),)
-
-
-def test_a_misspelt_key_of_a_plugins_method_is_corrected(plugin):
-    with pytest.raises(ConfigError) as error:
-        validate(
-            TrialConfig,
-            {"plugins": [str(plugin)], "method": {"name": "mine", "strngth": 1}},
-            "trial",
-        )
-    assert (error.value.key, error.value.hint) == ("method.strngth", "did you mean 'strength'?")
 
 
 @pytest.mark.parametrize("text", ["raise RuntimeError('broken')", None])
