@@ -6,7 +6,6 @@ from tests.images import write_photo_and_sketch, write_split
 from trainers import checks
 from trainers.checks import check_data
 from trainers.config import DataConfig
-from trainers.data.schema import LabelledImage, part_path, write_images
 from trainers.errors import ConfigError
 
 ID = ("ant", "bee", "cat")
@@ -47,12 +46,6 @@ def test_classes_that_do_not_fit_are_refused(root):
 def test_the_id_validation_split_is_checked_too(root):
     write_split(root, "photo", "val", ("ant", "bee", "cat", "dog"))
     refused(root, "photo: 'dog': no class of photo")
-
-
-def test_labels_out_of_range_are_found_in_any_file(root):
-    rows = [LabelledImage(b"no image", "x", label) for label in (0, 3)]
-    write_images(part_path(root, "sketch", "val", 1), rows, ID, {})
-    refused(root, r"part-00001\.parquet: labels 0 to 3")
 
 
 def test_class_names_without_a_prompt_are_an_error(root):

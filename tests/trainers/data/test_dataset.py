@@ -314,21 +314,16 @@ def test_files_that_disagree_or_are_empty_are_refused(tmp_path, root):
     with pytest.raises(ConfigError, match=r"part-00001.parquet: other .*crop_pct"):
         dataset_of(tmp_path / "crops", [PNG], crop_pct="1.0")
     for label in (-1, 3):
-        with pytest.raises(ConfigError, match=rf"part-00000.parquet: labels {label} to {label}"):
+        dataset_of(tmp_path / f"label {label}", [PNG])
+        with pytest.raises(ConfigError, match=rf"part-00001.parquet: labels {label} to {label}"):
             dataset_of(tmp_path / f"label {label}", [PNG], label)
     with pytest.raises(ConfigError, match=r"empty/real/train: no images in its files"):
         dataset_of(tmp_path / "empty", [])
 
 
-def test_a_missing_domain_or_split_is_named(root, tmp_path):
-    for arguments, problem in (
-        ((tmp_path / "nowhere", "real", "train"), r"data.root = '.*nowhere': no such folder"),
-        ((root, "rael", "train"), r"it has no domain 'rael' \(did you mean 'real'\?\)"),
-        ((root, "real", "test"), r"real: it has no split 'test' \(known: train\)"),
-        ((root, "real", "tain"), r"it has no split 'tain' \(did you mean 'train'\?\)"),
-    ):
-        with pytest.raises(ConfigError, match=problem):
-            ImageDataset(*arguments)
+def test_a_missing_split_is_named(root):
+    with pytest.raises(ConfigError, match=r"it has no split 'tain' \(did you mean 'train'\?\)"):
+        ImageDataset(root, "real", "tain")
     (root / "real" / "val").mkdir()
     with pytest.raises(ConfigError, match=r"real/val: no \*.parquet file here"):
         ImageDataset(root, "real", "val")

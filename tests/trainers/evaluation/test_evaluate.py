@@ -1,5 +1,7 @@
 """Evaluation of a small classifier of real images, whose logits are known in full as well."""
 
+import math
+
 import numpy as np
 import pytest
 import torch
@@ -143,6 +145,16 @@ def test_predictions_are_of_the_scored_images_in_their_own_classes(images, texts
         assert rows[predicted] == own.argmax(axis=1).tolist()
         expected = by_hand.probabilities(own).max(axis=1)
         assert rows[confidence] == pytest.approx(expected, rel=1e-5)
+
+
+def test_certainty_is_in_the_last_bin_and_what_is_no_number_stays_visible():
+    nothing = torch.zeros(0)
+    sums = DomainSums.of(torch.tensor([[500.0, 0.0]] * 2), torch.tensor([0, 1]), nothing, nothing)
+    assert sums.gaps.tolist() == [0.0] * 14 + [-1.0]
+    assert float(sums.nll) == 500
+    broken = DomainSums.of(torch.tensor([[math.nan, 1.0]]), torch.tensor([0]), nothing, nothing)
+    assert math.isnan(broken.measures()["nll"])
+    assert math.isnan(broken.measures()["ece"])
 
 
 def sums_of(seed):

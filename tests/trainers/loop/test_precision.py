@@ -6,7 +6,7 @@ import torch
 from tests.trainers.curves import short
 from tests.trainers.methods.contract import untimed
 from trainers import fine_tune as loop
-from trainers.fine_tune import fine_tune
+from trainers.fine_tune import fine_tune, training_batches
 from trainers.loop.precision import Precision
 from trainers.loop.state import open_images, start
 from trainers.loop.step import Stepper
@@ -55,16 +55,11 @@ def _steps(trial, method, precision):
     run = start(short(trial, method, precision=precision, optim__micro_batch_size=4))
     if run.scaler.is_enabled():
         run.scaler.load_state_dict(run.scaler.state_dict() | {"scale": SCALE})
-    figures = _take(run, 3)
+    stepper, images = Stepper(run), open_images(run.config.data, "real", "train")
+    batches = training_batches(run, images)
+    figures = [stepper.step(number, *batch, lr=1e-4) for number, batch in enumerate(batches)]
     assert {p.dtype for p in run.student.parameters()} == {torch.float32}
     return torch.stack(figures)
-
-
-def _take(run, steps):
-    data, stepper = run.config.data, Stepper(run)
-    batches = loop.training_batches(run, open_images(data, data.id_domain, "train"))
-    pairs = zip(range(steps), batches, strict=False)
-    return [stepper.step(number, *batch, lr=1e-4) for number, batch in pairs]
 
 
 def test_a_float16_run_outlives_overflows_and_resumes_with_its_scale(trial, tmp_path, monkeypatch):
