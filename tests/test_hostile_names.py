@@ -1,8 +1,6 @@
 """Names that become a part of a path: each key and option refuses those that lead elsewhere."""
 
 import json
-from collections.abc import Callable
-from pathlib import Path
 
 import pytest
 from PIL import Image
@@ -18,7 +16,6 @@ from tuning.preparation.prepare import sources_of
 from tuning.weights.sources import find_source
 
 HOSTILE = ("", ".", "..", "../up", "a/b", "/absolute", "C:\\x", "nul\0", "x" * 300)
-Entrance = Callable[[str, Path], object]
 
 
 def configured(line):

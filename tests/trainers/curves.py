@@ -1,18 +1,11 @@
 """Short runs, and when the curves of two are the same."""
 
-from __future__ import annotations
-
-from typing import TypeAlias
-
 import pytest
 
 from tests.trainers.methods.contract import untimed
 from trainers.config import with_overrides
 from trainers.fine_tune import fine_tune, training_batches
 from trainers.loop.state import open_images
-
-Curve: TypeAlias = list[dict[str, float]]
-"""The metrics of a run's reports, but those that a clock made."""
 
 PARTS = "train/micro_batch_size"
 
@@ -36,7 +29,7 @@ def first_batch(run):
 
 
 def curve(config, resume_from=None):
-    """Of a run from beginning to end."""
+    """The metrics of a run's reports from beginning to end, but those that a clock made."""
     return [untimed(report) for report in fine_tune(config, resume_from=resume_from)]
 
 

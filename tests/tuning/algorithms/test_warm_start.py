@@ -15,7 +15,6 @@ from tuning.runs.journal import JOURNAL_FILE
 from tuning.runs.records import METHOD_KEY
 from tuning.runs.run_folder import search_record
 
-BOTH = [{"metric": "id_val/acc"}, {"metric": "ood_val/mean_acc"}]
 PRUNED = trial(1, 84.0, 61.5, lr=3e-4)
 PRUNED = replace(PRUNED, outcome="pruned", curve=PRUNED.curve[:2])
 FAILED = trial(3, 80.0, 50.0, outcome="failed", error="boom")

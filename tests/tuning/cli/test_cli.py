@@ -331,9 +331,6 @@ def test_a_search_says_first_where_it_uses_ood_data(used, images_root, tmp_path)
         assert [(o.metric, o.mode) for o in told.objectives] == [("id_val/acc", "max")]
 
 
-UNFORESEEN = " (--debug shows the traceback)"
-
-
 MISTAKES = [
     ("search no-such.yaml", "no-such.yaml: no such file"),
     ("plan no-such.yaml", "no-such.yaml: no such file"),

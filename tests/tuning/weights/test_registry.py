@@ -3,7 +3,6 @@
 import io
 import subprocess
 import sys
-from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -21,14 +20,12 @@ from trainers.errors import ConfigError
 from trainers.loop.state import load_split
 from trainers.models.clip import load_clip
 from trainers.models.image import image_input
-from tuning.runs.records import TrialRecord
 from tuning.runs.run_folder import load_run
 from tuning.views.mlflow.callback import backfill
 from tuning.views.mlflow.client import default_tracking_uri
 from tuning.weights.predict import prepared
 from tuning.weights.registry import register_weights
 
-Real = tuple[Path, list[TrialRecord]]
 PREDICT = """
 import sys
 import mlflow, pandas
