@@ -239,10 +239,3 @@ def test_a_sampler_of_the_user_proposes_in_every_study(search):
     session = Session(search, spaces, sampler=Constant())
     assert [record.params["optim.lr"] for record in run(session, 2)] == [3e-4, 3e-4]
     assert session.studies.describe().startswith("Constant, optimises")
-
-
-@pytest.mark.filterwarnings("ignore::optuna.exceptions.ExperimentalWarning")
-def test_a_sampler_of_the_user_ends_the_search_with_its_last_point(search):
-    two = SearchSpace(parameters={"seed": {"type": "int", "low": 1, "high": 2}})
-    session = Session(search, two, sampler=optuna.samplers.BruteForceSampler())
-    assert sorted(record.params["seed"] for record in run(session, 5)) == [1, 2]

@@ -340,6 +340,8 @@ MISTAKES = [
     ("config quickstart --set trial.data.root=\x1b", "unacceptable character #x001b"),
     ("config quickstart --set plugins=[ends.py]", "ends.py': ends the process when it is imported"),
     ("prepare folders . out --class-names none.txt", "--class-names = 'none.txt': No such file"),
+    ("prepare foldrs . out", "layout = 'foldrs'"),
+    ("prepare folders . out --splits a=b", "splits"),
     ("prepare domainnet . out", "line 1 is not `real/<class>/<file> <label>`"),
     ("ui nowhere", "run a search first"),
     *(
@@ -513,17 +515,6 @@ def test_a_search_in_which_no_trial_finished_has_nothing_to_confirm(
     assert "no trial has finished" in str(done.exception)
     assert "lipsum-tune resume" in done.exception.hint
     assert "Next" not in done.output
-
-
-def test_resume_adds_trials(run, went_on):
-    there = sum(record.kind == "trial" for record in load_run(run).history.records)
-    ended = invoke("resume", run, "--trials", "+4")
-    assert [file.search.budget.trials for file in went_on] == [there + 4]
-    assert load_run(run).file == went_on[0]
-    assert ended.exit_code == 1  # one of the trials that are there failed
-    invoke("resume", run, "--trials", "9", "--set", "search.sampler.name=random")
-    assert went_on[1].search.budget.trials == 9
-    assert went_on[1].search.sampler.name == "random"
 
 
 def test_a_search_with_nothing_left_ends_in_order(run, went_on):

@@ -9,7 +9,6 @@ import signal
 import socket
 import subprocess
 import sys
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -31,8 +30,9 @@ pytestmark = pytest.mark.nightly
 SCREENSHOTS = Path(__file__).parents[3] / "build" / "screenshots"
 TIMEOUT_MS = 180_000
 """For each wait, on a machine whose other cores run other tests."""
-NUM_RUNS = 16
-"""14 trials, plain fine-tuning and the zero-shot model."""
+RECORDS = fakes.finished_search()
+NUM_RUNS = len(RECORDS) + 1
+"""Beside them, the zero-shot model."""
 NOT_DRAWN = (
     "xpath=//*[name()='svg']//*[@*[contains(., 'NaN')] or starts-with(@height, '-')"
     " or starts-with(@width, '-')]"
@@ -42,25 +42,10 @@ expect.set_options(timeout=TIMEOUT_MS)
 
 
 @pytest.fixture(scope="module")
-def records():
-    records = fakes.finished_search()
-    reports = range(40, fakes.TOTAL_STEPS + 1, 40)
-    parts = [range(step - 30, step + 1, 10) for step in reports]
-    curves = [
-        {"step": [*steps], "train/loss": [fakes.report(s, 0, 0)["train/loss"] for s in steps]}
-        for steps in parts
-    ]
-    return [
-        replace(r, train_curves=tuple(curves[: len(r.curve)]) if r.outcome == "finished" else ())
-        for r in records
-    ]
-
-
-@pytest.fixture(scope="module")
-def run(images_root, records, tmp_path_factory):
-    folder = write_run(tmp_path_factory.mktemp("runs") / "mine", search_file(images_root), records)
+def run(images_root, tmp_path_factory):
+    folder = write_run(tmp_path_factory.mktemp("runs") / "mine", search_file(images_root), RECORDS)
     search = load_run(folder).search
-    write_page(search, records, folder / "report")
+    write_page(search, RECORDS, folder / "report")
     with_database(folder.parent)
     assert backfill(load_run(folder)).endswith("has all of it")
     complete_study(load_run(folder), open_storage(folder, None))
@@ -146,9 +131,9 @@ def column(page, name):
     return [texts[row] for row in sorted(texts, key=int)]
 
 
-def test_the_first_page_has_id_and_ood_accuracy_of_all_trials_best_first(records, address, page):
+def test_the_first_page_has_id_and_ood_accuracy_of_all_trials_best_first(address, page):
     open_search(page, address)
-    rows = [(r.trial_id, r.metrics, r.outcome) for r in records]
+    rows = [(r.trial_id, r.metrics, r.outcome) for r in RECORDS]
     rows.append(("zero-shot", fakes.report(0, 82.4, 61.0), "finished"))
     best = sorted(
         (row for row in rows if row[2] == "finished" and row[0].startswith("trial")),
@@ -164,17 +149,6 @@ def test_the_first_page_has_id_and_ood_accuracy_of_all_trials_best_first(records
     for metric in ("id_val/acc", "ood_val/mean_acc"):
         shown = [float(text) for text in column(page, f"metrics.`{metric}`")]
         assert shown == pytest.approx([by_name[name][metric] for (name,) in names], abs=1e-3)
-
-
-def test_a_trial_has_its_accuracies_and_training_curve(address, page):
-    open_search(page, address)
-    page.get_by_role("link", name="trial-006").click()
-    for metric in ("id_val/acc", "ood_val/mean_acc"):
-        expect(page.get_by_role("link", name=metric)).to_be_visible()
-    page.get_by_role("tab", name="Model metrics").click()
-    page.get_by_placeholder("Search metric charts").fill("train/loss")
-    points = page.locator(".js-plotly-plot .scatterlayer .point")
-    expect(points).to_have_count(24)  # one in ten steps
 
 
 def test_the_search_has_a_description_and_its_report(links, page):

@@ -84,14 +84,6 @@ def test_one_objective_or_several_with_the_direction_of_the_metric(key, objectiv
     assert found == tuple(Objective(*objective) for objective in objectives)
 
 
-def test_one_constraint_or_earlier_run_needs_no_list(path):
-    file = load_config(
-        path, ["search.constraints=id_val/acc >= 50", "search.warm_start.runs=runs/earlier"]
-    )
-    assert [c.text for c in file.constraints()] == ["id_val/acc >= 50"]
-    assert file.search.warm_start.runs == ("runs/earlier",)
-
-
 def test_a_trial_without_an_evaluation_before_its_end_is_told(path, caplog):
     with caplog.at_level(logging.WARNING):
         load_config(path, ["trial.eval.every=7"])

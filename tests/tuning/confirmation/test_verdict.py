@@ -62,7 +62,7 @@ def test_the_best_trial_is_confirmed_and_exported(tmp_path):
     assert found.why == search.selection
     confirm, export = commands(found)
     assert confirm.startswith("lipsum-tune confirm mine ")
-    assert export.startswith("lipsum-tune export mine ")
+    assert export.startswith("lipsum-tune export mine --output model ")
     assert "trial-001" in export
     stopped = verdict(search, [replace(record, outcome="stopped") for record in records])
     assert stopped is not None
@@ -81,7 +81,7 @@ def test_a_reference_that_beats_all_trials_is_exported(of_ft, trial, won, tmp_pa
     assert (found.record.trial_id, found.record.kind) == (won, "reference")
     assert found.why.startswith(f"No trial is better than {found.label}: val/mean_acc = ")
     extend, export = commands(found)
-    assert extend.startswith("lipsum-tune resume mine --trials ")
+    assert extend.startswith("lipsum-tune resume mine --trials +8 ")
     assert f"# {found.label}" in export
 
 

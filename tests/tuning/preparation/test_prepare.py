@@ -74,22 +74,6 @@ def test_the_help_lists_every_layout():
     assert all(f"{name}: " in text for name in LAYOUTS)
 
 
-@pytest.mark.parametrize(
-    ("options", "problem"),
-    [
-        (["foldrs"], r"layout = 'foldrs'"),
-        (["folders", "--splits", "a=b"], r"splits"),
-        (["folders", "--class-names", "nowhere.txt"], r"--class-names = 'nowhere.txt'"),
-    ],
-)
-def test_a_mistake_in_an_option_is_one_line(options, problem, shop, tmp_path):
-    layout, *more = options
-    command = ["prepare", layout, str(shop), str(tmp_path / "data"), *more]
-    with pytest.raises(ConfigError, match=problem) as caught:
-        CliRunner().invoke(app, command, catch_exceptions=False)
-    assert "\n" not in str(caught.value)
-
-
 def test_what_a_search_will_lack_is_said():
     domains = (
         DomainReport("studio", "done", {"train": 900, "val": 99, "test": 100}),

@@ -185,16 +185,6 @@ def test_a_file_system_without_locks_is_not_taken_for_another_driver(error, tmp_
         assert "another process" not in str(caught.value)
 
 
-def test_a_journal_is_locked_while_it_is_open(tmp_path):
-    assert not is_running(tmp_path)
-    driver = Journal(tmp_path)
-    assert is_running(tmp_path)
-    with pytest.raises(ConfigError, match="another process is running this search"):
-        Journal(tmp_path)
-    driver.close()
-    assert not is_running(tmp_path)
-
-
 def test_a_reader_that_looks_for_a_driver_does_not_stop_one(tmp_path, monkeypatch):
     Journal(tmp_path).close()
     with (tmp_path / JOURNAL_FILE).open("rb") as reader:  # `is_running` of another process

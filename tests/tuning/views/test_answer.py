@@ -5,7 +5,7 @@ import pytest
 
 from tests.tuning import fakes
 from tuning.config.objectives import Objective, parse_constraint
-from tuning.views.answer import answer, commands_after
+from tuning.views.answer import answer
 
 SEARCH = fakes.search_record(Path("run"))
 
@@ -59,12 +59,3 @@ def test_the_limit_names_the_margin_and_whether_ood_data_chose():
 
 def test_nothing_is_claimed_before_a_trial_has_finished():
     assert answer(SEARCH, [fakes.trial(1, outcome="pruned")]) == ["No trial has finished yet."]
-
-
-def test_the_commands_follow_from_the_answer():
-    confirm, export = commands_after(fakes.trial(1, 88, 62), "run")
-    assert confirm.startswith("lipsum-tune confirm run ")
-    assert export.startswith("lipsum-tune export run --output model ")
-    more, export = commands_after(fakes.reference(), "run")
-    assert more.startswith("lipsum-tune resume run --trials +8 ")
-    assert export.startswith("lipsum-tune export run --output model ")

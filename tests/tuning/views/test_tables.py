@@ -77,17 +77,3 @@ def test_csv_has_the_rows_of_parquet(tmp_path):
         assert [float(row["id_val/acc"] or "nan") for row in rows] == pytest.approx(
             [row["id_val/acc"] for row in expected], nan_ok=True
         )
-
-
-def test_a_failed_write_keeps_the_old_table(tmp_path, monkeypatch):
-    trials, *_ = write_tables(tmp_path, SEARCH, [fakes.trial(1)])
-    before, names = trials.read_bytes(), {path.name for path in tmp_path.iterdir()}
-
-    def full_disk(table, file):
-        raise OSError("no space left on device")
-
-    monkeypatch.setattr(tables.pq, "write_table", full_disk)
-    with pytest.raises(OSError, match="no space"):
-        write_tables(tmp_path, SEARCH, fakes.finished_search())
-    assert trials.read_bytes() == before
-    assert {path.name for path in tmp_path.iterdir()} == names
