@@ -151,16 +151,11 @@ def test_the_points_of_a_training_curve_are_limited(trial, monkeypatch):
     assert report.train_curve["step"] == [3, 6, 9, 10]
 
 
-@pytest.fixture
-def without_sketch(trial, images_root, tmp_path):
-    """The trial, with a root of its own to which a test adds sketches."""
+def test_a_domain_may_reorder_or_omit_classes(trial, images_root, tmp_path):
+    """Reversed classes leave every figure as it is; three of eight are easier than all."""
     for domain in set(trial.data.domains) - {"sketch"}:
         (tmp_path / domain).symlink_to(images_root / domain)
-    return changed(trial, data__root=str(tmp_path))
-
-
-def test_a_domain_may_reorder_or_omit_classes(trial, without_sketch, images_root, tmp_path):
-    """Reversed classes leave every figure as it is; three of eight are easier than all."""
+    config = changed(trial, data__root=str(tmp_path))
     rows = pq.read_table(part_path(images_root, "sketch", "val")).to_pylist()
     for classes in (CLASSES[::-1], CLASSES[2::-1]):
         images = [
@@ -169,7 +164,7 @@ def test_a_domain_may_reorder_or_omit_classes(trial, without_sketch, images_root
             if CLASSES[row["label"]] in classes
         ]
         write_images(part_path(tmp_path, "sketch", "val"), images, classes, {})
-        run, split = start(without_sketch), load_split(without_sketch, "val")
+        run, split = start(config), load_split(config, "val")
         metrics = evaluate_run(run, "val", split)
         if len(classes) == len(CLASSES):
             assert metrics == pytest.approx(

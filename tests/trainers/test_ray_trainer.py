@@ -32,6 +32,9 @@ def save(folder):
     save_checkpoint(folder, {"head": torch.zeros(9)}, training, header)
 
 
+REPORT = SimpleNamespace(save=save)
+
+
 def fetched(folder):
     """The newest checkpoint of a store that is not on this machine."""
     store = open_store(f"memory://{folder}/train")
@@ -41,12 +44,7 @@ def fetched(folder):
     return newest_on_this_node(store)
 
 
-def saved(folder):
-    report = SimpleNamespace(save=save)
-    return saved_locally(report)
-
-
-@pytest.mark.parametrize("checkpoint", [fetched, saved])
+@pytest.mark.parametrize("checkpoint", [fetched, lambda _: saved_locally(REPORT)])
 def test_a_checkpoint_of_a_killed_worker_is_removed_and_that_of_another_kept(
     checkpoint, tmp_path, monkeypatch
 ):

@@ -10,12 +10,6 @@ def cells(table):
     return [[" ".join(str(cell).split("\n")).strip() or "-" for cell in row] for row in table.rows]
 
 
-def column(table, header):
-    """The formatted cells of the column with this header."""
-    headers = [header.replace("\n", " ") for header in table.columns]
-    return [row[headers.index(header)] for row in cells(table)]
-
-
 def notes(table):
     """All notes below the table."""
     return "\n".join(table.notes)

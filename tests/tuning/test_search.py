@@ -31,14 +31,6 @@ SURFACE = Path(__file__).parents[1] / "public_surface.yaml"
 pytestmark = pytest.mark.ray
 
 
-def broken_copy(root, copy):
-    """The same data, but its training images are no images."""
-    shutil.copytree(root, copy)
-    rows = [LabelledImage(b"no image", "broken.jpg", label=i % len(CLASSES)) for i in range(48)]
-    write_images(part_path(copy, "real", "train"), rows, CLASSES, {})
-    return copy
-
-
 @pytest.fixture(scope="module", autouse=True)
 def _connected(ray_head):
     """A connection to the Ray in RAY_ADDRESS, whose workers the tests share."""
@@ -57,8 +49,10 @@ def search(images_root, tmp_path_factory):
     the second diverges, the third is the worse half of its rung, the fourth has no images.
     """
     folder = tmp_path_factory.mktemp("search")
-    broken = broken_copy(images_root, folder / "broken")
-    good = str(images_root)
+    good, broken = str(images_root), folder / "broken"
+    shutil.copytree(images_root, broken)
+    rows = [LabelledImage(b"no image", "broken.jpg", label=i % len(CLASSES)) for i in range(48)]
+    write_images(part_path(broken, "real", "train"), rows, CLASSES, {})
     points = [
         {"optim.lr": 1e-3, "data.root": good},
         {"optim.lr": 1e3, "data.root": good},

@@ -58,6 +58,8 @@ def test_every_layout_has_a_test():
 
 def test_every_image_is_read_in_its_split_with_its_class(source, tmp_path):
     source, expected = source
+    # Published test sets, of which a part becomes val.
+    is_shift = source.layout.startswith("imagenet-") or source.layout == "objectnet"
     sources = sources_of(source, **expected.roles)
     id_domain, target = expected.roles.get("id_domain"), tmp_path / "data"
     report = prepare(sources, open_store(target), Options(), id_domain=id_domain)
@@ -75,15 +77,10 @@ def test_every_image_is_read_in_its_split_with_its_class(source, tmp_path):
             assert not Counter(images) - Counter(found[split])
         is_ood = id_domain is not None and domain.domain != id_domain
         assert {"val", "test"} <= found.keys()
-        assert ("train" in found) == ((None in given and not is_ood and not _is_shift(source))
-                                      or "train" in known)  # fmt: skip
+        is_carved = None in given and not is_ood and not is_shift
+        assert ("train" in found) == (is_carved or "train" in known)
     again = prepare(sources, open_store(target), Options(), id_domain=id_domain)
     assert {domain.status for domain in again.domains} == {"kept"}
-
-
-def _is_shift(source):
-    """Published test sets, of which a part becomes val."""
-    return source.layout.startswith("imagenet-") or source.layout == "objectnet"
 
 
 def test_a_trial_prepares_sources_in_its_cache(tmp_path):

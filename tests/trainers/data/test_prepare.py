@@ -53,11 +53,6 @@ def names(data, split, domain="pets"):
     return [row["image"]["path"] for file in files for row in pq.read_table(file).to_pylist()]
 
 
-def listed(data, domain="pets"):
-    with (data / domain / BAD).open() as file:
-        return {row["path"]: row["reason"] for row in csv.DictReader(file)}
-
-
 BAD_FILES = {
     "empty.png": (b"", "not an image: 0 bytes"),
     "text.jpg": (b"<html>", "not an image"),
@@ -78,7 +73,8 @@ def test_every_bad_file_is_listed_and_none_is_lost(tree, tmp_path):
     report = run(tree, tmp_path / "data")
     assert (report.status, report.left_out) == ("done", 7)
     assert sum(report.images.values()) == 20
-    reasons = listed(tmp_path / "data")
+    with (tmp_path / "data" / "pets" / BAD).open() as file:
+        reasons = {row["path"]: row["reason"] for row in csv.DictReader(file)}
     assert reasons.pop("cat/notes.txt") == "not an image by its name"
     assert reasons.keys() == {f"cat/{name}" for name in BAD_FILES}
     for name, (_, reason) in BAD_FILES.items():

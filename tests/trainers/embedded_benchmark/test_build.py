@@ -29,16 +29,6 @@ def rows(root, domain, split):
     return pq.read_table(part_path(root, domain, split)).to_pylist()
 
 
-@pytest.fixture(scope="module")
-def gallery():
-    """Images (18, 64, 64, 3) of six drawings, three each, by domain."""
-    keys = [(point, index) for point in SHOWN for index in range(3)]
-    return {
-        domain: np.stack([render(point, domain, (3, index)) for point, index in keys]) * 1.0
-        for domain in DOMAINS
-    }
-
-
 def test_a_hundred_classes_share_no_drawing_and_splits_neither():
     classes = load_classes()
     assert len(classes) == 100
@@ -73,7 +63,12 @@ def test_an_image_depends_on_its_key_and_on_nothing_else(domain):
     assert (first.shape, first.dtype) == ((64, 64, 3), np.uint8)
 
 
-def test_every_domain_looks_as_it_should(gallery):
+def test_every_domain_looks_as_it_should():
+    keys = [(point, index) for point in SHOWN for index in range(3)]
+    gallery = {  # (18, 64, 64, 3) each
+        domain: np.stack([render(point, domain, (3, index)) for point, index in keys]) * 1.0
+        for domain in DOMAINS
+    }
     corners = gallery["clipart"][:, [0, 0, -1, -1], [0, -1, 0, -1]]
     assert np.mean(corners == 255) > 0.98
     assert np.ptp(gallery["sketch"], axis=3).max() < 60  # hardly any colour

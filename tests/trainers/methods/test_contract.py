@@ -204,18 +204,13 @@ def train_nll(run):
     return sums.measures()["nll"]
 
 
+@torch.no_grad()
 def accuracy_of_weights(weights, config, split):
     """Of the weights of a checkpoint, in a model that knows nothing of students and methods."""
-    clip = load_clip(config.model)
+    clip, images = load_clip(config.model), load_split(config, split)["real"]
     visual = {k.removeprefix("visual."): v for k, v in weights.items() if k.startswith("visual.")}
     clip.visual.load_state_dict(visual)
-    return _accuracy(config, split, clip.visual, weights["head"])
-
-
-@torch.no_grad()
-def _accuracy(config, split, visual, head):
-    images = load_split(config, split)["real"]
-    size = image_input(load_clip(config.model))
+    size = image_input(clip)
     views, labels = next(images.eval_batches(size, len(images)))
-    predicted = (visual(normalise(views, size)) @ head.T).argmax(dim=-1)
+    predicted = (clip.visual(normalise(views, size)) @ weights["head"].T).argmax(dim=-1)
     return 100 * int((predicted == labels).sum()) / len(labels)

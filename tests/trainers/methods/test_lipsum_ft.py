@@ -69,19 +69,15 @@ def moved(zero_shot):
     return Moved(zero_shot)
 
 
-def encoded(zero_shot, tokens):
-    """(M, D) in float64, by open_clip's own pass over whole contexts."""
+def random_features(zero_shot, step):
+    """(6, D) in float64 of the texts of a step, by open_clip's own pass over whole contexts."""
+    tokens = random_texts(CLIP_WORDS, 6, 8, seed=0, step=step)
     padded = functional.pad(tokens, (0, 24 - tokens.shape[1]))
-    features = zero_shot.clip.encode_text(padded, normalize=True)
-    return features.double().numpy()
-
-
-def random_features(zero_shot, count, step):
-    return encoded(zero_shot, random_texts(CLIP_WORDS, count, 8, seed=0, step=step))
+    return zero_shot.clip.encode_text(padded, normalize=True).double().numpy()
 
 
 def test_random_texts_change_each_step(moved):
-    first, fifth = (random_features(moved.zero_shot, 6, step) for step in (0, 5))
+    first, fifth = (random_features(moved.zero_shot, step) for step in (0, 5))
     (at_first, gradient), (at_fifth, _) = moved.by_hand(first), moved.by_hand(fifth)
     assert abs(at_first - at_fifth) > 0.01 * at_first
     method = LipsumFineTuning(text_count=6)

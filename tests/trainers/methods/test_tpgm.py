@@ -29,12 +29,6 @@ def shares_of(weights):
     return np.array(found)
 
 
-def squared_distance_to(target):
-    return lambda weights: sum(
-        (value - target[name]).square().sum() / 2 for name, value in weights.items()
-    )
-
-
 def test_shares_converge_to_the_optimum_within_0_and_1():
     """The nearest point to a target on the way is where the target's projection onto it is."""
     rng, wanted = np.random.default_rng(2), {}
@@ -42,7 +36,11 @@ def test_shares_converge_to_the_optimum_within_0_and_1():
         beside = torch.tensor(rng.standard_normal(change.shape))
         beside = beside - (beside * change).sum() / change.square().sum() * change
         wanted[name] = INITIAL[name] + share * change + beside
-    found = project(WEIGHTS, INITIAL, gradient_of(squared_distance_to(wanted)), steps=400, lr=0.02)
+
+    def distance(weights):
+        return sum((value - wanted[name]).square().sum() / 2 for name, value in weights.items())
+
+    found = project(WEIGHTS, INITIAL, gradient_of(distance), steps=400, lr=0.02)
     assert shares_of(found) == pytest.approx([0.3, 0.8, 1, 0], abs=1e-3)
     torch.testing.assert_close(found["visual.scale"], WEIGHTS["visual.scale"])
     assert torch.equal(found["visual.bias"], INITIAL["visual.bias"])

@@ -27,16 +27,11 @@ LAYOUTS = {  # tokens before, behind, padding, special tokens, context
 }
 
 
-@pytest.fixture(scope="module", params=LAYOUTS)
-def model(request, tmp_path_factory):
-    """A zero-shot model, and what its tokenizer is known to do."""
-    made = random_model(tmp_path_factory.mktemp("model"), request.param)
-    return load_zero_shot(made, Prompts(("cat", "dog"), ("a {}.",))), LAYOUTS[request.param]
-
-
-def test_random_tokens_stand_in_the_frame_of_the_tokenizer(model):
-    zero_shot, (before, behind, padding, special, context) = model
-    words = zero_shot.vocabulary
+@pytest.mark.parametrize("kind", LAYOUTS)
+def test_random_tokens_stand_in_the_frame_of_the_tokenizer(kind, tmp_path):
+    before, behind, padding, special, context = LAYOUTS[kind]
+    prompts = Prompts(("cat", "dog"), ("a {}.",))
+    words = load_zero_shot(random_model(tmp_path, kind), prompts).vocabulary
     assert words.longest == context - len(before) - len(behind)
     for length in (1, 8, words.longest):
         tokens = random_texts(words, 50, length, seed=3, step=11)

@@ -83,30 +83,24 @@ def test_alpha_0_exports_zero_shot_and_alpha_1_fine_tuned(trained, tmp_path):
         torch.testing.assert_close(logits, run_logits(run, weights), rtol=1e-5, atol=1e-5)
 
 
-@pytest.fixture(scope="module")
-def quarter(trained, tmp_path_factory):
-    """Logits and folder of the export with alpha = 0.25."""
-    folder = tmp_path_factory.mktemp("quarter")
-    return exported_logits(*trained, folder, alpha=0.25), folder
-
-
-def test_wise_ft_in_between_is_the_mean_of_every_weight(trained, quarter):
-    (run, checkpoint), (logits, folder) = trained, quarter
+def test_wise_ft_in_between_is_the_mean_of_every_weight(trained, tmp_path):
+    run, checkpoint = trained
+    logits = exported_logits(run, checkpoint, tmp_path, alpha=0.25)
     with swapped_in(run.student.trained, run.initial):
         before = {n: v.clone() for n, v in run.student.plain_state().items()}
     after = load_file(checkpoint / "student.safetensors")
     mean = {n: 0.75 * before[n] + 0.25 * v for n, v in after.items()}
-    exported = load_file(folder / "open_clip_model.safetensors")
+    exported = load_file(tmp_path / "open_clip_model.safetensors")
     for name, value in mean.items():
         decoder = name.startswith("text.text_decoder.")  # which open_clip leaves uninitialised
         if name != "head" and after[name].is_floating_point() and not decoder:
             torch.testing.assert_close(exported[name.removeprefix("text.")], value)
-    head = load_file(folder / "head.safetensors")["head"]
+    head = load_file(tmp_path / "head.safetensors")["head"]
     if run.student.text is None:
         torch.testing.assert_close(head, mean["head"])
     else:  # of the text encoder in between, which is not the mean of both heads
         torch.testing.assert_close(head.norm(dim=-1), torch.ones(len(head)))
-        model, _, _ = open_clip.create_model_and_transforms(f"local-dir:{folder}")
+        model, _, _ = open_clip.create_model_and_transforms(f"local-dir:{tmp_path}")
         prompts = run.zero_shot.prompts
         texts = run.zero_shot.tokenizer(prompts.of(prompts.names[3]))
         with torch.no_grad():

@@ -45,16 +45,6 @@ def learn(images_root, earlier):
     return learned
 
 
-@pytest.fixture
-def other_root(images_root, tmp_path):
-    """The same images, but for one file that has another name."""
-    root = tmp_path / "other"
-    shutil.copytree(images_root, root)
-    file = next((root / "real" / "train").glob("*.parquet"))
-    file.rename(file.with_name("renamed.parquet"))
-    return root
-
-
 def warm(root, *runs, **changes):
     """New studies of a search over `root` that learn from those runs, and what was told."""
     file = search_file(root, search__warm_start__runs=[str(run) for run in runs], **changes)
@@ -105,8 +95,12 @@ def test_over_the_same_data_what_was_measured_is_known_from_the_start(learn, ear
 
 @pytest.mark.parametrize("differs", ["data", "gone", "trial", "objective", "unknown"])
 def test_where_figures_do_not_compare_the_best_points_are_tried_first(
-    differs, images_root, other_root, earlier
+    differs, images_root, tmp_path, earlier
 ):
+    other_root = tmp_path / "other"  # the same images, but for one file that has another name
+    shutil.copytree(images_root, other_root)
+    file = next((other_root / "real" / "train").glob("*.parquet"))
+    file.rename(file.with_name("renamed.parquet"))
     root = other_root if differs in ("data", "gone") else images_root
     records = [
         trial(0, 84.0, 61.0, lr=1e-4),

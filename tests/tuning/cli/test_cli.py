@@ -39,13 +39,6 @@ from tuning.runs.run_folder import CONFIG_FILE, load_run, write_config
 from tuning.search import SearchResult
 
 
-def lipsum_tune(*arguments, cwd):
-    return subprocess.run(
-        [sys.executable, "-m", "tuning", *arguments],
-        cwd=cwd, capture_output=True, text=True, timeout=300,
-    )  # fmt: skip
-
-
 def invoke(*words):
     return CliRunner().invoke(app, [*map(str, words)], env={"COLUMNS": "120"})
 
@@ -240,7 +233,8 @@ def read(address):
 
 
 def test_debug_shows_the_traceback_before_the_line(tmp_path):
-    done = lipsum_tune("--debug", "report", "nowhere", cwd=tmp_path)
+    command = [sys.executable, "-m", "tuning", "--debug", "report", "nowhere"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
     first, *_, last = done.stderr.splitlines()
     assert (done.returncode, first) == (2, "Traceback (most recent call last):")
     assert last.startswith("lipsum-tune: nowhere: not a run folder")

@@ -106,11 +106,6 @@ def page(browser, request):
     assert errors == []
 
 
-def open_search(page, address):
-    page.goto(address)
-    page.get_by_role("link", name="trial-000").wait_for()
-
-
 def test_the_report_links_what_is_served_beside_it(links, page):
     page.goto(links["Report"])
     expect(page.locator(".main-svg").first).to_be_visible()
@@ -132,7 +127,8 @@ def column(page, name):
 
 
 def test_the_first_page_has_id_and_ood_accuracy_of_all_trials_best_first(address, page):
-    open_search(page, address)
+    page.goto(address)
+    page.get_by_role("link", name="trial-000").wait_for()
     rows = [(r.trial_id, r.metrics, r.outcome) for r in RECORDS]
     rows.append(("zero-shot", fakes.report(0, 82.4, 61.0), "finished"))
     best = sorted(

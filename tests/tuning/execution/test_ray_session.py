@@ -65,13 +65,6 @@ def test_a_local_ray_is_closed_to_the_network(of_own_ray):
     assert token.parent.stat().st_mode & 0o077 == 0  # also before the token was there
 
 
-def train_and_report(values):
-    """The process of a worker, and whether PyTorch's functions for several workers see one."""
-    from trainers.loop.distributed import world
-
-    Path(values["report"]).write_text(f"{os.getpid()} {world()}")
-
-
 @pytest.mark.ray
 @pytest.mark.usefixtures("of_own_ray")
 def test_a_training_is_closed_to_the_network(tmp_path):
@@ -79,11 +72,13 @@ def test_a_training_is_closed_to_the_network(tmp_path):
     hold.touch()
     report = tmp_path / "report"
 
-    def loop(values):
-        train_and_report(values)
+    def loop(_):
+        from trainers.loop.distributed import world
+
+        report.write_text(f"{os.getpid()} {world()}")  # several workers, as PyTorch sees them
         wait_until(lambda: not hold.exists())
 
-    trainer = torch_trainer(loop, {"report": str(report)}, name="alone", scratch=tmp_path)
+    trainer = torch_trainer(loop, {}, name="alone", scratch=tmp_path)
     training = threading.Thread(target=trainer.fit)
     training.start()
     try:

@@ -10,10 +10,6 @@ from tuning.views.answer import answer
 SEARCH = fakes.search_record(Path("run"))
 
 
-def constrained(line):
-    return replace(SEARCH, constraints=(parse_constraint(line, SEARCH.zero_shot),))
-
-
 @pytest.mark.parametrize(
     ("best", "expected"),
     [
@@ -44,7 +40,8 @@ def test_a_reference_that_wins_is_named():
 
 
 def test_missed_constraints_are_named():
-    search = constrained("id_val/acc >= 90")
+    line = parse_constraint("id_val/acc >= 90", SEARCH.zero_shot)
+    search = replace(SEARCH, constraints=(line,))
     first, _ = answer(search, [fakes.trial(1, 88.0, 62.0), fakes.trial(2, 80.0, 70.0)])
     assert first == (
         "No trial meets the constraints: trial-001 comes closest and misses id_val/acc >= 90 by 2."

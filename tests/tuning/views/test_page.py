@@ -38,12 +38,6 @@ def rows_of(page):
     return [re.findall(r"<td[^>]*>(.*?)</td>", row) for row in rows]
 
 
-def data_of(page, name):
-    """The traces of a figure of the page."""
-    found = re.search(rf'Plotly\.newPlot\(\s*"{name}",\s*(\[.*?\]),\s*{{', page, re.DOTALL)
-    return json.loads(found[1])
-
-
 def test_the_answer_comes_first_and_every_trial_has_a_row(tmp_path):
     records = [fakes.reference(), *fakes.finished_search()[1:]]
     said = {"lines": ["The answer.", "Its limit."], "commands": ["do this"]}
@@ -120,7 +114,8 @@ def test_every_kind_of_search_has_a_page(search, tmp_path):
 def test_points_hold_their_parameters_and_trial(tmp_path):
     records = scattered(6)
     page = page_of(records, tmp_path)
-    trace = next(t for t in data_of(page, "id_vs_ood") if t["name"] == "finished")
+    traces = re.search(r'Plotly\.newPlot\(\s*"id_vs_ood",\s*(\[.*?\]),\s*{', page, re.DOTALL)[1]
+    trace = next(t for t in json.loads(traces) if t["name"] == "finished")
     assert trace["customdata"] == [record.trial_id for record in records]
     assert all("reg_weight=" in text and "lr=" in text for text in trace["hovertext"])
 
