@@ -1,7 +1,6 @@
 """Real searches on a real local Ray, small. Slow: a trial takes ten seconds to start."""
 
 import shutil
-import time
 from pathlib import Path
 from unittest.mock import patch
 
@@ -17,6 +16,7 @@ from tests.conftest import CLASSES
 from tests.tuning.agreement import disagreements
 from tests.tuning.databases import with_database
 from tests.tuning.execution.real_searches import configuration, outcomes
+from tests.waiting import wait_until
 from trainers.config import TrialConfig
 from trainers.data.schema import LabelledImage, part_path, write_images
 from trainers.errors import ConfigError
@@ -75,28 +75,11 @@ def search(images_root, tmp_path_factory):
     path = folder / "small.yaml"
     path.write_text(yaml.safe_dump(values))
     with patch("tuning.algorithms.studies.LEAST_FINISHED", 1):
-        found = run_search(load_config(path), console=Console(quiet=True))
-    return found, *left_behind()
+        return run_search(load_config(path), console=Console(quiet=True))
 
 
-@pytest.fixture
-def result(search):
-    return search[0]
-
-
-def left_behind(seconds=30):
-    """Placement groups alive and CPUs in use, once they have had time to go."""
-    deadline = time.monotonic() + seconds
-    while True:
-        alive = [g for g in placement_group_table().values() if g["state"] != "REMOVED"]
-        used = ray.cluster_resources()["CPU"] - ray.available_resources().get("CPU", 0)
-        if (not alive and used < 1e-6) or time.monotonic() > deadline:
-            return alive, used
-        time.sleep(0.5)
-
-
-def test_trials_finish_are_pruned_and_fail_each_by_itself(result):
-    assert outcomes(result) == {
+def test_trials_finish_are_pruned_and_fail_each_by_itself(search):
+    assert outcomes(search) == {
         "ft": "finished",
         "trial-000": "finished",
         "trial-001": "failed",
@@ -104,11 +87,11 @@ def test_trials_finish_are_pruned_and_fail_each_by_itself(result):
         "trial-003": "failed",
         "trial-004": "finished",
     }
-    assert result.outcome == "finished"
+    assert search.outcome == "finished"
 
 
-def test_a_failed_trial_says_why(result):
-    errors = {record.trial_id: record.error for record in result.failed}
+def test_a_failed_trial_says_why(search):
+    errors = {record.trial_id: record.error for record in search.failed}
     assert "TrainingDiverged" in str(errors["trial-001"])
     assert "not a finite number" in str(errors["trial-001"])
     assert "broken/real/train: row" in str(errors["trial-003"])
@@ -117,22 +100,25 @@ def test_a_failed_trial_says_why(result):
     assert "in fine_tune" in "".join(traceback)
 
 
-def test_study_mlflow_and_tables_agree_with_the_journal(result):
-    assert disagreements(result.folder) == []
+def test_study_mlflow_and_tables_agree_with_the_journal(search):
+    assert disagreements(search.folder) == []
 
 
-def test_a_run_folder_has_the_files_that_are_promised(result):
+def test_a_run_folder_has_the_files_that_are_promised(search):
     surface = yaml.safe_load(SURFACE.read_text("utf-8"))
-    assert sorted(path.name for path in result.folder.iterdir()) == surface["run_folder"]
-    with Image.open(result.folder / "report" / "id_vs_ood.png") as image:
+    assert sorted(path.name for path in search.folder.iterdir()) == surface["run_folder"]
+    with Image.open(search.folder / "report" / "id_vs_ood.png") as image:
         assert image.width > 600
 
 
-def test_stopped_trials_leave_no_placement_group_and_no_cpu_behind(search):
-    found, alive, used = search
-    assert "pruned" in outcomes(found).values()
-    assert alive == []
-    assert used == pytest.approx(0, abs=1e-6)
+@pytest.mark.usefixtures("search")
+def test_stopped_trials_leave_no_placement_group_and_no_cpu_behind():
+    def is_free():
+        alive = [g for g in placement_group_table().values() if g["state"] != "REMOVED"]
+        used = ray.cluster_resources()["CPU"] - ray.available_resources().get("CPU", 0)
+        return not alive and used < 1e-6
+
+    wait_until(is_free, 30)
 
 
 @pytest.mark.parametrize("here", [False, True])

@@ -56,13 +56,20 @@ def of_own_ray():
 
 
 @pytest.mark.ray
-def test_a_local_ray_is_closed_to_the_network(of_own_ray):
+def test_a_local_ray_is_closed_to_the_network_and_other_users(of_own_ray):
     found = listening(of_own_ray)
     assert {"gcs_server", "raylet"} <= set(found.values())
     assert [name for address, name in found.items() if not address.startswith(LOOPBACK)] == []
     token = Path.home() / ".ray" / "auth_token"
     assert token.stat().st_mode & 0o777 == 0o600
     assert token.parent.stat().st_mode & 0o077 == 0  # also before the token was there
+    # Its folder is closed to other users, and the longest parent leaves room for its sockets.
+    socket = ray.nodes()[0]["ObjectStoreSocketName"]
+    own = next(path for path in Path(socket).parents if path.name.startswith(PREFIX))
+    assert own.stat().st_mode & 0o777 == 0o700
+    below = len(socket) - len(str(own.parent)) - len(str(os.getpid()))
+    assert LONGEST_PARENT + below + len("99999") <= 103  # macOS
+    assert LONGEST_PARENT + below + len("4194304") <= 107  # Linux
 
 
 @pytest.mark.ray
@@ -90,26 +97,6 @@ def test_a_training_is_closed_to_the_network(tmp_path):
     finally:
         hold.unlink()
         training.join()
-
-
-def own_folder(path):
-    """The folder that is made for a local Ray, from the path of something in it."""
-    return next(parent for parent in Path(path).parents if parent.name.startswith(PREFIX))
-
-
-@pytest.mark.ray
-@pytest.mark.usefixtures("of_own_ray")
-def test_a_local_ray_is_closed_to_other_users():
-    assert own_folder(ray.nodes()[0]["RayletSocketName"]).stat().st_mode & 0o777 == 0o700
-
-
-@pytest.mark.ray
-@pytest.mark.usefixtures("of_own_ray")
-def test_the_longest_parent_leaves_room_for_sockets():
-    socket = ray.nodes()[0]["ObjectStoreSocketName"]
-    below = len(socket) - len(str(own_folder(socket).parent)) - len(str(os.getpid()))
-    assert LONGEST_PARENT + below + len("99999") <= 103  # macOS
-    assert LONGEST_PARENT + below + len("4194304") <= 107  # Linux
 
 
 @pytest.fixture
