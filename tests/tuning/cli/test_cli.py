@@ -511,6 +511,22 @@ def test_a_search_in_which_no_trial_finished_has_nothing_to_confirm(
     assert "Next" not in done.output
 
 
+@pytest.mark.usefixtures("went_on")
+def test_a_failed_trial_is_status_1_unless_allowed_beside_a_finished_one(images_root, tmp_path):
+    """By the exit status clusters decide whether to retry a search."""
+    failed = trial(1, 80.0, 50.0, outcome="failed", error="OutOfMemoryError: too big", curve=())
+
+    def status(name, records, *options):
+        file = search_file(images_root, search__storage=str(tmp_path), search__name=name)
+        run = write_run(tmp_path / name, file, [fakes.reference(), *records])
+        return invoke("search", run / CONFIG_FILE, "--resume", *options).exit_code
+
+    both = [trial(0, 85.0, 62.0), failed]
+    assert status("failed", both) == 1
+    assert status("allowed", both, "--allow-failed-trials") == 0
+    assert status("none", [failed], "--allow-failed-trials") == 1
+
+
 def test_a_search_with_nothing_left_ends_in_order(run, went_on):
     done = invoke("resume", run, "--set", "search.budget.trials=2")
     assert [file.search.budget.trials for file in went_on] == [2]

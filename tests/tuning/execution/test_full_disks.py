@@ -1,18 +1,22 @@
 """What the driver writes, on a real disk that is full (mounted for the test, as root)."""
 
 import re
+import sys
 import tempfile
 
 import pytest
 import torch
 
+from cluster.cli import main
 from tests.disks import fill, make_room, small_disk
-from tests.tuning import fakes
+from tests.tuning import fakes, run_folders
+from tests.tuning.run_folders import search_file, write_run
 from trainers.checkpoints.format import Header, Progress, save_checkpoint, saved_step
 from trainers.errors import StorageFailed
 from trainers.fine_tune import fine_tune
 from trainers.ray_trainer import SAVED, saved_locally
 from tuning.runs.journal import JOURNAL_FILE, Journal, read_history
+from tuning.runs.run_folder import CONFIG_FILE
 
 FULL = "No space left on device"
 
@@ -83,3 +87,21 @@ def test_a_full_folder_for_temporary_files_is_named_with_its_node(trial, tmp_pat
         assert list(disk.iterdir()) == []
     said = rf"node [\d.]+: {disk}/{SAVED}\w+: a checkpoint cannot be written: {FULL}; TMPDIR "
     assert re.match(said, str(caught.value))
+
+
+@pytest.mark.nightly
+def test_a_full_disk_is_status_75(images_root, tmp_path, monkeypatch, capsys):
+    one_step = {"trial__steps": 1, "trial__eval__every": 1}
+    with small_disk(tmp_path / "disk", 1000) as disk:
+        of_trial = write_run(disk / "trial", search_file(images_root, **one_step)) / CONFIG_FILE
+        records = [run_folders.trial(0, 85.0, 62.0)]
+        report = write_run(disk / "report", search_file(images_root), records)
+        fill(disk)
+        for words in (("train", of_trial, "--output", disk / "trained"), ("report", report)):
+            monkeypatch.setattr(sys, "argv", ["lipsum-tune", *map(str, words)])
+            with pytest.raises(SystemExit) as caught:
+                main()
+            assert caught.value.code == 75, words
+            line = capsys.readouterr().err.splitlines()[-1]
+            assert line.startswith("lipsum-tune: ")
+            assert FULL in line
