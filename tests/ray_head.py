@@ -25,8 +25,6 @@ START_S = 120.0
 
 @dataclass(frozen=True)
 class Head:
-    """A running Ray head."""
-
     address: str
     """`host:port` for drivers, as in RAY_ADDRESS."""
     dashboard: str

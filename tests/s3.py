@@ -25,7 +25,6 @@ workers do not take over the environment of a driver that connects later."""
 
 @pytest.fixture(scope="module")
 def bucket():
-    """A bucket of a real S3 server on this machine."""
     with s3_server():
         boto3.client("s3").create_bucket(Bucket="mine")
         yield "s3://mine"

@@ -86,7 +86,6 @@ class Ours(Searcher):
         return {"trial_id": record.trial_id, "params": record.params, **record.params}
 
     def on_trial_result(self, trial_id, result):
-        """Pass an intermediate value on."""
         self.records[trial_id] = self.records[trial_id].with_report(result)
         self.studies.trial_reported(self.records[trial_id])
 

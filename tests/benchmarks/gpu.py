@@ -308,12 +308,10 @@ def run_part(part, root, dry, file):
 
 
 def device():
-    """The device of the benchmark."""
     return "cuda" if torch.cuda.is_available() else "cpu"
 
 
 def synchronise():
-    """Wait for the card."""
     if torch.cuda.is_available():
         torch.cuda.synchronize()
 

@@ -69,7 +69,6 @@ def _progress(folder):
 
 
 def main():
-    """Run it on the embedded benchmark and report."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--kills", type=int, default=10)
     parser.add_argument("--seed", type=int, default=0)

@@ -49,7 +49,6 @@ def print_recorded():
 
 
 def main():
-    """Print what is asked for."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     asked = parser.add_mutually_exclusive_group(required=True)
     asked.add_argument("--cost", type=int, metavar="N", help="measure the cost with N pairs")

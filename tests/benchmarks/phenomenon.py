@@ -72,7 +72,6 @@ def test(name, seed, config):
 
 
 def main():
-    """Search, train and print the table."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("folder", type=Path, help="for the runs of the searches")
     parser.add_argument("--steps", type=int, default=300, help="more than the quickstart's")

@@ -53,8 +53,6 @@ CROP_AREA = (0.9, 1.0)
 
 @dataclass(frozen=True)
 class Recipe:
-    """The hyperparameters of the pre-training."""
-
     steps: int = 6000
     batch_size: int = 128
     lr: float = 1e-3
@@ -199,7 +197,6 @@ def _write(
 
 
 def main():
-    """Parse the command line and train."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("output", type=Path, help="folder for the weights and figures")
     parser.add_argument("--steps", type=int, default=Recipe.steps)

@@ -172,7 +172,6 @@ def mean_and_interval(values):
 
 
 def parse_arguments(argv):
-    """The command line."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("file", type=Path)
     parser.add_argument("--objective", default="val/mean_acc", help="a metric of the file")
@@ -193,7 +192,6 @@ def parse_arguments(argv):
 
 
 def read_setting(arguments):
-    """The comparison that the command line asks for."""
     space = load_config("quickstart", check=False).search_space()
     rows = pq.read_table(arguments.file, columns=list(space.parameters)).to_pylist()
     # A parameter that was fixed in the recording is not searched.
@@ -227,7 +225,6 @@ def recorded_setting():
 
 
 def main(argv=tuple(sys.argv[1:])):
-    """Search and print the table."""
     arguments = parse_arguments(argv)
     setting, console = read_setting(arguments), Console(width=150)
     space = setting.problem.space

@@ -30,8 +30,6 @@ class Trainings(Protocol):
 
 @dataclass(frozen=True)
 class Ended:
-    """A trial that ended, by itself or not."""
-
     trial_id: str
     """Tune's name."""
     configuration: int

@@ -107,7 +107,6 @@ class SimulatedTrainings:
 
     @property
     def space(self):
-        """The space that is searched."""
         return self.surfaces.space
 
     def start(self, config):

@@ -59,7 +59,6 @@ class Stopwatch(Callback):
 
 
 def main():
-    """Run the searches, and print the table."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--rounds", type=int, default=3)
     rounds = parser.parse_args().rounds

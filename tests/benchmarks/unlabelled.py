@@ -77,7 +77,6 @@ def rank_correlation(first, second):
 
 
 def main():
-    """Train what the folder lacks, and print the table."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("folder", type=Path)
     parser.add_argument("--trainings", type=int, default=32)

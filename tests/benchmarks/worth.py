@@ -67,7 +67,6 @@ def search(seed, distance, setting):
 
 
 def main(argv=tuple(sys.argv[1:])):
-    """Search and print the table."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("file", type=Path)
     parser.add_argument("--seeds", type=int, default=30)

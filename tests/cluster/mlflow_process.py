@@ -63,7 +63,6 @@ class ServerProcess:
         self._signal(signal.SIGSTOP)
 
     def kill(self):
-        """Kill all processes at once."""
         if self._process is not None and self._process.poll() is None:
             self._signal(signal.SIGKILL)
             self._process.wait(60)

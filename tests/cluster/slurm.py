@@ -23,12 +23,9 @@ ENDED = {"COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL", "PREEMPTED"
 
 @dataclass(frozen=True)
 class Slurm:
-    """A running Slurm."""
-
     configuration: Path
 
     def run(self, *command, **options):
-        """Run one of Slurm's commands."""
         environment = {key: value for key, value in os.environ.items() if key != "RAY_ADDRESS"}
         environment["SLURM_CONF"] = str(self.configuration)
         return subprocess.run(command, env=environment, capture_output=True, text=True, **options)

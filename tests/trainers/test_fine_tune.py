@@ -21,7 +21,6 @@ from trainers.loop.state import load_split, open_images, start
 
 @pytest.fixture(scope="module")
 def undisturbed(trial):
-    """The reports of `trial` from beginning to end."""
     return list(fine_tune(trial))
 
 

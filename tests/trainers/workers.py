@@ -59,7 +59,6 @@ class TwoWorkers:
             self._processes.append(process)
 
     def stop(self):
-        """End the processes, if there are any."""
         for end in self._ends:
             end.close()
         for process in self._processes:

@@ -12,7 +12,6 @@ TOTAL_STEPS = 240
 
 
 def search_record(run_folder, **changes):
-    """A search over DomainNet, with changes."""
     search = SearchRecord(
         name="domainnet-vit-b32",
         total_steps=TOTAL_STEPS,
@@ -32,7 +31,6 @@ def search_record(run_folder, **changes):
 
 
 def report(step, id_acc, ood_acc, **extra):
-    """The flat metrics of one evaluation."""
     offsets = dict(zip(DOMAINS, (4.0, 9.0, -14.0, 1.0), strict=True))
     metrics = {f"ood_val/{name}/acc": ood_acc + offset for name, offset in offsets.items()}
     return {
@@ -67,7 +65,6 @@ def trial(number, id_acc=85.0, ood_acc=62.0, **changes):
 
 
 def repeat(record, seed, id_acc, ood_acc):
-    """A finished repeat of a trial with another seed."""
     return trial(
         record.number,
         id_acc,

@@ -11,12 +11,10 @@ def cells(table):
 
 
 def notes(table):
-    """All notes below the table."""
     return "\n".join(table.notes)
 
 
 def text_of(renderable, width=100):
-    """Text on a terminal of this width."""
     file = io.StringIO()
     Console(file=file, width=width).print(renderable)
     return file.getvalue()

@@ -44,7 +44,6 @@ def search_file(root, **changes):
 
 
 def trial(number, id_acc, ood_acc, lr=1e-4, weight=1.0, **more):
-    """A finished trial of that search."""
     params = {LR: lr, WEIGHT: weight}
     return fakes.trial(number, id_acc, ood_acc, **{"params": params, **more})
 

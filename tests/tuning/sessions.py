@@ -70,7 +70,6 @@ class Session:
 
     @property
     def study(self):
-        """The study of a search over one space."""
         (only,) = self.studies.studies
         return only.study
 
@@ -95,7 +94,6 @@ class Session:
         self.recorder.on_trial_result(0, [], self._tune_trials[trial_id], result)
 
     def end(self, trial_id, error=False):
-        """Let a trial end."""
         event = self.recorder.on_trial_error if error else self.recorder.on_trial_complete
         event(0, [], self._tune_trials[trial_id])
         return self.recorder.records[trial_id]

@@ -110,7 +110,6 @@ def test_what_trials_measure_never_changes_and_the_error_says_what_to_do(
 
 @pytest.fixture
 def copy(images_root, tmp_path):
-    """Data that a test may change."""
     return Path(shutil.copytree(images_root, tmp_path / "copy"))
 
 

@@ -65,7 +65,6 @@ def module(name):
 
 
 def shell_loop(job):
-    """Starts the shell loop."""
     length = {"steps": job["steps"], "every": job["every"]}
     lines = [
         shlex.join(f"--{name.replace('_', '-')}={value}" for name, value in {**p, **length}.items())
@@ -130,7 +129,6 @@ def measured(start, job):
 
 
 def main():
-    """Run all contenders in turn, and print the table."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--trials", type=int, default=4)
     parser.add_argument("--repeats", type=int, default=2)

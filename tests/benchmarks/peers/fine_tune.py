@@ -36,8 +36,6 @@ ENDS = (2046, 2047)
 
 
 class TrainViews(Dataset[tuple[Tensor, Tensor]]):
-    """Random crops of the training images."""
-
     def __init__(self, images, size):
         self.images = images
         self.transform = v2.Compose(
@@ -161,13 +159,11 @@ def evaluate(visual, head, scale, mean, std):
 
 
 def append(results, params, metrics):
-    """Write a report as a line of JSON, with the time."""
     with results.open("a") as file:
         file.write(json.dumps({"time": time.time(), "params": params, **metrics}) + "\n")
 
 
 def main():
-    """Train one configuration."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--lr", type=float, required=True)
     parser.add_argument("--reg-weight", type=float, required=True)

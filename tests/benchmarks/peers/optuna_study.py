@@ -17,7 +17,6 @@ THREADS = 2
 
 
 def main():
-    """Run the job."""
     job = json.loads(Path(sys.argv[1]).read_text())
     output = Path(job["output"])
     torch.set_num_threads(1)  # of each trial

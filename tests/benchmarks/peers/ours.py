@@ -13,19 +13,15 @@ from tuning.search import SearchOptions, start_search
 
 
 class Results(Callback):
-    """Writes each report to the file of results."""
-
     def __init__(self, output):
         self.output = output
 
     def trial_reported(self, record):
-        """A trial has reported."""
         params = {key.rpartition(".")[2]: value for key, value in record.params.items()}
         append(self.output / "results.jsonl", params, dict(record.metrics))
 
 
 def main():
-    """Run the job."""
     job = json.loads(Path(sys.argv[1]).read_text())
     output, names = Path(job["output"]), {"lr": "optim.lr"}
     points = [{names.get(n, f"method.{n}"): v for n, v in p.items()} for p in job["trials"]]

@@ -24,7 +24,6 @@ WORKERS = 2
 
 
 def train_loop(config):
-    """One trial in a worker of Ray Train."""
     for metrics, state in train(**config):
         with tempfile.TemporaryDirectory() as folder:
             torch.save(state, Path(folder) / "state.pt")
@@ -33,19 +32,15 @@ def train_loop(config):
 
 
 class Results(tune.Callback):
-    """Writes each report to the file of results."""
-
     def __init__(self, output):
         self.output = output
 
     def on_trial_result(self, trial, result, **info):
-        """A trial has reported."""
         metrics = {k: v for k, v in result.items() if isinstance(v, int | float)}
         append(self.output / "results.jsonl", trial.config["params"], metrics)
 
 
 def main():
-    """Run the job."""
     job = json.loads(Path(sys.argv[1]).read_text())
     output = Path(job["output"])
     length = {"steps": job["steps"], "every": job["every"]}

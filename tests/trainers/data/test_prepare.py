@@ -48,7 +48,6 @@ def run(tree, data, **options):
 
 
 def names(data, split, domain="pets"):
-    """Names of the images in a split."""
     files = sorted((data / domain / split).glob("*.parquet"))
     return [row["image"]["path"] for file in files for row in pq.read_table(file).to_pylist()]
 

@@ -89,7 +89,6 @@ def test_a_run_saved_while_it_repeats_a_report_keeps_its_sums(trial, two_workers
 
 
 def _saved_as_repeated(config, folder, target):
-    """Resume a run, and save it again at its first report."""
     resumed = fine_tune(config, resume_from=folder)
     next(resumed).save(target)
     resumed.close()

@@ -87,7 +87,6 @@ def test_a_float16_run_outlives_overflows_and_resumes_with_its_scale(trial, tmp_
 
 
 def _start_at_a_great_scale(*arguments, **options):
-    """A run whose first steps overflow."""
     run = start(*arguments, **options)
     run.scaler.load_state_dict(run.scaler.state_dict() | {"scale": 2.0**22})
     return run

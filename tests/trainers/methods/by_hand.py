@@ -39,7 +39,6 @@ def contrastive(scores):
 
 
 def unit_rows(rng, *shape):
-    """Random rows of length 1."""
     x = rng.standard_normal(shape)
     return x / np.linalg.norm(x, axis=-1, keepdims=True)
 

@@ -26,7 +26,6 @@ LAYERS = {"attn.in_proj_weight": 3, "attn.out_proj.weight": 1, "mlp.c_fc.weight"
 
 @pytest.fixture
 def config(trial):
-    """Three steps of rank 2."""
     return short(trial, {"name": "lora", "rank": 2, "alpha": 6}, optim__lr=1e-2)
 
 

@@ -68,7 +68,6 @@ def test_a_batch_of_one_class_has_only_positives(zero_shot):
 
 
 def somewhere(student, seed):
-    """Random adapters."""
     rng = torch.Generator().manual_seed(seed)
     return {n: 0.3 * torch.randn(p.shape, generator=rng) for n, p in student.trained.items()}
 

@@ -47,8 +47,6 @@ def test_shares_converge_to_the_optimum_within_0_and_1():
 
 
 def gradient_of(loss):
-    """By PyTorch, of a loss of weights."""
-
     def gradient(weights):
         leaves = {name: value.detach().requires_grad_() for name, value in weights.items()}
         return dict(zip(leaves, torch.autograd.grad(loss(leaves), leaves.values()), strict=True))

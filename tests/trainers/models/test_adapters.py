@@ -20,7 +20,6 @@ TIMM_VIT = {"timm_model_name": "test_vit", "timm_pool": "token", "image_size": 1
 
 
 def adapted(kind, folder):
-    """A student with random adapters in it."""
     changes = {"vision_cfg": TIMM_VIT} if kind == "timm" else {}
     model = random_model(folder, kind, **changes)
     student = student_of(load_zero_shot(model, PROMPTS), ResidualAdapter())

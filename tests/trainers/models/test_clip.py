@@ -31,7 +31,6 @@ def _no_hub(monkeypatch, tmp_path):
 
 @pytest.fixture
 def folder(tmp_path):
-    """Of a model of the kind `clip`."""
     random_model(tmp_path, "clip")
     return tmp_path / "clip"
 
@@ -140,8 +139,6 @@ def test_a_folder_cannot_name_code_or_files(keywords, folder):
 
 
 class Malicious:
-    """Unpickling it makes a file."""
-
     def __init__(self, path):
         self.path = path
 

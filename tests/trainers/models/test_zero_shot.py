@@ -23,7 +23,6 @@ PROMPTS = Prompts(
 
 @pytest.fixture
 def cache(monkeypatch, tmp_path):
-    """A folder for heads of this test alone."""
     monkeypatch.setattr(platformdirs, "user_cache_path", lambda name: tmp_path / "cache" / name)
     return tmp_path / "cache/lipsum-tune/heads"
 

@@ -41,7 +41,6 @@ def search(tmp_path):
 
 
 def session(search, name, seed=3, space=SPACE, **options):
-    """A session of a search with that sampler."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
         if name in OBJECTS:

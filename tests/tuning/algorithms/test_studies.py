@@ -41,7 +41,6 @@ def search(tmp_path):
 
 
 def run(session, number, value=50.0):
-    """So many finished trials."""
     return [record for _ in range(number) if (record := session.run(value)) is not None]
 
 

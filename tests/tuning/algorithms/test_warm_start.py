@@ -165,7 +165,6 @@ def test_what_cannot_be_learned_from_is_refused(images_root, tmp_path):
 
 
 def of_method(method, number, id_acc, lr, **more):
-    """A finished trial of a search of several methods."""
     weight = {} if method == "ft" else {WEIGHT: 1.0}
     params = {METHOD_KEY: method, LR: lr, **weight}
     return fakes.trial(number, id_acc, 62.0, **{"params": params, **more})

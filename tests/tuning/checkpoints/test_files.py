@@ -29,7 +29,6 @@ OLD, NEW = "checkpoint_2030-01-01_10-00-00.000000", "checkpoint_2030-01-01_11-00
 
 @pytest.fixture
 def train(anywhere):
-    """An empty folder of all trials."""
     return anywhere
 
 

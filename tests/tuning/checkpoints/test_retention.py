@@ -56,7 +56,6 @@ def started(search, earlier=(), keep_top=0):
 
 
 def run(callback, search, record):
-    """A whole trial: it starts, reports, and ends as the record says."""
     running = replace(record, outcome="running", ended_at=None)
     callback.trial_started(running)
     write_checkpoint(search.run_folder, record.trial_id)

@@ -44,7 +44,6 @@ def invoke(*words):
 
 
 def searched(root, folder, **changes):
-    """`search` with the file `mine.yaml`."""
     file = search_file(root, search__storage=str(folder / "runs"), **changes)
     (folder / "mine.yaml").write_text(yaml.safe_dump(file.model_dump(mode="json")))
     return invoke("search", folder / "mine.yaml")

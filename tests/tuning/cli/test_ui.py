@@ -161,7 +161,6 @@ def test_the_search_has_a_description_and_its_report(links, page):
 
 @pytest.fixture
 def report(run, page):
-    """The page of the report."""
     page.goto((run / "report" / REPORT_FILE).as_uri())
     expect(page.locator(".main-svg").first).to_be_visible()
     return page

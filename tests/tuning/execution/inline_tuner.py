@@ -52,7 +52,6 @@ class InlineTuner:
             pass
 
     def run(self):
-        """The search; yields each trial when it has ended."""
         for callback in self._run.callbacks:
             callback.setup()
         is_exhausted = False

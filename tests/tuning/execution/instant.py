@@ -52,18 +52,15 @@ def instant_options(file, **options):
 
 
 def zero_shot(*_, **__):
-    """In place of the evaluation of a model."""
     return dict.fromkeys(METRICS[:3], 40.0)
 
 
 def run_instantly(file, **options):
-    """Run a new search."""
     with patch("tuning.session.zero_shot_metrics", zero_shot):
         return start_search(file, instant_options(file, **options))
 
 
 def resume_instantly(folder, *overrides, **options):
-    """Resume a search."""
     file = load_config(folder / "search.yaml", check=False)
     changed = load_config(folder / "search.yaml", overrides)
     check_changes(folder, changed)
@@ -71,7 +68,6 @@ def resume_instantly(folder, *overrides, **options):
 
 
 def write_instant(folder, file):
-    """The configuration as a file for the program."""
     folder.mkdir(parents=True, exist_ok=True)
     write_config(folder, file)
     return folder / "search.yaml"
@@ -93,7 +89,6 @@ def num_reports(folder):
 
 
 def main(path):
-    """Run or resume, and exit as the command line does."""
     from tuning.cli import run_command
     from tuning.cli.search import _show
 

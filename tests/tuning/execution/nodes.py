@@ -36,7 +36,6 @@ def cluster(head_cpus, nodes):
 
 
 def add_node(to):
-    """A node of one CPU."""
     return retry_slow_start(lambda: to.add_node(num_cpus=1))
 
 

@@ -61,7 +61,6 @@ def real_file(root, folder, **changes):
 
 
 def untimed(report):
-    """A report without the values that depend on time."""
     clocks = ("cost/", "train/images_per_s")
     return {name: value for name, value in report.items() if not name.startswith(clocks)}
 

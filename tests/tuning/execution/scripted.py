@@ -34,8 +34,6 @@ class Script(Searcher):
 
 
 class StopsBelow(FIFOScheduler):
-    """Stops what is below a bound at a step."""
-
     def __init__(self, script, step, bound):
         super().__init__()
         self.script, self.step, self.bound = script, step, bound

@@ -34,11 +34,9 @@ class InstantSlot(tune.Trainable):
     final_split: str | None
 
     def setup(self, config):
-        """Start the first trial."""
         self.reset_config(config)
 
     def reset_config(self, new_config):
-        """Go on to another trial."""
         self.trial = json.loads(new_config["trial"])
         self.progress = self.folder / f"train-{new_config['trial_id']}" / "progress"
         self.progress.parent.mkdir(parents=True, exist_ok=True)
@@ -46,7 +44,6 @@ class InstantSlot(tune.Trainable):
         return True
 
     def step(self):
-        """The next report."""
         while self.next > EVERY and (self.runs / HOLD).exists():
             time.sleep(0.05)
         if (self.runs / BREAK).exists():

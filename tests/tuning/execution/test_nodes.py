@@ -36,7 +36,6 @@ def num_reports(run_folder):
 
 
 def checkpoints(run_folder):
-    """The newest checkpoint of each trial that has one."""
     train = load_run(run_folder).checkpoints
     kept = {trial_id: kept_checkpoint(train, trial_id) for trial_id in records(run_folder)}
     return {name: found.local_path() for name, found in kept.items() if found is not None}

@@ -59,6 +59,5 @@ def test_a_search_without_ray_ends_and_can_be_resumed(name, images_root, tmp_pat
 
 
 def kill(driver, name):
-    """Kill the child process of that name."""
     process = next(pid for pid, found in processes(driver.pid).items() if found == name)
     os.kill(process, signal.SIGKILL)

@@ -129,7 +129,6 @@ def holder():
 
 
 def groups():
-    """State of each placement group."""
     return {name: group["state"] for name, group in placement_group_table().items()}
 
 

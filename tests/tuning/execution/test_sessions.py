@@ -42,7 +42,6 @@ from tuning.views.mlflow.client import TrackingError, tracking_uri
 
 @pytest.fixture
 def inline():
-    """Searches without Ray."""
     with without_ray():
         yield
 

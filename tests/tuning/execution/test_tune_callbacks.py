@@ -13,8 +13,6 @@ pytestmark = pytest.mark.ray
 
 
 class Ended(tune.Callback):
-    """Writes down which trials ended."""
-
     def __init__(self):
         self.trials = []
 

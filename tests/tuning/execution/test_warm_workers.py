@@ -39,7 +39,6 @@ def _connected(ray_head):
 
 
 def run(workers, config, folder, reports):
-    """The first reports of a trial."""
     prepare_folder(open_store(folder))
     request = Request(str(folder), config.model_dump_json())
     answers = []

@@ -25,7 +25,6 @@ def write_trial(journal, record, reports=None):
 
 
 def edit_times(folder, times):
-    """Give the lines of a journal other times."""
     path = folder / JOURNAL_FILE
     lines = [json.loads(line) for line in path.read_text().splitlines()]
     for line, time in zip(lines, times, strict=True):

@@ -24,8 +24,6 @@ NEW = TrialRecord("trial-000", 0, "trial", {"optim.lr": 1.0})
 
 
 class Notes(Callback):
-    """Writes down every event."""
-
     def __init__(self):
         self.events = []
 

@@ -9,7 +9,6 @@ from tests.tuning.run_folders import search_file, write_run
 
 @pytest.fixture
 def runs(tmp_path):
-    """A folder of runs, with its database."""
     return with_database(tmp_path / "runs")
 
 

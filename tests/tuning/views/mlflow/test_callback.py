@@ -22,13 +22,11 @@ TIMEOUT = "MLFLOW_HTTP_REQUEST_TIMEOUT"
 
 @pytest.fixture
 def begun(images_root, runs):
-    """The run folder of a search that has begun."""
     return write_run(runs / "search", search_file(images_root), outcome=None)
 
 
 @pytest.fixture
 def callback(begun):
-    """Of this search, at its start."""
     made = MlflowCallback(default_tracking_uri(begun.parent), "lipsum-tune", interval_seconds=0.05)
     made.search_started(load_run(begun).search)
     return made

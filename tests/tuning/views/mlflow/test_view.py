@@ -25,7 +25,6 @@ def shared(runs, search):
 
 
 def rows(runs, search):
-    """The trials of the view in its order."""
     view = shared(runs, search)
     client, experiment_id = connect(default_tracking_uri(runs), "lipsum-tune")
     order = f"{view['orderByKey']} {'ASC' if view['orderByAsc'] else 'DESC'}"
