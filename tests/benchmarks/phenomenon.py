@@ -58,7 +58,6 @@ def tuned(name, folder, steps, trials):
     if not (folder / run_name / "trials.parquet").is_file():
         run_search(file)
     best = load_run(folder / run_name).best
-    assert best is not None
     print(f"{name}: {best.params}, {best.metrics['val/mean_acc']:.2f}", flush=True)
     return file.trial_config(best.params)
 

@@ -43,7 +43,6 @@ def train(config, file):
     """Write the predictions of a training for its validation images; in a process of its own."""
     torch.set_num_threads(1)
     *_, last = fine_tune(config)
-    assert last.run.predictions is not None
     file.write_bytes(last.run.predictions)
 
 

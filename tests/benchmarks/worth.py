@@ -22,7 +22,7 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from tests.benchmarks.contenders import CONTENDERS, OURS, Ours
+from tests.benchmarks.contenders import CONTENDERS, OURS
 from tests.benchmarks.simulate import (
     mean_and_interval,
     parse_arguments,
@@ -47,7 +47,6 @@ def search(seed, distance, setting):
     problem = replace(setting.problem, points=points, trials=TRIALS)
     contender = CONTENDERS[OURS]
     searcher, scheduler = contender.create(problem, seed)
-    assert isinstance(searcher, Ours)
     surfaces, costs = setting.of(contender)
     trainings = SimulatedTrainings(surfaces, np.random.default_rng((seed, 1)))
     found = np.full((2, TRIALS), np.inf)

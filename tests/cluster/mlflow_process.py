@@ -73,7 +73,6 @@ class ServerProcess:
             assert answer.status == 200
 
     def _signal(self, number):
-        assert self._process is not None
         os.killpg(self._process.pid, number)
 
 

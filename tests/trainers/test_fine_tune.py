@@ -57,12 +57,10 @@ for report in fine_tune(config):
 def test_a_killed_run_goes_on_from_its_checkpoint_to_the_last_bit(trial, undisturbed, tmp_path):
     command = [sys.executable, "-c", TRAIN_AND_SAVE, trial.model_dump_json(), str(tmp_path)]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
-        assert process.stdout is not None
         assert process.stdout.readline() == "3\n"
         process.kill()
     kept = open_store(tmp_path / "kept")
     name = newest_checkpoint(kept, resumable=True)
-    assert name is not None
     repeated, last = fine_tune(trial, resume_from=kept.local_path(name))
     assert [untimed(repeated), untimed(last)] == [untimed(report) for report in undisturbed]
     assert last.metrics["cost/seconds"] > repeated.metrics["cost/seconds"]

@@ -61,7 +61,6 @@ def test_a_checkpoint_of_a_killed_worker_is_removed_and_that_of_another_kept(
         shutil.copytree(running, f"{running}-killed")  # without the lock of a process
         with checkpoint(tmp_path / "b") as other:
             assert set(temporary.iterdir()) == {running, other}
-            assert other is not None
             assert {file.name for file in other.iterdir()} == {f.name for f in running.iterdir()}
     assert list(temporary.iterdir()) == []
 

@@ -71,7 +71,6 @@ def shell_loop(job):
         for p in job["trials"]
     ]
     process = popen([str(HERE / "shell_loop.sh"), job["output"]], job, stdin=subprocess.PIPE)
-    assert process.stdin is not None
     with process.stdin:
         process.stdin.write("\n".join(lines) + "\n")
     return process

@@ -69,7 +69,6 @@ def test_a_new_checkpoint_replaces_the_older_ones(folder, tmp_path):
     assert checkpoint_names(folder) == [name]
     assert newest_checkpoint(folder, resumable=True) == name
     header = read_header(folder.at(name))
-    assert header is not None
     assert (header.step, header.class_names) == (80, ("a", "b"))
     assert [report["step"] for report in header.reports] == [20, 40, 60, 80]
     assert header.shapes == {"head": (250,), "scale": ()}

@@ -49,7 +49,6 @@ def scores_of(outputs):
 
 def test_loss_and_its_gradients_equal_the_sums(zero_shot):
     batch = random_batch(classes=CLASSES)
-    assert batch.average is not None
     rng = np.random.default_rng(1)
     wv, wt = rng.standard_normal((6, 5)), rng.standard_normal((3, 5))
     weights = {
@@ -88,7 +87,6 @@ def test_orthonormal_projections_have_no_penalty(zero_shot):
     loss.reg.backward()
     assert loss.reg.item() == 0
     for parameter in weights.values():
-        assert parameter.grad is not None
         assert bool(parameter.grad.isfinite().all())
 
 
@@ -119,7 +117,6 @@ def test_the_projections_are_what_every_feature_goes_through(kind, tmp_path):
     images = torch.randn(3, 3, size, size)
     tokens = zero_shot.tokenize(["a cat", "two dogs in the rain", "fish"])
     tower = student.text
-    assert tower is not None
     with torch.no_grad():
         assert pooled_features(student.visual, images).std(dim=0).min() > 0
         assert tower(tokens).std(dim=0).min() > 0

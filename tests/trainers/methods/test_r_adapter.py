@@ -63,7 +63,6 @@ def test_a_batch_of_one_class_has_only_positives(zero_shot):
     f, (t,) = batch.student.features.detach(), batch.student.text_features.detach()
     by_hand = multi_positive(f.numpy(), t.numpy(), 7.0, (1, 1, 1), margin=0, eps=0)
     assert loss.item() == pytest.approx(by_hand, rel=1e-10)
-    assert batch.student.features.grad is not None
     assert bool(batch.student.features.grad.isfinite().all())
 
 

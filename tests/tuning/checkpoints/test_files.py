@@ -58,7 +58,6 @@ def test_a_trial_is_listed_reduced_to_its_newest_weights_and_removed(train, tmp_
     newest = f"{trial_path(TRIAL)}/{NEW}"
     assert files(train) == {f"{newest}/{WEIGHTS}", f"{newest}/{PREDICTIONS}"}
     kept = kept_checkpoint(train, TRIAL)
-    assert kept is not None
     with fetched(kept) as here:
         tensors, class_names = load_weights(here)
     assert float(tensors["head"][0]) == 80

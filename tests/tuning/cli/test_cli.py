@@ -190,11 +190,9 @@ def test_a_run_is_found_by_its_name(run, monkeypatch):
     assert "trial-000" in invoke("report", "mine", "--json").output
     assert load_run("mine").folder == run
     error = invoke("report", "mime").exception
-    assert isinstance(error, ConfigError)
     assert error.hint == "did you mean 'mine'?"
     monkeypatch.chdir(run)
     error = invoke("report", "mine", "--json").exception
-    assert isinstance(error, ConfigError)
     assert error.hint == f"there are no runs in {run}/runs"
 
 
@@ -203,7 +201,6 @@ def test_ui_refuses_a_port_in_use(run, monkeypatch):
     port = free_ports(2) + 1
     with socket.create_server(("127.0.0.1", port)):
         done = invoke("ui", run, "--port", port - 1)
-    assert isinstance(done.exception, ConfigError)
     assert (done.exception.key, done.exception.value) == ("--port", port)
 
 
@@ -504,7 +501,6 @@ def test_a_search_in_which_no_trial_finished_has_nothing_to_confirm(
     ended = SearchResult(folder, loaded.file, loaded.history, "finished", "uri", budget)
     monkeypatch.setattr(run_search, "run_search", lambda *_, **__: ended)
     done = invoke("search", folder / CONFIG_FILE, "--name", "7")
-    assert isinstance(done.exception, ConfigError)
     assert "no trial has finished" in str(done.exception)
     assert "lipsum-tune resume" in done.exception.hint
     assert "Next" not in done.output

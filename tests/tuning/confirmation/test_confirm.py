@@ -148,7 +148,6 @@ def test_a_confirmation_is_read_back_with_all_seeds_and_labels(tmp_path):
         write_results(tmp_path, {(one.trial_id, s): acc for s in (1001, 1000)}, one.labels)
     write_results(tmp_path, {("trial-007", 1002): acc, ("ft", 1002): "full"}, ("by_method/carot",))
     found = read_confirmation(search)
-    assert found is not None
     assert (found.seeds, found.failed) == ((1000, 1001, 1002), {("ft", 1002): "full"})
     ft, *others = found.configurations
     assert ft == REFERENCE
@@ -357,7 +356,6 @@ def test_a_confirmation_measures_what_a_training_alone_does(confirmed):
     metric = "ood_test/mean_acc"
     ours, its = found.values("trial-000", metric), found.values("ft", metric)
     gap = found.against("ft", "trial-000", metric)
-    assert gap is not None
     assert gap.mean == pytest.approx(sum(ours[s] - its[s] for s in found.seeds) / 2)
     assert not list((folder / "confirm" / "train").glob("*"))
 

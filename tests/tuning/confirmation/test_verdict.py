@@ -57,7 +57,6 @@ def commands_of(found):
 def test_the_best_trial_is_confirmed_and_exported(tmp_path):
     search, records = searched(tmp_path, (85.0, 62.0), (86.0, 64.0))
     found = verdict(search, records)
-    assert found is not None
     assert (found.record, found.label) == (records[-1], "trial-001")
     assert found.why == search.selection
     confirm, export = commands(found)
@@ -65,7 +64,6 @@ def test_the_best_trial_is_confirmed_and_exported(tmp_path):
     assert export.startswith("lipsum-tune export mine --output model ")
     assert "trial-001" in export
     stopped = verdict(search, [replace(record, outcome="stopped") for record in records])
-    assert stopped is not None
     assert commands_of(stopped) == ["export"]  # a trial that has not finished is not confirmed
 
 
@@ -77,7 +75,6 @@ def test_a_reference_that_beats_all_trials_is_exported(of_ft, trial, won, tmp_pa
     search, (_, best) = searched(tmp_path, trial)
     ft = fakes.reference(curve=(fakes.report(fakes.TOTAL_STEPS, *of_ft),))
     found = verdict(search, [ft, best])
-    assert found is not None
     assert (found.record.trial_id, found.record.kind) == (won, "reference")
     assert found.why.startswith(f"No trial is better than {found.label}: val/mean_acc = ")
     extend, export = commands(found)
@@ -90,7 +87,6 @@ def test_fresh_seeds_decide_and_test_splits_do_not(of_second, won, tmp_path):
     search, records = searched(tmp_path, (85.0, 62.0), (84.0, 62.0))  # 73.5 and 73.0; FT 72.5
     confirmed(tmp_path, trial_000=(71.0, 95.0), trial_001=(of_second, 99.0), ft=(72.0, 60.0))
     found = verdict(search, records)
-    assert found is not None
     assert (found.record.trial_id, found.seeds, commands_of(found)) == (won, 2, ["export"])
     values = found.why.partition("on the validation splits: val/mean_acc ")[2]
     if won == "ft":
@@ -103,7 +99,6 @@ def test_repeats_that_chose_the_trial_do_not_vote_again(tmp_path):
     lucky = first.with_repeat(fakes.repeat(first, 1, 99.0, 99.0))
     confirmed(tmp_path, ft=(76.0, 76.0), trial_000=(75.0, 75.0))
     found = verdict(search, [ft, lucky])
-    assert found is not None
     assert found.record.trial_id == "ft"
     assert "trial-000 75." in found.why
 
@@ -126,7 +121,6 @@ def test_only_equal_seeds_are_compared(tmp_path):
     confirmed(tmp_path, SEEDS[:1], trial_001=(90.0, 50.0))
     confirmed(tmp_path, (1001,), trial_001=(math.nan, 50.0))
     found = verdict(search, records)
-    assert found is not None
     assert (found.record.trial_id, found.seeds) == ("trial-000", 2)
 
 
@@ -146,7 +140,6 @@ def test_what_misses_the_bound_of_the_search_does_not_win(tmp_path):
     confirmed(tmp_path, trial_000=(75.0, 50.0))
     confirmed(tmp_path, off=4.8, trial_001=(73.0, 50.0))
     found = verdict(search, records)
-    assert found is not None
     assert found.record.trial_id == "trial-001"
 
 
@@ -154,7 +147,6 @@ def test_a_new_best_trial_is_not_judged_by_the_seeds_of_others(tmp_path):
     search, records = searched(tmp_path, (85.0, 62.0), (89.0, 64.0))
     confirmed(tmp_path, trial_000=(71.0, 50.0), ft=(72.0, 60.0))
     found = verdict(search, records)
-    assert found is not None
     assert (found.record.trial_id, found.why) == ("trial-001", search.selection)
     assert commands_of(found) == ["confirm", "export"]
 
@@ -163,7 +155,6 @@ def test_results_without_the_objective_choose_nothing(tmp_path):
     search, records = searched(tmp_path, (85.0, 62.0))
     write_results(tmp_path, {("trial-000", 1000): {"id_test/acc": 50.0, "id_val/acc": 50.0}})
     found = verdict(search, records)
-    assert found is not None
     assert (found.record.trial_id, found.why) == ("trial-000", search.selection)
 
 

@@ -91,7 +91,6 @@ def test_a_search_leaves_records_and_no_change_of_the_process(images_root, tmp_p
     assert list(run.trials[LR]) == [record.params[LR] for record in found.history.records]
     assert list(run.curves["step"]) == [2, 4, 6] * 3
     best = max(found.history.records, key=lambda record: record.metrics["val/mean_acc"])
-    assert run.best is not None
     assert (run.best.trial_id, run.best.params) == (best.trial_id, best.params)
     assert run.best.metrics == best.metrics
 
@@ -156,8 +155,6 @@ def test_the_best_trial_of_a_constrained_search_is_the_best_of_those_that_meet_i
     assert 2 <= len(meet) < 8
     best = max(meet, key=lambda record: record.metrics["val/mean_acc"])
     run = load_run(found.folder)
-    assert found.best is not None
-    assert run.best is not None
     assert found.best.trial_id == run.best.trial_id == best.trial_id
     assert found.study.best_trial.number == best.number
     assert disagreements(found.folder) == []
