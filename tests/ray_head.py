@@ -1,7 +1,5 @@
 """A Ray head for tests, started by `ray start` in processes of its own."""
 
-from __future__ import annotations
-
 import os
 import shutil
 import signal

@@ -4,8 +4,6 @@ What else a shell block contains, or a Python block that cannot run here, stands
 `<!-- not run: reason -->`.
 """
 
-from __future__ import annotations
-
 import ast
 import importlib
 import re

@@ -1,7 +1,5 @@
 """Drawings of the pre-training, what they are called, and captions in the words of a domain."""
 
-from __future__ import annotations
-
 import unicodedata
 from functools import cache
 from pathlib import Path

@@ -3,8 +3,6 @@
 Those with a prior begin at the points of `Problem.points`, which are the same for all.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path

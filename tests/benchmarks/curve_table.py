@@ -4,8 +4,6 @@ Costs are medians over the table, the same for every configuration. They are CPU
 those of the clock, which other work on the recording machine stretches.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from itertools import groupby, pairwise

@@ -7,8 +7,6 @@ do not depend on them. `--dry` runs all parts on the CPU with the tiny CLIP: it 
 command works.
 """
 
-from __future__ import annotations
-
 import argparse
 import gc
 import json

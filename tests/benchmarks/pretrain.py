@@ -8,8 +8,6 @@ with another seed than those of the embedded benchmark, so none of its images is
 drawings are used: like CLIP, this model has seen the things that it is later asked to name.
 """
 
-from __future__ import annotations
-
 import argparse
 import dataclasses
 import json

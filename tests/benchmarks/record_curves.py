@@ -9,8 +9,6 @@ the length of the random texts is fixed, as it hardly matters. What the file hol
 trained again, so the command may be interrupted.
 """
 
-from __future__ import annotations
-
 import argparse
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from multiprocessing import get_context

@@ -23,8 +23,6 @@ what the observed objective exceeds the true one by (the winner's curse), `train
 Intervals are 95 % percentile bootstraps over seeds, which are common to all contenders.
 """
 
-from __future__ import annotations
-
 import argparse
 import os
 import sys

@@ -9,8 +9,6 @@ as high as that of the point, because trainings that may collapse deviate far mo
 and to one side. Deviations are those from the mean of a configuration's seeds.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass, field
 
 import numpy as np

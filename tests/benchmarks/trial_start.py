@@ -5,8 +5,6 @@ end of the trial before it to its first step, and from its first step to its end
 loop took: checkpoints, reports and their judgement.
 """
 
-from __future__ import annotations
-
 import argparse
 import tempfile
 import time

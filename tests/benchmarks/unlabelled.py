@@ -16,8 +16,6 @@ reads a label of the domain:
 the folder holds is not trained again.
 """
 
-from __future__ import annotations
-
 import argparse
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context

@@ -1,7 +1,5 @@
 """A real PostgreSQL server for tests, in a temporary folder."""
 
-from __future__ import annotations
-
 import os
 import pwd
 import secrets

@@ -3,8 +3,6 @@
 Needs root, and Debian's packages slurm-wlm and munge.
 """
 
-from __future__ import annotations
-
 import os
 import re
 import secrets

@@ -8,8 +8,6 @@ wall seconds. This project's cache of images and zero-shot features is empty at 
 contenders have the zero-shot head.
 """
 
-from __future__ import annotations
-
 import argparse
 import json
 import os

@@ -7,8 +7,6 @@ with its head, its tokenizer and the decoded images come from this project; the 
 views, the random texts and the evaluation are plain PyTorch and torchvision.
 """
 
-from __future__ import annotations
-
 import argparse
 import copy
 import json

@@ -3,8 +3,6 @@
 `python -m tests.benchmarks.peers.ray_tune JOB.json`
 """
 
-from __future__ import annotations
-
 import json
 import sys
 import tempfile

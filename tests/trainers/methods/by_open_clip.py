@@ -1,7 +1,5 @@
 """What losses of real images are checked against: open_clip's own forward pass, in float64."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from typing import Any, cast
 

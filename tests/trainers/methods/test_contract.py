@@ -3,8 +3,6 @@
 Takes a minute: each of the methods is trained several times and once more by two workers.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path

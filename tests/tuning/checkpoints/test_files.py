@@ -1,7 +1,5 @@
 """Folders of the trials' checkpoints: listed, reduced to weights, removed, also if killed."""
 
-from __future__ import annotations
-
 import itertools
 
 import pytest

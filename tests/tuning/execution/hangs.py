@@ -3,8 +3,6 @@
 Only the last worker waits there. Others wait for it in a collective operation.
 """
 
-from __future__ import annotations
-
 import threading
 from pathlib import Path
 from typing import Literal

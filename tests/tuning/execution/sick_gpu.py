@@ -1,7 +1,5 @@
 """A GPU that fails, as a plug-in: plain fine-tuning that raises on one node of the cluster."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Literal
 

@@ -1,7 +1,5 @@
 """Trials that take no time, in a module of few imports: their actors start in a second."""
 
-from __future__ import annotations
-
 import json
 import time
 from pathlib import Path
