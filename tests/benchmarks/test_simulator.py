@@ -36,8 +36,10 @@ SPACE = SearchSpace(
 )
 COSTS = Costs(step_seconds=1.0, eval_seconds=5.0, final_seconds=5.0)
 LAST = 40
-SLOW = (WITH_ASHA,)
-"""Of the contenders that take seconds, those that are simulated here."""
+REPEATED = [
+    *(name for name in CONTENDERS if not name.startswith("ours")),
+    pytest.param(WITH_ASHA, marks=pytest.mark.ray),  # one of those that take seconds
+]
 
 
 class Rising:

@@ -138,20 +138,13 @@ def test_this_process_evaluates_the_zero_shot_model_as_a_worker_does(trial):
     assert torch.get_num_threads() == threads
 
 
-def test_a_trial_that_can_never_fit_is_refused_before_it_starts():
+def test_trials_at_a_time_fit_into_a_ray_of_ones_own_or_later_into_a_cluster(caplog):
     cpus = int(ray.cluster_resources()["CPU"])
     assert concurrent_trials(ResourcesConfig()) == cpus
-    assert concurrent_trials(ResourcesConfig(workers=cpus)) == 1
-    with pytest.raises(ConfigError, match=rf"{cpus + 1} worker\(s\) of 1 CPU do not fit"):
-        concurrent_trials(ResourcesConfig(workers=cpus + 1))
-    with pytest.raises(ConfigError, match="of 1 CPU, 1 GPU do not fit"):
-        concurrent_trials(ResourcesConfig(gpus_per_worker=1))
-
-
-def test_a_cluster_may_have_room_for_more_trials_later(caplog):
-    cpus = int(ray.cluster_resources()["CPU"])
     assert concurrent_trials(ResourcesConfig(max_concurrent=1)) == 1
     assert concurrent_trials(ResourcesConfig(max_concurrent=9), is_own_ray=True) == cpus
     assert caplog.text == ""
     assert concurrent_trials(ResourcesConfig(max_concurrent=9)) == 9
     assert f"{cpus} trial(s) fit into the cluster now" in caplog.text
+    with pytest.raises(ConfigError, match=rf"{cpus + 1} worker\(s\) of 1 CPU do not fit"):
+        concurrent_trials(ResourcesConfig(workers=cpus + 1))

@@ -346,6 +346,7 @@ MISTAKES = [
         )
     ),
     ("report damaged", " is damaged"),
+    ("confirm mine --seeds 1", "--seeds = 1"),
     ("export mine --output out", "the weights of trial-000 (finished)"),
     ("export mine", "give --output FOLDER, --register NAME or both"),
     ("export mine --output out --soup greedy", "keep_top = 5"),

@@ -128,12 +128,6 @@ def test_each_rule_without_a_trial_is_named_with_its_reason(tmp_path):
     assert ood_val == "ood_val: the search has no OOD domain"
 
 
-def test_one_seed_is_refused(tmp_path):
-    with pytest.raises(ConfigError) as error:
-        confirm(tmp_path, seeds=1)
-    assert error.value.key == "--seeds"
-
-
 def test_fresh_seeds_are_none_that_a_trial_used():
     used = fakes.trial(0, params={"seed": 1001})
     assert fresh_seeds(0, [fakes.trial(1), used], 3) == (1000, 1002, 1003)

@@ -315,16 +315,12 @@ def test_a_refused_change_leaves_a_run_that_resumes(images_root, tmp_path):
 
 
 @pytest.mark.usefixtures("inline")
-@pytest.mark.parametrize("name", ["asha", "object"])
-def test_trials_are_stopped_once_six_have_finished(name, images_root, tmp_path):
+def test_a_pruner_of_the_user_stops_trials_once_six_have_finished(images_root, tmp_path):
     settings = {"search__budget__trials": 14, "search__sampler__name": "random"}
-    options = {"pruner": SuccessiveHalvingPruner(min_resource=2, reduction_factor=2)}
-    if name == "asha":
-        settings["search__scheduler"] = {"name": name, "grace_steps": 2, "reduction_factor": 2}
-        options = {}
+    pruner = SuccessiveHalvingPruner(min_resource=2, reduction_factor=2)
     console = Console(file=io.StringIO(), width=200)
     file = instant_file(images_root, tmp_path, **settings)
-    found = run_instantly(file, console=console, **options)
+    found = run_instantly(file, console=console, pruner=pruner)
     outcomes = [record.outcome for record in found.history.records]
     assert outcomes[:6] == ["finished"] * 6
     assert "pruned" in outcomes[6:]

@@ -36,15 +36,31 @@ def test_a_log_has_one_line_an_event(shown):
     )
 
 
-def test_the_end_of_a_pruned_trial_is_one_line(shown):
+def report(step):
+    return "reported", replace(RUNNING, curve=(fakes.report(step, 71, 44),))
+
+
+PRUNED = replace(report(120)[1], outcome="pruned", ended_at=RUNNING.started_at + 60)
+FAILED = replace(RUNNING, outcome="failed", error="ValueError: bad [bold]")
+
+
+@pytest.mark.parametrize(
+    ("events", "expected"),
+    [
+        ([("reported", PRUNED), ("ended", PRUNED)],
+         ["trial-001  pruned  step 120/240  in 1m 00s  (1 of 4 trials done"]),
+        ([("progressed", RUNNING)], []),  # it goes back to its checkpoint
+        ([report(120), report(80)], ["trial-001  step 120/240", "trial-001  repeats step 80/240"]),
+        ([("ended", FAILED)], ["trial-001  failed  step 0/240  ValueError: bad [bold]  ("]),
+    ],
+)  # fmt: skip
+def test_what_happens_to_a_trial_is_one_line_or_none(events, expected, shown):
     callback, _, lines = shown
     callback.trial_started(RUNNING)
-    report = fakes.report(120, 71.23, 44.0)
-    pruned = replace(RUNNING, outcome="pruned", curve=(report,), ended_at=RUNNING.started_at + 60)
-    callback.trial_reported(pruned)
-    callback.trial_ended(pruned)
-    (line,) = lines()[1:]
-    assert line.startswith("trial-001  pruned  step 120/240  in 1m 00s  (1 of 4 trials done")
+    for event, record in events:
+        getattr(callback, f"trial_{event}")(record)
+    begins = [line[: len(start)] for line, start in zip(lines()[1:], expected, strict=True)]
+    assert begins == expected
 
 
 def test_training_has_at_most_a_line_a_minute(shown):
@@ -56,32 +72,10 @@ def test_training_has_at_most_a_line_a_minute(shown):
     assert lines()[1:] == ["trial-001  step 60/240  loss 1.25  800 images/s"]
 
 
-def test_a_training_that_goes_back_to_its_checkpoint_says_nothing(shown):
-    callback, _, lines = shown
-    callback.trial_started(RUNNING)
-    callback.trial_progressed(RUNNING)
-    assert len(lines()) == 1
-
-
 def test_ends_of_earlier_sessions_are_not_news(shown):
     callback, _, lines = shown
     callback.trial_ended(fakes.trial(0))
     assert lines() == []
-
-
-def test_steps_that_are_repeated_after_a_failure_are_named(shown):
-    callback, _, lines = shown
-    callback.trial_started(RUNNING)
-    for step in (120, 80):
-        callback.trial_reported(replace(RUNNING, curve=(fakes.report(step, 71, 44),)))
-    assert lines()[-1].startswith("trial-001  repeats step 80/240")
-
-
-def test_the_error_of_a_failed_trial_is_on_its_line(shown):
-    callback, _, lines = shown
-    callback.trial_started(RUNNING)
-    callback.trial_ended(replace(RUNNING, outcome="failed", error="ValueError: bad [bold]"))
-    assert "failed  step 0/240  ValueError: bad [bold]  (" in lines()[-1]
 
 
 def test_a_terminal_has_a_bar_for_the_search_and_for_each_running_trial():
