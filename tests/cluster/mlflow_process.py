@@ -4,12 +4,12 @@ import os
 import signal
 import subprocess
 import sys
-import time
 import urllib.request
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 
 from tests.ports import free_ports
+from tests.waiting import wait_until
 
 READY_S = 120
 
@@ -42,11 +42,7 @@ class ServerProcess:
             self._process = subprocess.Popen(
                 self._command, env=self._environment, stdout=log, stderr=log, start_new_session=True
             )
-        deadline = time.monotonic() + READY_S
-        while not self.answers():
-            assert self._process.poll() is None, self.log.read_text()
-            assert time.monotonic() < deadline, self.log.read_text()
-            time.sleep(0.1)
+        wait_until(self.answers, READY_S, self._process)
         with ThreadPoolExecutor(8) as pool:  # each worker opens the database at its first request
             list(pool.map(self._first_experiment, range(8)))
 

@@ -8,12 +8,12 @@ import re
 import secrets
 import socket
 import subprocess
-import time
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 from tests.ports import free_ports
+from tests.waiting import wait_until
 
 NODES = ("n1", "n2")
 ENDED = {"COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL", "PREEMPTED"}
@@ -32,14 +32,6 @@ class Slurm:
         """Fields of a job, such as JobState, Restarts, ExitCode."""
         shown = self.run("scontrol", "--oneliner", "show", "job", number, check=True).stdout
         return dict(re.findall(r"(\w+)=(\S*)", shown))
-
-    def wait_for(self, what, seconds, doing):
-        """Wait for a condition, or raise a TimeoutError."""
-        deadline = time.monotonic() + seconds
-        while not what():
-            if time.monotonic() > deadline:
-                raise TimeoutError(f"{doing}: not within {seconds:g} s")
-            time.sleep(0.5)
 
 
 @contextmanager
@@ -62,7 +54,7 @@ def running_slurm(folder):
             stack.enter_context(_daemon(command, configuration, folder / f"{name}.out"))
 
         start("munged", ["munged", "--foreground", "--force", f"--key-file={key}", *munge])
-        slurm.wait_for((folder / "munge.socket").exists, 30, "starting munged")
+        wait_until((folder / "munge.socket").exists, 30)
         start("slurmctld", ["slurmctld", "-D"])
         for node in NODES:
             (folder / "spool" / node).mkdir(parents=True)
@@ -72,7 +64,7 @@ def running_slurm(folder):
             shown = slurm.run("sinfo", "--noheader", "--Node", "--format=%t").stdout
             return shown.split() == ["idle"] * len(NODES)
 
-        slurm.wait_for(all_idle, 60, "starting Slurm")
+        wait_until(all_idle, 60)
         yield slurm
 
 

@@ -11,6 +11,7 @@ from mlflow.tracking import MlflowClient
 
 from tests.cluster.slurm import ENDED, running_slurm
 from tests.tuning.execution.real_searches import configuration
+from tests.waiting import wait_until
 
 ROOT = Path(__file__).parent.parent.parent
 SCRIPT = ROOT / "cluster" / "slurm" / "search.sbatch"
@@ -55,9 +56,7 @@ def test_a_job_at_its_time_limit_requeues_itself_and_resumes(slurm, images_root,
         return slurm.job(job)["JobState"]
 
     try:
-        slurm.wait_for(
-            lambda: "report" in events() or state() in ENDED, 400, "a first report of the search"
-        )
+        wait_until(lambda: "report" in events() or state() in ENDED, 400)
         assert state() == "RUNNING", log.read_text()
         assert (secret / "token").stat().st_mode & 0o077 == 0
         assert secret.stat().st_mode & 0o077 == 0
@@ -65,7 +64,7 @@ def test_a_job_at_its_time_limit_requeues_itself_and_resumes(slurm, images_root,
         limit = f"TimeLimit={60 * hours + minutes + 4}"
         slurm.run("scontrol", "update", f"JobId={job}", limit, check=True)
         slurm.run("scancel", "--signal=TERM", "--batch", job, check=True)
-        slurm.wait_for(lambda: state() in ENDED | {"PENDING"}, 180, "requeueing")
+        wait_until(lambda: state() in ENDED | {"PENDING"}, 180)
         assert state() == "PENDING", log.read_text()
         assert slurm.job(job)["Restarts"] == "1"
         assert not secret.exists()
@@ -73,7 +72,7 @@ def test_a_job_at_its_time_limit_requeues_itself_and_resumes(slurm, images_root,
         # Slurm waits two minutes by default; the nodes do not accept the job immediately.
         again = ("StartTime=now+5", "TimeLimit=60")
         slurm.run("scontrol", "update", f"JobId={job}", *again, check=True)
-        slurm.wait_for(lambda: state() in ENDED, 600, "the search's end")
+        wait_until(lambda: state() in ENDED, 600)
     finally:
         slurm.run("scancel", job)
     assert state() == "COMPLETED", log.read_text()
