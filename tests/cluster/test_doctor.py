@@ -1,17 +1,9 @@
-import io
-
 import pytest
 import ray
-from rich.console import Console
 
 from cluster.doctor import Node, examine, node_facts, render
+from tests.tuning.result_tables import text_of
 from tuning.config.validation import load_config
-
-
-def shown(nodes):
-    file = io.StringIO()
-    Console(file=file, width=200).print(render(nodes))
-    return file.getvalue()
 
 
 def test_a_node_names_its_versions_devices_and_space():
@@ -41,9 +33,10 @@ def test_storage_that_can_be_written_is_left_as_it_was(tmp_path):
 
 
 def test_faults_stand_below_the_table():
-    text = shown([Node("10.0.0.1 (head)", {"CPUs": "4"}), Node("10.0.0.2", {}, ("no answer",))])
-    assert text.index("10.0.0.1 (head)") < text.index("10.0.0.2: no answer")
-    assert "All nodes can run a search." in shown([Node("10.0.0.1", {"CPUs": "4"})])
+    head, other = Node("10.0.0.1 (head)", {"CPUs": "4"}), Node("10.0.0.2", {}, ("no answer",))
+    text = text_of(render([head, other]), 200)
+    assert text.index(head.name) < text.index("10.0.0.2: no answer")
+    assert "All nodes can run a search." in text_of(render([head]), 200)
 
 
 @pytest.mark.ray
