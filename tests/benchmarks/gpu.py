@@ -245,40 +245,36 @@ def nccl(root, dry):
 
 
 def searches(root, dry):
-    """Searches on the drawn images: one trial at a time, and two that share the card."""
-    for together in (1, 2):
-        yield search(root, dry, trials=2 if dry else 6, together=together)
-
-
-def search(root, dry, *, trials, together):
-    """A search as in the quickstart, with so many trials at a time on the one card."""
+    """Searches as in the quickstart: one trial at a time, and two that share the card."""
     from tuning import load_config, run_search
 
-    with TemporaryDirectory() as folder:
-        overrides = {
-            "trial.data.root": root,
-            "trial.steps": 4 if dry else 120,
-            "trial.eval.every": 2 if dry else 40,
-            "search.scheduler": "{name: none}",
-            "search.storage": folder,
-            "search.budget.trials": trials,
-            "search.resources.max_concurrent": together,
-            "search.resources.gpus_per_worker": 0 if dry else 1 / together,
-        }
-        file = load_config("quickstart", [f"{key}={value}" for key, value in overrides.items()])
-        began = time.perf_counter()
-        result = run_search(file, console=Console(quiet=True))
-        seconds = time.perf_counter() - began
-        training = sum(r.metrics["cost/seconds"] for r in result.history.records if r.metrics)
-        best = result.best
-        return {
-            "trials": trials,
-            "at a time": together,
-            "seconds": seconds,
-            "seconds in training": training,
-            "failed": len(result.failed),
-            "best val/mean_acc": None if best is None else best.metrics["val/mean_acc"],
-        }
+    trials = 2 if dry else 6
+    for together in (1, 2):
+        with TemporaryDirectory() as folder:
+            overrides = {
+                "trial.data.root": root,
+                "trial.steps": 4 if dry else 120,
+                "trial.eval.every": 2 if dry else 40,
+                "search.scheduler": "{name: none}",
+                "search.storage": folder,
+                "search.budget.trials": trials,
+                "search.resources.max_concurrent": together,
+                "search.resources.gpus_per_worker": 0 if dry else 1 / together,
+            }
+            file = load_config("quickstart", [f"{key}={value}" for key, value in overrides.items()])
+            began = time.perf_counter()
+            result = run_search(file, console=Console(quiet=True))
+            seconds = time.perf_counter() - began
+            training = sum(r.metrics["cost/seconds"] for r in result.history.records if r.metrics)
+            best = result.best
+            yield {
+                "trials": trials,
+                "at a time": together,
+                "seconds": seconds,
+                "seconds in training": training,
+                "failed": len(result.failed),
+                "best val/mean_acc": None if best is None else best.metrics["val/mean_acc"],
+            }
 
 
 PARTS: dict[str, tuple[Callable[[Path, bool], Rows], int]] = {

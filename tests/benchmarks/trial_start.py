@@ -1,8 +1,7 @@
 """What does it cost to start a trial? `python -m tests.benchmarks.trial_start`
 
 Trials of the embedded tiny CLIP, in turn, in the workers of a search. Shown is the time from the
-end of the trial before it to its first step, and from its first step to its end without what its
-loop took: checkpoints, reports and their judgement.
+end of the trial before it to its first step.
 """
 
 import argparse
@@ -11,7 +10,6 @@ import time
 from pathlib import Path
 
 from rich.console import Console
-from rich.table import Table
 
 from tests.benchmarks.spread import spread
 from tuning.config.validation import load_config
@@ -31,12 +29,10 @@ SETTINGS = (
 
 
 class Stopwatch(Callback):
-    """Seconds before and beside the loop of each trial but the first one."""
+    """Seconds before the first step of each trial but the first one."""
 
     def __init__(self):
-        self.before: list[float] = []
-        self.beside: list[float] = []
-        self._ended: float | None = None
+        self.before, self._ended = [], None
 
     def search_started(self, search):
         """The first trial of each search starts the workers and is not measured."""
@@ -45,15 +41,10 @@ class Stopwatch(Callback):
     def trial_reported(self, record):
         """The first report says how long the loop took since the first step."""
         if self._ended is not None and len(record.curve) == 1:
-            self._first_step = time.time() - record.metrics["cost/seconds"]
-            self.before.append(self._first_step - self._ended)
+            self.before.append(time.time() - record.metrics["cost/seconds"] - self._ended)
 
     def trial_ended(self, record):
-        """The next trial is measured from here."""
-        now = time.time()
-        if self._ended is not None:
-            self.beside.append(now - self._first_step - record.metrics["cost/seconds"])
-        self._ended = now
+        self._ended = time.time()
 
 
 def main():
@@ -67,13 +58,8 @@ def main():
             file = load_config("quickstart", [*SETTINGS, f"search.storage={storage}"])
             options = SearchOptions(callbacks=[watch], console=Console(quiet=True))
             start_search(file, options)
-    table = Table("", "trials", "s, median and range")
-    for name, seconds in (
-        ("in the workers of a search, to the first step", watch.before),
-        ("in the workers of a search, beside the loop", watch.beside),
-    ):
-        table.add_row(name, str(len(seconds)), spread(seconds))
-    Console(width=100).print(table)
+    found = watch.before
+    print(f"{len(found)} trials, s to the first step, median and range: {spread(found)}")
 
 
 if __name__ == "__main__":
