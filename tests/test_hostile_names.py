@@ -57,14 +57,8 @@ def test_it_is_refused_in_one_line(entrance, name, tmp_path):
     assert "\n" not in str(caught.value)
 
 
-@pytest.fixture(scope="module")
-def run(images_root, tmp_path_factory):
-    folder = tmp_path_factory.mktemp("runs") / "run"
-    write_run(folder, search_file(images_root), [trial(0, 80.0, 60.0)])
-    return folder
-
-
 @NAMES
-def test_nothing_is_exported_from_elsewhere(name, run):
+def test_nothing_is_exported_from_elsewhere(name, images_root, tmp_path):
+    run = write_run(tmp_path / "run", search_file(images_root), [trial(0, 80.0, 60.0)])
     with pytest.raises(ConfigError, match="no such trial"):
         find_source(run, name)

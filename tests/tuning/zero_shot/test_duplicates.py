@@ -5,13 +5,11 @@ import io
 import re
 
 import numpy as np
-import pytest
 import torch
 import yaml
 from PIL import Image
 from typer.testing import CliRunner
 
-from trainers.config import TrialConfig
 from trainers.data.dataset import ImageDataset
 from trainers.data.schema import LabelledImage, part_path, write_images
 from tuning.cli import app
@@ -26,10 +24,19 @@ def rewritten(image, scale, quality):
     return file.getvalue()
 
 
-@pytest.fixture(scope="module")
-def config(whole_root, tmp_path_factory):
-    """Images of five domains, and in the test split of real four copies of others."""
-    root = tmp_path_factory.mktemp("planted")
+def test_blocks_change_nothing(monkeypatch):
+    features = torch.nn.functional.normalize(torch.randn(50, 8), dim=-1)
+    among = torch.nn.functional.normalize(torch.randn(33, 8), dim=-1)
+    by_hand = (features @ among.T).numpy()
+    monkeypatch.setattr(duplicates, "_BLOCK", 7)
+    cosine, index = duplicates._nearest(features, among, torch.device("cpu"))
+    np.testing.assert_allclose(cosine, by_hand.max(axis=1), rtol=1e-6)
+    assert index.tolist() == by_hand.argmax(axis=1).tolist()
+
+
+def test_planted_copies_are_found_with_their_originals(whole_root, tmp_path, monkeypatch):
+    """In the test split of real are three copies of training images."""
+    root = tmp_path / "planted"
     for domain in ("real", "sketch"):
         for split in ("train", "val", "test"):
             images = ImageDataset(whole_root, domain, split)
@@ -46,22 +53,8 @@ def config(whole_root, tmp_path_factory):
                     rows.append(LabelledImage(data, f"copy-{row}", int(train.labels[row])))
             write_images(part_path(root, domain, split), rows, images.class_names, {})
     suite = {"id_domain": "real", "ood_domains": ["sketch"]}
-    return TrialConfig.model_validate({"data": {"root": str(root), "suite": suite}})
-
-
-def test_blocks_change_nothing(monkeypatch):
-    features = torch.nn.functional.normalize(torch.randn(50, 8), dim=-1)
-    among = torch.nn.functional.normalize(torch.randn(33, 8), dim=-1)
-    by_hand = (features @ among.T).numpy()
-    monkeypatch.setattr(duplicates, "_BLOCK", 7)
-    cosine, index = duplicates._nearest(features, among, torch.device("cpu"))
-    np.testing.assert_allclose(cosine, by_hand.max(axis=1), rtol=1e-6)
-    assert index.tolist() == by_hand.argmax(axis=1).tolist()
-
-
-def test_planted_copies_are_found_with_their_originals(config, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    values = {"trial": config.model_dump(mode="json", include={"data": {"root", "suite"}})}
+    values = {"trial": {"data": {"root": str(root), "suite": suite}}}
     (tmp_path / "mine.yaml").write_text(yaml.safe_dump(values))
     done = CliRunner().invoke(app, ["zero-shot", "mine.yaml", "--check-duplicates"])
     assert done.exit_code == 0, done.output
@@ -70,7 +63,7 @@ def test_planted_copies_are_found_with_their_originals(config, tmp_path, monkeyp
     with (tmp_path / "near_duplicates.csv").open() as file:
         rows = list(csv.DictReader(file))
     assert all(float(row["cosine"]) >= threshold - 1e-4 for row in rows)
-    train = ImageDataset(config.data.root, "real", "train")
+    train = ImageDataset(root, "real", "train")
     of = [row for row in rows if (row["first"], row["second"]) == ("real/train", "real/test")]
     pairs = {row["path in second"]: row["path in first"] for row in of}
     assert {name: pairs[name] for name in pairs if name.startswith("copy")} == {

@@ -73,12 +73,10 @@ def config(root):
     return TrialConfig.model_validate({"data": {"root": str(root), "suite": suite}})
 
 
-@pytest.fixture(scope="module")
-def by_hand(root):
-    """Logits of the 8 classes and labels of the test images, by open_clip's own functions."""
+def test_every_domain_is_scored_in_its_own_classes(config, root):
     clip, _, preprocess = open_clip.create_model_and_transforms(f"local-dir:{tiny_clip.FOLDER}")
     clip.eval()
-    found = {}
+    by_hand = {}
     with torch.no_grad():
         head = open_clip.build_zero_shot_classifier(
             clip, load_tokenizer(ModelConfig()), CLASSES, open_clip.OPENAI_IMAGENET_TEMPLATES
@@ -89,11 +87,7 @@ def by_hand(root):
             views = [preprocess(image) for image in images]
             features = clip.encode_image(torch.stack(views), normalize=True)
             logits = clip.logit_scale.exp() * features @ head
-            found[domain] = logits.numpy(), np.array([row["label"] for row in rows])
-    return found
-
-
-def test_every_domain_is_scored_in_its_own_classes(config, by_hand):
+            by_hand[domain] = logits.numpy(), np.array([row["label"] for row in rows])
     rows = {row.domain: row for row in measure(config, "test")}
     assert list(rows) == ["real", "painting", "sketch", "clipart"]
     assert {d: (r.images, r.classes) for d, r in rows.items()} == {
