@@ -8,13 +8,13 @@ import os
 import pickle
 from concurrent.futures import ProcessPoolExecutor
 
-import datasets
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 
 from tests.images import exif_of, file_of
+from tests.trainers.data.layouts import write_table
 from trainers.config import DataConfig
 from trainers.data import dataset as images_module
 from trainers.data.dataset import ImageDataset, stratified, train_batches
@@ -289,17 +289,8 @@ def test_pixels_are_those_of_the_decoded_image_in_every_format(mode, kind, optio
 
 
 def test_files_of_the_package_datasets_are_understood(tmp_path):
-    features = datasets.Features(
-        {"image": datasets.Image(), "label": datasets.ClassLabel(names=CLASSES)}
-    )
-    rows = {
-        "image": [{"bytes": file_of(pixels(n)), "path": None} for n in range(3)],
-        "label": LABELS[:3],
-    }
-    folder = tmp_path / "real" / "train"
-    folder.mkdir(parents=True)
-    made = datasets.Dataset.from_dict(rows, features=features)
-    made.to_parquet(folder / "train-00000-of-00001.parquet")
+    rows = [(file_of(pixels(n)), LABELS[n]) for n in range(3)]
+    write_table(tmp_path / "real" / "train" / "train-00000-of-00001.parquet", rows, CLASSES)
     images = ImageDataset(tmp_path, "real", "train")
     assert images.class_names == tuple(CLASSES)
     assert images.labels.tolist() == LABELS[:3]

@@ -1,15 +1,13 @@
 """What losses of real images are checked against: open_clip's own forward pass, in float64."""
 
-from dataclasses import dataclass
-from typing import Any, cast
+from types import SimpleNamespace
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from tests.trainers.curves import first_batch, short
 from trainers.data.transforms import normalise
-from trainers.loop.state import TrainState, load_split, start
+from trainers.loop.state import load_split, start
 from trainers.loop.step import Stepper
 from trainers.models.clip import load_clip
 from trainers.models.config import ModelConfig
@@ -22,12 +20,11 @@ SUITE = {"id_domain": "real", "ood_domains": ["sketch"], "templates": TEMPLATES}
 @torch.no_grad()
 def features(images, weights=None):
     """L2-normalised features (B, D) of images, by the embedded model or one of its weights."""
-    clip = cast(Any, load_clip(ModelConfig()))
+    clip = load_clip(ModelConfig())
     if weights is not None:
         visual = {n.removeprefix("visual."): v for n, v in weights.items() if n != "head"}
         clip.visual.load_state_dict(visual)
-    found = clip.double().encode_image(images.double(), normalize=True).numpy()
-    return found
+    return clip.double().encode_image(images.double(), normalize=True).numpy()
 
 
 def logits(images, weights):
@@ -37,7 +34,7 @@ def logits(images, weights):
 
 def scale():
     """s of the embedded model."""
-    return float(np.exp(cast(Tensor, load_clip(ModelConfig()).logit_scale).item()))
+    return float(np.exp(load_clip(ModelConfig()).logit_scale.item()))
 
 
 def images_of(config, split="val"):
@@ -48,22 +45,11 @@ def images_of(config, split="val"):
     return normalise(views, size), labels.tolist()
 
 
-@dataclass(frozen=True)
-class Taken:
-    """A step of a run that has left the zero-shot weights, and what it was made of."""
-
-    run: TrainState
-    weights: dict[str, Tensor]
-    """Before the step."""
-    images: Tensor
-    labels: list[int]
-    loss: float
-    task: float
-    reg: float
-
-
 def take_step(trial, method, number=2, moved=0.01):
-    """One on real images, from random weights near the zero-shot ones."""
+    """One on real images, from random weights near the zero-shot ones, and what it was made of.
+
+    `weights` are those before the step.
+    """
     run = start(short(trial, method, data__suite=SUITE, precision="fp32"))
     noise = torch.Generator().manual_seed(0)
     with torch.no_grad():
@@ -74,4 +60,7 @@ def take_step(trial, method, number=2, moved=0.01):
     views, labels = first_batch(run)
     loss, task, reg, _ = Stepper(run).step(number, views, labels, lr=1e-3).tolist()
     images = normalise(views, run.zero_shot.image_input)
-    return Taken(run, weights, images, labels.tolist(), loss, task, reg)
+    figures = {"loss": loss, "task": task, "reg": reg}
+    return SimpleNamespace(
+        run=run, weights=weights, images=images, labels=labels.tolist(), **figures
+    )

@@ -1,7 +1,5 @@
 """CAR-FT's divergence against sums over contexts, and the contexts against open_clip's texts."""
 
-from typing import Any, cast
-
 import numpy as np
 import pytest
 import torch
@@ -18,7 +16,7 @@ from trainers.texts.prompts import Prompts, named_templates
 
 def contexts_by_hand(prompts):
     """(T, D) in float64: of whole contexts of tokens, template by template."""
-    clip, tokenize = cast(Any, load_clip(ModelConfig())), load_tokenizer(ModelConfig())
+    clip, tokenize = load_clip(ModelConfig()), load_tokenizer(ModelConfig())
     clip, rows = clip.double(), []
     for template in prompts.templates:
         texts = [template.replace("{}", name) for name in prompts.names]
