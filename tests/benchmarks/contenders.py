@@ -17,12 +17,7 @@ from tuning.algorithms.pruning import create_pruner
 from tuning.algorithms.seeds import SeedRace
 from tuning.algorithms.studies import create_studies
 from tuning.config.objectives import Objective
-from tuning.config.schema import (
-    BudgetConfig,
-    SamplerConfig,
-    SchedulerConfig,
-    SeedsConfig,
-)
+from tuning.config.schema import BudgetConfig, SamplerConfig, SchedulerConfig, SeedsConfig
 from tuning.execution.scheduler import PrunerScheduler
 from tuning.runs.journal import History
 from tuning.runs.records import ParamValue, SearchRecord, TrialRecord, outcome_of, trial_name
@@ -48,14 +43,7 @@ class Problem:
 class Ours(Searcher):
     """This project's studies behind the interface of Ray's searchers."""
 
-    def __init__(
-        self,
-        problem,
-        sampler,
-        scheduler,
-        prior,
-        has_seeds,
-    ):
+    def __init__(self, problem, sampler, scheduler, prior, has_seeds):
         super().__init__(metric=problem.objective.metric, mode=problem.objective.mode)
         self.search = _search_record(problem, sampler.metric)
         points = [dict(point) for point in problem.points] if prior else []

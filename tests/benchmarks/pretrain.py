@@ -166,14 +166,7 @@ def _render_all(code_point, renderings):
 
 
 @torch.no_grad()
-def _write(
-    model,
-    recipe,
-    output,
-    step,
-    loss,
-    seconds,
-):
+def _write(model, recipe, output, step, loss, seconds):
     """Weights and figures so far; float16 halves the file and costs no accuracy to speak of."""
     tokens = random_texts(vocabulary(ModelConfig()), 1024, 8, seed=0, step=0)
     texts = encode_tokens(model, shortened(model, tokens))

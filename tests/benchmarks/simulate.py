@@ -140,10 +140,7 @@ def start_points(setting, distance, seed):
     return tuple(prior_points(setting.prior, center, seed, parameters, {}, TrialConfig()))
 
 
-def summary(
-    found,
-    title="True regret in percentage points",
-):
+def summary(found, title="True regret in percentage points"):
     """Means with their intervals.
 
     Args:

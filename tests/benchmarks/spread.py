@@ -3,11 +3,7 @@
 from statistics import median
 
 
-def spread(
-    values,
-    digits=".2f",
-    middle=median,
-):
+def spread(values, digits=".2f", middle=median):
     """The middle of the values and their range, if they differ; nothing for no values."""
     if not values:
         return ""

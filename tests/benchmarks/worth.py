@@ -23,12 +23,7 @@ from rich.console import Console
 from rich.table import Table
 
 from tests.benchmarks.contenders import CONTENDERS, OURS
-from tests.benchmarks.simulate import (
-    mean_and_interval,
-    parse_arguments,
-    read_setting,
-    start_points,
-)
+from tests.benchmarks.simulate import mean_and_interval, parse_arguments, read_setting, start_points
 from tests.benchmarks.simulator import simulate
 from tests.benchmarks.surface import SimulatedTrainings
 from tuning.algorithms.expected_gain import expected_gain

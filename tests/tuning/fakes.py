@@ -91,11 +91,7 @@ def measured(number, id_acc, ood_accs, **changes):
 
 def reference(**changes):
     """Plain fine-tuning: better on its own domain, worse on the others."""
-    fields = {
-        "trial_id": "ft",
-        "kind": "reference",
-        "params": {},
-    }
+    fields = {"trial_id": "ft", "kind": "reference", "params": {}}
     return trial(0, 88.6, 56.8, **(fields | changes))
 
 

@@ -69,15 +69,7 @@ def validation_images():
     return found
 
 
-def train(
-    lr,
-    reg_weight,
-    text_length,
-    *,
-    steps=120,
-    every=40,
-    seed=0,
-):
+def train(lr, reg_weight, text_length, *, steps=120, every=40, seed=0):
     """Fine-tune, and yield metrics and a checkpoint at every evaluation."""
     torch.manual_seed(seed)
     zero_shot = zero_shot_model()

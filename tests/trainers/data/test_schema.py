@@ -11,10 +11,7 @@ from trainers.data.schema import LabelledImage, part_path, read_header, write_im
 from trainers.data.storage import open_store
 from trainers.errors import ConfigError
 
-IMAGES = [
-    LabelledImage(b"first", "a.jpg", 1),
-    LabelledImage(b"second", "b.jpg", 0),
-]
+IMAGES = [LabelledImage(b"first", "a.jpg", 1), LabelledImage(b"second", "b.jpg", 0)]
 CLASSES = ["cat", "dog"]
 METADATA = {"license": "CC BY-SA 4.0", "attribution": "gezeichnet von Jörg"}
 

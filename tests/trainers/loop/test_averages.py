@@ -29,9 +29,7 @@ def raw(config):
 
 
 @pytest.mark.parametrize(
-    ("settings", "d"),
-    [({}, 1 - 4 / STEPS), ({"eval.ema": 0.7}, 0.7)],
-    ids=["rungs", "ema"],
+    ("settings", "d"), [({}, 1 - 4 / STEPS), ({"eval.ema": 0.7}, 0.7)], ids=["rungs", "ema"]
 )
 def test_the_average_is_evaluated_and_saved(settings, d, averaged, tmp_path):
     config = with_overrides(averaged, settings, "test")

@@ -27,8 +27,7 @@ def test_auto_is_bfloat16_where_a_gpu_does_not_emulate_it(native, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("name", "dtype"),
-    [("auto", torch.float32), ("bf16", torch.bfloat16), ("fp16", torch.float16)],
+    ("name", "dtype"), [("auto", torch.float32), ("bf16", torch.bfloat16), ("fp16", torch.float16)]
 )
 def test_matrix_products_without_a_gpu_have_the_precision(name, dtype):
     precision = Precision(name, CPU)

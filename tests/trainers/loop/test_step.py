@@ -46,10 +46,7 @@ def test_a_factor_of_a_hundredth_trains_a_head_that_contains_the_scale(trial):
     run = start(config)
     encoder = {name: p for name, p in run.student.trained.items() if name != "head"}
     scaled_head = torch.nn.Parameter(100 * run.initial["head"])
-    groups = [
-        {"params": encoder.values(), "eps": 1e-3},
-        {"params": [scaled_head], "eps": 1e-5},
-    ]
+    groups = [{"params": encoder.values(), "eps": 1e-3}, {"params": [scaled_head], "eps": 1e-5}]
     optimizer = torch.optim.AdamW(groups, weight_decay=10.0)
     images = open_images(config.data, config.data.id_domain, "train")
     for lr, (views, labels) in zip((1e-3, 5e-4), loop.training_batches(run, images), strict=True):
@@ -101,12 +98,7 @@ def limited(monkeypatch):
 
 @pytest.mark.parametrize(
     ("method", "where"),
-    [
-        ("ft", "student"),
-        ("ft", "backward"),
-        ("flyp", "backward"),
-        ("star_ft", "teacher"),
-    ],
+    [("ft", "student"), ("ft", "backward"), ("flyp", "backward"), ("star_ft", "teacher")],
 )
 def test_a_step_that_does_not_fit_is_retried_in_halves(trial, method, where, limited):
     from_the_start = curve(short(trial, method, steps=2, optim__micro_batch_size=2))

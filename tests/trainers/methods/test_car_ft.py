@@ -5,9 +5,7 @@ import pytest
 import torch
 
 from tests.trainers.methods import by_open_clip
-from tests.trainers.methods.by_hand import (
-    divergence,
-)
+from tests.trainers.methods.by_hand import divergence
 from trainers.models import text_head as heads
 from trainers.models.clip import load_clip, load_tokenizer
 from trainers.models.config import ModelConfig

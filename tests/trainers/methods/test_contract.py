@@ -47,10 +47,7 @@ WEIGHTLESS = {
     "wise_ft": ("ft", {"alpha": 1}),
     "tpgm": ("ft", {"projection_steps": 0}),
     "lp_ft": ("ft", {"probe_fraction": 0}),
-    "carot": (
-        "flyp",
-        {"orthogonality_weight": 0, "cross_weight": 0, "distillation_weight": 0},
-    ),
+    "carot": ("flyp", {"orthogonality_weight": 0, "cross_weight": 0, "distillation_weight": 0}),
 }
 """What a method comes to where what it adds weighs nothing, and how that is said."""
 

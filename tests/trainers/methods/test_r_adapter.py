@@ -6,12 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from tests.trainers.methods.by_hand import (
-    assert_gradient,
-    at,
-    log_softmax,
-    random_batch,
-)
+from tests.trainers.methods.by_hand import assert_gradient, at, log_softmax, random_batch
 from tests.trainers.tiny_models import random_model, student_of
 from trainers.errors import ConfigError
 from trainers.methods.base import StepRandom

@@ -12,11 +12,7 @@ from tests.trainers.methods.by_hand import (
     random_batch,
 )
 from trainers.methods.base import StepRandom
-from trainers.methods.star_ft import (
-    StarFineTuning,
-    spurious_divergence,
-    spurious_templates,
-)
+from trainers.methods.star_ft import StarFineTuning, spurious_divergence, spurious_templates
 
 CLASSES = (0, 1, 0, 2, 1)
 STAR_FT = StarFineTuning()

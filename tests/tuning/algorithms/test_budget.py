@@ -86,12 +86,7 @@ def test_gpu_hours_count_partial_failed_and_repeated_trials_and_references():
     assert spent.gpu_seconds == before + 45
     # Taken up again, on half as many GPUs: what was used before keeps its price.
     again = fakes.trial(
-        2,
-        outcome="running",
-        started_at=10_000.0,
-        ended_at=None,
-        gpus=1.0,
-        earlier_gpu_seconds=45.0,
+        2, outcome="running", started_at=10_000.0, ended_at=None, gpus=1.0, earlier_gpu_seconds=45.0
     )
     spent.trial_started(again)
     clock.now += 40

@@ -6,12 +6,7 @@ from types import SimpleNamespace
 
 import optuna
 import pytest
-from optuna.pruners import (
-    HyperbandPruner,
-    MedianPruner,
-    PercentilePruner,
-    SuccessiveHalvingPruner,
-)
+from optuna.pruners import HyperbandPruner, MedianPruner, PercentilePruner, SuccessiveHalvingPruner
 from optuna.trial import TrialState
 
 from search_spaces import Float, SearchSpace

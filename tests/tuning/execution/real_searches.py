@@ -35,11 +35,7 @@ def configuration(root, storage):
         "search": {
             "name": "small",
             "storage": str(storage),
-            "scheduler": {
-                "name": "asha",
-                "grace_steps": 3,
-                "reduction_factor": 2,
-            },
+            "scheduler": {"name": "asha", "grace_steps": 3, "reduction_factor": 2},
             "objective": {"metric": "train/lr", "mode": "max"},
             "budget": {"trials": 5},
         },

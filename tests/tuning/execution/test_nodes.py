@@ -5,13 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.tuning.execution.nodes import (
-    add_node,
-    cluster,
-    drain,
-    driver,
-    records,
-)
+from tests.tuning.execution.nodes import add_node, cluster, drain, driver, records
 from tests.tuning.execution.real_searches import EQUAL_TRIALS, real_file, untimed
 from tests.waiting import wait_until
 from trainers.checkpoints.format import load_checkpoint, load_weights, save_checkpoint, saved_step

@@ -232,10 +232,7 @@ def two_sessions(images_root, tmp_path_factory):
         "search__objective": {"metric": "id_val/acc"},
         "search__sampler": {"metric": "val/mean_acc"},
     }
-    changes = (
-        "search.budget.trials=4",
-        "search.sampler.metric=objective",
-    )
+    changes = ("search.budget.trials=4", "search.sampler.metric=objective")
     with without_ray():
         first = run_instantly(instant_file(images_root, runs, **settings))
         moved = first.folder.rename(runs / "moved")

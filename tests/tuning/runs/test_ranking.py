@@ -6,13 +6,7 @@ import pytest
 
 from tests.tuning import fakes
 from tuning.config.objectives import Objective, parse_constraint
-from tuning.runs.ranking import (
-    best_trial,
-    misses,
-    pareto_front,
-    ranked,
-    stronger_reference,
-)
+from tuning.runs.ranking import best_trial, misses, pareto_front, ranked, stronger_reference
 
 SEARCH = fakes.search_record(Path("run"))
 

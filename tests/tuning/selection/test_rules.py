@@ -74,10 +74,7 @@ def test_the_configured_method_stands_for_trials_without_one():
     assert [c.rule for c in choices(search, TABLE)].count("by_method") == 0
     records = [*TABLE[:2], replace(TABLE[2], params={"method.name": "kd"})]
     found = chosen(search, records)["by_method"]
-    assert {name: trial.number for name, trial in found.parts.items()} == {
-        "lipsum_ft": 1,
-        "kd": 2,
-    }
+    assert {name: trial.number for name, trial in found.parts.items()} == {"lipsum_ft": 1, "kd": 2}
 
 
 def test_a_method_without_a_finished_trial_has_no_choice():

@@ -17,7 +17,7 @@ def real_file(root, **changes):
         "parameters": {
             "optim.lr": {"type": "float", "low": 1e-6, "high": 1e-1, "log": True},
             "seed": {"type": "int", "low": 0, "high": 99},
-        },
+        }
     }
     settings = {
         "trial__steps": 2,

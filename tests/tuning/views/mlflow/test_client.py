@@ -71,11 +71,7 @@ def test_a_kill_while_the_database_is_created_leaves_none(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "uri",
-    [
-        "http://ann:pa55@127.0.0.1:9/mlflow",
-        "sqlite:////proc/nowhere/mlflow.db",
-    ],
+    "uri", ["http://ann:pa55@127.0.0.1:9/mlflow", "sqlite:////proc/nowhere/mlflow.db"]
 )
 def test_an_unreachable_server_is_named_at_once_without_its_password(uri):
     began = time.monotonic()
