@@ -201,14 +201,7 @@ def test_starts_cost_time(setting):
     assert (of_stock.start_seconds, of_stock.process_seconds) == (one, 0.0)
 
 
-@pytest.mark.parametrize(
-    "name",
-    [
-        pytest.param(n, marks=[pytest.mark.ray] if n in SLOW else [])
-        for n in CONTENDERS
-        if n in SLOW or not ("GP" in n or n.startswith("ours"))  # one of those that take seconds
-    ],
-)
+@pytest.mark.parametrize("name", REPEATED)
 def test_a_contender_does_the_same_again_with_the_same_seed(setting, name):
     short = replace(setting, costs=replace(setting.costs, start_seconds=60.0))
     short = replace(short, problem=replace(short.problem, trials=8))
