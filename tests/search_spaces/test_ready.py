@@ -63,7 +63,7 @@ def test_headers_have_command_cost_and_expectation(name):
     for word in (f"lipsum-tune search {name}", "Cost:", "Prior:", "Expected:"):
         assert word in header
     if name in PAPER + RECIPES:
-        for command in (f"zero-shot {name}", f"confirm runs/{name}", "prepare"):
+        for command in (f"zero-shot {name}", f"confirm {name} --rule objective", "prepare"):
             assert command in header.lower()
         assert "not\n# " in header or "not measured" in header or "has not run" in header
     assert ready_configs() == ALL

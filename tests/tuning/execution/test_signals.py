@@ -19,13 +19,3 @@ def test_a_signal_interrupts_whatever_handler_was_left(number):
         assert signal.getsignal(number) is left
     finally:
         signal.signal(number, before)
-
-
-def test_a_command_in_the_background_goes_on_ignoring_sigint():
-    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
-    try:
-        with interrupted_by_signals():
-            signal.raise_signal(signal.SIGINT)
-            assert signal.getsignal(signal.SIGINT) == signal.SIG_IGN
-    finally:
-        signal.signal(signal.SIGINT, before)
