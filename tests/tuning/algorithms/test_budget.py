@@ -1,6 +1,8 @@
 from dataclasses import replace
 from pathlib import Path
 
+import pytest
+
 from tests.tuning import fakes
 from tuning.algorithms.budget import Budget
 from tuning.config.objectives import Objective, parse_constraint
@@ -59,6 +61,15 @@ def test_a_trial_whose_driver_is_lost_counts_once():
     spent.trial_started(started.with_attempt(10_030.0, 2.0))
     clock.now += 40
     assert spent.gpu_seconds == 2 * 40
+
+
+def test_the_share_is_that_of_the_limit_that_is_used_most():
+    clock = Clock()
+    spent = budget(clock, [scored(0, 60.0)], seconds=900.0, hours=2.0, gpu_hours=0.1)
+    assert spent.share(1) == pytest.approx(2 * 60 / 360)
+    clock.now += 3600
+    assert spent.share(1) == pytest.approx(4500 / 7200)
+    assert spent.share(9) == 0.9
 
 
 def test_wall_clock_counts_earlier_sessions():

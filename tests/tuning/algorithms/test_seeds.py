@@ -3,6 +3,7 @@
 import math
 from dataclasses import replace
 
+import numpy as np
 import pytest
 from scipy import stats
 
@@ -118,6 +119,33 @@ def test_the_next_seed_goes_where_it_may_change_who_wins(search):
     records.append(session.race.next(records))
     repeats = [(record.repeats, record.params["seed"]) for record in records[4:]]
     assert repeats == [(close.trial_id, 1), (leader.trial_id, 2)]
+
+
+@pytest.mark.parametrize("case", [21, 30, 36, 42, 59])  # in which other formulas go elsewhere
+def test_the_next_seed_has_the_greatest_expected_gain(case, search):
+    """Which is integrated here, with the deviation of all seeds together."""
+    rng = np.random.default_rng(case)
+    session = Session(search, SPACE, trials=9, seeds={"max": 9, "confident": 0.9999})
+    seeds = [60 + 0.1 * n + rng.normal(0, 0.5, 1 + rng.integers(5)) for n in range(4)]
+    trials = [with_seeds(number, *of) for number, of in enumerate(seeds)]
+    repeats = [
+        fakes.trial(n, kind="repeat", repeats=trials[n].trial_id, params={"seed": s})
+        for n, of in enumerate(seeds)
+        for s in range(1, len(of))
+    ]
+    squares = sum(np.var(of) * len(of) for of in seeds)
+    deviation = math.sqrt(squares / sum(len(of) - 1 for of in seeds))
+    means = [np.mean(of) for of in seeds]
+
+    def gain(number):
+        n, rival = len(seeds[number]), max(means[:number] + means[number + 1 :])
+        moved = deviation * math.sqrt(1 / n - 1 / (n + 1))
+        value = means[number] + moved * np.linspace(-9, 9, 100_001)
+        weight = stats.norm.pdf(value, means[number], moved)
+        return np.average(np.maximum(value, rival), weights=weight) - max(means)
+
+    chosen = trials[max(range(4), key=gain)]
+    assert session.race.next([*trials, *repeats]).repeats == chosen.trial_id
 
 
 def test_only_trials_that_meet_the_constraints_are_raced(search):

@@ -93,6 +93,13 @@ def test_over_the_same_data_what_was_measured_is_known_from_the_start(learn, ear
     assert TRIAL_ID not in first.user_attrs  # it is not of this search
 
 
+def test_the_same_data_elsewhere_give_observations(images_root, tmp_path, earlier):
+    moved = shutil.copytree(images_root, tmp_path / "moved", copy_function=shutil.copy2)
+    write_run(earlier, search_file(moved), [trial(0, 85.0, 62.0)])
+    _, told = warm(images_root, earlier)
+    assert told == [f"{earlier}: 1 trials as observations"]
+
+
 @pytest.mark.parametrize("differs", ["data", "gone", "trial", "objective", "unknown"])
 def test_where_figures_do_not_compare_the_best_points_are_tried_first(
     differs, images_root, tmp_path, earlier
