@@ -72,6 +72,20 @@ def test_loss_and_its_gradients_equal_the_sums(zero_shot):
     assert batch.student.text_features.grad is not None
 
 
+@pytest.mark.parametrize("alone", ["orthogonality_weight", "cross_weight"])
+def test_each_norm_may_be_alone(alone, zero_shot):
+    rng = np.random.default_rng(1)
+    wv, wt = rng.standard_normal((6, 5)), rng.standard_normal((3, 5))
+    named = {"visual.proj": wv, "text.clip.text_projection": wt}
+    weights = {name: nn.Parameter(torch.tensor(value)) for name, value in named.items()}
+    off = dict.fromkeys(("orthogonality_weight", "cross_weight", "distillation_weight"), 0)
+    loss = CaRot(**off | {alone: 2}).loss(
+        random_batch(classes=CLASSES), at(zero_shot, 1, weights=weights)
+    )
+    norms = {"orthogonality_weight": norm(wv.T @ wv - np.eye(5)), "cross_weight": norm(wv @ wt.T)}
+    assert loss.reg.item() == pytest.approx(2 * norms[alone], rel=1e-10)
+
+
 def test_the_first_step_does_not_distil(zero_shot):
     method = CaRot(orthogonality_weight=0, cross_weight=0)
     batch = random_batch(classes=CLASSES)

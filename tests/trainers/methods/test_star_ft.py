@@ -68,5 +68,6 @@ def test_a_spurious_text_is_the_caption_in_a_template(zero_shot):
     captions, spurious = STAR_FT.texts(labels, zero_shot.prompts, draw)
     assert captions == ["a photo of a cat.", "a photo of a fish.", "a photo of a dog."]
     for caption, text in zip(captions, spurious, strict=True):
-        assert text.replace(caption.removesuffix("."), "{}") in spurious_templates("background")
+        before, _, after = text.partition(caption.removesuffix("."))
+        assert f"{before}{{}}{after}" in spurious_templates("background")
     assert StarFineTuning(reg_weight=0).texts(labels, zero_shot.prompts, draw) == (captions,)
