@@ -3,6 +3,7 @@ import errno
 import fcntl
 import json
 import os
+import time
 
 import pytest
 
@@ -27,8 +28,8 @@ def write_trial(journal, record, reports=None):
 def edit_times(folder, times):
     path = folder / JOURNAL_FILE
     lines = [json.loads(line) for line in path.read_text().splitlines()]
-    for line, time in zip(lines, times, strict=True):
-        line["time"] = time
+    for line, at in zip(lines, times, strict=True):
+        line["time"] = at
     path.write_text("".join(json.dumps(line) + "\n" for line in lines))
 
 
@@ -46,6 +47,22 @@ def test_what_was_written_is_read_back(tmp_path):
     assert history.outcome == "finished"
     assert history.fingerprints == {"trial": "abc"}
     assert all(record.is_final for record in history.records)
+
+
+def test_the_quiet_time_before_a_kill_counts_but_for_half_a_minute(tmp_path, monkeypatch):
+    journal, began = Journal(tmp_path), time.monotonic()
+    journal.session_started({})
+    write_trial(journal, dataclasses.replace(STARTED, started_at=journal.now(), gpus=1.0))
+    for second in range(0, 1000, 7):
+        monkeypatch.setattr("time.monotonic", lambda: began + second)  # noqa: B023
+        journal.alive()
+    journal.close()
+    lines = (tmp_path / JOURNAL_FILE).read_text().splitlines()
+    assert sum('"alive"' in line for line in lines) == 28  # one in 35 s
+    history = read_history(tmp_path)
+    (record,) = history.records
+    for seconds in (history.seconds, record.gpu_seconds(0.0)):
+        assert seconds == pytest.approx(28 * 35, abs=1)
 
 
 def test_a_trial_cut_off_by_a_kill_is_stopped_and_its_attempts_add_up(tmp_path):
