@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import TypeAlias
 
 from rich.box import SIMPLE_HEAD
+from rich.cells import cell_len
 from rich.console import Console
 from rich.markup import escape
 from rich.measure import Measurement
@@ -34,7 +35,7 @@ class ResultTable:
 def fit_table(table: ResultTable, width: int | None = None) -> Table:
     """The table for a terminal of this width: whole, or else its first columns and a note."""
     console = Console(width=width)
-    for number in (len(table.columns), LEAST):
+    for number in range(len(table.columns), min(LEAST, len(table.columns)) - 1, -1):
         rendered = Table(
             title=escape(table.title),
             caption_justify="left",
@@ -45,8 +46,11 @@ def fit_table(table: ResultTable, width: int | None = None) -> Table:
             show_edge=False,
         )
         rendered.add_column(escape(table.columns[0]), min_width=20, overflow="fold")
-        for header in table.columns[1:number]:
-            rendered.add_column(escape(header), justify="right", no_wrap=True)
+        for index, header in enumerate(table.columns[1:number], 1):
+            texts = [header, *(str(row[index]) for row in table.rows)]
+            widest = max(cell_len(line) for text in texts for line in text.split("\n"))
+            # rich takes a column for as narrow as its longest word, though it must not wrap.
+            rendered.add_column(escape(header), justify="right", no_wrap=True, min_width=widest)
         for row in table.rows:
             rendered.add_row(*(Text.assemble(cell) for cell in row[:number]))
         unlimited = console.options.update(width=10_000)

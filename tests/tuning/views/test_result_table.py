@@ -7,19 +7,20 @@ from tuning.views.result_table import ResultTable, fit_table
 NAME = "twenty characters ok"
 TABLE = ResultTable(
     ["name", "first\ncolumn", "bb", "cc"],
-    [[f"{NAME} {NAME}", "1.2", "[x]", "[y]"], [Text("two", "bold"), "0.0", "", ""]],
+    [[f"{NAME} {NAME}", "1.2", "[x]", "[y]"], [Text("two", "bold"), "[-3.0, +0.8]", "", ""]],
     ["A note."],
     "a [title]",
 )
 
 
-@pytest.mark.parametrize(("width", "is_whole"), [(80, True), (38, True), (34, False)])
+@pytest.mark.parametrize(("width", "is_whole"), [(80, True), (44, True), (40, False)])
 def test_a_narrow_terminal_has_the_first_columns(width, is_whole):
     text = text_of(fit_table(TABLE, width), width)
     assert max(map(len, text.splitlines())) <= width
     assert "…" not in text
     assert "a [title]" in text
     assert "[x]" in text
+    assert "[-3.0, +0.8]" in text
     assert (f"{NAME} {NAME}" in text) == (width == 80)  # it takes the room that is left
     assert ("[y]" in text) == is_whole
     note = " ".join(text.split("A note.")[1].split())
