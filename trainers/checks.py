@@ -9,8 +9,7 @@ from trainers.data.class_map import domain_class_map
 from trainers.data.data_root import EMBEDDED, domain_files, resolve_root
 from trainers.data.schema import Header, split_header
 from trainers.errors import ConfigError, suggestion
-from trainers.models.activations import keep_no_activations
-from trainers.models.clip import check_model, skeleton
+from trainers.models.clip import check_model
 from trainers.models.config import ModelConfig
 from trainers.models.layers import check_frozen_layers
 
@@ -35,8 +34,6 @@ def check_trials(configs: Iterable[TrialConfig]) -> None:
         if config.model not in models:  # after the data: it may fetch weights
             check_model(config.model)
             models.append(config.model)
-        if config.activation_checkpointing:
-            keep_no_activations(skeleton(config.model).get_submodule("visual"))
         check_frozen_layers(config.model, config.optim.frozen_layers)
         config.method.check(config.model)
 

@@ -343,9 +343,6 @@ class TrialConfig(Frozen):
     """Seed of batches, image views and random texts: all are functions of (seed, step, sample)."""
     precision: PrecisionName = "auto"
     """Precision of the encoders' forward pass; `auto` is bfloat16 autocast on GPUs that have it."""
-    activation_checkpointing: bool = False
-    """Recompute activations in the backward pass instead of storing them, to save memory. Works
-    with transformers of open_clip and models of timm."""
     compile: bool = False
     """Compile the encoders with `torch.compile`."""
     zero_shot_cache_gb: float = Field(default=5, ge=0, le=1e6)

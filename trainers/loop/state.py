@@ -19,7 +19,6 @@ from trainers.loop.distributed import world
 from trainers.loop.precision import Precision
 from trainers.loop.zero_shot_features import ZeroShotFeatures
 from trainers.methods.base import Stage, Weights
-from trainers.models.activations import keep_no_activations
 from trainers.models.student import Student
 from trainers.models.zero_shot import ZeroShotModel, load_zero_shot
 
@@ -144,12 +143,10 @@ def start(config: TrialConfig, *, device: torch.device | str | None = None) -> T
     student.to(where)
     precision = Precision(config.precision, where)
     features = ZeroShotFeatures(zero_shot, config, precision, rank, world_size)
-    encoders = [encoder for encoder in (student.visual, student.text) if encoder is not None]
-    if config.activation_checkpointing:
-        keep_no_activations(*encoders)
     if config.compile:
-        for encoder in encoders:
-            encoder.compile()
+        for encoder in (student.visual, student.text):
+            if encoder is not None:
+                encoder.compile()
 
     initial = student.initial()
     kept_decay = config.eval.ema if method.ema is None else method.ema

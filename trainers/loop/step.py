@@ -97,9 +97,8 @@ class Stepper:
                     values = take(step, parts)
                 except torch.OutOfMemoryError as error:
                     if run.micro_batch_size == 1:
-                        problem = "single images do not fit into memory; set"
-                        hint = f"{problem} activation_checkpointing = true"
-                        raise torch.OutOfMemoryError(hint) from error
+                        problem = "single images do not fit into memory"
+                        raise torch.OutOfMemoryError(problem) from error
                     half = (run.micro_batch_size + 1) // 2
                     if run.world_size > 1:  # the others wait within a reduction
                         raise MicroBatchTooLarge(half) from error

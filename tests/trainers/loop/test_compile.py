@@ -7,7 +7,7 @@ from functools import partialmethod
 import pytest
 from torch import nn
 
-from tests.trainers.curves import assert_near, changed, curve, short
+from tests.trainers.curves import assert_near, curve, short
 from tests.trainers.tiny_models import KINDS, random_model
 
 
@@ -20,8 +20,8 @@ def small(trial, method, folder, **vision):
 
 @pytest.mark.nightly
 def test_a_traced_run_has_the_curve_of_an_eager_one(trial, tmp_path, monkeypatch):
-    """Of both encoders, and blocks whose second pass is traced as well."""
-    config = changed(small(trial, "flyp", tmp_path), activation_checkpointing=True)
+    """Of both encoders."""
+    config = small(trial, "flyp", tmp_path)
     eager = curve(config)
     traced = partialmethod(nn.Module.compile, backend="aot_eager")
     monkeypatch.setattr(nn.Module, "compile", traced)
