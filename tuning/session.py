@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import gc
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -18,6 +18,7 @@ from rich.console import Console
 
 from trainers.data.data_root import EMBEDDED
 from trainers.data.storage import Store, open_store, url_of
+from trainers.methods.registry import texts_of
 from tuning.algorithms.budget import Budget
 from tuning.algorithms.searcher import TrialProposer
 from tuning.algorithms.seeds import SeedRace
@@ -51,7 +52,7 @@ class SearchOptions:
     console: Console | None = None
     tune_callbacks: Sequence[TuneCallback] = ()
     pruner: BasePruner | None = None
-    trainable: Callable[[str, ResourcesConfig, str | None], Any] = trainable
+    trainable: Callable[[str, ResourcesConfig, str | None, Mapping[str, str]], Any] = trainable
     """Makes what Ray Tune runs for each trial. Tests replace it."""
 
 
@@ -137,7 +138,8 @@ class Session:
         try:
             recorder.start()
             begin()
-            train = self.options.trainable(self.checkpoints.url, resources, final_split)
+            plugins = texts_of(self.file.trial.plugins)
+            train = self.options.trainable(self.checkpoints.url, resources, final_split, plugins)
             outcome = run_trials(
                 train,
                 proposer,

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
+import linecache
 import sys
 import zlib
 from collections.abc import Callable, Collection, Iterable, Mapping
@@ -148,9 +149,12 @@ def _load_module(module: str) -> None:
             assert spec is not None
             if module not in _TEXTS:
                 _TEXTS[module] = Path(module).read_text("utf-8")
+            text = _TEXTS[module]
+            # Tracebacks, and pydantic's search for docstrings, look lines up here.
+            linecache.cache[module] = len(text), None, text.splitlines(keepends=True), module
             # Registered in sys.modules first, as pydantic looks up annotations there.
             sys.modules[name] = loaded = importlib.util.module_from_spec(spec)
-            exec(compile(_TEXTS[module], module, "exec"), loaded.__dict__)
+            exec(compile(text, module, "exec"), loaded.__dict__)
     except (Exception, SystemExit) as error:  # whatever a foreign module raises
         sys.modules.pop(name, None)
         _TEXTS.pop(module, None)

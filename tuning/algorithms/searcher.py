@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import json
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
@@ -11,7 +10,6 @@ from typing import Any
 from ray.tune.search import Searcher
 
 from trainers.config import TrialConfig
-from trainers.methods.registry import texts_of
 from tuning.algorithms.seeds import SeedRace
 from tuning.algorithms.studies import Studies
 from tuning.runs.callbacks import NotPickled
@@ -74,7 +72,6 @@ class TrialProposer(NotPickled, Searcher):
                 "trial_id": record.trial_id,
                 "params": dict(record.params),
                 "trial": config.model_dump_json(),  # all that the workers parse
-                "plugins": json.dumps(texts_of(config.plugins)),
             }
         if self._seeds and self._seeds.waits:
             return None

@@ -6,6 +6,7 @@ The driver of a slot imports this module. So it imports neither MLflow, matplotl
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from typing import Any
 
 from ray import tune
@@ -23,14 +24,25 @@ from tuning.runs.errors import error_text, storage_failure
 from tuning.runs.records import ERROR, NOTICE, STEP, TRAIN_CURVE, WAITS
 
 
-def trainable(storage_path: str, resources: ResourcesConfig, final_split: str | None) -> Any:
+def trainable(
+    storage_path: str,
+    resources: ResourcesConfig,
+    final_split: str | None,
+    plugins: Mapping[str, str],
+) -> Any:
     """The class for `tune.Tuner`, with the resources of its process.
 
     Args:
         storage_path: folder or URL of the checkpoints of all trials.
         final_split: evaluated once, after the last step of each trial.
+        plugins: texts of plug-in files, which workers import in place of the files of then.
     """
-    common = {"storage_path": storage_path, "resources": resources, "final_split": final_split}
+    common = {
+        "storage_path": storage_path,
+        "resources": resources,
+        "final_split": final_split,
+        "plugins": plugins,
+    }
     return tune.with_resources(type("Slot", (Slot,), common), DRIVER)
 
 
@@ -45,6 +57,7 @@ class Slot(tune.Trainable):
     storage_path: str
     resources: ResourcesConfig
     final_split: str | None
+    plugins: Mapping[str, str]
 
     def setup(self, config: dict[str, Any]) -> None:
         """Start the first trial; its workers start at the first step."""
@@ -56,7 +69,6 @@ class Slot(tune.Trainable):
         """Go on to another trial."""
         # The name is stable: a resumed trial finds its checkpoints by it.
         self._name, self._trial = f"train-{new_config['trial_id']}", new_config["trial"]
-        self._plugins = json.loads(new_config["plugins"])
         self._attempts = Attempts(new_config["trial_id"], self._nodes)
         self._folder: Store | None = None
         return True
@@ -100,5 +112,5 @@ class Slot(tune.Trainable):
         if self._workers is None:
             options = self.resources.per_trial() | self._nodes.placement()
             self._workers = WarmWorkers(self.resources.hang_after_s, options)
-        request = Request(location(self._folder), self._trial, self.final_split, self._plugins)
+        request = Request(location(self._folder), self._trial, self.final_split, self.plugins)
         return self._workers.ask(request)

@@ -194,7 +194,7 @@ def instant(images_root, whole_root, tmp_path):
         make = found.trainable
 
         def trainable(*arguments):
-            splits.append(arguments[-1])
+            splits.append(arguments[2])
             return make(*arguments)
 
         return replace(found, trainable=trainable)

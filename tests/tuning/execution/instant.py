@@ -41,7 +41,7 @@ def instant_file(root, storage, **changes):
 def instant_options(file, **options):
     """Options of a search with instant trials."""
 
-    def trainable(checkpoints, resources, final_split):
+    def trainable(checkpoints, resources, final_split, plugins):
         common = {"folder": Path(checkpoints), "runs": Path(file.search.storage)}
         common["final_split"] = final_split
         slot = type("InstantSlot", (InstantSlot,), common)

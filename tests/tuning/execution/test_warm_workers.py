@@ -17,8 +17,10 @@ from safetensors.torch import load_file
 from tests.tuning.execution.real_searches import EQUAL_TRIALS, real_file, untimed
 from trainers.checkpoints.format import WEIGHTS
 from trainers.checkpoints.storage import prepare_folder
+from trainers.config import TrialConfig
 from trainers.data.storage import open_store
 from trainers.exchange import Request
+from trainers.methods.registry import texts_of
 from trainers.ray_trainer import torch_trainer
 from tuning.config.schema import ResourcesConfig
 from tuning.execution.ray_session import ray_session
@@ -112,6 +114,30 @@ def test_workers_that_wait_for_a_place_say_so(trial, tmp_path, monkeypatch):
     while not (answer := workers.ask(request)).metrics:
         pass
     assert not answer.waits
+    workers.end()
+
+
+def test_workers_import_a_plugin_as_the_search_did(trial, tmp_path):
+    plugin = tmp_path / "passing.py"
+    plugin.write_text(
+        "from typing import Literal\n"
+        "from trainers.methods import register_method\n"
+        "from trainers.methods.base import Method\n"
+        "@register_method('passing')\n"
+        "class Passing(Method):\n"
+        "    name: Literal['passing'] = 'passing'\n"
+    )
+    values = {"plugins": [str(plugin)], "method": {"name": "passing"}, "steps": 3}
+    config = TrialConfig.model_validate(trial.model_dump() | values)
+    plugin.write_text("raise RuntimeError('edited while the search ran')")
+    prepare_folder(open_store(tmp_path / "trial"))
+    request = Request(
+        str(tmp_path / "trial"), config.model_dump_json(), plugins=texts_of(config.plugins)
+    )
+    workers = WarmWorkers(HOUR_S, ResourcesConfig().per_trial())
+    while not (answer := workers.ask(request)).metrics:
+        pass
+    assert answer.metrics["step"] == 3
     workers.end()
 
 
