@@ -55,8 +55,11 @@ REPORTED = (
     "cost/eval_seconds",
     "cost/gpu_seconds",
     "cost/cpu_seconds",
+    "cost/memory_gb",
+    "cost/gpu_memory_gb",
+    "cost/gpu_util",
 )
-"""Names in every report, besides `evaluation.metric_names`."""
+"""Names in reports, besides `evaluation.metric_names`: the last two on GPUs only."""
 
 CHECK_EVERY = 10
 """Steps between two checks of the loss: each one waits for the GPU."""

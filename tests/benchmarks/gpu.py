@@ -273,6 +273,8 @@ def searches(root, dry):
                 "seconds": seconds,
                 "seconds in training": training,
                 "failed": len(result.failed),
+                "GPU memory, GB": best and best.metrics.get("cost/gpu_memory_gb"),
+                "GPU use, %": best and best.metrics.get("cost/gpu_util"),
                 "best val/mean_acc": None if best is None else best.metrics["val/mean_acc"],
             }
 

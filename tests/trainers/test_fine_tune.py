@@ -1,6 +1,8 @@
 import math
+import re
 import subprocess
 import sys
+from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
@@ -92,6 +94,8 @@ def test_a_run_saved_at_every_step_reports_the_same(trial, undisturbed, tmp_path
     first, last = [(report.step, untimed(report)) for report in undisturbed]
     assert said == [first] * 3 + [last]  # step 3, once more at 4 and at 5
     assert report.metrics["cost/seconds"] > report.metrics["cost/eval_seconds"] > 0
+    (peak,) = re.findall(r"VmHWM:\s*(\d+) kB", Path("/proc/self/status").read_text())
+    assert report.metrics["cost/memory_gb"] == pytest.approx(int(peak) * 1024e-9, rel=0.2)
     images = trial.optim.batch_size * 3
     before = torch.load(tmp_path / "5" / STATE, weights_only=True)["since_report"]["seconds"]
     assert 0 < before < images / report.metrics["train/images_per_s"]

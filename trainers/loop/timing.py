@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import time
+from contextlib import suppress
+from resource import RUSAGE_SELF, getrusage
+from statistics import fmean
 
 import torch
 import torch.distributed as dist
@@ -19,12 +22,18 @@ class Clock:
         self.run = run
         self.since = self.wall = time.perf_counter()
         self.cpu = time.process_time()
+        self.used: list[int] = []
+        if run.device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats(run.device)
 
     def mark(self, lr: float) -> None:
         """Note a point of the training curve, without a wait for the GPU."""
         since = self.run.since
         seconds = since.seconds + time.perf_counter() - self.since
         since.marks.append(Mark(self.run.progress.step, lr, seconds, since.sums.clone()))
+        if self.run.device.type == "cuda":
+            with suppress(ModuleNotFoundError):  # nvidia-ml-py
+                self.used.append(torch.cuda.utilization(self.run.device))
 
     def training(self) -> tuple[dict[str, float], TrainCurve]:
         """Means over the steps from the last report to the last mark, and between any two marks;
@@ -66,10 +75,12 @@ class Clock:
         self.since = time.perf_counter()
 
     def cost(self) -> dict[str, float]:
-        """Wall-clock, GPU and CPU seconds so far, those before a resume included.
+        """Wall-clock, GPU and CPU seconds so far, those before a resume included, and memory.
 
         GPU and CPU seconds are those of all workers, without their processes that decode images;
-        evaluation seconds are those of this worker.
+        evaluation seconds are those of this worker, as are the greatest memory that its process has
+        used and that this run has used on its GPU, in 10^9 bytes, and the percentage of time in
+        which its GPU has computed.
         """
         progress, gpu = self.run.progress, self.run.device.type == "cuda"
         wall, process = time.perf_counter(), time.process_time()
@@ -81,9 +92,15 @@ class Clock:
         progress.cpu_seconds += float(cpu)
         self.cpu, self.wall = process, wall
         self.resume()
-        return {
+        cost = {
             "cost/seconds": progress.seconds,
             "cost/eval_seconds": progress.eval_seconds,
             "cost/gpu_seconds": progress.gpu_seconds,
             "cost/cpu_seconds": progress.cpu_seconds,
+            "cost/memory_gb": getrusage(RUSAGE_SELF).ru_maxrss * 1024 / 1e9,
         }
+        if gpu:
+            cost["cost/gpu_memory_gb"] = torch.cuda.max_memory_allocated(self.run.device) / 1e9
+        if self.used:
+            cost["cost/gpu_util"] = fmean(self.used)
+        return cost
