@@ -16,7 +16,7 @@ import secrets
 import tempfile
 import traceback
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
-from contextlib import ExitStack, closing, contextmanager
+from contextlib import ExitStack, closing, contextmanager, suppress
 from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -218,7 +218,8 @@ def _told_to_the_search() -> Iterator[None]:
     except Exception as error:
         cause = system_error(error)
         if isinstance(error, StorageFailed) or cause is None or cause.errno not in FULL:
-            error.worker_traceback = traceback.format_exc()  # type: ignore[attr-defined]
+            with suppress(Exception):  # of a class that takes no attributes
+                error.worker_traceback = traceback.format_exc()  # type: ignore[attr-defined]
             raise
         node = ray.util.get_node_ip_address()
         raise StorageFailed(f"node {node}: {first_line(error)}") from None

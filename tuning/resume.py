@@ -74,8 +74,11 @@ def earlier_run(file: SearchFile, storage: Path) -> Path | None:
         except ConfigError as error:  # of another version, or its plug-in is gone: not this search
             logger.warning("%s is not continued: %s", folder, error)
             continue
-        if identity(earlier) == identity(file):
+        was, now = identity(earlier), identity(file)
+        if was == now:
             return folder
+        keys = sorted(key for key in was | now if was.get(key) != now.get(key))
+        logger.warning("%s is not continued, since it differs in %s", folder, ", ".join(keys))
     return None
 
 

@@ -162,7 +162,8 @@ class Session:
             gc.collect()
         if failure := self.journal.failure or watch.lost:
             raise failure
-        return ended, outcome, budget.ended_by or (race.ended_by if race else None)
+        raced = race.ended_by if race and outcome == "finished" else None
+        return ended, outcome, budget.ended_by or raced
 
 
 @contextmanager

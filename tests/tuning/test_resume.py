@@ -156,6 +156,7 @@ def test_a_model_that_has_changed_is_refused_with_its_file(images_root, tmp_path
 
 def test_a_model_of_the_hub_that_has_changed_is_refused(images_root, tmp_path, monkeypatch):
     name = tiny_models.random_model(tmp_path, "clip").name.removeprefix(LOCAL_DIR)
+    monkeypatch.setattr("trainers.models.clip.check_model", lambda model: None)  # fetches it
     monkeypatch.setattr(
         "huggingface_hub.try_to_load_from_cache", lambda repository, file: f"{name}/{file}"
     )
@@ -266,7 +267,8 @@ def test_the_same_command_again_finds_the_run_of_its_name_and_configuration(
     config.write_text("trial: {key_of_another_version: 1}")
     more = named(images_root, tmp_path, search__budget__trials=77)
     assert earlier_run(more, tmp_path) == earlier_run(first, tmp_path) == run
-    assert "mine-3 is not continued: " in caplog.messages[0]
+    assert "mine-3 is not continued: " in caplog.text
+    assert "mine-2 is not continued, since it differs in search.sampler.seed" in caplog.text
     search_or_resume(more)
     assert [file.search.budget.trials for file in went_on] == [77]
     (run / JOURNAL_FILE).unlink()  # it was killed before it began, and begins

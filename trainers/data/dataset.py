@@ -31,7 +31,7 @@ from trainers.data.sampler import StepSampler
 from trainers.data.schema import Header, split_header
 from trainers.data.storage import CACHE_VARIABLE, Store, cache_folder, open_store
 from trainers.data.transforms import CROP_PCT, augmentation, eval_view, train_view
-from trainers.errors import ConfigError, first_line, storage_failures
+from trainers.errors import ConfigError, StorageFailed, first_line, storage_failures
 from trainers.folders import appearing
 from trainers.models.image import ImageInput
 from trainers.seeding import generator
@@ -204,12 +204,16 @@ def _mapped(store: Store, files: Sequence[str], version: str) -> datasets.Datase
             with filelock.FileLock(f"{copies}.lock"):
                 if not copies.exists():
                     here = fs.LocalFileSystem()
-                    copying = storage_failures(store.url, "its files cannot be copied")
-                    with copying, appearing(copies) as made:
+                    with appearing(copies) as made:
                         for file, name in zip(files, names, strict=True):
-                            fs.copy_files(
-                                store.full(file), str(made / name), store.filesystem, here
-                            )
+                            target = str(made / name)
+                            try:
+                                fs.copy_files(store.full(file), target, store.filesystem, here)
+                            except OSError as error:
+                                if error.errno is not None:  # of this machine
+                                    raise
+                                reason = f"its files cannot be copied: {first_line(error)}"
+                                raise StorageFailed(f"{store.url}: {reason}") from None
         datasets.disable_progress_bars()
         return datasets.Dataset.from_parquet(
             # Not as patterns, in which brackets of a path would have a meaning.

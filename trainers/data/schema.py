@@ -24,7 +24,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from trainers.data.storage import Store, open_store
-from trainers.errors import ConfigError, first_line, unreadable
+from trainers.errors import ConfigError, StorageFailed, first_line, unreadable
 
 CLASS_NAMES_KEY = b"class_names"
 METADATA_KEY = b"metadata"
@@ -163,6 +163,8 @@ def open_parquet(store: Store, file: str) -> Iterator[pq.ParquetFile]:
             yield parquet
     except (pa.ArrowException, OSError) as error:
         problem = f"cannot be read: {first_line(error)}"
+        if not store.is_local and not isinstance(error, pa.ArrowException):
+            raise StorageFailed(f"{store.locate(file)}: {problem}") from None
         raise ConfigError(problem, source=store.locate(file)) from None
 
 

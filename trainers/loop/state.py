@@ -14,7 +14,6 @@ from trainers.config import DataConfig, TrialConfig
 from trainers.data.data_root import domain_files, resolve_root
 from trainers.data.dataset import ImageDataset
 from trainers.data.schema import read_header
-from trainers.errors import ConfigError
 from trainers.loop.distributed import world
 from trainers.loop.precision import Precision
 from trainers.loop.zero_shot_features import ZeroShotFeatures
@@ -127,9 +126,6 @@ def start(config: TrialConfig, *, device: torch.device | str | None = None) -> T
     """
     rank, world_size = world()
     method, batch_size = config.method, config.optim.batch_size
-    if batch_size % world_size:
-        problem = f"not divisible by {world_size} workers"
-        raise ConfigError(problem, key="optim.batch_size", value=batch_size)
     where = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     names = id_classes(config.data)
     method.check(config.model)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from contextlib import suppress
+from pathlib import Path
 from resource import RUSAGE_SELF, getrusage
 from statistics import fmean
 
@@ -23,6 +24,8 @@ class Clock:
         self.since = self.wall = time.perf_counter()
         self.cpu = time.process_time()
         self.used: list[int] = []
+        with suppress(OSError):  # the peak of a worker's earlier trials does not count
+            Path("/proc/self/clear_refs").write_text("5")
         if run.device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(run.device)
 
@@ -32,7 +35,7 @@ class Clock:
         seconds = since.seconds + time.perf_counter() - self.since
         since.marks.append(Mark(self.run.progress.step, lr, seconds, since.sums.clone()))
         if self.run.device.type == "cuda":
-            with suppress(ModuleNotFoundError):  # nvidia-ml-py
+            with suppress(Exception):  # without nvidia-ml-py, and of a MIG slice
                 self.used.append(torch.cuda.utilization(self.run.device))
 
     def training(self) -> tuple[dict[str, float], TrainCurve]:

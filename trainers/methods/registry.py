@@ -100,6 +100,11 @@ def texts_of(plugins: Iterable[str]) -> dict[str, str]:
     return {plugin: _TEXTS[plugin] for plugin in plugins if plugin in _TEXTS}
 
 
+def text_of_file(plugin: str) -> str:
+    """The text of a plug-in on the disk, decoded as Python decodes it."""
+    return importlib.util.decode_source(Path(plugin).read_bytes())
+
+
 def use_texts(texts: Mapping[str, str]) -> None:
     """Import these plug-ins with these texts: a file may be edited while a search runs."""
     _TEXTS.update(texts)
@@ -148,13 +153,13 @@ def _load_module(module: str) -> None:
             spec = importlib.util.spec_from_file_location(name, module)
             assert spec is not None
             if module not in _TEXTS:
-                _TEXTS[module] = Path(module).read_text("utf-8")
+                _TEXTS[module] = text_of_file(module)
             text = _TEXTS[module]
             # Tracebacks, and pydantic's search for docstrings, look lines up here.
             linecache.cache[module] = len(text), None, text.splitlines(keepends=True), module
             # Registered in sys.modules first, as pydantic looks up annotations there.
             sys.modules[name] = loaded = importlib.util.module_from_spec(spec)
-            exec(compile(text, module, "exec"), loaded.__dict__)
+            exec(compile(text, module, "exec", dont_inherit=True), loaded.__dict__)
     except (Exception, SystemExit) as error:  # whatever a foreign module raises
         sys.modules.pop(name, None)
         _TEXTS.pop(module, None)

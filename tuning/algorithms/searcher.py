@@ -13,7 +13,7 @@ from trainers.config import TrialConfig
 from tuning.algorithms.seeds import SeedRace
 from tuning.algorithms.studies import Studies
 from tuning.runs.callbacks import NotPickled
-from tuning.runs.errors import error_text
+from tuning.runs.errors import error_text, storage_failure
 from tuning.runs.recorder import Recorder
 from tuning.runs.records import TrialRecord, trial_name
 
@@ -65,6 +65,8 @@ class TrialProposer(NotPickled, Searcher):
             try:
                 config = self._config_of(record)
             except Exception as error:  # of a combination of parameters, or a plug-in's own check
+                if storage_failure(error):
+                    raise
                 self._recorder.rejected(record, error_text(error))
                 continue
             self._recorder.proposed(record)

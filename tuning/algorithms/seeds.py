@@ -48,7 +48,7 @@ class SeedRace:
 
     def begins(self, trainings: int, records: Sequence[TrialRecord]) -> bool:
         """Whether the next training after so many is a repeat, if any."""
-        self.waits = False
+        self.waits, self.ended_by = False, None
         if self._budget.is_used(trainings) or self._budget.share(trainings) < _FROM:
             return False
         trials = contenders(self._search, records, self._search.values)
@@ -66,9 +66,8 @@ class SeedRace:
         search, config = self._search, self._config
         trials = by_objectives(search, contenders(search, records, search.values))
         begun = Counter(record.repeats for record in records)
-        chance = chance_of_first(search, trials)
         is_settled = all(record.is_final for record in records if record.kind == "trial")
-        if is_settled and chance > config.confident:
+        if is_settled and (chance := chance_of_first(search, trials)) > config.confident:
             self.ended_by = (
                 f"search.seeds.confident = {config.confident:g}: {trials[0].trial_id} is the best "
                 f"trial with a probability of {chance:.2f}"

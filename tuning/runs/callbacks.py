@@ -28,7 +28,7 @@ class Callback:
         """The search begins, or continues after a resume. An exception here ends the search."""
 
     def trial_started(self, record: TrialRecord) -> None:
-        """A trial starts, or continues after a resume."""
+        """A trial starts, or continues after a resume, a lost process or a wait for GPUs."""
 
     def trial_progressed(self, record: TrialRecord) -> None:
         """A trial has trained on; `record.progress` is its training curve since the last report.

@@ -21,6 +21,7 @@ from typing import Any
 from trainers.config import TrialConfig
 from trainers.data.fingerprint import data_fingerprint, image_counts
 from trainers.errors import ConfigError, quoted
+from trainers.methods.registry import text_of_file, texts_of
 from trainers.models.config import CONFIG, HUB, ModelConfig
 
 logger = logging.getLogger(__name__)
@@ -65,6 +66,9 @@ def _model_files(model: ModelConfig) -> dict[str, Path]:
     if model.name.startswith(HUB):
         from huggingface_hub import try_to_load_from_cache
 
+        from trainers.models.clip import check_model  # imports torch
+
+        check_model(model)  # fetches what is not in the cache
         for name in (CONFIG, "open_clip_model.safetensors", "open_clip_pytorch_model.bin"):
             path = try_to_load_from_cache(model.name.removeprefix(HUB), name)
             if isinstance(path, str):
@@ -75,6 +79,10 @@ def _model_files(model: ModelConfig) -> dict[str, Path]:
 def _plugin_files(trial: TrialConfig) -> dict[str, Path]:
     """The files of plug-ins; those of modules by name, as they may lie elsewhere later."""
     files = {name: Path(name) for name in trial.plugins if name.endswith(".py")}
+    for name, text in texts_of(files).items():  # as imported, which is what workers get
+        if files[name].is_file() and text_of_file(name) != text:
+            problem = f"{quoted([name])} changed since this process imported it"
+            raise ConfigError(problem, key="trial.plugins", hint="start Python again")
     for name in set(trial.plugins) - files.keys():
         spec = importlib.util.find_spec(name)  # plug-ins are imported already, so it is found
         if spec is not None and spec.origin is not None:

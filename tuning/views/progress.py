@@ -74,7 +74,9 @@ class ProgressCallback(Callback):
 
     def trial_started(self, record: TrialRecord) -> None:
         """Add a bar, or print a line with the trial's parameters."""
-        self._show(record, f"started  {format_params(record.params)}")
+        known = self._records.get(record.trial_id)
+        is_on = known is not None and known.outcome == "running"  # it waited, or was lost
+        self._show(record, "" if is_on else f"started  {format_params(record.params)}")
 
     def trial_progressed(self, record: TrialRecord) -> None:
         """Move the bar, or print a line if the last one about this trial is a minute old."""

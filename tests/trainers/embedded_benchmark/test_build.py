@@ -138,4 +138,4 @@ def test_other_parameters_replace_the_benchmark_and_nothing_else(tmp_path, monke
     monkeypatch.delattr(building, "write_images")
     with pytest.raises(NameError):
         whale("failed", 1)
-    assert {path.name for path in tmp_path.glob("*failed*")} == {".failed.lock"}
+    assert {path.name for path in tmp_path.glob("*failed*")} <= {".failed.lock"}

@@ -5,13 +5,14 @@ import torch
 from trainers.loop.state import start
 
 
-def limit_images(most, where):
+def limit_images(most, where, from_step=0):
     """`start` of a run in which more images at a time raise what PyTorch raises on a GPU.
 
     Args:
         most: that fit.
         where: in the forward pass of the `student` or of the `teacher`, in the student's
             `backward` pass, or in the `evaluation` of both; the other passes fit.
+        from_step: the first step in which that is so.
     """
 
     def start_limited(*arguments, **options):
@@ -20,7 +21,7 @@ def limit_images(most, where):
 
         def before(module, inputs):
             counts = run.student.training != (where == "evaluation")
-            if counts and len(inputs[0]) > most:
+            if counts and run.progress.step >= from_step and len(inputs[0]) > most:
                 raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB.\nIt is.")
 
         def after(module, inputs, output):

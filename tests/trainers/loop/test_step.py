@@ -90,10 +90,16 @@ def test_clipping_is_pytorchs_and_reports_the_unclipped_norm(trial):
 def limited(monkeypatch):
     """Makes models of runs that begin from now on run out of memory above so many images."""
 
-    def limit(most, where="student"):
-        monkeypatch.setattr(loop, "start", limit_images(most, where))
+    def limit(most, where="student", from_step=0):
+        monkeypatch.setattr(loop, "start", limit_images(most, where, from_step))
 
     return limit
+
+
+def test_memory_that_gets_short_halves_the_parts_from_then_on(trial, limited):
+    limited(4, from_step=2)
+    first, second = curve(short(trial, "ft", steps=4, eval__every=2))
+    assert (first[PARTS], second[PARTS]) == (8, 4)
 
 
 @pytest.mark.parametrize(

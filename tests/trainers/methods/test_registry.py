@@ -52,6 +52,23 @@ def test_a_plugin_file_adds_a_method(plugin):
     assert with_overrides(trial, {"method.strength": 1.0}, "test").method != trial.method
 
 
+def test_a_plugin_file_is_read_as_python_reads_it(plugin):
+    text = plugin.read_text().replace("from __future__ import annotations\n", "")
+    plugin.write_text(text, encoding="utf-8-sig")
+    load_plugins([str(plugin)])
+    assert METHODS["mine"].__annotations__["strength"] is float
+
+
+def test_a_misspelt_key_of_a_plugins_method_is_corrected(plugin):
+    with pytest.raises(ConfigError) as error:
+        validate(
+            TrialConfig,
+            {"plugins": [str(plugin)], "method": {"name": "mine", "strngth": 1}},
+            "trial",
+        )
+    assert (error.value.key, error.value.hint) == ("method.strngth", "did you mean 'strength'?")
+
+
 def test_a_plugin_that_is_edited_stays_what_it_was(plugin):
     values = {"plugins": [str(plugin)], "method": {"name": "mine", "strength": 0.25}}
     texts = texts_of(TrialConfig.model_validate(values).plugins)

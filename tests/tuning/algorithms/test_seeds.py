@@ -178,6 +178,7 @@ def test_the_race_waits_for_trials_that_still_train(search):
     assert session.proposer.suggest("") is None  # the sixth may be the best
     finish(names[5], 90.0)
     assert session.start().repeats == names[5]
+    assert session.race.ended_by is None
     assert session.propose() is None
     assert session.proposer.is_exhausted
 

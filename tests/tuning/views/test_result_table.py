@@ -13,7 +13,7 @@ TABLE = ResultTable(
 )
 
 
-@pytest.mark.parametrize(("width", "is_whole"), [(80, True), (44, True), (40, False)])
+@pytest.mark.parametrize(("width", "is_whole"), [(80, True), (46, True), (40, False)])
 def test_a_narrow_terminal_has_the_first_columns(width, is_whole):
     text = text_of(fit_table(TABLE, width), width)
     assert max(map(len, text.splitlines())) <= width

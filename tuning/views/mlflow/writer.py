@@ -170,7 +170,11 @@ class Writer:
             "kind": "zero_shot" if trial_id == ZERO_SHOT else record.kind,
         }
         tags = {"search": search.name, "method": search.method(record) or ""}
-        tags |= {"outcome": record.outcome, "error": record.error or ""}
+        error = record.error or ""
+        if len(error) > mlf.MAX_CHARS:  # the frames where it was raised are the last ones
+            begin = f"{record.error_line[:500]}\n...\n"
+            error = begin + error[len(begin) - mlf.MAX_CHARS :]
+        tags |= {"outcome": record.outcome, "error": error}
         if record.repeats:
             tags["repeats"] = record.repeats
         if self._confirms is not None:
