@@ -35,7 +35,8 @@ class Clock:
         seconds = since.seconds + time.perf_counter() - self.since
         since.marks.append(Mark(self.run.progress.step, lr, seconds, since.sums.clone()))
         if self.run.device.type == "cuda":
-            with suppress(Exception):  # without nvidia-ml-py, and of a MIG slice
+            # nvidia-ml-py may be missing, and the driver may refuse, as for a slice of a GPU (MIG).
+            with suppress(Exception):
                 self.used.append(torch.cuda.utilization(self.run.device))
 
     def training(self) -> tuple[dict[str, float], TrainCurve]:

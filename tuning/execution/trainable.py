@@ -35,7 +35,7 @@ def trainable(
     Args:
         storage_path: folder or URL of the checkpoints of all trials.
         final_split: evaluated once, after the last step of each trial.
-        plugins: texts of plug-in files, which workers import in place of the files of then.
+        plugins: texts of plug-in files as the search has imported them. Workers import these.
     """
     common = {
         "storage_path": storage_path,
