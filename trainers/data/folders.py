@@ -27,8 +27,8 @@ SPLIT_WORDS: dict[str, Split] = {
 }  # fmt: skip
 """Usual names of splits, in lower case."""
 
-SKIPPED = (".", "@eaDir", "__MACOSX")
-"""Beginnings of the names of hidden files, thumbnails and resource forks."""
+SKIPPED = (".", "@eaDir", "__MACOSX", "lost+found")
+"""Beginnings of the names of hidden files, thumbnails, resource forks and a disk's own folder."""
 
 
 @dataclass
@@ -67,13 +67,33 @@ def image_rows(
 
 
 def files_below(root: Path) -> list[str]:
-    """Paths of all files below a folder, relative to it, without hidden ones."""
+    """Paths of all files below a folder, relative to it, without hidden ones.
+
+    A link to a folder above itself counts as a file: below it, all images would be found again, as
+    images of other classes.
+
+    Raises:
+        OSError: a folder cannot be listed.
+    """
+
+    def refuse(error: OSError) -> None:
+        raise error  # else its images would be missing without a word
+
     found: list[str] = []
-    for path, folders, names in os.walk(root, followlinks=True):
-        folders[:] = [name for name in folders if not name.startswith(SKIPPED)]
+    for path, folders, names in os.walk(root, followlinks=True, onerror=refuse):
+        loops = [name for name in folders if _leads_above(Path(path, name))]
+        folders[:] = [n for n in folders if n not in loops and not n.startswith(SKIPPED)]
         prefix = f"{path}/"[len(f"{root}/") :]
-        found += [f"{prefix}{name}" for name in names if not name.startswith(SKIPPED)]
+        found += [f"{prefix}{name}" for name in names + loops if not name.startswith(SKIPPED)]
     return found
+
+
+def _leads_above(folder: Path) -> bool:
+    """Whether a folder is a link to one of those that contain it."""
+    target = folder.resolve() if folder.is_symlink() else None
+    return target is not None and any(
+        parent.resolve().is_relative_to(target) for parent in folder.absolute().parents
+    )
 
 
 @cache

@@ -1,7 +1,9 @@
 """The contract of all layouts: through `prepare`, and read as a trial reads."""
 
+import errno
 import json
 import os
+import shutil
 import subprocess
 import sys
 from collections import Counter
@@ -122,6 +124,30 @@ def test_a_file_whose_name_is_not_utf8_is_listed(tmp_path):
     found = open_domain(Source(path=str(tmp_path)), "pets")["train"]
     assert found.rows["name"][:] == ["cat/1.jpg"]
     assert found.left_out == [(os.fsdecode(b"cat/\xff.jpg"), "its name is not UTF-8")]
+
+
+@pytest.mark.parametrize("target", [".", "..", "../..", "../dog/back"])
+def test_a_link_to_a_folder_above_itself_is_not_followed(target, tmp_path):
+    root = write(tmp_path / "pets", "cat/1.jpg", "dog/2.jpg")
+    (root / "dog/back").symlink_to("../cat")
+    (root / "cat/link").symlink_to(target)
+    found = open_domain(Source(path=str(root)), "pets")["train"]
+    assert found.rows["name"][:] == ["cat/1.jpg", "dog/2.jpg", "dog/back/1.jpg"]
+    assert ("cat/link", "not an image by its name") in found.left_out
+
+
+def test_a_folder_that_cannot_be_listed_is_no_empty_folder(tmp_path, monkeypatch):
+    scandir = os.scandir
+
+    def denied(path):
+        if str(path).endswith("dog"):
+            raise PermissionError(errno.EACCES, "Permission denied", str(path))
+        return scandir(path)
+
+    write(tmp_path, "cat/1.jpg", "dog/2.jpg")
+    monkeypatch.setattr(os, "scandir", denied)
+    with pytest.raises(PermissionError, match="dog"):
+        open_domain(Source(path=str(tmp_path)), "pets")
 
 
 def write(root, *paths):
