@@ -10,6 +10,7 @@ import csv
 import hashlib
 import io
 import json
+import stat
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
@@ -41,6 +42,7 @@ FORMAT = 3
 """Of the record. Records of 0.2 have none: their splits may be others."""
 
 _ROWS, _BYTES = 4096, 1 << 28  # of a Parquet file, whichever is reached first
+_LARGEST = 1 << 29  # bytes of an image file: as many pixels as Pillow opens, 16 bits a colour
 _BATCH = 64  # images in memory beside those of the file
 
 
@@ -228,6 +230,11 @@ def _encoded(
         try:
             data = image["bytes"]
             if data is None:
+                facts = Path(image["path"]).stat()
+                if not stat.S_ISREG(facts.st_mode):  # a pipe would be waited for without end
+                    return "cannot be read: not a file"
+                if facts.st_size > _LARGEST:
+                    return f"too large: {facts.st_size:,} bytes"
                 data = Path(image["path"]).read_bytes()
             return encode(data, resize=resize, border=found.border)
         except BadImage as problem:

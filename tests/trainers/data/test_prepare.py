@@ -58,19 +58,27 @@ BAD_FILES = {
     "cut.png": (PNG[:-30], "truncated"),
     "thin.png": (file_of(Image.new("1", (2000, 2))), "too thin"),
     "float.tiff": (file_of(Image.new("F", (4, 4)), "TIFF"), "mode F"),
-    "link.png": (None, "cannot be read: No such file"),
+    "link.png": (lambda path: path.symlink_to("nowhere"), "cannot be read: No such file"),
+    "pipe.png": (os.mkfifo, "cannot be read: not a file"),
+    "sparse.png": (lambda path: sparse(path, 1 << 40), "too large: 1,099,511,627,776 bytes"),
 }
+
+
+def sparse(path, size):
+    """A file that reads as zeros and takes no space."""
+    path.touch()
+    os.truncate(path, size)
 
 
 def test_every_bad_file_is_listed_and_none_is_lost(tree, tmp_path):
     for name, (content, _) in BAD_FILES.items():
-        if content is None:
-            (tree / "cat" / name).symlink_to(tmp_path / "nowhere")
+        if callable(content):
+            content(tree / "cat" / name)
         else:
             (tree / "cat" / name).write_bytes(content)
     (tree / "cat" / "notes.txt").write_text("x")
     report = run(tree, tmp_path / "data")
-    assert (report.status, report.left_out) == ("done", 7)
+    assert (report.status, report.left_out) == ("done", 9)
     assert sum(report.images.values()) == 20
     with (tmp_path / "data" / "pets" / BAD).open() as file:
         reasons = {row["path"]: row["reason"] for row in csv.DictReader(file)}
