@@ -17,7 +17,8 @@ from typing import cast
 import yaml
 
 from trainers.data.folders import Found, Split, files_below, image_rows, in_classes
-from trainers.errors import ConfigError, listed
+from trainers.errors import ConfigError, first_line, listed
+from trainers.yaml_text import read_text
 
 _LIST = re.compile(r"(\w+)_(train|test)\.txt")
 
@@ -122,7 +123,8 @@ def _lists(root: Path) -> dict[tuple[str, Split], list[tuple[str, int]]]:
             continue
         domain, split = named[1], cast(Split, named[2])
         line_of = re.compile(rf"({domain}/[^/]+/[^/]+) (\d{{1,9}})")
-        for number, line in enumerate(file.read_text(encoding="utf-8").strip().splitlines(), 1):
+        lines = read_text(file, "utf-8-sig", source=file).strip().splitlines()
+        for number, line in enumerate(lines, 1):
             if not (parts := line_of.fullmatch(line.strip())):
                 problem = f"line {number} is not `{domain}/<class>/<file> <label>`: {line[:99]!r}"
                 raise ConfigError(problem, source=file)
@@ -164,7 +166,7 @@ def read_wilds(layout: str, root: Path, domain: str) -> dict[Split, Found]:
             part = part.mask((year >= 2013) & (year < 2016) & (table["split"] == "val"), "val")
             part = part.mask((year >= 2016) & (table["split"] == "test"), "test")
     except (OSError, KeyError, ValueError) as error:
-        raise ConfigError(f"not WILDS' {layout}: {error}", source=root) from None
+        raise ConfigError(f"not WILDS' {layout}: {first_line(error)}", source=root) from None
     theirs: dict[Split, str] = {"train": "train", "val": "id_val", "test": "id_test"}
     if domain.endswith("-ood"):
         theirs = {"val": "val", "test": "test"}

@@ -157,9 +157,9 @@ def write(root, *paths):
     return root
 
 
-def listed_as(root, text):
+def listed_as(root, text, encoding="utf-8"):
     root.mkdir(parents=True, exist_ok=True)
-    (root / "real_train.txt").write_text(text)
+    (root / "real_train.txt").write_text(text, encoding)
     return root
 
 
@@ -187,6 +187,9 @@ REFUSED = {
     ),
     "no lists": ("domainnet", lambda root: write(root, "real/x.jpg"), r"no official list"),
     "a bad line": ("domainnet", lambda root: listed_as(root, "real/cat/1.jpg"), r"line 1 is not"),
+    "not UTF-8": (
+        "domainnet", lambda root: listed_as(root, "real/é/1.jpg 0", "latin-1"), r"'utf-8' codec",
+    ),
     "a label of two": (
         "domainnet", lambda root: listed_as(root, "real/a/1.jpg 0\nreal/b/1.jpg 0"), r"not match",
     ),
