@@ -42,7 +42,9 @@ def sources_of(
     """
     root = Path(source.path).expanduser()
     below = source.layout == "folders" and id_domain is not None
-    if below and root.is_dir():
+    if below:
+        if not root.is_dir():
+            raise ConfigError("no such folder", source=source.path)
         folders = (path.name for path in sorted(root.iterdir()) if path.is_dir())
         known = [name for name in folders if not name.startswith(SKIPPED)]
     else:

@@ -53,6 +53,11 @@ def test_roles_that_do_not_fit_are_refused(roles, problem, shop):
         sources_of(Source(path=str(shop)), **roles)
 
 
+def test_a_source_that_is_not_there_is_named(tmp_path):
+    with pytest.raises(ConfigError, match="shop: no such folder"):
+        sources_of(Source(path=str(tmp_path / "shop")), id_domain="studio")
+
+
 def test_the_command_prints_counts_findings_and_the_configuration(shop, tmp_path):
     (shop / "street/cup/5.png").write_bytes((shop / "studio/cup/0.png").read_bytes())
     (shop / "sketch/cup/6.png").write_bytes(b"no image")
