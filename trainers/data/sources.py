@@ -6,7 +6,7 @@ set; images are neither read nor decoded here.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from hashlib import blake2b
 from pathlib import Path
@@ -103,7 +103,8 @@ def domain_names(source: Source) -> list[str]:
         return [source.layout]
     if source.domain_column is not None:
         column = source.domain_column
-        values = {v for rows in _load(source).values() for v in _named(rows, column, source)}
+        loaded, _ = _load(source)
+        values = {v for rows in loaded.values() for v in _named(rows, column, source)}
         return sorted(map(str, values - {None}))
     return [root.absolute().name]
 
@@ -196,21 +197,43 @@ def _carved(
     }
 
 
-def _load(source: Source) -> Mapping[str, datasets.Dataset]:
-    """All splits of a data set that the package `datasets` reads by itself."""
+def _load(source: Source) -> tuple[Mapping[str, datasets.Dataset], set[str]]:
+    """All splits of a data set that the package `datasets` reads by itself, and their files."""
     import datasets
 
     datasets.disable_progress_bars()
     folder = Path(source.path).expanduser()
     path = str(folder.absolute()) if folder.is_dir() else source.path
     try:
-        loaded: Mapping[str, datasets.Dataset] = datasets.load_dataset(
+        builder = datasets.load_dataset_builder(
             path, source.subset, revision=source.revision, cache_dir=str(cache_folder())
         )
+        builder.download_and_prepare()
+        loaded: Mapping[str, datasets.Dataset] = builder.as_dataset()
     except Exception as error:  # of the network, of the hub, of damaged files
         reason = f"cannot be opened: {first_line(error.__cause__ or error)}"
         raise ConfigError(reason, source=source.path) from None
-    return loaded
+    files = {file for split in (builder.config.data_files or {}).values() for file in split}
+    if folder.is_dir():
+        _check_class_names(sorted(file for file in files if file.endswith(".parquet")))
+    return loaded, files
+
+
+def _check_class_names(files: Iterable[str]) -> None:
+    """Raise a ConfigError if Parquet files differ in the names of their classes.
+
+    The package `datasets` gives the labels of all files the names of the first.
+    """
+    import datasets
+    import pyarrow.parquet as pq
+
+    known = dict[str, list[str]]()
+    for file in files:
+        for column, feature in datasets.Features.from_arrow_schema(pq.read_schema(file)).items():
+            names = getattr(feature, "names", None)
+            if names is not None and known.setdefault(column, names) != names:
+                problem = "its classes have other names or another order than in other files"
+                raise ConfigError(problem, key=column, source=file)
 
 
 def _tables(source: Source, domain: str) -> dict[Split, Found]:
@@ -218,7 +241,7 @@ def _tables(source: Source, domain: str) -> dict[Split, Found]:
     import datasets
     import pyarrow.compute as pc
 
-    loaded, found = _load(source), dict[Split, Found]()
+    (loaded, files), found = _load(source), dict[Split, Found]()
     features = next(iter(loaded.values())).features
     image = _column(source, features, source.image_column, datasets.Image, "image")
     label = _column(source, features, source.label_column, datasets.ClassLabel, "label")
@@ -226,11 +249,12 @@ def _tables(source: Source, domain: str) -> dict[Split, Found]:
     if source.class_names or hasattr(features[label], "names"):
         class_names = list(source.class_names or features[label].names)
     else:
-        class_names = sorted({v for of_split in labels.values() for v in of_split if v is not None})
-        if not all(isinstance(name, str) for name in class_names):
-            problem = "its labels are numbers, and the names of the classes are not known"
+        values = [v for of_split in labels.values() for v in of_split if v not in (None, "")]
+        if not all(isinstance(value, str) for value in values):
+            problem = "its labels are no names, and the names of the classes are not known"
             hint = "--class-names FILE has one a line, in the order of the labels"
             raise ConfigError(problem, hint=hint, source=source.path)
+        class_names = sorted({*values})
     number = {name: label for label, name in enumerate(class_names)}
     number |= {label: label for label in range(len(class_names))}
     left_out = list[tuple[str, str]]()

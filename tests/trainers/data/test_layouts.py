@@ -8,6 +8,7 @@ import subprocess
 import sys
 from collections import Counter
 
+import datasets
 import pytest
 
 from tests.trainers.data.layouts import LAYOUTS, write_table, write_tar
@@ -171,6 +172,23 @@ def script(root):
     return root
 
 
+def several_labels(root):
+    """A list of labels for each image."""
+    features = {"image": datasets.Image(), "label": datasets.Sequence(datasets.Value("int64"))}
+    rows = {"image": [{"bytes": b"x", "path": None}], "label": [[0, 1]]}
+    root.mkdir()
+    made = datasets.Dataset.from_dict(rows, features=datasets.Features(features))
+    made.to_parquet(root / "train.parquet")
+    return root
+
+
+def two_orders(root):
+    """Splits that were encoded one by one: the label 0 is a cat in one file, a dog in the other."""
+    write_table(root / "train.parquet", [(b"x", 0), (b"y", 1)], ("cat", "dog"))
+    write_table(root / "test.parquet", [(b"z", 0)], ("dog", "cat"))
+    return root
+
+
 REFUSED = {
     "no such folder": ("folders", lambda root: root / "nowhere", r"no such folder"),
     "no classes": ("folders", lambda root: write(root, "1.jpg"), r"no image lies in a folder"),
@@ -200,6 +218,8 @@ REFUSED = {
     "no metadata": ("iwildcam", lambda root: write(root, "train/1.jpg"), r"not WILDS' iwildcam"),
     "no Parquet": ("parquet", lambda root: write(root, "x.parquet"), r"cannot be opened"),
     "a broken tar": ("webdataset", lambda root: write(root, "train/x.tar"), r"cannot be opened"),
+    "several labels": ("parquet", several_labels, r"its labels are no names"),
+    "two orders of classes": ("parquet", two_orders, r"label: its classes have other names or"),
     "a script": ("hub", script, r"scripts are no longer supported"),
 }  # fmt: skip
 
