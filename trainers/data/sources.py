@@ -258,6 +258,12 @@ def _tables(source: Source, domain: str) -> dict[Split, Found]:
     number = {name: label for label, name in enumerate(class_names)}
     number |= {label: label for label in range(len(class_names))}
     left_out = list[tuple[str, str]]()
+    if source.layout in ("parquet", "webdataset"):
+        # If some names of files have the word of a split, `datasets` reads only those files.
+        root, read = Path(source.path).expanduser(), {Path(file).resolve() for file in files}
+        there = sorted(root.rglob("*.parquet" if source.layout == "parquet" else "*.tar"))
+        unread = [str(path.relative_to(root)) for path in there if path.resolve() not in read]
+        left_out += [(path, "not train, val or test by its name") for path in unread]
     for name, rows in loaded.items():
         usual = SPLIT_WORDS.get(name.lower(), "train" if len(loaded) == 1 else None)
         split = source.splits.get(name) if source.splits else usual
@@ -282,6 +288,8 @@ def _tables(source: Source, domain: str) -> dict[Split, Found]:
         images = images.add_column("label", of_rows, feature=feature).add_column("name", names)
         if source.domain_column is not None:
             domains = _named(rows, source.domain_column, source)
+            if missing := domains.count(None):
+                left_out.append((f"split {name} ({missing:,} images)", "of no domain"))
             images = images.select([row for row, value in enumerate(domains) if value == domain])
         if len(images):
             found[split] = Found(images)

@@ -234,6 +234,20 @@ def test_a_source_that_is_not_one_is_refused_in_one_line(name, tmp_path):
     assert not (tmp_path / "source" / "ran").exists()
 
 
+@pytest.mark.parametrize(
+    ("layout", "train", "more"),
+    [
+        ("parquet", "data/train-00000-of-00002.parquet", "data/more.parquet"),
+        ("webdataset", "train/0000.tar", "0000.tar"),
+    ],
+)
+def test_a_file_that_is_in_no_split_is_listed(layout, train, more, tmp_path):
+    options = LAYOUTS[layout](tmp_path).options
+    shutil.copy(tmp_path / train, tmp_path / more)
+    found = open_domain(Source(path=str(tmp_path), layout=layout, **options), "d")["train"]
+    assert (more, "not train, val or test by its name") in found.left_out
+
+
 def test_what_a_prepared_hub_needs_is_there_without_a_network(tmp_path):
     LAYOUTS["hub"](tmp_path / "hub")
     code = """
@@ -254,6 +268,17 @@ except ValueError as error:
     first, second = done.stdout.splitlines()
     assert first == "10"
     assert second.startswith("nobody/nothing: cannot be opened")
+
+
+def test_rows_without_a_label_or_domain_are_listed(tmp_path):
+    rows, styles = [(b"x", "cat"), (b"y", ""), (b"z", "cat")], ["photo", "photo", None]
+    write_table(tmp_path / "train.parquet", rows, None, style=styles)
+    options = {"layout": "parquet", "domain_column": "style", "label_column": "label"}
+    source = Source(path=str(tmp_path), **options)
+    assert list(sources_of(source)) == ["photo"]
+    found = open_domain(source, "photo")["train"]
+    assert (found.class_names, found.rows["label"][:]) == (["cat"], [0, -1])
+    assert found.left_out == [("split train (1 images)", "of no domain")]
 
 
 def test_columns_and_class_names_that_are_not_clear_are_asked_for(tmp_path):
