@@ -68,16 +68,19 @@ def read_imagenet(layout: str, root: Path) -> dict[Split, Found]:
         metadata["class_map"] = json.dumps(objectnet_class_map(), sort_keys=True)
     is_numbered = layout == "imagenet-v2"
     labels = {str(label) if is_numbered else name: label for label, name in enumerate(ids)}
-    found: dict[Split, Found] = {}
+    found, left_out = dict[Split, Found](), list[tuple[str, str]]()
     for split, folder in folders.items():
         of_split = in_classes(root, paths, labels, ids, folder)
         of_split.metadata, of_split.border = metadata, border
         if len(of_split.rows):
             found[split] = of_split
+        else:
+            left_out += of_split.left_out
     if not found:
         problem = f"not {layout}: no image in a folder such as {min(folders.values())}{min(labels)}"
         hint = f"there is {listed(sorted({path.split('/')[0] for path in paths}))}"
         raise ConfigError(problem, hint=hint, source=root)
+    next(iter(found.values())).left_out += left_out
     return found
 
 

@@ -127,6 +127,13 @@ def test_a_file_whose_name_is_not_utf8_is_listed(tmp_path):
     assert found.left_out == [(os.fsdecode(b"cat/\xff.jpg"), "its name is not UTF-8")]
 
 
+def test_images_of_imagenet_that_are_not_sorted_by_class_are_listed(tmp_path):
+    write(tmp_path, f"train/{wordnet_ids()[0]}/1.JPEG", "val/1.JPEG")
+    found = open_domain(Source(path=str(tmp_path), layout="imagenet"), "imagenet")
+    assert [*found] == ["train"]
+    assert found["train"].left_out == [("val/1.JPEG", "not in a class folder")]
+
+
 @pytest.mark.parametrize("target", [".", "..", "../..", "../dog/back"])
 def test_a_link_to_a_folder_above_itself_is_not_followed(target, tmp_path):
     root = write(tmp_path / "pets", "cat/1.jpg", "dog/2.jpg")
