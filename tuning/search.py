@@ -165,8 +165,7 @@ def continue_search(run_folder: Path, file: SearchFile, options: SearchOptions) 
         problem = "no trial can be stopped early with several objectives"
         raise ConfigError(problem, key="pruner", value=type(options.pruner).__name__)
     resolve_root(file.trial.data.root, progress=True)
-    tracking = file.search.tracking
-    uri = tracking_uri(tracking.uri, run_folder.parent)
+    uri = tracking_uri(file.search.tracking.uri, run_folder.parent)
     earlier = load_earlier(file)
     console = options.console or Console(stderr=True)
     show_phase(console, "Run folder", str(run_folder))
@@ -194,7 +193,7 @@ def continue_search(run_folder: Path, file: SearchFile, options: SearchOptions) 
         keep = file.search.checkpoints
         callbacks = (
             ResultsCallback(checkpoints.url),
-            MlflowCallback(uri, tracking.experiment, tracking.metrics == "all"),  # uploads them
+            MlflowCallback(uri),  # uploads them
             CheckpointCallback(
                 checkpoints,
                 history.records,

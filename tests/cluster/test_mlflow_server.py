@@ -74,7 +74,7 @@ def test_a_server_that_hangs_and_is_killed_gets_everything_later(
     file = search_file(images_root, search__tracking__uri=server.url)
     run = write_run(tmp_path / "outage", file, outcome=None)
     search, record = load_run(run).search, fakes.trial(0)
-    callback = MlflowCallback(server.url, "lipsum-tune", interval_seconds=0.1)
+    callback = MlflowCallback(server.url, interval_seconds=0.1)
     callback.search_started(search)
     running = replace(record, outcome="running", curve=(), ended_at=None)
     with closing(Journal(run)) as journal:

@@ -153,13 +153,8 @@ def _train(run: LoadedRun, wanted: Mapping[Key, TrialRecord], options: SearchOpt
         points = trainings(history, wanted)
         names = {point.trial_id for point in points}
         earlier = [r for r in history.records if r.trial_id in names]
-        tracking = file.search.tracking
-        mlflow = MlflowCallback(
-            tracking_uri(tracking.uri, run.folder.parent),
-            tracking.experiment,
-            tracking.metrics == "all",
-            confirms=run.search.run_id,
-        )
+        uri = tracking_uri(file.search.tracking.uri, run.folder.parent)
+        mlflow = MlflowCallback(uri, confirms=run.search.run_id)
         _, outcome, _ = session.run(
             search,
             replace(history, records=tuple(earlier)),

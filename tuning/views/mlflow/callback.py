@@ -38,20 +38,14 @@ class MlflowCallback(Callback):
     """Writes a search to MLflow while it runs, and continues its runs after a resume.
 
     Args:
-        uri, experiment, all_metrics, confirms: see `Writer`.
+        uri, confirms: see `Writer`.
         interval_seconds: between two writes, and between two attempts if the server is away.
     """
 
     def __init__(
-        self,
-        uri: str,
-        experiment: str,
-        all_metrics: bool = False,
-        interval_seconds: float = 5.0,
-        confirms: str | None = None,
+        self, uri: str, confirms: str | None = None, interval_seconds: float = 5.0
     ) -> None:
-        self._uri, self._interval = uri, interval_seconds
-        self._options = experiment, all_metrics, confirms
+        self._uri, self._confirms, self._interval = uri, confirms, interval_seconds
         self._brief = contextlib.ExitStack()
         self._is_over, self.is_complete = threading.Event(), threading.Event()
         """The search has ended, and MLflow has all of it."""
@@ -62,10 +56,9 @@ class MlflowCallback(Callback):
         Raises:
             TrackingError: within seconds, if MLflow cannot be used. A confirmation goes on without.
         """
-        experiment, _, confirms = self._options
-        if confirms is None:
-            mlf.connect(self._uri, experiment)
-        self._writer = Writer(search, self._uri, *self._options)
+        self._writer = Writer(search, self._uri, self._confirms)
+        if self._confirms is None:
+            mlf.connect(self._uri, self._writer.experiment)
         # For the whole search, not around each write: a thread must not change the environment
         # while another one reads it.
         self._brief.enter_context(mlf.brief_requests())
@@ -120,17 +113,15 @@ def backfill(run: LoadedRun) -> str:
     Raises:
         TrackingError: MLflow cannot be used.
     """
-    tracking, search = run.file.search.tracking, run.search
-    uri = tracking_uri(tracking.uri, run.folder.parent)
+    search, uri = run.search, tracking_uri(run.file.search.tracking.uri, run.folder.parent)
     where, database = redact(uri), sqlite_path(uri)
     if database is not None and not database.is_file():
         return f"{where} is not here"  # the run folder was moved, or never had one
-    options = uri, tracking.experiment, tracking.metrics == "all"
-    writers = {run.folder: Writer(search, *options)}
+    writers = {run.folder: Writer(search, uri)}
     again = run.folder / CONFIRM_FOLDER
     if (again / JOURNAL_FILE).is_file():
         training = replace(search, run_folder=again, run_id=read_history(again).run_id)
-        writers[again] = Writer(training, *options, confirms=search.run_id)
+        writers[again] = Writer(training, uri, confirms=search.run_id)
     with mlf.brief_requests():
         try:
             for folder, writer in writers.items():

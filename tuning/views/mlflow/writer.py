@@ -50,23 +50,14 @@ class Writer:
     Args:
         search: whose `run_folder` has the journal.
         uri: a database (`sqlite:////abs/mlflow.db`) or a server (`https://...`), as configured.
-        experiment: its name in MLflow; created if it is missing.
-        all_metrics: send everything that trials report, and not only `main_metrics`.
         confirms: `run_id` of the search that this run confirms: its trainings stand below the
             parent run of that search, with all metrics of the test splits.
     """
 
-    def __init__(
-        self,
-        search: SearchRecord,
-        uri: str,
-        experiment: str,
-        all_metrics: bool = False,
-        confirms: str | None = None,
-    ) -> None:
+    def __init__(self, search: SearchRecord, uri: str, confirms: str | None = None) -> None:
         self.num_written = 0  # runs, over all calls: it grows while MLflow answers
-        self._search, self._uri, self._experiment = search, uri, experiment
-        self._all_metrics, self._confirms = all_metrics, confirms
+        self.experiment = str(search.configured("search", "tracking", "experiment"))
+        self._search, self._uri, self._confirms = search, uri, confirms
         self._journal, self._offset = Replay(), 0
         self._created = 0.0  # time of the first event
         self._reports: dict[str, list[Event]] = {}  # by trial ID
@@ -130,7 +121,7 @@ class Writer:
     def _open(self) -> None:
         """Connect, find or create the parent run, and find the runs of trials."""
         search = self._search
-        client, self._experiment_id = mlf.connect(self._uri, self._experiment)
+        client, self._experiment_id = mlf.connect(self._uri, self.experiment)
         self._client = client
         parent = mlf.search_run(client, self._experiment_id, self._confirms or search.run_id)
         if self._confirms is None:
@@ -263,7 +254,8 @@ class Writer:
 
         MLflow 3.17 shows metrics in order of arrival, and compares runs by the first one.
         """
-        more = [n for n in report if self._all_metrics or (self._confirms and "test/" in n)]
+        has_all = self._search.configured("search", "tracking", "metrics") == "all"
+        more = [n for n in report if has_all or (self._confirms and "test/" in n)]
         names = dict.fromkeys((*main_metrics(self._search), *more))
         return {name: report[name] for name in names if name in report and name != STEP}
 

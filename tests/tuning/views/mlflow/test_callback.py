@@ -27,7 +27,7 @@ def begun(images_root, runs):
 
 @pytest.fixture
 def callback(begun):
-    made = MlflowCallback(default_tracking_uri(begun.parent), "lipsum-tune", interval_seconds=0.05)
+    made = MlflowCallback(default_tracking_uri(begun.parent), interval_seconds=0.05)
     made.search_started(load_run(begun).search)
     return made
 

@@ -44,7 +44,7 @@ def test_finished_trials_come_first_and_the_best_before_all(images_root, runs):
     file = search_file(images_root, search__constraints=["id_val/acc >= best - 10"])
     run = write_run(runs / "search", file, records[:4])
     search = load_run(run).search
-    writer = Writer(search, default_tracking_uri(runs), "lipsum-tune")
+    writer = Writer(search, default_tracking_uri(runs))
     writer.send()
     assert rows(runs, search)[:2] == ["trial-001", "trial-000"]
     with closing(Journal(run)) as journal:

@@ -24,15 +24,13 @@ from tuning.views.mlflow.writer import Writer
 STATUS = {"finished": "FINISHED", "pruned": "FINISHED", "failed": "FAILED", "stopped": "KILLED"}
 
 
-def writer_of(run, runs=None, **options):
-    return Writer(
-        load_run(run).search, mlf.default_tracking_uri(runs or run.parent), "lipsum-tune", **options
-    )
+def writer_of(run, runs=None):
+    return Writer(load_run(run).search, mlf.default_tracking_uri(runs or run.parent))
 
 
-def write(run, **options):
+def write(run):
     """All that the journal of a search that is over has."""
-    writer_of(run, **options).send(is_over=True)
+    writer_of(run).send(is_over=True)
     return found_runs(run.parent)
 
 
@@ -182,17 +180,17 @@ def test_a_run_that_a_hung_server_made_twice_is_removed(run):
     assert write(run)["trial-001"].info.run_id == child.info.run_id
 
 
-@pytest.mark.parametrize("all_metrics", [False, True])
-def test_metrics_are_few_finite_and_follow_the_training_curve(images_root, runs, all_metrics):
+@pytest.mark.parametrize("which", ["main", "all"])
+def test_metrics_are_few_finite_and_follow_the_training_curve(images_root, runs, which):
     report = fakes.report(40, 80.0, float("nan"), **{"id_val/ece": 3.0})
     curve = {"step": [20, 40], "train/loss": [0.5, 0.4]}
     trial = fakes.trial(0, curve=(report,), outcome="pruned")
-    run = write_run(runs / "search", search_file(images_root), [])
+    run = write_run(runs / "search", search_file(images_root, search__tracking__metrics=which))
     append(run, ("started", trial), ("reported", replace(trial, train_curves=(curve,))))
-    child = write(run, all_metrics=all_metrics)["trial-000"]
+    child = write(run)["trial-000"]
     assert child.data.metrics["id_val/acc"] == 80.0
     assert "ood_val/mean_acc" not in child.data.metrics
-    assert ("id_val/ece" in child.data.metrics) == all_metrics
+    assert ("id_val/ece" in child.data.metrics) == (which == "all")
     assert [p[:2] for p in points(runs, child, "train/loss")] == [(20, 0.5), (40, 0.4)]
 
 
