@@ -100,6 +100,12 @@ def ranked(search: SearchRecord, records: Iterable[TrialRecord]) -> list[TrialRe
     return [record for key in sorted(groups) for record in by_objectives(search, groups[key])]
 
 
+def baselines(search: SearchRecord, records: Iterable[TrialRecord]) -> list[TrialRecord]:
+    """What trials are compared with: the finished references, and last the zero-shot model."""
+    finished = [r for r in records if r.kind == "reference" and r.outcome == "finished"]
+    return [*finished, zero_shot_record(search.zero_shot)]
+
+
 def stronger_reference(search: SearchRecord, records: Sequence[TrialRecord]) -> TrialRecord | None:
     """The zero-shot model or the finished reference that beats every trial; None if a trial wins.
 
@@ -114,11 +120,9 @@ def stronger_reference(search: SearchRecord, records: Sequence[TrialRecord]) -> 
     compared = [] if misses(search, records)[front[0].trial_id] else front
     best = [values for record in compared if (values := search.values(record)) is not None]
     bests = search.bests(records)
-    models = [r for r in records if r.kind == "reference" and r.outcome == "finished"]
-    models.append(zero_shot_record(search.zero_shot))
     stronger = [
         (values, record)
-        for record in models
+        for record in baselines(search, records)
         if (values := search.values(record)) is not None
         and all(values != own and all(map(operator.ge, values, own)) for own in best)
         and all(amount <= 0 for amount in search.violations(record.last, bests).values())

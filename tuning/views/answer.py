@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from trainers.evaluation.metrics import ID_ACC, OOD_MEAN_ACC
-from tuning.runs.ranking import best_finished, misses, stronger_reference
-from tuning.runs.records import ZERO_SHOT, SearchRecord, TrialRecord
+from tuning.runs.ranking import baselines, best_finished, misses, stronger_reference
+from tuning.runs.records import SearchRecord, TrialRecord
 from tuning.views.formatting import accuracy_margin, trial_label
 
 
@@ -32,21 +32,18 @@ def _result(search: SearchRecord, records: Sequence[TrialRecord], best: TrialRec
         return (
             f"No trial meets the constraints: {best.trial_id} comes closest and misses {amounts}."
         )
-    named = (r for r in records if r.kind == "reference" and r.outcome == "finished")
-    reference = next(named, None)
-    other = search.zero_shot if reference is None else reference.metrics
-    label = ZERO_SHOT if reference is None else trial_label(reference)
+    reference, *_ = baselines(search, records)
     gains = {
-        what: (best.last(key) or 0.0) - other[key]
+        what: (best.last(key) or 0.0) - reference.metrics[key]
         for what, key in (("OOD", OOD_MEAN_ACC), ("ID", ID_ACC))
-        if best.last(key) is not None and key in other
+        if best.last(key) is not None and key in reference.metrics
     }
     if not gains:
         return f"{best.trial_id} has the best {metric}: {best.last(metric):.4g}."
     # The larger gain is the news; the other accuracy is what it costs.
     (first, gain), *rest = sorted(gains.items(), key=lambda pair: -pair[1])
-    compared = "than" if round(gain, 1) else "as"
-    text = f"{best.trial_id} has {_points(gain)} {first} accuracy {compared} {label}"
+    compared = f"{'than' if round(gain, 1) else 'as'} {trial_label(reference)}"
+    text = f"{best.trial_id} has {_points(gain)} {first} accuracy {compared}"
     return text + "".join(f", at {_points(cost)} {what} accuracy" for what, cost in rest) + "."
 
 

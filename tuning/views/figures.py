@@ -29,7 +29,7 @@ from rich.console import Console
 
 from trainers.evaluation.metrics import ID_ACC, OOD_MEAN_ACC, val_acc
 from tuning.algorithms.studies import STATES, quiet_optuna
-from tuning.runs.ranking import best_finished, by_objectives
+from tuning.runs.ranking import baselines, best_finished, by_objectives
 from tuning.runs.records import (
     AVERAGED,
     EVAL_IMAGES,
@@ -37,7 +37,6 @@ from tuning.runs.records import (
     ZERO_SHOT,
     SearchRecord,
     TrialRecord,
-    zero_shot_record,
 )
 from tuning.views.formatting import format_params, short_names, trial_label
 from tuning.views.leaderboard import report
@@ -126,12 +125,10 @@ class Plots:
             group = [record for record in early if record.outcome == outcome]
             marker = {"size": 8, "symbol": "triangle-down-open", "color": SOFT}
             _add_trials(drawn, search, group, f"{outcome} ({len(group)})", marker, hidden=True)
-        zero_shot = zero_shot_record(search.zero_shot)
-        for record in (*shown, zero_shot):
-            is_done = record.outcome == "finished"
-            if record.kind == "reference" and is_done and accs_of(record) is not None:
+        for record in baselines(search, records):
+            if accs_of(record) is not None:
                 marker = {"size": 13, "symbol": "x", "color": SOFT}
-                marker |= {"size": 14, "symbol": "star"} if record is zero_shot else {}
+                marker |= {"size": 14, "symbol": "star"} if record.trial_id == ZERO_SHOT else {}
                 _add_trials(drawn, search, [record], trial_label(record), marker)
         best = best_finished(search, records)
         if best is not None and best in finished:
@@ -191,9 +188,7 @@ class Plots:
     def domains(self) -> go.Figure:
         """Validation accuracy by domain: zero-shot, the references, and the best trial."""
         search, records = self.search, self.records
-        models = {ZERO_SHOT: search.zero_shot}
-        done = [r for r in records if r.outcome == "finished"]
-        models |= {trial_label(r): r.metrics for r in done if r.kind == "reference"}
+        models = {trial_label(r): r.metrics for r in reversed(baselines(search, records))}
         if best := best_finished(search, records):
             models[best.trial_id] = best.means
         names = [f"{search.id_domain} (ID)", *search.ood_domains]

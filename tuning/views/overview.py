@@ -15,8 +15,8 @@ from trainers.evaluation.metrics import ID_ACC, OOD_MEAN_ACC
 from trainers.overrides import flat
 from tuning.config.loading import find_config, ready_configs
 from tuning.runs.journal import is_running
-from tuning.runs.ranking import best_finished
-from tuning.runs.records import ZERO_SHOT, TrialRecord, zero_shot_record
+from tuning.runs.ranking import baselines, best_finished
+from tuning.runs.records import TrialRecord, zero_shot_record
 from tuning.runs.run_folder import LoadedRun, last_written, load_run
 from tuning.views.formatting import (
     format_params,
@@ -73,9 +73,7 @@ def _facts(folder: Path) -> dict[str, str]:
             best = best_finished(search, records)
             value = None if best is None else best.last(metric)
             found |= {"value": "" if value is None else format_value(value), "objective": metric}
-            models = {ZERO_SHOT: search.zero_shot}
-            done = [r for r in records if r.outcome == "finished"]
-            models |= {trial_label(r): r.metrics for r in done if r.kind == "reference"}
+            models = {trial_label(r): r.metrics for r in reversed(baselines(search, records))}
             if best is not None:
                 found["best"] = f"{best.trial_id}  {format_params(best.params)}"
                 models = {"best": best.means, **models}

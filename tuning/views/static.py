@@ -16,8 +16,8 @@ from matplotlib.colors import LogNorm, Normalize
 from matplotlib.figure import Figure
 
 from trainers.data.storage import open_store
-from tuning.runs.ranking import best_finished
-from tuning.runs.records import ZERO_SHOT, SearchRecord, TrialRecord, zero_shot_record
+from tuning.runs.ranking import baselines, best_finished
+from tuning.runs.records import ZERO_SHOT, SearchRecord, TrialRecord
 from tuning.views.formatting import trial_label
 from tuning.views.lines import accs_of, frontier, line_of
 
@@ -82,11 +82,11 @@ def main_figure(search: SearchRecord, records: Sequence[TrialRecord]) -> Figure:
         drawn.colorbar(shown, label="weight of the regulariser")
     elif trials:
         _draw(axes, trials, color=BLUE)
-    marks = [(trial_label(r), r, "X") for r in finished if r.kind == "reference"]
-    for label, record, marker in [*marks, (ZERO_SHOT, zero_shot_record(search.zero_shot), "*")]:
+    for record in baselines(search, records):
         if accs_of(record):
+            marker = "*" if record.trial_id == ZERO_SHOT else "X"
             _draw(axes, [record], color="#22262B", marker=marker)
-            _name(axes, label, record, "#22262B")
+            _name(axes, trial_label(record), record, "#22262B")
     best = best_finished(search, records)
     if best in trials and best is not None:
         _draw(axes, [best], s=190, facecolor="none", edgecolor=VERMILION, linewidth=1.6, zorder=5)
