@@ -66,11 +66,10 @@ def tables():
     records = fakes.compared_methods()
     with TemporaryDirectory() as folder:
         search = fakes.search_record(Path(folder))
-        paths = write_tables(Path(folder), search, records)
+        write_tables(Path(folder), search, records)
         return {
             path.name: [name for name in pq.read_schema(path).names if not {*"./"} & {*name}]
-            for path in sorted(paths)
-            if path.suffix == ".parquet"
+            for path in sorted(Path(folder).glob("*.parquet"))
         }
 
 

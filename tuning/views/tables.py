@@ -43,29 +43,26 @@ from trainers.data.storage import open_store
 from tuning.runs.ranking import best_finished, margin_of_mean
 from tuning.runs.records import STEP, ZERO_SHOT, SearchRecord, TrialRecord, zero_shot_record
 
-_CURVE_FIELDS = (
-    pa.field("trial_id", pa.string(), nullable=False),
-    pa.field("number", pa.int64()),
-    pa.field("kind", pa.string(), nullable=False),
-    pa.field("step", pa.int64(), nullable=False),
-)
-_TRIAL_FIELDS = (
-    *_CURVE_FIELDS[:3],
-    pa.field("outcome", pa.string(), nullable=False),
-    pa.field("error", pa.string()),
-    _CURVE_FIELDS[3],
-    pa.field("total_steps", pa.int64(), nullable=False),
-    pa.field("started_at", pa.timestamp("ms", "UTC")),
-    pa.field("ended_at", pa.timestamp("ms", "UTC")),
-    pa.field("seconds", pa.float64()),
-    pa.field("objective", pa.float64()),
-    pa.field("objective_best", pa.float64()),
-    pa.field("seeds", pa.int64(), nullable=False),
-    pa.field("margin", pa.float64()),
-    pa.field("repeats", pa.string()),
-    pa.field("is_best", pa.bool_(), nullable=False),
-    pa.field("is_first_point", pa.bool_()),
-)
+_TYPES = {
+    "trial_id": pa.string(),
+    "number": pa.int64(),
+    "kind": pa.string(),
+    "outcome": pa.string(),
+    "error": pa.string(),
+    STEP: pa.int64(),
+    "total_steps": pa.int64(),
+    "started_at": pa.timestamp("ms", "UTC"),
+    "ended_at": pa.timestamp("ms", "UTC"),
+    "seconds": pa.float64(),
+    "objective": pa.float64(),
+    "objective_best": pa.float64(),
+    "seeds": pa.int64(),
+    "margin": pa.float64(),
+    "repeats": pa.string(),
+    "is_best": pa.bool_(),
+    "is_first_point": pa.bool_(),
+}
+"""Of the fixed columns of `trials.parquet`, in their order."""
 
 
 def trials_table(search: SearchRecord, records: Sequence[TrialRecord]) -> pa.Table:
@@ -94,7 +91,7 @@ def trials_table(search: SearchRecord, records: Sequence[TrialRecord]) -> pa.Tab
         }
         rows.append({**row, **record.params, **record.metrics, STEP: record.step})
     params = dict.fromkeys(key for record in records for key in record.params)
-    return _table(rows, _TRIAL_FIELDS, params)
+    return _table(rows, _TYPES, params)
 
 
 def curves_table(search: SearchRecord, records: Sequence[TrialRecord]) -> pa.Table:
@@ -103,18 +100,15 @@ def curves_table(search: SearchRecord, records: Sequence[TrialRecord]) -> pa.Tab
     for record in _ordered(records):
         trial = {"trial_id": record.trial_id, "number": record.number, "kind": record.kind}
         rows += [{STEP: 0, **trial, **report} for report in record.curve]
-    return _table(rows, _CURVE_FIELDS)
+    return _table(rows, ("trial_id", "number", "kind", STEP))
 
 
-def write_tables(
-    folder: Path, search: SearchRecord, records: Sequence[TrialRecord]
-) -> tuple[Path, ...]:
-    """Write both tables as Parquet and CSV into the folder, which is made; returns their paths.
+def write_tables(folder: Path, search: SearchRecord, records: Sequence[TrialRecord]) -> None:
+    """Write both tables as Parquet and CSV into the folder, which is made.
 
     A reader finds the old file or the new one, never a part of it.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    paths = []
     tables = {"trials": trials_table(search, records), "curves": curves_table(search, records)}
     for name, table in tables.items():
         for suffix, write in ((".parquet", pq.write_table), (".csv", pyarrow.csv.write_csv)):
@@ -122,8 +116,6 @@ def write_tables(
             write(table, content)
             with open_store(folder).write(name + suffix) as file:
                 file.write(content.getbuffer())
-            paths.append(folder / (name + suffix))
-    return tuple(paths)
 
 
 def _ordered(records: Iterable[TrialRecord]) -> list[TrialRecord]:
@@ -135,10 +127,10 @@ def _utc(unix_s: float | None) -> datetime | None:
 
 
 def _table(
-    rows: Sequence[dict[str, Any]], fields: Sequence[pa.Field], params: Iterable[str] = ()
+    rows: Sequence[dict[str, Any]], fixed: Iterable[str], params: Iterable[str] = ()
 ) -> pa.Table:
     """The rows in fixed columns, then parameters, then metrics; null for a missing value."""
-    columns = list(fields)
+    columns = {name: _TYPES[name] for name in fixed}
     for name in params:
         try:
             kind = pa.array([row.get(name) for row in rows]).type
@@ -147,7 +139,7 @@ def _table(
             for row in rows:
                 if name in row:
                     row[name] = str(row[name])
-        columns.append(pa.field(name, kind))
-    metrics = {name for row in rows for name in row}.difference(c.name for c in columns)
-    columns += [pa.field(name, pa.float64()) for name in sorted(metrics)]
+        columns[name] = kind
+    metrics = {name for row in rows for name in row} - columns.keys()
+    columns |= dict.fromkeys(sorted(metrics), pa.float64())
     return pa.Table.from_pylist(rows, pa.schema(columns))

@@ -40,7 +40,7 @@ def test_the_objective_is_the_mean_over_the_seeds():
 
 
 def test_column_types_do_not_depend_on_the_results():
-    fixed = len(tables._TRIAL_FIELDS)
+    fixed = len(tables._TYPES)
     empty, full = trials_table(SEARCH, []), trials_table(SEARCH, fakes.finished_search())
     assert list(empty.schema)[:fixed] == list(full.schema)[:fixed]
     assert full.schema.field("method.text_length").type == pa.int64()
