@@ -39,9 +39,7 @@ class Node:
     faults: tuple[str, ...] = ()
 
 
-def examine(
-    file: SearchFile | None = None, *, address: str | None = None, answer_s: float = ANSWER_S
-) -> list[Node]:
+def examine(file: SearchFile | None = None, *, address: str | None = None) -> list[Node]:
     """Ask all nodes of a cluster (RAY_ADDRESS, or a new local Ray) if they can run a configuration.
 
     Raises:
@@ -59,7 +57,7 @@ def examine(
         with ray_session(address):
             nodes = {node["NodeID"]: node for node in ray.nodes()}
             alive = {node_id: (asked,) for node_id, node in nodes.items() if node["Alive"]}
-            answers = ask_nodes(node_facts, alive, answer_s)
+            answers = ask_nodes(node_facts, alive, ANSWER_S)
     finally:
         cloudpickle.unregister_pickle_by_value(sys.modules[__name__])
     found = []
@@ -70,7 +68,7 @@ def examine(
             has = {f"{key}s": f"{node['Resources'].get(key, 0):g}" for key in ("CPU", "GPU")}
             found.append(Node(name, {**has, **answer[0]}, tuple(answer[1])))
         elif node_id in alive:
-            silent = f"no answer within {answer_s:g} s"
+            silent = f"no answer within {ANSWER_S:g} s"
             found.append(Node(name, faults=(first_line(answer) if answer else silent,)))
         elif message := node.get("DeathReasonMessage"):
             found.append(Node(name, faults=(f"dead: {message}",)))

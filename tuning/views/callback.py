@@ -68,10 +68,9 @@ class ResultsCallback(Callback):
                     records = read_history(self._search.run_folder, live=True).records
                     write_results(self._search, records, None, running=True)
                     written = changed
-            except StorageFailed as error:
-                logger.warning("the report cannot be written: %s", error)
-            except Exception:  # a page less is no reason to end a search
-                logger.exception("the report cannot be written")
+            except Exception as error:  # a page less is no reason to end a search
+                traced = not isinstance(error, StorageFailed)
+                logger.warning("the report cannot be written: %s", error, exc_info=traced)
             pause = max(self._pause, PAUSE_PER_WRITE * (time.monotonic() - began))
 
 
