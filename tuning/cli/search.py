@@ -201,6 +201,7 @@ def _show(result: SearchResult, allow_failed_trials: bool = False) -> None:
     from tuning.confirmation.report import write_run_report
     from tuning.confirmation.results import results_path
     from tuning.confirmation.verdict import findings, verdict
+    from tuning.runs.ranking import finished_trials
     from tuning.runs.run_folder import load_run
     from tuning.views.leaderboard import SHOWN
     from tuning.views.leaderboard import report as full_report
@@ -219,7 +220,7 @@ def _show(result: SearchResult, allow_failed_trials: bool = False) -> None:
     is_local = result.tracking_uri == default_tracking_uri(result.folder.parent)
     run = word_for(result.folder)
     show("MLflow", f"lipsum-tune ui {run}" if is_local else redact(result.tracking_uri))
-    finished = [r for r in records if r.kind == "trial" and r.outcome == "finished"]
+    finished = finished_trials(records)
     if result.outcome == "finished" and result.ended_by and not finished:
         raise ConfigError(
             f"no trial has finished ({result.ended_by})",

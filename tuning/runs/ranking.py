@@ -100,6 +100,11 @@ def ranked(search: SearchRecord, records: Iterable[TrialRecord]) -> list[TrialRe
     return [record for key in sorted(groups) for record in by_objectives(search, groups[key])]
 
 
+def finished_trials(records: Iterable[TrialRecord]) -> list[TrialRecord]:
+    """The trials that have done all their steps, without references and repeats."""
+    return [r for r in records if r.kind == "trial" and r.outcome == "finished"]
+
+
 def baselines(search: SearchRecord, records: Iterable[TrialRecord]) -> list[TrialRecord]:
     """What trials are compared with: the finished references, and last the zero-shot model."""
     finished = [r for r in records if r.kind == "reference" and r.outcome == "finished"]

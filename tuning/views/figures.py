@@ -29,7 +29,7 @@ from rich.console import Console
 
 from trainers.evaluation.metrics import ID_ACC, OOD_MEAN_ACC, val_acc
 from tuning.algorithms.studies import STATES, quiet_optuna
-from tuning.runs.ranking import baselines, best_finished, by_objectives
+from tuning.runs.ranking import baselines, best_finished, by_objectives, finished_trials
 from tuning.runs.records import (
     AVERAGED,
     EVAL_IMAGES,
@@ -247,7 +247,7 @@ class Plots:
 
         Of many trials, the best ones: the grid of the interpolation grows with their square.
         """
-        records = by_objectives(self.search, _finished(self.records))[:CONTOUR_TRIALS]
+        records = by_objectives(self.search, finished_trials(self.records))[:CONTOUR_TRIALS]
         study, metric = display_study(self.search, records), self.search.objectives[0].metric
         shares = get_param_importances(study, evaluator=_fanova())
         names = sorted(_varied(records).values(), key=lambda name: -shares.get(name, 0.0))
@@ -288,7 +288,7 @@ class Plots:
 
 def importance_lacks(records: Sequence[TrialRecord]) -> str | None:
     """One sentence if too few trials have finished, or too few parameters vary."""
-    number = len(_finished(records))
+    number = len(finished_trials(records))
     if number < MIN_TRIALS:
         return f"Needs {MIN_TRIALS} finished trials; there are {number}."
     return None if len(_varied(records)) > 1 else "Needs two hyperparameters that vary."
@@ -338,16 +338,12 @@ def _distribution(values: Sequence[Any]) -> BaseDistribution:
     return FloatDistribution(float(low), float(high), log=log)
 
 
-def _finished(records: Iterable[TrialRecord]) -> list[TrialRecord]:
-    return [record for record in records if record.kind == "trial" and record.outcome == "finished"]
-
-
 def _varied(records: Sequence[TrialRecord]) -> dict[str, str]:
     """Key and short name of the parameters that all finished trials have and that vary."""
     keys = list(
         dict.fromkeys(key for record in records if record.kind == "trial" for key in record.params)
     )
-    finished = [record.params for record in _finished(records)]
+    finished = [record.params for record in finished_trials(records)]
     return {
         key: name
         for key, name in zip(keys, short_names(keys), strict=True)

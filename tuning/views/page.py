@@ -15,6 +15,7 @@ from plotly.offline import get_plotlyjs
 
 from trainers.data.storage import open_store
 from trainers.errors import storage_failures
+from tuning.runs.ranking import finished_trials
 from tuning.runs.records import SearchRecord, TrialRecord
 from tuning.views.figures import Plots, importance_lacks
 from tuning.views.formatting import format_hours, format_outcomes, format_seconds
@@ -94,10 +95,9 @@ def _about(search: SearchRecord, records: Sequence[TrialRecord]) -> str:
 def _figures(search: SearchRecord, records: Sequence[TrialRecord]) -> dict[str, Markup]:
     """The HTML of each figure that there are trials for, by the name of its method of `Plots`."""
     plots = Plots(search, records)
-    finished = [r for r in records if r.kind == "trial" and r.outcome == "finished"]
     wanted = [plots.curves]
     wanted += [plots.id_vs_ood, plots.domains] if search.ood_domains else []
-    wanted += [plots.parallel, plots.slices] if len(finished) > 1 else []
+    wanted += [plots.parallel, plots.slices] if len(finished_trials(records)) > 1 else []
     wanted += [plots.importance, plots.contours] if importance_lacks(records) is None else []
     config = {"responsive": True, "displaylogo": False, "toImageButtonOptions": {"format": "svg"}}
     return {
