@@ -40,7 +40,6 @@ class ResultsCallback(Callback):
 
     def __init__(self, checkpoints: str | None = None, pause: float = PAUSE_SECONDS) -> None:
         self._checkpoints, self._pause = checkpoints, pause
-        self._search: SearchRecord | None = None
         self._ended = threading.Event()
         self._thread = threading.Thread(target=self._follow, daemon=True)
 
@@ -52,12 +51,10 @@ class ResultsCallback(Callback):
     def search_ended(self, records: Sequence[TrialRecord], outcome: SearchOutcome) -> None:
         """Write everything with all trials."""
         self._ended.set()
-        if self._search is not None:
-            self._thread.join()
-            write_results(self._search, records, self._checkpoints)
+        self._thread.join()
+        write_results(self._search, records, self._checkpoints)
 
     def _follow(self) -> None:
-        assert self._search is not None
         pause, written = self._pause, -1.0
         journal = self._search.run_folder / "journal.jsonl"
         while not self._ended.wait(pause):
