@@ -23,7 +23,6 @@ from trainers.data.dataset import ImageDataset
 from trainers.data.fingerprint import split_fingerprint
 from trainers.data.sources import Source
 from trainers.data.storage import Store, open_store
-from trainers.errors import ConfigError
 from tuning.checkpoints.files import kept_checkpoint
 from tuning.runs.environment import seen_at_start
 from tuning.runs.records import SearchRecord
@@ -34,7 +33,6 @@ MAX_SHOWN: Final = 240
 """Images of a page, at most about 1 MB."""
 _PIXELS: Final = 96
 """Longest side of a thumbnail."""
-_QUALITY: Final = 75
 
 
 @dataclass(frozen=True)
@@ -87,17 +85,14 @@ def changed_images(search: SearchRecord, checkpoints: str, trial_id: str) -> lis
 
 
 def _shown(store: Store, domain: str, names: Sequence[str], rows: Any) -> list[dict[str, str]]:
-    """The thumbnails of rows of a split with their classes, without images that are damaged."""
+    """The thumbnails of rows of a split with their classes."""
     images, shown = ImageDataset(store, domain, "val"), []
     for row in rows.itertuples():
-        try:
-            image = images.decode(int(row.image))
-        except ConfigError:
-            continue
+        image = images.decode(int(row.image))
         image.thumbnail((_PIXELS, _PIXELS), Image.Resampling.BICUBIC)
         image.info = {}  # Pillow would write a colour profile from there
         file = io.BytesIO()
-        image.save(file, "JPEG", quality=_QUALITY)
+        image.save(file, "JPEG")
         classes = {"true": row.label, "before": row.zero_shot, "after": row.predicted}
         found = {name: names[label] for name, label in classes.items()}
         shown.append({**found, "jpeg": base64.b64encode(file.getvalue()).decode()})
