@@ -26,21 +26,14 @@ EXPECTED = yaml.safe_load((Path(__file__).parent / "public_surface.yaml").read_t
 
 def commands():
     """Each command with its arguments in capitals and its options."""
-
-    def walk(command, path):
-        if command.hidden:
-            return
-        if hasattr(command, "commands"):
-            for name, below in command.commands.items():
-                yield from walk(below, (*path, name))
-            return
+    found = {}
+    for name, command in sorted(get_command(app).commands.items()):
         shown = [
             "/".join([*p.opts, *p.secondary_opts]) if p.opts[0].startswith("-") else p.name.upper()
             for p in command.params
         ]
-        yield " ".join(path), " ".join(sorted(shown))
-
-    return dict(sorted(walk(get_command(app), ())))
+        found[name] = " ".join(sorted(shown))
+    return found
 
 
 def configuration_keys():

@@ -6,12 +6,14 @@ from tests.tuning.result_tables import text_of
 from tuning.config.validation import load_config
 
 
-def test_a_node_names_its_versions_devices_and_space():
-    facts, faults = node_facts({})
+def test_a_node_names_what_it_has_and_is_left_as_it_was(tmp_path):
+    facts, faults = node_facts({"checkpoints": str(tmp_path)})
     assert "torch " in facts["versions"]
     assert facts["device"]
     assert facts["free disk"].endswith(" GB")
+    assert facts["checkpoints"] == "writable"
     assert faults == []
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_what_a_search_would_fail_of_is_a_fault(tmp_path):
@@ -23,13 +25,6 @@ def test_what_a_search_would_fail_of_is_a_fault(tmp_path):
     }
     _, faults = node_facts(asked)
     assert [fault.split()[0] for fault in faults] == ["not", "checkpoints", "data"]
-
-
-def test_storage_that_can_be_written_is_left_as_it_was(tmp_path):
-    facts, faults = node_facts({"checkpoints": str(tmp_path)})
-    assert facts["checkpoints"] == "writable"
-    assert faults == []
-    assert list(tmp_path.iterdir()) == []
 
 
 def test_faults_stand_below_the_table():

@@ -64,8 +64,6 @@ def run(images_root, tmp_path):
 
 def test_every_help_states_what_and_has_an_example():
     for name, command in get_command(whole).commands.items():
-        if command.hidden:
-            continue
         first, *rest = str(command.help).splitlines()
         assert first.endswith("."), name
         assert any(line.startswith(f"Example: lipsum-tune {name}") for line in rest), name
@@ -266,9 +264,7 @@ def test_a_training_on_a_full_disk_keeps_its_last_checkpoint(images_root, tmp_pa
     settings = [f"trial.data.root={images_root}", "trial.steps=2", "trial.eval.every=1"]
     settings += ["trial.optim.batch_size=8", "trial.method.text_length=4"]
     overrides = [word for setting in settings for word in ("--set", setting)]
-    done = CliRunner().invoke(
-        app, ["train", "quickstart", *overrides, "--output", str(tmp_path / "out")]
-    )
+    done = invoke("train", "quickstart", *overrides, "--output", tmp_path / "out")
     assert isinstance(done.exception, StorageFailed)
     assert saved_step(tmp_path / "out") == 1
     assert [path.name for path in tmp_path.iterdir()] == ["out"]

@@ -77,19 +77,17 @@ def test_text_is_escaped_everywhere(tmp_path):
 
 
 def test_the_page_of_an_ended_search_needs_nothing_beside_it(tmp_path):
-    small = page_of([fakes.trial(1)], tmp_path, running=True)
+    """That of a running one loads itself anew, and Plotly from a file."""
+    small = page_of([], tmp_path, running=True)
+    assert 'http-equiv="refresh"' in small
     assert (tmp_path / SCRIPT_FILE).is_file()
     page = page_of([fakes.trial(1)], tmp_path)
+    assert 'http-equiv="refresh"' not in page
     assert not (tmp_path / SCRIPT_FILE).exists()
     assert not re.findall(
         r"<(?:script|link|img)[^>]*(?:src|href)=(?!\"data:)", page.split("<body>")[0]
     )
     assert len(small) < 300_000 < len(page)
-
-
-def test_a_running_search_has_a_page_that_loads_itself_anew(tmp_path):
-    assert 'http-equiv="refresh"' in page_of([], tmp_path, running=True)
-    assert 'http-equiv="refresh"' not in page_of([], tmp_path)
 
 
 def test_a_thousand_trials_fit_on_a_page(tmp_path):

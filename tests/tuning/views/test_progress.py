@@ -96,14 +96,11 @@ def test_a_terminal_has_a_bar_for_the_search_and_for_each_running_trial():
 
 
 def test_the_budget_that_is_used_is_shown(shown):
-    _, clock, _ = shown
-    search = replace(SEARCH, config={"search": {"budget": {"gpu_hours": 2}}})
-    file = io.StringIO()
-    callback = ProgressCallback(Console(file=file), lambda: clock[0])
-    callback.search_started(search)
+    callback, _, lines = shown
+    callback.search_started(replace(SEARCH, config={"search": {"budget": {"gpu_hours": 2}}}))
     callback.trial_started(RUNNING)
     callback.trial_ended(fakes.trial(1, gpus=10.0))
-    assert "1 of 2 GPU-hours" in file.getvalue()
+    assert "1 of 2 GPU-hours" in lines()[-1]
 
 
 def test_the_time_left_is_the_mean_of_the_trials_over_the_slots():
