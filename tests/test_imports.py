@@ -1,6 +1,5 @@
-"""What imports cost, and where Ray is known. Their direction: `lint-imports` of `make lint`."""
+"""What imports cost. Their direction is held by `lint-imports` of `make lint`."""
 
-import ast
 import subprocess
 import sys
 from pathlib import Path
@@ -9,21 +8,6 @@ from tests.tuning import fakes
 from tests.tuning.run_folders import search_file, write_run
 
 ROOT = Path(__file__).parent.parent
-RAY_LIVES_IN = {Path("trainers/ray_trainer.py")}
-
-
-def imported(file):
-    for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
-        if isinstance(node, ast.Import):
-            yield from (alias.name.split(".")[0] for alias in node.names)
-        elif isinstance(node, ast.ImportFrom) and node.level == 0 and node.module:
-            yield node.module.split(".")[0]
-
-
-def test_in_trainers_only_the_ray_trainer_knows_ray():
-    files = (ROOT / "trainers").rglob("*.py")
-    knows = {file.relative_to(ROOT) for file in files if "ray" in set(imported(file))}
-    assert knows == RAY_LIVES_IN
 
 
 def test_the_import_of_mlflow_leaves_no_environment_variables():
