@@ -2,17 +2,51 @@
 
 import pytest
 
-from tests.tuning.weights.real_runs import real_file, real_run
+from tests.tuning.run_folders import search_file, write_run
+from trainers.fine_tune import fine_tune
+from trainers.loop.evaluate_run import evaluate_run
+from trainers.loop.state import load_split, start
+from tuning.checkpoints.files import kept_checkpoint
+from tuning.runs.records import TrialRecord, trial_name
+from tuning.runs.run_folder import TRAIN_FOLDER, load_run, trial_path
 
 
 @pytest.fixture(scope="session")
 def real(images_root, tmp_path_factory):
-    """Three trials of plain fine-tuning, one of FLYP, and one whose weights are not kept."""
-    ft = [{"seed": seed, "optim.lr": 5e-4} for seed in range(3)]
-    flyp = {"seed": 3, "method.name": "flyp", "optim.lr": 1e-4}
-    folder = tmp_path_factory.mktemp("runs") / "mine"
-    file = real_file(images_root)
-    found = real_run(folder, file, [*ft, flyp, {"seed": 4, "optim.lr": 5e-4}])
-    (lost,) = (folder / "train" / "train-trial-004").iterdir()
-    (lost / "student.safetensors").unlink()
-    return found
+    """Three trials of plain fine-tuning, one of FLYP, and one whose weights are not kept.
+
+    They have two steps on tiny-clip, are trained in this process, and leave what a search would.
+    """
+    parameters = {
+        "optim.lr": {"type": "float", "low": 1e-6, "high": 1e-1, "log": True},
+        "seed": {"type": "int", "low": 0, "high": 99},
+    }
+    file = search_file(
+        images_root,
+        trial__steps=2,
+        trial__eval__every=2,
+        trial__data__ood_domains=("sketch", "clipart"),
+        trial__method={"name": "ft"},
+        trial__optim__lr=5e-4,
+        trial__precision="fp32",
+        search__space={"parameters": parameters},
+    )
+    trials = [{"seed": seed, "optim.lr": 5e-4} for seed in range(5)]
+    trials[3] |= {"method.name": "flyp", "optim.lr": 1e-4}
+    folder, records = tmp_path_factory.mktemp("runs") / "mine", []
+    for number, params in enumerate(trials):
+        *_, last = fine_tune(file.trial_config(params))
+        name = trial_name(number)
+        kept = folder / TRAIN_FOLDER / trial_path(name) / "checkpoint_2030-01-01_10-00-00.000000"
+        last.save(kept)
+        report = {"step": float(last.step), **last.metrics}
+        records.append(TrialRecord(name, number, "trial", params, "finished", curve=(report,)))
+    (kept / "student.safetensors").unlink()
+    zero_shot = evaluate_run(start(file.trial), "val", load_split(file.trial, "val"))
+    write_run(folder, file, records, zero_shot=zero_shot)
+    return folder, records
+
+
+def kept_weights(run_folder, trial_id):
+    """The folder of a trial's weights, which are on this disk."""
+    return kept_checkpoint(load_run(run_folder).checkpoints, trial_id).local_path()

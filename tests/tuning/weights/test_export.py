@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 
 from tests.conftest import CLASSES
 from tests.trainers.tiny_models import random_model
-from tests.tuning.weights.real_runs import kept_weights
+from tests.tuning.weights.conftest import kept_weights
 from trainers.checkpoints.format import load_weights
 from trainers.config import with_overrides
 from trainers.errors import ConfigError

@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import load_file
 from typer.testing import CliRunner
 
-from tests.tuning.weights.real_runs import kept_weights
+from tests.tuning.weights.conftest import kept_weights
 from trainers.checkpoints.format import load_weights
 from trainers.errors import ConfigError
 from trainers.weights.soups import average
