@@ -18,9 +18,8 @@ def test_the_trials_table_has_a_row_per_trial_and_zero_shot():
     records = fakes.finished_search()
     rows = trials_table(SEARCH, records).to_pylist()
     assert len(rows) == 1 + len(records)
-    assert rows[0]["kind"] == "zero_shot"
-    assert rows[0]["id_val/acc"] == 82.4
-    assert rows[0]["number"] is None
+    first = ("zero_shot", 82.4, None)
+    assert (rows[0]["kind"], rows[0]["id_val/acc"], rows[0]["number"]) == first
     chosen = [row["trial_id"] for row in rows if row["is_best"]]
     assert chosen == [best_trial(SEARCH, records).trial_id]
     failed = next(row for row in rows if row["outcome"] == "failed")
