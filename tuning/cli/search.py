@@ -158,18 +158,18 @@ def confirm(
         raise typer.Exit(1)
 
 
-_HOW_TO_GO_ON = "`lipsum-tune report` lists the runs, `lipsum-tune resume RUN` continues one"
-"""How to go on after Ctrl-C before the trials of a search or while its report is written. If trials
-are interrupted, the search returns their results."""
-
-
 @contextmanager
-def _stopped(how_to_go_on: str = _HOW_TO_GO_ON) -> Iterator[None]:
-    """After Ctrl-C in the block, state how to go on, and exit with status 130."""
+def _stopped(
+    how: str = "`lipsum-tune report` lists the runs, `lipsum-tune resume RUN` continues one",
+) -> Iterator[None]:
+    """After Ctrl-C in the block, state how to go on, and exit with status 130.
+
+    If the trials of a search are interrupted, the search returns their results.
+    """
     try:
         yield
     except KeyboardInterrupt:
-        warn(f"stopped; {how_to_go_on}")
+        warn(f"stopped; {how}")
         raise typer.Exit(130) from None
 
 

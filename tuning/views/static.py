@@ -23,7 +23,6 @@ from tuning.views.lines import accs_of, frontier, line_of
 
 MAIN_FIGURE = "id_vs_ood"
 """Name of the files, without `.png` and `.pdf`."""
-COLOUR_BY = "method.reg_weight"
 BLUE, VERMILION, SOFT = "#0072B2", "#D55E00", "#5B616B"
 _MARKERS = "osD^vP*h"
 
@@ -69,7 +68,7 @@ def main_figure(search: SearchRecord, records: Sequence[TrialRecord]) -> Figure:
     if len(front := frontier(trials)) > 1:
         axes.step(*zip(*front, strict=True), where="pre", **thin)
     methods = search.methods(trials)
-    weights = [r.params.get(COLOUR_BY) for r in trials]
+    weights = [r.params.get("method.reg_weight") for r in trials]
     numbers = [float(w) for w in weights if isinstance(w, int | float)]
     if len(methods) > 1:
         for index, method in enumerate(methods):
