@@ -17,7 +17,7 @@ from tuning.runs.run_folder import load_run
 from tuning.weights import predict
 from tuning.weights.model_card import model_card
 from tuning.weights.soup import soup_of
-from tuning.weights.sources import SPLIT, Source, evaluation_crops, find_source, is_run, measured
+from tuning.weights.sources import SPLIT, Source, evaluation_crops, find_source, measured
 
 ABOUT, CARD = "classes.json", "README.md"
 
@@ -63,9 +63,8 @@ def export_weights(
     """
     if alpha is not None and not 0 <= alpha <= 1:
         raise ConfigError("must be from 0 to 1", key="--alpha", value=alpha)
-    if soup is not None and (trial or not is_run(Path(folder))):
-        problem = "cannot be used with --trial" if trial else "is for runs, not for one training"
-        raise ConfigError(problem, key="--soup", value=soup)
+    if soup is not None and trial:
+        raise ConfigError("cannot be used with --trial", key="--soup", value=soup)
     output = Path(output).expanduser().absolute()
     if output.exists() and (not output.is_dir() or any(output.iterdir())):
         problem, hint = "is not an empty folder", "name another one, or remove it first"

@@ -67,7 +67,7 @@ def find_source(folder: Path, trial: str | None = None, *, may_be_zero_shot: boo
     Raises:
         ConfigError: they do not exist or were not kept.
     """
-    if is_run(folder):
+    if (folder / CONFIG_FILE).is_file() or not (folder / TRIAL_FILE).is_file():
         return _of_trial(load_run(folder), trial, may_be_zero_shot)
     if trial:
         raise ConfigError("is for runs, not for one training", key="--trial", value=trial)
@@ -76,11 +76,6 @@ def find_source(folder: Path, trial: str | None = None, *, may_be_zero_shot: boo
     name = folder.resolve().name
     origin = {"run": name, "method": config.method.name, "step": header.step}
     return Source(name, partial(_read, open_store(folder)), config, origin, header.metrics)
-
-
-def is_run(folder: Path) -> bool:
-    """Whether a folder is not one that `lipsum-tune train` wrote."""
-    return (folder / CONFIG_FILE).is_file() or not (folder / TRIAL_FILE).is_file()
 
 
 def _read(checkpoint: Store) -> tuple[Mapping[str, Tensor], tuple[str, ...]]:

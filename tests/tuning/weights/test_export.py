@@ -202,9 +202,10 @@ def test_alpha_is_a_point_of_the_line_from_its_end(trial, tmp_path):
     weights = load_file(end / "open_clip_model.safetensors") | {"head": head_of(end)}
     for name, value in last.run.student.plain_state().items():  # still as it was trained
         torch.testing.assert_close(weights[name], value, rtol=1e-4, atol=1e-6)
-    for named in ({"trial": "trial-000"}, {"soup": "greedy"}):
-        with pytest.raises(ConfigError, match="not for one training"):
-            export(trained, tmp_path / "other", **named)
+    with pytest.raises(ConfigError, match="not for one training"):
+        export(trained, tmp_path / "other", trial="trial-000")
+    with pytest.raises(ConfigError, match="not a run folder"):
+        export(trained, tmp_path / "other", soup="greedy")
 
 
 @pytest.mark.parametrize(
