@@ -136,14 +136,8 @@ def zero_shot(
         typer.Option(help="Default: val, but test with `--expect published`."),
     ] = None,
     expect: Annotated[
-        str | None,
-        typer.Option(
-            help="Accuracies to compare with: `published` (those of the suite for this model), or "
-            "`real=82.5,sketch=57.0`."
-        ),
-    ] = None,
-    domains: Annotated[
-        str | None, typer.Option(help="Only these domains of the configuration, comma-separated.")
+        Literal["published"] | None,
+        typer.Option(help="Compare with the accuracies that the suite has of this model."),
     ] = None,
     check_duplicates: Annotated[
         bool,
@@ -167,38 +161,33 @@ def zero_shot(
     from tuning.config.validation import load_config
 
     files = [load_config(one, set_ or (), check=False) for one in config]
-    if len(config) > 1:
-        if expect or domains or check_duplicates:
-            only = "--expect, --domains and --check-duplicates"
-            raise ConfigError(f"{only} are for one configuration")
-        from tuning.zero_shot.ranking import rank, ranking_table
-
-        with Console(stderr=True).status("starting") as status:
-            trials = [(one, file.trial) for one, file in zip(config, files, strict=True)]
-            ranked = rank(trials, split or "val", status.update)
-        Console().print(ranking_table(ranked))
-        return
+    if len(config) > 1 and (expect or check_duplicates):
+        raise ConfigError("--expect and --check-duplicates are for one configuration")
     # With torch, after mistakes in the configuration were reported.
     from tuning.zero_shot.duplicates import near_duplicates
-    from tuning.zero_shot.evaluate import PUBLISHED, expectations, measure
+    from tuning.zero_shot.evaluate import measure, published
+    from tuning.zero_shot.ranking import rank, ranking_table
     from tuning.zero_shot.report import causes, duplicates_table, not_compared, zero_shot_table
 
-    trial = files[0].trial
-    which = split or ("test" if expect == PUBLISHED else "val")
-    console = Console()
+    console, trial = Console(), files[0].trial
+    status = Console(stderr=True).status("starting")
+    if len(config) > 1:
+        trials = [(one, file.trial) for one, file in zip(config, files, strict=True)]
+        with status:
+            ranked = rank(trials, split or "val", status.update)
+        console.print(ranking_table(ranked))
+        return
+    which = split or ("test" if expect else "val")
     try:
         if check_duplicates:
-            with Console(stderr=True).status("starting") as status:
+            with status:
                 found = near_duplicates(trial, began=status.update)
             found.write(Path("near_duplicates.csv"))
             console.print(duplicates_table(found), soft_wrap=True)
             return
-        expected = expectations(expect, trial) if expect else None
-        with Console(stderr=True).status("starting") as status:
-            rows = measure(
-                trial, which, names(domains), expected=expected,
-                began=lambda domain: status.update(f"{domain}/{which}"),
-            )  # fmt: skip
+        expected = published(trial) if expect else None
+        with status:
+            rows = measure(trial, which, expected=expected, began=status.update)
     except ConfigError as error:
         raise error.within(config[0]) from None
     title = f"{trial.model.name}, zero-shot, {which} splits"

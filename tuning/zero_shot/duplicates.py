@@ -42,17 +42,14 @@ class NearDuplicates:
     """Least cosine of a pair."""
     images: dict[str, int]
     """Number by split, such as `real/train`."""
-    pairs: dict[tuple[str, str], list[tuple[str, str, float]]]
-    """By two splits: paths in the first and in the second, and their cosine."""
+    pairs: list[tuple[str, str, str, str, str]]
+    """Two splits, a path in the first and in the second, and their cosine, the highest first."""
 
     def write(self, file: Path) -> None:
-        """Write all pairs as CSV, those with the highest cosine of two splits first."""
+        """Write all pairs as CSV."""
+        header = ("first", "second", "path in first", "path in second", "cosine")
         with file.open("w", encoding="utf-8", newline="") as stream:
-            writer = csv.writer(stream, lineterminator="\n")
-            writer.writerow(("first", "second", "path in first", "path in second", "cosine"))
-            for splits, found in self.pairs.items():
-                for one, other, cosine in sorted(found, key=lambda pair: -pair[2]):
-                    writer.writerow((*splits, one, other, f"{cosine:.4f}"))
+            csv.writer(stream, lineterminator="\n").writerows([header, *self.pairs])
 
 
 def near_duplicates(
@@ -80,13 +77,13 @@ def near_duplicates(
     began("copies")
     of_copies = _of_copies(encode, sets, features, batches)
     threshold = float(np.quantile(of_copies, 1 - SHARE_FOUND))
-    pairs = {}
+    pairs = []
     for first, second in combinations(sets, 2):
         cosine, nearest = _nearest(features[second.name], features[first.name], batches.device)
-        rows = torch.nonzero(cosine >= threshold)[:, 0].tolist()
-        pairs[first.name, second.name] = [
-            (first.path(int(nearest[row])), second.path(row), float(cosine[row])) for row in rows
-        ]
+        rows = torch.nonzero(cosine >= threshold)[:, 0]
+        for row in rows[cosine[rows].argsort(descending=True)].tolist():
+            paths = first.path(int(nearest[row])), second.path(row)
+            pairs.append((first.name, second.name, *paths, f"{cosine[row]:.4f}"))
     return NearDuplicates(threshold, {images.name: len(images) for images in sets}, pairs)
 
 
@@ -98,8 +95,8 @@ def _of_copies(
 ) -> np.ndarray:
     """Cosines of random images and their copies."""
     every = [(images, row) for images in sets for row in range(len(images))]
-    order, found = generator(0, "copies").permutation(len(every)), []
-    chosen = [every[index] for index in order[:_COPIES]]
+    chosen = [every[i] for i in generator(0, "copies").permutation(len(every))[:_COPIES]]
+    found = []
     for start in range(0, len(chosen), batches.batch_size):
         part = chosen[start : start + batches.batch_size]
         views = torch.stack([

@@ -15,14 +15,13 @@ from torch import Tensor
 from trainers.checks import check_data
 from trainers.config import TrialConfig
 from trainers.data.class_map import domain_class_map
-from trainers.errors import ConfigError, did_you_mean
+from trainers.errors import ConfigError, listed
 from trainers.evaluation.evaluate import EvalBatches, evaluate
 from trainers.loop.precision import Precision
 from trainers.loop.state import id_classes, open_images
 from trainers.models.zero_shot import ZeroShotModel, load_zero_shot
 from tuning.views.formatting import accuracy_margin
 
-PUBLISHED = "published"
 ROUNDING = 0.05
 """Rounding error of an accuracy with one decimal, in points."""
 
@@ -57,31 +56,20 @@ class Row:
 def measure(
     config: TrialConfig,
     split: str,
-    domains: Sequence[str] = (),
     *,
     expected: Mapping[str, float] | None = None,
     began: Callable[[str], None] = lambda domain: None,
 ) -> list[Row]:
-    """Evaluate domains, all by default, in the order of the configuration.
+    """Evaluate the domains of a configuration, the ID domain first.
 
     `expected` has accuracies in percent to compare with. `began` is called with each domain before
     it is evaluated.
 
     Raises:
-        ConfigError: a domain that is not configured or lacks the split, data that do not fit, or
-            expectations for none of the domains.
+        ConfigError: a domain lacks the split, or data that do not fit.
     """
-    data, known = config.data, config.data.domains
-    for domain in domains:
-        if domain not in known:
-            hint = did_you_mean(domain, known)
-            raise ConfigError(f"not configured{hint}", key="--domains", value=domain)
-    wanted = [domain for domain in known if domain in (domains or known)]
-    if expected is not None and expected.keys().isdisjoint(wanted):
-        hint = f"there are accuracies for {', '.join(expected) or 'no domain'}"
-        raise ConfigError(f"none for {', '.join(wanted)}", key="--expect", hint=hint)
-    read = dict.fromkeys((data.id_domain, *wanted))
-    check_data(data, [(domain, split) for domain in read])
+    data = config.data
+    check_data(data, [(domain, split) for domain in data.domains])
     names = id_classes(data, split)
     zero_shot, encode, batches = open_model(config, names)
 
@@ -90,7 +78,7 @@ def measure(
         return features, zero_shot.logit_scale * features @ zero_shot.head.T
 
     rows = []
-    for domain in wanted:
+    for domain in data.domains:
         began(domain)
         images = open_images(data, domain, split)
         class_map = domain_class_map(data, names, domain, images)
@@ -118,33 +106,17 @@ def open_model(
     return zero_shot, encode, batches
 
 
-def expectations(text: str, config: TrialConfig) -> dict[str, float]:
-    """Domain -> accuracy in percent, from the value of `--expect`.
-
-    Args:
-        text: `published` (the suite's accuracies of this model), or `real=82.5,sketch=57.0`.
+def published(config: TrialConfig) -> dict[str, float]:
+    """Published accuracies in percent of the model on the suite, by domain.
 
     Raises:
-        ConfigError: no published accuracies, no such domain, or not a percentage.
+        ConfigError: there are none, or none for the domains of the configuration.
     """
     model, suite, domains = config.model, config.data.rules, config.data.domains
-    if text == PUBLISHED:
-        name = f"{model.name}/{model.pretrained}"
-        if name not in suite.published:
-            hint = did_you_mean(name, suite.published)
-            problem = f"the suite {suite.name!r} has no published accuracies of {name!r}{hint}"
-            raise ConfigError(problem, key="--expect", value=text)
-        return dict(suite.published[name])
-    try:
-        pairs = (pair.split("=") for pair in text.split(","))
-        found = {name.strip(): float(acc) for name, acc in pairs}
-    except ValueError:
-        problem = "expected `published`, or accuracies such as `real=82.5,sketch=57.0`"
-        raise ConfigError(problem, key="--expect", value=text) from None
-    for domain, acc in found.items():
-        if domain not in domains:
-            hint = did_you_mean(domain, domains)
-            raise ConfigError(f"no such domain{hint}", key="--expect", value=domain)
-        if not 0 <= acc <= 100:
-            raise ConfigError("expected a percentage", key=f"--expect {domain}", value=acc)
+    name = f"{model.name}/{model.pretrained}"
+    found = suite.published.get(name, {})
+    if found.keys().isdisjoint(domains):
+        problem = f"the suite {suite.name!r} has no published accuracies of {name!r} on its domains"
+        hint = f"known: {listed(found or suite.published)}"
+        raise ConfigError(problem, key="--expect", value="published", hint=hint)
     return found

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
+from statistics import fmean
 
-from rich import box
 from rich.console import Group, RenderableType
 from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
-from tuning.views.result_table import borderless_table
+from tuning.views.result_table import Cell, ResultTable, borderless_table, fit_table
 from tuning.zero_shot.duplicates import SHARE_FOUND, NearDuplicates
 from tuning.zero_shot.evaluate import Row
 
@@ -31,35 +32,27 @@ def zero_shot_table(rows: Sequence[Row], *, title: str, id_domain: str) -> Table
     With expected accuracies, they replace NLL and ECE, so that the table fits 80 columns.
     """
     compared = any(row.expected is not None for row in rows)
-    shown = Table(
-        title=escape(title), title_justify="left", header_style="bold",
-        box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, collapse_padding=True,
-    )  # fmt: skip
-    shown.add_column("", overflow="fold")  # the only column that may take a second line
     others = ["expected", "off by", ""] if compared else ["NLL", "ECE, %"]
-    for header in ["images", "classes", "acc, %", *others]:
-        shown.add_column(header, justify="right", no_wrap=True)
+    columns = ["", "images", "classes", "acc, %", *others]
+    lines: list[list[Cell]] = []
     for row in rows:
         name = f"{row.domain} (ID)" if row.domain == id_domain else row.domain
-        cells = [escape(name), f"{row.images:,}", f"{row.classes:,}"]
-        cells.append(f"{row.acc:.2f} ± {row.error:.2f}")
+        acc = f"{row.acc:.2f} ± {row.error:.2f}"
+        lines.append([name, f"{row.images:,}", f"{row.classes:,}", acc])
         if not compared:
-            cells += [f"{row.nll:.3f}", f"{row.ece:.2f}"]
+            lines[-1] += [f"{row.nll:.3f}", f"{row.ece:.2f}"]
         elif row.expected is not None:
-            verdict = "[green]agrees[/]" if row.agrees else "[bold red]off[/]"
-            cells += [f"{row.expected:.2f}", f"{row.acc - row.expected:+.2f}", verdict]
-        shown.add_row(*cells)
+            verdict = Text("agrees", "green") if row.agrees else Text("off", "bold red")
+            lines[-1] += [f"{row.expected:.2f}", f"{row.acc - row.expected:+.2f}", verdict]
     shifts = [row for row in rows if row.domain != id_domain]
     if len(shifts) > 1:
-        acc = sum(row.acc for row in shifts) / len(shifts)
-        cells = ["mean OOD", "", "", f"{acc:.2f}"]
+        acc = fmean(row.acc for row in shifts)
+        lines.append(["mean OOD", "", "", f"{acc:.2f}"])
         known = [row.expected for row in shifts if row.expected is not None]
         if len(known) == len(shifts):  # means over different domains are not comparable
-            expected = sum(known) / len(known)
-            cells += [f"{expected:.2f}", f"{acc - expected:+.2f}"]
-        shown.add_section()
-        shown.add_row(*cells)
-    return shown
+            lines[-1] += [f"{fmean(known):.2f}", f"{acc - fmean(known):+.2f}"]
+    whole = [[*line, *[""] * (len(columns) - len(line))] for line in lines]
+    return fit_table(ResultTable(columns, whole, title=title))
 
 
 def causes(rows: Sequence[Row]) -> str | None:
@@ -77,10 +70,8 @@ def not_compared(rows: Sequence[Row]) -> str | None:
 def duplicates_table(found: NearDuplicates) -> RenderableType:
     """Number of near duplicates by pair of splits, and what counts as one."""
     table = borderless_table("images of", "nearly the same in", "number", "of", text=(0, 1))
-    for (first, second), pairs in found.pairs.items():
-        if pairs:
-            of = f"{found.images[second]:,}"
-            table.add_row(escape(second), escape(first), f"{len(pairs):,}", of)
+    for (first, second), number in Counter(pair[:2] for pair in found.pairs).items():
+        table.add_row(escape(second), escape(first), f"{number:,}", f"{found.images[second]:,}")
     threshold = (
         f"Counted if the cosine of the features is at least {found.threshold:.4f}, which "
         f"{SHARE_FOUND:.0%} of resized and recompressed copies of these images reach. "
