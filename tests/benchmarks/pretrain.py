@@ -31,6 +31,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 from tests.benchmarks.captions import all_class_drawings, all_drawings, caption, tidy_name
+from trainers.config import DataConfig
 from trainers.data.storage import open_store
 from trainers.data.transforms import normalise, train_view
 from trainers.embedded_benchmark.arrays import SIZE
@@ -45,7 +46,7 @@ from trainers.texts.random_texts import effective_rank, random_texts, second_mom
 
 IMAGE_SEED = 7_919
 """First number of the key of every image here; the seeds of the benchmark itself are small."""
-CROP_AREA = (0.9, 1.0)
+CROPS = DataConfig(crop_area=(0.9, 1.0))
 """What open_clip pre-trains with, so that the model reads a whole image best."""
 
 
@@ -111,7 +112,7 @@ def _batches(recipe, model):
         for code_point, class_name in _drawings_of_a_batch(recipe.batch_size, rng):
             domain, rendering = rng.integers(len(DOMAINS)), rng.integers(recipe.renderings)
             image = torch.from_numpy(np.array(images[drawings[code_point], domain, rendering]))
-            views.append(train_view(image.permute(2, 0, 1), pixels, rng, CROP_AREA))
+            views.append(train_view(image.permute(2, 0, 1), pixels, rng, CROPS))
             name = tidy_name(code_point)
             if class_name is not None and rng.random() < 0.5:
                 name = class_name.replace("_", " ").replace("-", " ")

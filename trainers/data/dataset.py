@@ -5,11 +5,11 @@ from __future__ import annotations
 import hashlib
 import io
 import json
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
 from copy import copy
 from dataclasses import dataclass
-from functools import lru_cache, partial
+from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -19,7 +19,7 @@ import pyarrow as pa
 import torch
 from PIL import Image
 from pyarrow import fs
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 from torchvision.io import ImageReadMode, decode_jpeg
 from torchvision.transforms.v2 import functional
@@ -30,7 +30,7 @@ from trainers.data.images import BadImage, decode, is_too_large, orientation
 from trainers.data.sampler import StepSampler
 from trainers.data.schema import Header, split_header
 from trainers.data.storage import CACHE_VARIABLE, Store, cache_folder, open_store
-from trainers.data.transforms import CROP_PCT, augmentation, eval_view, train_view
+from trainers.data.transforms import augmentation, eval_view, train_view
 from trainers.errors import ConfigError, StorageFailed, first_line, storage_failures
 from trainers.folders import appearing
 from trainers.models.image import ImageInput
@@ -62,7 +62,7 @@ class ImageDataset:
     """
 
     def __init__(
-        self, store: Store | Path | str, domain: str, split: str, *, crop_pct: float = CROP_PCT
+        self, store: Store | Path | str, domain: str, split: str, *, crop_pct: float = 1.0
     ) -> None:
         self.store = store if isinstance(store, Store) else open_store(store)
         self.name = f"{domain}/{split}"
@@ -188,32 +188,19 @@ def _opened(store: Store, files: tuple[str, ...], version: str) -> tuple[Header,
 
 
 def _mapped(store: Store, files: Sequence[str], version: str) -> datasets.Dataset:
-    """The rows of Parquet files, from the Arrow cache of `datasets`."""
+    """The rows of the Parquet files of a split, from the Arrow cache of `datasets`."""
     import datasets  # with pandas and httpx, more than what a command line needs
     from datasets.data_files import DataFilesDict, DataFilesList
 
     features = {"image": datasets.Image(decode=False), "label": datasets.Value("int64")}
     folder = cache_folder()
     try:
-        paths = [str(store.local_path(file)) for file in files] if store.is_local else []
-        if not store.is_local:
+        if store.is_local:
+            paths = [str(store.local_path(file)) for file in files]
+        else:
             copies = folder / "downloads" / version
-            copies.parent.mkdir(parents=True, exist_ok=True)
-            names = [f"{number:05d}.parquet" for number in range(len(files))]
-            paths = [str(copies / name) for name in names]
-            with filelock.FileLock(f"{copies}.lock"):
-                if not copies.exists():
-                    here = fs.LocalFileSystem()
-                    with appearing(copies) as made:
-                        for file, name in zip(files, names, strict=True):
-                            target = str(made / name)
-                            try:
-                                fs.copy_files(store.full(file), target, store.filesystem, here)
-                            except OSError as error:
-                                if error.errno is not None:  # of this machine
-                                    raise
-                                reason = f"its files cannot be copied: {first_line(error)}"
-                                raise StorageFailed(f"{store.url}: {reason}") from None
+            _copy(store, files[0].rpartition("/")[0], copies)
+            paths = [str(copies / Path(file).name) for file in files]
         datasets.disable_progress_bars()
         return datasets.Dataset.from_parquet(
             # Not as patterns, in which brackets of a path would have a meaning.
@@ -227,6 +214,23 @@ def _mapped(store: Store, files: Sequence[str], version: str) -> datasets.Datase
         reason = first_line(error.__cause__ or error)
         hint = f"${CACHE_VARIABLE} names another folder for the cache of images, {folder}"
         raise ConfigError(f"cannot be cached: {reason}", hint=hint, source=store.url) from None
+
+
+def _copy(store: Store, folder: str, copies: Path) -> None:
+    """Copy a folder of a bucket to this machine, once for all processes."""
+    copies.parent.mkdir(parents=True, exist_ok=True)
+    with filelock.FileLock(f"{copies}.lock"):
+        if copies.exists():
+            return
+        with appearing(copies) as made:
+            try:
+                here = fs.LocalFileSystem()
+                fs.copy_files(store.full(folder), str(made), store.filesystem, here)
+            except OSError as error:
+                if error.errno is not None:  # of this machine
+                    raise
+                reason = f"its files cannot be copied: {first_line(error)}"
+                raise StorageFailed(f"{store.url}: {reason}") from None
 
 
 def stratified(labels: np.ndarray, size: int, rng: np.random.Generator) -> list[int]:
@@ -277,14 +281,15 @@ class _TrainViews(Dataset[tuple[Tensor, Tensor]]):
     """Views by (step, sample), each a function of (seed, step, sample)."""
 
     images: ImageDataset
-    view: Callable[..., Tensor]
-    """`train_view` with its options."""
+    image_input: ImageInput
+    data: DataConfig
+    augment: nn.Module | None
     seed: int
 
     def __getitem__(self, key: tuple[int, int]) -> tuple[Tensor, Tensor]:
         step, sample = key
-        rng = generator(self.seed, "view", step, sample)
-        view = self.view(self.images.pixels(sample), rng=rng)
+        rng, image = generator(self.seed, "view", step, sample), self.images.pixels(sample)
+        view = train_view(image, self.image_input, rng, self.data, self.augment)
         return view, torch.as_tensor(self.images.labels[sample])
 
 
@@ -301,18 +306,9 @@ def train_batches(
     `data.workers` processes decode (0: this one). Copies of page-locked batches (`pin_memory`) to a
     GPU overlap with its work.
     """
-    view = partial(
-        train_view,
-        image_input=image_input,
-        area=data.crop_area,
-        law=data.crop_law,
-        flip=data.flip,
-        augment=augmentation(data.augment, image_input),
-    )
-    views, workers = (
-        _TrainViews(images, view, sampler.seed),
-        data.loader_processes(on_gpu=pin_memory),
-    )
+    augment = augmentation(data.augment, image_input)
+    views = _TrainViews(images, image_input, data, augment, sampler.seed)
+    workers = data.loader_processes(on_gpu=pin_memory)
     return _batches(
         DataLoader(views, batch_sampler=sampler, num_workers=workers, pin_memory=pin_memory)
     )

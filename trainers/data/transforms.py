@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from functools import lru_cache
-from typing import Any, Literal, TypeAlias
+from typing import Any
 
 import numpy as np
 import torch
@@ -18,26 +18,18 @@ from torch import Tensor, nn
 from torchvision.transforms import InterpolationMode, v2
 from torchvision.transforms.v2 import functional
 
-from trainers.config import Augment
+from trainers.config import Augment, DataConfig
 from trainers.models.image import ImageInput
 
-CROP_AREA = (0.9, 1.0)
-"""Share of the image's area that a random crop covers, by default."""
 RATIO = (3 / 4, 4 / 3)
 """Width by height of a random crop."""
-CropLaw: TypeAlias = Literal["torchvision", "tensorflow"]
-CROP_PCT = 1.0
-"""Share of the resized image's short side that evaluation sees, by default."""
 
 
 def train_view(
     image: Tensor,
     image_input: ImageInput,
     rng: np.random.Generator,
-    area: tuple[float, float] = CROP_AREA,
-    *,
-    law: CropLaw = "torchvision",
-    flip: bool = True,
+    data: DataConfig,
     augment: nn.Module | None = None,
 ) -> Tensor:
     """Random resized crop and perhaps horizontal flip, (3, H, W) to (3, size, size), both uint8.
@@ -46,13 +38,13 @@ def train_view(
     follows, see `augmentation`.
     """
     _, whole_height, whole_width = image.shape
-    crop_of = _random_crop if law == "torchvision" else _tensorflow_crop
-    top, left, height, width = crop_of(whole_height, whole_width, area, rng)
+    crop_of = _random_crop if data.crop_law == "torchvision" else _tensorflow_crop
+    top, left, height, width = crop_of(whole_height, whole_width, data.crop_area, rng)
     crop = image[:, top : top + height, left : left + width]
     size = [image_input.size, image_input.size]
     interpolation = InterpolationMode(image_input.interpolation)
     view = functional.resize(crop, size, interpolation, antialias=True)
-    view = view.flip(-1) if flip and rng.random() < 0.5 else view
+    view = view.flip(-1) if data.flip and rng.random() < 0.5 else view
     if augment is None:
         return view
     with torch.random.fork_rng(devices=[]):  # torchvision draws from PyTorch's generator
@@ -77,7 +69,7 @@ def augmentation(augment: Augment, image_input: ImageInput) -> nn.Module | None:
     return nn.Sequential(*used) if used else None
 
 
-def eval_view(image: Image.Image, image_input: ImageInput, crop_pct: float = CROP_PCT) -> Tensor:
+def eval_view(image: Image.Image, image_input: ImageInput, crop_pct: float = 1.0) -> Tensor:
     """The whole RGB image or its centre, (3, size, size) uint8.
 
     An image becomes square by a centre crop after its short side is resized to size / crop_pct

@@ -179,18 +179,6 @@ def test_training_views_depend_on_seed_step_and_sample_alone(augment, root):
     assert changed.float().mean() >= 0.9 * bool(augment)
 
 
-def test_training_batches_are_mirrored_unless_flip_is_off(root):
-    images, sampler = ImageDataset(root, "real", "train"), StepSampler(7, 7, seed=0, steps=range(3))
-    plain, flipped = (
-        torch.cat([views for views, _ in train_batches(images, sampler, INPUT, data)])
-        for data in (DataConfig(crop_area=(1.0, 1.0), flip=flip) for flip in (False, True))
-    )
-    mirrored = [torch.equal(a, b.flip(-1)) for a, b in zip(flipped, plain, strict=True)]
-    same = [torch.equal(a, b) for a, b in zip(flipped, plain, strict=True)]
-    assert [a != b for a, b in zip(mirrored, same, strict=True)] == [True] * 21
-    assert 3 < sum(mirrored) < 18
-
-
 @pytest.mark.parametrize("size", [1, 40, 399])
 def test_a_sample_has_the_share_of_each_class(size):
     rng = np.random.default_rng(size)

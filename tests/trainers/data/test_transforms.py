@@ -5,7 +5,7 @@ from open_clip.transform import PreprocessCfg, image_transform_v2
 from PIL import Image
 from torchvision.transforms import v2
 
-from trainers.config import Augment
+from trainers.config import Augment, DataConfig
 from trainers.data.transforms import (
     _random_crop,
     _tensorflow_crop,
@@ -27,6 +27,9 @@ def image(height=40, width=64):
     return Image.fromarray(pixels)
 
 
+CROPS = DataConfig(crop_area=(0.08, 1.0))
+
+
 def tensor(image):
     return v2.functional.pil_to_tensor(image)
 
@@ -41,7 +44,7 @@ def test_a_training_view_is_torchvisions_resized_crop_and_flip_of_the_tensor(int
     mode = v2.InterpolationMode(interpolation)
     flipped = []
     for step in range(20):
-        view = train_view(tensor(whole), wanted, generator(0, "view", step, 0), (0.08, 1.0))
+        view = train_view(tensor(whole), wanted, generator(0, "view", step, 0), CROPS)
         rng = generator(0, "view", step, 0)
         crop = _random_crop(90, 140, (0.08, 1.0), rng)
         expected = v2.functional.resized_crop(tensor(whole), *crop, [48, 48], mode, antialias=True)
@@ -49,6 +52,11 @@ def test_a_training_view_is_torchvisions_resized_crop_and_flip_of_the_tensor(int
         if flipped[-1]:
             expected = v2.functional.horizontal_flip(expected)
         assert torch.equal(view, expected)
+        unflipped = CROPS.model_copy(update={"flip": False})
+        assert torch.equal(
+            train_view(tensor(whole), wanted, generator(0, "view", step, 0), unflipped),
+            view.flip(-1) if flipped[-1] else view,
+        )
         by_pil = v2.functional.resized_crop(whole, *crop, [48, 48], mode)
         by_pil = v2.functional.horizontal_flip(by_pil) if flipped[-1] else by_pil
         difference = view.int() - tensor(by_pil).int()
@@ -70,12 +78,12 @@ def test_augmentations_are_torchvisions_after_crop_and_flip():
     ]
     for step in range(10):
         rng = generator(0, "view", step, 0)
-        expected = train_view(whole, wanted, rng)
+        expected = train_view(whole, wanted, rng, CROPS)
         torch.manual_seed(int(rng.integers(2**63)))
         for transform in theirs:
             expected = transform(expected)
         state = torch.get_rng_state()
-        view = train_view(whole, wanted, generator(0, "view", step, 0), augment=augment)
+        view = train_view(whole, wanted, generator(0, "view", step, 0), CROPS, augment)
         assert torch.equal(view, expected)
         assert torch.equal(torch.get_rng_state(), state)
     erased = (view == torch.tensor([127, 102, 76], dtype=torch.uint8)[:, None, None]).all(dim=0)
@@ -150,6 +158,7 @@ def test_the_law_of_crops_is_chosen_and_takes_the_centre_if_none_fits():
     expected = v2.functional.resize(crop, [48, 48], v2.InterpolationMode.BICUBIC, antialias=True)
     expected = expected.flip(-1) if rng.random() < 0.5 else expected
     rng = generator(0, "view")
-    view = train_view(whole, image_input(), rng, (0.08, 1.0), law="tensorflow")
+    tensorflow = CROPS.model_copy(update={"crop_law": "tensorflow"})
+    view = train_view(whole, image_input(), rng, tensorflow)
     assert torch.equal(view, expected)
     assert _tensorflow_crop(80, 96, (0.99, 1.0), generator(0, "view")) == (5, 13, 70, 70)
