@@ -8,12 +8,11 @@ from trainers.config import DataConfig, TrialConfig
 from trainers.data.class_map import domain_class_map
 from trainers.data.data_root import EMBEDDED, domain_files, resolve_root
 from trainers.data.schema import Header, split_header
+from trainers.embedded_benchmark.classes import DOMAINS, load_classes
 from trainers.errors import ConfigError, suggestion
 from trainers.models.clip import check_model
 from trainers.models.config import ModelConfig
 from trainers.models.layers import check_frozen_layers
-
-EMBEDDED_DOMAINS = ("real", "painting", "clipart", "infograph", "sketch")
 
 Part = tuple[str, str]
 """A domain and a split."""
@@ -50,8 +49,6 @@ def check_data(data: DataConfig, parts: Sequence[Part] | None = None) -> None:
     else:
         store = resolve_root(data.root)
         headers = {part: split_header(store, domain_files(store, *part)) for part in parts}
-    if not headers:
-        return
     id_classes = headers[parts[0]].class_names
     data.rules.prompts(id_classes)
     for (domain, _), header in headers.items():
@@ -59,20 +56,10 @@ def check_data(data: DataConfig, parts: Sequence[Part] | None = None) -> None:
 
 
 def _embedded(parts: Sequence[Part]) -> dict[Part, Header]:
-    """Headers of the embedded benchmark as if it were built.
-
-    Empty if its packages are missing, which `resolve_root` reports.
-    """
+    """Headers of the embedded benchmark as if it were built."""
     for domain, _ in parts:
-        if domain not in EMBEDDED_DOMAINS:
-            raise ConfigError(
-                f"the embedded benchmark has no domain {domain!r}",
-                key="data",
-                hint=suggestion(domain, EMBEDDED_DOMAINS),
-            )
-    try:
-        from trainers.embedded_benchmark.classes import load_classes
-    except ImportError:
-        return {}
+        if domain not in DOMAINS:
+            problem = f"the embedded benchmark has no domain {domain!r}"
+            raise ConfigError(problem, key="data", hint=suggestion(domain, DOMAINS))
     classes = tuple(load_classes())
     return {part: Header(classes, {}, rows=0) for part in parts}

@@ -6,9 +6,8 @@ from pathlib import Path
 
 import yaml
 
-from trainers.embedded_benchmark.classes import load_classes
+from trainers.embedded_benchmark.classes import Domain, load_classes
 from trainers.embedded_benchmark.drawings import openmoji_folder, raster
-from trainers.embedded_benchmark.render import Domain
 
 TEMPLATES: dict[Domain, tuple[str, ...]] = {
     "real": ("a photo of {}.", "a photograph of {}.", "a blurry photo of {}.", "a snapshot of {}."),

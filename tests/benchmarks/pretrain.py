@@ -35,7 +35,8 @@ from trainers.config import DataConfig
 from trainers.data.storage import open_store
 from trainers.data.transforms import normalise, train_view
 from trainers.embedded_benchmark.arrays import SIZE
-from trainers.embedded_benchmark.render import DOMAINS, render
+from trainers.embedded_benchmark.classes import DOMAINS
+from trainers.embedded_benchmark.render import render
 from trainers.models import tiny_clip
 from trainers.models.clip import MERGES, load_tokenizer, model_config, vocabulary
 from trainers.models.config import ModelConfig

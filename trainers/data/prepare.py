@@ -23,14 +23,13 @@ from typing import Any, Literal
 import filelock
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 from pydantic import Field
 
 from trainers.config_model import Frozen
 from trainers.data.data_root import PREPARATION_FILE, domain_files, read_record
 from trainers.data.folders import SPLITS, Found, Split
 from trainers.data.images import BadImage, encode
-from trainers.data.schema import ROW_GROUP, LabelledImage, images_table, open_parquet
+from trainers.data.schema import LabelledImage, open_parquet, write_images
 from trainers.data.sources import GENERAL, Source, carve, open_domain
 from trainers.data.storage import Store
 from trainers.data.suite import is_domain_name
@@ -122,16 +121,12 @@ def prepare(
         lock = filelock.FileLock(destination.local_path(".prepare.lock"))
     with lock:
         records = {domain: _record(sources[domain], plans[domain], options) for domain in plans}
-        for domain, record in records.items():  # before anything is written
-            _check_folder(destination.at(domain), record)
+        kept = {d: _kept(destination.at(d), d, records[d]) for d in plans}
         reports = [
-            _prepare_domain(
-                destination.at(domain), domain, splits, records[domain], options, progress
-            )
-            for domain, splits in plans.items()
+            kept[d] or _written(destination.at(d), d, splits, records[d], options, progress)
+            for d, splits in plans.items()
         ]
-        is_new = any(report.status == "done" for report in reports)
-        duplicates = find_duplicates(destination, list(plans)) if is_new else {}
+        duplicates = {} if all(kept.values()) else find_duplicates(destination, list(plans))
     return Report(destination.url, tuple(reports), duplicates, id_domain)
 
 
@@ -149,22 +144,29 @@ def _record(source: Source, splits: Mapping[Split, Found], options: Options) -> 
     }
 
 
-def _check_folder(folder: Store, record: Mapping[str, Any]) -> None:
-    """Raise a ConfigError if a domain's folder holds what must not be replaced."""
+def _kept(folder: Store, domain: str, record: Mapping[str, Any]) -> DomainReport | None:
+    """The domain, if it is there already and has this record; None if it is to be written.
+
+    Raises:
+        ConfigError: its folder holds what must not be replaced.
+    """
     before, problem = read_record(folder), None
     if before is None:
         if folder.files():  # they would be removed
             problem = "it has files that `prepare` did not make"
     elif before.get("format") != FORMAT:
         problem = "it was prepared by version 0.2; with other splits, its test images would train"
-    elif before.get("status") == "done" and not record.items() <= before.items():
+    elif before.get("status") == "done":
+        if record.items() <= before.items():
+            return DomainReport(domain, "kept", before["images"], before["left_out"])
         problem = "it was prepared from other images or with other options"
     if problem:
         hint = "choose another destination, or remove the folder"
         raise ConfigError(problem, hint=hint, source=folder.url)
+    return None
 
 
-def _prepare_domain(
+def _written(
     folder: Store,
     domain: str,
     splits: Mapping[Split, Found],
@@ -172,9 +174,6 @@ def _prepare_domain(
     options: Options,
     progress: Callable[[str, int, int], None],
 ) -> DomainReport:
-    before = read_record(folder) or {}
-    if before.get("status") == "done" and record.items() <= before.items():
-        return DomainReport(domain, "kept", before["images"], before["left_out"])
     if folder.exists():
         folder.filesystem.delete_dir(folder.full())
     _write_record(folder, {**record, "status": "unfinished"})
@@ -185,9 +184,8 @@ def _prepare_domain(
         waiting, size, part, report.images[split] = list[LabelledImage](), 0, 0, 0
         for image in chain(images, [None]):
             if waiting and (image is None or len(waiting) == _ROWS or size >= _BYTES):
-                table = images_table(waiting, found.class_names, found.metadata)
                 with folder.write(f"{split}/part-{part:05d}.parquet") as file:
-                    pq.write_table(table, file, row_group_size=ROW_GROUP)
+                    write_images(file, waiting, found.class_names, found.metadata)
                 waiting, size, part = [], 0, part + 1
             if image is not None:
                 waiting.append(image)

