@@ -1,6 +1,5 @@
 import json
 
-import numpy as np
 import pytest
 import torch
 
@@ -45,18 +44,6 @@ def test_classes_may_share_some_of_what_they_stand_for_and_the_suite_goes_before
     of_files = {"class_map": '{"pet": ["dog"]}'}
     assert mapped(("pet",), DomainRule(class_map={"pet": ("cat",)}), of_files).groups == ((2,),)
     assert mapped(("pet",), None, of_files).groups == ((3,),)
-
-
-def test_projections_equal_numpys_on_many_classes_and_unequal_groups():
-    rng = np.random.default_rng(0)
-    names = tuple(f"c{i}" for i in range(50))
-    groups = {f"d{i}": tuple(rng.choice(names, rng.integers(1, 6), False)) for i in range(20)}
-    logits = rng.standard_normal((8, 50)).astype(np.float32)
-    expected = np.stack(
-        [logits[:, [names.index(n) for n in groups[f"d{i}"]]].max(axis=1) for i in range(20)], 1
-    )
-    projection = mapped(tuple(groups), metadata={"class_map": json.dumps(groups)}, id_classes=names)
-    assert np.array_equal(projection.project(torch.from_numpy(logits)).numpy(), expected)
 
 
 @pytest.mark.parametrize(

@@ -2,20 +2,13 @@
 
 import csv
 import json
-import os
-import signal
-import subprocess
-import sys
-import time
 from dataclasses import replace
 
-import numpy as np
 import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
 from tests.images import file_of
-from trainers.data.data_root import read_record
 from trainers.data.dataset import ImageDataset
 from trainers.data.prepare import BAD, DUPLICATES, Options, find_duplicates, prepare
 from trainers.data.schema import LabelledImage, part_path, write_images
@@ -41,9 +34,8 @@ def tree(tmp_path):
 
 
 def run(tree, data, **options):
-    (report,) = prepare(
-        {"pets": Source(path=str(tree))}, open_store(data), Options(**options)
-    ).domains
+    sources = {"pets": Source(path=str(tree))}
+    (report,) = prepare(sources, open_store(data), Options(**options)).domains
     return report
 
 
@@ -196,34 +188,22 @@ def test_data_of_0_2_are_read_and_never_prepared_again(tree, tmp_path):
     assert names(data, "train") == ["a.png", "b.png"]
 
 
-def test_a_killed_preparation_can_be_run_again(tmp_path):
-    source, data = tmp_path / "source", tmp_path / "data"
-    noise = np.random.default_rng(0).integers(0, 256, (700, 700, 3), dtype=np.uint8)
-    Image.fromarray(noise).save(tmp_path / "one.png")
-    for split, number in (("train", 80), ("val", 1), ("test", 1)):
-        (source / split / "cat").mkdir(parents=True)
-        for image in range(number):
-            os.link(tmp_path / "one.png", source / split / "cat" / f"{image}.png")
-    command = [sys.executable, "-m", "tuning", "prepare", "folders", str(source), str(data)]
-    driver = subprocess.Popen(
-        [*command, "--resize", "300"], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE
-    )
-    record = data / "source" / "preparation.json"
-    while not record.exists():
-        assert driver.poll() is None, driver.communicate()[1]
-        time.sleep(0.01)
-    driver.send_signal(signal.SIGKILL)
-    driver.communicate()
-    assert (read_record(open_store(data).at("source")) or {})["status"] == "unfinished"
+def test_a_preparation_that_did_not_end_can_be_run_again(tree, tmp_path):
+    class Killed(BaseException):
+        pass
+
+    def kill(part, done, total):
+        if part == "pets/val":
+            raise Killed
+
+    data, sources = tmp_path / "data", {"pets": Source(path=str(tree))}
+    with pytest.raises(Killed):
+        prepare(sources, open_store(data), Options(), progress=kill)
     with pytest.raises(ConfigError, match="its preparation is unfinished"):
-        ImageDataset(data, "source", "train")
-    (data / "source" / "train").mkdir(exist_ok=True)
-    (data / "source" / "train" / "part-00007.parquet").write_bytes(b"left by the kill")
-    sources, options = {"source": Source(path=str(source))}, Options(resize=300)
-    (report,) = prepare(sources, open_store(data), options).domains
-    assert (report.status, report.images) == ("done", {"train": 80, "val": 1, "test": 1})
-    images = ImageDataset(data, "source", "train")
-    assert (len(images), images.decode(0).size) == (80, (300, 300))
+        ImageDataset(data, "pets", "train")
+    (data / "pets/train/part-00007.parquet").write_bytes(b"left by the kill")
+    assert run(tree, data).images == {"train": 14, "val": 2, "test": 4}
+    assert len(ImageDataset(data, "pets", "train")) == 14
 
 
 def test_the_same_images_in_two_splits_or_domains_are_counted_and_listed(tmp_path):
@@ -260,8 +240,6 @@ def test_a_part_is_closed_before_memory_fills_up(tree, tmp_path, monkeypatch):
 
 @pytest.mark.ray
 def test_a_bucket_is_a_destination(tree, bucket):
-    sources = {"pets": Source(path=str(tree))}
-    (report,) = prepare(sources, open_store(f"{bucket}/data"), Options()).domains
+    report = run(tree, f"{bucket}/data")
     assert len(ImageDataset(f"{bucket}/data", "pets", "train")) == report.images["train"] == 14
-    (again,) = prepare(sources, open_store(f"{bucket}/data"), Options()).domains
-    assert again.status == "kept"
+    assert run(tree, f"{bucket}/data").status == "kept"
