@@ -49,8 +49,7 @@ from tuning.views.leaderboard import report as leaderboard
 from tuning.views.page import REPORT_FILE, REPORT_FOLDER
 from tuning.views.result_table import fit_table
 from tuning.weights.export import export_weights
-from tuning.zero_shot.evaluate import measure
-from tuning.zero_shot.report import zero_shot_table
+from tuning.zero_shot.evaluate import measure, zero_shot_table
 
 EPOCHS: Final = 10
 """Of a trial on one's own images, as in Lipsum-FT's experiments on DomainNet."""

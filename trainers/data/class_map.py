@@ -27,9 +27,6 @@ from trainers.data.schema import Header
 from trainers.data.suite import near
 from trainers.errors import ConfigError, quoted
 
-METADATA_KEY = "class_map"
-"""Entry of the Parquet metadata with the ID classes of each class, as JSON."""
-
 
 @dataclass(frozen=True)
 class ClassMap:
@@ -98,8 +95,8 @@ def domain_class_map(
             raise ConfigError(f"several classes are called {quoted(twice)}", source=name)
     of_files = {} if domain == id_domain else described.metadata
     targets: Mapping[str, Sequence[str]] = {name: (name,) for name in domain_classes}
-    if rule.class_map or METADATA_KEY in of_files:
-        targets = rule.class_map or json.loads(of_files[METADATA_KEY])
+    if rule.class_map or "class_map" in of_files:
+        targets = rule.class_map or json.loads(of_files["class_map"])
     groups = tuple(
         tuple(labels[target] for target in targets.get(name, ()) if target in labels)
         for name in domain_classes

@@ -164,10 +164,9 @@ def zero_shot(
     if len(config) > 1 and (expect or check_duplicates):
         raise ConfigError("--expect and --check-duplicates are for one configuration")
     # With torch, after mistakes in the configuration were reported.
-    from tuning.zero_shot.duplicates import near_duplicates
-    from tuning.zero_shot.evaluate import measure, published
+    from tuning.zero_shot import evaluate
+    from tuning.zero_shot.duplicates import duplicates_table, near_duplicates
     from tuning.zero_shot.ranking import rank, ranking_table
-    from tuning.zero_shot.report import causes, duplicates_table, not_compared, zero_shot_table
 
     console, trial = Console(), files[0].trial
     status = Console(stderr=True).status("starting")
@@ -185,16 +184,17 @@ def zero_shot(
             found.write(Path("near_duplicates.csv"))
             console.print(duplicates_table(found), soft_wrap=True)
             return
-        expected = published(trial) if expect else None
+        expected = evaluate.published(trial) if expect else None
         with status:
-            rows = measure(trial, which, expected=expected, began=status.update)
+            rows = evaluate.measure(trial, which, expected=expected, began=status.update)
     except ConfigError as error:
         raise error.within(config[0]) from None
     title = f"{trial.model.name}, zero-shot, {which} splits"
-    console.print(zero_shot_table(rows, title=title, id_domain=trial.data.id_domain))
+    table = evaluate.zero_shot_table(rows, title=title, id_domain=trial.data.id_domain)
+    console.print(table)
     console.print("± is the 95 % sampling error of the accuracy on that many images.")
-    if left := not_compared(rows):
+    if left := evaluate.not_compared(rows):
         console.print(left, markup=False, soft_wrap=True)
-    if likely := causes(rows):
+    if likely := evaluate.causes(rows):
         print(likely, file=sys.stderr)
         raise typer.Exit(1)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import csv
 import io
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import combinations
@@ -16,6 +17,9 @@ from pathlib import Path
 import numpy as np
 import torch
 from PIL import Image
+from rich.console import Group, RenderableType
+from rich.markup import escape
+from rich.text import Text
 from torch import Tensor
 
 from trainers.config import TrialConfig
@@ -25,6 +29,7 @@ from trainers.data.transforms import eval_view, normalise
 from trainers.evaluation.evaluate import EvalBatches, image_features
 from trainers.loop.state import open_images
 from trainers.seeding import generator
+from tuning.views.result_table import borderless_table
 from tuning.zero_shot.evaluate import open_model
 
 SHARE_FOUND = 0.95
@@ -85,6 +90,20 @@ def near_duplicates(
             paths = first.path(int(nearest[row])), second.path(row)
             pairs.append((first.name, second.name, *paths, f"{cosine[row]:.4f}"))
     return NearDuplicates(threshold, {images.name: len(images) for images in sets}, pairs)
+
+
+def duplicates_table(found: NearDuplicates) -> RenderableType:
+    """Number of near duplicates by pair of splits, and what counts as one."""
+    table = borderless_table("images of", "nearly the same in", "number", "of", text=(0, 1))
+    for (first, second), number in Counter(pair[:2] for pair in found.pairs).items():
+        table.add_row(escape(second), escape(first), f"{number:,}", f"{found.images[second]:,}")
+    threshold = (
+        f"Counted if the cosine of the features is at least {found.threshold:.4f}, which "
+        f"{SHARE_FOUND:.0%} of resized and recompressed copies of these images reach. "
+        "near_duplicates.csv lists the pairs; nothing was removed."
+    )
+    none = Text("No near duplicates between splits.")
+    return Group(table if table.row_count else none, Text(threshold))
 
 
 def _of_copies(

@@ -8,8 +8,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from statistics import fmean
 
 import torch
+from rich.table import Table
+from rich.text import Text
 from torch import Tensor
 
 from trainers.checks import check_data
@@ -21,9 +24,20 @@ from trainers.loop.precision import Precision
 from trainers.loop.state import id_classes, open_images
 from trainers.models.zero_shot import ZeroShotModel, load_zero_shot
 from tuning.views.formatting import accuracy_margin
+from tuning.views.result_table import Cell, ResultTable, fit_table
 
 ROUNDING = 0.05
 """Rounding error of an accuracy with one decimal, in points."""
+
+_CAUSES = """\
+Off by more than sampling (95 %) and rounding allow: {domains}. Usual causes:
+- all domains a few points low: class names or templates (trial.data.suite), an activation that does
+  not belong to the weights (ViT-B-16-quickgelu for `openai`), or preprocessing
+  (trial.data.crop_pct, small or cropped images)
+- one domain far off: its order of classes (DomainNet's lists, ImageNet-V2's numbered folders), a
+  mask of other classes (-R, -A), or a class_map
+- one or two points: other images than those of the published accuracy (images split off for
+  validation, --split), or another crop"""
 
 
 @dataclass(frozen=True)
@@ -120,3 +134,44 @@ def published(config: TrialConfig) -> dict[str, float]:
         hint = f"known: {listed(found or suite.published)}"
         raise ConfigError(problem, key="--expect", value="published", hint=hint)
     return found
+
+
+def zero_shot_table(rows: Sequence[Row], *, title: str, id_domain: str) -> Table:
+    """One row per domain, then the mean over the OOD domains.
+
+    With expected accuracies, they replace NLL and ECE, so that the table fits 80 columns.
+    """
+    compared = any(row.expected is not None for row in rows)
+    others = ["expected", "off by", ""] if compared else ["NLL", "ECE, %"]
+    columns = ["", "images", "classes", "acc, %", *others]
+    lines: list[list[Cell]] = []
+    for row in rows:
+        name = f"{row.domain} (ID)" if row.domain == id_domain else row.domain
+        acc = f"{row.acc:.2f} ± {row.error:.2f}"
+        lines.append([name, f"{row.images:,}", f"{row.classes:,}", acc])
+        if not compared:
+            lines[-1] += [f"{row.nll:.3f}", f"{row.ece:.2f}"]
+        elif row.expected is not None:
+            verdict = Text("agrees", "green") if row.agrees else Text("off", "bold red")
+            lines[-1] += [f"{row.expected:.2f}", f"{row.acc - row.expected:+.2f}", verdict]
+    shifts = [row for row in rows if row.domain != id_domain]
+    if len(shifts) > 1:
+        acc = fmean(row.acc for row in shifts)
+        lines.append(["mean OOD", "", "", f"{acc:.2f}"])
+        known = [row.expected for row in shifts if row.expected is not None]
+        if len(known) == len(shifts):  # means over different domains are not comparable
+            lines[-1] += [f"{fmean(known):.2f}", f"{acc - fmean(known):+.2f}"]
+    whole = [[*line, *[""] * (len(columns) - len(line))] for line in lines]
+    return fit_table(ResultTable(columns, whole, title=title))
+
+
+def causes(rows: Sequence[Row]) -> str | None:
+    """The usual causes of a difference; None if no domain is off."""
+    off = [row.domain for row in rows if row.agrees is False]
+    return _CAUSES.format(domains=", ".join(off)) if off else None
+
+
+def not_compared(rows: Sequence[Row]) -> str | None:
+    """Domains without an expected accuracy; None if all have one, or none has."""
+    left = [row.domain for row in rows if row.expected is None]
+    return f"Not compared: {', '.join(left)}." if 0 < len(left) < len(rows) else None
