@@ -7,7 +7,7 @@ import pyarrow.parquet as pq
 
 from tests.tuning import fakes
 from trainers.data.fingerprint import data_fingerprint
-from trainers.data.schema import CLASS_NAMES_KEY, part_path
+from trainers.data.schema import part_path
 from trainers.overrides import nest
 from tuning.config.schema import SearchFile
 from tuning.runs.journal import Journal
@@ -53,8 +53,8 @@ def swap_classes(root, domain, split):
     path = part_path(root, domain, split)
     table = pq.read_table(path)
     metadata = table.schema.metadata
-    first, second, *others = json.loads(metadata[CLASS_NAMES_KEY])
-    metadata[CLASS_NAMES_KEY] = json.dumps([second, first, *others]).encode()
+    first, second, *others = json.loads(metadata[b"class_names"])
+    metadata[b"class_names"] = json.dumps([second, first, *others]).encode()
     pq.write_table(table.replace_schema_metadata(metadata), path)
 
 

@@ -17,7 +17,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import IO, Any
+from typing import IO
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -25,10 +25,6 @@ import pyarrow.parquet as pq
 
 from trainers.data.storage import Store
 from trainers.errors import ConfigError, StorageFailed, first_line, unreadable
-
-CLASS_NAMES_KEY = b"class_names"
-METADATA_KEY = b"metadata"
-HUGGINGFACE_KEY = b"huggingface"
 
 MEANING = ("class_map", "crop_pct")
 """Entries of the metadata that change how images are cropped and scored."""
@@ -73,14 +69,13 @@ def write_images(
         "image": {"_type": "Image"},
         "label": {"names": list(class_names), "_type": "ClassLabel"},
     }
-    entries: dict[bytes, Any] = {
-        CLASS_NAMES_KEY: list(class_names),
-        METADATA_KEY: dict(metadata),
-        HUGGINGFACE_KEY: {"info": {"features": features}},
+    entries = {
+        "class_names": list(class_names),
+        "metadata": dict(metadata),
+        "huggingface": {"info": {"features": features}},
     }
     texts = {
-        key: json.dumps(value, ensure_ascii=False, sort_keys=True).encode()
-        for key, value in entries.items()
+        key: json.dumps(value, ensure_ascii=False, sort_keys=True) for key, value in entries.items()
     }
     image_type = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
     columns = {
@@ -165,11 +160,13 @@ def open_parquet(store: Store, file: str) -> Iterator[pq.ParquetFile]:
 def _header_of(parquet: pq.ParquetFile, name: str) -> Header:
     schema, footer = parquet.schema_arrow, parquet.metadata
     try:
-        entries = {key: json.loads(text) for key, text in (schema.metadata or {}).items()
-                   if key in (CLASS_NAMES_KEY, METADATA_KEY, HUGGINGFACE_KEY)}  # fmt: skip
-        names = entries.get(CLASS_NAMES_KEY)
-        names = names or entries[HUGGINGFACE_KEY]["info"]["features"]["label"]["names"]
-        metadata = {str(k): str(v) for k, v in entries.get(METADATA_KEY, {}).items()}
+        texts = schema.metadata or {}
+        names = json.loads(texts.get(b"class_names", "null"))
+        if not names:
+            features = json.loads(texts[b"huggingface"])["info"]["features"]
+            names = features["label"]["names"]
+        metadata = json.loads(texts.get(b"metadata", "{}"))
+        metadata = {str(key): str(value) for key, value in metadata.items()}
         content = schema.field("image").type.field("bytes").type
         is_binary = pa.types.is_binary(content) or pa.types.is_large_binary(content)
         if is_binary and pa.types.is_integer(schema.field("label").type):
