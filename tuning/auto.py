@@ -24,7 +24,7 @@ from rich.console import Console
 
 from trainers.config import with_overrides
 from trainers.data.data_root import without_split
-from trainers.data.prepare import Options
+from trainers.data.prepare import Options, prepare
 from trainers.data.sources import Source
 from trainers.data.storage import open_store
 from trainers.errors import ConfigError, quoted
@@ -40,7 +40,7 @@ from tuning.confirmation.verdict import findings, verdict
 from tuning.execution.ray_session import runs_folder
 from tuning.planning.plan import CONFIRM_SEEDS, Plan, plan_search
 from tuning.planning.plan import render as render_plan
-from tuning.preparation.prepare import prepare, render, sources_of
+from tuning.preparation.prepare import render, sources_of
 from tuning.resume import earlier_run, search_or_resume
 from tuning.runs.run_folder import load_run
 from tuning.views.formatting import format_hours, show_phase
@@ -151,8 +151,8 @@ def auto(
     if given is not None:
         words = {"--id": first, "--ood": ",".join(others)}
         _announce(console, "1 Prepare", "prepare", "folders", source, root, *_options(words))
-        bar = Console(stderr=True)
-        prepared = prepare(sources, str(root.absolute()), Options(), first, bar)
+        bar, target = Console(stderr=True), open_store(root.absolute())
+        prepared = prepare(sources, target, Options(), id_domain=first, console=bar)
         console.print(render(prepared), soft_wrap=True)
         if lacking := without_split(str(root), sources, "test"):
             raise ConfigError(f"no test split for `confirm`: {quoted(lacking)}", source=root)

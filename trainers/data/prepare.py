@@ -24,6 +24,8 @@ import filelock
 import pyarrow as pa
 import pyarrow.compute as pc
 from pydantic import Field
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from trainers.config_model import Frozen
 from trainers.data.data_root import PREPARATION_FILE, domain_files, read_record
@@ -87,7 +89,7 @@ def prepare(
     options: Options,
     *,
     id_domain: str | None = None,
-    progress: Callable[[str, int, int], None] = lambda *_: None,
+    console: Console | None = None,
 ) -> Report:
     """Write domains; those that are there already with the same images and options are kept.
 
@@ -97,11 +99,37 @@ def prepare(
         sources: by domain, the ID domain first.
         id_domain: the domain to fine-tune on; the train images of the others become val and test.
             Without it, each domain keeps a train split.
-        progress: is called with a domain and split, its images so far, and all its images.
+        console: for a bar of progress, if it is a terminal.
 
     Raises:
         ConfigError: a source cannot be read, or a domain's folder holds anything else.
     """
+    columns = (
+        TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(),
+    )  # fmt: skip
+    is_shown = console is not None and console.is_terminal
+    lock: Any = nullcontext()
+    with Progress(*columns, console=console, disable=not is_shown) as bar:
+        progress = partial(bar.update, bar.add_task("listing images", total=None))
+        plans = _plans(sources, options, id_domain)
+        if destination.is_local:
+            destination.local_path().mkdir(parents=True, exist_ok=True)
+            lock = filelock.FileLock(destination.local_path(".prepare.lock"))
+        with lock:
+            records = {d: _record(sources[d], plans[d], options) for d in plans}
+            kept = {d: _kept(destination.at(d), d, records[d]) for d in plans}
+            reports = [
+                kept[d] or _written(destination.at(d), d, splits, records[d], options, progress)
+                for d, splits in plans.items()
+            ]
+            duplicates = {} if all(kept.values()) else find_duplicates(destination, list(plans))
+    return Report(destination.url, tuple(reports), duplicates, id_domain)
+
+
+def _plans(
+    sources: Mapping[str, Source], options: Options, id_domain: str | None
+) -> dict[str, dict[Split, Found]]:
+    """The images of each domain by the split that they will have."""
     plans, class_names = dict[str, dict[Split, Found]](), None
     for domain, source in sources.items():
         if domain.startswith(".") or not is_domain_name(domain):
@@ -115,19 +143,7 @@ def prepare(
         is_ood = id_domain is not None and domain != id_domain
         val, seed = options.val_fraction, options.seed
         plans[domain] = carve(splits, val=val, test=test, seed=seed, is_ood=is_ood)
-    lock: Any = nullcontext()
-    if destination.is_local:
-        destination.local_path().mkdir(parents=True, exist_ok=True)
-        lock = filelock.FileLock(destination.local_path(".prepare.lock"))
-    with lock:
-        records = {domain: _record(sources[domain], plans[domain], options) for domain in plans}
-        kept = {d: _kept(destination.at(d), d, records[d]) for d in plans}
-        reports = [
-            kept[d] or _written(destination.at(d), d, splits, records[d], options, progress)
-            for d, splits in plans.items()
-        ]
-        duplicates = {} if all(kept.values()) else find_duplicates(destination, list(plans))
-    return Report(destination.url, tuple(reports), duplicates, id_domain)
+    return plans
 
 
 def _record(source: Source, splits: Mapping[Split, Found], options: Options) -> dict[str, Any]:
@@ -172,7 +188,7 @@ def _written(
     splits: Mapping[Split, Found],
     record: Mapping[str, Any],
     options: Options,
-    progress: Callable[[str, int, int], None],
+    progress: Callable[..., None],
 ) -> DomainReport:
     if folder.exists():
         folder.filesystem.delete_dir(folder.full())
@@ -180,7 +196,8 @@ def _written(
     report, listed = DomainReport(domain, "done"), []
     for split in (split for split in SPLITS if split in splits):
         found, bad = splits[split], list[tuple[str, str]]()
-        images = _encoded(found, options.resize, bad, partial(progress, f"{domain}/{split}"))
+        show = partial(progress, description=f"{domain}/{split}", total=len(found.rows))
+        images = _encoded(found, options.resize, bad, show)
         waiting, size, part, report.images[split] = list[LabelledImage](), 0, 0, 0
         for image in chain(images, [None]):
             if waiting and (image is None or len(waiting) == _ROWS or size >= _BYTES):
@@ -212,10 +229,7 @@ def _write_csv(folder: Store, name: str, header: Sequence[str], rows: Iterable[A
 
 
 def _encoded(
-    found: Found,
-    resize: int | None,
-    bad: list[tuple[str, str]],
-    progress: Callable[[int, int], None],
+    found: Found, resize: int | None, bad: list[tuple[str, str]], progress: Callable[..., None]
 ) -> Iterator[LabelledImage]:
     """The images of a split as they are stored; those that cannot be are added to `bad`."""
 
@@ -250,7 +264,7 @@ def _encoded(
                     bad.append((name, result))
                 else:
                     yield LabelledImage(result, name, label)
-            progress(min(start + _BATCH, number), number)
+            progress(completed=min(start + _BATCH, number))
 
 
 def find_duplicates(destination: Store, domains: Sequence[str]) -> dict[str, int]:

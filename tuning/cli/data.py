@@ -93,10 +93,11 @@ def prepare(
     Example: lipsum-tune prepare folders /data/shop data/shop --id studio --ood street,sketch
     """
     from trainers.data.prepare import Options
+    from trainers.data.prepare import prepare as run_preparation
     from trainers.data.sources import Source
+    from trainers.data.storage import open_store
     from trainers.errors import validate
     from trainers.yaml_text import read_text
-    from tuning.preparation.prepare import prepare as run_preparation
     from tuning.preparation.prepare import render, sources_of
 
     lines = None
@@ -116,8 +117,9 @@ def prepare(
     }  # fmt: skip
     options = validate(Options, made, "prepare")
     sources = sources_of(whole, id_domain=id_, ood=names(ood), domain=domain)
+    target = open_store(destination)
     try:
-        report = run_preparation(sources, destination, options, id_, Console())
+        report = run_preparation(sources, target, options, id_domain=id_, console=Console())
     except KeyboardInterrupt:
         print("lipsum-tune: run the same command again", file=sys.stderr)
         raise typer.Exit(130) from None

@@ -1,4 +1,4 @@
-"""A preparation in the terminal: which domains there are, its progress, and a table at its end."""
+"""A preparation in the terminal: which domains there are, and a table at its end."""
 
 from __future__ import annotations
 
@@ -7,16 +7,13 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import yaml
-from rich.console import Console, Group, RenderableType
+from rich.console import Group, RenderableType
 from rich.markup import escape
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.text import Text
 
 from trainers.data.folders import SKIPPED, SPLITS
-from trainers.data.prepare import BAD, DUPLICATES, Options, Report
-from trainers.data.prepare import prepare as prepare_domains
+from trainers.data.prepare import BAD, DUPLICATES, Report
 from trainers.data.sources import Source, domain_names
-from trainers.data.storage import open_store
 from trainers.errors import ConfigError, did_you_mean
 from tuning.views.formatting import accuracy_margin
 from tuning.views.result_table import borderless_table
@@ -70,36 +67,6 @@ def sources_of(
         name: source.model_copy(update={"path": str(root / name)}) if below else source
         for name in (id_domain, *(ood or others))
     }
-
-
-def prepare(
-    sources: dict[str, Source],
-    destination: str,
-    options: Options,
-    id_domain: str | None,
-    console: Console,
-) -> Report:
-    """Prepare domains with a bar of progress.
-
-    Raises:
-        ConfigError: see `trainers.data.prepare.prepare`; or a disk or a bucket fails.
-    """
-    columns = (
-        TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(),
-    )  # fmt: skip
-    with Progress(*columns, console=console, disable=not console.is_terminal) as bar:
-        task = bar.add_task("listing images", total=None)
-
-        def show(part: str, done: int, total: int) -> None:
-            bar.update(task, description=part, completed=done, total=total)
-
-        try:
-            return prepare_domains(
-                sources, open_store(destination), options, id_domain=id_domain, progress=show
-            )
-        except OSError as error:  # a full disk, no permission, no connection
-            reason = " ".join(str(error).split())
-            raise ConfigError(reason, source=destination) from error
 
 
 def render(report: Report) -> RenderableType:

@@ -188,17 +188,19 @@ def test_data_of_0_2_are_read_and_never_prepared_again(tree, tmp_path):
     assert names(data, "train") == ["a.png", "b.png"]
 
 
-def test_a_preparation_that_did_not_end_can_be_run_again(tree, tmp_path):
-    class Killed(BaseException):
-        pass
+def test_a_preparation_that_did_not_end_can_be_run_again(tree, tmp_path, monkeypatch):
+    encoded, data = [], tmp_path / "data"
 
-    def kill(part, done, total):
-        if part == "pets/val":
-            raise Killed
+    def killed(image, **options):
+        encoded.append(image)
+        if len(encoded) == 16:  # of the split val
+            raise KeyboardInterrupt
+        return image
 
-    data, sources = tmp_path / "data", {"pets": Source(path=str(tree))}
-    with pytest.raises(Killed):
-        prepare(sources, open_store(data), Options(), progress=kill)
+    with monkeypatch.context() as patch:
+        patch.setattr("trainers.data.prepare.encode", killed)
+        with pytest.raises(KeyboardInterrupt):
+            run(tree, data)
     with pytest.raises(ConfigError, match="its preparation is unfinished"):
         ImageDataset(data, "pets", "train")
     (data / "pets/train/part-00007.parquet").write_bytes(b"left by the kill")
