@@ -195,8 +195,6 @@ def zero_shot(
     table = evaluate.zero_shot_table(rows, title=title, id_domain=trial.data.id_domain)
     console.print(table)
     console.print("± is the 95 % sampling error of the accuracy on that many images.")
-    if left := evaluate.not_compared(rows):
-        console.print(left, markup=False, soft_wrap=True)
     if likely := evaluate.causes(rows):
         print(likely, file=sys.stderr)
         raise typer.Exit(1)

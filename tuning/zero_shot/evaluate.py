@@ -156,11 +156,11 @@ def zero_shot_table(rows: Sequence[Row], *, title: str, id_domain: str) -> Table
             lines[-1] += [f"{row.expected:.2f}", f"{row.acc - row.expected:+.2f}", verdict]
     shifts = [row for row in rows if row.domain != id_domain]
     if len(shifts) > 1:
-        acc = fmean(row.acc for row in shifts)
-        lines.append(["mean OOD", "", "", f"{acc:.2f}"])
+        mean = fmean(row.acc for row in shifts)
+        lines.append(["mean OOD", "", "", f"{mean:.2f}"])
         known = [row.expected for row in shifts if row.expected is not None]
         if len(known) == len(shifts):  # means over different domains are not comparable
-            lines[-1] += [f"{fmean(known):.2f}", f"{acc - fmean(known):+.2f}"]
+            lines[-1] += [f"{fmean(known):.2f}", f"{mean - fmean(known):+.2f}"]
     whole = [[*line, *[""] * (len(columns) - len(line))] for line in lines]
     return fit_table(ResultTable(columns, whole, title=title))
 
@@ -169,9 +169,3 @@ def causes(rows: Sequence[Row]) -> str | None:
     """The usual causes of a difference; None if no domain is off."""
     off = [row.domain for row in rows if row.agrees is False]
     return _CAUSES.format(domains=", ".join(off)) if off else None
-
-
-def not_compared(rows: Sequence[Row]) -> str | None:
-    """Domains without an expected accuracy; None if all have one, or none has."""
-    left = [row.domain for row in rows if row.expected is None]
-    return f"Not compared: {', '.join(left)}." if 0 < len(left) < len(rows) else None
