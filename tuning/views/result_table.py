@@ -32,7 +32,7 @@ class ResultTable:
     """In the terminal; the page has headings of its own."""
 
 
-def fit_table(table: ResultTable, width: int) -> Table:
+def fit_table(table: ResultTable, width: int | None = None) -> Table:
     """The table for a terminal of this width: whole, or else its first columns and a note."""
     console = Console(width=width)
     for number in range(len(table.columns), min(LEAST, len(table.columns)) - 1, -1):
@@ -54,7 +54,7 @@ def fit_table(table: ResultTable, width: int) -> Table:
         for row in table.rows:
             rendered.add_row(*(Text.assemble(cell) for cell in row[:number]))
         unlimited = console.options.update(width=10_000)
-        if Measurement.get(console, unlimited, rendered).minimum <= width:
+        if width is None or Measurement.get(console, unlimited, rendered).minimum <= width:
             break
     more = ["More columns: `lipsum-tune report --open`."] if number < len(table.columns) else []
     rendered.caption = escape("\n".join([*table.notes, *more])) or None
