@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -16,6 +17,9 @@ from trainers.evaluation.domain_sums import DomainSums
 from trainers.evaluation.predictions import Predictions
 from trainers.hang import alive
 from trainers.models.image import ImageInput
+
+if TYPE_CHECKING:
+    from trainers.models.zero_shot import ZeroShotModel
 
 
 @dataclass(frozen=True)
@@ -34,18 +38,14 @@ class Drift:
     """(n, D) of one worker's share, as `image_features` returns them."""
     second_moment: Tensor
     """C: (D, D), ``mean_m t_m t_m'`` of L2-normalised text features."""
-    logit_scale: float
-    """s of the zero-shot model."""
+    zero_shot: ZeroShotModel
+    """Its `logit_scale` is s."""
 
-    def of(self, features: Tensor, first: int) -> tuple[Tensor, Tensor]:
-        """Energy gaps and distortions, (B,) each, float64, of L2-normalised features (B, D).
-
-        The first of them is of the image with the index `first` in the worker's share.
-        """
-        zero_shot = self.zero_shot_features[first : first + len(features)]
-        shift = (features - zero_shot.to(features.device)).double()
-        moment = self.second_moment.to(shift)
-        return self.logit_scale**2 * ((shift @ moment) * shift).sum(dim=-1), shift.norm(dim=-1)
+    def of(self, features: Tensor, zero_shot_features: Tensor) -> tuple[Tensor, Tensor]:
+        """Energy gaps and distortions, (B,) each, float64, of L2-normalised features (B, D)."""
+        shift = (features - zero_shot_features).double()
+        gaps = ((shift @ self.second_moment.to(shift)) * shift).sum(dim=-1)
+        return self.zero_shot.logit_scale**2 * gaps, shift.norm(dim=-1)
 
 
 @dataclass(frozen=True)
@@ -78,6 +78,7 @@ def evaluate(
     *,
     class_map: ClassMap,
     drift: Drift | None = None,
+    of_zero_shot: bool = False,
     predictions: Predictions | None = None,
 ) -> DomainSums:
     """The sums of a domain, on the CPU, the same on every worker.
@@ -88,6 +89,7 @@ def evaluate(
         class_map: from the ID classes to the domain's own. Images that it leaves out are compared
             with the zero-shot model, but not scored.
         drift: of the same batches; without it, `energy_gap` and `feature_distortion` are absent.
+        of_zero_shot: evaluate the zero-shot model instead, by its features in `drift`.
         predictions: those of this worker's share are added to it; needs `drift`.
 
     Raises:
@@ -95,15 +97,19 @@ def evaluate(
     """
     sums, done = DomainSums.zeros(class_map.num_classes, batches.device), 0
     for views, labels in batches.of(images):
-        features, logits = classify(views)
-        none = features.new_zeros(0)
-        shifts = (none, none) if drift is None else drift.of(features.float(), done)
-        logits, labels = logits.float(), labels.to(batches.device)
-        if predictions is not None and drift is not None:
-            zero_shot = drift.zero_shot_features[done : done + len(labels)]
-            predictions.add(done, labels, logits, zero_shot)
+        labels = labels.to(batches.device)
+        if drift is None:
+            _, logits = _in_memory(classify, views)
+            shifts = logits.new_zeros(2, 0)
+        else:
+            before = drift.zero_shot_features[done : done + len(labels)].to(batches.device)
+            known = before, drift.zero_shot.logits(before)
+            features, logits = known if of_zero_shot else _in_memory(classify, views)
+            shifts = torch.stack(drift.of(features.float(), before))
+            if predictions is not None:
+                predictions.add(done, labels, logits.float(), known[1])
         done += len(labels)
-        sums += DomainSums.of(*class_map.score(logits, labels), *shifts)
+        sums += DomainSums.of(*class_map.score(logits.float(), labels), *shifts)
     sums = sums.reduce()
     if not sums.number:
         raise ConfigError(f"{images.name}: none of its images is of a class that is scored")
@@ -120,5 +126,22 @@ def image_features(
     has distance 0 from itself. A worker without a share returns (0, 0). `encode` maps images (B, 3,
     H, W) to features (B, D).
     """
-    found = [encode(views).float().cpu() for views, _ in batches.of(images)]
+    found = []
+    for views, _ in batches.of(images):
+        (features,) = _in_memory(lambda some: (encode(some),), views)
+        found.append(features.float().cpu())
     return torch.cat(found) if found else torch.empty(0, 0)
+
+
+def _in_memory(
+    compute: Callable[[Tensor], tuple[Tensor, ...]], images: Tensor
+) -> tuple[Tensor, ...]:
+    """What is computed of a batch; if that does not fit into memory, of half as many at a time."""
+    try:
+        return compute(images)
+    except torch.OutOfMemoryError:
+        if len(images) == 1:
+            raise
+    # Outside of the handler, whose traceback keeps what was computed in memory.
+    halves = [_in_memory(compute, half) for half in images.chunk(2)]
+    return tuple(torch.cat(parts) for parts in zip(*halves, strict=True))

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import io
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -20,37 +21,28 @@ from trainers.checkpoints.format import PREDICTED_CLASSES
 from trainers.data.class_map import ClassMap
 from trainers.data.dataset import ImageDataset
 
+if TYPE_CHECKING:
+    from trainers.evaluation.evaluate import EvalBatches
+
 
 class Predictions:
-    """Labels and predictions of the images of one domain, in the label space of the domain.
+    """Labels and predictions of the images of one domain, in the label space of the domain."""
 
-    `zero_shot` maps L2-normalised zero-shot features (B, D) to logits (B, K) of the ID classes.
-    """
-
-    def __init__(
-        self,
-        images: ImageDataset,
-        class_map: ClassMap,
-        zero_shot: Callable[[Tensor], Tensor],
-        device: torch.device,
-        rank: int = 0,
-        world_size: int = 1,
-    ) -> None:
-        self._images, self._class_map, self._zero_shot = images, class_map, zero_shot
+    def __init__(self, images: ImageDataset, class_map: ClassMap, batches: EvalBatches) -> None:
+        self._images, self._class_map, self._world_size = images, class_map, batches.world_size
         # Label, prediction, confidence, zero-shot prediction and confidence. Rows of other workers
         # stay 0, so that the sum over the workers is the whole.
         rows = len(images.eval_rows)
-        self._values = torch.zeros(rows, 5, dtype=torch.float64, device=device)
-        self._own, self._world_size = self._values[rank::world_size], world_size
+        self._values = torch.zeros(rows, 5, dtype=torch.float64, device=batches.device)
+        self._own = self._values[batches.rank :: batches.world_size]
 
-    def add(self, first: int, labels: Tensor, logits: Tensor, zero_shot_features: Tensor) -> None:
+    def add(self, first: int, labels: Tensor, logits: Tensor, zero_shot: Tensor) -> None:
         """Note a batch, whose first image has the index `first` in the worker's share.
 
-        Labels (B,) are those of the domain, logits (B, K) those of the ID classes.
+        Labels (B,) are those of the domain, logits (B, K) of both models those of the ID classes.
         """
         rows = self._own[first : first + len(labels)]
         rows[:, 0] = self._class_map.columns(labels)
-        zero_shot = self._zero_shot(zero_shot_features.to(logits.device))
         for column, of_model in ((1, logits), (3, zero_shot)):
             scores = self._class_map.project(of_model)
             below = scores - scores.amax(dim=-1, keepdim=True)

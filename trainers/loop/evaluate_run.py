@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -77,29 +78,19 @@ def measure(
     Args:
         zero_shot: of the zero-shot model instead, from its features.
     """
-    known: Iterator[Tensor] = iter(())
-
-    def classified(views: Tensor) -> tuple[Tensor, Tensor]:
-        if not zero_shot:
-            return classify(run, views)
-        features = next(known).to(run.device)
-        return features, run.zero_shot.logits(features)
-
     run.student.eval()
     maps, batches = class_maps(run, images), run.zero_shot_features.batches
     by_domain, predictions = dict[str, DomainSums](), dict[str, Predictions]()
     for domain, of_domain in images.items():
-        drift = run.zero_shot_features.drift(of_domain)
-        known = iter(drift.zero_shot_features.split(batches.batch_size))
         if keep_predictions:
-            share = (run.device, run.rank, run.world_size)
-            predictions[domain] = Predictions(of_domain, maps[domain], run.zero_shot.logits, *share)
+            predictions[domain] = Predictions(of_domain, maps[domain], batches)
         by_domain[domain] = evaluate(
-            classified,
+            partial(classify, run),
             of_domain,
             batches,
             class_map=maps[domain],
-            drift=drift,
+            drift=run.zero_shot_features.drift(of_domain),
+            of_zero_shot=zero_shot,
             predictions=predictions.get(domain),
         )
     run.student.train()
@@ -123,21 +114,10 @@ def measure_end(run: TrainState, split: str, images: Images, point: float) -> di
 
 @torch.no_grad()
 def classify(run: TrainState, images: Tensor) -> tuple[Tensor, Tensor]:
-    """Features (B, D) and logits (B, K) of normalised images under the current parameters.
-
-    If they do not fit into memory at once, half as many go through the model at a time.
-    """
-    try:
-        with run.precision.autocast():
-            outputs = run.student(images)
-        return outputs.features, outputs.logits
-    except torch.OutOfMemoryError:
-        if len(images) == 1:
-            raise
-    # Outside of the handler, whose traceback keeps what was computed in memory.
-    halves = [classify(run, half) for half in images.chunk(2)]
-    features, logits = (torch.cat(parts) for parts in zip(*halves, strict=True))
-    return features, logits
+    """Features (B, D) and logits (B, K) of normalised images under the current parameters."""
+    with run.precision.autocast():
+        outputs = run.student(images)
+    return outputs.features, outputs.logits
 
 
 def class_maps(run: TrainState, images: Images) -> dict[str, ClassMap]:

@@ -101,7 +101,7 @@ class ZeroShotFeatures:
         rank, world_size, rows = self._rank, self._world_size, images.eval_rows
         share, largest = len(rows[rank::world_size]), len(rows[::world_size])
         file = self._file(key, world_size, largest, torch.float32)
-        encode = partial(image_features, self._encode_evaluated, images, self.batches)
+        encode = partial(image_features, self._encode, images, self.batches)
         return self._once(key, lambda: self._shared(file, rank, share, encode).cpu())
 
     def drift(self, images: ImageDataset) -> Drift:
@@ -111,7 +111,7 @@ class ZeroShotFeatures:
         """
         length = min(DRIFT_TEXT_LENGTH, self._zero_shot.vocabulary.longest)
         moment = self.random_text_moment(length)
-        return Drift(self.of_images(images), moment, self._zero_shot.logit_scale)
+        return Drift(self.of_images(images), moment, self._zero_shot)
 
     def of_random_texts(self, count: int, length: int, step: int) -> Tensor:
         """L2-normalised features (count, D) of a step's random texts of `length` tokens."""
@@ -189,13 +189,3 @@ class ZeroShotFeatures:
     def _encode(self, images: Tensor) -> Tensor:
         with self._precision.autocast():
             return self._zero_shot.image_features(images)
-
-    def _encode_evaluated(self, images: Tensor) -> Tensor:
-        """Features of images; if they do not fit into memory, half as many at a time."""
-        try:
-            return self._encode(images)
-        except torch.OutOfMemoryError:
-            if len(images) == 1:
-                raise
-        # Outside of the handler, whose traceback keeps what was computed in memory.
-        return torch.cat([self._encode_evaluated(half) for half in images.chunk(2)])

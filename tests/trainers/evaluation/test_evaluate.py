@@ -1,6 +1,7 @@
 """Evaluation of a small classifier of real images, whose logits are known in full as well."""
 
 import math
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -78,9 +79,10 @@ def known(images):
     return (torch.tensor(views).permute(0, 3, 1, 2) / 255 - 0.5) / 0.25
 
 
-def drift_of(images, texts):
+def drift_of(images, texts, logits=torch.clone):
     features = image_features(encoder(1), images, FOURS)
-    return Drift(features, texts.T @ texts / len(texts), SCALE)
+    zero_shot = SimpleNamespace(logit_scale=SCALE, logits=logits)
+    return Drift(features, texts.T @ texts / len(texts), zero_shot)
 
 
 @pytest.fixture(scope="module")
@@ -128,8 +130,8 @@ def test_a_class_map_leaves_images_out_of_the_score_alone(images, texts):
 def test_predictions_are_of_the_scored_images_in_their_own_classes(images, texts):
     class_map = ClassMap(4, ((), (0, 1), (2,), (3,)))
     head = classifier(1)(known(images)[:4])[0]  # (4, D), of a zero-shot model
-    predictions = Predictions(images, class_map, lambda features: features @ head.T, CPU)
-    drift = drift_of(images, texts)
+    drift = drift_of(images, texts, lambda features: features @ head.T)
+    predictions = Predictions(images, class_map, FOURS)
     evaluate(
         classifier(2), images, FOURS, class_map=class_map, drift=drift, predictions=predictions
     )
