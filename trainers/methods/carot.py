@@ -99,6 +99,7 @@ class CaRot(ContrastiveMethod):
     def loss(self, batch: Batch, step: Step) -> Loss:
         """The contrastive loss, plus all other terms with their weights as the regulariser."""
         import torch
+        from torch.nn.functional import cross_entropy
 
         scores = similarities(batch.student)
         task = contrastive_loss(scores)
@@ -111,8 +112,10 @@ class CaRot(ContrastiveMethod):
             reg = reg + self.cross_weight * norm(image @ text.T)
         if batch.average is not None and step.number > 0:
             teacher = similarities(batch.average)
-            reg = reg + self.distillation_weight * distillation(teacher, scores)
-        return Loss(task=task, reg=reg)
+            by_rows = cross_entropy(scores, teacher.softmax(dim=-1))
+            by_columns = cross_entropy(scores.T, teacher.T.softmax(dim=-1))
+            reg = reg + self.distillation_weight * (by_rows + by_columns)
+        return Loss(task, reg)
 
 
 def projections(weights: Weights) -> tuple[Tensor, Tensor]:
@@ -134,11 +137,3 @@ def projections(weights: Weights) -> tuple[Tensor, Tensor]:
             )
         found.append(weights[name].T if name.endswith(".weight") else weights[name])
     return found[0], found[1]
-
-
-def distillation(teacher: Tensor, student: Tensor) -> Tensor:
-    """Soft cross-entropies of two sets of scores (B, B), by rows plus by columns, a scalar."""
-    from torch.nn import functional
-
-    by_rows = functional.cross_entropy(student, teacher.softmax(dim=-1))
-    return by_rows + functional.cross_entropy(student.T, teacher.T.softmax(dim=-1))

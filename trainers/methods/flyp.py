@@ -45,8 +45,15 @@ class ContrastiveMethod(Method):
         return False
 
     def texts(self, labels: Sequence[int], prompts: Prompts, draw: StepRandom) -> Texts:
-        """One kind: the class in a random template."""
-        return (random_captions(labels, prompts, draw),)
+        """One kind: the class in one of the templates, drawn again at every step.
+
+        The authors of FLYP, CaRot and R-Adapter shuffle a table of every image in every template
+        and take the next rows, so that some images come more often than others. Here every image
+        comes once an epoch.
+        """
+        drawn = draw.choose("caption", len(prompts.templates))
+        pairs = zip(drawn, labels, strict=True)
+        return ([prompts.templates[n].replace("{}", prompts.names[label]) for n, label in pairs],)
 
 
 @register_method("flyp")
@@ -58,20 +65,6 @@ class ContrastiveFineTuning(ContrastiveMethod):
     def loss(self, batch: Batch, step: Step) -> Loss:
         """The contrastive loss."""
         return Loss(contrastive_loss(similarities(batch.student)))
-
-
-def random_captions(labels: Sequence[int], prompts: Prompts, draw: StepRandom) -> list[str]:
-    """Put the class of each image into one of the templates, drawn again at every step.
-
-    The authors of FLYP, CaRot and R-Adapter shuffle a table of every image in every template and
-    take the next rows, so that some images come more often than others. Here every image comes
-    once an epoch.
-    """
-    drawn = draw.choose("caption", len(prompts.templates))
-    return [
-        prompts.templates[template].replace("{}", prompts.names[label])
-        for template, label in zip(drawn, labels, strict=True)
-    ]
 
 
 def similarities(outputs: Outputs, kind: int = 0) -> Tensor:

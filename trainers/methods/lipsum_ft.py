@@ -61,20 +61,9 @@ class LipsumFineTuning(ZeroShotRegulariser):
         return scheduled(self.reg_weight, self.reg_schedule, step)
 
     def regulariser(self, student: Outputs, zero_shot: Outputs, step: Step) -> Tensor:
-        """The energy gap to the zero-shot model on the texts of this step."""
+        """Half the mean squared change of the scaled scores on the texts of this step."""
         shared = step.zero_shot_features
         texts = shared.of_random_texts(self.text_count, self.text_length, step.number)
-        scale = step.zero_shot.logit_scale
-        return energy_gap(student.features, zero_shot.features, texts, scale)
-
-
-def energy_gap(
-    features: Tensor, zero_shot_features: Tensor, text_features: Tensor, logit_scale: float
-) -> Tensor:
-    """Half the mean squared change of the scaled image-text scores, a scalar.
-
-    All features are L2-normalised, those of the same views (B, D) and those of texts (M, D).
-    `logit_scale` is s, the exponential of CLIP's pre-trained parameter of that name.
-    """
-    change = logit_scale * (features - zero_shot_features) @ text_features.T  # (B, M)
-    return change.square().mean() / 2
+        change = student.features - zero_shot.features
+        gaps = step.zero_shot.logit_scale * change @ texts.T  # (B, M)
+        return gaps.square().mean() / 2

@@ -40,8 +40,6 @@ from trainers.methods.flyp import ContrastiveMethod, similarities
 from trainers.methods.registry import register_method
 
 if TYPE_CHECKING:
-    from torch import Tensor
-
     from trainers.models.config import ModelConfig
     from trainers.models.student import Student
 
@@ -96,35 +94,21 @@ class ResidualAdapter(ContrastiveMethod):
             add_adapters(encoder)
 
     def loss(self, batch: Batch, step: Step) -> Loss:
-        """The multi-positive contrastive loss with its margin."""
-        scores = similarities(batch.student)
-        margin = self.margin * batch.student.logit_scale
-        return Loss(multi_positive_loss(scores, batch.labels, margin, self.label_smoothing))
+        """The multi-positive contrastive loss with its margin; eps is 0 for a single class."""
+        import torch
+        from torch.nn.functional import cross_entropy
+
+        scores, labels = similarities(batch.student), batch.labels
+        same = labels[:, None] == labels
+        positives = same.sum(dim=1, keepdim=True).to(scores)
+        negatives = len(labels) - positives
+        eps = self.label_smoothing * (negatives > 0).to(scores)
+        targets = torch.where(same, (1 - eps) / positives, eps / negatives.clamp(min=1))
+        harder = torch.where(same, scores, scores + self.margin * batch.student.logit_scale)
+        return Loss((cross_entropy(harder, targets) + cross_entropy(harder.T, targets)) / 2)
 
     def eval_weights(
         self, trained: Weights, initial: Weights, id_gradient: Callable[[Weights], Weights]
     ) -> Weights:
         """The average, with the maps A times `alpha`; the gains g stay, as the product counts."""
         return {n: self.alpha * v if n.endswith(".map") else v for n, v in trained.items()}
-
-
-def multi_positive_loss(
-    scores: Tensor, labels: Tensor, margin: Tensor | float, label_smoothing: float
-) -> Tensor:
-    """MPM-NCE, a scalar, of scores (B, B) with images in rows and their texts in columns.
-
-    `margin` is added to the scores of other classes; `label_smoothing`, eps, is 0 for a batch of a
-    single class.
-    """
-    import torch
-    from torch.nn import functional
-
-    same = labels[:, None] == labels
-    positives = same.sum(dim=1, keepdim=True).to(scores)
-    negatives = len(labels) - positives
-    smoothing = label_smoothing * (negatives > 0).to(scores)
-    targets = torch.where(same, (1 - smoothing) / positives, smoothing / negatives.clamp(min=1))
-    harder = torch.where(same, scores, scores + margin)
-    by_image = functional.cross_entropy(harder, targets)
-    by_text = functional.cross_entropy(harder.T, targets)
-    return (by_image + by_text) / 2

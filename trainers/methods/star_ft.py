@@ -24,7 +24,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from functools import cache
 from importlib.resources import files
-from typing import TYPE_CHECKING, Literal, TypeAlias, cast
+from typing import Literal, TypeAlias
 
 import yaml
 from pydantic import Field
@@ -42,11 +42,6 @@ from trainers.methods.base import (
 from trainers.methods.flyp import ContrastiveMethod, contrastive_loss, similarities
 from trainers.methods.registry import register_method
 from trainers.texts.prompts import Prompts
-
-if TYPE_CHECKING:
-    from torch import Tensor
-
-    from trainers.models.student import Outputs
 
 Attributes: TypeAlias = Literal["background", "texture", "resolution"]
 
@@ -90,24 +85,17 @@ class StarFineTuning(ContrastiveMethod):
     def loss(self, batch: Batch, step: Step) -> Loss:
         """The contrastive loss, plus the divergence on spurious texts."""
         task = contrastive_loss(similarities(batch.student))
-        if not self.needs_zero_shot:
+        if batch.zero_shot is None:
             return Loss(task)
+        # The student's similarities have the pre-trained scale, too.
+        student = batch.student._replace(logit_scale=batch.zero_shot.logit_scale)
+        of_own_class = batch.labels[:, None] == batch.labels
+        before, now = (
+            similarities(of, SPURIOUS).masked_fill(of_own_class, LEFT_OUT)
+            for of in (batch.zero_shot, student)
+        )
         weight = scheduled(self.reg_weight, self.reg_schedule, step)
-        return Loss(task, spurious_divergence(batch), weight)
-
-
-def spurious_divergence(batch: Batch) -> Tensor:
-    """The mean KL divergence of the images' distributions over spurious texts, a scalar.
-
-    The student's similarities have the pre-trained scale, too.
-    """
-    zero_shot = cast("Outputs", batch.zero_shot)
-    before = similarities(zero_shot, SPURIOUS)
-    after = similarities(batch.student._replace(logit_scale=zero_shot.logit_scale), SPURIOUS)
-    of_own_class = batch.labels[:, None] == batch.labels
-    return kl_divergence(
-        before.masked_fill(of_own_class, LEFT_OUT), after.masked_fill(of_own_class, LEFT_OUT)
-    )
+        return Loss(task, kl_divergence(before, now), weight)
 
 
 @cache

@@ -43,40 +43,24 @@ class ProjectedFineTuning(Method):
     def eval_weights(
         self, trained: Weights, initial: Weights, id_gradient: Callable[[Weights], Weights]
     ) -> Weights:
-        """The projected weights."""
+        """Each weight between its initial and its trained value, by its learned share."""
         if self.projection_steps == 0:
             return trained
-        steps, lr = self.projection_steps, self.projection_lr
-        return project(trained, initial, id_gradient, steps=steps, lr=lr)
+        import torch
 
+        from trainers.loop.distributed import averaged
 
-def project(
-    weights: Weights,
-    initial: Weights,
-    id_gradient: Callable[[Weights], Weights],
-    *,
-    steps: int,
-    lr: float,
-) -> dict[str, Tensor]:
-    """Interpolate each weight between its initial and its trained value by a learned share.
+        def at(shares: Tensor) -> dict[str, Tensor]:
+            pairs = zip(change.items(), shares, strict=True)
+            return {name: initial[name] + share * moved for (name, moved), share in pairs}
 
-    `id_gradient` is that of the loss by the weights, called once a step of Adam.
-    """
-    import torch
-
-    from trainers.loop.distributed import averaged
-
-    def at(shares: Tensor) -> dict[str, Tensor]:
-        pairs = zip(change.items(), shares, strict=True)
-        return {name: initial[name] + share * moved for (name, moved), share in pairs}
-
-    change = {name: value - initial[name] for name, value in weights.items()}
-    shares = torch.full((len(change),), 0.5, device=next(iter(change.values())).device)
-    optimizer = torch.optim.Adam([shares], lr=lr)
-    for _ in range(steps):
-        of_weights = id_gradient(at(shares))
-        of_shares = [(of_weights[name] * moved).sum() for name, moved in change.items()]
-        shares.grad = averaged(torch.stack(of_shares).to(shares))
-        optimizer.step()
-        shares.clamp_(0, 1)
-    return at(shares)
+        change = {name: value - initial[name] for name, value in trained.items()}
+        shares = torch.full((len(change),), 0.5, device=next(iter(change.values())).device)
+        optimizer = torch.optim.Adam([shares], lr=self.projection_lr)
+        for _ in range(self.projection_steps):
+            of_weights = id_gradient(at(shares))
+            of_shares = [(of_weights[name] * moved).sum() for name, moved in change.items()]
+            shares.grad = averaged(torch.stack(of_shares).to(shares))
+            optimizer.step()
+            shares.clamp_(0, 1)
+        return at(shares)

@@ -7,7 +7,7 @@ import pytest
 from tests.trainers.methods.by_hand import assert_gradient, at, contrastive, random_batch
 from trainers.methods.base import StepRandom
 from trainers.methods.carot import CaRot
-from trainers.methods.flyp import ContrastiveFineTuning, random_captions
+from trainers.methods.flyp import ContrastiveFineTuning
 from trainers.methods.r_adapter import ResidualAdapter
 from trainers.texts.prompts import Prompts, named_templates
 
@@ -29,7 +29,7 @@ def test_loss_and_gradients_equal_the_sum_over_pairs(zero_shot):
 def test_captions_put_the_class_in_every_template():
     prompts = Prompts(("cat", "dog"), named_templates("simple_imagenet"))
     labels = [i % 2 for i in range(700)]
-    captions = random_captions(labels, prompts, StepRandom(seed=0, step=3, batch_size=700))
+    (captions,) = FLYP.texts(labels, prompts, StepRandom(seed=0, step=3, batch_size=700))
     for label, caption in zip(labels, captions, strict=True):
         assert caption in prompts.of(prompts.names[label])
     drawn = Counter(caption.replace("cat", "{}").replace("dog", "{}") for caption in captions)

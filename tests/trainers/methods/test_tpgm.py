@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from tests.trainers.methods.by_hand import differences
-from trainers.methods.tpgm import ProjectedFineTuning, project
+from trainers.methods.tpgm import ProjectedFineTuning
 
 SHAPES = {"head": (3, 4), "visual.proj": (2, 4), "visual.scale": (), "visual.bias": (5,)}
 
@@ -40,7 +40,8 @@ def test_shares_converge_to_the_optimum_within_0_and_1():
     def distance(weights):
         return sum((value - wanted[name]).square().sum() / 2 for name, value in weights.items())
 
-    found = project(WEIGHTS, INITIAL, gradient_of(distance), steps=400, lr=0.02)
+    method = ProjectedFineTuning(projection_steps=400, projection_lr=0.02)
+    found = method.eval_weights(WEIGHTS, INITIAL, gradient_of(distance))
     assert shares_of(found) == pytest.approx([0.3, 0.8, 1, 0], abs=1e-3)
     torch.testing.assert_close(found["visual.scale"], WEIGHTS["visual.scale"])
     assert torch.equal(found["visual.bias"], INITIAL["visual.bias"])
