@@ -1,18 +1,36 @@
-"""Short runs, and when the curves of two are the same."""
+"""Short runs of every method, and when the curves of two are the same."""
 
 import pytest
 
-from tests.trainers.methods.contract import untimed
 from trainers.config import with_overrides
 from trainers.fine_tune import fine_tune, training_batches
 from trainers.loop.state import open_images
 
+FIELDS = {
+    "ema": {"ema_decay": 0.5},
+    "l2_sp": {"reg_weight": 0.5},
+    "lipsum_ft": {"text_count": 16},
+    "lp_ft": {"probe_fraction": 0.34, "probe_lr": 1e-2},
+    "tpgm": {"projection_steps": 2, "projection_lr": 0.1},
+    "r_adapter": {"ema_decay": 0.5},
+}
+"""Where the defaults are for longer runs."""
+
+LR = {"lora": 1e-2, "r_adapter": 3e-3}
+CLOCKS = ("cost/", "train/images_per_s")
 PARTS = "train/micro_batch_size"
 
 
 def changed(config, **values):
     """Other values of dotted keys, with `__` for dots."""
     return with_overrides(config, {k.replace("__", "."): v for k, v in values.items()}, "test")
+
+
+def configured(trial, name, **fields):
+    """The trial with a method of that name, its `FIELDS` and others."""
+    method = {"name": name, **FIELDS.get(name, {}), **fields}
+    lr = LR.get(name, trial.optim.lr)
+    return with_overrides(trial, {"method": method, "optim.lr": lr}, "test")
 
 
 def short(trial, method, **overrides):
@@ -26,6 +44,11 @@ def first_batch(run):
     """Views and labels of the run's next step."""
     train = open_images(run.config.data, run.config.data.id_domain, "train")
     return next(training_batches(run, train))
+
+
+def untimed(report):
+    """The report's metrics but those that a clock made."""
+    return {k: v for k, v in report.metrics.items() if not k.startswith(CLOCKS)}
 
 
 def curve(config, resume_from=None):

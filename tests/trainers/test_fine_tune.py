@@ -9,8 +9,7 @@ import pytest
 import torch
 
 from tests.conftest import CLASSES
-from tests.trainers.curves import changed
-from tests.trainers.methods.contract import untimed
+from tests.trainers.curves import changed, untimed
 from trainers.checkpoints.format import STATE, whole_header
 from trainers.checkpoints.storage import newest_checkpoint
 from trainers.data.schema import LabelledImage, part_path, write_images

@@ -5,10 +5,9 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from tests.trainers.curves import changed, curve
+from tests.trainers.curves import changed, configured, curve
 from tests.trainers.methods import by_open_clip
 from tests.trainers.methods.by_hand import cross_entropy
-from tests.trainers.methods.contract import configured
 from trainers.checkpoints.format import WEIGHTS
 from trainers.config import with_overrides
 from trainers.evaluation.line import GRID, LineGoal, choose_point
@@ -42,13 +41,19 @@ def test_the_top_of_a_curve_is_chosen(top):
     assert choose_point(downwards, goal(("nll", "min"))) == top
 
 
-def test_points_closer_than_the_grid_are_points_too():
-    at = {a: {"acc": -abs(a - 0.97)} for a in (0.0, 0.96, 0.97, 0.98, 1.0)}
-    assert choose_point(at, goal(("acc", "max"))) == 0.97
-
-
-def test_a_trained_point_is_chosen_even_where_zero_shot_is_best():
-    assert choose_point(measured(acc=parabola(-1.0)), goal(("acc", "max"))) == GRID[0]
+@pytest.mark.parametrize(
+    ("curve", "chosen"),
+    [
+        ({a: -abs(a - 0.97) for a in (0.0, 0.96, 0.97, 0.98, 1.0)}, 0.97),
+        (parabola(-1.0), GRID[0]),
+        (dict.fromkeys(FIVE, 50.0), 1.0),
+        (parabola(0.3) | {1.0: float("nan")}, 1.0),
+    ],
+    ids=["closer than the grid", "best at zero-shot", "equal points", "not measured"],
+)
+def test_some_trained_point_is_chosen_of_every_curve(curve, chosen):
+    at = {a: {"acc": value} for a, value in curve.items()}
+    assert choose_point(at, goal(("acc", "max"))) == chosen
 
 
 def test_no_curve_is_followed_away_from_the_best_measured_point():
@@ -61,31 +66,24 @@ def test_no_curve_is_followed_away_from_the_best_measured_point():
         assert choose_point(at, goal(("acc", "max"))) == 0.5  # the neighbour of the best
 
 
-def test_equal_points_are_decided_for_the_training():
-    flat = measured(acc=dict.fromkeys(FIVE, 50.0))
-    assert choose_point(flat, goal(("acc", "max"))) == 1.0
-
-
-def test_a_line_that_cannot_be_measured_is_followed_to_its_end():
-    broken = measured(nll=parabola(0.3) | {1.0: float("nan")})
-    assert choose_point(broken, goal(("nll", "min"))) == 1.0
-
-
 @pytest.mark.parametrize(
-    ("bound", "chosen"),
+    ("bounds", "chosen"),
     [
-        (("id", "max", None, 56.0), 0.6),  # of 50 + 10 a
-        (("id", "max", "zero_shot.id", 4.0), 0.4),
-        (("id", "max", "best", -3.0), 0.7),
-        (("id", "max", None, 99.0), 1.0),  # cannot be met: as near as possible
-        (("ood", "min", None, 52.0), 0.9),  # of 60 - 10 a squared, so at least 0.8944
+        ([("id", "max", None, 56.0)], 0.6),  # of 50 + 10 a
+        ([("id", "max", "zero_shot.id", 4.0)], 0.4),
+        ([("id", "max", "best", -3.0)], 0.7),
+        ([("id", "max", None, 99.0)], 1.0),  # cannot be met: as near as possible
+        ([("ood", "min", None, 52.0)], 0.9),  # of 60 - 10 a squared, so at least 0.8944
+        ([("id", "max", None, 58.0), ("ood", "max", None, 0.0)], 0.8),
+        ([("ood", "max", None, 0.0), ("id", "max", None, 58.0)], 0.8),
     ],
 )
-def test_the_best_point_within_the_constraints_is_chosen(bound, chosen):
+def test_the_best_point_within_the_constraints_is_chosen(bounds, chosen):
     at = measured(id={a: 50.0 + 10.0 * a for a in FIVE}, ood=parabola(0.0, 60.0, 10.0))
-    assert choose_point(at, goal(("ood", "max"), bounds=(bound,))) == chosen
-    of_other = {"zero_shot.id": 0.6}.get(bound[2], chosen)  # of a zero-shot model that is not at 0
-    assert choose_point(at, goal(("ood", "max"), bounds=(bound,)), {"id": 52.0}) == of_other
+    assert choose_point(at, goal(("ood", "max"), bounds=bounds)) == chosen
+    # Of a zero-shot model that is not at 0.
+    of_other = {"zero_shot.id": 0.6}.get(bounds[0][2], chosen)
+    assert choose_point(at, goal(("ood", "max"), bounds=bounds), {"id": 52.0}) == of_other
 
 
 def test_several_objectives_are_weighed_by_their_ranges():
@@ -93,13 +91,6 @@ def test_several_objectives_are_weighed_by_their_ranges():
     assert choose_point(at, goal(("id", "max"), ("ood", "max"))) == 0.55  # of 0.05 to 1
     at = measured(id={a: 10.0 * a for a in FIVE}, ood=parabola(0.5))
     assert choose_point(at, goal(("id", "max"), ("ood", "max"))) == 0.7  # squared distances
-
-
-def test_all_constraints_count():
-    at = measured(id={a: 50.0 + 10.0 * a for a in FIVE}, ood=parabola(0.0, 60.0, 10.0))
-    bounds = (("id", "max", None, 58.0), ("ood", "max", None, 0.0))
-    assert choose_point(at, goal(("ood", "max"), bounds=bounds)) == 0.8
-    assert choose_point(at, goal(("ood", "max"), bounds=bounds[::-1])) == 0.8
 
 
 def trained(config, **changes):

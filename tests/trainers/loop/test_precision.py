@@ -3,8 +3,7 @@ import math
 import pytest
 import torch
 
-from tests.trainers.curves import short
-from tests.trainers.methods.contract import untimed
+from tests.trainers.curves import short, untimed
 from trainers import fine_tune as loop
 from trainers.fine_tune import fine_tune, training_batches
 from trainers.loop.precision import Precision
@@ -27,18 +26,17 @@ def test_auto_is_bfloat16_where_a_gpu_does_not_emulate_it(native, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("name", "dtype"), [("auto", torch.float32), ("bf16", torch.bfloat16), ("fp16", torch.float16)]
-)
+    ("name", "dtype"),
+    [("auto", torch.float32), ("fp32", torch.float32), ("bf16", torch.bfloat16),
+     ("fp16", torch.float16)],
+)  # fmt: skip
 def test_matrix_products_without_a_gpu_have_the_precision(name, dtype):
+    """And float16 alone scales its losses."""
     precision = Precision(name, CPU)
     assert precision.dtype == dtype
+    assert precision.scaler().is_enabled() == (name == "fp16")
     with precision.autocast():
         assert (torch.ones(2, 2) @ torch.ones(2, 2)).dtype == dtype
-
-
-def test_float16_alone_scales_its_losses():
-    enabled = [Precision(n, CPU).scaler().is_enabled() for n in ("auto", "fp32", "bf16", "fp16")]
-    assert enabled == [False, False, False, True]
 
 
 @pytest.mark.parametrize("method", ["lipsum_ft", "flyp"])

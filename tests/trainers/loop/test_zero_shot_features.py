@@ -7,8 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from tests.trainers.curves import changed, first_batch
-from tests.trainers.methods.contract import configured, untimed
+from tests.trainers.curves import changed, configured, first_batch, untimed
 from trainers.data.storage import CACHE_VARIABLE
 from trainers.data.transforms import normalise
 from trainers.fine_tune import fine_tune

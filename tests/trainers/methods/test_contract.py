@@ -12,9 +12,8 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from tests.trainers.curves import PARTS, curve
+from tests.trainers.curves import CLOCKS, FIELDS, PARTS, configured, curve, untimed
 from tests.trainers.methods.by_open_clip import take_step
-from tests.trainers.methods.contract import CLOCKS, FIELDS, configured, untimed
 from trainers.checkpoints.format import WEIGHTS
 from trainers.config import TrialConfig, with_overrides
 from trainers.data.transforms import normalise

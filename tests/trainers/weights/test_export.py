@@ -5,9 +5,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from tests.trainers.curves import changed
+from tests.trainers.curves import changed, configured
 from tests.trainers.exported import open_clip_logits
-from tests.trainers.methods.contract import configured
 from tests.trainers.tiny_models import random_model
 from trainers.checkpoints.format import load_weights
 from trainers.fine_tune import fine_tune

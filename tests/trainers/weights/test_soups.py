@@ -7,8 +7,7 @@ import pytest
 import torch
 from safetensors.numpy import load_file
 
-from tests.trainers.curves import changed
-from tests.trainers.methods.contract import configured
+from tests.trainers.curves import changed, configured
 from tests.trainers.tiny_models import random_model
 from trainers.checkpoints.format import WEIGHTS, Header, Progress, load_weights, save_checkpoint
 from trainers.data.dataset import ImageDataset
