@@ -51,7 +51,7 @@ class BestTrial:
         # Of a layer above this one, and with torch.
         weights, sources = map(import_module, ("tuning.weights.export", "tuning.weights.sources"))
         source = sources.find_source(self.run_folder, self.trial_id)
-        return weights.load_classifier(source)[0].clip
+        return weights.load_classifier(source)[0]
 
 
 @dataclass(frozen=True, repr=False)

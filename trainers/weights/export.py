@@ -9,7 +9,6 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
@@ -33,28 +32,15 @@ MODEL, HEAD = "open_clip_model.safetensors", "head.safetensors"
 _HEAD, _TEXT = "head", "text."
 
 
-@dataclass(frozen=True, eq=False)
-class Classifier:
-    """A fine-tuned CLIP with a head of K classes and D features."""
-
-    clip: nn.Module
-    """A model of open_clip in evaluation mode, float32, on the CPU."""
-    head: Tensor
-    """(K, D) float32."""
-
-    @property
-    def logit_scale(self) -> float:
-        """The exponential of CLIP's parameter."""
-        return cast(Tensor, self.clip.logit_scale).exp().item()
-
-
 def classifier(
     model: ModelConfig,
     prompts: Prompts,
     weights: Mapping[str, Tensor],
     alpha: float | None = None,
-) -> Classifier:
-    """The whole CLIP with the weights of a checkpoint (`visual.*`, `head`, and perhaps `text.*`).
+) -> tuple[nn.Module, Tensor]:
+    """The whole CLIP with the weights of a checkpoint (`visual.*`, perhaps `text.*`), and its head.
+
+    The model is in evaluation mode, float32, on the CPU; the head (K, D).
 
     With `alpha` (WiSE-FT: Wortsman et al., CVPR 2022) every weight, the head included, becomes
     ``(1 - alpha) zero_shot + alpha fine_tuned``. If the text encoder trained, the interpolated text
@@ -68,7 +54,7 @@ def classifier(
     tuned = {n.removeprefix(_TEXT): v for n, v in weights.items() if n != _HEAD}
     if alpha is None:
         clip.load_state_dict(before | tuned)
-        return Classifier(clip, weights[_HEAD])
+        return clip, weights[_HEAD]
     tokenizer = load_tokenizer(model)
     trains_text = any(name.startswith(_TEXT) for name in weights)
     if not trains_text:
@@ -79,26 +65,26 @@ def classifier(
     clip.load_state_dict(before | interpolate(before, floats, alpha))
     if trains_text:
         head = zero_shot_heads(clip, tokenizer, prompts).classes
-    return Classifier(clip, head)
+    return clip, head
 
 
-def write_open_clip(folder: Path, model: ModelConfig, found: Classifier) -> str:
+def write_open_clip(folder: Path, model: ModelConfig, clip: nn.Module, head: Tensor) -> str:
     """Write `open_clip_config.json`, `open_clip_model.safetensors`, `head.safetensors`, tokenizer.
 
     Returns:
         Python code that makes the tokenizer, given the `folder`.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    preprocessing = cast(Any, found.clip).visual.preprocess_cfg
+    preprocessing = cast(Any, clip).visual.preprocess_cfg
     config = {
         "model_cfg": model_config(model),
         "preprocess_cfg": {key: preprocessing[key] for key in PREPROCESSING},
     }
     (folder / CONFIG).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
     # Cloned: a text tower may use one tensor under two names, which safetensors does not allow.
-    state = {name: value.contiguous().clone() for name, value in found.clip.state_dict().items()}
+    state = {name: value.contiguous().clone() for name, value in clip.state_dict().items()}
     save_file(state, folder / MODEL, metadata={"format": "pt"})
-    save_file({_HEAD: found.head.contiguous()}, folder / HEAD, metadata={"format": "pt"})
+    save_file({_HEAD: head.contiguous()}, folder / HEAD, metadata={"format": "pt"})
     merges = Path(location(model).removeprefix(LOCAL_DIR), MERGES)
     if hasattr(tokenizer := load_tokenizer(model), "save_pretrained"):  # of Hugging Face
         tokenizer.save_pretrained(folder)

@@ -6,12 +6,14 @@ import dataclasses
 import json
 import shutil
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
+
+from torch import Tensor, nn
 
 from trainers.errors import ConfigError
 from trainers.folders import appearing
 from trainers.models.image import image_input
-from trainers.weights.export import Classifier, classifier, write_open_clip
+from trainers.weights.export import classifier, write_open_clip
 from trainers.weights.soups import Recipe
 from tuning.runs.run_folder import load_run
 from tuning.weights import predict
@@ -24,11 +26,11 @@ ABOUT, CARD = "classes.json", "README.md"
 
 def load_classifier(
     source: Source, alpha: float | None = None
-) -> tuple[Classifier, tuple[str, ...]]:
-    """The fine-tuned model of a source and the (K,) class names of its head; see `classifier`."""
+) -> tuple[nn.Module, Tensor, tuple[str, ...]]:
+    """The fine-tuned model of a source, its head, and that one's (K,) classes; see `classifier`."""
     weights, class_names = source.load()
     prompts = source.trial.data.rules.prompts(class_names)
-    return classifier(source.trial.model, prompts, weights, alpha), class_names
+    return *classifier(source.trial.model, prompts, weights, alpha), class_names
 
 
 def export_weights(
@@ -81,12 +83,12 @@ def export_weights(
         alpha = source.alpha
     elif alpha != point:  # nothing else was evaluated in full
         metrics, test = {}, {}
-    found, class_names = load_classifier(source, None if alpha is None else alpha / point)
-    pixels = dataclasses.asdict(image_input(found.clip))
+    clip, head, class_names = load_classifier(source, None if alpha is None else alpha / point)
+    pixels = dataclasses.asdict(image_input(clip))
     about: dict[str, Any] = {
         "classes": list(data.rules.prompts(class_names).names),  # in the order of the head's rows
         "class_names": list(class_names),
-        "logit_scale": found.logit_scale,
+        "logit_scale": cast(Tensor, clip.logit_scale).exp().item(),
         "id_domain": data.id_domain,
         "ood_domains": list(data.ood_domains),
         "model": {"name": model.name, "pretrained": model.pretrained},
@@ -100,7 +102,7 @@ def export_weights(
     }
     try:
         with appearing(output) as unfinished:
-            about["tokenizer"] = write_open_clip(unfinished, model, found)
+            about["tokenizer"] = write_open_clip(unfinished, model, clip, head)
             (unfinished / ABOUT).write_text(json.dumps(about, indent=2) + "\n", encoding="utf-8")
             card = model_card(source.title, about)
             (unfinished / CARD).write_text(card, encoding="utf-8")

@@ -14,7 +14,7 @@ from trainers.loop.evaluate_run import classify, holding
 from trainers.models.clip import load_clip, load_tokenizer, vocabulary
 from trainers.models.config import ModelConfig
 from trainers.weights.averaging import swapped_in
-from trainers.weights.export import Classifier, classifier, write_open_clip
+from trainers.weights.export import classifier, write_open_clip
 
 KINDS_AND_METHODS = [
     ("clip", "ft"),
@@ -55,7 +55,7 @@ def exported_logits(run, checkpoint, to, alpha=None):
     weights, class_names = load_weights(checkpoint)
     assert class_names == run.class_names
     found = classifier(model, run.config.data.rules.prompts(class_names), weights, alpha)
-    write_open_clip(to, model, found)
+    write_open_clip(to, model, *found)
     return open_clip_logits(to, pixels(run))
 
 
@@ -110,7 +110,7 @@ def test_wise_ft_in_between_is_the_mean_of_every_weight(trained, tmp_path):
 
 def test_an_exported_vocabulary_is_loaded_again(tmp_path):
     clip = load_clip(ModelConfig())
-    code = write_open_clip(tmp_path, ModelConfig(), Classifier(clip, torch.zeros(2, 128)))
+    code = write_open_clip(tmp_path, ModelConfig(), clip, torch.zeros(2, 128))
     texts = ["a photo of a cat.", "a sketch of an airplane"]
     expected = load_tokenizer(ModelConfig())(texts)
     assert torch.equal(eval(code, {"open_clip": open_clip, "folder": tmp_path})(texts), expected)
