@@ -13,7 +13,7 @@ from functools import cache
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeAlias
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import BeforeValidator, Field, field_validator, model_validator
 
 from trainers.config_model import Frozen
 from trainers.data.data_root import EMBEDDED, domain_files, resolve_root
@@ -89,7 +89,7 @@ class DataConfig(Frozen):
     embedded benchmark. Or the source of each domain, the ID domain first, which each machine
     prepares once in its cache: `studio: {path: /data/studio}`, `photo: {layout: hub, path:
     owner/name, revision: main, domain_column: domain}`."""
-    suite: str | Suite | None = None
+    suite: Annotated[str | Suite | None, BeforeValidator(resolve_suite)] = None
     """Name of a packaged suite, or your own as a YAML file or its keys, which become part of the
     configuration. It has the domains, unless the next two keys are given, and the class names in
     prompts; without a suite these are the folder names with spaces for underscores."""
@@ -134,11 +134,6 @@ class DataConfig(Frozen):
             return root
         return str(Path(root).expanduser().absolute())
 
-    @field_validator("suite", mode="before")
-    @classmethod
-    def _suite_is_whole(cls, suite: Any) -> str | Suite | None:
-        return resolve_suite(suite)
-
     @model_validator(mode="before")
     @classmethod
     def _suite_names_the_domains(cls, values: Any) -> Any:
@@ -162,7 +157,7 @@ class DataConfig(Frozen):
         return {"ood_domains": others, **filled}
 
     @model_validator(mode="after")
-    def _domains_differ(self) -> DataConfig:
+    def _settings_fit_together(self) -> DataConfig:
         names = [self.id_domain, *self.ood_domains]
         for name in names:
             if not is_domain_name(name):
@@ -172,6 +167,8 @@ class DataConfig(Frozen):
         twice = sorted({name for name in names if names.count(name) > 1})
         if twice:
             raise ValueError(f"the domain {twice[0]!r} is named twice in id_domain and ood_domains")
+        if self.crop_law == "tensorflow" and self.crop_area[1] <= 0.1:
+            raise ValueError("crop_law: tensorflow draws crops of more than 0.1 of the image only")
         return self
 
     @field_validator("crop_area")
@@ -180,12 +177,6 @@ class DataConfig(Frozen):
         if not 0 < area[0] <= area[1] <= 1:
             raise ValueError("expected two shares, 0 < least <= greatest <= 1")
         return area
-
-    @model_validator(mode="after")
-    def _crops_can_be_drawn(self) -> DataConfig:
-        if self.crop_law == "tensorflow" and self.crop_area[1] <= 0.1:
-            raise ValueError("crop_law: tensorflow draws crops of more than 0.1 of the image only")
-        return self
 
     def loader_processes(self, *, on_gpu: bool) -> int:
         """Processes that decode the images of this worker, see `workers`."""
@@ -385,7 +376,7 @@ class TrialConfig(Frozen):
         return TrialConfig.model_validate, (self.model_dump(mode="json"),)
 
     @model_validator(mode="after")
-    def _workers_have_the_method(self) -> TrialConfig:
+    def _settings_fit_together(self) -> TrialConfig:
         name = self.method.name
         if METHODS.get(name) is type(self.method) and not is_available(name, self.plugins):
             raise ConfigError(
@@ -394,26 +385,14 @@ class TrialConfig(Frozen):
                 value=name,
                 hint="name its file or module under `plugins`",
             )
-        return self
-
-    @model_validator(mode="after")
-    def _line_is_chosen_by_validation_data(self) -> TrialConfig:
+        if self.eval.ema is not None and self.method.ema is not None:
+            problem = f"eval.ema: method.name = {name!r} has a moving average of its own"
+            raise ValueError(problem)
         known = metric_names(self.data)
         for metric in self.eval.line_goal.metrics if self.eval.line_goal else ():
             if metric not in known:
-                raise ConfigError(
-                    "is no metric of the validation splits",
-                    key="eval.line_goal",
-                    value=metric,
-                    hint=suggestion(metric, known),
-                )
-        return self
-
-    @model_validator(mode="after")
-    def _settings_fit_the_method(self) -> TrialConfig:
-        if self.eval.ema is not None and self.method.ema is not None:
-            method = f"method.name = {self.method.name!r}"
-            raise ValueError(f"eval.ema: {method} has a moving average of its own")
+                problem, hint = "is no metric of the validation splits", suggestion(metric, known)
+                raise ConfigError(problem, key="eval.line_goal", value=metric, hint=hint)
         return self
 
 
