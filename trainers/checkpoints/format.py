@@ -15,8 +15,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import zipfile
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
@@ -168,7 +167,7 @@ def save_checkpoint(
         "reports": header.reports,
         "train_curves": header.train_curves,
     }
-    with _storage_errors(folder):
+    try:
         folder.mkdir(parents=True, exist_ok=True)
         (folder / WEIGHTS).unlink(missing_ok=True)
         with (folder / STATE).open("wb") as file:  # given a path, torch hides the system's error
@@ -178,6 +177,13 @@ def save_checkpoint(
         tensors = {name: value.detach().cpu().contiguous() for name, value in weights.items()}
         texts = {key: json.dumps(value) for key, value in metadata.items()}
         save_file(tensors, folder / WEIGHTS, metadata=texts)
+    except (OSError, RuntimeError, SafetensorError) as error:
+        # Where a disk is full, torch and safetensors raise errors of their own.
+        cause = system_error(error)
+        if cause is None and not isinstance(error, SafetensorError):
+            raise
+        message = first_line(error) if cause is None else system_words(cause)
+        raise StorageFailed(f"{folder}: a checkpoint cannot be written: {message}") from error
 
 
 def load_checkpoint(
@@ -206,16 +212,3 @@ def load_checkpoint(
     if not isinstance(state, dict) or SINCE not in state:
         raise ConfigError("damaged, or not a training state", source=folder / STATE)
     return load_file(folder / WEIGHTS, device=str(device)), state, header
-
-
-@contextmanager
-def _storage_errors(folder: Path) -> Iterator[None]:
-    """Raise StorageFailed if a disk is full: torch and safetensors raise errors of their own."""
-    try:
-        yield
-    except (OSError, RuntimeError, SafetensorError) as error:
-        cause = system_error(error)
-        if cause is None and not isinstance(error, SafetensorError):
-            raise  # not an error of the disk
-        message = first_line(error) if cause is None else system_words(cause)
-        raise StorageFailed(f"{folder}: a checkpoint cannot be written: {message}") from error
