@@ -11,7 +11,6 @@ from trainers.data.schema import Header, split_header
 from trainers.embedded_benchmark.classes import DOMAINS, load_classes
 from trainers.errors import ConfigError, suggestion
 from trainers.models.clip import check_model
-from trainers.models.config import ModelConfig
 from trainers.models.layers import check_frozen_layers
 
 Part = tuple[str, str]
@@ -24,15 +23,12 @@ def check_trials(configs: Iterable[TrialConfig]) -> None:
     A model is loaded once. No images are read, and the embedded benchmark is not built. Models and
     data that several configurations have in common are checked once.
     """
-    models: list[ModelConfig] = []
     data: list[DataConfig] = []
     for config in configs:
         if config.data not in data:
             check_data(config.data)
             data.append(config.data)
-        if config.model not in models:  # after the data: it may fetch weights
-            check_model(config.model)
-            models.append(config.model)
+        check_model(config.model)  # after the data: it may fetch weights
         check_frozen_layers(config.model, config.optim.frozen_layers)
         config.method.check(config.model)
 
