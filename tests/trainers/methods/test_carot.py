@@ -20,6 +20,14 @@ from trainers.models.zero_shot import load_zero_shot
 from trainers.texts.prompts import Prompts
 
 CLASSES = (0, 1, 0, 2)
+RNG = np.random.default_rng(1)
+WV, WT = RNG.standard_normal((6, 5)), RNG.standard_normal((3, 5))
+
+
+def projecting(wv, wt):
+    """Trained parameters of these values."""
+    named = {"visual.proj": wv, "text.clip.text_projection": wt}
+    return {name: nn.Parameter(torch.tensor(value)) for name, value in named.items()}
 
 
 def norm(matrix):
@@ -49,40 +57,30 @@ def scores_of(outputs):
 
 def test_loss_and_its_gradients_equal_the_sums(zero_shot):
     batch = random_batch(classes=CLASSES)
-    rng = np.random.default_rng(1)
-    wv, wt = rng.standard_normal((6, 5)), rng.standard_normal((3, 5))
-    weights = {
-        "visual.proj": nn.Parameter(torch.tensor(wv)),
-        "text.clip.text_projection": nn.Parameter(torch.tensor(wt)),
-    }
+    weights = projecting(WV, WT)
     scores, teacher = scores_of(batch.student), scores_of(batch.average)
     loss = CaRot().loss(batch, at(zero_shot, 1, weights=weights))
     loss.reg.backward()
     assert loss.task.item() == pytest.approx(contrastive(scores), rel=1e-10)
-    by_hand = regulariser(scores, teacher, wv, wt)
+    by_hand = regulariser(scores, teacher, WV, WT)
     assert loss.reg.item() == pytest.approx(by_hand, rel=1e-10)
     assert loss.total.item() == pytest.approx(contrastive(scores) + by_hand, rel=1e-10)
 
     f, s = batch.student.features.detach().numpy(), batch.student.logit_scale.item()
     t = batch.student.text_features[0].detach().numpy()
     image, text = weights.values()
-    assert_gradient(image, lambda x: regulariser(scores, teacher, x, wt), wv)
-    assert_gradient(text, lambda x: regulariser(scores, teacher, wv, x), wt)
-    assert_gradient(batch.student.features, lambda x: regulariser(s * x @ t.T, teacher, wv, wt), f)
+    assert_gradient(image, lambda x: regulariser(scores, teacher, x, WT), WV)
+    assert_gradient(text, lambda x: regulariser(scores, teacher, WV, x), WT)
+    assert_gradient(batch.student.features, lambda x: regulariser(s * x @ t.T, teacher, WV, WT), f)
     assert batch.student.text_features.grad is not None
 
 
 @pytest.mark.parametrize("alone", ["orthogonality_weight", "cross_weight"])
 def test_each_norm_may_be_alone(alone, zero_shot):
-    rng = np.random.default_rng(1)
-    wv, wt = rng.standard_normal((6, 5)), rng.standard_normal((3, 5))
-    named = {"visual.proj": wv, "text.clip.text_projection": wt}
-    weights = {name: nn.Parameter(torch.tensor(value)) for name, value in named.items()}
     off = dict.fromkeys(("orthogonality_weight", "cross_weight", "distillation_weight"), 0)
-    loss = CaRot(**off | {alone: 2}).loss(
-        random_batch(classes=CLASSES), at(zero_shot, 1, weights=weights)
-    )
-    norms = {"orthogonality_weight": norm(wv.T @ wv - np.eye(5)), "cross_weight": norm(wv @ wt.T)}
+    step = at(zero_shot, 1, weights=projecting(WV, WT))
+    loss = CaRot(**off | {alone: 2}).loss(random_batch(classes=CLASSES), step)
+    norms = {"orthogonality_weight": norm(WV.T @ WV - np.eye(5)), "cross_weight": norm(WV @ WT.T)}
     assert loss.reg.item() == pytest.approx(2 * norms[alone], rel=1e-10)
 
 
@@ -94,8 +92,7 @@ def test_the_first_step_does_not_distil(zero_shot):
 
 
 def test_orthonormal_projections_have_no_penalty(zero_shot):
-    orthonormal, none = nn.Parameter(torch.eye(6, 4)), nn.Parameter(torch.zeros(3, 4))
-    weights = {"visual.proj": orthonormal, "text.clip.text_projection": none}
+    weights = projecting(np.eye(6, 4), np.zeros((3, 4)))
     method = CaRot(distillation_weight=0)
     loss = method.loss(random_batch(classes=CLASSES), at(zero_shot, 0, weights=weights))
     loss.reg.backward()
