@@ -135,18 +135,6 @@ def stronger_reference(search: SearchRecord, records: Sequence[TrialRecord]) -> 
     return max(stronger, key=lambda pair: pair[0], default=((), None))[1]
 
 
-def highest(
-    search: SearchRecord, records: list[TrialRecord], measure: Measure
-) -> TrialRecord | None:
-    """The trial with the highest measure among the `contenders`; the earlier one of equals."""
-
-    def key(record: TrialRecord) -> tuple[float, int]:
-        value = measure(record)
-        return (-math.inf if value is None else value, -record.number)
-
-    return max(contenders(search, records, measure), key=key, default=None)
-
-
 def contenders(
     search: SearchRecord, records: Sequence[TrialRecord], measure: Measure
 ) -> list[TrialRecord]:

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Final
 
 from trainers.evaluation.metrics import ID_ACC, OOD_MEAN_ACC, val_acc
@@ -22,7 +22,6 @@ from tuning.runs.ranking import (
     best_trial,
     comparable,
     contenders,
-    highest,
     non_dominated,
     ranked,
 )
@@ -93,54 +92,49 @@ def choices(search: SearchRecord, records: Iterable[TrialRecord]) -> tuple[Choic
     records, domains = list(records), search.ood_domains
 
     def pick(measure: Measure) -> list[TrialRecord]:
-        best = highest(search, records, measure)
-        return [] if best is None else [best]
+        pool = contenders(search, records, measure)
+        return sorted(pool, key=lambda record: (-measure(record), record.number))[:1]
+
+    def without(domain: str) -> Measure:
+        others = [name for name in domains if name != domain]
+        return lambda record: _over(record, others, statistics.fmean)
 
     best = best_trial(search, records)
     found: dict[str, list[TrialRecord]] = {OBJECTIVE: [] if best is None else [best]}
     parts: dict[str, dict[str, TrialRecord]] = {}
-    reasons: dict[str, str] = {}
     if len(search.methods(records)) > 1:
         parts[BY_METHOD] = best_by_method(search, records)
         found[BY_METHOD] = [*parts[BY_METHOD].values()]
     found[ID_VAL] = pick(lambda record: record.last(ID_ACC))
-    found |= {OOD_VAL: [], LEAVE_ONE_DOMAIN_OUT: [], PARETO: []}
-    if domains:
-        found[OOD_VAL] = pick(lambda record: record.last(OOD_MEAN_ACC))
-        for domain in domains:
-            others = [name for name in domains if name != domain]
-            found[LEAVE_ONE_DOMAIN_OUT] += pick(
-                lambda record, others=others: _over(record, others, statistics.fmean)  # type: ignore[misc]
-            )
-        if len(found[LEAVE_ONE_DOMAIN_OUT]) < len(domains):  # then the mean has no value
-            found[LEAVE_ONE_DOMAIN_OUT] = []
-        else:
-            each = zip(domains, found[LEAVE_ONE_DOMAIN_OUT], strict=True)
-            parts[LEAVE_ONE_DOMAIN_OUT] = dict(each)
-        if len(domains) == 1:
-            reasons[LEAVE_ONE_DOMAIN_OUT] = "it needs at least two OOD domains"
-        found[PARETO] = _id_ood_front(search, records)
-    else:
-        reasons = dict.fromkeys(
-            (OOD_VAL, LEAVE_ONE_DOMAIN_OUT, PARETO), "the search has no OOD domain"
-        )
-    made = [
-        Choice(
+    found[OOD_VAL] = pick(lambda record: record.last(OOD_MEAN_ACC)) if domains else []
+    left_out = {domain: trial for domain in domains for trial in pick(without(domain))}
+    # If no trial can be chosen without one of the domains, the mean over them has no value.
+    parts[LEAVE_ONE_DOMAIN_OUT] = left_out if len(left_out) == len(domains) else {}
+    found[LEAVE_ONE_DOMAIN_OUT] = [*parts[LEAVE_ONE_DOMAIN_OUT].values()]
+    found[PARETO] = _id_ood_front(search, records) if domains else []
+
+    _, oracle, _ = _accuracies(OOD_VAL, found[OOD_VAL], domains)
+    made = []
+    for rule, trials in found.items():
+        reason = "no trial has the metrics that it needs"
+        if rule in (OOD_VAL, LEAVE_ONE_DOMAIN_OUT, PARETO) and not domains:
+            reason = "the search has no OOD domain"
+        elif rule == LEAVE_ONE_DOMAIN_OUT and len(domains) == 1:
+            reason = "it needs at least two OOD domains"
+        id_acc, ood_acc, worst_acc = _accuracies(rule, trials, domains)
+        choice = Choice(
             rule,
             looks_at_ood(search, rule),
             tuple({trial.trial_id: trial for trial in trials}.values()),
             parts.get(rule, {}),
-            None if trials else reasons.get(rule, "no trial has the metrics that it needs"),
-            *_accuracies(rule, trials, domains),
+            None if trials else reason,
+            id_acc,
+            ood_acc,
+            worst_acc,
+            None if ood_acc is None or oracle is None else ood_acc - oracle,
         )
-        for rule, trials in found.items()
-    ]
-    oracle = next(choice.ood_acc for choice in made if choice.rule == OOD_VAL)
-
-    def gap(acc: float | None) -> float | None:
-        return None if acc is None or oracle is None else acc - oracle
-
-    return tuple(replace(choice, gap=gap(choice.ood_acc)) for choice in made)
+        made.append(choice)
+    return tuple(made)
 
 
 def _accuracies(
