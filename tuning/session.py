@@ -115,13 +115,14 @@ class Session:
         # The test splits are read through this argument alone. A run in which anything is proposed
         # or chosen by results must not have it.
         assert final_split is None or studies is None
+        studies = studies or Studies(())
         resources, earlier, watch = self.file.search.resources, history.records, self.watch
         self.progress.earlier_seconds = history.seconds
         budget = Budget(self.file.search.budget, search, history, self.journal.now, self.file)
         callbacks, gpus = (budget, *callbacks), resources.gpus_per_trial
         recorder = Recorder(search, self.journal, callbacks, earlier, gpus, studies, watch.check)
         seeds, base = self.file.search.seeds, self.file.trial.seed
-        race = SeedRace(seeds, search, base, budget) if seeds and studies else None
+        race = SeedRace(seeds, search, base, budget) if seeds else None
         proposer = TrialProposer(
             recorder,
             partial(config_of, self.file),
@@ -143,13 +144,13 @@ class Session:
             outcome = run_trials(
                 train,
                 proposer,
+                studies,
                 budget,
                 recorder,
                 Steering(search.run_folder, self.journal, budget, studies, self.orders),
                 self.concurrent,
                 resources.max_failures,
                 self.options.tune_callbacks,
-                studies,
             )
         except KeyboardInterrupt:
             outcome = "stopped"
@@ -205,5 +206,6 @@ def open_session(
 def fixed_only(file: SearchFile, trials: int) -> SearchFile:
     """The configuration of a run whose trials are all fixed: nothing stops or limits them."""
     budget = BudgetConfig(trials=trials, failures=None)
-    changes = {"scheduler": SchedulerConfig(name="none"), "references": (), "budget": budget}
+    changes = {"budget": budget, "references": (), "seeds": None}
+    changes |= {"scheduler": SchedulerConfig(name="none")}
     return file.model_copy(update={"search": file.search.model_copy(update=changes)})

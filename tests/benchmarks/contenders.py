@@ -20,7 +20,7 @@ from tuning.config.objectives import Objective
 from tuning.config.schema import BudgetConfig, SamplerConfig, SchedulerConfig, SeedsConfig
 from tuning.execution.scheduler import PrunerScheduler
 from tuning.runs.journal import History
-from tuning.runs.records import ParamValue, SearchRecord, TrialRecord, outcome_of, trial_name
+from tuning.runs.records import ParamValue, SearchRecord, TrialRecord, trial_name
 
 REACH = SamplerConfig().reach
 
@@ -80,10 +80,10 @@ class Ours(Searcher):
         if result is not None:
             self.on_trial_result(trial_id, result)
         reason = "diverged" if error else None
-        outcome, _ = outcome_of(self.records[trial_id], self.search.total_steps, reason)
-        ended = self.records[trial_id] = self.records[trial_id].with_end(outcome, 0.0)
+        ended = self.records[trial_id].with_exit(self.search.total_steps, 0.0, reason)
+        self.records[trial_id] = ended
         self.studies.trial_ended(ended)
-        if ended.repeats and outcome == "finished":
+        if ended.repeats and ended.outcome == "finished":
             first = next(k for k, r in self.records.items() if r.trial_id == ended.repeats)
             self.records[first] = self.records[first].with_repeat(ended)
 

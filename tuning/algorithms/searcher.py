@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections import deque
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from ray.tune.search import Searcher
@@ -26,7 +26,7 @@ class TrialProposer(NotPickled, Searcher):
     Args:
         config_of: makes and validates a trial's configuration. An error is a failed trial.
         fixed: trials to run in any case, such as references; those in `earlier` have run.
-        studies: propose the trials after these; None if there are no others.
+        studies: propose the trials after these.
         may_propose: whether the budget allows the trial of that number from the studies.
         seeds: repeats the leading trials at the end, if it is given.
         earlier: trials of earlier sessions. Unfinished ones are proposed again under their names,
@@ -38,17 +38,16 @@ class TrialProposer(NotPickled, Searcher):
         recorder: Recorder,
         config_of: Callable[[TrialRecord], TrialConfig],
         *,
-        fixed: Sequence[TrialRecord] = (),
-        studies: Studies | None = None,
-        may_propose: Callable[[int], bool] = lambda number: True,
-        seeds: SeedRace | None = None,
-        earlier: Iterable[TrialRecord] = (),
+        fixed: Sequence[TrialRecord],
+        studies: Studies,
+        may_propose: Callable[[int], bool],
+        seeds: SeedRace | None,
+        earlier: Sequence[TrialRecord],
     ) -> None:
         first = recorder.search.objectives[0]
         super().__init__(metric=first.metric, mode=first.mode)
         self._studies, self._recorder, self._config_of = studies, recorder, config_of
         self._may_propose, self._seeds = may_propose, seeds
-        earlier = list(earlier)
         # A kill may have lost a proposal whose process had not started, but not a later one.
         used = {record.number for record in earlier}
         self._unused = (number for number in itertools.count() if number not in used)
@@ -83,8 +82,6 @@ class TrialProposer(NotPickled, Searcher):
     def _next(self) -> TrialRecord | None:
         if self._waiting:
             return self._waiting.popleft()
-        if self._studies is None:
-            return None
         records = list(self._recorder.records.values())
         trainings = self._next_number + sum(record.kind == "repeat" for record in records)
         is_wanted = self._studies.num_wanted > 0  # points that the user has enqueued come first

@@ -19,17 +19,14 @@ if TYPE_CHECKING:
 
 
 class PrunerScheduler(NotPickled, FIFOScheduler):
-    """Asks the studies, if there are any, at each report whether a trial goes on.
-
-    Trials that the user has stopped do not.
+    """Asks the studies at each report whether a trial goes on. Trials that the user has stopped do
+    not.
 
     A trial at its last step ends by itself: stopping it there would kill the workers while they
     write the last checkpoint.
     """
 
-    def __init__(
-        self, studies: Studies | None, total_steps: int, stopped: Container[str] = ()
-    ) -> None:
+    def __init__(self, studies: Studies, total_steps: int, stopped: Container[str] = ()) -> None:
         super().__init__()
         self._studies, self._total_steps, self._stopped = studies, total_steps, stopped
 
@@ -40,11 +37,9 @@ class PrunerScheduler(NotPickled, FIFOScheduler):
         trial_id = trial.config["trial_id"]
         if STEP not in result:
             return str(TrialScheduler.CONTINUE)
-        goes_on = self._studies is None or self._studies.goes_on(trial_id, result)
-        if goes_on and trial_id not in self._stopped:
-            return str(TrialScheduler.CONTINUE)
+        goes_on = self._studies.goes_on(trial_id, result) and trial_id not in self._stopped
         at_end = result[STEP] >= self._total_steps
-        return str(TrialScheduler.CONTINUE if at_end else TrialScheduler.STOP)
+        return str(TrialScheduler.CONTINUE if goes_on or at_end else TrialScheduler.STOP)
 
     def on_trial_error(self, tune_controller: TuneController, trial: Trial) -> None:
         """Check a failure before it is recorded and the sampler learns of it.

@@ -71,7 +71,7 @@ class Steering(NotPickled, tune.Callback, tune.Stopper):
         run_folder: Path,
         journal: Journal,
         budget: Budget,
-        studies: Studies | None,
+        studies: Studies,
         began: int = 0,
     ) -> None:
         self._path, self._journal = run_folder / CONTROL_FILE, journal
@@ -88,7 +88,7 @@ class Steering(NotPickled, tune.Callback, tune.Stopper):
             match order:
                 case {"stop": str(trial_id)}:
                     self.stopped.add(trial_id)
-                case {"enqueue": dict(params)} if self._studies is not None:
+                case {"enqueue": dict(params)}:
                     self._studies.enqueue(params)
                 case {"end": True} if self._read > self._began:  # an older one ended that session
                     self._budget.is_ended = True

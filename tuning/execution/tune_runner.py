@@ -28,13 +28,13 @@ logger = logging.getLogger(__name__)
 def run_trials(
     train: Any,
     proposer: TrialProposer,
+    studies: Studies,
     budget: Budget,
     recorder: Recorder,
     steering: Steering,
     concurrent: int,
     max_failures: int,
     callbacks: Sequence[tune.Callback] = (),
-    studies: Studies | None = None,
 ) -> SearchOutcome:
     """Run trials until nothing more is proposed, and say how that ended.
 

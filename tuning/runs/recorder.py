@@ -25,7 +25,6 @@ from tuning.runs.records import (
     SearchOutcome,
     SearchRecord,
     TrialRecord,
-    outcome_of,
 )
 
 logger = logging.getLogger(__name__)
@@ -131,8 +130,7 @@ class Recorder(NotPickled, TuneCallback):
         record = record.with_report(report, result.get(TRAIN_CURVE))
         # Tune marks the report at which the scheduler stops a trial as `done`.
         if result.get("done") and record.step < self.search.total_steps:
-            outcome, _ = outcome_of(record, self.search.total_steps)
-            record = record.with_end(outcome, self._journal.now())
+            record = record.with_end("pruned", self._journal.now())
         self._journal.trial_reported(record)
         self.records[record.trial_id] = record
         self._studies.trial_reported(record)
@@ -185,8 +183,7 @@ class Recorder(NotPickled, TuneCallback):
             self._start(self.records[trial_id], gpus=0.0)
         record = self.records[trial_id]
         if not record.is_final:  # otherwise its last report has written the end
-            outcome, reason = outcome_of(record, self.search.total_steps, error)
-            record = record.with_end(outcome, self._journal.now(), reason)
+            record = record.with_exit(self.search.total_steps, self._journal.now(), error)
             self._journal.trial_ended(record)
         self._studies.trial_ended(record)
         self._close(record)

@@ -11,6 +11,7 @@ scheduler), `failed` (it raised), `stopped` (the search was interrupted, or a bu
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -143,6 +144,14 @@ class TrialRecord:
             return self
         ended_at = max(at, self.started_at or at)
         return replace(self, outcome=outcome, error=error, ended_at=ended_at, progress={})
+
+    def with_exit(self, total_steps: int, at: float, error: str | None = None) -> TrialRecord:
+        """The record at the end of the trial's process, with the error that it has raised."""
+        if error is None and not self.curve:
+            error = "the trial ended without a report"
+        # Only the scheduler ends a trial between its first and last report.
+        outcome: Outcome = "finished" if self.step >= total_steps else "pruned"
+        return self.with_end(outcome if error is None else "failed", at, error)
 
     def with_repeat(self, repeat: TrialRecord) -> TrialRecord:
         """The record after one of its repeats has finished."""
@@ -337,17 +346,16 @@ class SearchRecord:
             signed.append(objective.signed(value))
         return tuple(signed)
 
-    def bests(self, records: Iterable[TrialRecord]) -> dict[str, float]:
-        """The best value of each constraint's metric among finished trials, by constraint text."""
-        found: dict[str, float] = {}
-        for record in records:
-            found = self.with_bests(found, record)
-        return found
+    def bests(
+        self, records: Iterable[TrialRecord], before: Mapping[str, float] | None = None
+    ) -> dict[str, float]:
+        """The best value of each constraint's metric among finished trials, by constraint text.
 
-    def with_bests(self, bests: Mapping[str, float], record: TrialRecord) -> dict[str, float]:
-        """`bests` after one more trial."""
-        found = dict(bests)
-        for constraint in self.constraints:
+        Args:
+            before: that of other trials, which count as well.
+        """
+        found = dict(before or {})
+        for record, constraint in itertools.product(records, self.constraints):
             value = record.last(constraint.metric)
             if record.kind == "trial" and record.outcome == "finished" and value is not None:
                 better = max if constraint.mode == "max" else min
@@ -371,28 +379,6 @@ class SearchRecord:
 def _uses_ood(*parts: Objective | Constraint) -> bool:
     keys = [MetricKey.parse(part.metric) for part in parts]
     return any(key.uses_ood for key in keys if key is not None)
-
-
-def outcome_of(
-    record: TrialRecord, total_steps: int, error: str | None = None
-) -> tuple[Outcome, str | None]:
-    """How a trial ended whose process has ended. The only place where this is decided.
-
-    Args:
-        record: with all reports of the trial.
-
-    Returns:
-        The final outcome, and the error of a failed trial.
-    """
-    if record.is_final:
-        return record.outcome, record.error
-    if error is not None:
-        return "failed", error
-    if record.step >= total_steps:
-        return "finished", None
-    if record.curve:  # only the scheduler ends a trial between its first and last report
-        return "pruned", None
-    return "failed", "the trial ended without a report"
 
 
 def _finite(value: float | None) -> float | None:

@@ -125,7 +125,7 @@ class DashboardView(Callback):
             self._write(record)
 
     def _write(self, record: TrialRecord) -> None:
-        self._bests = self._search.with_bests(self._bests, record)
+        self._bests = self._search.bests([record], self._bests)
         if self._study_id is None or record.kind != "trial":
             return
         try:
