@@ -13,9 +13,10 @@ A search that compares methods has one branch for each method, and each branch i
 from __future__ import annotations
 
 import json
-import math
 import re
+from collections.abc import Sequence
 
+import numpy as np
 from optuna.distributions import BaseDistribution
 from pydantic import Field, ValidationInfo, field_validator, model_validator
 
@@ -78,14 +79,13 @@ class SearchSpace(Frozen):
         """The parameters as Optuna distributions, by dotted key."""
         return {key: parameter.to_optuna() for key, parameter in self.parameters.items()}
 
-    def grid_size(self, points: int) -> int:
-        """Number of points of a grid with so many values of each numeric parameter, all choices."""
-        return math.prod(
-            len(p.choices)
-            if isinstance(p, Categorical)
-            else len({p.at(n / (points - 1)) for n in range(points)})
-            for p in self.parameters.values()
-        )
+    def grid(self, points: int) -> dict[str, Sequence[Value]]:
+        """The values of each parameter in a grid: so many of a number, or all choices."""
+        units = np.linspace(0, 1, points)
+        return {
+            key: p.choices if isinstance(p, Categorical) else sorted({p.at(u) for u in units})
+            for key, p in self.parameters.items()
+        }
 
     def canonical(self) -> str:
         """Parameters and branches as one line of JSON with sorted keys, for comparing spaces."""

@@ -1,9 +1,7 @@
-"""Samplers of Optuna, which of them is chosen, and the points of a grid."""
+"""Samplers of Optuna, and which of them is chosen."""
 
 from __future__ import annotations
 
-import itertools
-from collections.abc import Iterator
 from typing import Final
 
 import numpy as np
@@ -12,7 +10,6 @@ from optuna.samplers import BaseSampler, RandomSampler, TPESampler
 from search_spaces import Categorical, SearchSpace
 from tuning.algorithms.gp_sampler import RobustGPSampler
 from tuning.config.schema import SamplerConfig
-from tuning.runs.records import ParamValue
 
 GP_TRIALS: Final = 100
 """Trials up to which `auto` is `gp`, whose proposals take time with the cube of their number."""
@@ -39,7 +36,7 @@ def resolve_sampler(
 def create_sampler(config: SamplerConfig, number: int) -> BaseSampler:
     """The sampler of a resolved configuration for one proposal, whose number is part of the seed.
 
-    A grid has no sampler: `grid_points` are enqueued.
+    A grid has no sampler: its points are enqueued.
     """
     assert config.startup_trials is not None
     seed = int(np.random.SeedSequence((config.seed, number)).generate_state(1)[0])
@@ -55,15 +52,3 @@ def create_sampler(config: SamplerConfig, number: int) -> BaseSampler:
             reach=config.reach, seed=seed, n_startup_trials=config.startup_trials
         )
     return RandomSampler(seed=seed)
-
-
-def grid_points(space: SearchSpace, points: int) -> Iterator[dict[str, ParamValue]]:
-    """All points of a grid: so many values of each numeric parameter, and all choices."""
-    axes = [
-        parameter.choices
-        if isinstance(parameter, Categorical)
-        else sorted({parameter.at(unit) for unit in np.linspace(0, 1, points)})
-        for parameter in space.parameters.values()
-    ]
-    for values in itertools.product(*axes):
-        yield dict(zip(space.parameters, values, strict=True))

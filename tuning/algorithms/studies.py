@@ -17,6 +17,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
+from itertools import product
 from typing import Any, Final
 
 import optuna
@@ -26,7 +27,7 @@ from optuna.trial import TrialState
 
 from search_spaces import SearchSpace
 from tuning.algorithms.pruning import LEAST_FINISHED
-from tuning.algorithms.samplers import create_sampler, grid_points, resolve_sampler
+from tuning.algorithms.samplers import create_sampler, resolve_sampler
 from tuning.config.schema import SamplerConfig
 from tuning.runs.callbacks import Callback
 from tuning.runs.records import METHOD_KEY, STEP, ParamValue, SearchRecord, TrialRecord
@@ -183,7 +184,8 @@ class Studies(Callback):
         """Let the points of each grid, or the initial points of each space, be tried first."""
         for study in self.studies:
             if study.is_grid and study.config is not None:
-                points = grid_points(study.space, study.config.grid_points)
+                axes = study.space.grid(study.config.grid_points)
+                points = [dict(zip(axes, of, strict=True)) for of in product(*axes.values())]
                 study.queue.extend(point for point in points if point not in study.queue)
             elif not study.is_warm:
                 study.queue.extend(study.space.initial_points)

@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Mapping
 from functools import cached_property
+from math import prod
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -323,8 +324,8 @@ class SearchFile(Frozen):
         if search.sampler.name != "grid":
             return search.budget.trials
         earlier = len(parts) * len(search.warm_start.runs) * search.warm_start.top
-        grid = sum(part.grid_size(search.sampler.grid_points) for part in parts)
-        return min(search.budget.trials, earlier + grid)
+        grids = (part.grid(search.sampler.grid_points).values() for part in parts)
+        return min(search.budget.trials, earlier + sum(prod(map(len, grid)) for grid in grids))
 
     @property
     def objectives(self) -> tuple[Objective, ...]:
