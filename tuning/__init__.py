@@ -17,7 +17,6 @@ if TYPE_CHECKING:
     from tuning.config.validation import load_config as load_config
     from tuning.confirmation.confirm import confirm as confirm
     from tuning.planning.plan import plan_search as plan_search
-    from tuning.resume import extend_search as extend_search
     from tuning.resume import resume_search as resume_search
     from tuning.run import load_run as load_run
     from tuning.runs.callbacks import Callback as Callback
@@ -32,7 +31,6 @@ _MODULES = {
     "SearchSpace": "search_spaces",
     "confirm": "tuning.confirmation.confirm",
     "export_weights": "tuning.weights.export",
-    "extend_search": "tuning.resume",
     "load_config": "tuning.config.validation",
     "load_run": "tuning.run",
     "plan_search": "tuning.planning.plan",

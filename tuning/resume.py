@@ -152,13 +152,6 @@ def resume_search(
     return continue_search(run, changed, given)
 
 
-def extend_search(
-    folder: str | Path, overrides: Iterable[str] = (), *, trials: int = 0, **options: Any
-) -> SearchResult:
-    """`resume_search` with so many more trials."""
-    return resume_search(folder, overrides, trials=f"+{trials}" if trials else None, **options)
-
-
 def search_or_resume(file: SearchFile, *, address: str | None = None) -> SearchResult:
     """Resume the run of this name and configuration, or start it if there is none.
 

@@ -57,13 +57,6 @@ class SearchResult(Run):
     """The budget that ended it, other than the number of trials. With the outcome `stopped`: too
     many trials in a row have failed."""
 
-    def __repr__(self) -> str:
-        best, metric = self.best, self.search.objectives[0].metric
-        chosen = f", best {best.trial_id}: {metric} {best.record.last(metric):.4g}" if best else ""
-        trials = sum(record.kind == "trial" for record in self.history.records)
-        what = f"{self.search.name}: {self.outcome}, {trials} trials{chosen}"
-        return f"<SearchResult {what}, {self.folder}>"
-
     @property
     def failed(self) -> list[TrialRecord]:
         """The trials that raised."""

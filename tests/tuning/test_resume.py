@@ -19,7 +19,7 @@ from tuning import search as run_search
 from tuning.config.schema import SamplerConfig
 from tuning.config.validation import load_config
 from tuning.confirmation.confirm import confirm
-from tuning.resume import earlier_run, extend_search, resume_search, search_or_resume
+from tuning.resume import earlier_run, resume_search, search_or_resume
 from tuning.runs.environment import check_same_inputs, environment
 from tuning.runs.journal import JOURNAL_FILE, Journal, read_history
 from tuning.runs.run_folder import CONFIG_FILE, create_run_folder, load_run, write_config
@@ -63,7 +63,7 @@ def test_what_no_trial_measures_may_change(override, run, went_on):
 def test_trials_are_a_number_or_in_addition_to_those_that_there_are(trials, number, run, went_on):
     resume_search(run, ["search.budget.trials=3"], trials=trials)  # ended after three of twenty
     assert went_on[0].search.budget.trials == number
-    extend_search(run, trials=5, sampler="random")
+    resume_search(run, trials="+5", sampler="random")
     assert went_on[1].search.budget.trials == 8
     assert went_on[1].search.sampler == SamplerConfig(name="random")
     with pytest.raises(ConfigError, match="write a number, or"):
