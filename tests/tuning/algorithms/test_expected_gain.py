@@ -12,10 +12,8 @@ from tests.tuning.agreement import disagreements
 from tests.tuning.execution.inline_tuner import without_ray
 from tests.tuning.execution.instant import instant_file, resume_instantly, run_instantly
 from tests.tuning.run_folders import LR, WEIGHT, ZERO_SHOT, search_file, trial
-from trainers.errors import ConfigError
 from tuning.algorithms.expected_gain import expected_gain
 from tuning.config.objectives import Objective, parse_constraint
-from tuning.config.validation import check_settings
 from tuning.resume import more_trials
 from tuning.runs.run_folder import search_record
 
@@ -113,16 +111,3 @@ def test_a_search_that_is_worth_its_hours_has_all_its_trials(images_root, tmp_pa
     with without_ray():
         found = run_instantly(instant_file(images_root, tmp_path, **budget))
     assert (len(found.history.records), found.ended_by) == (7, None)
-
-
-@pytest.mark.parametrize(
-    "changes",
-    [
-        {"search__objective": [{"metric": "id_val/acc"}, {"metric": "ood_val/mean_acc"}]},
-        {"search__space": {"methods": ["ft", "kd"]}},
-    ],
-)
-def test_worth_needs_one_objective_and_one_method(images_root, changes):
-    with pytest.raises(ConfigError, match="single objective and a single method") as caught:
-        check_settings(search_file(images_root, search__budget__worth=1, **changes))
-    assert caught.value.key == "search.budget.worth"

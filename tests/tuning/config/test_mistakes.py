@@ -128,6 +128,9 @@ MISTAKES = [
     ({"search.budget.trials": 0}, "search.budget.trials", "greater than or equal to 1"),
     ({"search.budget.gpu_hours": 2}, "search.budget.gpu_hours", r"no GPU .*search\.budget\.hours"),
     (search(objective=BOTH, budget={"target": 80}), "search.budget.target", "single"),
+    (search(objective=BOTH, budget={"worth": 1}), "search.budget.worth", "single objective"),
+    (compared("ft", "kd") | search(budget={"worth": 1}), "search.budget.worth", "single method"),
+    (search(objective=BOTH, scheduler={"name": "asha"}), "search.scheduler.name", "several obj"),
     (search(objective=BOTH, seeds={}), "search.seeds", "single"),
     (search(budget={"trials": 9, "worth": 1}, seeds={}), "search.seeds", "worth"),
     (search(sampler={"name": "grid"}, seeds={}), "search.seeds", "grid"),
@@ -141,18 +144,6 @@ MISTAKES = [
     ({"search.resources": {"workers": 2, "gpus_per_worker": 0.5}}, "search.resources", "NCCL"),
     ({"search.name": "a/b"}, "search.name", "pattern"),
 ]  # fmt: skip
-
-
-@pytest.fixture
-def good(images_root):
-    return {"trial": {"data": {"root": str(images_root)}, "steps": 6, "eval": {"every": 3}}}
-
-
-@pytest.fixture
-def path(good, tmp_path):
-    path = tmp_path / "good.yaml"
-    path.write_text(yaml.safe_dump(good))
-    return path
 
 
 def enter(entrance, given, good, path):

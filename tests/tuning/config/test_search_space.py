@@ -92,13 +92,9 @@ def test_given_points_are_those_of_their_methods(rates):
 
 
 @pytest.fixture
-def path(images_root, tmp_path):
+def path(good, tmp_path):
     path = tmp_path / "methods.yaml"
-    values = {
-        "trial": {"data": {"root": str(images_root)}, "steps": 6, "eval": {"every": 3}},
-        "search": {"space": {"methods": BOTH}},
-    }
-    path.write_text(yaml.safe_dump(values))
+    path.write_text(yaml.safe_dump({**good, "search": {"space": {"methods": BOTH}}}))
     return path
 
 

@@ -16,21 +16,6 @@ from tuning.config.schema import SearchFile
 from tuning.config.validation import check_search, check_settings, load_config, load_trial
 
 
-@pytest.fixture
-def good(images_root):
-    return {
-        "trial": {"data": {"root": str(images_root)}, "steps": 6, "eval": {"every": 3}},
-        "search": {"scheduler": {"name": "asha", "grace_steps": 3}},
-    }
-
-
-@pytest.fixture
-def path(good, tmp_path):
-    path = tmp_path / "good.yaml"
-    path.write_text(yaml.safe_dump(good))
-    return path
-
-
 def numbers(schema, key=""):
     """The keys of a JSON Schema whose values are numbers, and their schemas."""
     if isinstance(schema, list):
@@ -80,7 +65,7 @@ def test_a_reference_has_the_other_settings_of_the_base_trial(path):
     ],
 )  # fmt: skip
 def test_one_objective_or_several_with_the_direction_of_the_metric(key, objectives, path):
-    found = load_config(path, [f"search.{key}", "search.scheduler={name: none}"]).objectives
+    found = load_config(path, [f"search.{key}"]).objectives
     assert found == tuple(Objective(*objective) for objective in objectives)
 
 
@@ -158,8 +143,8 @@ def test_urls_without_a_password_and_data_elsewhere_can_be_read(about, path):
 
 
 def test_load_trial_ignores_the_search(path):
-    keys = ["trial.method.name=r_adapter", "trial.steps=2"]  # neither space nor scheduler fits
-    assert load_trial(path, [*keys, "search.foo=1"]).method.name == "r_adapter"
+    keys = ["trial.method.name=r_adapter", "search.space.name=ft", "search.foo=1"]
+    assert load_trial(path, keys).method.name == "r_adapter"
     with pytest.raises(ConfigError, match=r"good\.yaml with --set \S+: .*no domain 'skech'"):
         load_trial(path, ["trial.data.ood_domains=[skech]"])
     for override, key in {"trial.optim.lrr=1": "trial.optim.lrr", "serch.name=x": "serch"}.items():
