@@ -3,7 +3,7 @@
 import errno
 import fcntl
 
-from trainers.folders import appearing, temporary_folder
+from trainers.folders import appearing, locked, temporary_folder
 
 
 def test_a_file_system_without_locks_will_do(tmp_path, monkeypatch):
@@ -24,7 +24,8 @@ def test_only_what_this_module_left_is_removed(tmp_path):
     (tmp_path / ".new-old" / "precious").mkdir(parents=True)
     left = tmp_path / ".new.lipsum-tune-unfinished-0"
     left.mkdir()
-    with appearing(tmp_path / "new"):
+    (used := left.with_name(f"{left.name}1")).mkdir()
+    with locked(used), appearing(tmp_path / "new"):
         assert not left.exists()
-    assert sorted(path.name for path in tmp_path.iterdir()) == [".new-old", "new"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == [".new-old", used.name, "new"]
     assert (tmp_path / ".new-old" / "precious").is_dir()

@@ -1,22 +1,17 @@
 """A Ray of one's own: closed to the network, and gone without a trace."""
 
 import os
-import shutil
 import subprocess
 import sys
 import tempfile
 import threading
-import time
 from pathlib import Path
 
 import pytest
 import ray
 
-from tests.tuning.execution.instant import instant_file, start, write_instant
 from tests.tuning.execution.nodes import processes
-from tests.tuning.execution.slot import HOLD
 from tests.waiting import wait_until
-from trainers.folders import locked
 from trainers.ray_trainer import torch_trainer
 from tuning.execution.ray_session import LONGEST_PARENT, PREFIX, ray_session
 
@@ -99,62 +94,13 @@ def test_a_training_is_closed_to_the_network(tmp_path):
         training.join()
 
 
-@pytest.fixture
-def temporary():
-    """A folder for temporary files that is short enough for the sockets in it."""
-    folder = Path(tempfile.mkdtemp(prefix="t-"))
-    yield folder
-    shutil.rmtree(folder)
-
-
-def environment(temporary, **more):
-    known = {key: value for key, value in os.environ.items() if key != "RAY_ADDRESS"}
-    return known | {"TMPDIR": str(temporary), **more}
-
-
 @pytest.mark.ray
-def test_a_ray_that_does_not_start_is_one_error_and_leaves_no_files(temporary):
-    variables = environment(temporary, RAY_OVERRIDE_RESOURCES="this is no JSON")
+def test_a_ray_that_does_not_start_is_one_error_and_leaves_no_files():
+    variables = {key: value for key, value in os.environ.items() if key != "RAY_ADDRESS"}
     program = "from tuning.execution.ray_session import ray_session\nwith ray_session(): pass"
     command = [sys.executable, "-c", program]
-    failed = subprocess.run(command, env=variables, capture_output=True, check=False)
+    with tempfile.TemporaryDirectory(prefix="t-") as folder:  # short enough for sockets in it
+        variables |= {"TMPDIR": folder, "RAY_OVERRIDE_RESOURCES": "this is no JSON"}
+        failed = subprocess.run(command, env=variables, capture_output=True, check=False)
+        assert list(Path(folder).iterdir()) == []
     assert b"ConfigError: cannot connect to a local Ray cluster" in failed.stderr
-    assert list(temporary.iterdir()) == []
-
-
-@pytest.mark.nightly
-def test_a_killed_local_search_leaves_files_that_the_next_one_removes(
-    images_root, tmp_path, temporary
-):
-    """The next search also removes its own files, and keeps those of a search that is running."""
-    path = write_instant(tmp_path / "config", instant_file(images_root, tmp_path / "runs"))
-    hold = tmp_path / "runs" / HOLD
-    hold.touch()
-    other = temporary / f"{PREFIX}of-another-search"
-    other.mkdir()
-    journal = tmp_path / "runs" / "small" / "journal.jsonl"
-
-    def started(path, reports):
-        driver = start(path, tmp_path / "log.txt", env=environment(temporary))
-        wait_until(
-            lambda: journal.exists() and journal.read_text().count('"event": "report"') >= reports,
-            process=driver,
-        )
-        return driver
-
-    with locked(other):
-        killed = started(path, reports=1)
-        of_ray = processes(killed.pid).keys() - {killed.pid}
-        killed.kill()
-        killed.wait()
-        while any(Path(f"/proc/{process}").exists() for process in of_ray):
-            time.sleep(0.1)
-        assert len(list(temporary.glob(f"{PREFIX}*"))) == 2
-        driver = started(journal.parent, reports=2)
-        assert len(list(temporary.glob(f"{PREFIX}*"))) == 2
-        open_to_others = [p for p in temporary.iterdir() if p.stat().st_mode & 0o002]
-        assert open_to_others == []
-    hold.unlink()
-    assert driver.wait() == 0
-    left = [path.name for path in temporary.iterdir() if path != other]
-    assert [name for name in left if not name.startswith("torchinductor")] == []  # PyTorch's cache

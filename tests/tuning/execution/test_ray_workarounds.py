@@ -120,8 +120,8 @@ def holder():
     """An actor with a placement group; a local class, so that its process imports nothing else."""
 
     class Holder:
-        def hold(self, cpus=0.01):
-            self.group = placement_group([{"CPU": cpus}])
+        def hold(self):
+            self.group = placement_group([{"CPU": 0.01}])
             ray.get(self.group.ready())
             return str(self.group.id.hex())
 
@@ -149,19 +149,6 @@ def test_the_placement_group_of_a_killed_actor_is_removed(ray_head):
         while groups()[lost] != "REMOVED":
             remove_orphaned_groups()
         assert (groups()[kept], groups()[own.id.hex()]) == ("CREATED", "CREATED")
-
-
-@pytest.mark.ray
-def test_tasks_get_the_cpus_that_a_killed_actor_held(ray_head):
-    with ray_session(ray_head.address):
-        killed = holder()
-        ray.get(killed.hold.remote(2))
-        ray.kill(killed)
-        task = ray.remote(num_cpus=1)(lambda item: item + 1)
-        found = [task.remote(1), task.remote(2)]
-        while ray.wait(found, num_returns=2, timeout=0.1)[1]:
-            remove_orphaned_groups()
-        assert ray.get(found) == [2, 3]
 
 
 def test_a_training_starts_without_helpers(tmp_path):

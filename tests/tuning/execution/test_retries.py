@@ -15,7 +15,6 @@ from ray.train.v2.api.exceptions import ControllerError, WorkerGroupError
 from trainers.errors import ConfigError, MicroBatchTooLarge, StorageFailed, TrainingDiverged
 from tuning.config.schema import ResourcesConfig
 from tuning.execution import retries
-from tuning.execution.ray_session import ray_session
 from tuning.execution.retries import (
     Attempts,
     FaultyNodes,
@@ -110,45 +109,49 @@ def test_the_reason_is_the_lost_worker_not_its_peers():
     assert machine_failure(of_workers(hangs, MISSED)) is hangs
 
 
-@pytest.mark.ray
-def test_a_node_with_failing_gpus_is_avoided_if_another_one_holds_a_trial(ray_head):
-    with ray_session(ray_head.address):
-        (here,) = (node["NodeID"] for node in ray.nodes())
-        nodes = FaultyNodes(ResourcesConfig())
-        for node in (here, "another"):
-            error = accelerator("CUDA error: uncorrectable ECC error", 214)
-            error.node = node
-            assert nodes.failed("trial-000", of_workers(error, error, DIVERGED)) == ""
-            nodes.finished()  # so the next failure is the first one again
-            assert nodes.failed("trial-000", of_workers(error)) == ""
-            assert nodes.placement() == {}
-            said = nodes.failed("trial-000", of_workers(error))
-            if node == here:
-                assert said.endswith(f"({here[:8]}): no other node can hold a trial")
-                assert nodes.placement() == {}
-                nodes = FaultyNodes(ResourcesConfig())
-        assert said.endswith("another): trials avoid it")
-        nodes.finished()
-        assert nodes.placement() == {"avoid": ["another"]}
+@pytest.fixture
+def fail(monkeypatch):
+    """Let a GPU of a node fail in a trial. The cluster is a node of one CPU."""
+    here = {"NodeID": "here", "NodeManagerAddress": "10.0.0.5", "Alive": True}
+    monkeypatch.setattr(ray, "nodes", lambda: [here | {"Resources": {"CPU": 1.0}}])
 
-
-@pytest.mark.ray
-def test_a_trial_that_fails_on_two_nodes_is_at_fault_itself(ray_head):
-    def fail(trial, node):
+    def fail(nodes, trial, node):
         error = accelerator("CUDA error: an illegal memory access was encountered", 700)
         error.node = node
-        return nodes.failed(trial, of_workers(error))
+        return nodes.failed(trial, of_workers(error, error, DIVERGED))
 
-    with ray_session(ray_head.address):
-        nodes = FaultyNodes(ResourcesConfig())
-        fail("trial-000", "a")
-        assert fail("trial-000", "a").endswith("trials avoid it")
-        assert nodes.placement() == {"avoid": ["a"]}
-        assert fail("trial-000", "b") == fail("trial-000", "b") == ""
-        assert nodes.placement() == {}
-        fail("trial-001", "b")
-        assert fail("trial-002", "b").endswith("trials avoid it")
-        assert nodes.placement() == {"avoid": ["b"]}
+    return fail
+
+
+@pytest.mark.parametrize(
+    ("node", "said", "placement"),
+    [
+        ("here", "10.0.0.5 (here): no other node can hold a trial", {}),
+        ("another", "unknown (another): trials avoid it", {"avoid": ["another"]}),
+    ],
+)
+def test_a_node_with_failing_gpus_is_avoided_if_another_one_holds_a_trial(
+    node, said, placement, fail
+):
+    nodes = FaultyNodes(ResourcesConfig())
+    assert fail(nodes, "trial-000", node) == ""
+    nodes.finished()  # so the next failure is the first one again
+    assert fail(nodes, "trial-000", node) == ""
+    assert nodes.placement() == {}
+    assert fail(nodes, "trial-000", node).endswith(said)
+    nodes.finished()
+    assert nodes.placement() == placement
+
+
+def test_a_trial_that_fails_on_two_nodes_is_at_fault_itself(fail):
+    nodes = FaultyNodes(ResourcesConfig())
+    fail(nodes, "trial-000", "a")
+    assert fail(nodes, "trial-000", "a").endswith("trials avoid it")
+    assert fail(nodes, "trial-000", "b") == fail(nodes, "trial-000", "b") == ""
+    assert nodes.placement() == {}
+    fail(nodes, "trial-001", "b")
+    assert fail(nodes, "trial-002", "b").endswith("trials avoid it")
+    assert nodes.placement() == {"avoid": ["b"]}
 
 
 @pytest.fixture

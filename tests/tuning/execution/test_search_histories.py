@@ -2,6 +2,7 @@
 
 import tempfile
 from contextlib import nullcontext
+from itertools import count
 from pathlib import Path
 from unittest.mock import patch
 
@@ -9,10 +10,10 @@ import pytest
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
-from tests.tuning.agreement import disagreements
+from tests.tuning.agreement import disagreements, journal_events
 from tests.tuning.execution.inline_tuner import REPORTED, InlineTuner, killed_at_write, without_ray
 from tests.tuning.execution.instant import instant_file, resume_instantly, run_instantly
-from tests.tuning.execution.slot import BREAK, EVERY
+from tests.tuning.execution.slot import BREAK, EVERY, STEPS
 from trainers.errors import ConfigError
 from tuning.run import load_run
 from tuning.runs.journal import read_history
@@ -102,6 +103,33 @@ def live(data, root):
         if finished:
             best = max(finished, key=lambda record: record.metrics["val/mean_acc"])
             assert run.best.trial_id == best.trial_id
+
+
+def test_no_kill_loses_or_doubles_a_report(images_root, tmp_path):
+    """The driver is killed at each of its writes, among others between checkpoint and journal."""
+
+    def reports():
+        return [(e["trial"], e["report"]) for e in journal_events(run) if e["event"] == "report"]
+
+    for number in count():
+        run = tmp_path / f"killed-{number}" / "runs" / "small"
+        file = instant_file(images_root, run.parent, search__budget__trials=1)
+        with without_ray(mlflow=False):
+            with killed_at_write(number, run.parent):
+                run_instantly(file)
+            before, was_killed = reports(), read_history(run).outcome is None
+            if was_killed:
+                resume_instantly(run)
+        found = reports()
+        assert found[: len(before)] == before
+        # A report that only its checkpoint has comes again; so does the last one of the journal.
+        assert [one for n, one in enumerate(found) if one in found[:n]] in ([], before[-1:])
+        (record,) = read_history(run).records
+        assert record.outcome == "finished"
+        assert [point["step"] for point in record.curve] == list(range(EVERY, STEPS + 1, EVERY))
+        if not was_killed:
+            break
+    assert number > 7
 
 
 COMMON = {"deadline": None, "suppress_health_check": list(HealthCheck), "database": None}

@@ -33,7 +33,6 @@ from tests.waiting import wait_until
 from trainers.errors import ConfigError
 from tuning.algorithms.warm_start import load_earlier, warm_start_uses_ood
 from tuning.config.validation import load_config
-from tuning.execution.signals import interrupted_by_signals
 from tuning.run import load_run
 from tuning.runs.callbacks import Callback
 from tuning.runs.journal import JOURNAL_FILE
@@ -207,16 +206,6 @@ def test_a_signal_between_two_trials_stops_the_search(lost, images_root, tmp_pat
         f"trial-{number:03d}": "finished" for number in range(3)
     }
     assert disagreements(found.folder) == []
-
-
-def test_a_command_in_the_background_goes_on_ignoring_sigint():
-    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
-    try:
-        with interrupted_by_signals():
-            signal.raise_signal(signal.SIGINT)
-            assert signal.getsignal(signal.SIGINT) == signal.SIG_IGN
-    finally:
-        signal.signal(signal.SIGINT, before)
 
 
 @pytest.fixture(scope="module")

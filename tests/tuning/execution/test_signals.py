@@ -1,21 +1,30 @@
 """What a search must leave as it was in the process that runs it."""
 
 import signal
+from contextlib import nullcontext
 
 import pytest
 
 from tuning.execution.signals import interrupted_by_signals
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_a_signal_interrupts_whatever_handler_was_left(number):
-    def left(*_):
-        """As Ray Tune leaves one."""
+def left(*_):
+    """As Ray Tune leaves one."""
 
-    before = signal.signal(number, left)
+
+@pytest.mark.parametrize(
+    ("number", "handler", "expected"),
+    [
+        (signal.SIGINT, left, pytest.raises(KeyboardInterrupt)),
+        (signal.SIGTERM, left, pytest.raises(KeyboardInterrupt)),
+        (signal.SIGINT, signal.SIG_IGN, nullcontext()),  # of a command in the background
+    ],
+)
+def test_a_signal_interrupts_unless_shells_have_it_ignored(number, handler, expected):
+    before = signal.signal(number, handler)
     try:
-        with pytest.raises(KeyboardInterrupt), interrupted_by_signals():
+        with expected, interrupted_by_signals():
             signal.raise_signal(number)
-        assert signal.getsignal(number) is left
+        assert signal.getsignal(number) is handler
     finally:
         signal.signal(number, before)

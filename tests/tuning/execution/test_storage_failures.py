@@ -14,19 +14,13 @@ from rich.console import Console
 from tests.disks import fill, make_room, small_disk
 from tests.s3 import SECRET, s3_server
 from tests.tuning.agreement import disagreements
-from tests.tuning.execution.instant import (
-    instant_file,
-    num_reports,
-    resume_instantly,
-    run_instantly,
-)
+from tests.tuning.execution.instant import num_reports
 from tests.tuning.execution.real_searches import outcomes, real_file
 from trainers.checkpoints.format import STATE, WEIGHTS
 from trainers.errors import StorageFailed
 from trainers.fine_tune import fine_tune
 from tuning.execution.ray_session import ray_session
 from tuning.resume import resume_search
-from tuning.runs.journal import JOURNAL_FILE
 from tuning.runs.run_folder import load_run
 from tuning.search import run_search
 from tuning.weights.export import export_weights
@@ -98,30 +92,6 @@ def test_a_search_on_a_full_disk_can_be_resumed(images_root, tmp_path, caplog, c
         assert set(started) == {"trial-000"}
         assert disagreements(folder) == []
         check_as_undisturbed(file, list(found.history.records))
-
-
-@pytest.mark.nightly
-def test_a_driver_without_room_for_its_files_blames_no_trial(images_root, tmp_path):
-    with small_disk(tmp_path / "disk", 100_000) as disk:
-        # Enough reports for the disk to be full before the last, some tenths of a second later.
-        settings = {
-            "trial__steps": 800,
-            "search__budget__trials": 1,
-            "search__checkpoints__storage": str(tmp_path / "checkpoints"),
-        }
-        file = instant_file(images_root, disk / "runs", **settings)
-        folder = disk / "runs" / "small"
-        message = rf"^{folder}/{JOURNAL_FILE}: cannot be written: No space left"
-        with (
-            from_then_on(lambda: num_reports(folder) > 0, lambda: fill(disk)),
-            pytest.raises(StorageFailed, match=message),
-        ):
-            run_instantly(file)
-        assert outcomes(load_run(folder)) == {"trial-000": "stopped"}
-        make_room(disk)
-        found = resume_instantly(folder)
-        assert outcomes(found) == {"trial-000": "finished"}
-        assert [point["step"] for point in found.history.records[0].curve] == list(range(2, 801, 2))
 
 
 @pytest.mark.nightly

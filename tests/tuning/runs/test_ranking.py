@@ -8,7 +8,6 @@ from tests.tuning import fakes
 from tuning.config.objectives import Objective, parse_constraint
 from tuning.runs.ranking import (
     best_trial,
-    distances_to_ideal,
     misses,
     pareto_front,
     ranked,
@@ -98,11 +97,6 @@ def test_accuracy_in_percent_does_not_outweigh_nll():
     ]
     order = [record.trial_id for record in ranked(rescaled, as_fractions)]
     assert order == [record.trial_id for record in ranked(search, trials)]
-
-
-def test_the_distance_to_the_ideal_has_no_unit():
-    points = [(60.0, -2.0, 5.0), (62.0, -3.0, 5.0), (61.0, -2.5, 5.0)]  # two ranges, and none
-    assert distances_to_ideal(points) == pytest.approx([1.0, 1.0, math.sqrt(0.5)])
 
 
 def test_dominated_trials_do_not_change_the_best():
