@@ -24,9 +24,8 @@ from trainers.config import DataConfig
 from trainers.data.data_root import resolve_root
 from trainers.data.fingerprint import split_fingerprint
 from trainers.data.storage import Store, url_of
-from trainers.errors import ConfigError, quoted
+from trainers.errors import ConfigError, did_you_mean, quoted
 from tuning.checkpoints.files import kept_checkpoint, remove_folder
-from tuning.confirmation.configurations import chosen
 from tuning.confirmation.report import write_results_table, write_run_report
 from tuning.confirmation.results import (
     CONFIRM_FOLDER,
@@ -44,8 +43,10 @@ from tuning.confirmation.results import (
 from tuning.runs.callbacks import Callback
 from tuning.runs.environment import check_same_inputs
 from tuning.runs.journal import History
-from tuning.runs.records import METHOD_KEY, ZERO_SHOT, TrialRecord
+from tuning.runs.ranking import ranked
+from tuning.runs.records import METHOD_KEY, ZERO_SHOT, SearchRecord, TrialRecord
 from tuning.runs.run_folder import TRAIN_FOLDER, LoadedRun, load_run, trial_path
+from tuning.selection.rules import BY_METHOD, OBJECTIVE, PARETO, RULES, choices
 from tuning.session import SearchOptions, fixed_only, open_session
 from tuning.views.formatting import UNTUNED, show_phase
 from tuning.views.mlflow.callback import MlflowCallback, backfill
@@ -126,6 +127,52 @@ def confirm(
     except TrackingError as error:
         console.print(f"note: {error}", soft_wrap=True)
     return confirmation
+
+
+def chosen(
+    search: SearchRecord, records: Sequence[TrialRecord], top: int = 1, rules: Sequence[str] = ()
+) -> tuple[TrialRecord, ...]:
+    """The finished trials to confirm, without repetitions, each with all the rules that chose it.
+
+    Raises:
+        ConfigError: there is none, no such rule, or `top` is not positive or of no rule's use.
+    """
+    for rule in rules:
+        if rule not in RULES:
+            hint = did_you_mean(rule, RULES)
+            raise ConfigError(f"no such rule{hint}", key="--rule", value=rule)
+    if top < 1:
+        raise ConfigError("must be at least 1", key="--top", value=top)
+    wanted = set(rules) or RULES.keys() - {PARETO}
+    if top > 1 and OBJECTIVE not in wanted:
+        hint = f"add --rule {OBJECTIVE}, or leave --top out"
+        raise ConfigError(f"is only for the rule {OBJECTIVE}", key="--top", value=top, hint=hint)
+    found: dict[str, TrialRecord] = {}
+
+    def add(rule: str, label: str, trial: TrialRecord) -> None:
+        if rule in wanted and trial.outcome == "finished":
+            earlier = found.get(trial.trial_id, trial)
+            found[trial.trial_id] = replace(earlier, labels=(*earlier.labels, label))
+
+    ranking = [trial for trial in ranked(search, records) if search.values(trial) is not None]
+    for rank, trial in enumerate(ranking[:top], 1):
+        add(OBJECTIVE, f"{OBJECTIVE} #{rank}", trial)
+    others = [choice for choice in choices(search, records) if choice.rule != OBJECTIVE]
+    for choice in others:
+        for trial in choice.trials:
+            # The label has the methods, or the domains unless the trial was chosen for all.
+            names = [key for key, one in choice.parts.items() if one.trial_id == trial.trial_id]
+            named = choice.rule == BY_METHOD or 0 < len(names) < len(choice.parts)
+            add(choice.rule, f"{choice.rule}/{'+'.join(names)}" if named else choice.rule, trial)
+    if found:
+        return tuple(found.values())
+    if not any(r.kind == "trial" and r.outcome == "finished" for r in records):
+        raise ConfigError("no finished trial to confirm", source=search.run_folder)
+    reasons = {choice.rule: choice.reason for choice in others if choice.reason}
+    reasons.setdefault(BY_METHOD, "all trials of this search have the same method")
+    why = [f"{rule}: {reasons.get(rule, 'no trial has its metrics')}" for rule in wanted]
+    problem = f"no rule chooses a finished trial. {'; '.join(sorted(why))}"
+    raise ConfigError(problem, key="--rule", value=", ".join(rules))
 
 
 def _train(run: LoadedRun, wanted: Mapping[Key, TrialRecord], options: SearchOptions) -> None:

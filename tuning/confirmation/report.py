@@ -15,7 +15,6 @@ from rich.text import Text
 from trainers.data.storage import open_store, url_of
 from trainers.errors import ConfigError
 from trainers.evaluation.metrics import ID, MEAN_OOD, MetricKey
-from tuning.confirmation.configurations import read_confirmation
 from tuning.confirmation.results import (
     CONFIRM_FOLDER,
     END,
@@ -25,6 +24,7 @@ from tuning.confirmation.results import (
     Estimate,
     Key,
     chosen_with_ood,
+    read_confirmation,
     rules_of,
 )
 from tuning.confirmation.verdict import findings, verdict

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import fmean, stdev
 from typing import Final, TypeAlias
@@ -162,6 +162,31 @@ def failures_of(history: History) -> dict[Key, list[TrialRecord]]:
         if record.outcome == "failed" and key_of(record) not in done:
             found.setdefault(key_of(record), []).append(record)
     return found
+
+
+def read_confirmation(search: SearchRecord) -> Confirmation | None:
+    """The results of all calls so far, with every seed; None before the first.
+
+    Each trial has the labels of the rules that chose it in any call.
+
+    Raises:
+        ConfigError: the results are damaged.
+    """
+    history = confirm_history(search.run_folder)
+    results = results_of(history)
+    if not results:
+        return None
+    found = {FT: REFERENCE}
+    for (trial_id, seed), result in results.items():
+        if seed is None or trial_id == FT:
+            continue
+        params = {key: value for key, value in result.params.items() if key != "seed"}
+        earlier = found[trial_id].labels if trial_id in found else ()
+        labels = tuple(dict.fromkeys((*earlier, *result.labels)))
+        found[trial_id] = replace(result, trial_id=trial_id, params=params, labels=labels)
+    seeds = sorted({seed for _, seed in results if seed is not None})
+    failed = {key: attempts[-1].error_line for key, attempts in failures_of(history).items()}
+    return Confirmation(search, tuple(seeds), tuple(found.values()), results, failed)
 
 
 def read_results(run_folder: Path) -> dict[Key, TrialRecord]:

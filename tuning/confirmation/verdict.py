@@ -6,8 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from trainers.errors import ConfigError
-from tuning.confirmation.configurations import read_confirmation
-from tuning.confirmation.results import FT, REFERENCE
+from tuning.confirmation.results import FT, REFERENCE, read_confirmation
 from tuning.runs.ranking import best_trial, choice_of, misses, stronger_reference
 from tuning.runs.records import STEP, SearchRecord, TrialRecord
 from tuning.views.answer import answer

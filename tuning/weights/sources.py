@@ -21,8 +21,7 @@ from trainers.errors import ConfigError, StorageFailed, did_you_mean, validate
 from trainers.evaluation.metrics import ID, MetricKey
 from trainers.yaml_text import read_yaml
 from tuning.checkpoints.files import fetched, kept_checkpoint
-from tuning.confirmation.configurations import read_confirmation
-from tuning.confirmation.results import FT
+from tuning.confirmation.results import FT, read_confirmation
 from tuning.confirmation.results import SPLIT as TEST
 from tuning.confirmation.verdict import verdict
 from tuning.runs.ranking import best_trial, choice_of

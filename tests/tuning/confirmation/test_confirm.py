@@ -35,13 +35,13 @@ from trainers.loop.evaluate_run import evaluate_run, measure_end
 from trainers.loop.state import load_split
 from tuning.config.objectives import Objective
 from tuning.config.schema import ResourcesConfig
-from tuning.confirmation.configurations import chosen, read_confirmation
-from tuning.confirmation.confirm import confirm, fresh_seeds, same_test_splits
+from tuning.confirmation.confirm import chosen, confirm, fresh_seeds, same_test_splits
 from tuning.confirmation.report import confirmation_table
 from tuning.confirmation.results import (
     REFERENCE,
     chosen_with_ood,
     confirm_history,
+    read_confirmation,
     read_results,
     results_path,
     rules_of,

@@ -5,7 +5,7 @@ from pathlib import Path
 from tests.tuning import fakes
 from tests.tuning.confirmation.written import result
 from tests.tuning.result_tables import cells, notes
-from tuning.confirmation.configurations import chosen
+from tuning.confirmation.confirm import chosen
 from tuning.confirmation.report import confirmation_table
 from tuning.confirmation.results import REFERENCE, Confirmation
 
