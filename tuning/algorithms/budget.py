@@ -63,13 +63,9 @@ class Budget(Callback):
 
     def share(self, trainings: int) -> float:
         """The largest share of a limit that so many trainings, and what they took, have used."""
-        config = self._config
-        shares = [trainings / config.trials]
-        if config.hours is not None:
-            shares.append(self.seconds / 3600 / config.hours)
-        if config.gpu_hours is not None:
-            shares.append(self.gpu_seconds / 3600 / config.gpu_hours)
-        return max(shares)
+        used = {"trials": trainings, **self._hours}
+        limits = {name: getattr(self._config, name) for name in used}
+        return max(used[name] / limit for name, limit in limits.items() if limit is not None)
 
     @property
     def ended_by(self) -> str | None:
@@ -102,10 +98,10 @@ class Budget(Callback):
             return "`lipsum-tune control --end`"
         if self.is_broken:
             return f"{config.failures} trials failed in a row (search.budget.failures)"
-        if config.hours is not None and self.seconds >= 3600 * config.hours:
-            return f"search.budget.hours = {config.hours:g} are used up"
-        if config.gpu_hours is not None and self.gpu_seconds >= 3600 * config.gpu_hours:
-            return f"search.budget.gpu_hours = {config.gpu_hours:g} are used up"
+        for name, used in self._hours.items():
+            limit = getattr(config, name)
+            if limit is not None and used >= limit:
+                return f"search.budget.{name} = {limit:g} are used up"
         if config.target is not None and self._best >= first.signed(config.target):
             return f"search.budget.target = {config.target:g} is reached"
         return None
@@ -116,9 +112,10 @@ class Budget(Callback):
         return self._config.failures is not None and self._failures >= self._config.failures
 
     @property
-    def seconds(self) -> float:
-        """Wall clock of all sessions."""
-        return self._clock() - self._began
+    def _hours(self) -> dict[str, float]:
+        """Hours of wall clock of all sessions and GPU-hours, under the names of their limits."""
+        wall_s = self._clock() - self._began
+        return {"hours": wall_s / 3600, "gpu_hours": self.gpu_seconds / 3600}
 
     @property
     def gpu_seconds(self) -> float:

