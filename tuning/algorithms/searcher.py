@@ -84,7 +84,8 @@ class TrialProposer(NotPickled, Searcher):
             return self._waiting.popleft()
         records = list(self._recorder.records.values())
         trainings = self._next_number + sum(record.kind == "repeat" for record in records)
-        is_wanted = self._studies.num_wanted > 0  # points that the user has enqueued come first
+        # Points that the user has enqueued come first.
+        is_wanted = any(study.wanted for study in self._studies.studies)
         if self._seeds and self._seeds.begins(trainings, records) and not is_wanted:
             return self._seeds.next(records)
         if not self._may_propose(trainings):

@@ -76,11 +76,6 @@ class MethodStudy:
         """Whether the points of a grid replace the sampler."""
         return self.config is not None and self.config.name == "grid"
 
-    def owns(self, record: TrialRecord) -> bool:
-        """Whether the trial has this study's method. Its parameters may be outside of the space."""
-        method = self.method or self.search.configured_method
-        return record.kind == "trial" and self.search.method(record) == method
-
     def params(self, point: Mapping[str, ParamValue]) -> dict[str, ParamValue]:
         """The parameters of a trial at a point of the space, with the method if it is searched."""
         return {**point} if self.method is None else {METHOD_KEY: self.method, **point}
@@ -222,7 +217,8 @@ class Studies(Callback):
     def _ask_again(self, record: TrialRecord) -> None:
         point = point_of(record)
         for study in self.studies:
-            if study.owns(record):
+            method = study.method or study.search.configured_method
+            if record.kind == "trial" and study.search.method(record) == method:
                 if record.is_first_point and point in study.wanted:
                     study.wanted.remove(point)
                 elif point in study.queue:
@@ -245,11 +241,6 @@ class Studies(Callback):
     def num_waiting(self) -> int:
         """Number of first points that are still to be tried."""
         return sum(len(study.queue) for study in self.studies if not study.is_grid)
-
-    @property
-    def num_wanted(self) -> int:
-        """Number of points that the user has enqueued and that are still to be tried."""
-        return sum(len(study.wanted) for study in self.studies)
 
     def describe(self) -> str:
         """One line: the samplers, and what they optimise."""

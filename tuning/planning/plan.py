@@ -75,14 +75,6 @@ class Plan:
         return "GPU" if self.file.search.resources.gpus_per_worker else "CPU"
 
     @property
-    def first_rung(self) -> int | None:
-        """The step at which trials are first stopped; None if they never are."""
-        scheduler, trial = self.file.search.scheduler, self.file.trial
-        if scheduler.name == "none":
-            return None
-        return scheduler.first_step(trial.steps, trial.eval.every)
-
-    @property
     def full_s(self) -> float:
         """A trial that nothing stops, in kept workers."""
         trial = self.file.trial
@@ -108,11 +100,11 @@ class Plan:
     @property
     def prices(self) -> list[Price]:
         """All trials in full, and if early stopping is on, with the fewest of them in full."""
-        references = len(self.file.search.references)
-        trials, step = self.file.most_trials, self.first_rung
+        search, trial, trials = self.file.search, self.file.trial, self.file.most_trials
+        references, full = len(search.references), min(LEAST_FINISHED, trials)
         found = [self.price("all trials in full", trials + references)]
-        full = min(LEAST_FINISHED, trials)
-        if step is not None and full < trials:
+        if search.scheduler.name != "none" and full < trials:
+            step = search.scheduler.first_step(trial.steps, trial.eval.every)
             stopped = trials - full
             what = f"{full} in full, {stopped} to step {step}"
             found.append(self.price(what, full + references, stopped, step))
