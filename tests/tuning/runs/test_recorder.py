@@ -13,7 +13,6 @@ from tuning.runs.callbacks import Callback
 from tuning.runs.journal import Journal, read_history
 from tuning.runs.recorder import Recorder
 from tuning.runs.records import (
-    ERROR,
     NOTICE,
     TRAIN_CURVE,
     WAITS,
@@ -147,18 +146,6 @@ def test_the_time_of_a_wait_for_gpus_is_not_that_of_gpus(tmp_path, monkeypatch, 
         "trial-000 waits for GPUs of the cluster",
         "its machine was lost",
     ]
-
-
-def test_a_slot_reports_why_its_trial_has_failed(tmp_path):
-    r, trial = recorder(tmp_path), tune_trial()
-    r.on_trial_start(trial)
-    report(r, trial, 40)
-    last = {"done": True, ERROR: "ReportOverdue: it hangs"}
-    r.on_trial_result(trial, last)
-    trial.update_last_result(last)
-    r.on_trial_complete(trial)
-    (record,) = read_history(tmp_path).records
-    assert (record.outcome, record.step, record.error) == ("failed", 40, "ReportOverdue: it hangs")
 
 
 def test_a_trial_is_not_blamed_for_the_loss_of_ray(tmp_path):
