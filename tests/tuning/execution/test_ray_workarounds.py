@@ -3,7 +3,6 @@
 import os
 import sys
 import time
-from importlib import import_module
 
 import pytest
 import ray
@@ -172,28 +171,16 @@ def without(name, patch):
 
 @pytest.mark.parametrize("name", INTERNALS)
 def test_a_workaround_without_its_internals_is_skipped_with_one_line(name, monkeypatch, caplog):
-    path, (attribute, *_), loss = INTERNALS[name]
-    module, _, inner = path.partition(":")
-    owner = import_module(module)
-    owner = getattr(owner, inner) if inner else owner
-    assert ray_workarounds.internal(name) is owner
-    with monkeypatch.context() as patch:
-        if isinstance(owner, type) and attribute not in vars(owner):  # of protobuf, in C
-            without(name, patch)
-        elif attribute in vars(owner):
-            patch.delattr(owner, attribute)
-        else:
-            patch.delattr(type(owner), attribute)
-        patch.setattr(ray_workarounds, "_skipped", set())
+    path, _, loss = INTERNALS[name]
+    assert ray_workarounds.internal(name) is not None
+    without(name, monkeypatch)
+    for _ in range(2):
         assert ray_workarounds.internal(name) is None
-        assert ray_workarounds.internal(name) is None
-        (line,) = caplog.messages
-        assert path in line
-        assert line.endswith(loss)
-    with monkeypatch.context() as patch:
-        patch.setattr(ray_workarounds, "_skipped", set())
-        patch.setitem(sys.modules, module, None)
-        assert ray_workarounds.internal(name) is None
+    (line,) = caplog.messages
+    assert path in line
+    assert line.endswith(loss)
+    monkeypatch.setitem(sys.modules, path.partition(":")[0], None)
+    assert ray_workarounds.internal(name) is None
 
 
 def test_arguments_of_ray_that_are_not_public_may_be_missing(monkeypatch, caplog):
