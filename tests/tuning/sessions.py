@@ -85,17 +85,17 @@ class Session:
             return None
         trial = SimpleNamespace(config=spec, last_result={}, pickled_error_file=None)
         self._tune_trials[spec["trial_id"]] = trial
-        self.recorder.on_trial_start(trial)
+        self.recorder.on_trial_start(0, [], trial)
         return self.recorder.records[spec["trial_id"]]
 
     def report(self, trial_id, step, value, **metrics):
         """Let a trial report an objective, as Tune passes it on."""
         result = {"step": step, "val/mean_acc": value, **metrics, "pid": 7}
-        self.recorder.on_trial_result(self._tune_trials[trial_id], result)
+        self.recorder.on_trial_result(0, [], self._tune_trials[trial_id], result)
 
     def end(self, trial_id, error=False):
         event = self.recorder.on_trial_error if error else self.recorder.on_trial_complete
-        event(self._tune_trials[trial_id])
+        event(0, [], self._tune_trials[trial_id])
         return self.recorder.records[trial_id]
 
     def run(self, value, step=fakes.TOTAL_STEPS, **metrics):

@@ -80,7 +80,7 @@ class Steering(NotPickled, tune.Callback, tune.Stopper):
         self.stopped = {order["stop"] for order in orders if "stop" in order}
         """Trials that end at their next report: their workers cannot be stopped within a step."""
 
-    def on_step_end(self, **info: Any) -> None:
+    def on_step_end(self, iteration: int, trials: list[Any], **info: Any) -> None:
         """End the search if a signal was lost, then follow the orders that are new."""
         raise_interrupt()
         for order in self._new_orders():

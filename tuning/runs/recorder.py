@@ -33,8 +33,6 @@ logger = logging.getLogger(__name__)
 class Recorder(NotPickled, TuneCallback):
     """Keeps the record of every trial. Events go to the journal, the studies and the callbacks.
 
-    Tune names the arguments of all events.
-
     The order matters. An exception of the journal or of the studies ends the search, because a
     resume or the sampler would miss the event. An exception of a callback is logged.
 
@@ -93,15 +91,19 @@ class Recorder(NotPickled, TuneCallback):
         self.proposed(record)
         self._end(record.trial_id, error)
 
-    def on_step_end(self, **info: Any) -> None:
+    def on_step_end(self, iteration: int, trials: list[Trial], **info: Any) -> None:
         """Write a heartbeat to the journal."""
         self._journal.alive()
 
-    def on_trial_start(self, trial: Trial, **info: Any) -> None:
+    def on_trial_start(
+        self, iteration: int, trials: list[Trial], trial: Trial, **info: Any
+    ) -> None:
         """A trial starts or continues."""
         self._start(self.records[trial.config["trial_id"]], self._gpus)
 
-    def on_trial_result(self, trial: Trial, result: dict[str, Any], **info: Any) -> None:
+    def on_trial_result(
+        self, iteration: int, trials: list[Trial], trial: Trial, result: dict[str, Any], **info: Any
+    ) -> None:
         """A trial reports. Tune adds values of its own to a result; they are left out."""
         record = self.records[trial.config["trial_id"]]
         gpus = 0.0 if result.get(WAITS) else self._gpus
@@ -134,11 +136,15 @@ class Recorder(NotPickled, TuneCallback):
         self._studies.trial_reported(record)
         self._notify("trial_reported", record)
 
-    def on_trial_complete(self, trial: Trial, **info: Any) -> None:
+    def on_trial_complete(
+        self, iteration: int, trials: list[Trial], trial: Trial, **info: Any
+    ) -> None:
         """A trial ended by itself, or the scheduler stopped it."""
         self._end(trial.config["trial_id"], trial.last_result.get(ERROR))
 
-    def on_trial_error(self, trial: Trial, **info: Any) -> None:
+    def on_trial_error(
+        self, iteration: int, trials: list[Trial], trial: Trial, **info: Any
+    ) -> None:
         """A trial raised."""
         error = error_of(trial)
         reason = "the trial ended without an error" if error is None else error_text(error)

@@ -50,7 +50,7 @@ def tune_trial(name="trial-000"):
 
 
 def report(r, trial, step, **more):
-    r.on_trial_result(trial, {**fakes.report(step, 84.0, 61.0), **more, "pid": 7})
+    r.on_trial_result(0, [], trial, {**fakes.report(step, 84.0, 61.0), **more, "pid": 7})
 
 
 class FailingAtStart(Callback):
@@ -84,15 +84,15 @@ def test_every_event_is_in_the_journal_and_reaches_all_callbacks(tmp_path):
     r.start()
     ft, trial = tune_trial("ft"), tune_trial()
     for each in (ft, trial):
-        r.on_trial_start(each)
+        r.on_trial_start(0, [], each)
     report(r, ft, 120)
     train_curve = {"step": [130.0, 140.0], "train/loss": [0.5, 0.4]}
-    r.on_trial_result(ft, {TRAIN_CURVE: train_curve})
-    r.on_trial_result(ft, {NOTICE: "its machine was lost"})
-    r.on_trial_result(ft, {TRAIN_CURVE: {}})  # its workers have only started
+    r.on_trial_result(0, [], ft, {TRAIN_CURVE: train_curve})
+    r.on_trial_result(0, [], ft, {NOTICE: "its machine was lost"})
+    r.on_trial_result(0, [], ft, {TRAIN_CURVE: {}})  # its workers have only started
     report(r, ft, 240)
-    r.on_trial_complete(ft)
-    r.on_trial_complete(trial)
+    r.on_trial_complete(0, [], ft)
+    r.on_trial_complete(0, [], trial)
     r.finish("finished")
     assert notes.events == [
         ("search_started", "domainnet-vit-b32", ""),
@@ -115,7 +115,7 @@ def test_every_event_is_in_the_journal_and_reaches_all_callbacks(tmp_path):
 
 def test_setting_the_clock_during_a_session_changes_no_duration(tmp_path, monkeypatch):
     r, day = recorder(tmp_path), 86400
-    r.on_trial_start(tune_trial())
+    r.on_trial_start(0, [], tune_trial())
     monkeypatch.setattr("time.time", lambda: 0.0)
     report(r, tune_trial(), 40)
     later = time.monotonic() + day
@@ -130,15 +130,15 @@ def test_the_time_of_a_wait_for_gpus_is_not_that_of_gpus(tmp_path, monkeypatch, 
 
     def at(seconds, result):
         monkeypatch.setattr("time.monotonic", lambda: began + seconds)
-        r.on_trial_result(trial, result)
+        r.on_trial_result(0, [], trial, result)
 
-    r.on_trial_start(trial)
+    r.on_trial_start(0, [], trial)
     at(120, {TRAIN_CURVE: {}, WAITS: True})
     at(3000, {TRAIN_CURVE: {}, WAITS: True})
     at(3720, {TRAIN_CURVE: {}, WAITS: False})
     at(3750, {NOTICE: "its machine was lost"})
     at(3780, fakes.report(fakes.TOTAL_STEPS, 84.0, 61.0))
-    r.on_trial_complete(trial)
+    r.on_trial_complete(0, [], trial)
     for record in (*r.finish("finished").records, r.records["trial-000"]):
         assert record.gpu_seconds(0.0) == pytest.approx(2 * 180, abs=2)
         assert record.seconds == pytest.approx(3780, abs=2)
@@ -152,16 +152,16 @@ def test_a_trial_is_not_blamed_for_the_loss_of_ray(tmp_path):
     watch = RayWatch({"raylet": ("127.0.0.1", 1)}, "resume it")
     r = recorder(tmp_path, check_ray=watch.check)
     trial = SimpleNamespace(config={"trial_id": "trial-000"}, pickled_error_file=None)
-    r.on_trial_start(trial)
+    r.on_trial_start(0, [], trial)
     with pytest.raises(RayLost, match="raylet"):
-        r.on_trial_error(trial)
+        r.on_trial_error(0, [], trial)
     r.finish("stopped")
     assert [record.outcome for record in read_history(tmp_path).records] == ["stopped"]
 
 
 def test_a_signal_while_a_pruned_trial_is_written_does_not_make_it_stopped(tmp_path, monkeypatch):
     r = recorder(tmp_path)
-    r.on_trial_start(tune_trial())
+    r.on_trial_start(0, [], tune_trial())
     write = Journal.trial_reported
 
     def interrupted(journal, record):
@@ -180,16 +180,16 @@ def test_a_signal_while_a_pruned_trial_is_written_does_not_make_it_stopped(tmp_p
 
 def test_a_trial_that_ends_early_by_itself_is_pruned(tmp_path):
     r = recorder(tmp_path)
-    r.on_trial_start(tune_trial())
+    r.on_trial_start(0, [], tune_trial())
     report(r, tune_trial(), 40)
-    r.on_trial_complete(tune_trial())
+    r.on_trial_complete(0, [], tune_trial())
     assert read_history(tmp_path).records[0].outcome == "pruned"
 
 
 def test_a_trial_whose_process_cannot_start_has_failed(tmp_path):
     r = recorder(tmp_path)
     trial = SimpleNamespace(config={"trial_id": "trial-000"}, pickled_error_file=None)
-    r.on_trial_error(trial)  # Tune does not call on_trial_start
+    r.on_trial_error(0, [], trial)  # Tune does not call on_trial_start
     (record,) = read_history(tmp_path).records
     assert record.outcome == "failed"
 
@@ -197,7 +197,7 @@ def test_a_trial_whose_process_cannot_start_has_failed(tmp_path):
 def test_a_callback_that_raises_is_logged_and_others_go_on(tmp_path, caplog):
     notes = Notes()
     r = recorder(tmp_path, Failing(), notes)
-    r.on_trial_start(tune_trial())
+    r.on_trial_start(0, [], tune_trial())
     with caplog.at_level(logging.ERROR):
         report(r, tune_trial(), 40)
     assert "Failing failed at trial_reported" in caplog.text
@@ -209,7 +209,7 @@ def test_the_end_is_told_though_the_journal_cannot_be_written(tmp_path, caplog):
     journal.session_started({})
     r = Recorder(fakes.search_record(tmp_path), journal, [Failing(), notes])
     r.proposed(NEW)
-    r.on_trial_start(tune_trial())
+    r.on_trial_start(0, [], tune_trial())
     journal.failure = StorageFailed("no space left")
     with pytest.raises(StorageFailed, match="no space left"):
         report(r, tune_trial(), 40)
@@ -241,7 +241,7 @@ def test_a_resumed_trial_keeps_its_curve_and_its_cost(tmp_path):
     r.start()
     assert ("ended", "trial-001", "finished") in notes.events
     assert ("ended", "trial-000", "stopped") not in notes.events
-    r.on_trial_start(tune_trial())
+    r.on_trial_start(0, [], tune_trial())
     again = r.records["trial-000"]
     assert (again.earlier_seconds, again.earlier_gpu_seconds, again.gpus) == (50.0, 50.0, 2.0)
     report(r, tune_trial(), 80)  # the second report again, then the third
@@ -254,8 +254,8 @@ def test_a_trial_whose_process_never_started_has_not_ended(tmp_path, earlier):
     r = recorder(tmp_path, earlier=earlier)
     r.proposed(r.records["trial-000"])
     assert not r.is_complete
-    r.on_trial_start(tune_trial())
+    r.on_trial_start(0, [], tune_trial())
     assert not r.is_complete
     report(r, tune_trial(), fakes.TOTAL_STEPS)
-    r.on_trial_complete(tune_trial())
+    r.on_trial_complete(0, [], tune_trial())
     assert r.is_complete
