@@ -9,7 +9,7 @@ import pytest
 from tests.tuning import fakes
 from tuning.config.objectives import Objective, parse_constraint
 from tuning.views.changed_images import Changed
-from tuning.views.figures import Plots
+from tuning.views.figures import Plots, importance_lacks
 from tuning.views.page import SCRIPT_FILE, write_page
 from tuning.views.result_table import ResultTable
 
@@ -123,6 +123,18 @@ def test_importance_tells_which_parameter_moves_which_accuracy():
     shares = {bar.name: dict(zip(bar.y, bar.x, strict=True)) for bar in drawn.data}
     assert shares["ID accuracy"]["lr"] > 0.8
     assert shares["OOD accuracy"]["reg_weight"] > 0.8
+
+
+def test_a_choice_of_many_is_left_out_of_importance():
+    records = [
+        replace(trial, params={**trial.params, "method.name": f"method-{index % 16}"})
+        for index, trial in enumerate(scattered(32))
+    ]
+    assert set(Plots(SEARCH, records).importance().data[0].y) == {"reg_weight", "lr"}
+    alike = [
+        replace(r, params={**r.params, "optim.lr": 1e-4, "method.reg_weight": 1}) for r in records
+    ]
+    assert importance_lacks(alike) == "Needs two hyperparameters that vary."
 
 
 def test_the_curve_breaks_where_other_images_are_measured():
