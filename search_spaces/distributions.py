@@ -54,6 +54,9 @@ class _Range(Frozen):
             raise ValueError(f"high={self.high} is no step of {self.step}: the last is {last:g}")
         return self
 
+    def __str__(self) -> str:
+        return f"{self.low:g} to {self.high:g}{' (log)' if self.log else ''}"
+
     def to_optuna(self) -> distributions.FloatDistribution | distributions.IntDistribution:
         """The same distribution for Optuna."""
         is_int = isinstance(self, Int)
@@ -159,6 +162,9 @@ class Categorical(Frozen):
         if twice := [choice for index, choice in enumerate(parsed) if choice in parsed[:index]]:
             raise ValueError(f"choices has {twice[0]!r} twice")
         return tuple(parsed)
+
+    def __str__(self) -> str:
+        return " or ".join(map(str, self.choices))
 
     def parse(self, value: Value) -> Value:
         """The choice that equals the value; `true` and 1 are different.

@@ -51,10 +51,15 @@ def search(
     from trainers.evaluation.metrics import MetricKey
     from tuning.config.objectives import sampler_objectives
     from tuning.config.validation import load_config
+    from tuning.views.formatting import short_names
 
     overrides = [*(set_ or ()), *([f"search.name={json.dumps(name)}"] if name else ())]
     _announce("Search", load_config(config, overrides, check=False))
     file = load_config(config, overrides)
+    space, *others = file.search_space().parts().values()
+    if not others:  # else each method has its own
+        named = zip(short_names([*space.parameters]), space.parameters.values(), strict=True)
+        show("Space", ", ".join(f"{name} {values}" for name, values in named))
     # The whole key, since there may be several objectives, or one with another mode.
     hint = " (--set 'search.objective={metric: id_val/acc}' avoids that)"
     told = sampler_objectives(file.search.sampler.metric, file.objectives)
@@ -95,7 +100,7 @@ def resume_run(
     _announce("Resume", check_run(run, keys), trials if more else None)
     from tuning.resume import resume_search
 
-    with _stopped():
+    with _stopped(f"`lipsum-tune resume {word_for(run)}` continues it"):
         result = resume_search(run, set_ or (), trials=trials, address=address)
     _show(result)
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from rich.box import SIMPLE_HEAD
+from rich.cells import cell_len
 from rich.console import Console, Group, JustifyMethod, RenderableType
 from rich.markup import escape
 from rich.measure import Measurement
@@ -198,7 +199,12 @@ def _table(
             table.add_column(name, overflow="fold")
         else:
             side: JustifyMethod = "left" if key in ("trial", "outcome") else "right"
-            table.add_column(Text(name, style), justify=side, no_wrap=True, style=style)
+            texts = [name, *(row.cells[key][0] for row in rows)]
+            widest = max(cell_len(line) for text in texts for line in text.split("\n"))
+            # rich takes a column for as narrow as its longest word, though it must not wrap.
+            table.add_column(
+                Text(name, style), justify=side, no_wrap=True, style=style, min_width=widest
+            )
     for row, after in zip(rows, [*rows[1:], None], strict=True):
         is_trial = row.record.kind == "trial"
         styles = {"outcome": OUTCOME_STYLE[row.record.outcome]}

@@ -3,6 +3,7 @@
 import errno
 import json
 import math
+import re
 import shlex
 import shutil
 import signal
@@ -271,11 +272,12 @@ def test_a_training_on_a_full_disk_keeps_its_last_checkpoint(images_root, tmp_pa
 
 
 @pytest.mark.usefixtures("went_on")
-def test_a_search_says_first_what_confirm_will_lack(images_root, tmp_path):
+def test_a_search_says_first_what_confirm_will_lack_and_what_it_searches(images_root, tmp_path):
     data = shutil.copytree(images_root, tmp_path / "images")
     shutil.rmtree(data / "sketch" / "test")
-    said = searched(data, tmp_path).stderr
-    assert "no test split, which `confirm` needs: sketch (" in said
+    done = searched(data, tmp_path)
+    assert "no test split, which `confirm` needs: sketch (" in done.stderr
+    assert re.search(r"Space +.*reg_weight 0.01 to 100 \(log\)", done.stdout)
 
 
 def test_ctrl_c_outside_of_the_trials_says_how_to_go_on(run, images_root, tmp_path, monkeypatch):
@@ -284,14 +286,13 @@ def test_ctrl_c_outside_of_the_trials_says_how_to_go_on(run, images_root, tmp_pa
 
     for module in (run_search, resume):
         monkeypatch.setattr(module, "continue_search", interrupt)
-    for done in (
-        searched(images_root, tmp_path),
-        invoke("resume", run),
-        invoke("resume", run, "--trials", "+1"),
+    for done, how in (
+        (searched(images_root, tmp_path), "`lipsum-tune resume RUN` continues one"),
+        (invoke("resume", run), f"`lipsum-tune resume {run}` continues it"),
     ):
         assert done.exit_code == 130
         assert done.stderr.startswith("warning: stopped; ")
-        assert "`lipsum-tune resume RUN` continues one" in done.stderr
+        assert how in done.stderr
 
 
 @pytest.mark.usefixtures("went_on")

@@ -98,3 +98,11 @@ def test_the_report_ends_with_the_answer_and_at_most_two_notes():
     assert limit.startswith("Chosen on validation data")
     assert failed == "1 failed: trial-002, RuntimeError: boom"
     assert given.startswith("All trials are given points")
+
+
+def test_no_number_is_shortened_beside_outcomes_on_80_columns():
+    params = {"method.reg_weight": 0.0123, "method.smoothing": 0.1, "optim.lr": 3.33e-5}
+    stopped = replace(fakes.trial(0, 80, 60), params=params, outcome="stopped")
+    text = printed(leaderboard(SEARCH, [fakes.reference(), stopped], 80), 80)
+    assert "…" not in text
+    assert all(part in text for part in ("3.33e-05", "stopped at 240", "82.4"))
