@@ -49,6 +49,7 @@ class MlflowCallback(Callback):
         self._brief = contextlib.ExitStack()
         self._is_over, self.is_complete = threading.Event(), threading.Event()
         """The search has ended, and MLflow has all of it."""
+        self._gives_up = threading.Event()
 
     def search_started(self, search: SearchRecord) -> None:
         """Connect, and start to follow the journal.
@@ -63,17 +64,23 @@ class MlflowCallback(Callback):
         # while another one reads it.
         self._brief.enter_context(mlf.brief_requests())
         # A daemon: a process that ends does not wait for a request that hangs.
-        threading.Thread(target=self._follow, name="mlflow", daemon=True).start()
+        self._thread = threading.Thread(target=self._follow, name="mlflow", daemon=True)
+        self._thread.start()
 
     def search_ended(self, records: Sequence[TrialRecord], outcome: SearchOutcome) -> None:
         """Let the thread write the rest. Waits for MLflow, but only seconds if it is away."""
         self._is_over.set()
-        with self._brief, contextlib.suppress(KeyboardInterrupt):
-            before = -1
-            while self._writer.num_written > before:
-                before = self._writer.num_written
-                if self.is_complete.wait(_PATIENCE_S):
-                    return
+        with self._brief:
+            with contextlib.suppress(KeyboardInterrupt):
+                before = -1
+                while self._writer.num_written > before:
+                    before = self._writer.num_written
+                    if self.is_complete.wait(_PATIENCE_S):
+                        return
+            # Later attempts of the thread would print MLflow's pages of errors. A request that hangs
+            # prints none.
+            self._gives_up.set()
+            self._thread.join(timeout=1.0)
         _log.warning(
             "MLflow at %s lacks a part. Nothing is lost: once it answers, `lipsum-tune report` of "
             "this run adds it.",
@@ -82,7 +89,7 @@ class MlflowCallback(Callback):
 
     def _follow(self) -> None:
         where, is_away = redact(self._uri), False
-        while not self.is_complete.is_set():
+        while not self.is_complete.is_set() and not self._gives_up.is_set():
             is_over = self._is_over.wait(self._interval)
             try:
                 self._writer.send(is_over)
