@@ -190,7 +190,7 @@ def open_session(
         ray_session(options.address, console=console) as is_own_ray,
         watched_ray(go_on) as watch,
         quiet_optuna(),
-        closing(ProgressCallback(console, journal.now)) as progress,
+        closing(ProgressCallback(console, journal.now, shows_best=home is None)) as progress,
     ):
         if home is None:
             storage, name = file.search.checkpoints.storage, file.search.name

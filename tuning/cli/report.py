@@ -39,9 +39,16 @@ def report(
     from tuning.views.overview import as_plain, comparison, runs_table, state_of
 
     console = Console()
-    if not run or len(run) > 1:
+    if not run:
         folders = [folder for place in places_of_runs() for folder in runs_in(place)]
-        console.print(comparison(run) if run else runs_table(folders))
+        console.print(runs_table(folders))
+        return
+    if len(run) > 1:
+        from tuning.confirmation.verdict import better_search
+
+        console.print(comparison(run))
+        if text := better_search([load_run(one) for one in run]):
+            console.print(f"\n{text}", highlight=False, markup=False)
         return
     loaded = load_run(run[0])
     state = state_of(loaded)

@@ -6,9 +6,17 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from trainers.errors import ConfigError
-from tuning.confirmation.results import FT, REFERENCE, read_confirmation
-from tuning.runs.ranking import best_trial, choice_of, misses, stronger_reference
+from trainers.evaluation.metrics import ID, MEAN_OOD, MetricKey
+from tuning.confirmation.results import (
+    FT,
+    REFERENCE,
+    SPLIT,
+    paired_difference,
+    read_confirmation,
+)
+from tuning.runs.ranking import best_finished, best_trial, choice_of, misses, stronger_reference
 from tuning.runs.records import STEP, SearchRecord, TrialRecord
+from tuning.runs.run_folder import LoadedRun
 from tuning.views.answer import answer
 from tuning.views.formatting import trial_label
 
@@ -75,6 +83,43 @@ def findings(search: SearchRecord, records: Sequence[TrialRecord]) -> list[str]:
         return answer(search, records)
     limit = f"The report has the test accuracies over {won.seeds} fresh seeds."
     return [f"{won.label}: {won.why}", limit]
+
+
+def better_search(runs: Sequence[LoadedRun]) -> str:
+    """Which of several searches has found the best trial, and how far it is from the next one's.
+
+    The searches are ordered by the objective, on the validation splits. If `confirm` has trained
+    both trials with two or more common seeds, and on the same test splits, the difference in
+    accuracy there is told.
+
+    Returns:
+        Two sentences; nothing if fewer than two searches have a trial, or objectives differ.
+
+    Raises:
+        ConfigError: the results of `confirm` are damaged.
+    """
+    bests = [(run, best_finished(run.search, run.history.records)) for run in runs]
+    metric = runs[0].file.objectives[0].metric
+    found = [(run, best, v) for run, best in bests if best and (v := best.last(metric)) is not None]
+    if len(found) < 2 or len({run.file.objectives for run in runs}) > 1:
+        return ""
+    found.sort(key=lambda each: each[0].search.values(each[1]) or (), reverse=True)
+    (won, best, value), (other, next_best, its) = found[:2]
+    text = f"{won.folder.name} is ahead of {other.folder.name} by {metric} {value:.4g} to {its:.4g}"
+    text += ", on validation data."
+    again, its_again = read_confirmation(won.search), read_confirmation(other.search)
+    gaps = []
+    # Equal results of the zero-shot model show that the test splits and the model are the same.
+    if again and its_again and again.zero_shot == its_again.zero_shot:
+        for what, domain in (("OOD", MEAN_OOD), ("ID", ID)):
+            name = str(MetricKey(SPLIT, domain, "acc"))
+            values = again.values(best.trial_id, name), its_again.values(next_best.trial_id, name)
+            if len(values[0].keys() & values[1].keys()) > 1:
+                gap = paired_difference(*values)
+                gaps.append(f"{what} {gap.mean:+.1f} [{gap.low:.1f}, {gap.high:.1f}]")
+    if not gaps:
+        return f"{text} Confirm both to tell a better search from a lucky one."
+    return f"{text} Over fresh seeds, test accuracy differs by {' and '.join(gaps)}."
 
 
 def _over_fresh_seeds(

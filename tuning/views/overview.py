@@ -81,7 +81,7 @@ def _facts(folder: Path) -> dict[str, str]:
                 for label, metrics in models.items():
                     found[f"{name}, {label}"] = format_percent(metrics.get(key))
         seconds = sum(record.seconds or 0.0 for record in records)
-        return {**found, "training": format_seconds(seconds), "last event": when}
+        return {**found, "all trials": format_seconds(seconds), "last event": when}
     except Exception as error:  # damaged, or of another version: the others are still listed
         return {"state": f"unreadable: {type(error).__name__}", "last event": when}
 

@@ -32,17 +32,23 @@ class ProgressCallback(Callback):
 
     Args:
         clock: Unix time in seconds.
+        shows_best: name the best trial so far. `plan` and `confirm` choose none.
     """
 
     _search: SearchRecord
     _whole: TaskID
     """The bar of the search."""
 
-    def __init__(self, console: Console, clock: Callable[[], float] = time.time) -> None:
+    def __init__(
+        self,
+        console: Console,
+        clock: Callable[[], float] = time.time,
+        shows_best: bool = True,
+    ) -> None:
         self.earlier_seconds = 0.0
         """Wall clock before `search_started`, which counts against a budget of hours too."""
         self._is_ending = False  # and with it the time left
-        self._console, self._clock = console, clock
+        self._console, self._clock, self._shows_best = console, clock, shows_best
         self._records: dict[str, TrialRecord] = {}
         self._printed_at: dict[str, float] = {}
         self._bars: Progress | None = None
@@ -155,7 +161,7 @@ class ProgressCallback(Callback):
             texts.append(f"{_ended(records)} of {search.budget_trials} trials done")
         left = None if self._is_ending else seconds_left(search, records, now)
         texts += [f"about {format_seconds(left)} left"] if left else []
-        if best := best_finished(search, records):
+        if self._shows_best and (best := best_finished(search, records)):
             texts.append(f"best {best.trial_id}{_accuracies(best, loss=False)}")
         used = {"hours": now - self._began, "gpu_hours": sum(r.gpu_seconds(now) for r in records)}
         for key, unit in (("hours", "hours"), ("gpu_hours", "GPU-hours")):

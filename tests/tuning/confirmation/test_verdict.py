@@ -11,9 +11,11 @@ import pytest
 
 from tests.tuning import fakes
 from tests.tuning.confirmation.written import write_results
+from tests.tuning.run_folders import search_file, write_run
 from tuning.config.objectives import parse_constraint
 from tuning.confirmation.results import read_results
-from tuning.confirmation.verdict import findings, verdict
+from tuning.confirmation.verdict import better_search, findings, verdict
+from tuning.runs.run_folder import load_run
 from tuning.views.answer import answer, commands_after
 
 SEEDS = (1000, 1001)
@@ -194,3 +196,28 @@ def test_a_search_that_loses_to_its_reference_exports_the_reference(
     row = f"| untuned FT, test, mean of 2 fresh trainings | {sum(accs) / 2:.1f} |"
     assert row in card
     assert "| zero-shot, test |" in card
+
+
+def test_of_two_searches_the_better_one_is_named(images_root, tmp_path):
+    first, second = (tmp_path / name for name in ("first", "second"))
+    for folder, ood in ((first, 62.0), (second, 64.0)):
+        write_run(folder, search_file(images_root), [fakes.trial(0, 85.0, ood)])
+
+    def said(*folders):
+        return better_search([load_run(folder) for folder in folders])
+
+    text = "second is ahead of first by val/mean_acc 74.5 to 73.5, on validation data."
+    assert said(first, second) == f"{text} Confirm both to tell a better search from a lucky one."
+    confirmed(first, trial_000=(73.0, 80.0))
+    confirmed(second, trial_000=(74.0, 81.5))
+    assert said(second, first).startswith(text)
+    assert said(first, second).endswith("by OOD +1.5 [1.5, 1.5] and ID +1.5 [1.5, 1.5].")
+    write_results(second, {("zero-shot", None): {"id_test/acc": 1.0}})  # of other test splits
+    assert said(first, second).endswith("lucky one.")
+
+
+def test_searches_with_different_objectives_are_not_compared(images_root, tmp_path):
+    file = search_file(images_root, search__objective=[{"metric": "id_val/acc"}])
+    runs = [write_run(tmp_path / "b", file, [fakes.trial(0)])]
+    runs.append(write_run(tmp_path / "a", search_file(images_root), [fakes.trial(0)]))
+    assert better_search([load_run(run) for run in runs]) == ""

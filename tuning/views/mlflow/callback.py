@@ -77,7 +77,7 @@ class MlflowCallback(Callback):
                     before = self._writer.num_written
                     if self.is_complete.wait(_PATIENCE_S):
                         return
-            # Later attempts of the thread would print MLflow's pages of errors. A request that hangs
+            # Later attempts of the thread would print MLflow's pages of errors. One that hangs
             # prints none.
             self._gives_up.set()
             self._thread.join(timeout=1.0)
