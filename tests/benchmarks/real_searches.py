@@ -40,7 +40,7 @@ def search(seed, storage, changes, is_confirmed):
         "seconds": sum(trial.seconds or 0.0 for trial in result.history.records),
     }
     if is_confirmed:
-        folder, quiet = result.history.search.run_folder, Console(quiet=True)
+        folder, quiet = result.folder, Console(quiet=True)
         means = confirm(folder, seeds=3, rules=["objective"], console=quiet).means(best.trial_id)
         id_acc, ood_acc = means["id_test/acc"], means["ood_test/mean_acc"]
         found |= {"test/mean_acc": (id_acc + ood_acc) / 2, "id_test": id_acc, "ood_test": ood_acc}
