@@ -20,6 +20,7 @@ from trainers.config import TrialConfig
 from trainers.data.dataset import ImageDataset, train_batches
 from trainers.data.sampler import StepSampler
 from trainers.errors import TrainingDiverged
+from trainers.evaluation.metrics import RANDOM_TEXT_RANK
 from trainers.hang import alive, pause
 from trainers.loop.evaluate_run import class_maps, evaluate_run
 from trainers.loop.lr_schedule import learning_rate
@@ -37,29 +38,6 @@ from trainers.loop.timing import Clock
 from trainers.methods.lipsum_ft import LipsumFineTuning
 from trainers.texts.random_texts import effective_rank
 from trainers.weights.averaging import update_average
-
-RANDOM_TEXT_RANK = "random_text/effective_rank"
-
-REPORTED = (
-    "train/loss",
-    "train/task_loss",
-    "train/reg",
-    "train/grad_norm",
-    "train/lr",
-    "train/images_per_s",
-    "train/micro_batch_size",
-    "eval/averaged",
-    "eval/images",
-    RANDOM_TEXT_RANK,
-    "cost/seconds",
-    "cost/eval_seconds",
-    "cost/gpu_seconds",
-    "cost/cpu_seconds",
-    "cost/memory_gb",
-    "cost/gpu_memory_gb",
-    "cost/gpu_util",
-)
-"""Names in reports, besides `evaluation.metric_names`: the last two on GPUs only."""
 
 CHECK_EVERY = 10
 """Steps between two checks of the loss: each one waits for the GPU."""

@@ -76,6 +76,27 @@ class MetricKey:
 ID_ACC = str(MetricKey("val", ID, "acc"))
 OOD_MEAN_ACC = str(MetricKey("val", MEAN_OOD, "acc"))
 MEAN_ACC = str(MetricKey("val", MEAN_ID_OOD, "acc"))
+RANDOM_TEXT_RANK = "random_text/effective_rank"
+REPORTED = (
+    "train/loss",
+    "train/task_loss",
+    "train/reg",
+    "train/grad_norm",
+    "train/lr",
+    "train/images_per_s",
+    "train/micro_batch_size",
+    "eval/averaged",
+    "eval/images",
+    RANDOM_TEXT_RANK,
+    "cost/seconds",
+    "cost/eval_seconds",
+    "cost/gpu_seconds",
+    "cost/cpu_seconds",
+    "cost/memory_gb",
+    "cost/gpu_memory_gb",
+    "cost/gpu_util",
+)
+"""Names in reports, besides `metric_names`: the last two on GPUs only."""
 
 
 def val_acc(domain: str) -> str:

@@ -44,10 +44,10 @@ def config(
 
         Console().print(configs_table())
     else:
-        from tuning.config.validation import load_config
+        from tuning.config.validation import check_settings, load_config
 
         file = load_config(config, set_ or (), check=False)
-        file.search_space()  # an impossible space is a mistake here too
+        check_settings(file)
         print(yaml.safe_dump(file.model_dump(mode="json"), sort_keys=False, width=100), end="")
 
 

@@ -14,7 +14,7 @@ from typing import Any
 from search_spaces import Categorical
 from trainers.config import TrialConfig
 from trainers.errors import ConfigError, suggestion, validate
-from trainers.evaluation.metrics import DIRECTIONS, ID_ACC, direction, metric_names
+from trainers.evaluation.metrics import DIRECTIONS, ID_ACC, REPORTED, direction, metric_names
 from trainers.overrides import METHOD_KEY
 from tuning.config.loading import read_layers, refuse_secrets
 from tuning.config.schema import SearchFile
@@ -176,8 +176,6 @@ def check_settings(file: SearchFile) -> None:
 
 
 def _check_objective(file: SearchFile) -> None:
-    from trainers.fine_tune import REPORTED
-
     key = "search.objective.metric"
     has_gpus = file.search.resources.gpus_per_worker > 0
     known = [*metric_names(file.trial.data), *REPORTED]

@@ -18,8 +18,8 @@ from trainers.checkpoints.format import WEIGHTS
 from trainers.config import TrialConfig, with_overrides
 from trainers.data.transforms import normalise
 from trainers.evaluation.evaluate import evaluate
-from trainers.evaluation.metrics import metric_names
-from trainers.fine_tune import REPORTED, fine_tune
+from trainers.evaluation.metrics import REPORTED, metric_names
+from trainers.fine_tune import fine_tune
 from trainers.loop.evaluate_run import class_maps, classify, evaluate_run, holding
 from trainers.loop.state import load_split, open_images, start
 from trainers.methods.registry import METHODS

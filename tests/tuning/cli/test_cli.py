@@ -89,6 +89,8 @@ def test_config_prints_what_load_config_reads(tmp_path):
     (tmp_path / "printed.yaml").write_text(done.output)
     expected = load_config("quickstart", ["trial.steps=7"], check=False)
     assert load_config(tmp_path / "printed.yaml", check=False) == expected
+    done = invoke("config", "quickstart", "--set", "search.objective.metric=val/mean_ac")
+    assert "did you mean 'val/mean_acc'" in str(done.exception)
     listed = {line.split(" ")[0] for line in invoke("config").output.splitlines()}
     assert {*ready_configs()} <= listed
 
