@@ -170,6 +170,9 @@ def auto(
         spent = 0.0 if gpu_hours else (time.monotonic() - began) / 3600
         plan = fitting(plan, limit, spent)
         console.print(render_plan(plan))
+        if plan.file.trial.steps < file.trial.steps:
+            fewer = f"{plan.file.trial.steps} in place of {file.trial.steps}, to fit {option}"
+            show_phase(console, "Steps", fewer)
         trial, budget = plan.file.trial, plan.file.search.budget
         values |= {"trial.steps": trial.steps, "trial.eval.every": trial.eval.every}
         values |= {f"search.budget.{key}": getattr(budget, key) for key in ("trials", unit)}
@@ -188,6 +191,8 @@ def auto(
                 more = f"lipsum-tune resume {run.name} --set search.budget.{unit}={2 * limit:g}"
                 hint = f"`{more}` and then the same command go on"
             raise ConfigError(result.ended_by or "no trial has finished", source=run, hint=hint)
+        if result.ended_by:
+            show_phase(console, "Ended by", result.ended_by)
     loaded = load_run(run)
     search, records = loaded.search, loaded.history.records
     lines, seconds = findings(search, records), loaded.history.seconds
@@ -258,7 +263,9 @@ def fitting(plan: Plan, limit: float, spent: float = 0.0) -> Plan:
     problem = (
         f"{LEAST_TRIALS} trials of {steps // 4} steps and confirm need {format_hours(needs)} {what}"
     )
-    raise ConfigError(problem, key=f"--{unit.replace('_', '-')}", value=limit)
+    option = f"--{unit.replace('_', '-')}"
+    hint = f"give {option} {format_hours(1.2 * needs)} or more"
+    raise ConfigError(problem, key=option, value=limit, hint=hint)
 
 
 def _steps(steps: int) -> dict[str, int]:

@@ -111,6 +111,14 @@ class Loss:
     """The regulariser; None is 0."""
     reg_weight: float = 1.0
 
+    def __post_init__(self) -> None:
+        for name, term in (("task", self.task), ("reg", self.reg)):
+            if term is not None and term.ndim:
+                raise ValueError(
+                    f"{name} of the Loss has shape {tuple(term.shape)}; it must be a scalar, "
+                    "such as the mean over the images"
+                )
+
     @property
     def total(self) -> Tensor:
         """The minimised value: ``task + reg_weight * reg``."""

@@ -48,6 +48,7 @@ _TEXTS: dict[str, str] = {}
 """The text of each plug-in that is a file, as it was imported here or given to `use_texts`."""
 _FILE = "lipsum_tune_plugin_"
 """Prefix of the modules of plug-ins that are files."""
+_PROPERTIES = [key for key, value in vars(Method).items() if isinstance(value, property)]
 
 MethodT = TypeVar("MethodT", bound=Method)
 
@@ -62,14 +63,21 @@ def register_method(
         search_space: as in `SEARCH_SPACES`.
 
     Raises:
-        ValueError: another class has the name, or the class's `name` field differs from it.
+        ValueError: another class has the name, the class's `name` field differs from it, or what
+            must be a property is a method.
     """
 
     def register(cls: type[MethodT]) -> type[MethodT]:
         if cls.model_fields["name"].default != name:
             raise ValueError(f"{cls.__name__}.name must be Literal[{name!r}] = {name!r}")
+        for key in _PROPERTIES:
+            # Without @property, a method that returns False would count as true.
+            if callable(getattr(cls, key)):
+                raise ValueError(f"{cls.__name__}.{key} must be a property: put @property above it")
         known = METHODS.get(name, cls)
-        if (_source(known), known.__qualname__) != (_source(cls), cls.__qualname__):
+        places = {(of.__module__, of.__qualname__) for of in (known, cls)}
+        # Of two files, such as two versions of a method, each configuration has its own.
+        if len(places) > 1 and not all(module.startswith(_FILE) for module, _ in places):
             raise ValueError(f"method {name!r} is already registered by {known.__module__}")
         METHODS[name] = cls
         if search_space is not None:
@@ -88,11 +96,16 @@ def load_plugins(modules: Iterable[str] = ()) -> None:
         modules: importable names, or paths of `.py` files.
 
     Raises:
-        ConfigError: a module cannot be imported.
+        ConfigError: a module cannot be imported, or two have a method of the same name.
     """
     _load_entry_points()
+    owners: dict[str, str] = {}
     for module in modules:
         _load_module(module)
+        for name in _LOADED[module][0]:
+            if owners.setdefault(name, module) != module:
+                problem = f"has the method {name!r}, as {owners[name]} has"
+                raise ConfigError(problem, key="plugins", value=module)
 
 
 def texts_of(plugins: Iterable[str]) -> dict[str, str]:
@@ -173,13 +186,6 @@ def _import_problem(error: Exception | SystemExit) -> str:
         status = first_line(error) if error.code else 0
         return f"ends the process when it is imported (SystemExit: {status})"
     return f"cannot be imported: {type(error).__name__}: {first_line(error)}"
-
-
-def _source(cls: type[Method]) -> str:
-    """The module of a class. Files of the same name count as one: they may be copies of each other
-    in several folders of experiments."""
-    module = cls.__module__
-    return module.rpartition("_")[0] if module.startswith(_FILE) else module
 
 
 def _module_of(plugin: str) -> str:

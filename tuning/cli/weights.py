@@ -43,7 +43,8 @@ def train(
         figures = "  ".join(
             f"{name} {value:.4g}"
             for name, value in report.metrics.items()
-            if name in ("train/loss", "train/reg", "line/a") or name.endswith(("/acc", "/mean_acc"))
+            if name in ("train/loss", "train/reg", "line/a")
+            or (name.endswith(("/acc", "/mean_acc")) and not name.startswith("line/"))
         )
         print(f"step {report.step}/{trial.steps}  {figures}", flush=True)
         with storage_failures(output, "cannot be written"):

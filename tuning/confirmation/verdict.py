@@ -62,9 +62,12 @@ def verdict(search: SearchRecord, records: Sequence[TrialRecord]) -> Verdict | N
     label, why = trial_label(won), choice_of(search, records, best)
     if won is not best:
         missed = misses(search, records)[best.trial_id]
-        why = f"{label} meets the constraints, and no trial does" if missed else ""
-        why = why or f"No trial is better than {label}"
-        why += f": {metric} = {won.last(metric):.4g} against {best.last(metric):.4g} of the best."
+        why = "It meets the constraints, and no trial does" if missed else "No trial is better"
+        if not seeds:
+            why += (
+                f": {metric} = {won.last(metric):.4g} against {best.last(metric):.4g} of the best"
+            )
+        why += "."
     if seeds:
         shown = [won, *(record for record in records if record is not won)]
         values = [f"{trial_label(r)} {r.last(metric):.4g}" for r in shown]
@@ -82,7 +85,7 @@ def findings(search: SearchRecord, records: Sequence[TrialRecord]) -> list[str]:
     if won is None or not won.seeds:
         return answer(search, records)
     limit = f"The report has the test accuracies over {won.seeds} fresh seeds."
-    return [f"{won.label}: {won.why}", limit]
+    return [f"{won.label}. {won.why}", limit]
 
 
 def better_search(runs: Sequence[LoadedRun]) -> str:

@@ -79,6 +79,8 @@ class Plots:
     def id_vs_ood(self) -> go.Figure:
         """ID against mean OOD accuracy of the finished trials, with their lines.
 
+        Points of lines are measured on a sample of the images, so a trial stands beside its line.
+
         Trials that ended early, whose accuracies belong to another step, are hidden until their
         entry of the legend is clicked.
         """
@@ -96,7 +98,8 @@ class Plots:
             points = [point for line in lines for point in (*line, (None, None, None))]
             _, xs, ys = zip(*points, strict=True)
             look = {"width": 0.8, "color": SOFT}
-            drawn.add_scatter(x=xs, y=ys, name="zero-shot to end", line=look, opacity=0.6, **thin)
+            label = "zero-shot to end, on a sample"
+            drawn.add_scatter(x=xs, y=ys, name=label, line=look, opacity=0.6, **thin)
         if len(front := frontier(finished)) > 1:
             xs, ys = zip(*front, strict=True)
             look = {"width": 1, "dash": "dot", "color": SOFT, "shape": "vh"}

@@ -29,14 +29,13 @@ def line_of(record: TrialRecord) -> list[tuple[float, float, float]]:
 
 
 def frontier(trials: Sequence[TrialRecord]) -> list[tuple[float, float]]:
-    """The results and points of lines, as ID and OOD accuracy, to which none is better in both."""
-    points = []
-    for trial in trials:
-        result = accs_of(trial)
-        if trial.outcome == "finished" and result is not None:
-            points += [result, *((x, y) for _, x, y in line_of(trial))]
+    """The results of finished trials, as ID and OOD accuracy, to which none is better in both.
+
+    Without points of lines, which are measured on a sample of the images.
+    """
+    results = [accs_of(trial) for trial in trials if trial.outcome == "finished"]
     front: list[tuple[float, float]] = []
-    for point in sorted(points, reverse=True):
+    for point in sorted(filter(None, results), reverse=True):
         if not front or point[1] > front[-1][1]:
             front.append(point)
     return front[::-1]

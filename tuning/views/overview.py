@@ -11,6 +11,7 @@ from typing import Any
 from rich.markup import escape
 from rich.table import Table
 
+from trainers.errors import first_line, shortened
 from trainers.evaluation.metrics import ID_ACC, OOD_MEAN_ACC
 from trainers.overrides import flat
 from tuning.config.loading import find_config, ready_configs
@@ -83,7 +84,7 @@ def _facts(folder: Path) -> dict[str, str]:
         seconds = sum(record.seconds or 0.0 for record in records)
         return {**found, "all trials": format_seconds(seconds), "last event": when}
     except Exception as error:  # damaged, or of another version: the others are still listed
-        return {"state": f"unreadable: {type(error).__name__}", "last event": when}
+        return {"state": f"unreadable: {shortened(first_line(error), 60)}", "last event": when}
 
 
 def as_plain(run: LoadedRun) -> dict[str, Any]:

@@ -12,9 +12,11 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterable, Sequence
 from statistics import fmean
+from typing import Any
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn
+from rich.table import Column
 
 from trainers.evaluation.metrics import ID_ACC, OOD_MEAN_ACC
 from tuning.runs.callbacks import Callback
@@ -67,13 +69,16 @@ class ProgressCallback(Callback):
         self.close()
         self._search, self._began = search, self._clock() - self.earlier_seconds
         if self._console.is_terminal:
+            # Of a narrow terminal, the last column gets what the others leave.
+            rest = Column(no_wrap=True, ratio=1, overflow="ellipsis")
             self._bars = Progress(
                 TextColumn("{task.description}", markup=False),
                 BarColumn(bar_width=16),
                 MofNCompleteColumn(),
-                TextColumn("{task.fields[about]}", style="dim", markup=False),
+                TextColumn("{task.fields[about]}", style="dim", markup=False, table_column=rest),
                 console=self._console,
                 refresh_per_second=2,
+                expand=True,
             )
             self._whole = self._bars.add_task(search.name, total=search.budget_trials, about="")
             self._bars.start()
@@ -159,14 +164,18 @@ class ProgressCallback(Callback):
         texts = []
         if self._bars is None:
             texts.append(f"{_ended(records)} of {search.budget_trials} trials done")
+        used = {"hours": now - self._began, "gpu_hours": sum(r.gpu_seconds(now) for r in records)}
+        limits: Any = {key: search.configured("search", "budget", key) for key in used}
         left = None if self._is_ending else seconds_left(search, records, now)
+        if left and limits["hours"] is not None:
+            left = min(left, max(0.0, 3600 * limits["hours"] - used["hours"]))
         texts += [f"about {format_seconds(left)} left"] if left else []
         if self._shows_best and (best := best_finished(search, records)):
             texts.append(f"best {best.trial_id}{_accuracies(best, loss=False)}")
-        used = {"hours": now - self._began, "gpu_hours": sum(r.gpu_seconds(now) for r in records)}
-        for key, unit in (("hours", "hours"), ("gpu_hours", "GPU-hours")):
-            if (limit := search.configured("search", "budget", key)) is not None:
-                texts.append(f"{format_hours(used[key] / 3600)} of {limit:,g} {unit}")
+        if (hours := limits["hours"]) is not None:
+            texts.append(f"{format_seconds(used['hours'])} of {format_seconds(3600 * hours)}")
+        if (gpu_hours := limits["gpu_hours"]) is not None:
+            texts.append(f"{format_hours(used['gpu_hours'] / 3600)} of {gpu_hours:,g} GPU-hours")
         return ", ".join(texts)
 
     def _step(self, record: TrialRecord) -> str:

@@ -45,7 +45,7 @@ _UNDATED = {".png": {"Software": None}, ".pdf": {"CreationDate": None}}
 
 
 def main_figure(search: SearchRecord, records: Sequence[TrialRecord]) -> Figure:
-    """Finished trials with their lines and the frontier over these; up and to the right is better.
+    """Finished trials with their frontier and lines; up and to the right is better.
 
     With several methods, each has a colour and marker; else the colour is the regulariser's weight.
     """

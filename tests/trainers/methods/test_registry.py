@@ -2,11 +2,12 @@ from textwrap import dedent
 from typing import Literal
 
 import pytest
+import torch
 
 from trainers.config import TrialConfig, with_overrides
 from trainers.errors import ConfigError, validate
 from trainers.methods import register_method
-from trainers.methods.base import Method
+from trainers.methods.base import Loss, Method
 from trainers.methods.ft import FineTuning
 from trainers.methods.registry import (
     _LOADED,
@@ -130,3 +131,29 @@ def test_two_classes_cannot_share_a_name():
 def test_the_name_field_must_agree_with_the_registered_name():
     with pytest.raises(ValueError, match="Literal"):
         register_method("other")(FineTuning)
+
+
+def test_a_property_without_its_decorator_is_refused():
+    with pytest.raises(ValueError, match="must be a property"):
+
+        @register_method("plain")
+        class Plain(Method):
+            name: Literal["plain"] = "plain"
+
+            def per_image(self):
+                return False
+
+
+def test_two_versions_of_a_method_are_read_in_turn_but_not_in_one_configuration(plugin):
+    other = plugin.with_name(f"second_{plugin.name}")
+    other.write_text(plugin.read_text().replace("class Mine", "class Other"))
+    for path, name in ((plugin, "Mine"), (other, "Other"), (plugin, "Mine")):
+        load_plugins([str(path)])
+        assert METHODS["mine"].__name__ == name
+    with pytest.raises(ConfigError, match=f"{other}.*has the method 'mine', as {plugin} has"):
+        load_plugins([str(plugin), str(other)])
+
+
+def test_a_loss_that_is_no_scalar_is_refused():
+    with pytest.raises(ValueError, match=r"reg of the Loss has shape \(4,\)"):
+        Loss(torch.zeros(()), torch.zeros(4))

@@ -122,8 +122,8 @@ def test_report_without_a_run_lists_all(run, images_root, monkeypatch):
     }
     assert rows["mine"][:4] == ["finished", "3/20", "73.5", "val/mean_acc"]
     assert rows["other"][:2] == ["killed", "0/20"]
-    assert rows["damaged"][:2] == ["unreadable:", "ConfigError"]
-    assert rows["relative"][:2] == ["unreadable:", "ConfigError"]
+    assert rows["damaged"][0] == "unreadable:"
+    assert rows["relative"][0] == "unreadable:"
 
 
 def test_report_shows_searches_side_by_side(run, images_root):
