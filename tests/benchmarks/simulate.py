@@ -2,7 +2,7 @@
 
 Runs searches in simulated time over surfaces that were fitted to the recorded curves of a file of
 `record_curves` (see `surface`), through the same searcher, scheduler and prior objects that a real
-search uses. After 1, 3, 5, 10 and 20 trials' worth of device time, the point with the best
+search uses. After 1, 3, 5, 10, 13, 16 and 20 trials' worth of device time, the point with the best
 *observed* objective is recommended, by its mean if it was trained with several seeds. Its *true*
 regret is what it misses of the best point of any line, in percentage points. `--shows error` is
 what the observed objective exceeds the true one by (the winner's curse), `trainings` their number.
@@ -53,7 +53,7 @@ from tuning.config.prior import PriorConfig, prior_points
 from tuning.config.validation import load_config
 
 PLANE = Path(__file__).with_name("plane.parquet")
-BUDGETS = (1, 3, 5, 10, 20)
+BUDGETS = (1, 3, 5, 10, 13, 16, 20)
 """Trials."""
 RESAMPLES = 10_000
 
@@ -221,7 +221,7 @@ def recorded_setting():
 
 def main(argv=tuple(sys.argv[1:])):
     arguments = parse_arguments(argv)
-    setting, console = read_setting(arguments), Console(width=150)
+    setting, console = read_setting(arguments), Console(width=200)
     space = setting.problem.space
     for title, surfaces in (("lines", setting.lines), ("ends", setting.ends)):
         units = zip(space.parameters.items(), surfaces.best_point, strict=True)
