@@ -16,8 +16,7 @@ from cluster.cli import app
 from docs.build import sections
 from tests.tuning import fakes
 from trainers.config import TrialConfig
-from trainers.evaluation.metrics import metric_names
-from trainers.fine_tune import REPORTED
+from trainers.evaluation.metrics import REPORTED, metric_names
 from tuning.config.schema import SearchFile
 from tuning.views.tables import write_tables
 
