@@ -121,7 +121,7 @@ def better_search(runs: Sequence[LoadedRun]) -> str:
                 gap = paired_difference(*values)
                 gaps.append(f"{what} {gap.mean:+.1f} [{gap.low:.1f}, {gap.high:.1f}]")
     if not gaps:
-        return f"{text} Confirm both to tell a better search from a lucky one."
+        return f"{text} Confirm both with the same seeds before you choose."
     return f"{text} Over fresh seeds, test accuracy differs by {' and '.join(gaps)}."
 
 

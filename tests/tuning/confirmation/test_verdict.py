@@ -207,12 +207,12 @@ def test_of_two_searches_the_better_one_is_named(images_root, tmp_path):
         return better_search([load_run(folder) for folder in folders])
 
     text = "second is ahead of first by val/mean_acc 74.5 to 73.5, on validation data."
-    assert said(first, second) == f"{text} Confirm both to tell a better search from a lucky one."
+    assert said(first, second) == f"{text} Confirm both with the same seeds before you choose."
     confirmed(first, trial_000=(73.0, 80.0))
     confirmed(second, trial_000=(74.0, 81.5))
     assert said(second, first).startswith(text)
     assert said(first, second).endswith("by OOD +1.5 [1.5, 1.5] and ID +1.5 [1.5, 1.5].")
     write_results(second, {("zero-shot", None): {"id_test/acc": 1.0}})  # of other test splits
-    assert said(first, second).endswith("lucky one.")
+    assert said(first, second).endswith("before you choose.")
     file = search_file(images_root, search__objective=[{"metric": "id_val/acc"}])
     assert said(first, write_run(tmp_path / "third", file, [fakes.trial(0)])) == ""
