@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from tests.trainers.curves import CLOCKS, FIELDS, PARTS, configured, curve, untimed
+from tests.trainers.curves import CLOCKS, FIELDS, PARTS, changed, configured, curve, untimed
 from tests.trainers.methods.by_open_clip import take_step
 from trainers.checkpoints.format import WEIGHTS
 from trainers.config import TrialConfig, with_overrides
@@ -166,11 +166,17 @@ def test_star_ft_without_weight_is_flyp_with_one_template(train):
 
 @pytest.mark.parametrize("name", TWICE)
 def test_two_workers_give_the_result_of_one(name, train, two_workers):
-    first, second = two_workers(curve, train(name).config)
+    config, alone = train(name).config, train(name).reports
+    if name == "star_ft":
+        # In its first step, words of spurious texts alone have a gradient of rounding, of which
+        # Adam makes a whole step, unless it adds more to the denominator.
+        config = changed(config, optim__eps=1e-3)
+        alone = curve(config)
+    first, second = two_workers(curve, config)
     assert first == second
     # Others amplify the rounding of sums in another order.
-    close = 1e-4 if name in ("lipsum_ft", "lp_ft", "r_adapter") else 1e-3
-    for one, two in zip(train(name).reports, first, strict=True):
+    close = 1e-4 if name in ("lipsum_ft", "lp_ft", "r_adapter", "star_ft") else 1e-3
+    for one, two in zip(alone, first, strict=True):
         assert one.keys() == two.keys()
         for metric in one.keys() - {PARTS}:
             assert two[metric] == pytest.approx(one[metric], rel=close, abs=close), metric
