@@ -101,7 +101,8 @@ class Plan:
     def prices(self) -> list[Price]:
         """All trials in full, and if early stopping is on, with the fewest of them in full."""
         search, trial, trials = self.file.search, self.file.trial, self.file.most_trials
-        references, full = len(search.references), min(LEAST_FINISHED, trials)
+        least = LEAST_FINISHED * len(self.file.search_space().parts())
+        references, full = len(search.references), min(least, trials)
         found = [self.price("all trials in full", trials + references)]
         if search.scheduler.name != "none" and full < trials:
             step = search.scheduler.first_step(trial.steps, trial.eval.every)

@@ -51,6 +51,11 @@ def test_a_search_that_stops_no_trial_has_one_price(search):
     assert len(make_plan(search_file(**search)).prices) == 1
 
 
+def test_of_each_method_six_trials_cost_all_their_steps():
+    file = search_file(space={"methods": ["ft", "kd"]}, budget={"trials": 15})
+    assert make_plan(file).prices[1].what == "12 in full, 3 to step 100"
+
+
 def test_points_of_the_line_cost_evaluations_of_the_sample():
     assert make_plan(search_file("auto")).full_s - FULL == 4 * 5  # three points and the end
 
