@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, Final
 
 import pandas as pd
+from pandas.api.types import infer_dtype
 from rich.text import Text
 
 from trainers.data.storage import open_store, url_of
@@ -137,8 +138,8 @@ def _difference(found: Estimate | None) -> Cell:
     return "-" if found is None else format_difference(found.mean, found.low, found.high)
 
 
-def write_results_table(run_folder: Path, results: Mapping[Key, TrialRecord]) -> Path:
-    """Write the results as Parquet, one row per configuration and seed; returns the path.
+def write_results_table(run_folder: Path, results: Mapping[Key, TrialRecord]) -> None:
+    """Write the results as Parquet, one row per configuration and seed.
 
     Columns: trial_id, kind, seed, labels, then one per parameter and one per metric.
     """
@@ -147,11 +148,13 @@ def write_results_table(run_folder: Path, results: Mapping[Key, TrialRecord]) ->
         kind = {ZERO_SHOT: "zero_shot", FT: "reference"}.get(trial_id, "trial")
         about = {"trial_id": trial_id, "kind": kind, "labels": ", ".join(record.labels)}
         rows.append({**about, **record.params, "seed": seed, **record.metrics})
-    content, folder = io.BytesIO(), run_folder / CONFIRM_FOLDER
-    pd.DataFrame(rows).astype({"seed": "Int64"}).to_parquet(content)
-    with open_store(folder).write(TABLE_FILE) as file:
+    table, content = pd.DataFrame(rows).astype({"seed": "Int64"}), io.BytesIO()
+    for name in table:
+        if infer_dtype(table[name]).startswith("mixed"):  # choices such as `off` and 0.5
+            table[name] = table[name].map(str, na_action="ignore")
+    table.to_parquet(content)
+    with open_store(run_folder / CONFIRM_FOLDER).write(TABLE_FILE) as file:
         file.write(content.getbuffer())
-    return folder / TABLE_FILE
 
 
 def write_run_report(run: LoadedRun) -> Path:

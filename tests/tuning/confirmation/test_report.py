@@ -2,11 +2,13 @@ import math
 from dataclasses import replace
 from pathlib import Path
 
+import pyarrow.parquet as pq
+
 from tests.tuning import fakes
 from tests.tuning.confirmation.written import result
 from tests.tuning.result_tables import cells, notes
 from tuning.confirmation.confirm import chosen
-from tuning.confirmation.report import confirmation_table
+from tuning.confirmation.report import confirmation_table, write_results_table
 from tuning.confirmation.results import REFERENCE, Confirmation
 
 SEEDS = (1000, 1001)
@@ -109,3 +111,15 @@ def test_a_value_that_is_not_finite_is_left_out():
     assert "Fewer seeds: trial-005: 1." in notes(table)
     blind = with_metrics(("zero-shot", None), **{"id_test/acc": math.nan})
     assert blind.against("zero-shot", "trial-005", "id_test/acc") is None
+
+
+def test_choices_of_mixed_types_are_text_in_the_table(tmp_path):
+    keys = [("trial-000", 1000), ("trial-001", 1000)]
+    lines = [
+        result(key, metrics(80.0), params={"eval.line": line, "compile": True})
+        for key, line in zip(keys, ("off", 0.5), strict=True)
+    ]
+    write_results_table(tmp_path, {**confirmation().results, **dict(zip(keys, lines, strict=True))})
+    rows = pq.read_table(tmp_path / "confirm" / "results.parquet").to_pylist()
+    found = [(row["eval.line"], row["compile"]) for row in rows if row["trial_id"] in dict(keys)]
+    assert found == [("off", True), ("0.5", True)]
