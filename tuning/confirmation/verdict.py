@@ -147,7 +147,7 @@ def _over_fresh_seeds(
 
     seeds, known = seeds_of(best.trial_id), {record.trial_id: record for record in records}
     seeds = seeds & seeds_of(FT) or seeds  # a training of FT may have failed
-    known.setdefault(FT, replace(REFERENCE, outcome="finished", curve=best.curve))
+    known[FT] = replace(REFERENCE, outcome="finished", curve=best.curve)
     confirmation = replace(confirmation, seeds=tuple(sorted(seeds)))
     names = [one.trial_id for one in confirmation.configurations]
     again = [

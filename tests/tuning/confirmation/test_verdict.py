@@ -130,8 +130,9 @@ def test_a_failed_training_of_the_reference_does_not_leave_it_out(tmp_path):
     search, records = searched(tmp_path, (85.0, 62.0))
     confirmed(tmp_path, trial_000=(73.0, 50.0))
     confirmed(tmp_path, SEEDS[1:], ft=(80.0, 50.0))
-    found = verdict(search, records)
-    assert (found.record.trial_id, found.seeds) == ("ft", len(SEEDS) - 1)
+    for outcome in ("finished", "failed"):  # of the reference beside the search
+        found = verdict(search, [replace(records[0], outcome=outcome), *records[1:]])
+        assert (found.record.trial_id, found.seeds) == ("ft", len(SEEDS) - 1)
 
 
 def test_what_misses_the_bound_of_the_search_does_not_win(tmp_path):
