@@ -56,8 +56,7 @@ def examine(file: SearchFile | None = None, *, address: str | None = None) -> li
     try:
         with ray_session(address):
             nodes = {node["NodeID"]: node for node in ray.nodes()}
-            alive = {node_id: (asked,) for node_id, node in nodes.items() if node["Alive"]}
-            answers = ask_nodes(node_facts, alive, ANSWER_S)
+            answers = ask_nodes(node_facts, asked, ANSWER_S)
     finally:
         cloudpickle.unregister_pickle_by_value(sys.modules[__name__])
     found = []
@@ -67,7 +66,7 @@ def examine(file: SearchFile | None = None, *, address: str | None = None) -> li
         if isinstance(answer, tuple):
             has = {f"{key}s": f"{node['Resources'].get(key, 0):g}" for key in ("CPU", "GPU")}
             found.append(Node(name, {**has, **answer[0]}, tuple(answer[1])))
-        elif node_id in alive:
+        elif node_id in answers:
             silent = f"no answer within {ANSWER_S:g} s"
             found.append(Node(name, faults=(first_line(answer) if answer else silent,)))
         elif message := node.get("DeathReasonMessage"):

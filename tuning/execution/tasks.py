@@ -2,31 +2,33 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable
 from typing import Any, TypeVar
 
 import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
+A = TypeVar("A")
 T = TypeVar("T")
 
 
 def ask_nodes(
-    function: Callable[..., T], arguments: Mapping[str, Sequence[object]], deadline_s: float
+    function: Callable[[A], T], argument: A, deadline_s: float
 ) -> dict[str, T | Exception | None]:
     """Call a function on each node: its result or error, or None if it did not answer in time.
 
-    `arguments` has those of each node by Ray's identifier; `deadline_s` holds for all together.
+    The keys are Ray's identifiers of the nodes that are alive; `deadline_s` holds for all together.
     """
     remote: Any = ray.remote(num_cpus=0, max_retries=0)(function)
     tasks = {
         remote.options(
-            scheduling_strategy=NodeAffinitySchedulingStrategy(node_id, soft=False)
-        ).remote(*own): node_id
-        for node_id, own in arguments.items()
+            scheduling_strategy=NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)
+        ).remote(argument): node["NodeID"]
+        for node in ray.nodes()
+        if node["Alive"]
     }
     _, late = ray.wait(list(tasks), num_returns=len(tasks), timeout=deadline_s)
-    answers: dict[str, T | Exception | None] = dict.fromkeys(arguments)
+    answers: dict[str, T | Exception | None] = dict.fromkeys(tasks.values())
     for task, node_id in tasks.items():
         if task in late:
             ray.cancel(task, force=True)

@@ -74,8 +74,7 @@ class WarmWorkers:
 
     def stacks(self) -> str:
         """The stacks of the workers that ended because they hung; empty if none did."""
-        alive = [node["NodeID"] for node in ray.nodes() if node["Alive"]]
-        found = ask_nodes(take_stacks, dict.fromkeys(alive, (self._name,)), ANSWER_S)
+        found = ask_nodes(take_stacks, self._name, ANSWER_S)
         return "\n".join(text for text in found.values() if isinstance(text, str) and text)
 
     def _run(self, values: dict[str, Any], options: dict[str, Any]) -> None:
