@@ -14,7 +14,7 @@ from __future__ import annotations
 import statistics
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Final
+from typing import Any, Final
 
 from trainers.evaluation.metrics import ID_ACC, OOD_MEAN_ACC, val_acc
 from tuning.runs.ranking import (
@@ -160,33 +160,23 @@ def best_by_method(search: SearchRecord, records: Iterable[TrialRecord]) -> dict
     not of another method that trades the metrics differently. Values at different steps are not
     comparable: if any trial of the search finished, a method without a finished trial is left out.
     """
-    records = list(records)
-    pool = {record.trial_id for record in comparable(records, search.values)}
-    own: dict[str | None, list[TrialRecord]] = {}
-    for record in records:
-        if record.kind == "trial":
-            own.setdefault(search.method(record), []).append(record)
-    best = {method: best_trial(search, trials) for method, trials in own.items()}
-    places = {record.trial_id: place for place, record in enumerate(ranked(search, records))}
-    found = [
-        (method, record)
-        for method, record in best.items()
-        if method is not None and record is not None and record.trial_id in pool
-    ]
-    return dict(sorted(found, key=lambda pair: places[pair[1].trial_id]))
+    trials = ranked(search, records)
+    own = ([r for r in trials if search.method(r) == name] for name in search.methods(trials))
+    best = {found.trial_id for of_method in own if (found := best_trial(search, of_method))}
+    pool = [record for record in comparable(trials, search.values) if record.trial_id in best]
+    return {str(search.method(record)): record for record in pool}
 
 
 def _id_ood_front(search: SearchRecord, records: list[TrialRecord]) -> list[TrialRecord]:
     """The trials that no other one beats in both ID and mean OOD accuracy, highest ID first."""
 
-    def both(record: TrialRecord) -> tuple[float, float] | None:
-        id_acc, ood_acc = record.last(ID_ACC), record.last(OOD_MEAN_ACC)
-        return None if id_acc is None or ood_acc is None else (id_acc, ood_acc)
+    def both(record: TrialRecord) -> Any:
+        accs = record.last(ID_ACC), record.last(OOD_MEAN_ACC)
+        return None if None in accs else accs
 
-    valued = [(v, r) for r in contenders(search, records, both) if (v := both(r)) is not None]
-    front = [valued[index] for index in non_dominated([values for values, _ in valued])]
-    front.sort(key=lambda pair: (-pair[0][0], pair[1].number))
-    return [record for _, record in front]
+    pool = contenders(search, records, both)
+    front = [pool[index] for index in non_dominated([both(record) for record in pool])]
+    return sorted(front, key=lambda record: (-both(record)[0], record.number))
 
 
 def _over(
