@@ -12,11 +12,11 @@ left by a killed driver, or was written again while a trial was being stopped, g
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 
 from trainers.data.storage import Store
 from trainers.errors import system_words
-from tuning.checkpoints.files import TrialFiles, keep_weights, list_trials, remove
+from tuning.checkpoints.files import keep_weights, list_trials, remove
 from tuning.runs.callbacks import Callback
 from tuning.runs.ranking import misses, non_dominated, pareto_front, ranked
 from tuning.runs.records import SearchOutcome, SearchRecord, TrialRecord
@@ -35,16 +35,14 @@ def kept_trials(
     """
     finished = list(finished)
     trials = [record for record in finished if record.kind == "trial"]
-    groups = [trials]
-    if len(methods := search.methods(trials)) > 1:
-        groups += [[r for r in trials if search.method(r) == method] for method in methods]
+    of_methods = ([r for r in trials if search.method(r) == m] for m in search.methods(trials))
     kept = [
         *(record for record in finished if record.kind == "reference"),
         *ranked(search, trials)[:keep_top],
         # One of them is the best by several objectives, whichever trials are still to come.
         *(pareto_front(search, trials) if len(search.objectives) > 1 else ()),
         *(r for choice in choices(search, trials) for r in choice.trials),
-        *(record for group in groups for record in _if_bounds_move(search, group)),
+        *(r for group in (trials, *of_methods) for r in _if_bounds_move(search, group)),
     ]
     return {record.trial_id: record for record in kept}
 
@@ -81,7 +79,6 @@ class CheckpointCallback(Callback):
     ) -> None:
         self._train, self._keep_top = train, keep_top
         self._earlier = tuple(record.compact for record in earlier)
-        self._search: SearchRecord | None = None
         self._ended: set[str] = set()
         self._kept: dict[str, TrialRecord] = {}
         self._logged: set[str] = set()
@@ -106,7 +103,7 @@ class CheckpointCallback(Callback):
     def _decide(self, record: TrialRecord) -> None:
         if record.is_final:
             self._ended.add(record.trial_id)
-        if record.outcome == "finished" and self._search is not None:
+        if record.outcome == "finished":
             candidates = (*self._kept.values(), record)
             self._kept = kept_trials(self._search, candidates, self._keep_top)
 
@@ -118,10 +115,8 @@ class CheckpointCallback(Callback):
             return
         for trial in trials:
             if trial.trial_id in self._ended:
-                action: Callable[[TrialFiles], None]
-                action = keep_weights if trial.trial_id in self._kept else remove
                 try:
-                    action(trial)
+                    (keep_weights if trial.trial_id in self._kept else remove)(trial)
                 except OSError as error:
                     message = f"{trial.folder.url}: cannot be removed yet: {system_words(error)}"
                     self._log_once(trial.trial_id, message)
