@@ -116,12 +116,9 @@ class FaultyNodes:
 class Attempts:
     """Counts the failures of machines during one training, and tells them to `nodes`."""
 
-    _halved = 0
-    """Number of attempts that ended for a smaller micro-batch."""
-
     def __init__(self, name: str, nodes: FaultyNodes) -> None:
         self._name, self._nodes, self._max_failures = name, nodes, nodes.resources.max_failures
-        self._failures, self._hangs, self._known_nodes = 0, 0, set[str]()
+        self._failures, self._hangs, self._halved, self._known_nodes = 0, 0, 0, set[str]()
 
     def failed(self, error: Exception, stacks: Callable[[], str] = str) -> str:
         """If the training should be repeated after this error of Ray Train, say so.
