@@ -8,12 +8,10 @@ like the base trial, whatever method or number of random texts they have.
 from __future__ import annotations
 
 import math
-import tempfile
 import time
 from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
-from pathlib import Path
 from statistics import fmean
 
 from rich.console import Console, Group, RenderableType
@@ -23,6 +21,7 @@ from trainers.config import with_overrides
 from trainers.data.data_root import resolve_root
 from trainers.data.storage import url_of
 from trainers.errors import ConfigError
+from trainers.folders import temporary_folder
 from tuning.algorithms.pruning import LEAST_FINISHED
 from tuning.checkpoints.files import remove_folder
 from tuning.config.schema import SearchFile
@@ -91,10 +90,9 @@ class Plan:
         """The price of some trials in full, and of others that are stopped at a step."""
         resources = self.file.search.resources
         devices = resources.gpus_per_trial or resources.workers * resources.cpus_per_worker
-        rounds = (math.ceil(number / self.concurrent) for number in (full, stopped))
-        each = self.full_s, self.until(step)
-        wall_s = sum(n * s for n, s in zip(rounds, each, strict=True))
-        trial_s = full * each[0] + stopped * each[1]
+        parts = (full, self.full_s), (stopped, self.until(step))
+        wall_s = sum(math.ceil(number / self.concurrent) * each_s for number, each_s in parts)
+        trial_s = sum(number * each_s for number, each_s in parts)
         return Price(what, (self.setup_s + wall_s) / 3600, trial_s * devices / 3600)
 
     @property
@@ -139,8 +137,7 @@ def plan_search(
     with ExitStack() as stack:
         try:
             storage.mkdir(parents=True, exist_ok=True)
-            temporary = tempfile.TemporaryDirectory(prefix=".plan-", dir=storage)
-            folder = Path(stack.enter_context(temporary))
+            folder = stack.enter_context(temporary_folder(".plan-", storage))
         except OSError as error:
             raise ConfigError(f"search.storage = {str(storage)!r}: {error}") from None
         home = str(folder) if keep is None else url_of(keep, folder.name)
@@ -209,8 +206,7 @@ def check_budget(plan: Plan) -> None:
         ConfigError: a budget of hours is below the lowest price.
     """
     budget, cheapest = plan.file.search.budget, min(plan.prices, key=lambda p: p.device_hours)
-    needs = {"hours": cheapest.hours}
-    needs |= {"gpu_hours": cheapest.device_hours} if plan.device == "GPU" else {}
+    needs = {"hours": cheapest.hours, "gpu_hours": cheapest.device_hours}
     for name, needed in needs.items():
         given = getattr(budget, name)
         if given is not None and given < needed:
