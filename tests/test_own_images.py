@@ -18,7 +18,7 @@ from tests.test_docs import ROOT, blocks, commands, write_files
 from trainers.data.dataset import ImageDataset
 from trainers.evaluation.metrics import ID_ACC, val_acc
 from trainers.loop.state import load_split
-from tuning.confirmation.results import read_results
+from tuning.confirmation.results import confirm_history, results_of
 from tuning.runs.run_folder import load_run
 
 pytestmark = pytest.mark.nightly
@@ -101,7 +101,7 @@ def test_cost_and_trials_are_shown(printed):
 
 
 def test_five_seeds_are_confirmed_on_the_test_splits(printed):
-    found = read_results(RUN)
+    found = results_of(confirm_history(RUN))
     trained = {trial_id for trial_id, seed in found if seed is not None}
     (chosen,) = trained - {"ft"}
     assert chosen in printed["confirm"]

@@ -20,7 +20,7 @@ from tuning.auto import auto, fitting, sizes
 from tuning.cli import app
 from tuning.config.schema import SearchFile
 from tuning.config.validation import load_config
-from tuning.confirmation.results import read_results
+from tuning.confirmation.results import confirm_history, results_of
 from tuning.planning.plan import CONFIRM_SEEDS, Plan
 from tuning.resume import identity
 from tuning.runs.journal import JOURNAL_FILE
@@ -197,7 +197,7 @@ def test_a_call_that_is_stopped_in_any_step_goes_on_there(monkeypatch):
     assert all(path.read_bytes() == content for path, content in left.items())
     records = load_run(run).history.records
     assert [record.outcome for record in records if record.kind == "trial"] == ["finished"] * 6
-    assert len({seed for _, seed in read_results(run)} - {None}) == 2
+    assert len({seed for _, seed in results_of(confirm_history(run))} - {None}) == 2
     other = invoke(*SHOP[:-1], "3")
     assert "this name is taken by another command" in str(other.exception)
     file = load_config(run.with_suffix(".yaml"), check=False)

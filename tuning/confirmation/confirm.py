@@ -29,14 +29,12 @@ from tuning.checkpoints.files import kept_checkpoint, remove_folder
 from tuning.confirmation.report import write_results_table, write_run_report
 from tuning.confirmation.results import (
     CONFIRM_FOLDER,
-    FT,
     REFERENCE,
     SPLIT,
     Confirmation,
     Key,
     confirm_history,
     failures_of,
-    read_results,
     results_of,
     training_name,
 )
@@ -44,7 +42,7 @@ from tuning.runs.callbacks import Callback
 from tuning.runs.environment import check_same_inputs
 from tuning.runs.journal import History
 from tuning.runs.ranking import ranked
-from tuning.runs.records import METHOD_KEY, ZERO_SHOT, SearchRecord, TrialRecord
+from tuning.runs.records import ZERO_SHOT, SearchRecord, TrialRecord
 from tuning.runs.run_folder import TRAIN_FOLDER, LoadedRun, load_run, trial_path
 from tuning.selection.rules import BY_METHOD, OBJECTIVE, PARETO, RULES, choices
 from tuning.session import SearchOptions, fixed_only, open_session
@@ -94,7 +92,7 @@ def confirm(
     wanted: dict[Key, TrialRecord] = {
         (one.trial_id, seed): one for seed in fresh for one in configurations
     }
-    if {(ZERO_SHOT, None), *wanted} - read_results(run.folder).keys():
+    if {(ZERO_SHOT, None), *wanted} - results_of(confirm_history(run.folder)).keys():
         data = file.trial.data
         check_data(data, [*data.trial_parts, *((domain, SPLIT) for domain in data.domains)])
         resolve_root(data.root, progress=True)
@@ -221,9 +219,7 @@ def trainings(history: History, wanted: Mapping[Key, TrialRecord]) -> list[Trial
     for key, one in wanted.items():
         if key not in done:
             name = training_name(key, 1 + len(failures.get(key, ())))
-            params = {METHOD_KEY: FT} if one.trial_id == FT else one.params
-            params = {**params, "seed": key[1] or 0}
-            number = first + len(points)
+            params, number = {**one.params, "seed": key[1] or 0}, first + len(points)
             points.append(TrialRecord(name, number, "trial", params, labels=one.labels))
     return points
 

@@ -13,7 +13,7 @@ from typing import Final, TypeAlias
 from scipy import stats
 
 from tuning.runs.journal import JOURNAL_FILE, History, read_history
-from tuning.runs.records import ZERO_SHOT, SearchRecord, TrialRecord, zero_shot_record
+from tuning.runs.records import METHOD_KEY, ZERO_SHOT, SearchRecord, TrialRecord, zero_shot_record
 from tuning.runs.run_folder import CONFIRM_FOLDER as CONFIRM_FOLDER
 from tuning.selection.rules import looks_at_ood
 
@@ -26,7 +26,7 @@ CONFIDENCE = 0.95
 
 Key: TypeAlias = tuple[str, int | None]
 """Trial id and seed; the seed of the zero-shot model is None."""
-REFERENCE: Final = TrialRecord(FT, -1, "reference", {})
+REFERENCE: Final = TrialRecord(FT, -1, "reference", {METHOD_KEY: FT})
 """Plain fine-tuning, which is trained again beside the trials."""
 
 
@@ -42,15 +42,16 @@ def chosen_with_ood(search: SearchRecord, configuration: TrialRecord) -> bool:
 
 @dataclass(frozen=True)
 class Estimate:
-    """A mean over seeds with its confidence interval, in the unit of the values."""
+    """A mean over seeds with its confidence interval, in the unit of the values.
+
+    All but the mean are NaN for one seed.
+    """
 
     mean: float
     sd: float
-    """Sample standard deviation (n - 1 in the denominator); NaN for one seed."""
+    """Sample standard deviation (n - 1 in the denominator)."""
     low: float
-    """Lower end of the interval; NaN for one seed."""
     high: float
-    """Upper end of the interval; NaN for one seed."""
 
 
 def estimate(values: Sequence[float]) -> Estimate:
@@ -187,8 +188,3 @@ def read_confirmation(search: SearchRecord) -> Confirmation | None:
     seeds = sorted({seed for _, seed in results if seed is not None})
     failed = {key: attempts[-1].error_line for key, attempts in failures_of(history).items()}
     return Confirmation(search, tuple(seeds), tuple(found.values()), results, failed)
-
-
-def read_results(run_folder: Path) -> dict[Key, TrialRecord]:
-    """All results so far, see `confirm_history` and `results_of`."""
-    return results_of(confirm_history(run_folder))

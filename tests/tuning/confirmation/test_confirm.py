@@ -42,7 +42,7 @@ from tuning.confirmation.results import (
     chosen_with_ood,
     confirm_history,
     read_confirmation,
-    read_results,
+    results_of,
     results_path,
     rules_of,
 )
@@ -317,10 +317,10 @@ def confirmed(whole_root, ray_head, tmp_path_factory):
     command = [sys.executable, "-m", "tuning", "confirm", str(folder), "--seeds", "2"]
     environment = os.environ | {"RAY_ADDRESS": ray_head.address}
     driver = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL)
-    wait_until(lambda: len(read_results(folder)) == 2, process=driver)
+    wait_until(lambda: len(results_of(confirm_history(folder))) == 2, process=driver)
     driver.kill()
     driver.wait()
-    before = read_results(folder)
+    before = results_of(confirm_history(folder))
     with ray_session(ray_head.address):
         return folder, before, confirm(folder, seeds=2, console=QUIET)
 

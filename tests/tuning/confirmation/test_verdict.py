@@ -13,7 +13,7 @@ from tests.tuning import fakes
 from tests.tuning.confirmation.written import write_results
 from tests.tuning.run_folders import search_file, write_run
 from tuning.config.objectives import parse_constraint
-from tuning.confirmation.results import read_results
+from tuning.confirmation.results import confirm_history, results_of
 from tuning.confirmation.verdict import better_search, findings, verdict
 from tuning.runs.run_folder import load_run
 from tuning.views.answer import answer, commands_after
@@ -191,7 +191,7 @@ def test_a_search_that_loses_to_its_reference_exports_the_reference(
     lipsum_tune("export", "mine", "--output", "after")
     assert json.loads((tmp_path / "after" / "classes.json").read_text())["trial"] == "ft"
     card = (tmp_path / "after" / "README.md").read_text()
-    results = read_results(tmp_path / "runs" / "mine")
+    results = results_of(confirm_history(tmp_path / "runs" / "mine"))
     accs = [r.metrics["id_test/acc"] for (name, _), r in results.items() if name == "ft"]
     assert len(accs) == 2
     row = f"| untuned FT, test, mean of 2 fresh trainings | {sum(accs) / 2:.1f} |"
