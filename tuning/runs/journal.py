@@ -103,20 +103,21 @@ class Journal:
     def trial_started(self, record: TrialRecord) -> None:
         """An attempt of a trial begins."""
         start: Event = {
+            "time": record.started_at,
+            "event": "started",
+            "trial": record.trial_id,
             "kind": record.kind,
             "number": record.number,
             "params": dict(record.params),
             "gpus": record.gpus,
         }
-        if record.sampler_state:
-            start["sampler"] = dict(record.sampler_state)
-        if record.is_first_point:
-            start["first_point"] = True
-        if record.repeats:
-            start["repeats"] = record.repeats
-        if record.labels:
-            start["labels"] = list(record.labels)
-        self._append({"event": "started", "trial": record.trial_id, **start}, at=record.started_at)
+        seldom = {
+            "sampler": dict(record.sampler_state),
+            "first_point": record.is_first_point,
+            "repeats": record.repeats,
+            "labels": list(record.labels),
+        }
+        self._append(start | {key: value for key, value in seldom.items() if value})
 
     def trial_reported(self, record: TrialRecord) -> None:
         """The last report of the curve, and the end of the trial if it ended with that report."""
@@ -126,7 +127,7 @@ class Journal:
         # Both lines are one write. If a kill left the report without the end of a pruned trial, a
         # resume would continue that trial.
         ended = record.outcome != "running"
-        self._append(report, *([(_end_of(record), record.ended_at)] if ended else ()))
+        self._append(report, *([_end_of(record)] if ended else ()))
 
     def controlled(self, order: Mapping[str, Any], read: int) -> None:
         """The user has steered the search. See `tuning.execution.steering`."""
@@ -134,7 +135,7 @@ class Journal:
 
     def trial_ended(self, record: TrialRecord) -> None:
         """An attempt of a trial ended."""
-        self._append(_end_of(record), at=record.ended_at)
+        self._append(_end_of(record))
 
     def alive(self) -> None:
         """Write a heartbeat, unless something was written in the last HEARTBEAT_SECONDS."""
@@ -149,14 +150,10 @@ class Journal:
         """Close the file and release its lock."""
         self._file.close()
 
-    def _append(
-        self, event: Event, *more: tuple[Event, float | None], at: float | None = None
-    ) -> None:
+    def _append(self, *events: Event) -> None:
+        """Write events in one piece. One without a time of its own happens now."""
         self._last_write = self.now()
-        lines = [
-            json.dumps({"time": self._last_write if when is None else when, **what}) + "\n"
-            for what, when in ((event, at), *more)
-        ]
+        lines = [json.dumps({"time": self._last_write, **event}) + "\n" for event in events]
         if self.failure is not None:
             # A new exception: raising the old one while it is handled would change its context.
             raise StorageFailed(str(self.failure))
@@ -170,7 +167,7 @@ class Journal:
 
 def _end_of(record: TrialRecord) -> Event:
     end = {"outcome": record.outcome, "error": record.error}
-    return {"event": "ended", "trial": record.trial_id, **end}
+    return {"time": record.ended_at, "event": "ended", "trial": record.trial_id, **end}
 
 
 def is_running(run_folder: Path) -> bool:

@@ -52,7 +52,7 @@ def test_what_was_written_is_read_back(tmp_path):
 def test_the_quiet_time_before_a_kill_counts_but_for_half_a_minute(tmp_path, monkeypatch):
     journal, began = Journal(tmp_path), time.monotonic()
     journal.session_started({})
-    write_trial(journal, dataclasses.replace(STARTED, started_at=journal.now(), gpus=1.0))
+    journal.trial_started(dataclasses.replace(STARTED, started_at=journal.now(), gpus=1.0))
     for second in range(0, 1000, 7):
         monkeypatch.setattr("time.monotonic", lambda: began + second)  # noqa: B023
         journal.alive()
@@ -238,7 +238,8 @@ def test_a_journal_of_another_version_or_a_damaged_one_is_refused(tmp_path):
 )
 def test_a_line_with_a_value_of_another_type_is_damaged(event, tmp_path):
     journal = Journal(tmp_path)
-    write_trial(journal, STARTED)
+    journal.session_started({})
+    journal.trial_started(STARTED)
     journal.close()
     started = {"number": 0, "kind": "trial", "params": {}, "gpus": 0}
     with (tmp_path / JOURNAL_FILE).open("a") as file:
