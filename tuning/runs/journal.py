@@ -273,7 +273,7 @@ class Replay:
         self.records: dict[str, TrialRecord] = {}
         self.last = 0.0
         """Largest time of the last session, in Unix seconds."""
-        self._found = History()  # without the records
+        self._found = History()  # without the records and the last session's time
         self._session_start: float | None = None
 
     def add(self, event: Event) -> None:
@@ -321,11 +321,13 @@ class Replay:
             raise ValueError
         return record.with_end(event["outcome"], at, event["error"])
 
+    @property
+    def _seconds(self) -> float:
+        start = self.last if self._session_start is None else self._session_start
+        return self._found.seconds + self.last - start
+
     def _close_session(self) -> None:
-        if self._session_start is not None:
-            seconds = self._found.seconds + self.last - self._session_start
-            self._found = replace(self._found, seconds=seconds)
-        self._session_start = None
+        self._found, self._session_start = replace(self._found, seconds=self._seconds), None
         for trial_id, record in self.records.items():
             if record.outcome == "running":
                 self.records[trial_id] = record.with_end("stopped", self.last)
@@ -335,7 +337,7 @@ class Replay:
         if not live:
             self._close_session()
         records = sorted(self.records.values(), key=lambda record: record.number)
-        return replace(self._found, records=tuple(records))
+        return replace(self._found, records=tuple(records), seconds=self._seconds)
 
 
 def _numbers(metrics: dict[str, float]) -> dict[str, float]:
