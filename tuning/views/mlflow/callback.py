@@ -25,7 +25,6 @@ from tuning.runs.journal import JOURNAL_FILE, is_running, read_history
 from tuning.runs.records import SearchOutcome, SearchRecord, TrialRecord
 from tuning.runs.run_folder import CONFIRM_FOLDER, LoadedRun
 from tuning.views.mlflow import client as mlf
-from tuning.views.mlflow.client import sqlite_path, tracking_uri
 from tuning.views.mlflow.writer import Writer
 
 _log = logging.getLogger(__name__)
@@ -120,8 +119,8 @@ def backfill(run: LoadedRun) -> str:
     Raises:
         TrackingError: MLflow cannot be used.
     """
-    search, uri = run.search, tracking_uri(run.file.search.tracking.uri, run.folder.parent)
-    where, database = redact(uri), sqlite_path(uri)
+    search, uri = run.search, mlf.tracking_uri(run.file.search.tracking.uri, run.folder.parent)
+    where, database = redact(uri), mlf.sqlite_path(uri)
     if database is not None and not database.is_file():
         return f"{where} is not here"  # the run folder was moved, or never had one
     writers = {run.folder: Writer(search, uri)}

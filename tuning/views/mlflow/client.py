@@ -14,7 +14,7 @@ from pathlib import Path
 
 from filelock import FileLock
 
-from trainers.errors import ConfigError
+from trainers.errors import ConfigError, first_line
 from trainers.folders import temporary_folder
 from trainers.overrides import flat
 from trainers.redact import is_secret_name
@@ -133,8 +133,7 @@ def search_run(
 
 def reason_of(error: Exception, uri: str) -> str:
     """The first line of MLflow's error, which may be long, without the secrets of the URI."""
-    text = redact(str(error), uri).strip() or type(error).__name__
-    return text.splitlines()[0][:300]
+    return redact(first_line(error), uri)[:300]
 
 
 def key_of(name: str) -> str:

@@ -154,24 +154,27 @@ class Writer:
         search, client, trial_id = self._search, self._client, record.trial_id
         pruned = f" (pruned {record.step})" if record.outcome == "pruned" else ""
         label = f"{trial_label(record)}{pruned} {format_params(record.params)}".strip()
+        error = record.error or ""
+        if len(error) > mlf.MAX_CHARS:  # the frames where it was raised are the last ones
+            begin = f"{record.error_line[:500]}\n...\n"
+            error = begin + error[len(begin) - mlf.MAX_CHARS :]
         own = {
             mlf.PARENT_TAG: self._parent_id,
             "search_id": search.run_id,
             "trial_id": trial_id,
             "kind": "zero_shot" if trial_id == ZERO_SHOT else record.kind,
         }
-        tags = {"search": search.name, "method": search.method(record) or ""}
-        error = record.error or ""
-        if len(error) > mlf.MAX_CHARS:  # the frames where it was raised are the last ones
-            begin = f"{record.error_line[:500]}\n...\n"
-            error = begin + error[len(begin) - mlf.MAX_CHARS :]
-        tags |= {"outcome": record.outcome, "error": error}
-        if record.repeats:
-            tags["repeats"] = record.repeats
+        tags = {
+            "search": search.name,
+            "method": search.method(record) or "",
+            "outcome": record.outcome,
+            "error": error,
+            "repeats": record.repeats,
+            "labels": ", ".join(record.labels),
+        }
         if self._confirms is not None:
             own["kind"], label = "confirm", f"confirm {label}"
             tags["confirms"] = trial_id.partition("-seed-")[0]
-            tags["labels"] = ", ".join(record.labels)
         if trial_id not in self._runs:
             start_ms = round(1000 * (record.started_at or self._created))
             run = client.create_run(self._experiment_id, start_ms, own, label)
