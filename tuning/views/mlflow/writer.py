@@ -221,13 +221,16 @@ class Writer:
         client.log_batch(self._parent_id, metrics, tags=mlf.tags_of(tags))
         if outcome == "running":
             client.update_run(self._parent_id, STATUS[outcome])
-        else:
-            client.set_terminated(self._parent_id, STATUS[outcome], round(1000 * at))
-            missed = misses(search, records)
-            for record in records:  # `best - 0.5` may be missed only once a better trial has ended
-                if record.outcome == "finished" and missed.get(record.trial_id):
-                    order = [self._order(record, False, at)]
-                    client.log_batch(self._runs[record.trial_id], order)
+            return
+        client.set_terminated(self._parent_id, STATUS[outcome], round(1000 * at))
+        for key in client.get_run(self._parent_id).data.tags.keys() - tags.keys():
+            if key.startswith("best/"):  # the best before a resume was of another method
+                client.delete_tag(self._parent_id, key)
+        missed = misses(search, records)
+        for record in records:  # `best - 0.5` may be missed only once a better trial has ended
+            if record.outcome == "finished" and missed.get(record.trial_id):
+                order = [self._order(record, False, at)]
+                client.log_batch(self._runs[record.trial_id], order)
 
     def _upload(self) -> None:
         """Copy tables, report, configuration and environment to the parent's artifacts."""

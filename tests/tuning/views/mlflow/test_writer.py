@@ -227,6 +227,19 @@ def test_the_parent_has_configuration_best_trial_and_results(images_root, runs):
     assert logged == (run / CONFIG_FILE).read_text().replace("ann:${PASSWORD}@", "***@")
 
 
+def test_a_better_trial_of_another_method_leaves_no_parameter_of_the_former(run):
+    def best():
+        tags = write(run)[None].data.tags
+        return {key: value for key, value in tags.items() if key.startswith("best/")}
+
+    assert "best/method.text_length" in best()
+    better = fakes.trial(20, 99.0, 99.0, params={"method.name": "wise", "optim.lr": 2e-5})
+    running = replace(better, outcome="running")
+    append(run, ("started", better), ("reported", running), ("ended", better))
+    wanted = {"best/trial": "trial-020", "best/method.name": "wise", "best/optim.lr": "2e-05"}
+    assert best() == wanted
+
+
 def test_a_repeat_is_a_run_and_its_trial_has_the_mean(images_root, runs):
     trials = [fakes.trial(1, 84.0, 60.0), fakes.trial(2, 87.0, 63.0)]
     again = fakes.repeat(trials[1], 1, 85.0, 63.0)
