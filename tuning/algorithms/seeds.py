@@ -76,12 +76,17 @@ class SeedRace:
         means = [sum(search.values(record) or ()) for record in trials]
         deviation, freedom = deviation_of_seeds(search, trials)
         deviation = deviation if freedom else stdev(means[:LEADERS])
+        normal = NormalDist()
 
         def gain(number: int) -> float:
             seeds = 1 + begun[trials[number].trial_id]
             # One more seed moves the mean by this standard deviation.
             move = deviation * math.sqrt(1 / seeds - 1 / (seeds + 1))
-            return _expected_excess(abs(means[number] - means[0 if number else 1]), move)
+            if move == 0:
+                return 0.0
+            # Expected amount by which it passes the leader, or the leader falls below the second.
+            z = abs(means[number] - means[0 if number else 1]) / move
+            return move * (normal.pdf(z) - z * (1 - normal.cdf(z)))
 
         fewer = [n for n, r in enumerate(trials) if 1 + begun[r.trial_id] < config.max]
         if not fewer:
@@ -112,11 +117,3 @@ def chance_of_first(search: SearchRecord, trials: Sequence[TrialRecord]) -> floa
     means = np.array([metric.signed(fmean(of)) for of in values])
     drawn = means + spread * rng.standard_normal((_DRAWS, len(values)))
     return float((drawn.argmax(axis=1) == 0).mean())
-
-
-def _expected_excess(distance: float, deviation: float) -> float:
-    """Expected amount by which a normal variable of mean 0 exceeds a distance."""
-    if deviation == 0:
-        return 0.0
-    normal, z = NormalDist(), distance / deviation
-    return deviation * (normal.pdf(z) - z * (1 - normal.cdf(z)))

@@ -91,10 +91,8 @@ class MethodStudy:
             self.study.enqueue_trial(dict(point))
         # A bound relative to the best of now is a number for this proposal. The trials of a study
         # in memory can be changed, also those that have ended.
-        trials, bests = (
-            self.study.get_trials(deepcopy=False),
-            self.search.bests(self.finished.values()),
-        )
+        trials = self.study.get_trials(deepcopy=False)
+        bests = self.search.bests(self.finished.values())
         for number, record in self.finished.items():
             for text, violation in violations(self.search, record, bests).items():
                 trials[number].system_attrs[f"constraints:{text}"] = violation

@@ -110,12 +110,12 @@ def same_task(run: LoadedRun, record: TrialRecord, file: SearchFile, study: Meth
 
 def _learn(study: MethodStudy, run: LoadedRun, file: SearchFile, search: SearchRecord) -> str:
     """Give a study its trials of a run; returns a line about them, empty if there are none."""
-    wanted = study.method or file.trial.method.name
+    wanted, then = study.method or file.trial.method.name, run.search
 
     def fits(record: TrialRecord) -> bool:
         # Two searches of a single method learn from each other if their parameters are the same.
         compared = study.method is not None or METHOD_KEY in record.params
-        own = not compared or run.search.method(record) == wanted
+        own = not compared or then.method(record) == wanted
         is_over = record.kind == "trial" and record.outcome in ("finished", "pruned")
         return is_over and own and is_inside(point_of(record), study.space)
 
@@ -134,11 +134,11 @@ def _learn(study: MethodStudy, run: LoadedRun, file: SearchFile, search: SearchR
         return f"{prefix}{len(observed)} trials as observations"
     # With other domains, the objective may have another name in the earlier run.
     measured = any(search.values(record) for record in fitting)
-    of = search if measured else run.search
+    of = search if measured else then
     finished = [record for record in fitting if record.outcome == "finished"]
     # The Pareto front comes first.
     new = [point_of(record) for record in ranked(of, finished) if of.values(record)][:top]
     study.queue.extend(point for point in new if point not in study.queue)
     study.is_warm |= len(study.finished) + len(study.queue) >= min(top, enough)
-    saw_ood = " (chosen with OOD validation data)" if run.search.sees_ood else ""
+    saw_ood = " (chosen with OOD validation data)" if then.sees_ood else ""
     return f"{prefix}its best {len(new)} points are tried first{saw_ood}" if new else ""

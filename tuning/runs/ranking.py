@@ -45,10 +45,9 @@ def by_objectives(search: SearchRecord, records: Iterable[TrialRecord]) -> list[
     ordered = sorted(records, key=lambda record: record.number)
     valued = [(record, v) for record in ordered if (v := search.values(record)) is not None]
     rest = [record for record in ordered if search.values(record) is None]
-    found: list[TrialRecord] = []
     if len(search.objectives) == 1:
-        valued.sort(key=lambda pair: -pair[1][0])
-        found, valued = [record for record, _ in valued], []
+        return [record for record, _ in sorted(valued, key=lambda pair: -pair[1][0])] + rest
+    found: list[TrialRecord] = []
     while valued:
         front = set(non_dominated([values for _, values in valued]))
         layer = [pair for index, pair in enumerate(valued) if index in front]

@@ -30,8 +30,6 @@ repeat is a trial with another seed, see `search.seeds`: it counts through the t
 SearchOutcome: TypeAlias = Literal["finished", "failed", "stopped"]
 ParamValue: TypeAlias = bool | int | float | str
 
-FINAL: Final = frozenset({"finished", "pruned", "failed"})
-"""Outcomes after which a trial never runs again."""
 ZERO_SHOT: Final = "zero-shot"
 """Name of the model before any step, in tables and displays."""
 STEP: Final = "step"
@@ -161,7 +159,7 @@ class TrialRecord:
     @property
     def is_final(self) -> bool:
         """Whether the trial never runs again."""
-        return self.outcome in FINAL
+        return self.outcome in ("finished", "pruned", "failed")
 
     @property
     def metrics(self) -> Mapping[str, float]:
@@ -224,9 +222,7 @@ class TrialRecord:
     def best(self, metric: str, mode: Mode) -> float | None:
         """The best finite value of the curve; None if there is none."""
         values = [v for point in self.curve if (v := _finite(point.get(metric))) is not None]
-        if not values:
-            return None
-        return max(values) if mode == "max" else min(values)
+        return (max if mode == "max" else min)(values, default=None)
 
     @property
     def error_line(self) -> str:
@@ -338,13 +334,9 @@ class SearchRecord:
 
     def values(self, record: TrialRecord) -> tuple[float, ...] | None:
         """The signed objectives at the last report, more being better; None if one is missing."""
-        signed = []
-        for objective in self.objectives:
-            value = record.last(objective.metric)
-            if value is None:
-                return None
-            signed.append(objective.signed(value))
-        return tuple(signed)
+        found = [(objective, record.last(objective.metric)) for objective in self.objectives]
+        signed = tuple(o.signed(value) for o, value in found if value is not None)
+        return signed if len(signed) == len(found) else None
 
     def bests(
         self, records: Iterable[TrialRecord], before: Mapping[str, float] | None = None

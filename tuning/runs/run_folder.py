@@ -62,17 +62,12 @@ class LoadedRun:
         Raises:
             ConfigError: it was interrupted before the zero-shot model was evaluated.
         """
-        if self.history.zero_shot is None:
-            hint = "wait" if is_running(self.folder) else "resume it"
+        found, folder = self.history, self.folder
+        if found.zero_shot is None:
+            hint = "wait" if is_running(folder) else "resume it"
             problem = "the zero-shot model has not been evaluated yet"
-            raise ConfigError(problem, source=self.folder, hint=hint)
-        return search_record(
-            self.file,
-            self.folder,
-            self.history.zero_shot,
-            self.history.run_id,
-            self.history.used_ood,
-        )
+            raise ConfigError(problem, source=folder, hint=hint)
+        return search_record(self.file, folder, found.zero_shot, found.run_id, found.used_ood)
 
 
 def checkpoint_home(run_folder: Path, storage: str | None, name: str, run_id: str) -> str:
