@@ -366,8 +366,8 @@ def _open_locked(path: Path) -> FileIO:
     return file
 
 
-def append_synced(file: FileIO, content: bytes, *, sync: bool = True) -> None:
-    """Append all of the content, or nothing, and wait until it is on disk if `sync`.
+def append_synced(file: FileIO, content: bytes) -> None:
+    """Append all of the content, or nothing, and wait until it is on disk.
 
     Raises:
         OSError: it could not be written. The file is cut to its former size if possible.
@@ -377,8 +377,7 @@ def append_synced(file: FileIO, content: bytes, *, sync: bool = True) -> None:
         remaining = memoryview(content)
         while remaining:
             remaining = remaining[file.write(remaining) :]
-        if sync:
-            os.fsync(file.fileno())
+        os.fsync(file.fileno())
     except OSError:
         with suppress(OSError):
             os.ftruncate(file.fileno(), size)  # the next line must not continue half a line

@@ -199,10 +199,9 @@ class Writer:
         metric = self._search.objectives[0].metric
         for record in records:
             if (margin := margin_of_mean(self._search, records, record)) is not None:
-                values = {"number": 1 + len(record.repetitions), "margin": margin}
-                values[metric] = record.last(metric) or math.nan
-                named = {f"seeds/{name}": value for name, value in values.items()}
-                logged = mlf.metrics_of(named, record.step, self._journal.last)
+                values = {"seeds/number": 1 + len(record.repetitions), "seeds/margin": margin}
+                values[f"seeds/{metric}"] = record.means[metric]
+                logged = mlf.metrics_of(values, record.step, self._journal.last)
                 self._client.log_batch(self._runs[record.trial_id], logged)
 
     def _write_parent(self, records: Sequence[TrialRecord], outcome: str) -> None:
