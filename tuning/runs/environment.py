@@ -140,11 +140,11 @@ def package_version(package: str) -> str | None:
 
 def _git_commit() -> str | None:
     """The commit of this checkout, `-dirty` with uncommitted changes; None outside of one."""
-    command = ["git", "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
+    root = Path(__file__).parents[2]  # not a repository in which an installed package may lie
+    options = ["--always", "--dirty", "--abbrev=40", "--exclude=*"]
+    command = ["git", "--git-dir=.git", "describe", *options]
     try:
-        done = subprocess.run(
-            command, cwd=Path(__file__).parent, capture_output=True, text=True, timeout=10
-        )
+        done = subprocess.run(command, cwd=root, capture_output=True, text=True, timeout=10)
     except (OSError, subprocess.TimeoutExpired):
         return None
     return done.stdout.strip() or None

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,7 @@ from tests.tuning.run_folders import ZERO_SHOT, search_file, trial, write_run
 from trainers.data.fingerprint import data_fingerprint
 from trainers.errors import ConfigError
 from tuning.config.validation import load_config
+from tuning.runs import environment
 from tuning.runs.journal import Journal
 from tuning.runs.run_folder import (
     CONFIG_FILE,
@@ -36,12 +38,25 @@ def test_a_run_folder_holds_the_resolved_configuration_and_what_it_was_made_with
     folder = create_run_folder(file, Path(file.search.storage))
     assert folder == tmp_path / "runs" / "mine"
     assert load_config(folder / CONFIG_FILE) == file
-    environment = json.loads((folder / "environment.json").read_text())
-    assert environment["data"] == data_fingerprint(file.trial.data)
-    assert environment["packages"]["optuna"]
+    seen = json.loads((folder / "environment.json").read_text())
+    assert seen["data"] == data_fingerprint(file.trial.data)
+    assert seen["packages"]["optuna"]
     images = search_record(file, folder, ZERO_SHOT).val_images
     assert images == dict.fromkeys(file.trial.data.domains, 24)
     assert (folder / "report").is_dir()
+
+
+def test_only_a_checkout_has_a_commit_not_the_project_that_installs_it(file, tmp_path, monkeypatch):
+    def commit_at(root):
+        monkeypatch.setattr(environment, "__file__", str(root / "tuning/runs/environment.py"))
+        return environment.environment(file.trial)["git_commit"]
+
+    git = ("git", "-c", "user.name=a", "-c", "user.email=a@b", "-C", tmp_path)
+    for command in (["init", "-q"], ["commit", "-q", "--allow-empty", "-m", "a project"]):
+        subprocess.run([*git, *command], check=True)
+    assert len(commit_at(tmp_path)) == 40
+    (installed := tmp_path / ".venv").mkdir()
+    assert commit_at(installed) is None
 
 
 def test_runs_of_a_name_are_found_in_their_order_past_those_that_were_removed(file):
