@@ -7,11 +7,9 @@ are drawn around it, and the sampler goes on from what they show.
 
 from __future__ import annotations
 
-import operator
 import random
 from collections.abc import Mapping
 from contextlib import suppress
-from functools import reduce
 from typing import Any, TypeAlias
 
 from pydantic import Field
@@ -20,6 +18,7 @@ from search_spaces import Categorical, Distribution, Value
 from trainers.config import TrialConfig
 from trainers.config_model import Frozen
 from trainers.errors import ConfigError, suggestion
+from trainers.overrides import flat
 
 Center: TypeAlias = dict[str, Any]
 """Dotted key of a parameter -> its most likely value."""
@@ -38,7 +37,7 @@ class PriorConfig(Frozen):
     """Standard deviation of the points around the centre, as a share of each parameter's range on
     its scale; for a choice, the probability of a random one."""
     points: int = Field(default=3, ge=0, le=1_000_000)
-    """Number of points around the centre, which is tried before them."""
+    """Number of points around the centre, which is tried before them. Equal ones are tried once."""
 
 
 def prior_points(
@@ -49,7 +48,7 @@ def prior_points(
     published: Mapping[str, Value],
     trial: TrialConfig,
 ) -> list[dict[str, Value]]:
-    """The centre of the prior and the points around it.
+    """The centre of the prior and the points around it, each once.
 
     Args:
         centers: by the section of the configuration that gives them; later ones win.
@@ -59,14 +58,10 @@ def prior_points(
     Raises:
         ConfigError: a centre that is no value of the parameter.
     """
-    defaults: Any = trial.model_dump(mode="json")
+    defaults = {**flat(trial.model_dump(mode="json")), **published}
     center: dict[str, Value] = {}
     for key, parameter in parameters.items():
-        default = published.get(key)
-        if default is None:
-            with suppress(KeyError, TypeError):  # a key that the trial does not have
-                default = reduce(operator.getitem, key.split("."), defaults)
-        center[key] = _nearest(parameter, default)
+        center[key] = _nearest(parameter, defaults.get(key))
         for section, given in centers.items():
             if key in given:
                 try:
@@ -80,7 +75,8 @@ def prior_points(
         {key: p.near(center[key], prior.width, rng) for key, p in parameters.items()}  # type: ignore[arg-type]
         for _ in range(prior.points)
     ]
-    return [center, *around]
+    # Equal points, which a space of choices alone gives, would be the same training.
+    return list({tuple(point.values()): point for point in (center, *around)}.values())
 
 
 def check_searched(section: str, center: Center, parameters: Mapping[str, Any]) -> None:

@@ -67,11 +67,19 @@ def test_the_centre_of_a_narrowed_range_is_the_nearest_value():
 
 def test_a_choice_of_the_trial_is_the_centre_of_a_choice():
     parameters = {"precision": Categorical(choices=("fp32", "bf16", "auto"))}
-    space = SearchSpace(parameters=parameters)
+    lr = Float(low=1e-6, high=1e-3, log=True)
+    space = SearchSpace(parameters={**parameters, LR: lr})
     center, *around = points(search__space=space, search__prior__points=300)
-    assert center == {"precision": "auto"}
+    assert center["precision"] == "auto"
     others = sum(point["precision"] != "auto" for point in around)
+    assert len(around) == 300
     assert others / 300 == pytest.approx(0.2 * 2 / 3, abs=0.05)
+    # A space of choices alone has as many points as choices, each of which is tried once.
+    center, *around = points(
+        search__space=SearchSpace(parameters=parameters), search__prior__points=300
+    )
+    assert center == {"precision": "auto"}
+    assert sorted(point["precision"] for point in around) == ["bf16", "fp32"]
 
 
 def test_choices_in_scientific_notation_are_numbers():
