@@ -123,7 +123,7 @@ def _of_trial(run: LoadedRun, trial_id: str | None, may_be_zero_shot: bool) -> S
         "run": search.name,
         "trial": record.trial_id,
         "method": search.method(record),
-        "params": dict(record.params) if record.kind == "trial" else search.reference_params,
+        "params": search.reference_params if record.kind == "reference" else dict(record.params),
         "outcome": record.outcome,
         "step": step,
         "chosen": why,
