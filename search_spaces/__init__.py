@@ -7,12 +7,4 @@ from search_spaces.distributions import Categorical, Distribution, Float, Int, V
 from search_spaces.ready_spaces import SPACES
 from search_spaces.space import SearchSpace
 
-__all__ = [
-    "SPACES",
-    "Categorical",
-    "Distribution",
-    "Float",
-    "Int",
-    "SearchSpace",
-    "Value",
-]
+__all__ = ["SPACES", "Categorical", "Distribution", "Float", "Int", "SearchSpace", "Value"]

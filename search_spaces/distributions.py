@@ -32,15 +32,15 @@ class Frozen(BaseModel):
 
 
 class _Range(Frozen):
-    """What Float and Int share; both declare `low`, `high` and `step` in their type."""
+    """What Float and Int share."""
 
-    low: float
+    low: FiniteFloat
     """Smallest value, included."""
-    high: float
+    high: FiniteFloat
     """Largest value, included."""
     log: bool = False
     """Sample on a logarithmic scale."""
-    step: float | None = None
+    step: FiniteFloat | None = None
     """Distance of the grid points, counted from `low`; null is no grid."""
 
     @model_validator(mode="after")
@@ -111,9 +111,7 @@ class _Range(Frozen):
         # Drawn again by a generator of its own, so that later draws of `rng` do not change. With a
         # width of 1, one of three draws is inside.
         again = random.Random(position)
-        for _ in range(100):
-            if 0 <= position <= 1:
-                break
+        while not 0 <= position <= 1:
             position = middle + width * again.gauss(0, 1)
         return self.at(position)
 
@@ -122,9 +120,6 @@ class Float(_Range):
     """Real numbers from `low` to `high`, on a linear or log scale or on a grid of `step`."""
 
     type: Literal["float"] = "float"
-    low: FiniteFloat
-    high: FiniteFloat
-    step: FiniteFloat | None = None
 
 
 class Int(_Range):

@@ -59,11 +59,7 @@ class SearchSpace(Frozen):
         return parsed
 
     @model_validator(mode="after")
-    def _is_one_of_both(self) -> SearchSpace:
-        if any(branch.branches for branch in self.branches.values()):
-            raise ValueError("a branch has branches of its own")
-        if self.branches and self.parameters:
-            raise ValueError("a space with branches cannot have parameters of its own")
+    def _has_parameters_or_branches(self) -> SearchSpace:
         if not self.branches and not self.parameters:
             raise ValueError("the space is empty; give at least one parameter")
         for key in self.parameters:
@@ -89,7 +85,5 @@ class SearchSpace(Frozen):
 
     def canonical(self) -> str:
         """Parameters and branches as one line of JSON with sorted keys, for comparing spaces."""
-        if self.branches:
-            branches = {name: json.loads(b.canonical()) for name, b in self.branches.items()}
-            return json.dumps({"branches": branches}, sort_keys=True)
-        return json.dumps(self.model_dump(mode="json")["parameters"], sort_keys=True)
+        found = {name: p.model_dump(mode="json")["parameters"] for name, p in self.parts().items()}
+        return json.dumps({"branches": found} if self.branches else found[None], sort_keys=True)
