@@ -67,15 +67,11 @@ class Constraint:
 
     text: str
     metric: str
-    relation: Literal[">=", "<="]
+    mode: Mode
+    """The direction in which the metric is better: `max` for `>=`."""
     anchor: str | None
     """`best`, `zero_shot.<metric>`, or None if the bound is a number."""
     offset: float
-
-    @property
-    def mode(self) -> Mode:
-        """The direction in which the metric is better."""
-        return "max" if self.relation == ">=" else "min"
 
     def bound(self, zero_shot: Mapping[str, float], best: float | None) -> float | None:
         """The bound as a number; None if it depends on a best and no trial has finished.
@@ -101,7 +97,7 @@ class Constraint:
             return math.inf
         if bound is None:
             return 0.0
-        amount = bound - value if self.relation == ">=" else value - bound
+        amount = bound - value if self.mode == "max" else value - bound
         return 0.0 if abs(amount) < _TOLERANCE else amount
 
 
@@ -124,8 +120,8 @@ def parse_constraint(text: str, known: Iterable[str]) -> Constraint:
     offset = float(match["number"] or (match["sign"] or "") + (match["offset"] or "0"))
     if not math.isfinite(offset):
         raise ValueError(f"{text!r}: the number is too large")
-    relation: Literal[">=", "<="] = ">=" if match["relation"] == ">=" else "<="
-    return Constraint(text.strip(), metric, relation, anchor, offset)
+    mode: Mode = "max" if match["relation"] == ">=" else "min"
+    return Constraint(text.strip(), metric, mode, anchor, offset)
 
 
 def check_constraints(
@@ -140,10 +136,9 @@ def check_constraints(
     Raises:
         ValueError: a bound is outside of the metric's range, or two exclude each other.
     """
-    least: list[tuple[Constraint, float]] = []
-    most: list[tuple[Constraint, float]] = []
+    bounds: dict[Mode, list[tuple[Constraint, float]]] = {"max": [], "min": []}
     for constraint in constraints:
-        offset = constraint.offset if constraint.relation == ">=" else -constraint.offset
+        offset = constraint.offset if constraint.mode == "max" else -constraint.offset
         if constraint.anchor == "best" and offset > 0:
             raise ValueError(f"{constraint.text!r} cannot be met, not even by the best itself")
         if constraint.anchor == "best" or (constraint.anchor and zero_shot is None):
@@ -151,12 +146,12 @@ def check_constraints(
         metric, bound = constraint.metric, constraint.bound(zero_shot or {}, None)
         assert bound is not None
         low, high = (0.0, 100.0) if metric.endswith(_PERCENT) else (-math.inf, math.inf)
-        if bound > high if constraint.relation == ">=" else bound < low:
+        if bound > high if constraint.mode == "max" else bound < low:
             raise ValueError(
                 f"{constraint.text!r} cannot be met: {metric} lies between {low:g} and {high:g}, "
                 f"and the bound is {bound:g}"
             )
-        (least if constraint.relation == ">=" else most).append((constraint, bound))
-    for (lower, low), (upper, high) in itertools.product(least, most):
+        bounds[constraint.mode].append((constraint, bound))
+    for (lower, low), (upper, high) in itertools.product(*bounds.values()):
         if lower.metric == upper.metric and low > high:
             raise ValueError(f"{lower.text!r} and {upper.text!r} exclude each other")

@@ -81,7 +81,7 @@ def test_a_violation_is_how_much_is_missing():
 def test_a_value_exactly_at_its_bound_meets_it(line, value, best):
     (constraint,) = parse(line)
     assert constraint.violation(value, constraint.bound({}, best)) == 0.0
-    worse = value - 1e-3 if constraint.relation == ">=" else value + 1e-3
+    worse = value - 1e-3 if constraint.mode == "max" else value + 1e-3
     assert constraint.violation(worse, constraint.bound({}, best)) == pytest.approx(1e-3)
 
 
