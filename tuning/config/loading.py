@@ -7,8 +7,7 @@ the file's folder) and contain only what differs. How layers are merged: `traine
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -19,28 +18,14 @@ from trainers.overrides import flat, merge, nest
 from trainers.redact import WRITE_NAME, has_password
 from trainers.yaml_text import parse_yaml, read_yaml
 
+_READY = Path(str(resources.files("search_spaces")), "configs")
 _SUITE = "trial.data.suite"
 
 
-@dataclass(frozen=True)
-class Origin:
-    """Where the values of a configuration come from, for messages."""
-
-    file: str
-    overridden: tuple[str, ...] = ()
-    """Keys of `--set`, or of the overrides from Python."""
-
-    def of(self, key: str | None) -> str:
-        """The source of a mistake in a key: `--set`, if that gave its value, else the file."""
-        if any(f"{key}.".startswith(f"{given}.") for given in self.overridden):
-            return "--set"
-        # Two keys may not fit together, of which a file has one and `--set` the other.
-        changed = f" with --set {', '.join(self.overridden)}" if self.overridden else ""
-        return f"{self.file}{changed}"
-
-
-def read_layers(source: str | Path, overrides: Iterable[str] = ()) -> tuple[Origin, dict[str, Any]]:
-    """The merged values of a configuration, not yet validated, and where they come from.
+def read_layers(
+    source: str | Path, overrides: Iterable[str] = ()
+) -> tuple[Callable[[str | None], str], dict[str, Any]]:
+    """What names the source of a mistake in a key, and the merged values, not yet validated.
 
     The arguments are those of `load_config`.
 
@@ -51,7 +36,13 @@ def read_layers(source: str | Path, overrides: Iterable[str] = ()) -> tuple[Orig
     path = find_config(source)
     values = _read_file(path)
     given = dict(map(_parse_override, overrides))
-    origin = Origin(str(path), tuple(given))
+
+    def source_of(key: str | None) -> str:
+        if any(f"{key}.".startswith(f"{own}.") for own in given):
+            return "--set"
+        # Two keys may not fit together, of which a file has one and `--set` the other.
+        return f"{path} with --set {', '.join(given)}" if given else str(path)
+
     values = merge(values, nest(given))
     try:
         # Workers and resumed runs may not have the user's suite file, so its contents are put in.
@@ -59,8 +50,8 @@ def read_layers(source: str | Path, overrides: Iterable[str] = ()) -> tuple[Orig
             values = nest({_SUITE: resolve_suite(suite, _SUITE)}, values)
         refuse_secrets(values)
     except ConfigError as error:
-        raise error.within(origin.of(error.key)) from None
-    return origin, values
+        raise error.within(source_of(error.key)) from None
+    return source_of, values
 
 
 def refuse_secrets(values: Mapping[str, Any]) -> None:
@@ -77,8 +68,7 @@ def refuse_secrets(values: Mapping[str, Any]) -> None:
 def find_config(source: str | Path) -> Path:
     """The file, or the ready configuration of that name."""
     path = Path(source)
-    ready = _ready_folder() / f"{source}.yaml"
-    for found in (path, ready):
+    for found in (path, _READY / f"{source}.yaml"):
         if found.is_file():
             return found
     files, ready_ones = (file.name for file in path.parent.glob("*.yaml")), ready_configs()
@@ -88,11 +78,7 @@ def find_config(source: str | Path) -> Path:
 
 def ready_configs() -> list[str]:
     """The names of the configurations that come with the package."""
-    return sorted(file.stem for file in _ready_folder().glob("*.yaml"))
-
-
-def _ready_folder() -> Path:
-    return Path(str(resources.files("search_spaces"))) / "configs"
+    return sorted(file.stem for file in _READY.glob("*.yaml"))
 
 
 def _read_file(path: Path, extended_by: tuple[Path, ...] = ()) -> dict[str, Any]:

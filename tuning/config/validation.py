@@ -39,20 +39,14 @@ def load_config(
     Raises:
         ConfigError: with one line for each mistake: file or `--set`, key, value and problem.
     """
-    origin, values = read_layers(source, overrides)
-    file = validate(SearchFile, values, origin.of)
+    source_of, values = read_layers(source, overrides)
+    file = validate(SearchFile, values, source_of)
     if check:
         try:
             check_search(file)
         except ConfigError as error:
-            raise error.within(origin.of(error.key)) from None
+            raise error.within(source_of(error.key)) from None
     return file
-
-
-class _TrialFile(SearchFile):
-    """A configuration file whose `search:` section does not matter."""
-
-    search: Any = None
 
 
 def load_trial(source: str | Path, overrides: Iterable[str] = ()) -> TrialConfig:
@@ -61,14 +55,15 @@ def load_trial(source: str | Path, overrides: Iterable[str] = ()) -> TrialConfig
     Raises:
         ConfigError: with one line for each mistake in that section.
     """
-    origin, values = read_layers(source, overrides)
-    trial = validate(_TrialFile, values, origin.of).trial
+    source_of, values = read_layers(source, overrides)
+    values.pop("search", None)
+    trial = validate(SearchFile, values, source_of).trial
     from trainers.checks import check_trials  # with torch
 
     try:
         check_trials([trial])
     except ConfigError as error:
-        raise error.within(origin.of(error.key)) from None
+        raise error.within(source_of(error.key)) from None
     return trial
 
 
@@ -133,33 +128,24 @@ def check_settings(file: SearchFile) -> None:
         file.reference_config(name)
     grace_steps = None if search.scheduler.name == "none" else search.scheduler.grace_steps
     if grace_steps is not None and grace_steps > trial.steps:
-        raise ConfigError(
-            f"more than trial.steps = {trial.steps}",
-            key="search.scheduler.grace_steps",
-            value=grace_steps,
-            hint="null is two thirds of the steps",
-        )
+        problem, hint = f"more than trial.steps = {trial.steps}", "null is two thirds of the steps"
+        raise ConfigError(problem, key="search.scheduler.grace_steps", value=grace_steps, hint=hint)
     if trial.eval.every > trial.steps:
-        logger.warning(
-            "trial.eval.every = %d: more than trial.steps = %d, so nothing is reported before the "
-            "last step",
-            trial.eval.every,
-            trial.steps,
-        )
+        more = f"trial.eval.every = {trial.eval.every}: more than trial.steps = {trial.steps}"
+        logger.warning("%s, so nothing is reported before the last step", more)
     refuse_secrets(file.model_dump(mode="json"))  # one made in Python was not read from a file
-    budget, methods = search.budget, len(search.space.methods)
+    budget, methods, several = search.budget, len(search.space.methods), len(file.objectives) > 1
     if budget.gpu_hours is not None and not search.resources.gpus_per_worker:
         problem = "trials take no GPU (search.resources.gpus_per_worker = 0)"
-        hint = "use search.budget.hours"
-        key = "search.budget.gpu_hours"
+        key, hint = "search.budget.gpu_hours", "use search.budget.hours"
         raise ConfigError(problem, key=key, value=budget.gpu_hours, hint=hint)
-    if budget.target is not None and len(file.objectives) > 1:
+    if budget.target is not None and several:
         problem = "a target needs a single objective"
         raise ConfigError(problem, key="search.budget.target", value=budget.target)
-    if budget.worth is not None and (len(file.objectives) > 1 or methods > 1):
+    if budget.worth is not None and (several or methods > 1):
         problem = "needs a single objective and a single method"
         raise ConfigError(problem, key="search.budget.worth", value=budget.worth)
-    if search.seeds is not None and (len(file.objectives) > 1 or "seed" in searched):
+    if search.seeds is not None and (several or "seed" in searched):
         problem = "needs a single objective, and a seed that is not searched"
         raise ConfigError(problem, key="search.seeds")
     if search.seeds is not None and (budget.target is not None or budget.worth is not None):
