@@ -241,8 +241,9 @@ def fitting(plan: Plan, limit: float, spent: float = 0.0) -> Plan:
         ConfigError: not even so fit enough trials.
     """
     file, steps, needs = plan.file, plan.file.trial.steps, math.inf
-    unit = "hours" if file.search.budget.gpu_hours is None else "gpu_hours"
-    field = "hours" if unit == "hours" else "device_hours"
+    unit, field, what = "hours", "hours", "hours"
+    if file.search.budget.gpu_hours is not None:
+        unit, field, what = "gpu_hours", "device_hours", "GPU-hours"
     references = len(file.search.references)
     for parts in (1, 2, 4):
         changes = {} if parts == 1 else _steps(steps // parts)
@@ -259,10 +260,8 @@ def fitting(plan: Plan, limit: float, spent: float = 0.0) -> Plan:
             search = file.search.model_copy(update={"budget": budget})
             return replace(shorter, file=shorter.file.model_copy(update={"search": search}))
         needs = limit - left + prices[LEAST_TRIALS]
-    what = "hours" if unit == "hours" else "GPU-hours"
-    problem = (
-        f"{LEAST_TRIALS} trials of {steps // 4} steps and confirm need {format_hours(needs)} {what}"
-    )
+    needed = f"{format_hours(needs)} {what}"
+    problem = f"{LEAST_TRIALS} trials of {steps // 4} steps and confirm need {needed}"
     option = f"--{unit.replace('_', '-')}"
     hint = f"give {option} {format_hours(1.2 * needs)} or more"
     raise ConfigError(problem, key=option, value=limit, hint=hint)

@@ -21,13 +21,7 @@ from tuning.execution.ray_session import runs_folder
 from tuning.runs.environment import check_same_inputs
 from tuning.runs.journal import JOURNAL_FILE
 from tuning.runs.run_folder import CONFIG_FILE, load_run, runs_named
-from tuning.search import (
-    SearchOptions,
-    SearchResult,
-    continue_search,
-    start_search,
-    with_options,
-)
+from tuning.search import SearchOptions, SearchResult, continue_search, start_search, with_options
 
 logger = logging.getLogger(__name__)
 FREE = (

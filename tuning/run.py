@@ -63,16 +63,15 @@ class Run(LoadedRun):
         """One row for each trial, with the columns of `trials.parquet`."""
         from tuning.views.tables import trials_table
 
-        zero_shot_rows = 1
-        return trials_table(self.search, self.history.records).slice(zero_shot_rows).to_pandas()
+        # Without the first row, the zero-shot model's.
+        return trials_table(self.search, self.history.records).slice(1).to_pandas()
 
     @cached_property
     def curves(self) -> pd.DataFrame:
         """One row for each report of each trial, with the columns of `curves.parquet`."""
         from tuning.views.tables import curves_table
 
-        zero_shot_rows = 1
-        return curves_table(self.search, self.history.records).slice(zero_shot_rows).to_pandas()
+        return curves_table(self.search, self.history.records).slice(1).to_pandas()
 
     @cached_property
     def study(self) -> optuna.Study:

@@ -183,28 +183,18 @@ def continue_search(run_folder: Path, file: SearchFile, options: SearchOptions) 
 
         history = read_history(run_folder)
         studies = prepare_studies(search, file, history, options, console, earlier)
-        keep = file.search.checkpoints
+        kept = max(file.search.checkpoints.keep_top, LEADERS if file.search.seeds else 0)
         callbacks = (
             ResultsCallback(checkpoints.url),
             MlflowCallback(uri),  # uploads them
-            CheckpointCallback(
-                checkpoints,
-                history.records,
-                max(keep.keep_top, LEADERS if file.search.seeds else 0),
-            ),
+            CheckpointCallback(checkpoints, history.records, kept),
             *dashboard,
             session.progress,
             *options.callbacks,
         )
-
         references = [TrialRecord(name, -1, "reference", {}) for name in file.search.references]
         ended, outcome, ended_by = session.run(
-            search,
-            history,
-            callbacks,
-            studies=studies,
-            fixed=references,
-            begin=begin,
+            search, history, callbacks, studies=studies, fixed=references, begin=begin
         )
     return SearchResult(run_folder, file, ended, outcome, uri, ended_by)
 

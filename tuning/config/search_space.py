@@ -37,8 +37,7 @@ def one_or_several(value: Any) -> Any:
 
 
 Lines: TypeAlias = Annotated[
-    tuple[str, ...],
-    BeforeValidator(one_or_several, json_schema_input_type=str | tuple[str, ...]),
+    tuple[str, ...], BeforeValidator(one_or_several, json_schema_input_type=str | tuple[str, ...])
 ]
 
 

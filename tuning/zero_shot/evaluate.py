@@ -89,7 +89,7 @@ def measure(
 
     def classify(images: Tensor) -> tuple[Tensor, Tensor]:
         features = encode(images)
-        return features, zero_shot.logit_scale * features @ zero_shot.head.T
+        return features, zero_shot.logits(features)
 
     rows = []
     for domain in data.domains:
