@@ -10,8 +10,8 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from tuning.cli import Config, Set, app, main
-from tuning.cli.options import Address
+from tuning.cli import app, main
+from tuning.cli.options import Address, Config, Set
 
 __all__ = ["app", "main"]
 

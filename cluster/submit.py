@@ -123,8 +123,8 @@ def submit_search(
 
     command = ["python", "-m", "tuning", "search", config_there, "--resume"]
     command += [argument for line in overrides for argument in ("--set", line)]
-    runtime_env = {"working_dir": str(working_dir), "excludes": [*EXCLUDED]}
     env_vars = job_environment(environment, os.environ)
+    runtime_env = {"working_dir": str(working_dir), "excludes": [*EXCLUDED], "env_vars": env_vars}
     base, jobs = submission_base(file), dict[int, JobDetails]()
     token = None if os.environ.get("RAY_AUTH_MODE") else "is RAY_AUTH_MODE=token missing here?"
     with _answers(address, token):
@@ -142,7 +142,7 @@ def submit_search(
         client.submit_job(
             entrypoint=shlex.join(command),
             submission_id=job_id,
-            runtime_env={**runtime_env, "env_vars": env_vars},
+            runtime_env=runtime_env,
             metadata={"lipsum-tune": file.search.name},
         )
     return Job(address, job_id, True, file.search.storage, warning)

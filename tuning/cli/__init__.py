@@ -21,10 +21,7 @@ import typer
 from typer.core import TyperGroup
 
 from tuning.cli import auto, configuration, control, data, report, search, ui, weights
-from tuning.cli.options import Config, Set
 from tuning.execution.signals import GC_THRESHOLD
-
-__all__ = ["Config", "Set", "app", "main"]
 
 _GONE = {
     "extend": "`resume`, such as lipsum-tune resume quickstart --trials +8",

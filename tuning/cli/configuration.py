@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 import yaml
@@ -38,7 +38,8 @@ def config(
             "type": "string",
             "description": "A ready configuration, or the path of a file, that this one changes.",
         }
-        print(json.dumps(_any_of(found), indent=2))
+        # With anyOf in place of oneOf, since a change of a parameter may look like a whole one.
+        print(json.dumps(found, indent=2).replace('"oneOf":', '"anyOf":'))
     elif list_ or config is None:
         from tuning.views.overview import configs_table
 
@@ -49,10 +50,3 @@ def config(
         file = load_config(config, set_ or (), check=False)
         check_settings(file)
         print(yaml.safe_dump(file.model_dump(mode="json"), sort_keys=False, width=100), end="")
-
-
-def _any_of(schema: Any) -> Any:
-    """With anyOf in place of oneOf, since a change of a parameter may look like a whole one."""
-    if isinstance(schema, dict):
-        return {"anyOf" if k == "oneOf" else k: _any_of(value) for k, value in schema.items()}
-    return [_any_of(part) for part in schema] if isinstance(schema, list) else schema
