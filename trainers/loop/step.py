@@ -20,7 +20,7 @@ from torch.func import functional_call
 from torch.nn.parallel import DistributedDataParallel
 
 from trainers.data.transforms import normalise
-from trainers.errors import MicroBatchTooLarge
+from trainers.errors import ConfigError, MicroBatchTooLarge
 from trainers.loop.distributed import average_gradients, gather, replicated
 from trainers.loop.state import TrainState
 from trainers.methods.base import Batch, Loss, Step, StepRandom
@@ -59,6 +59,7 @@ class Stepper:
             labels: (B,) int64.
 
         Raises:
+            ConfigError: the loss reads outputs that the method does not ask for.
             MicroBatchTooLarge: one of several workers has run out of memory.
             OutOfMemoryError: single images do not fit.
         """
@@ -95,6 +96,15 @@ class Stepper:
                     parts.append(MicroBatch(views[rows], labels[rows], own, first))
                 try:
                     values = take(step, parts)
+                except AttributeError as error:  # such as `batch.zero_shot.features`
+                    if error.obj is not None or error.name not in Outputs._fields:
+                        raise
+                    raise ConfigError(
+                        "its loss reads outputs that are not computed",
+                        key="method.name",
+                        value=method.name,
+                        hint="batch.zero_shot needs needs_zero_shot, batch.average average_decay",
+                    ) from error
                 except torch.OutOfMemoryError as error:
                     if run.micro_batch_size == 1:
                         problem = "single images do not fit into memory"
