@@ -93,9 +93,8 @@ def read_header(folder: Path | Store) -> Header | None:
     Raises:
         OSError: the storage cannot be read.
     """
-    store = folder if isinstance(folder, Store) else open_store(folder)
     try:
-        with store.open(WEIGHTS) as file:
+        with open_store(folder).open(WEIGHTS) as file:
             # Format of safetensors: length of the header, header in JSON, tensors.
             start = 8 + int.from_bytes(file.read(8), "little")
             tensors = json.loads(file.read(start - 8)) if start <= file.size() else {}
@@ -126,10 +125,9 @@ def whole_header(folder: Path | Store) -> Header:
     Raises:
         ConfigError: they are missing or incomplete.
     """
-    store = folder if isinstance(folder, Store) else open_store(folder)
-    header = read_header(store)
+    header = read_header(folder)
     if header is None:
-        raise ConfigError("missing or damaged", source=store.locate(WEIGHTS))
+        raise ConfigError("missing or damaged", source=open_store(folder).locate(WEIGHTS))
     return header
 
 

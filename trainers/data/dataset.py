@@ -64,7 +64,7 @@ class ImageDataset:
     def __init__(
         self, store: Store | Path | str, domain: str, split: str, *, crop_pct: float = 1.0
     ) -> None:
-        self.store = store if isinstance(store, Store) else open_store(store)
+        self.store = open_store(store)
         self.name = f"{domain}/{split}"
         files = domain_files(self.store, domain, split)
         self.version = _version(self.store, self.name, files)
@@ -183,17 +183,12 @@ def _version(store: Store, folder: str, files: Sequence[str]) -> str:
 
 @lru_cache(maxsize=64)  # the trials of a process open the same splits
 def _opened(store: Store, files: tuple[str, ...], version: str) -> tuple[Header, datasets.Dataset]:
-    """Header and rows of the Parquet files of a split."""
-    return split_header(store, files), _mapped(store, files, version)
-
-
-def _mapped(store: Store, files: Sequence[str], version: str) -> datasets.Dataset:
-    """The rows of the Parquet files of a split, from the Arrow cache of `datasets`."""
+    """Header of the Parquet files of a split, and their rows in the Arrow cache of `datasets`."""
     import datasets  # with pandas and httpx, more than what a command line needs
     from datasets.data_files import DataFilesDict, DataFilesList
 
+    header, folder = split_header(store, files), cache_folder()
     features = {"image": datasets.Image(decode=False), "label": datasets.Value("int64")}
-    folder = cache_folder()
     try:
         if store.is_local:
             paths = [str(store.local_path(file)) for file in files]
@@ -202,7 +197,7 @@ def _mapped(store: Store, files: Sequence[str], version: str) -> datasets.Datase
             _copy(store, files[0].rpartition("/")[0], copies)
             paths = [str(copies / Path(file).name) for file in files]
         datasets.disable_progress_bars()
-        return datasets.Dataset.from_parquet(
+        return header, datasets.Dataset.from_parquet(
             # Not as patterns, in which brackets of a path would have a meaning.
             DataFilesDict({"train": DataFilesList(paths, [(version,)])}),
             split="train",

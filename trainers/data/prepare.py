@@ -168,7 +168,7 @@ def _kept(folder: Store, domain: str, record: Mapping[str, Any]) -> DomainReport
     """
     before, problem = read_record(folder), None
     if before is None:
-        if folder.files():  # they would be removed
+        if any(info.is_file for info in folder.list(recursive=True)):  # they would be removed
             problem = "it has files that `prepare` did not make"
     elif before.get("format") != FORMAT:
         problem = "it was prepared by version 0.2; with other splits, its test images would train"

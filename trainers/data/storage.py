@@ -70,11 +70,6 @@ class Store:
         selector = fs.FileSelector(self.full(path), recursive=recursive, allow_not_found=True)
         return sorted(self.filesystem.get_file_info(selector), key=lambda info: info.path)
 
-    def files(self, path: str = "") -> tuple[str, ...]:
-        """Paths of all files below a folder, sorted."""
-        found = self.list(path, recursive=True)
-        return tuple(self.relative(info) for info in found if info.is_file)
-
     def relative(self, file: fs.FileInfo) -> str:
         """Path of a listed file relative to this store."""
         return str(file.path).removeprefix(self.root).lstrip("/")
@@ -117,15 +112,18 @@ class Store:
             unfinished.unlink(missing_ok=True)
 
 
-def open_store(url: str | Path) -> Store:
+def open_store(url: str | Path | Store) -> Store:
     """The folder of a path or URL such as `s3://bucket/data`, `gs://...` or `file:///data`.
 
-    File systems that Arrow lacks are fsspec's. `${NAME}` in a URL is taken from the environment.
+    File systems that Arrow lacks are fsspec's. `${NAME}` in a URL is taken from the environment. A
+    store is returned as it is.
 
     Raises:
         ConfigError: a password in the URL, or an unknown file system.
         StorageFailed: it cannot be reached.
     """
+    if isinstance(url, Store):
+        return url
     text = str(url)
     if "://" not in text:
         folder = Path(text).expanduser().absolute().as_posix()
