@@ -13,9 +13,6 @@ from trainers.errors import ConfigError, suggestion
 from trainers.models.clip import check_model
 from trainers.models.layers import check_frozen_layers
 
-Part = tuple[str, str]
-"""A domain and a split."""
-
 
 def check_trials(configs: Iterable[TrialConfig]) -> None:
     """Raise a ConfigError for a model, method or data that cannot work, alone or together.
@@ -33,15 +30,19 @@ def check_trials(configs: Iterable[TrialConfig]) -> None:
         config.method.check(config.model)
 
 
-def check_data(data: DataConfig, parts: Sequence[Part] | None = None) -> None:
+def check_data(data: DataConfig, parts: Sequence[tuple[str, str]] | None = None) -> None:
     """Raise a ConfigError for data that are missing, unfinished or mislabelled.
 
     Args:
-        parts: the parts that will be read, of the ID domain first. Default: those of a trial.
+        parts: domain and split of what will be read, of the ID domain first. Default: `trial_parts`.
     """
     parts = parts or data.trial_parts
     if data.root == EMBEDDED:
-        headers = _embedded(parts)
+        for domain, _ in parts:
+            if domain not in DOMAINS:
+                problem = f"the embedded benchmark has no domain {domain!r}"
+                raise ConfigError(problem, key="data", hint=suggestion(domain, DOMAINS))
+        headers = dict.fromkeys(parts, Header(tuple(load_classes()), {}, rows=0))  # if not built
     else:
         store = resolve_root(data.root)
         headers = {part: split_header(store, domain_files(store, *part)) for part in parts}
@@ -49,13 +50,3 @@ def check_data(data: DataConfig, parts: Sequence[Part] | None = None) -> None:
     data.rules.prompts(id_classes)
     for (domain, _), header in headers.items():
         domain_class_map(data, id_classes, domain, header)
-
-
-def _embedded(parts: Sequence[Part]) -> dict[Part, Header]:
-    """Headers of the embedded benchmark as if it were built."""
-    for domain, _ in parts:
-        if domain not in DOMAINS:
-            problem = f"the embedded benchmark has no domain {domain!r}"
-            raise ConfigError(problem, key="data", hint=suggestion(domain, DOMAINS))
-    classes = tuple(load_classes())
-    return {part: Header(classes, {}, rows=0) for part in parts}

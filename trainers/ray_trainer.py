@@ -164,6 +164,7 @@ def serve(values: dict[str, Any]) -> None:
             `hang_after_s`.
     """
     from trainers.config import TrialConfig
+    from trainers.loop.state import load_split, open_images
     from trainers.methods.registry import use_texts
 
     import_module("trainers.fine_tune")  # before the state of the process is recorded
@@ -190,9 +191,13 @@ def serve(values: dict[str, Any]) -> None:
                 use_texts(request.plugins)
                 config, folder = TrialConfig.model_validate_json(request.trial), request.folder
                 running.enter_context(restored_state())
-                fill_cache(config, request.final_split)
+                # Copying the images into the cache of a machine may take hours on one node while
+                # others have them. These wait at a barrier of Ray, which does not time out.
+                open_images(config.data, config.data.id_domain, "train")
+                for split in ("val", *filter(None, [request.final_split])):
+                    load_split(config, split)
                 if not is_alone:
-                    barrier()  # all nodes have the images
+                    barrier()
                 store = open_store(folder)
                 trial = train(config, store, request.final_split, on_progress=note_progress)
                 reports = running.enter_context(closing(trial))
@@ -232,20 +237,6 @@ def _next_answer(reports: Iterator[Report]) -> Answer:
     except TrainingDiverged as error:
         return Answer(diverged=str(error))
     return Answer({"step": report.step, **report.metrics}, report.train_curve)
-
-
-def fill_cache(config: TrialConfig, *more_splits: str | None) -> None:
-    """Copy the images of a trial into the cache of this machine if they are not there.
-
-    That may take hours on one node while the others have them already. They wait at a barrier of
-    Ray, which does not time out.
-    """
-    from trainers.loop.state import load_split, open_images
-
-    open_images(config.data, config.data.id_domain, "train")
-    for split in ("val", *more_splits):
-        if split is not None:
-            load_split(config, split)
 
 
 def train(

@@ -16,7 +16,6 @@ import shutil
 import weakref
 import zlib
 from collections.abc import Sequence
-from contextlib import suppress
 from functools import cache
 from pathlib import Path
 
@@ -72,8 +71,7 @@ class FeatureFile:
             weakref.finalize(self, os.close, self._file)
             if known < size:
                 os.ftruncate(self._file, size)
-            with suppress(PermissionError):  # another user's
-                os.utime(path)
+            os.utime(path)
 
     def read(self, record: int, rows: int) -> Tensor | None:
         """The written rows of a record, (rows, D) float32 on the CPU; None if it is not there."""

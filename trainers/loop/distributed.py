@@ -6,7 +6,6 @@ Without a process group, in a notebook for example, all functions return their i
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -59,14 +58,6 @@ class _Gather(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *gradients: Any) -> Any:
         return world()[1] * gradients[0][ctx.own]
-
-
-def average_gradients(parameters: Iterable[nn.Parameter]) -> None:
-    """Average gradients over workers, after backward passes under DDP's `no_sync`."""
-    for parameter in parameters:
-        if parameter.grad is not None:
-            parameter.grad /= world()[1]
-            dist.all_reduce(parameter.grad)
 
 
 def averaged(tensor: Tensor) -> Tensor:

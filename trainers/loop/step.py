@@ -15,13 +15,14 @@ from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn.parallel import DistributedDataParallel
 
 from trainers.data.transforms import normalise
 from trainers.errors import ConfigError, MicroBatchTooLarge
-from trainers.loop.distributed import average_gradients, gather, replicated
+from trainers.loop.distributed import gather, replicated
 from trainers.loop.state import TrainState
 from trainers.methods.base import Batch, Loss, Step, StepRandom
 from trainers.models.student import Outputs
@@ -118,11 +119,13 @@ class Stepper:
                     torch.cuda.empty_cache()
 
         # The gradient of all workers, unscaled (float16) and clipped.
-        if run.world_size > 1 and run.student.head_alone:
-            average_gradients(run.student.parameters())
-        run.scaler.unscale_(run.optimizer)
         parameters = [p for p in run.student.parameters() if p.grad is not None]
-        norm = nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
+        gradients = [p.grad for p in parameters if p.grad is not None]
+        for gradient in gradients if run.world_size > 1 and run.student.head_alone else ():
+            gradient /= run.world_size  # DDP has not averaged them, see `_reducing`
+            dist.all_reduce(gradient)
+        run.scaler.unscale_(run.optimizer)
+        norm = nn.utils.get_total_norm(gradients)
         if config.optim.clip_grad_norm is not None:
             nn.utils.clip_grads_with_norm_(parameters, config.optim.clip_grad_norm, norm)
         if run.scaler.is_enabled():  # the scaler skips a step whose gradients overflowed

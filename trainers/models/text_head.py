@@ -116,11 +116,8 @@ def model_digest(clip: nn.Module, config: Mapping[str, Any]) -> str:
         values: Any = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy()
         return name.encode() + hashlib.sha256(values).digest()
 
-    packages = {}
-    for package in (
-        *("numpy", "open_clip_torch", "pillow"),
-        *("timm", "torch", "torchvision", "transformers"),
-    ):
+    packages, names = {}, "numpy open_clip_torch pillow timm torch torchvision transformers"
+    for package in names.split():
         with suppress(PackageNotFoundError):
             packages[package] = version(package)
     described = json.dumps([config, packages], sort_keys=True, default=str).encode()
