@@ -34,7 +34,7 @@ def check_data(data: DataConfig, parts: Sequence[tuple[str, str]] | None = None)
     """Raise a ConfigError for data that are missing, unfinished or mislabelled.
 
     Args:
-        parts: domain and split of what will be read, of the ID domain first. Default: `trial_parts`.
+        parts: domain and split of each part, of the ID domain first. Default: `trial_parts`.
     """
     parts = parts or data.trial_parts
     if data.root == EMBEDDED:

@@ -81,11 +81,6 @@ class Header:
             return {}
         return {name: value for name, value in self.reports[-1].items() if name != "step"}
 
-    @property
-    def trains_text(self) -> bool:
-        """Whether the text encoder was trained."""
-        return any(name.startswith("text.") for name in self.shapes)
-
 
 def read_header(folder: Path | Store) -> Header | None:
     """Header of the weights in a checkpoint; None if they are missing or incomplete.

@@ -1,4 +1,7 @@
-"""Fingerprint of the images that a run uses."""
+"""Fingerprint of the images that a run uses.
+
+All functions raise a ConfigError if a split is missing, or a file of it is not such a Parquet file.
+"""
 
 from __future__ import annotations
 
@@ -11,22 +14,13 @@ from trainers.data.storage import Store
 
 
 def data_fingerprint(data: DataConfig) -> dict[str, str]:
-    """Hash for each domain and split that a trial reads, by names such as `real/train`.
-
-    Raises:
-        ConfigError: see `split_fingerprint`.
-    """
+    """Hash for each domain and split that a trial reads, by names such as `real/train`."""
     store = resolve_root(data.root)
-    parts = data.trial_parts
-    return {f"{domain}/{split}": split_fingerprint(store, domain, split) for domain, split in parts}
+    return {"/".join(part): split_fingerprint(store, *part) for part in data.trial_parts}
 
 
 def image_counts(data: DataConfig, split: str) -> dict[str, int]:
-    """Number of images of each domain in a split, from the Parquet footers.
-
-    Raises:
-        ConfigError: see `split_fingerprint`.
-    """
+    """Number of images of each domain in a split, from the Parquet footers."""
     store = resolve_root(data.root)
     headers = {d: read_headers(store, domain_files(store, d, split)) for d in data.domains}
     return {domain: sum(header.rows for header in found) for domain, found in headers.items()}
@@ -37,9 +31,6 @@ def split_fingerprint(store: Store, domain: str, split: str) -> str:
 
     Images are not read, since that would take longer than many a trial. The hash does not depend on
     where the files lie.
-
-    Raises:
-        ConfigError: the split is missing, or one of its files is not such a Parquet file.
     """
     headers = read_headers(store, domain_files(store, domain, split))
     return hashlib.sha256("".join(h.content for h in headers).encode()).hexdigest()[:16]

@@ -276,8 +276,7 @@ def _tables(source: Source, domain: str) -> dict[Split, Found]:
         if split in found:
             problem = f"several of its splits are {split}: {listed(loaded)}"
             raise ConfigError(problem, source=source.path)
-        images = rows.select_columns([image])
-        images = images if image == "image" else images.rename_column(image, "image")
+        images = rows.select_columns([image]).rename_columns({image: "image"})
         images = images.cast_column("image", datasets.Image(decode=False))
         paths = pc.struct_field(images.data.column("image"), "path").to_pylist()
         names = [

@@ -85,8 +85,8 @@ def _furnish(draw: ImageDraw.ImageDraw, rng: Rng, boxes: list[Box], scheme: list
         kinds[int(rng.integers(len(kinds)))](draw, rng, box, scheme)
 
 
-def _word(rng: Rng, longest: int = 8) -> str:
-    letters = rng.integers(0, 26, int(rng.integers(2, longest)))
+def _word(rng: Rng) -> str:
+    letters = rng.integers(0, 26, int(rng.integers(2, 8)))
     return "".join(ascii_lowercase[i] for i in letters)
 
 

@@ -192,7 +192,6 @@ class Method(Frozen):
 
     def check(self, model: ModelConfig) -> None:
         """Raise a `ConfigError` if the method cannot train this model."""
-        return None
 
     def stage(self, step: int, steps: int) -> Stage:
         """The stage that a step belongs to; by default the run has one stage."""

@@ -62,7 +62,7 @@ def build_soup(config: TrialConfig, ingredients: Sequence[Path], recipe: Recipe)
             `lines` finds no transformer blocks.
     """
     header = whole_header(ingredients[0])
-    run = _evaluation_run(config, trains_text=header.trains_text)
+    run = _evaluation_run(config, any(name.startswith("text.") for name in header.shapes))
     if run.class_names != header.class_names:
         raise ConfigError("trained on other classes than the data have now", source=ingredients[0])
     zero_shot = {name: value.cpu().clone() for name, value in run.student.plain_state().items()}
@@ -182,7 +182,7 @@ def lines(
     }
 
 
-def _evaluation_run(config: TrialConfig, *, trains_text: bool) -> TrainState:
+def _evaluation_run(config: TrialConfig, trains_text: bool) -> TrainState:
     """The state of a run of one worker that only evaluates the (merged) weights of checkpoints.
 
     Their tensors are those of `flyp` if the text encoder trained, else those of `ft`.
