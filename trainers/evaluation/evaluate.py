@@ -1,10 +1,7 @@
 """Accuracy, calibration, and distance from the zero-shot model, per domain, in one pass."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -17,9 +14,7 @@ from trainers.evaluation.domain_sums import DomainSums
 from trainers.evaluation.predictions import Predictions
 from trainers.hang import alive
 from trainers.models.image import ImageInput
-
-if TYPE_CHECKING:
-    from trainers.models.zero_shot import ZeroShotModel
+from trainers.models.zero_shot import ZeroShotModel
 
 
 @dataclass(frozen=True)
