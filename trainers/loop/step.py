@@ -104,7 +104,8 @@ class Stepper:
                         "its loss reads outputs that are not computed",
                         key="method.name",
                         value=method.name,
-                        hint="batch.zero_shot needs needs_zero_shot, batch.average average_decay",
+                        hint="define needs_zero_shot for batch.zero_shot, and average_decay for "
+                        "batch.average",
                     ) from error
                 except torch.OutOfMemoryError as error:
                     if run.micro_batch_size == 1:

@@ -145,7 +145,7 @@ def test_a_loss_that_forgot_to_ask_for_the_zero_shot_model_is_told_so(plugin, tr
     loss = "def loss(self, batch, step): return Loss(batch.zero_shot.logits.mean())"
     plugin.write_text(f"{text}    {loss}\n")
     config = changed(trial, plugins=[str(plugin)], method={"name": "mine"})
-    with pytest.raises(ConfigError, match=r"'mine': its loss reads .* needs needs_zero_shot"):
+    with pytest.raises(ConfigError, match=r"'mine': its loss reads .*define needs_zero_shot"):
         next(fine_tune(config))
 
 
