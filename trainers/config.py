@@ -5,13 +5,11 @@ equal metrics. Keys on the command line, in search spaces and in MLflow are the 
 these fields, such as ``optim.lr``. The fields of models and methods are defined beside their code.
 """
 
-from __future__ import annotations
-
 import logging
 from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeAlias
+from typing import Annotated, Any, Literal, Self, TypeAlias
 
 from pydantic import BeforeValidator, Field, field_validator, model_validator
 
@@ -157,7 +155,7 @@ class DataConfig(Frozen):
         return {"ood_domains": others, **filled}
 
     @model_validator(mode="after")
-    def _settings_fit_together(self) -> DataConfig:
+    def _settings_fit_together(self) -> Self:
         names = [self.id_domain, *self.ood_domains]
         for name in names:
             if not is_domain_name(name):
@@ -356,7 +354,7 @@ class TrialConfig(Frozen):
         return {**values, "plugins": tuple(plugins)} if plugins else values
 
     @model_validator(mode="after")
-    def _epochs_become_steps(self) -> TrialConfig:
+    def _epochs_become_steps(self) -> Self:
         if self.epochs is None:
             return self
         if "steps" in self.model_fields_set:
@@ -376,7 +374,7 @@ class TrialConfig(Frozen):
         return TrialConfig.model_validate, (self.model_dump(mode="json"),)
 
     @model_validator(mode="after")
-    def _settings_fit_together(self) -> TrialConfig:
+    def _settings_fit_together(self) -> Self:
         name = self.method.name
         if METHODS.get(name) is type(self.method) and not is_available(name, self.plugins):
             raise ConfigError(

@@ -4,11 +4,9 @@ A method's `prepare` chooses `train_image_encoder` or `train_both_encoders`, or 
 its own and sets `requires_grad`.
 """
 
-from __future__ import annotations
-
 import copy
 from functools import cached_property
-from typing import NamedTuple, cast
+from typing import NamedTuple, Self, cast
 
 import torch
 from torch import Tensor, nn
@@ -123,7 +121,7 @@ class Student(nn.Module):
             found |= {f"{tower}.{name}": last - layer for name, layer in layers.items()}
         return found
 
-    def train(self, mode: bool = True) -> Student:
+    def train(self, mode: bool = True) -> Self:
         """Set the mode of everything but the encoders, which stay in evaluation mode."""
         super().train(mode)
         self.visual.eval()
