@@ -202,7 +202,7 @@ def auto(
     again = ["--rule", RULE, "--seeds", CONFIRM_SEEDS]
     _announce(console, "5 Confirm", "confirm", run.name, *again)
     found = confirm(run, seeds=CONFIRM_SEEDS, rules=[RULE], address=address)
-    console.print(fit_table(confirmation_table(found), console.width))
+    console.print(fit_table(confirmation_table(found), console.width, run.name))
     won = verdict(search, records)
     assert won is not None  # otherwise there was nothing to confirm
     if found.failed and not (won.seeds and found.values(FT, search.objectives[0].metric)):

@@ -153,9 +153,9 @@ def confirm(
 
     with _stopped("the results so far are kept, and the same command goes on from them"):
         found = confirm_choices(run, top=top, seeds=seeds, rules=rule or (), address=address)
-    console = Console()
-    console.print(fit_table(confirmation_table(found), console.width))
-    loaded = load_run(run)
+    console, loaded = Console(), load_run(run)
+    table = confirmation_table(found)
+    console.print(fit_table(table, console.width, word_for(loaded.folder)))
     if won := verdict(loaded.search, loaded.history.records):
         show("Best", f"{won.label}. {won.why}")
         _show_next(won, loaded.folder)

@@ -84,7 +84,7 @@ def confirmation_table(confirmation: Confirmation) -> ResultTable:
             add(Text("  at the end of its training", "dim"), dim)
 
     def differences(label: str, to: str) -> None:
-        add(Text(f"difference to {label} [95 % interval]", "dim"), {})
+        add(Text(f"difference to {label}\n[95 % interval]", "dim"), {})
         for one in configurations:
             if one.trial_id != to:
                 method = one.params.get(METHOD_KEY)

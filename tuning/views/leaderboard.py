@@ -5,13 +5,11 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import product
 from typing import Any
 
-from rich.box import SIMPLE_HEAD
-from rich.cells import cell_len
-from rich.console import Console, Group, JustifyMethod, RenderableType
+from rich.console import Group, RenderableType
 from rich.markup import escape
-from rich.measure import Measurement
 from rich.table import Table
 from rich.text import Text
 
@@ -28,6 +26,7 @@ from tuning.views.formatting import (
     short_names,
     trial_label,
 )
+from tuning.views.result_table import add_rigid_column, compact_table, fits
 
 SHOWN = 3
 """Trials at the end of a search; `report` shows all."""
@@ -164,15 +163,14 @@ def leaderboard(
     params = list(dict.fromkeys(key for row in trials for key in row.record.params))
     accs = [ID_ACC, OOD_MEAN_ACC] if search.ood_domains else [ID_ACC]
     metrics = dict.fromkeys((*accs, *(objective.metric for objective in search.objectives)))
-    keys = [*params, "line/a", *metrics, "seeds", "misses"]
-    keys += ["outcome"] if any(row.record.outcome != "finished" for row in visible) else []
+    others = ["line/a", *metrics, "seeds", "misses"]
+    others += ["outcome"] if any(row.record.outcome != "finished" for row in visible) else []
     compared = [*models, *visible]
-    filled = [key for key in keys if any(row.cells[key][0] for row in compared)]
-    console = Console(width=width)
-    for heads in ("whole", "broken", "shared"):
-        table = _table(columns, compared, ["#", "trial", *filled], params, heads)
-        needs = Measurement.get(console, console.options.update(width=10 * width), table).minimum
-        if needs <= width:
+    for shown_params, is_broken in product((params, ["parameters"]), (False, True)):
+        keys = [*shown_params, *others]
+        filled = [key for key in keys if any(row.cells[key][0] for row in compared)]
+        table = _table(columns, compared, ["#", "trial", *filled], is_broken)
+        if fits(table, width):
             break
     if hidden := len(trials) - len(visible):
         table.add_row("", f"... {hidden} more", style="dim")
@@ -180,31 +178,20 @@ def leaderboard(
 
 
 def _table(
-    columns: Mapping[str, str],
-    rows: Sequence[TrialRow],
-    keys: Sequence[str],
-    params: Sequence[str],
-    heads: str,
+    columns: Mapping[str, str], rows: Sequence[TrialRow], keys: Sequence[str], is_broken: bool
 ) -> Table:
-    """The columns `keys` with `whole` heads, with those `broken` at `_` and `/`, or with all
-    parameters in one `shared` column."""
-    table = Table(box=SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=(0, 1, 0, 0))
-    if heads == "shared":
-        keys = [*keys[:2], "parameters", *(key for key in keys[2:] if key not in params)]
+    """The columns `keys`, with headers that may be broken at `_` and `/`."""
+    table = compact_table()
     for key in keys:
         name = columns.get(key, key)
-        name = name if heads == "whole" else re.sub("([_/])", r"\1\n", name)
+        name = re.sub("([_/])", r"\1\n", name) if is_broken else name
         style = "bold" if key in (ID_ACC, OOD_MEAN_ACC) else ""
         if key == "parameters":
             table.add_column(name, overflow="fold")
         else:
-            side: JustifyMethod = "left" if key in ("trial", "outcome") else "right"
-            texts = [name, *(row.cells[key][0] for row in rows)]
-            widest = max(cell_len(line) for text in texts for line in text.split("\n"))
-            # rich takes a column for as narrow as its longest word, though it must not wrap.
-            table.add_column(
-                Text(name, style), justify=side, no_wrap=True, style=style, min_width=widest
-            )
+            side = "left" if key in ("trial", "outcome") else "right"
+            cells = [row.cells[key][0] for row in rows]
+            add_rigid_column(table, name, cells, justify=side, style=style, header_style=style)
     for row, after in zip(rows, [*rows[1:], None], strict=True):
         is_trial = row.record.kind == "trial"
         styles = {"outcome": OUTCOME_STYLE[row.record.outcome]}

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 from rich.box import SIMPLE_HEAD
 from rich.cells import cell_len
@@ -18,6 +18,8 @@ Cell: TypeAlias = str | Text
 """Text of a cell. A `Text` has styles; a `str` is never read as markup."""
 LEAST = 3
 """Columns that a terminal always shows."""
+NAME_WIDTH = 24
+"""Least width of the first column: other columns are left out before names are broken."""
 
 
 @dataclass(frozen=True)
@@ -32,33 +34,47 @@ class ResultTable:
     """In the terminal; the page has headings of its own."""
 
 
-def fit_table(table: ResultTable, width: int | None = None) -> Table:
-    """The table for a terminal of this width: whole, or else its first columns and a note."""
-    console = Console(width=width)
+def fit_table(table: ResultTable, width: int | None = None, run: str = "RUN") -> Table:
+    """The table for a terminal of this width: whole, or else its first columns and a note.
+
+    Args:
+        run: what a user types for the run, whose report has all columns.
+    """
     for number in range(len(table.columns), min(LEAST, len(table.columns)) - 1, -1):
-        rendered = Table(
-            title=escape(table.title),
-            caption_justify="left",
-            header_style="bold",
-            box=SIMPLE_HEAD,  # the narrowest, so that 80 columns hold as much as possible
-            padding=(0, 1, 0, 0),
-            pad_edge=False,
-            show_edge=False,
+        rendered = compact_table(
+            title=escape(table.title), caption_justify="left", header_style="bold"
         )
-        rendered.add_column(escape(table.columns[0]), min_width=20, overflow="fold")
+        rendered.add_column(escape(table.columns[0]), min_width=NAME_WIDTH, overflow="fold")
         for index, header in enumerate(table.columns[1:number], 1):
-            texts = [header, *(str(row[index]) for row in table.rows)]
-            widest = max(cell_len(line) for text in texts for line in text.split("\n"))
-            # rich takes a column for as narrow as its longest word, though it must not wrap.
-            rendered.add_column(escape(header), justify="right", no_wrap=True, min_width=widest)
+            add_rigid_column(rendered, header, [row[index] for row in table.rows], justify="right")
         for row in table.rows:
             rendered.add_row(*(Text.assemble(cell) for cell in row[:number]))
-        unlimited = console.options.update(width=10_000)
-        if width is None or Measurement.get(console, unlimited, rendered).minimum <= width:
+        if width is None or fits(rendered, width):
             break
-    more = ["More columns: `lipsum-tune report --open`."] if number < len(table.columns) else []
+    is_whole = number == len(table.columns)
+    more = [] if is_whole else [f"More columns: `lipsum-tune report {run} --open`."]
     rendered.caption = escape("\n".join([*table.notes, *more])) or None
     return rendered
+
+
+def compact_table(**look: Any) -> Table:
+    """An empty table with the narrowest lines, so that 80 columns hold as much as possible."""
+    return Table(box=SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False, show_edge=False, **look)
+
+
+def add_rigid_column(table: Table, header: str, cells: Iterable[Cell], **look: Any) -> None:
+    """Add a column for these cells that is never narrower than its longest line."""
+    # rich takes a column for as narrow as its longest word, even if it must not wrap.
+    lines = "\n".join([header, *map(str, cells)]).split("\n")
+    width = max(map(cell_len, lines))
+    table.add_column(escape(header), no_wrap=True, min_width=width, **look)
+
+
+def fits(table: Table, width: int) -> bool:
+    """Whether a terminal of this width shows the table without cutting a cell."""
+    console = Console(width=width)
+    unlimited = console.options.update(width=10_000)
+    return Measurement.get(console, unlimited, table).minimum <= width
 
 
 def borderless_table(*headers: str, text: Sequence[int] = (0,)) -> Table:

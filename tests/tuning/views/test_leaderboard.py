@@ -65,6 +65,12 @@ def test_it_fits_the_terminal_with_every_parameter(width):
     assert text.count("0.123") == 8
 
 
+def test_heads_are_whole_beside_parameters_in_one_column():
+    params = {f"method.weight_{index}": 0.123 for index in range(8)}
+    head, *_ = printed(leaderboard(SEARCH, [fakes.trial(1, params=params)], 80), 80).splitlines()
+    assert head.split() == ["#", "trial", "parameters", "ID", "OOD", "val/mean_acc"]
+
+
 def test_an_accuracy_that_is_the_objective_is_not_repeated():
     blind = replace(SEARCH, objectives=(Objective("id_val/acc"),))
     assert lines(blind, [fakes.trial(1)])[-1][-2:] == ["85.0", "62.0"]

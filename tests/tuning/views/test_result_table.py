@@ -13,9 +13,9 @@ TABLE = ResultTable(
 )
 
 
-@pytest.mark.parametrize(("width", "is_whole"), [(80, True), (46, True), (40, False)])
+@pytest.mark.parametrize(("width", "is_whole"), [(80, True), (48, True), (47, False)])
 def test_a_narrow_terminal_has_the_first_columns(width, is_whole):
-    text = text_of(fit_table(TABLE, width), width)
+    text = text_of(fit_table(TABLE, width, "mine"), width)
     assert max(map(len, text.splitlines())) <= width
     assert "…" not in text
     assert "a [title]" in text
@@ -24,4 +24,4 @@ def test_a_narrow_terminal_has_the_first_columns(width, is_whole):
     assert (f"{NAME} {NAME}" in text) == (width == 80)  # it takes the room that is left
     assert ("[y]" in text) == is_whole
     note = " ".join(text.split("A note.")[1].split())
-    assert note == ("" if is_whole else "More columns: `lipsum-tune report --open`.")
+    assert note == ("" if is_whole else "More columns: `lipsum-tune report mine --open`.")
