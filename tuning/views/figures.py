@@ -9,6 +9,7 @@ from __future__ import annotations
 import io
 import math
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
 from html import escape
@@ -38,7 +39,7 @@ from tuning.runs.records import (
     SearchRecord,
     TrialRecord,
 )
-from tuning.views.formatting import format_params, short_names, trial_label
+from tuning.views.formatting import format_params, param_names, trial_label
 from tuning.views.leaderboard import report
 from tuning.views.lines import accs_of, frontier, line_of
 
@@ -221,9 +222,9 @@ class Plots:
             axis: dict[str, Any] = {"label": name, "values": values}
             distribution = trials[0].distributions[name]
             if isinstance(distribution, CategoricalDistribution):
-                texts = [str(choice) for choice in distribution.choices]
-                axis |= {"values": [texts.index(str(v)) for v in values], "ticktext": texts}
-                axis["tickvals"] = list(range(len(texts)))
+                choices = distribution.choices
+                axis |= {"values": [choices.index(value) for value in values]}
+                axis |= {"ticktext": [*map(str, choices)], "tickvals": [*range(len(choices))]}
             elif distribution.log:  # type: ignore[attr-defined]
                 low, high = math.log10(min(values)), math.log10(max(values))
                 ticks = [low + (high - low) * part / 4 for part in range(5)]
@@ -254,10 +255,9 @@ class Plots:
         """
         records = by_objectives(self.search, finished_trials(self.records))[:CONTOUR_TRIALS]
         study, metric = display_study(self.search, records), self.search.objectives[0].metric
-        names = _explaining(records)
-        shares = get_param_importances(study, evaluator=_fanova(), params=names)
-        names.sort(key=lambda name: -shares.get(name, 0.0))
-        drawn = visualization.plot_contour(study, params=names[:2], target_name=metric)
+        shares = _shares(study, _explaining(records))
+        names = sorted(shares, key=lambda name: -shares[name])[:2]
+        drawn = visualization.plot_contour(study, params=names, target_name=metric)
         drawn.update_traces(selector={"type": "contour"}, colorscale=SCALE, reversescale=False)
         return _themed(drawn)
 
@@ -276,16 +276,10 @@ class Plots:
             ("OOD accuracy", OOD_MEAN_ACC, BEST),
         ):
             if any(metric in trial.user_attrs for trial in study.trials):
-
-                def value(trial: optuna.trial.FrozenTrial, metric: str = metric) -> float:
-                    return float(trial.user_attrs.get(metric, math.nan))
-
-                shares = get_param_importances(
-                    study, evaluator=_fanova(), params=names, target=value
-                )
+                shares = _shares(study, names, metric)
                 drawn.add_bar(
-                    x=[shares.get(name, 0.0) for name in names], y=names, name=label,
-                    orientation="h", marker_color=colour, texttemplate="%{x:.2f}",
+                    x=[*shares.values()], y=names, name=label, orientation="h",
+                    marker_color=colour, texttemplate="%{x:.2f}",
                 )  # fmt: skip
         return drawn.update_layout(barmode="group").update_yaxes(autorange="reversed")
 
@@ -308,11 +302,10 @@ def display_study(search: SearchRecord, records: Iterable[TrialRecord]) -> optun
     Parameters have their `short_names`.
     """
     trials = [record for record in records if record.kind == "trial" and record.params]
-    keys = list(dict.fromkeys(key for record in trials for key in record.params))
-    names = dict(zip(keys, short_names(keys), strict=True))
+    names = param_names(trials)
     ranges = {
-        names[key]: _distribution([record.params[key] for record in trials if key in record.params])
-        for key in keys
+        name: _distribution([record.params[key] for record in trials if key in record.params])
+        for key, name in names.items()
     }
     objective = search.objectives[0]
     with quiet_optuna():
@@ -348,13 +341,10 @@ def _distribution(values: Sequence[Any]) -> BaseDistribution:
 
 def _varied(records: Sequence[TrialRecord]) -> dict[str, str]:
     """Key and short name of the parameters that all finished trials have and that vary."""
-    keys = list(
-        dict.fromkeys(key for record in records if record.kind == "trial" for key in record.params)
-    )
     finished = [record.params for record in finished_trials(records)]
     return {
         key: name
-        for key, name in zip(keys, short_names(keys), strict=True)
+        for key, name in param_names(records).items()
         if all(key in params for params in finished)
         and len({params[key] for params in finished}) > 1
     }
@@ -371,8 +361,13 @@ def _explaining(records: Sequence[TrialRecord]) -> list[str]:
     ]
 
 
-def _fanova() -> FanovaImportanceEvaluator:
-    return FanovaImportanceEvaluator(max_depth=TREE_DEPTH, seed=0)
+def _shares(study: optuna.Study, names: list[str], metric: str = "") -> dict[str, float]:
+    """The share of the variation of a metric, else of the objective, that each name explains."""
+    target = (lambda trial: trial.user_attrs.get(metric, math.nan)) if metric else None
+    fanova, found = FanovaImportanceEvaluator(max_depth=TREE_DEPTH, seed=0), dict[str, float]()
+    with suppress(RuntimeError):  # all trials have the same value (Optuna 5.0)
+        found = get_param_importances(study, evaluator=fanova, params=names, target=target)
+    return {name: found.get(name, 0.0) for name in names}
 
 
 def _add_trials(

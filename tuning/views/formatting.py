@@ -30,6 +30,13 @@ def short_names(keys: Sequence[str]) -> list[str]:
     return [s if last.count(s) == 1 else k for s, k in zip(last, keys, strict=True)]
 
 
+def param_names(records: Iterable[TrialRecord]) -> dict[str, str]:
+    """Key and short name of each parameter of the trials, in the order of their first use."""
+    trials = (record for record in records if record.kind == "trial")
+    keys = list(dict.fromkeys(key for record in trials for key in record.params))
+    return dict(zip(keys, short_names(keys), strict=True))
+
+
 def format_params(params: Mapping[str, ParamValue], but: Sequence[str] = ()) -> str:
     """Format parameters as `lr=1e-05 reg_weight=0.7`, without the keys in `but`."""
     shown = {key: value for key, value in params.items() if key not in but}

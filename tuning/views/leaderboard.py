@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import product
 from typing import Any
@@ -23,7 +23,7 @@ from tuning.views.formatting import (
     format_params,
     format_seconds,
     format_value,
-    short_names,
+    param_names,
     trial_label,
 )
 from tuning.views.result_table import add_rigid_column, compact_table, fits
@@ -65,21 +65,18 @@ def report(
         Text.from_markup(title),
         leaderboard(search, records, width, shown),
         *(Text(line) for line in (answer(search, records) if lines is None else lines)),
-        *(Text(note, style="dim") for note in notes(search, records)[:2]),
+        *(Text(note, style="dim") for note in _notes(records)),
     )
 
 
-def notes(search: SearchRecord, records: Sequence[TrialRecord]) -> list[str]:
+def _notes(records: Sequence[TrialRecord]) -> Iterator[str]:
     """Sentences about failed trials, and about a search whose sampler has proposed nothing."""
-    trials = [record for record in records if record.kind == "trial"]
-    failed = [record for record in records if record.outcome == "failed"]
-    found = []
-    if failed:
+    if failed := [record for record in records if record.outcome == "failed"]:
         first = failed[0]
-        found.append(f"{len(failed)} failed: {first.trial_id}, {first.error_line or 'no error'}")
+        yield f"{len(failed)} failed: {first.trial_id}, {first.error_line or 'no error'}"
+    trials = [record for record in records if record.kind == "trial"]
     if trials and all(record.is_first_point for record in trials):
-        found.append("All trials are given points or the prior's: the sampler has proposed none.")
-    return found
+        yield "All trials are given points or the prior's: the sampler has proposed none."
 
 
 @dataclass(frozen=True)
@@ -102,14 +99,12 @@ def trial_table(
     Accuracies are in percent, of a trial with repeats the means over its seeds. A trial that ended
     early has none: they belong to another step.
     """
-    trials = [record for record in records if record.kind == "trial"]
-    params = list(dict.fromkeys(key for record in trials for key in record.params))
+    params = param_names(records)
     metrics = {ID_ACC: "ID", **({OOD_MEAN_ACC: "OOD"} if search.ood_domains else {})}
     metrics |= {o.metric: o.metric for o in search.objectives if o.metric not in metrics}
     more = {"line/a": "a", **{val_acc(domain): domain for domain in search.ood_domains}}
-    columns = {"#": "#", "trial": "trial", **metrics}
-    columns |= dict(zip(params, short_names(params), strict=True)) | more
-    columns |= {"seeds": "seeds"} if any(record.repetitions for record in trials) else {}
+    columns = {"#": "#", "trial": "trial", **metrics, **params, **more}
+    columns |= {"seeds": "seeds"} if any(record.repetitions for record in records) else {}
     columns |= {"misses": "misses"} if search.constraints else {}
     columns |= {"outcome": "outcome", "time": "time"}
 
@@ -160,13 +155,12 @@ def leaderboard(
     trials = rows[len(models) :]
     finished = [row for row in trials if row.record.outcome == "finished"]
     visible = trials if shown is None else (finished or trials)[:shown]
-    params = list(dict.fromkeys(key for row in trials for key in row.record.params))
     accs = [ID_ACC, OOD_MEAN_ACC] if search.ood_domains else [ID_ACC]
     metrics = dict.fromkeys((*accs, *(objective.metric for objective in search.objectives)))
     others = ["line/a", *metrics, "seeds", "misses"]
     others += ["outcome"] if any(row.record.outcome != "finished" for row in visible) else []
     compared = [*models, *visible]
-    for shown_params, is_broken in product((params, ["parameters"]), (False, True)):
+    for shown_params, is_broken in product((param_names(records), ["parameters"]), (False, True)):
         keys = [*shown_params, *others]
         filled = [key for key in keys if any(row.cells[key][0] for row in compared)]
         table = _table(columns, compared, ["#", "trial", *filled], is_broken)
@@ -190,8 +184,8 @@ def _table(
             table.add_column(name, overflow="fold")
         else:
             side = "left" if key in ("trial", "outcome") else "right"
-            cells = [row.cells[key][0] for row in rows]
-            add_rigid_column(table, name, cells, justify=side, style=style, header_style=style)
+            texts = [row.cells[key][0] for row in rows]
+            add_rigid_column(table, name, texts, justify=side, style=style, header_style=style)
     for row, after in zip(rows, [*rows[1:], None], strict=True):
         is_trial = row.record.kind == "trial"
         styles = {"outcome": OUTCOME_STYLE[row.record.outcome]}

@@ -125,6 +125,12 @@ def test_importance_tells_which_parameter_moves_which_accuracy():
     assert shares["OOD accuracy"]["reg_weight"] > 0.8
 
 
+def test_trials_of_equal_accuracy_have_a_page(tmp_path):
+    records = [replace(trial, curve=fakes.trial(0, 100.0).curve) for trial in scattered(8)]
+    assert 'id="importance"' in page_of(records, tmp_path)
+    assert {share for bar in Plots(SEARCH, records).importance().data for share in bar.x} == {0}
+
+
 def test_a_choice_of_many_is_left_out_of_importance():
     records = [
         replace(trial, params={**trial.params, "method.name": f"method-{index % 16}"})
