@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
-from itertools import product
+from itertools import islice, product
 from typing import Any, Final
 
 import optuna
@@ -178,8 +178,11 @@ class Studies(Callback):
         for study in self.studies:
             if study.is_grid and study.config is not None:
                 axes = study.space.grid(study.config.grid_points)
-                points = [dict(zip(axes, of, strict=True)) for of in product(*axes.values())]
-                study.queue.extend(point for point in points if point not in study.queue)
+                points = (dict(zip(axes, of, strict=True)) for of in product(*axes.values()))
+                earlier = list(study.queue)
+                new = (point for point in points if point not in earlier)
+                # A whole grid may have billions.
+                study.queue.extend(islice(new, study.search.budget_trials))
             elif not study.is_warm:
                 study.queue.extend(study.space.initial_points)
 

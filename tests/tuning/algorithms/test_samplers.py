@@ -125,6 +125,13 @@ def test_a_grid_is_tried_once_and_ends_the_search(name, search):
     )
 
 
+def test_a_grid_may_have_more_points_than_fit_into_memory(search):
+    space = SearchSpace(parameters={f"{LR}{n}": SPACE.parameters[LR] for n in range(9)})
+    with Session(search, space, name="grid", grid_points=1000) as running:
+        first, second = running.start().params, running.start().params
+    assert [key for key in first if first[key] != second[key]] == [f"{LR}8"]
+
+
 def test_optunas_own_stop_still_raises():
     """Once it does not, the replacement of `Study.stop` can go."""
     with pytest.raises(RuntimeError, match=r"Study\.stop"):
