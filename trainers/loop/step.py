@@ -122,9 +122,10 @@ class Stepper:
         # The gradient of all workers, unscaled (float16) and clipped.
         parameters = [p for p in run.student.parameters() if p.grad is not None]
         gradients = [p.grad for p in parameters if p.grad is not None]
-        for gradient in gradients if run.world_size > 1 and run.student.head_alone else ():
-            gradient /= run.world_size  # DDP has not averaged them, see `_reducing`
-            dist.all_reduce(gradient)
+        if run.world_size > 1 and run.student.head_alone:  # DDP has not averaged them
+            for gradient in gradients:
+                gradient /= run.world_size
+                dist.all_reduce(gradient)
         run.scaler.unscale_(run.optimizer)
         norm = nn.utils.get_total_norm(gradients)
         if config.optim.clip_grad_norm is not None:
