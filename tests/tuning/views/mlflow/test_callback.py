@@ -59,7 +59,9 @@ def test_a_search_is_there_while_it_runs_and_complete_at_its_end(callback, begun
 def test_an_outage_of_the_whole_search_is_one_warning_and_made_up_for(
     begun, callback, monkeypatch, caplog
 ):
+    # The thread has written all that there is. On a busy machine, that takes seconds.
     wait_until(lambda: "zero-shot" in found_runs(begun.parent))
+    wait_until(lambda: "outcome" in found_runs(begun.parent)[None].data.tags)
     with monkeypatch.context() as patch:
         patch.setattr(mlflow_callback, "_PATIENCE_S", 0.2)
         is_asked, answers = threading.Event(), threading.Event()
