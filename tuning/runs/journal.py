@@ -153,7 +153,10 @@ class Journal:
     def _append(self, *events: Event) -> None:
         """Write events in one piece. One without a time of its own happens now."""
         self._last_write = self.now()
-        lines = [json.dumps({"time": self._last_write, **event}) + "\n" for event in events]
+        lines = [
+            json.dumps({"time": event.pop("time", None) or self._last_write, **event}) + "\n"
+            for event in events
+        ]
         if self.failure is not None:
             # A new exception: raising the old one while it is handled would change its context.
             raise StorageFailed(str(self.failure))
