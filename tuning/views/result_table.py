@@ -19,7 +19,7 @@ Cell: TypeAlias = str | Text
 LEAST = 3
 """Columns that a terminal always shows."""
 NAME_WIDTH = 24
-"""Least width of the first column: other columns are left out before names are broken."""
+"""Width of the first column below which no name is broken: other columns are left out before."""
 
 
 @dataclass(frozen=True)
@@ -40,11 +40,13 @@ def fit_table(table: ResultTable, width: int | None = None, run: str = "RUN") ->
     Args:
         run: what a user types for the run, whose report has all columns.
     """
+    widest = max((cell_len(str(row[0])) for row in table.rows), default=0)
     for number in range(len(table.columns), min(LEAST, len(table.columns)) - 1, -1):
         rendered = compact_table(
             title=escape(table.title), caption_justify="left", header_style="bold"
         )
-        rendered.add_column(escape(table.columns[0]), min_width=NAME_WIDTH, overflow="fold")
+        first = min(widest, NAME_WIDTH)
+        rendered.add_column(escape(table.columns[0]), min_width=first, overflow="fold")
         for index, header in enumerate(table.columns[1:number], 1):
             add_rigid_column(rendered, header, [row[index] for row in table.rows], justify="right")
         for row in table.rows:
