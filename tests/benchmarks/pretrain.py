@@ -63,8 +63,11 @@ class Recipe:
     seed: int = 0
 
 
-def pretrain(recipe, output):
-    """Train from scratch and write a folder that open_clip loads (float16), and the figures."""
+def pretrain(recipe, output, keep):
+    """Train from scratch and write a folder that open_clip loads (float16), and the figures.
+
+    If `keep` is given, one is written after each so many steps, `OUTPUT/<step>`.
+    """
     torch.manual_seed(recipe.seed)
     config = model_config(ModelConfig())
     model = open_clip.model.CLIP(**config)
@@ -88,9 +91,8 @@ def pretrain(recipe, output):
         warm = min(1.0, (step + 1) / recipe.warmup_steps)
         for group in optimizer.param_groups:
             group["lr"] = recipe.lr * warm * 0.5 * (1 + math.cos(math.pi * step / recipe.steps))
-        with torch.autocast("cpu", torch.bfloat16):
-            features = nn.functional.normalize(visual(views).float(), dim=-1)
-            text_features = encode_tokens(model, tokens)
+        features = nn.functional.normalize(visual(views), dim=-1)
+        text_features = encode_tokens(model, tokens)
         loss = loss_of(features, text_features, model.logit_scale.exp())
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
@@ -98,8 +100,10 @@ def pretrain(recipe, output):
         optimizer.step()
         with torch.no_grad():
             model.logit_scale.clamp_(max=math.log(100))
-        if (step + 1) % 500 == 0 or step + 1 == recipe.steps:
-            _write(model, recipe, output, step + 1, loss.item(), time.perf_counter() - start)
+        done = step + 1
+        if done % (keep or 500) == 0 or done == recipe.steps:
+            folder = output / str(done) if keep else output
+            _write(model, recipe, folder, done, loss.item(), time.perf_counter() - start)
 
 
 def _batches(recipe, model):
@@ -194,8 +198,9 @@ def main():
     parser.add_argument("output", type=Path, help="folder for the weights and figures")
     parser.add_argument("--steps", type=int, default=Recipe.steps)
     parser.add_argument("--seed", type=int, default=Recipe.seed)
+    parser.add_argument("--keep", type=int, help="write OUTPUT/<step> each so many steps")
     given = parser.parse_args()
-    pretrain(Recipe(steps=given.steps, seed=given.seed), given.output)
+    pretrain(Recipe(steps=given.steps, seed=given.seed), given.output, given.keep)
 
 
 if __name__ == "__main__":
