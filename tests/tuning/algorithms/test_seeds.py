@@ -119,6 +119,10 @@ def test_the_next_seed_goes_where_it_may_change_who_wins(search):
     records.append(session.race.next(records))
     repeats = [(record.repeats, record.params["seed"]) for record in records[4:]]
     assert repeats == [(close.trial_id, 1), (leader.trial_id, 2)]
+    while (record := session.race.next(records)) is not None:
+        records.append(record)
+    assert len(records) == 3 * 3  # the first trainings are those of the trials
+    assert session.race.ended_by == "search.seeds.max = 3: all trials have so many"
 
 
 @pytest.mark.parametrize("case", [21, 30, 36, 42, 59])  # in which other formulas go elsewhere

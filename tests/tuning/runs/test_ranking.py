@@ -33,7 +33,7 @@ def test_the_best_trial_is_best_at_its_last_step():
 def test_an_objective_that_is_not_finite_never_wins(bad):
     broken = fakes.trial(1, curve=(fakes.report(240, 99, 99) | {"val/mean_acc": bad},))
     assert best_trial(SEARCH, [broken, fakes.trial(2)]) == fakes.trial(2)
-    assert best_trial(SEARCH, [broken]) is None
+    assert best_trial(SEARCH, [broken]) is broken.best("val/mean_acc", "max") is None
 
 
 def test_a_trial_within_the_constraints_wins():
@@ -97,6 +97,11 @@ def test_accuracy_in_percent_does_not_outweigh_nll():
     ]
     order = [record.trial_id for record in ranked(rescaled, as_fractions)]
     assert order == [record.trial_id for record in ranked(search, trials)]
+
+
+def test_each_objective_counts_by_its_range_not_its_size():
+    search, trials = by_acc_and_nll((100, 1.0), (95, 0.5), (92, 0.2), (90, 0.1))
+    assert best_trial(search, trials) is trials[1]  # 0.67 from the best values, the third 0.81
 
 
 def test_dominated_trials_do_not_change_the_best():

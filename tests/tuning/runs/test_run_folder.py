@@ -1,6 +1,7 @@
 """Run folders: made whole or not at all, and read back."""
 
 import json
+import os
 import shutil
 import subprocess
 from pathlib import Path
@@ -20,6 +21,7 @@ from tuning.runs.run_folder import (
     create_run_folder,
     find_run,
     load_run,
+    runs_in,
     runs_named,
     search_record,
 )
@@ -66,6 +68,9 @@ def test_runs_of_a_name_are_found_in_their_order_past_those_that_were_removed(fi
     (other / "search.yaml").write_text("of another name")
     shutil.rmtree(made.pop(0))
     assert runs_named(Path(file.search.storage), file.search.name) == made
+    for age, folder in enumerate(made):
+        os.utime(folder / "search.yaml", (10**9, 10**9 - age))
+    assert runs_in(Path(file.search.storage)) == [other, *made]  # the last one first
 
 
 def test_a_search_that_cannot_start_leaves_no_folder_behind(images_root, tmp_path):
