@@ -59,7 +59,11 @@ class SearchSpace(Frozen):
         return parsed
 
     @model_validator(mode="after")
-    def _has_parameters_or_branches(self) -> SearchSpace:
+    def _is_one_of_both(self) -> SearchSpace:
+        if any(branch.branches for branch in self.branches.values()):
+            raise ValueError("a branch has branches of its own")
+        if self.branches and self.parameters:
+            raise ValueError("a space with branches cannot have parameters of its own")
         if not self.branches and not self.parameters:
             raise ValueError("the space is empty; give at least one parameter")
         for key in self.parameters:

@@ -94,11 +94,13 @@ BRANCHES = SearchSpace(branches={"ft": FT, "kd": KD})
     ("keys", "words"),
     [
         ({}, "the space is empty"),
+        ({"parameters": {"optim.lr": LR}, "branches": {"ft": FT}}, "parameters of its own"),
+        ({"branches": {"a": BRANCHES}}, "branches of its own"),
         ({"parameters": {"method.name": Categorical(choices=("ft", "kd"))}}, "not the key of a p"),
         ({"branches": {"ft": FT}, "initial_points": [{"optim.lr": 1e-5}]}, "a point has optim.lr"),
     ],
 )
-def test_a_space_has_parameters_or_branches(keys, words):
+def test_a_space_has_either_parameters_or_branches(keys, words):
     with pytest.raises(ValidationError, match=words):
         SearchSpace.model_validate(keys)
 
