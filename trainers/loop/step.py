@@ -21,7 +21,7 @@ from torch.func import functional_call
 from torch.nn.parallel import DistributedDataParallel
 
 from trainers.data.transforms import normalise
-from trainers.errors import ConfigError, MicroBatchTooLarge
+from trainers.errors import MicroBatchTooLarge
 from trainers.loop.distributed import gather, replicated
 from trainers.loop.state import TrainState
 from trainers.methods.base import Batch, Loss, Step, StepRandom
@@ -60,7 +60,6 @@ class Stepper:
             labels: (B,) int64.
 
         Raises:
-            ConfigError: the loss reads outputs that the method does not ask for.
             MicroBatchTooLarge: one of several workers has run out of memory.
             OutOfMemoryError: single images do not fit.
         """
@@ -97,16 +96,6 @@ class Stepper:
                     parts.append(MicroBatch(views[rows], labels[rows], own, first))
                 try:
                     values = take(step, parts)
-                except AttributeError as error:  # such as `batch.zero_shot.features`
-                    if error.obj is not None or error.name not in Outputs._fields:
-                        raise
-                    raise ConfigError(
-                        "its loss reads outputs that are not computed",
-                        key="method.name",
-                        value=method.name,
-                        hint="define needs_zero_shot for batch.zero_shot, and average_decay for "
-                        "batch.average",
-                    ) from error
                 except torch.OutOfMemoryError as error:
                     if run.micro_batch_size == 1:
                         problem = "single images do not fit into memory"

@@ -181,7 +181,7 @@ class Studies(Callback):
                 points = (dict(zip(axes, of, strict=True)) for of in product(*axes.values()))
                 earlier = list(study.queue)
                 new = (point for point in points if point not in earlier)
-                # A whole grid may have billions.
+                # A whole grid may have billions of points.
                 study.queue.extend(islice(new, study.search.budget_trials))
             elif not study.is_warm:
                 study.queue.extend(study.space.initial_points)

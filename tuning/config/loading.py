@@ -25,7 +25,7 @@ _SUITE = "trial.data.suite"
 def read_layers(
     source: str | Path, overrides: Iterable[str] = ()
 ) -> tuple[Callable[[str | None], str], dict[str, Any]]:
-    """What names the source of a mistake in a key, and the merged values, not yet validated.
+    """A function that names the source of a mistake in a key, and the merged, unchecked values.
 
     The arguments are those of `load_config`.
 

@@ -19,7 +19,7 @@ Cell: TypeAlias = str | Text
 LEAST = 3
 """Columns that a terminal always shows."""
 NAME_WIDTH = 24
-"""Width of the first column below which no name is broken: other columns are left out before."""
+"""The first column gets up to this width before others are shown."""
 
 
 @dataclass(frozen=True)

@@ -4,10 +4,8 @@ from typing import Literal
 import pytest
 import torch
 
-from tests.trainers.curves import changed
 from trainers.config import TrialConfig, with_overrides
 from trainers.errors import ConfigError, validate
-from trainers.fine_tune import fine_tune
 from trainers.methods import register_method
 from trainers.methods.base import Loss, Method
 from trainers.methods.ft import FineTuning
@@ -138,15 +136,6 @@ def test_versions_of_a_method_are_read_in_turn_but_not_in_one_configuration(plug
     assert not is_available("mine", [str(other)])
     with pytest.raises(ConfigError, match=f"{other}.*has the method 'mine', as {plugin} has"):
         load_plugins([str(plugin), str(other)])
-
-
-def test_a_loss_that_forgot_to_ask_for_the_zero_shot_model_is_told_so(plugin, trial):
-    text = plugin.read_text().replace("import Method", "import Loss, Method")
-    loss = "def loss(self, batch, step): return Loss(batch.zero_shot.logits.mean())"
-    plugin.write_text(f"{text}    {loss}\n")
-    config = changed(trial, plugins=[str(plugin)], method={"name": "mine"})
-    with pytest.raises(ConfigError, match=r"'mine': its loss reads .*define needs_zero_shot"):
-        next(fine_tune(config))
 
 
 def test_a_loss_that_is_no_scalar_is_refused():
