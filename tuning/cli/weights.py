@@ -78,10 +78,9 @@ def export(
         typer.Option(help="ID of a trial, or `ft`. Default: what won, by `confirm` if it has run."),
     ] = None,
     soup: Annotated[
-        Literal["uniform", "greedy", "stock", "lines"] | None,
+        Literal["greedy"] | None,
         typer.Option(
-            help="Average the best trials. uniform: all; greedy: those that do not lower ID "
-            "accuracy; stock: Model Stock; lines: scaled by depth (LiNeS, also of one trial).",
+            help="Average the best trials: greedy takes those that lower no objective of the mean.",
         ),
     ] = None,
     top: Annotated[

@@ -6,7 +6,7 @@ import dataclasses
 import json
 import shutil
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, Literal, cast
 
 from torch import Tensor, nn
 
@@ -14,7 +14,6 @@ from trainers.errors import ConfigError
 from trainers.folders import appearing
 from trainers.models.image import image_input
 from trainers.weights.export import classifier, write_open_clip
-from trainers.weights.soups import Recipe
 from tuning.runs.run_folder import load_run
 from tuning.weights import predict
 from tuning.weights.model_card import model_card
@@ -38,7 +37,7 @@ def export_weights(
     output: Path | str,
     *,
     trial: str | None = None,
-    soup: Recipe | None = None,
+    soup: Literal["greedy"] | None = None,
     top: int = 5,
     alpha: float | None = None,
 ) -> Path:
@@ -50,8 +49,8 @@ def export_weights(
         folder: of a run, or of `lipsum-tune train`.
         output: a new folder, or an empty one.
         trial: of the run, or `ft` or `zero-shot`; by default what won, see `verdict`.
-        soup: recipe to average the best trials of the run: `uniform`, `greedy`, `stock` (Model
-            Stock) or `lines` (LiNeS, also of one trial). It is evaluated on the validation splits.
+        soup: average the best trials of the run, see `tuning.weights.soup`. The soup is evaluated
+            on the validation splits.
         top: number of trials for the soup, if so many were kept (`checkpoints.keep_top`).
         alpha: of WiSE-FT, from 0 (zero-shot) to 1 (the end of the training); by default the point
             that the trial has chosen (`eval.line`).
@@ -65,6 +64,8 @@ def export_weights(
     """
     if alpha is not None and not 0 <= alpha <= 1:
         raise ConfigError("must be from 0 to 1", key="--alpha", value=alpha)
+    if soup not in (None, "greedy"):
+        raise ConfigError("no such recipe", key="--soup", value=soup, hint="greedy")
     if soup is not None and trial:
         raise ConfigError("cannot be used with --trial", key="--soup", value=soup)
     output = Path(output).expanduser().absolute()
@@ -74,7 +75,7 @@ def export_weights(
     if soup is None:
         source = find_source(Path(folder), trial, may_be_zero_shot=alpha is None)
     else:
-        source = soup_of(load_run(folder), soup, top)
+        source = soup_of(load_run(folder), top)
     if alpha and source.alpha == 0:
         raise ConfigError("is for trained weights", key="--alpha", value=alpha)
     data, model, metrics, test = source.trial.data, source.trial.model, source.metrics, source.test
