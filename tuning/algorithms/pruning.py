@@ -8,9 +8,9 @@ anew from the reports in the journal, in their order.
 from __future__ import annotations
 
 import copy
-from typing import Any, Final
+from typing import Final
 
-from optuna.pruners import BasePruner, HyperbandPruner, MedianPruner, SuccessiveHalvingPruner
+from optuna.pruners import BasePruner, SuccessiveHalvingPruner
 
 from tuning.config.schema import SchedulerConfig
 
@@ -26,10 +26,7 @@ def create_pruner(
         return copy.deepcopy(config)
     if config.name == "none":
         return None
-    first = config.first_step(total_steps, eval_every)
-    if config.name == "median":
-        return MedianPruner(n_warmup_steps=first)
-    rungs: dict[str, Any] = {"min_resource": first, "reduction_factor": config.reduction_factor}
-    if config.name == "hyperband":
-        return HyperbandPruner(max_resource=total_steps, **rungs)
-    return SuccessiveHalvingPruner(**rungs)
+    return SuccessiveHalvingPruner(
+        min_resource=config.first_step(total_steps, eval_every),
+        reduction_factor=config.reduction_factor,
+    )

@@ -55,17 +55,16 @@ class SamplerConfig(Frozen):
 class SchedulerConfig(Frozen):
     """Early stopping by a pruner of Optuna, once 6 trials (of each method) have finished."""
 
-    name: Literal["asha", "hyperband", "median", "none"]
+    name: Literal["asha", "none"]
     """`asha` is asynchronous successive halving: of the trials that reach a rung, the best 1 /
-    `reduction_factor` continue, and the next rung is at so many times the steps. `hyperband` has
-    several brackets of it, whose first rungs differ. `median` stops a trial whose best value is
-    worse than the median of the finished trials' values at the same step."""
+    `reduction_factor` continue, and the next rung is at so many times the steps. `none` trains
+    every trial in full. Any pruner of Optuna can be passed from Python."""
     grace_steps: int | None = Field(default=None, ge=1, le=10**9)
-    """No trial is stopped before this step: the first rung of `asha` and `hyperband`. null is two
+    """No trial is stopped before this step: the first rung. null is two
     thirds of `trial.steps`, rounded down to an evaluation: earlier, the best trials may look worse
     than those that hardly change the model."""
     reduction_factor: int = Field(default=3, ge=2, le=1000)
-    """For `asha` and `hyperband`."""
+    """Of the trials that reach a rung, one in so many continues."""
 
     def first_step(self, total_steps: int, eval_every: int) -> int:
         """`grace_steps`, or its default for trials of so many steps."""

@@ -24,14 +24,12 @@ SPACE = SearchSpace(parameters={"optim.lr": Float(low=0.0, high=1.0)})
 TOTAL, EVERY = 240, 20
 CONFIGS = {
     "asha": SchedulerConfig(name="asha", grace_steps=20, reduction_factor=2),
-    "hyperband": SchedulerConfig(name="hyperband", grace_steps=20, reduction_factor=2),
-    "median": SchedulerConfig(name="median", grace_steps=60),
+    "hyperband": HyperbandPruner(min_resource=20, max_resource=TOTAL, reduction_factor=2),
     "object": PercentilePruner(25.0, n_startup_trials=2),
 }
 OWN = {
     "asha": SuccessiveHalvingPruner(min_resource=20, reduction_factor=2),
-    "hyperband": HyperbandPruner(min_resource=20, max_resource=TOTAL, reduction_factor=2),
-    "median": MedianPruner(n_warmup_steps=60),
+    "hyperband": CONFIGS["hyperband"],
     "object": CONFIGS["object"],
 }
 

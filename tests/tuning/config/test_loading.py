@@ -68,7 +68,7 @@ def test_a_file_overrides_what_it_extends(tmp_path):
 @pytest.mark.parametrize(
     ("keys", "section", "value"),
     [
-        (["search.scheduler.name=median"], "search.scheduler.reduction_factor", 3),
+        (["search.scheduler.name=none"], "search.scheduler.reduction_factor", 3),
         (["trial.method.name=ft"], "trial.method", {"name": "ft"}),
         (["trial.model.pretrained=metaclip"], "trial.model.name", "ViT-B-16-quickgelu"),
         (["trial.model.pretrained=x", "trial.model.name=ViT-B-32"], "trial.model.pretrained", "x"),
