@@ -11,6 +11,9 @@ import pytest
 import yaml
 from typer.main import get_command
 
+import cluster
+import search_spaces
+import trainers
 import tuning
 from cluster.cli import app
 from docs.build import sections
@@ -72,6 +75,11 @@ SURFACE = {
     "tables": tables,
     "python": lambda: sorted(tuning.__all__),
 }
+
+
+@pytest.mark.parametrize("package", [cluster, search_spaces, trainers, tuning])
+def test_type_checkers_see_the_annotations_of_an_installed_package(package):
+    assert (Path(package.__file__).parent / "py.typed").is_file()
 
 
 @pytest.mark.parametrize("part", SURFACE)

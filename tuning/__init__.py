@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     from tuning.resume import resume_search as resume_search
     from tuning.run import load_run as load_run
     from tuning.runs.callbacks import Callback as Callback
+    from tuning.runs.records import SearchRecord as SearchRecord
+    from tuning.runs.records import TrialRecord as TrialRecord
     from tuning.search import SearchResult as SearchResult
     from tuning.search import run_search as run_search
     from tuning.weights.export import export_weights as export_weights
@@ -27,8 +29,10 @@ if TYPE_CHECKING:
 _MODULES = {
     "Callback": "tuning.runs.callbacks",
     "SearchFile": "tuning.config.schema",
+    "SearchRecord": "tuning.runs.records",
     "SearchResult": "tuning.search",
     "SearchSpace": "search_spaces",
+    "TrialRecord": "tuning.runs.records",
     "confirm": "tuning.confirmation.confirm",
     "export_weights": "tuning.weights.export",
     "load_config": "tuning.config.validation",

@@ -8,16 +8,23 @@ more of them, or another one. Another space is another search, with this one as 
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
+
+from optuna.pruners import BasePruner
+from optuna.samplers import BaseSampler
+from optuna.storages import BaseStorage
+from ray.tune import Callback as TuneCallback
+from rich.console import Console
 
 from trainers.data.data_root import resolve_root
 from trainers.errors import ConfigError
 from trainers.overrides import flat
-from tuning.config.schema import ELSEWHERE, SearchFile
+from tuning.config.schema import ELSEWHERE, SamplerConfig, SearchFile
 from tuning.config.validation import load_config
 from tuning.execution.ray_session import runs_folder
+from tuning.runs.callbacks import Callback
 from tuning.runs.environment import check_same_inputs
 from tuning.runs.journal import JOURNAL_FILE
 from tuning.runs.run_folder import CONFIG_FILE, load_run, runs_named
@@ -124,14 +131,20 @@ def resume_search(
     overrides: Iterable[str] = (),
     *,
     trials: int | str | None = None,
-    **options: Any,
+    callbacks: Sequence[Callback] = (),
+    sampler: BaseSampler | SamplerConfig | str | None = None,
+    storage: BaseStorage | str | None = None,
+    address: str | None = None,
+    console: Console | None = None,
+    tune_callbacks: Sequence[TuneCallback] = (),
+    pruner: BasePruner | None = None,
 ) -> SearchResult:
     """Continue a search from its run folder: interrupted, or with more trials, hours, a sampler.
 
     Args:
         overrides: `key=value`: budgets, resources, sampler, scheduler, location of the data.
         trials: number of trials, `30`, or `+8` in addition to those it has.
-        options: `sampler`, `storage`, `callbacks` and the other arguments of `run_search`.
+        callbacks: this and all others as in `run_search`.
 
     Raises:
         ConfigError: not a run folder, or one that another process is running; a key that must not
@@ -141,7 +154,9 @@ def resume_search(
     if trials is not None:
         overrides = more_trials(run, trials, overrides)
     file = load_config(run / CONFIG_FILE, list(overrides))
-    changed, given = with_options(file, **options)
+    objects: dict[str, Any] = {"callbacks": callbacks, "address": address, "console": console}
+    objects |= {"tune_callbacks": tune_callbacks, "pruner": pruner}
+    changed, given = with_options(file, sampler=sampler, storage=storage, **objects)
     check_changes(run, changed)
     return continue_search(run, changed, given)
 
