@@ -114,7 +114,8 @@ class Session:
         """
         # The test splits are read through this argument alone. A run in which anything is proposed
         # or chosen by results must not have it.
-        assert final_split is None or studies is None
+        if final_split is not None and studies is not None:
+            raise RuntimeError("trials are proposed, so the test splits must not be read")
         studies = studies or Studies(())
         resources, earlier, watch = self.file.search.resources, history.records, self.watch
         self.progress.earlier_seconds = history.seconds
