@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -14,22 +13,6 @@ from tuning.algorithms.gp_sampler import RobustGPSampler, compress_worse
 from tuning.algorithms.studies import create_studies, is_inside, point_of
 from tuning.runs.ranking import best_trial, misses
 from tuning.runs.records import SearchRecord, TrialRecord
-
-if TYPE_CHECKING:
-    from optuna._gp.acqf import BaseAcquisitionFunc  # imports PyTorch
-
-
-class _Improvement(RobustGPSampler):
-    """Keeps the expected improvement at its proposal, in standard deviations of the values."""
-
-    at_best: float | None = None
-
-    def _optimize_acqf(
-        self, acqf: BaseAcquisitionFunc, best_params: np.ndarray | None
-    ) -> np.ndarray:
-        found = super()._optimize_acqf(acqf, best_params)
-        self.at_best = math.exp(acqf.eval_acqf_no_grad(found).item())
-        return found
 
 
 def expected_gain(
@@ -52,13 +35,14 @@ def expected_gain(
     best = best_trial(search, inside)
     if best is None or misses(search, inside)[best.trial_id]:
         return math.inf
-    sampler = _Improvement(reach=1.0, seed=seed, n_startup_trials=1)
+    # The logarithm of the expected improvement in standard deviations of the values, at a proposal.
+    logarithms: list[float] = []
+    sampler = RobustGPSampler(reach=1.0, seed=seed, n_startup_trials=1, observe=logarithms.append)
     (study,) = create_studies(search, space, sampler).studies
     for record in inside:
         study.observe(replace(record, params=point_of(record)), record.trial_id)
     study.ask("next")
-    proposed = study.study.sampler  # a copy if the space names its method
-    if not isinstance(proposed, _Improvement) or proposed.at_best is None:
+    if not logarithms:
         return math.inf  # nothing is varied
     values = np.array([search.values(record) for record in inside])
-    return proposed.at_best * float(compress_worse(values).std())
+    return math.exp(logarithms[-1]) * float(compress_worse(values).std())

@@ -7,24 +7,22 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final
 
 import numpy as np
 import optuna
 from optuna.distributions import BaseDistribution, FloatDistribution, IntDistribution
-from optuna.samplers import GPSampler
 from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 from threadpoolctl import threadpool_limits
 
-if TYPE_CHECKING:
-    from optuna._gp.acqf import BaseAcquisitionFunc  # imports PyTorch
+from tuning.algorithms.optuna_workarounds import ObservedGPSampler
 
 _ANYWHERE_EVERY: Final = 4
 """Of this many proposals, one is not limited to a region."""
 
 
-class RobustGPSampler(GPSampler):
+class RobustGPSampler(ObservedGPSampler):
     """Optuna's Gaussian process, which also learns from pruned, failed and bad trials.
 
     The GPSampler of Optuna 5.0 sees complete trials only, so it would propose a point again that
@@ -44,25 +42,29 @@ class RobustGPSampler(GPSampler):
         reach: see `region_around`.
     """
 
-    def __init__(self, *, reach: float = 1.0, **options: Any) -> None:
-        super().__init__(**options)
-        self._reach = reach
+    def __init__(self, *, reach: float = 1.0, n_startup_trials: int = 10, **options: Any) -> None:
+        super().__init__(n_startup_trials=n_startup_trials, **options)
+        self._reach, self._startup_trials = reach, n_startup_trials
 
-    def _sample_relative_impl(
-        self,
-        study: optuna.Study,
-        completed_trials: list[FrozenTrial],
-        running_trials: list[FrozenTrial],
-        search_space: dict[str, BaseDistribution],
+    def sample_relative(
+        self, study: optuna.Study, trial: FrozenTrial, search_space: dict[str, BaseDistribution]
     ) -> dict[str, Any]:
-        pruned, failed = (
+        """What Optuna's sampler proposes in a study that has the trials as it should see them."""
+        completed_trials, running_trials, pruned, failed = (
             [
                 trial
                 for trial in study.get_trials(deepcopy=False, states=(state,))
                 if search_space.keys() <= trial.params.keys()
             ]
-            for state in (TrialState.PRUNED, TrialState.FAIL)
+            for state in (
+                TrialState.COMPLETE,
+                TrialState.RUNNING,
+                TrialState.PRUNED,
+                TrialState.FAIL,
+            )
         )
+        if not search_space or len(completed_trials) < self._startup_trials:
+            return {}
         sign = np.array([-1.0 if d == StudyDirection.MINIMIZE else 1.0 for d in study.directions])
         complete = np.array([trial.values for trial in completed_trials])
         expected = final_values(pruned, completed_trials)
@@ -96,20 +98,12 @@ class RobustGPSampler(GPSampler):
         if turn != 0 and len(study.directions) == 1 and allowed:
             best = completed_trials[max(allowed, key=lambda n: scores[n, 0])]
             search_space = region_around(best.params, search_space, self._reach)
+        seen = optuna.create_study(directions=study.directions)
+        seen.add_trials([*known, *running_trials, optuna.create_trial(state=TrialState.RUNNING)])
         # Where trainings occupy all cores, threads that wait for each other make a proposal take
         # many times as long. Optuna limits those of PyTorch.
         with threadpool_limits(1, user_api="blas"):
-            return super()._sample_relative_impl(study, known, running_trials, search_space)
-
-    def _optimize_acqf(
-        self, acqf: BaseAcquisitionFunc, best_params: np.ndarray | None
-    ) -> np.ndarray:
-        if best_params is not None:
-            # Optuna starts at the best of all trials. A pruned one may be expected to be better
-            # than the centre of the region, and lie outside of it.
-            numeric = best_params[:, ~acqf.search_space.is_categorical]
-            best_params = best_params[(np.abs(numeric - 0.5) <= 0.5 + 1e-9).all(axis=1)]
-        return super()._optimize_acqf(acqf, best_params)
+            return super().sample_relative(seen, seen.get_trials(deepcopy=False)[-1], search_space)
 
 
 def region_around(

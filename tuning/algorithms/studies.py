@@ -95,7 +95,7 @@ class MethodStudy:
         bests = self.search.bests(self.finished.values())
         for number, record in self.finished.items():
             for text, violation in violations(self.search, record, bests).items():
-                trials[number].system_attrs[f"constraints:{text}"] = violation
+                trials[number].set_constraint(text, violation)
         trial = self.study.ask(fixed_distributions=self.space.distributions())
         trial.set_user_attr(TRIAL_ID, trial_id)
         return trial
@@ -121,15 +121,16 @@ class MethodStudy:
         """Take a report into account, and return whether the trial continues."""
         if len(self.study.directions) > 1:  # Optuna stops no trial, and keeps no reports
             return True
-        storage, step, value = self.study._storage, int(report[STEP]), self._value(report)
-        if storage.get_trial(trial._trial_id).intermediate_values.get(step) == value:
+        step, value = int(report[STEP]), self._value(report)
+        known = self.study.get_trials(deepcopy=False)[trial.number]
+        if known.intermediate_values.get(step) == value:
             return True  # decided before: a resumed trial repeats its last report
         # Not Trial.report: it ignores the value of a step that a resumed trial repeats.
-        storage.set_trial_intermediate_value(trial._trial_id, step, value)
+        known.intermediate_values[step] = value
         if self.pruner is None:
             return True
         # Before enough trials have finished, the pruner takes notes, but nothing is stopped.
-        stops = self.pruner.prune(self.study, storage.get_trial(trial._trial_id))
+        stops = self.pruner.prune(self.study, known)
         complete = self.study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
         return not stops or len(complete) < LEAST_FINISHED
 
@@ -343,14 +344,14 @@ def point_of(record: TrialRecord) -> dict[str, ParamValue]:
 
 def is_inside(params: Mapping[str, object], space: SearchSpace) -> bool:
     """Whether the parameters are those of the space, each within its range."""
-    distributions = space.distributions()
-    try:
-        return params.keys() == distributions.keys() and all(
-            distribution._contains(distribution.to_internal_repr(params[key]))
-            for key, distribution in distributions.items()
-        )
-    except ValueError:  # of to_internal_repr: the value is none of the choices
+    if params.keys() != space.parameters.keys():
         return False
+    try:
+        for key, parameter in space.parameters.items():
+            parameter.parse(params[key])
+    except ValueError:
+        return False
+    return True
 
 
 def violations(

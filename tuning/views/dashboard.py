@@ -110,12 +110,12 @@ class DashboardView(Callback):
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore", ExperimentalWarning)
                 study.set_metric_names([objective.metric for objective in search.objectives])
+            self._study_id = self._storage.get_study_id_from_name(study.study_name)
             self._ids = {
                 trial.user_attrs[TRIAL_ID]: trial._trial_id
                 for trial in study.get_trials(deepcopy=False)
                 if TRIAL_ID in trial.user_attrs
             }
-            self._study_id = study._study_id
         except Exception as error:
             self._give_up(error)
 
