@@ -6,11 +6,9 @@ import math
 import re
 import shlex
 import shutil
-import signal
 import socket
 import subprocess
 import sys
-import urllib.request
 from contextlib import closing
 from dataclasses import replace
 
@@ -24,7 +22,6 @@ from typer.testing import CliRunner
 
 from cluster.cli import app as whole
 from tests.images import write_photo_and_sketch
-from tests.ports import free_ports
 from tests.tuning import fakes
 from tests.tuning.run_folders import search_file, trial, write_run
 from trainers.checkpoints.format import saved_step
@@ -199,34 +196,33 @@ def test_a_run_is_found_by_its_name(run, monkeypatch):
 
 def test_ui_refuses_a_port_in_use(run, monkeypatch):
     monkeypatch.setattr("subprocess.Popen", lambda *_, **__: pytest.fail("started"))
-    port = free_ports(2) + 1
-    with socket.create_server(("127.0.0.1", port)):
-        done = invoke("ui", run, "--port", port - 1)
+    (run.parent / "mlflow.db").touch()
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = server.getsockname()[1]
+        done = invoke("ui", run, "--port", port)
     assert (done.exception.key, done.exception.value) == ("--port", port)
 
 
-def test_ui_serves_the_report_with_links(images_root, tmp_path, monkeypatch):
-    """MLflow of a server is a link without its password."""
+POSTGRES = "postgresql+psycopg://optuna:${SECRET}@127.0.0.1/optuna"
+
+
+@pytest.mark.parametrize("study", [None, POSTGRES], ids=["file", "database"])
+def test_ui_links_what_it_does_not_serve(study, images_root, tmp_path, monkeypatch):
+    """MLflow of a server is a link without its password, Optuna's dashboard a command."""
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://ann:pa55@host:5000")
-    run, port = write_run(tmp_path / "mine", search_file(images_root)), free_ports(3)
-    address = f"http://127.0.0.1:{port}"
-    (run / "report" / "plotly.min.js").write_text("a script")
-    command = [sys.executable, "-m", "tuning", "ui", str(tmp_path), "--port", str(port)]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as server:
-        assert next(server.stdout).split() == ["Report", address]
-        assert next(server.stdout).split() == ["MLflow", "http://***@host:5000"]
-        assert "comes within 30 seconds" in read(address)
-        (run / "report" / "index.html").write_text("<head></head><body>the page")
-        page = read(address)
-        assert read(f"{address}/plotly.min.js") == "a script"
-        server.terminate()
-    assert page.endswith('<body><p><a href="http://***@host:5000">MLflow</a></p>the page')
-    assert server.returncode == 128 + signal.SIGTERM
-
-
-def read(address):
-    with urllib.request.urlopen(address, timeout=60) as answer:
-        return answer.read().decode()
+    monkeypatch.setenv("DISPLAY", ":0")
+    opened = []
+    monkeypatch.setattr("webbrowser.open", opened.append)
+    run = write_run(tmp_path / "mine", search_file(images_root, search__study_storage=study))
+    page = (run / "report" / "index.html").as_uri()
+    done = invoke("ui", tmp_path)
+    storage = f'"{study}"' if study else f"{run}/optuna.journal"
+    assert [line.split(maxsplit=1) for line in done.stdout.splitlines()] == [
+        ["Report", page],
+        ["MLflow", "http://***@host:5000"],
+        ["Dashboard", f"optuna-dashboard --host 127.0.0.1 {storage}"],
+    ]
+    assert (done.exit_code, opened) == (0, [page])
 
 
 def test_debug_shows_the_traceback_before_the_line(tmp_path):

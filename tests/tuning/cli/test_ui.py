@@ -9,7 +9,10 @@ import signal
 import socket
 import subprocess
 import sys
+from contextlib import closing, contextmanager
+from http.client import HTTPConnection
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import pytest
 from PIL import Image, ImageStat
@@ -18,6 +21,7 @@ from playwright.sync_api import expect, sync_playwright
 from tests.ports import free_ports
 from tests.tuning import fakes
 from tests.tuning.databases import with_database
+from tests.tuning.execution.nodes import processes
 from tests.tuning.run_folders import search_file, trial, write_run
 from tests.waiting import wait_until
 from tuning.runs.run_folder import load_run
@@ -54,19 +58,49 @@ def run(images_root, tmp_path_factory):
     return folder
 
 
+@contextmanager
+def served(run):
+    """`ui` in the background, and what it prints by label."""
+    port = free_ports(1)
+    command = [sys.executable, "-m", "tuning", "ui", str(run), "--port", str(port)]
+    with subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as server:
+        named = ("Report", "MLflow", "Summary", "Dashboard")
+        found = dict(next(server.stdout).split(maxsplit=1) for _ in named)
+        assert tuple(found) == named
+        wait_until(lambda: _listens(port), process=server)
+        yield server, {label: text.strip() for label, text in found.items()}
+
+
 @pytest.fixture(scope="module")
 def links(run):
-    """The addresses that `ui` prints, by name; the servers end with the command."""
-    port = free_ports(3)
-    command = [sys.executable, "-m", "tuning", "ui", str(run), "--port", str(port)]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as server:
-        named = ("Report", "MLflow", "Summary", "Dashboard")
-        found = dict(next(server.stdout).split() for _ in named)
-        assert tuple(found) == named
-        wait_until(lambda: _listens(port + 1) and _listens(port + 2))
+    """The addresses that `ui` prints, by name."""
+    with served(run) as (server, found):
         yield found
-        server.terminate()  # not SIGINT, which a shell may have told its background jobs to ignore
+        server.terminate()
     assert server.returncode == 128 + signal.SIGTERM
+
+
+@pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGKILL])
+def test_the_server_ends_with_the_command(signum, run):
+    with served(run) as (server, _):
+        started = processes(server.pid)
+        server.send_signal(signum)
+        server.wait()
+        wait_until(lambda: not any(Path(f"/proc/{process}").exists() for process in started))
+        assert "Aborted" not in server.stderr.read()
+    assert server.returncode == {signal.SIGINT: 130, signal.SIGKILL: -signal.SIGKILL}[signum]
+
+
+def test_mlflow_answers_this_machine_alone(links):
+    at = urlsplit(links["MLflow"])
+    for host, status in ((at.netloc, 200), ("evil.example", 403)):
+        with closing(HTTPConnection("127.0.0.1", at.port)) as connection:
+            connection.request(
+                "GET", "/api/2.0/mlflow/experiments/get?experiment_id=0", headers={"Host": host}
+            )
+            assert connection.getresponse().status == status
 
 
 @pytest.fixture(scope="module")
@@ -104,13 +138,6 @@ def page(browser, request):
     expect(page.locator(NOT_DRAWN)).to_have_count(0)
     page.close()
     assert errors == []
-
-
-def test_the_report_links_what_is_served_beside_it(links, page):
-    page.goto(links["Report"])
-    expect(page.locator(".main-svg").first).to_be_visible()
-    for name in ("MLflow", "Summary", "Dashboard"):
-        expect(page.get_by_role("link", name=name)).to_have_attribute("href", links[name])
 
 
 def column(page, name):
@@ -160,8 +187,8 @@ def test_the_search_has_a_description_and_its_report(links, page):
 
 
 @pytest.fixture
-def report(run, page):
-    page.goto((run / "report" / REPORT_FILE).as_uri())
+def report(links, page):
+    page.goto(links["Report"])
     expect(page.locator(".main-svg").first).to_be_visible()
     return page
 
