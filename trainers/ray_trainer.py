@@ -12,11 +12,14 @@ the training loop at its top.
 from __future__ import annotations
 
 import gc
+import os
 import secrets
+import socket
 import tempfile
 import traceback
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing, contextmanager, suppress
+from datetime import timedelta
 from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -24,6 +27,7 @@ from typing import TYPE_CHECKING, Any
 import ray.train
 import ray.train.torch
 import torch
+import torch.distributed as dist
 from ray.train import FailureConfig, RunConfig, ScalingConfig
 from ray.train.backend import Backend
 from ray.train.collective import barrier, broadcast_from_rank_zero
@@ -84,7 +88,7 @@ WORKER_ENVIRONMENT = {
 
 
 class _NoProcessGroup(Backend):
-    """Of a worker that is alone. The store of a process group listens on all interfaces."""
+    """Of a worker that is alone, and has nobody to listen to."""
 
     share_cuda_visible_devices = True  # as Ray's own backend for PyTorch
 
@@ -93,6 +97,62 @@ class _AloneConfig(TorchConfig):
     @property
     def backend_cls(self) -> type[Backend]:
         return _NoProcessGroup
+
+
+class _ClosedProcessGroup(TorchConfig().backend_cls):  # type: ignore[misc]  # no public name
+    """Ray's backend for PyTorch, with a store that listens on the address of its node alone.
+
+    By default PyTorch 2.13 listens on all interfaces, and anyone who reaches the store can write.
+    """
+
+    def on_start(self, worker_group: Any, backend_config: TorchConfig) -> None:
+        """Connect the workers."""
+        on_gpu = worker_group.get_resources_per_worker().get("GPU", 0) > 0
+        group = {
+            "backend": "nccl" if on_gpu else "gloo",
+            "world_size": len(worker_group),
+            "timeout": timedelta(seconds=backend_config.timeout_s),
+        }
+        host, port, listener = worker_group.execute_single(0, _listen)
+        joins = [
+            worker_group.execute_single_async(rank, _join, host, port, listener, rank, group)
+            for rank in range(len(worker_group))
+        ]
+        ray.get(joins)
+
+
+class _ClosedConfig(TorchConfig):
+    @property
+    def backend_cls(self) -> type[Backend]:
+        return _ClosedProcessGroup
+
+
+def _listen() -> tuple[str, int, int]:
+    """Host, port and file descriptor of a new socket on the address that Ray has for this node."""
+    host = ray.util.get_node_ip_address()
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    listener = socket.create_server((host, 0), family=family)
+    return host, listener.getsockname()[1], listener.detach()
+
+
+def _join(host: str, port: int, listener: int, rank: int, group: dict[str, Any]) -> None:
+    """Enter the process group of the workers, whose store has the socket of `_listen`."""
+    if host in ("127.0.0.1", "::1"):  # the name of the machine may have another address
+        for _, name in socket.if_nameindex():
+            if name in ("lo", "lo0"):
+                os.environ.setdefault("GLOO_SOCKET_IFNAME", name)
+                os.environ.setdefault("NCCL_SOCKET_IFNAME", name)
+    if "TORCH_NCCL_BLOCKING_WAIT" not in os.environ:  # as Ray's own backend
+        os.environ.setdefault("TORCH_NCCL_ASYNC_ERROR_HANDLING", "1")
+    store = dist.TCPStore(  # type: ignore[attr-defined]
+        host,
+        port,
+        group["world_size"],
+        is_master=rank == 0,
+        timeout=group["timeout"],
+        master_listen_fd=listener if rank == 0 else None,
+    )
+    dist.init_process_group(store=store, rank=rank, **group)
 
 
 def torch_trainer(
@@ -125,7 +185,7 @@ def torch_trainer(
         loop,
         torch_config=_AloneConfig()
         if workers == 1
-        else TorchConfig(timeout_s=COLLECTIVE_TIMEOUT_S),
+        else _ClosedConfig(timeout_s=COLLECTIVE_TIMEOUT_S),
         train_loop_config=dict(values),
         scaling_config=ScalingConfig(
             num_workers=workers,

@@ -69,25 +69,30 @@ def test_a_local_ray_is_closed_to_the_network_and_other_users(of_own_ray):
 
 @pytest.mark.ray
 @pytest.mark.usefixtures("of_own_ray")
-def test_a_training_is_closed_to_the_network(tmp_path):
+@pytest.mark.parametrize("workers", [1, 2])
+def test_a_training_is_closed_to_the_network(workers, tmp_path):
     hold = tmp_path / "hold"
     hold.touch()
-    report = tmp_path / "report"
 
     def loop(_):
-        from trainers.loop.distributed import world
+        import torch
 
-        report.write_text(f"{os.getpid()} {world()}")  # several workers, as PyTorch sees them
+        from trainers.loop.distributed import averaged, world
+
+        rank, _ = world()  # as PyTorch sees it
+        mean = averaged(torch.tensor(float(rank))).item()
+        (tmp_path / f"rank-{rank}").write_text(f"{os.getpid()} {mean}")
         wait_until(lambda: not hold.exists())
 
-    trainer = torch_trainer(loop, {}, name="alone", scratch=tmp_path)
+    trainer = torch_trainer(loop, {}, name="closed", scratch=tmp_path, workers=workers)
     training = threading.Thread(target=trainer.fit)
     training.start()
     try:
-        wait_until(lambda: report.exists() and bool(report.read_text()))
-        process, _, seen = report.read_text().partition(" ")
-        assert seen == "(0, 1)"
-        found = listening({int(process): "worker"})
+        reports = [tmp_path / f"rank-{rank}" for rank in range(workers)]
+        wait_until(lambda: all(report.exists() and report.read_text() for report in reports))
+        seen = [report.read_text().split() for report in reports]
+        assert {float(mean) for _, mean in seen} == {(workers - 1) / 2}
+        found = listening({int(process): "worker" for process, _ in seen})
         assert [address for address in found if not address.startswith(LOOPBACK)] == []
     finally:
         hold.unlink()
