@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
@@ -126,7 +127,9 @@ def start(config: TrialConfig, *, device: torch.device | str | None = None) -> T
     """
     rank, world_size = world()
     method, batch_size = config.method, config.optim.batch_size
-    where = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    # `torchrun` starts a process for each GPU of a machine.
+    gpu = f"cuda:{os.environ['LOCAL_RANK']}" if "LOCAL_RANK" in os.environ else "cuda"
+    where = torch.device(device or (gpu if torch.cuda.is_available() else "cpu"))
     names = id_classes(config.data)
     method.check(config.model)
     zero_shot = load_zero_shot(config.model, config.data.rules.prompts(names), where)

@@ -1,4 +1,6 @@
 import pyarrow.parquet as pq
+import pytest
+import torch
 
 from tests.conftest import CLASSES
 from tests.trainers.curves import assert_near, changed, curve, saved_between, short
@@ -7,6 +9,7 @@ from trainers import fine_tune as loop
 from trainers.data.schema import LabelledImage, part_path, write_images
 from trainers.errors import MicroBatchTooLarge
 from trainers.fine_tune import fine_tune
+from trainers.loop import state
 from trainers.loop.state import start
 
 
@@ -22,6 +25,19 @@ def test_two_workers_have_the_curve_of_one_in_parts_too(trial, two_workers):
     first, second = two_workers(curve, changed(alone, optim__micro_batch_size=3))
     assert first == second
     assert_near(first, curve(alone))
+
+
+@pytest.mark.parametrize(("rank", "device"), [("1", "cuda:1"), (None, "cuda")])
+def test_a_process_of_torchrun_takes_the_gpu_of_its_rank(rank, device, trial, monkeypatch):
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    monkeypatch.delenv("LOCAL_RANK", raising=False)
+    if rank:
+        monkeypatch.setenv("LOCAL_RANK", rank)
+    asked = []
+    monkeypatch.setattr(state, "load_zero_shot", lambda *given: asked.extend(given) or 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        start(trial)
+    assert asked[-1] == torch.device(device)
 
 
 def test_gradients_of_all_workers_together_are_clipped(trial, two_workers):
