@@ -7,6 +7,7 @@ node may lack where it is used, and returns plain values.
 from __future__ import annotations
 
 import sys
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -17,8 +18,9 @@ from rich.console import Group, RenderableType
 from rich.text import Text
 
 from trainers.data.data_root import EMBEDDED
-from trainers.errors import first_line
+from trainers.errors import ConfigError, first_line
 from tuning.config.schema import SearchFile
+from tuning.execution.cluster_resources import fitting_trials, shared_memory
 from tuning.execution.ray_session import ray_session
 from tuning.execution.tasks import ask_nodes
 from tuning.runs.run_folder import job_runs
@@ -56,6 +58,12 @@ def examine(file: SearchFile | None = None, *, address: str | None = None) -> li
     try:
         with ray_session(address):
             nodes = {node["NodeID"]: node for node in ray.nodes()}
+            if file is not None:
+                resources, each = search.resources, [[n["Resources"]] for n in nodes.values()]
+                most = max(fitting_trials(node, resources) for node in each)
+                most = min(most, resources.max_concurrent or most)
+                with suppress(ConfigError):  # a model that only the nodes have
+                    asked["shared memory"] = most * shared_memory(trial, resources)
             answers = ask_nodes(node_facts, asked, ANSWER_S)
     finally:
         cloudpickle.unregister_pickle_by_value(sys.modules[__name__])
@@ -106,6 +114,13 @@ def node_facts(asked: dict[str, Any]) -> tuple[dict[str, str], list[str]]:
     facts["free disk"] = f"{free:.0f} GB"
     if free < LOW_DISK_GB:
         faults.append(f"less than {LOW_DISK_GB:g} GB free in {tempfile.gettempdir()}")
+    if needed := asked.get("shared memory"):
+        try:
+            from tuning.execution.cluster_resources import check_shared_memory
+
+            check_shared_memory(needed)
+        except Exception as error:  # too little, or no Lipsum-Tune on this node
+            faults.append(str(error))
     faults += [f"not found: {path}" for path in asked.get("files", ()) if not Path(path).exists()]
     for use, works in (("checkpoints", "writable"), ("data", "readable")):
         if not (url := asked.get(use)):

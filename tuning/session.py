@@ -24,6 +24,7 @@ from tuning.algorithms.searcher import TrialProposer
 from tuning.algorithms.seeds import SeedRace
 from tuning.algorithms.studies import Studies, quiet_optuna
 from tuning.config.schema import BudgetConfig, ResourcesConfig, SchedulerConfig, SearchFile
+from tuning.execution.cluster_resources import check_shared_memory, shared_memory
 from tuning.execution.ray_session import concurrent_trials, ray_session
 from tuning.execution.ray_watch import RayWatch, watched_ray
 from tuning.execution.signals import restored_process
@@ -197,6 +198,8 @@ def open_session(
             storage, name = file.search.checkpoints.storage, file.search.name
             home = checkpoint_home(folder, storage, name, journal.run_id)
         concurrent = concurrent_trials(file.search.resources, is_own_ray=is_own_ray)
+        if is_own_ray:
+            check_shared_memory(concurrent * shared_memory(file.trial, file.search.resources))
         checkpoints = open_store(url_of(home, TRAIN_FOLDER))
         yield Session(
             file, options, journal, checkpoints, concurrent, console, progress, watch,

@@ -22,9 +22,12 @@ def test_what_a_search_would_fail_of_is_a_fault(tmp_path):
         "checkpoints": str(tmp_path / "file" / "inside"),
         "files": [str(tmp_path / "weights.safetensors")],
         "data": str(tmp_path / "none"),
+        "shared memory": 10**15,
     }
-    _, faults = node_facts(asked)
+    _, (memory, *faults) = node_facts(asked)
     assert [fault.split()[0] for fault in faults] == ["not", "checkpoints", "data"]
+    assert "loader processes need 1000000000 MB" in memory
+    assert "--shm-size" in memory
 
 
 def test_faults_stand_below_the_table():

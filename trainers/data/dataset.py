@@ -5,13 +5,15 @@ from __future__ import annotations
 import hashlib
 import io
 import json
+import shutil
+import signal
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
 from copy import copy
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import filelock
 import numpy as np
@@ -24,7 +26,7 @@ from torch.utils.data import DataLoader, Dataset
 from torchvision.io import ImageReadMode, decode_jpeg
 from torchvision.transforms.v2 import functional
 
-from trainers.config import DataConfig
+from trainers.config import MORE_SHARED_MEMORY, SHARED_MEMORY, DataConfig
 from trainers.data.data_root import domain_files
 from trainers.data.images import BadImage, decode, is_too_large, orientation
 from trainers.data.sampler import StepSampler
@@ -144,7 +146,7 @@ class ImageDataset:
         """
         mine = self.eval_rows[rank::world_size]
         decoded = _batches(
-            DataLoader(_EvalViews(self, image_input), batch_size, sampler=mine, num_workers=workers)
+            _EvalViews(self, image_input), batch_size, workers, batch_size=batch_size, sampler=mine
         )
         if len(mine) * 3 * image_input.size**2 > KEEP_BYTES:
             yield from decoded
@@ -304,9 +306,8 @@ def train_batches(
     augment = augmentation(data.augment, image_input)
     views = _TrainViews(images, image_input, data, augment, sampler.seed)
     workers = data.loader_processes(on_gpu=pin_memory)
-    return _batches(
-        DataLoader(views, batch_sampler=sampler, num_workers=workers, pin_memory=pin_memory)
-    )
+    size = sampler.batch_size // sampler.world_size
+    return _batches(views, size, workers, batch_sampler=sampler, pin_memory=pin_memory)
 
 
 def eval_samples(
@@ -316,17 +317,36 @@ def eval_samples(
     workers: int = 0,
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """Chosen images as evaluation sees them: ((B, 3, size, size) uint8, (B,) int64) a batch."""
-    return _batches(
-        DataLoader(_EvalViews(images, image_input), batch_sampler=samples, num_workers=workers)
-    )
+    return _batches(_EvalViews(images, image_input), 0, workers, batch_sampler=samples)
 
 
-def _batches(loader: DataLoader[tuple[Tensor, Tensor]]) -> Iterator[tuple[Tensor, Tensor]]:
-    """One pass; a ConfigError of a loader process is raised without that process's traceback."""
+def _batches(
+    views: _EvalViews | _TrainViews, size: int, workers: int, **options: Any
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """One pass in batches of at most `size` (0: unknown), by `workers` processes or this one.
+
+    Each process decodes two batches ahead, or one if shared memory is scarce. A ConfigError of it
+    is raised without its traceback.
+    """
+    ahead, memory = 2 * workers * size * 3 * views.image_input.size**2, Path(SHARED_MEMORY)
+    # Other trials and Ray's objects need room, too.
+    is_scarce = memory.is_dir() and ahead > shutil.disk_usage(memory).free / 4
+    options["prefetch_factor"] = (1 if is_scarce else 2) if workers else None
+    batches = iter(DataLoader(views, num_workers=workers, **options))
     try:
-        yield from loader
+        yield from batches
         return
     except ConfigError as error:
         last = str(error).strip().splitlines()[-1]
+        failure = ConfigError(last.removeprefix("trainers.errors.ConfigError: "))
         error.__traceback__ = None  # it holds the loader, whose processes would end late
-    raise ConfigError(last.removeprefix("trainers.errors.ConfigError: "))
+    except RuntimeError:
+        # Outside of the main thread, PyTorch 2.13 does not name the signal.
+        ended = [process.exitcode for process in getattr(batches, "_workers", ())]
+        if -signal.SIGBUS not in ended:
+            raise
+        problem = f"{memory} is full: a process that decodes images was killed"
+        failure = ConfigError(problem, key="trial.data.workers", hint=MORE_SHARED_MEMORY)
+    finally:
+        del batches  # as the traceback
+    raise failure
