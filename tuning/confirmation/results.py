@@ -12,6 +12,7 @@ from typing import Final, TypeAlias
 
 from scipy import stats
 
+from trainers.evaluation.metrics import MetricKey
 from tuning.runs.journal import JOURNAL_FILE, History, read_history
 from tuning.runs.records import METHOD_KEY, ZERO_SHOT, SearchRecord, TrialRecord, zero_shot_record
 from tuning.runs.run_folder import CONFIRM_FOLDER as CONFIRM_FOLDER
@@ -21,7 +22,7 @@ FT = "ft"
 """Id of the reference, plain fine-tuning."""
 SPLIT = "test"
 END = "line/1/"
-"""Prefix of test accuracies at the end of a training, where a point before it was chosen."""
+"""Prefix of test accuracies at the end of a training."""
 CONFIDENCE = 0.95
 
 Key: TypeAlias = tuple[str, int | None]
@@ -153,7 +154,20 @@ def results_of(history: History) -> dict[Key, TrialRecord]:
     if history.zero_shot is not None:
         found[ZERO_SHOT, None] = zero_shot_record(history.zero_shot)
     finished = [record for record in history.records if record.outcome == "finished"]
-    return found | {key_of(record): record for record in finished}
+    return found | {key_of(record): _with_end(record) for record in finished}
+
+
+def _with_end(record: TrialRecord) -> TrialRecord:
+    """The record with its accuracies at the end of the line.
+
+    A training measures them only where it has chosen another point.
+    """
+    metrics = record.metrics
+    if metrics.get("line/a") != 1:
+        return record
+    keys = {name: MetricKey.parse(name) for name in metrics if name.endswith("acc")}
+    ends = {END + name: metrics[name] for name, key in keys.items() if key and key.split == SPLIT}
+    return replace(record, curve=(*record.curve[:-1], {**metrics, **ends}))
 
 
 def failures_of(history: History) -> dict[Key, list[TrialRecord]]:

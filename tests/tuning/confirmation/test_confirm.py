@@ -22,7 +22,7 @@ from tests.tuning.databases import with_database
 from tests.tuning.execution.inline_tuner import killed_at_write, without_ray
 from tests.tuning.execution.instant import instant_file, instant_options
 from tests.tuning.execution.slot import BREAK, InstantSlot
-from tests.tuning.result_tables import notes
+from tests.tuning.result_tables import cells, notes
 from tests.tuning.run_folders import LR, WEIGHT, search_file, swap_classes, write_run
 from tests.tuning.run_folders import trial as searched
 from tests.waiting import wait_until
@@ -151,6 +151,20 @@ def test_a_confirmation_is_read_back_with_all_seeds_and_labels(tmp_path):
     }
     assert others[0].params == {"optim.lr": 1e-5}
     assert found.values("trial-007", "id_test/acc") == {1000: 70.0, 1001: 70.0, 1002: 70.0}
+
+
+def test_the_end_of_a_training_is_a_mean_over_all_seeds(tmp_path):
+    """Where the chosen point is the end, a training measures it once."""
+    search, records = fakes.search_record(tmp_path), [fakes.trial(0)]
+    (one,) = chosen(search, records, rules=["objective"])
+    found = [(1.0, 60.0, {}), (0.5, 66.0, {"line/1/id_test/acc": 50.0}), (1.0, 61.0, {})]
+    results = {
+        (one.trial_id, seed): {"line/a": a, "id_test/acc": acc, "id_val/acc": 99.0, **end}
+        for seed, (a, acc, end) in enumerate(found)
+    }
+    write_results(tmp_path, results, one.labels)
+    rows = cells(confirmation_table(read_confirmation(search)))
+    assert [row[1] for row in rows if row[0] == "at the end of its training"] == ["57.0 ± 6.1"]
 
 
 def test_changed_or_incomplete_data_are_refused_at_once(whole_root, tmp_path):
