@@ -1,8 +1,9 @@
 """The configuration of one fine-tuning, `TrialConfig`, validated before anything starts.
 
 It is immutable, independent of searching, and complete: two runs with equal configurations give
-equal metrics. Keys on the command line, in search spaces and in MLflow are the dotted paths of
-these fields, such as ``optim.lr``. The fields of models and methods are defined beside their code.
+equal metrics on CPUs (GPUs add up in any order). Keys on the command line, in search spaces and in
+MLflow are the dotted paths of these fields, such as ``optim.lr``. The fields of models and methods
+are defined beside their code.
 """
 
 import logging
