@@ -48,7 +48,7 @@ def report(
     lines: Sequence[str] | None = None,
     seconds: float | None = None,
 ) -> RenderableType:
-    """Title, leaderboard, the answer, and at most two notes.
+    """Title, leaderboard, the answer, and notes.
 
     Args:
         width: of the terminal; parameters share one column where a column each does not fit.
@@ -65,18 +65,33 @@ def report(
         Text.from_markup(title),
         leaderboard(search, records, width, shown),
         *(Text(line) for line in (answer(search, records) if lines is None else lines)),
-        *(Text(note, style="dim") for note in _notes(records)),
+        *(Text(note, style="dim") for note in _notes(search, records)),
     )
 
 
-def _notes(records: Sequence[TrialRecord]) -> Iterator[str]:
-    """Sentences about failed trials, and about a search whose sampler has proposed nothing."""
+def _notes(search: SearchRecord, records: Sequence[TrialRecord]) -> Iterator[str]:
+    """Sentences about failed and destroyed trials, and about a sampler that proposed nothing."""
     if failed := [record for record in records if record.outcome == "failed"]:
         first = failed[0]
         yield f"{len(failed)} failed: {first.trial_id}, {first.error_line or 'no error'}"
+    if below := [trial_label(record) for record in records if _is_below_zero_shot(search, record)]:
+        why = "worse than zero-shot at every point of the line: the learning rate may be too high"
+        yield f"{', '.join(below)}: {why}"
     trials = [record for record in records if record.kind == "trial"]
     if trials and all(record.is_first_point for record in trials):
         yield "All trials are given points or the prior's: the sampler has proposed none."
+
+
+def _is_below_zero_shot(search: SearchRecord, record: TrialRecord) -> bool:
+    """Whether all measured points of its line, the end included, have worse objectives."""
+    for objective in search.objectives:
+        name = re.compile(rf"line/([^/]+)/{re.escape(objective.metric)}")
+        found = ((name.fullmatch(key), value) for key, value in record.metrics.items())
+        line = {match[1]: objective.signed(value) for match, value in found if match}
+        zero_shot = line.pop("0", None)
+        if zero_shot is None or max(line.values()) >= zero_shot:
+            return False
+    return True
 
 
 @dataclass(frozen=True)

@@ -50,6 +50,24 @@ def test_the_point_of_the_line_has_a_column():
     assert row[5:] == ["0.6", "88.0", "62.0", "75.0"]
 
 
+def test_a_trial_whose_line_is_below_zero_shot_is_named():
+    def ended(number, end, line):
+        points = zip(("0", "0.5", "1"), line, strict=True)
+        on_line = {f"line/{a}/val/mean_acc": acc for a, acc in points}
+        return fakes.trial(number, curve=(fakes.report(fakes.TOTAL_STEPS, end, end, **on_line),))
+
+    records = [
+        ended(1, 20.0, (64.6, 17.0, 20.0)),
+        ended(2, 70.0, (64.6, 66.0, 60.0)),
+        ended(3, 64.6, (64.6, 64.0, 64.6)),
+        fakes.trial(4, 20.0, 14.3),
+    ]
+    text = printed(report(SEARCH, records), 120)
+    (line,) = (line for line in text.splitlines() if "every point of the line" in line)
+    assert line.startswith("trial-001: worse than zero-shot at every point of the line")
+    assert "every point" not in printed(report(SEARCH, records[1:]), 120)
+
+
 def test_a_trial_with_several_seeds_has_their_means_and_the_interval():
     trial = fakes.trial(1, 80, 60)
     again = fakes.repeat(trial, 1, 82, 62)
