@@ -13,11 +13,11 @@ parameters theta, which start as theta0::
          + w7 * |theta - theta0|_1 / n    + w8 * |theta - theta0|_2^2 / n
 
 The terms and the range of their weights, 1e-4 to 10, are those of the authors' code
-(cchoi1/auto-ft). There the text encoder trains as in FLYP, and cross-entropy has a weight unless it
-comes first; here the text encoder is frozen, and the weight is 1, since Adam's steps do not change
-with the scale of the sum. Their search trains many times for a few steps and looks at a small
-validation set of another distribution; here it is that of this project, with an objective such as
-`ood_val/mean_acc`.
+(cchoi1/auto-ft). There the text encoder trains as in FLYP, on captions drawn from the templates,
+and n counts it and s, too; cross-entropy has a weight unless it comes first. Here the text encoder
+is frozen, and the weight is 1, since Adam's steps do not change with the scale of the sum. Their
+search trains many times for a few steps and looks at a small validation set of another
+distribution; here it is that of this project, with an objective such as `ood_val/mean_acc`.
 """
 
 from __future__ import annotations

@@ -11,8 +11,9 @@ the tensor goes back by the share r of the distance that the step has added::
     theta <- theta~ - strength * r * (theta~ - theta0)
     r      = max(0, |theta~ - theta0| - |theta - theta0|) / |theta~ - theta0|
 
-Strength 1 ends at the distance before the step. Written from these equations, without the authors'
-code; here the head, which starts as the zero-shot head, is a tensor as any other.
+Strength 1 ends at the distance before the step. The update is that of the authors' AdamSPD
+(GT-RIPL/Selective-Projection-Decay), in which `weight_decay` is the strength and no other decay is
+applied. The head, which starts as the zero-shot head, is a tensor as any other.
 """
 
 from __future__ import annotations
