@@ -260,6 +260,9 @@ class EvalConfig(Frozen):
     """Images of each domain that are evaluated before the last step: a stratified sample, the same
     one for all trials and seeds. The standard error of an accuracy on n images is at most
     50 / sqrt(n) points, which is 1.1 for 2000. 0 evaluates all images, as the last step does."""
+    line_images: int = Field(default=2000, ge=0, le=10**9)
+    """Images of each domain on which the points of `line` are measured, sampled as those of
+    `rung_images`: they decide which weights a trial keeps. 0 is all images."""
     rung_weights: Literal["raw", "averaged"] = "raw"
     """Weights that are evaluated before the last step: those that are being trained, or their
     running average, which ranks trials early more like the last step does. It needs memory for one
@@ -274,9 +277,9 @@ class EvalConfig(Frozen):
     line: Literal["auto", "off"] | Share | tuple[Share, ...] = "auto"
     """Point of the line from the zero-shot weights (0) to the trained ones (1) that a trial
     evaluates and keeps after its last step (WiSE-FT). `auto` measures three points and the end on
-    the images of `rung_images`, and takes the best point by the search's objective and constraints;
-    a list names other points to measure. A number is a fixed point; `off` is the end. The method
-    `wise_ft` has a point of its own."""
+    `line_images` images, and takes the best point by the search's objective and constraints; a list
+    names other points to measure. A number is a fixed point; `off` is the end. The methods
+    `wise_ft` and `r_adapter` have an `alpha` of their own and no line."""
     line_goal: LineGoal | None = None
     """What the point is chosen by, which a search sets from its objectives and constraints. null is
     the highest `val/mean_acc`, or `id_val/acc` without OOD domains."""

@@ -187,7 +187,8 @@ def _evaluation(
     """The validation metrics: of the sample, or of all images after the last step."""
     began, is_last = time.perf_counter(), run.progress.step == run.config.steps
     images = held_out if is_last else sampled
-    metrics = evaluate_run(run, "val", images, line_sample=sampled if is_last else None)
+    on_line = {d: i.sampled(run.config.eval.line_images) for d, i in held_out.items()}
+    metrics = evaluate_run(run, "val", images, line_sample=on_line if is_last else None)
     metrics["eval/averaged"] = float(run.averages_now and not run.ema_is_kept)
     metrics["eval/images"] = float(sum(len(of_domain.eval_rows) for of_domain in images.values()))
     run.progress.eval_seconds += time.perf_counter() - began

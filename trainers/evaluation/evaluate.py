@@ -1,7 +1,8 @@
 """Accuracy, calibration, and distance from the zero-shot model, per domain, in one pass."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import TypeAlias
 
 import torch
 from torch import Tensor
@@ -15,6 +16,10 @@ from trainers.evaluation.predictions import Predictions
 from trainers.hang import alive
 from trainers.models.image import ImageInput
 from trainers.models.zero_shot import ZeroShotModel
+
+Classify: TypeAlias = Callable[[Tensor], tuple[Tensor, Tensor]]
+"""Images (B, 3, H, W) to L2-normalised features (B, D) and to logits (B, K) of the ID classes, both
+float32."""
 
 
 @dataclass(frozen=True)
@@ -67,46 +72,45 @@ class EvalBatches:
 
 @torch.no_grad()
 def evaluate(
-    classify: Callable[[Tensor], tuple[Tensor, Tensor]],
+    models: Sequence[Classify | None],
     images: ImageDataset,
     batches: EvalBatches,
     *,
     class_map: ClassMap,
     drift: Drift | None = None,
-    of_zero_shot: bool = False,
     predictions: Predictions | None = None,
-) -> DomainSums:
-    """The sums of a domain, on the CPU, the same on every worker.
+) -> list[DomainSums]:
+    """The sums of a domain for each model, on the CPU, the same on every worker.
+
+    Each batch of images is read once for all models.
 
     Args:
-        classify: images (B, 3, H, W) to L2-normalised features (B, D) and to logits (B, K) of the
-            ID classes, both float32.
+        models: None is the zero-shot model, by its features in `drift`.
         class_map: from the ID classes to the domain's own. Images that it leaves out are compared
             with the zero-shot model, but not scored.
         drift: of the same batches; without it, `energy_gap` and `feature_distortion` are absent.
-        of_zero_shot: evaluate the zero-shot model instead, by its features in `drift`.
-        predictions: those of this worker's share are added to it; needs `drift`.
+        predictions: those of the last model are added to it; needs `drift`.
 
     Raises:
         ConfigError: the class map leaves out every image.
     """
-    sums, done = DomainSums.zeros(class_map.num_classes, batches.device), 0
+    sums, done = [DomainSums.zeros(class_map.num_classes, batches.device) for _ in models], 0
     for views, labels in batches.of(images):
         labels = labels.to(batches.device)
-        if drift is None:
-            _, logits = _in_memory(classify, views)
-            shifts = logits.new_zeros(2, 0)
-        else:
+        if drift is not None:
             before = drift.zero_shot_features[done : done + len(labels)].to(batches.device)
             known = before, drift.zero_shot.logits(before)
-            features, logits = known if of_zero_shot else _in_memory(classify, views)
-            shifts = torch.stack(drift.of(features.float(), before))
-            if predictions is not None:
-                predictions.add(done, labels, logits.float(), known[1])
+        for index, classify in enumerate(models):
+            features, logits = known if classify is None else _in_memory(classify, views)
+            shifts = logits.new_zeros(2, 0)
+            if drift is not None:
+                shifts = torch.stack(drift.of(features.float(), before))
+            sums[index] += DomainSums.of(*class_map.score(logits.float(), labels), *shifts)
+        if predictions is not None:
+            predictions.add(done, labels, logits.float(), known[1])
         done += len(labels)
-        sums += DomainSums.of(*class_map.score(logits.float(), labels), *shifts)
-    sums = sums.reduce()
-    if not sums.number:
+    sums = [of_model.reduce() for of_model in sums]
+    if not sums[0].number:
         raise ConfigError(f"{images.name}: none of its images is of a class that is scored")
     return sums
 

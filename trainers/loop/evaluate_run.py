@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
 
@@ -16,7 +16,7 @@ from trainers.data.dataset import ImageDataset, eval_samples
 from trainers.data.sampler import StepSampler
 from trainers.data.transforms import normalise
 from trainers.evaluation.domain_sums import DomainSums
-from trainers.evaluation.evaluate import evaluate
+from trainers.evaluation.evaluate import Classify, evaluate
 from trainers.evaluation.line import LineGoal, choose_point
 from trainers.evaluation.metrics import ID_ACC, MEAN_ACC, OOD_MEAN_ACC, flat_metrics
 from trainers.evaluation.predictions import Predictions, parquet_of
@@ -78,26 +78,41 @@ def measure(
     Args:
         zero_shot: of the zero-shot model instead, from its features.
     """
+    model = None if zero_shot else partial(classify, run)
+    (metrics,) = _measure_each(run, [model], split, images, keep_predictions)
+    return metrics
+
+
+def _measure_each(
+    run: TrainState,
+    models: Sequence[Classify | None],
+    split: str,
+    images: Images,
+    keep_predictions: bool = False,
+) -> list[dict[str, float]]:
+    """The flat metrics of each model, see `evaluate`, which reads each image once for all."""
     run.student.eval()
     maps, batches = class_maps(run, images), run.zero_shot_features.batches
-    by_domain, predictions = dict[str, DomainSums](), dict[str, Predictions]()
+    by_domain, predictions = dict[str, list[DomainSums]](), dict[str, Predictions]()
     for domain, of_domain in images.items():
         if keep_predictions:
             predictions[domain] = Predictions(of_domain, maps[domain], batches)
         by_domain[domain] = evaluate(
-            partial(classify, run),
+            models,
             of_domain,
             batches,
             class_map=maps[domain],
             drift=run.zero_shot_features.drift(of_domain),
-            of_zero_shot=zero_shot,
             predictions=predictions.get(domain),
         )
     run.student.train()
     if keep_predictions:
         run.predictions = parquet_of(predictions)
-    measures = {domain: sums.measures() for domain, sums in by_domain.items()}
-    return flat_metrics(measures, run.config.data, split)
+    measures = [
+        {domain: sums[index].measures() for domain, sums in by_domain.items()}
+        for index in range(len(models))
+    ]
+    return [flat_metrics(of_model, run.config.data, split) for of_model in measures]
 
 
 def measure_end(run: TrainState, split: str, images: Images, point: float) -> dict[str, float]:
@@ -199,10 +214,10 @@ def _go_to_line(run: TrainState, sample: Images) -> dict[str, float]:
         return {}
     initial, measured = _line_start(run, weights), dict[float, dict[str, float]]()
     if evaluation.line_points:
-        measured[0.0] = measure(run, "val", sample, zero_shot=True)
-        for a in sorted({*evaluation.line_points, 1.0}):
-            with holding(run, interpolate(initial, weights, a)):
-                measured[a] = measure(run, "val", sample)
+        points = sorted({*evaluation.line_points, 1.0})
+        models = [None, *(_classifier_at(run, initial, weights, a) for a in points)]
+        found = _measure_each(run, models, "val", sample)
+        measured = dict(zip((0.0, *points), found, strict=True))
         metric = MEAN_ACC if run.config.data.ood_domains else ID_ACC
         goal = evaluation.line_goal or LineGoal(objectives=((metric, "max"),))
         chosen = choose_point(measured, goal)
@@ -217,6 +232,23 @@ def _go_to_line(run: TrainState, sample: Images) -> dict[str, float]:
         if name in metrics
     }
     return {"line/a": chosen, **shown}
+
+
+def _classifier_at(run: TrainState, initial: Weights, weights: Weights, a: float) -> Classify:
+    """`classify` at a point of the line.
+
+    Its weights are made again for each batch: those of all points may not fit into memory.
+    """
+    with holding(run, interpolate(initial, weights, a)):
+        head = run.student.head
+
+    def classify_there(images: Tensor) -> tuple[Tensor, Tensor]:
+        with swapped_in(run.student.trained, interpolate(initial, weights, a)):
+            if run.student.text is not None:
+                run.student.head = head
+            return classify(run, images)
+
+    return classify_there
 
 
 def _line_start(run: TrainState, weights: Weights) -> dict[str, Tensor]:

@@ -96,7 +96,7 @@ def measure(
         began(domain)
         images = open_images(data, domain, split)
         class_map = domain_class_map(data, names, domain, images)
-        sums = evaluate(classify, images, batches, class_map=class_map)
+        (sums,) = evaluate([classify], images, batches, class_map=class_map)
         measures = {name: sums.measures()[name] for name in ("acc", "nll", "ece")}
         of_domain = (expected or {}).get(domain)
         rows.append(Row(domain, sums.number, class_map.num_classes, **measures, expected=of_domain))

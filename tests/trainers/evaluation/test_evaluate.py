@@ -95,7 +95,7 @@ def texts():
 def test_every_measure_is_that_by_hand(images, texts, batch_size):
     drift = drift_of(images, texts)
     batches = EvalBatches(INPUT, batch_size, CPU)
-    sums = evaluate(classifier(2), images, batches, class_map=SAME, drift=drift)
+    (sums,) = evaluate([classifier(2)], images, batches, class_map=SAME, drift=drift)
     pixels, labels = known(images), np.array(LABELS)
     features, logits = classifier(2)(pixels)
     zero_shot = encoder(1)(pixels).double().numpy()
@@ -111,7 +111,7 @@ def test_a_class_map_leaves_images_out_of_the_score_alone(images, texts):
     class_map = ClassMap(4, ((), (0, 1), (2,), (3,)))  # the ants of this domain are none of the ID
     drift = drift_of(images, texts)
     # The first batch has only ants.
-    sums = evaluate(classifier(2), images, FOURS, class_map=class_map, drift=drift)
+    (sums,) = evaluate([classifier(2)], images, FOURS, class_map=class_map, drift=drift)
     pixels, labels = known(images), np.array(LABELS)
     logits = classifier(2)(pixels)[1].numpy()[labels != 0]
     own = np.stack([logits[:, :2].max(axis=1), logits[:, 2], logits[:, 3]], axis=1)
@@ -119,12 +119,13 @@ def test_a_class_map_leaves_images_out_of_the_score_alone(images, texts):
     scored = sums.measures()
     expected = by_hand.measures(own, columns)
     assert {name: scored[name] for name in expected} == pytest.approx(expected, rel=1e-4)
-    everything = evaluate(classifier(2), images, FOURS, class_map=SAME, drift=drift).measures()
+    (whole,) = evaluate([classifier(2)], images, FOURS, class_map=SAME, drift=drift)
+    everything = whole.measures()
     assert scored["energy_gap"] == pytest.approx(everything["energy_gap"])
     assert (sums.number, int(sums.drift[0])) == (5, 9)
     only_cats = ClassMap(4, ((), (), (2,), ()))
     with pytest.raises(ConfigError, match="real/val: none of its images is of a class"):
-        evaluate(classifier(2), images, FOURS, class_map=only_cats)
+        evaluate([classifier(2)], images, FOURS, class_map=only_cats)
 
 
 def test_predictions_are_of_the_scored_images_in_their_own_classes(images, texts):
@@ -133,7 +134,7 @@ def test_predictions_are_of_the_scored_images_in_their_own_classes(images, texts
     drift = drift_of(images, texts, lambda features: features @ head.T)
     predictions = Predictions(images, class_map, FOURS)
     evaluate(
-        classifier(2), images, FOURS, class_map=class_map, drift=drift, predictions=predictions
+        [classifier(2)], images, FOURS, class_map=class_map, drift=drift, predictions=predictions
     )
     rows = predictions.table().to_pydict()
     assert predictions.classes == ["bee", "cat", "dog"]

@@ -10,6 +10,8 @@ from tests.trainers.methods import by_open_clip
 from tests.trainers.methods.by_hand import cross_entropy
 from trainers.checkpoints.format import WEIGHTS
 from trainers.config import with_overrides
+from trainers.data import dataset
+from trainers.data.dataset import ImageDataset
 from trainers.evaluation.line import GRID, LineGoal, choose_point
 from trainers.fine_tune import fine_tune
 from trainers.loop.evaluate_run import evaluate_run, measure_end
@@ -100,9 +102,9 @@ def trained(config, **changes):
 
 @pytest.fixture
 def short(trial):
-    """Four steps that go far, in one precision; the sample is the whole of the images."""
+    """Four steps that go far, in one precision."""
     changes = {"optim.lr": 3e-3, "precision": "fp32", "data.ood_domains": ["sketch"], "steps": 4,
-               "eval.every": 2, "eval.rung_images": 0}  # fmt: skip
+               "eval.every": 2}  # fmt: skip
     return with_overrides(trial, changes, "test")
 
 
@@ -139,7 +141,48 @@ def test_a_fixed_point_is_that_of_wise_ft(short, tmp_path):
         torch.testing.assert_close(value.double(), between, rtol=0, atol=2e-7)
 
 
-@pytest.mark.parametrize("name", sorted(METHODS.keys() - {"wise_ft"}))
+def test_the_line_is_measured_on_images_of_its_own_number(short):
+    config = with_overrides(short, {"method.name": "ft", "eval.line": [0.5]}, "test")
+    last = trained(config, eval__line_images=10, eval__rung_images=3).metrics
+    end = trained(config, eval__line="off").run
+    sample = {domain: images.sampled(10) for domain, images in load_split(config, "val").items()}
+    measured = evaluate_run(end, "val", sample)
+    assert [last[f"line/1/{name}"] for name in POINTS] == [measured[name] for name in POINTS]
+
+
+def test_the_points_of_the_line_share_one_decoding(short, monkeypatch):
+    """Of ten images of each domain, with views that are too large to be kept."""
+    decoded, decode = [], ImageDataset.decode
+    monkeypatch.setattr(dataset, "KEEP_BYTES", 0)
+    monkeypatch.setattr(ImageDataset, "decode", lambda *of: decoded.append(of) or decode(*of))
+    counts = []
+    for line in ("off", "auto"):
+        decoded.clear()
+        trained(short, eval__line=line, eval__line_images=10, eval__rung_images=10)
+        counts.append(len(decoded))
+    assert counts[1] - counts[0] == 2 * 10
+
+
+@pytest.mark.parametrize("name", ["wise_ft"])
+def test_a_method_with_its_own_alpha_interpolates_once(name, short, tmp_path):
+    """With R-Adapter, the merged weights: its text encoder makes the head."""
+    kept = []
+    for alpha in (0.5, 1.0):
+        report = trained(configured(short, name, alpha=alpha), eval__line="auto", optim__lr=3e-3)
+        assert not [metric for metric in report.metrics if metric.startswith("line/")]
+        report.save(tmp_path / str(alpha))
+        kept.append(load_file(tmp_path / str(alpha) / WEIGHTS))
+    half, whole = kept
+    zero_shot, moved = start(report.run.config).student.plain_state(), 0.0
+    for weight in half.keys() - ({"head"} if name == "r_adapter" else set()):
+        first, last = zero_shot[weight].double(), whole[weight].double()
+        expected = first + 0.5 * (last - first)
+        torch.testing.assert_close(half[weight].double(), expected, rtol=0, atol=1e-6)
+        moved = max(moved, float((last - first).abs().max()))
+    assert moved > 1e-3
+
+
+@pytest.mark.parametrize("name", sorted(n for n, method in METHODS.items() if method.has_line))
 def test_what_a_method_keeps_is_its_point(name, short, tmp_path):
     """The saved weights, by open_clip's own forward pass, have the reported figures."""
     report = trained(configured(short, name), optim__lr=3e-3, eval__line=0.5)
@@ -157,7 +200,7 @@ def test_what_a_method_keeps_is_its_point(name, short, tmp_path):
 
 
 def test_a_resumed_run_chooses_the_same_point(short, tmp_path):
-    config = with_overrides(short, {"eval.line": "auto", "eval.rung_images": 10}, "test")
+    config = with_overrides(short, {"eval.line": "auto", "eval.line_images": 10}, "test")
     next(fine_tune(config)).save(tmp_path)
     whole, resumed = curve(config), curve(config, resume_from=tmp_path)
     assert resumed[-1] == whole[-1]

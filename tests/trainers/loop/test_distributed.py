@@ -66,6 +66,7 @@ def test_a_worker_may_have_fewer_or_no_images_of_a_domain(
         "eval__batch_size": 2,
         "eval__every": 1,
         "eval__rung_images": 3,
+        "eval__line_images": 3,
         "eval__line": [0.5],
         "steps": 2,
     }

@@ -4,7 +4,7 @@ Takes a minute: each of the methods is trained several times and once more by tw
 """
 
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 
 import pytest
@@ -200,7 +200,7 @@ def train_nll(run):
     images, batches = open_images(run.config.data, "real", "train"), run.zero_shot_features.batches
     class_map = class_maps(run, {"real": images})["real"]
     with holding(run, run.weights):
-        sums = evaluate(lambda views: classify(run, views), images, batches, class_map=class_map)
+        (sums,) = evaluate([partial(classify, run)], images, batches, class_map=class_map)
     return sums.measures()["nll"]
 
 
