@@ -33,7 +33,7 @@ from tuning.views.formatting import format_hours, format_seconds, show_phase
 from tuning.views.result_table import borderless_table
 
 EVERY = 10
-SHORT = {"steps": 2 * EVERY, "eval.every": EVERY, "eval.line": "off"}
+SHORT = {"steps": 2 * EVERY, "eval.every": EVERY}
 """What a timed trial changes of the base trial: two intervals, the second of which is measured."""
 AT_ONCE = 2
 """Most slots that are timed, with two trials each: the first one of a slot starts its workers."""
@@ -66,7 +66,7 @@ class Plan:
     rung_s: float
     """An evaluation before the last step."""
     eval_s: float
-    """The evaluation after the last step."""
+    """The evaluation after the last step, with the points of the line."""
 
     @property
     def device(self) -> str:
@@ -76,10 +76,8 @@ class Plan:
     @property
     def full_s(self) -> float:
         """A trial that nothing stops, in kept workers."""
-        trial = self.file.trial
-        line = trial.eval.line_points
-        on_line = (len(line) + 1) * self.rung_s if line else 0.0  # and the end
-        return self.until(trial.steps) - self.rung_s - self.save_s + self.eval_s + on_line
+        until_last = self.until(self.file.trial.steps) - self.rung_s - self.save_s
+        return until_last + self.eval_s
 
     def until(self, step: int) -> float:
         """A trial that is stopped at its report at this step, or at the next one."""

@@ -19,8 +19,8 @@ from tuning.runs.records import TrialRecord
 QUIET = Console(quiet=True)
 
 
-def search_file(line="off", **search):
-    trial = {"steps": 900, "eval": {"every": 100, "line": line}, "optim": {"batch_size": 50}}
+def search_file(**search):
+    trial = {"steps": 900, "eval": {"every": 100}, "optim": {"batch_size": 50}}
     scheduler = {"name": "asha", "grace_steps": 100}
     return SearchFile.model_validate({"trial": trial, "search": {"scheduler": scheduler, **search}})
 
@@ -54,10 +54,6 @@ def test_a_search_that_stops_no_trial_has_one_price(search):
 def test_of_each_method_six_trials_cost_all_their_steps():
     file = search_file(space={"methods": ["ft", "kd"]}, budget={"trials": 15})
     assert make_plan(file).prices[1].what == "12 in full, 3 to step 100"
-
-
-def test_points_of_the_line_cost_evaluations_of_the_sample():
-    assert make_plan(search_file("auto")).full_s - FULL == 4 * 5  # three points and the end
 
 
 def test_device_hours_are_devices_times_hours():
