@@ -49,7 +49,7 @@ class ResidualAdapter(ContrastiveMethod):
     """R-Adapter with the defaults of the authors' code on ImageNet."""
 
     name: Literal["r_adapter"] = "r_adapter"
-    line_keeps: ClassVar[tuple[str, ...]] = (".gain",)
+    has_line: ClassVar[bool] = False
     drop_rate: float = Field(default=0.2, ge=0, lt=1)
     """p: probability that a step drops an adapter."""
     ema_decay: float = Field(default=0.999, ge=0, lt=1)

@@ -163,7 +163,7 @@ def test_the_points_of_the_line_share_one_decoding(short, monkeypatch):
     assert counts[1] - counts[0] == 2 * 10
 
 
-@pytest.mark.parametrize("name", ["wise_ft"])
+@pytest.mark.parametrize("name", ["wise_ft", "r_adapter"])
 def test_a_method_with_its_own_alpha_interpolates_once(name, short, tmp_path):
     """With R-Adapter, the merged weights: its text encoder makes the head."""
     kept = []
