@@ -120,6 +120,12 @@ def test_recipes_have_the_authors_settings(method):
     assert file.search.scheduler.first_step(trial.steps, trial.eval.every) == 15_018
 
 
+@pytest.mark.parametrize("name", ALL)
+def test_recipes_of_papers_report_the_end_of_a_training(name):
+    is_paper = name in (*PAPER, *RECIPES, RUNLOCAL)
+    assert load_config(name, check=False).trial.eval.line == ("off" if is_paper else "auto")
+
+
 @pytest.mark.parametrize(("steps", "first"), [(120, 80), (40, 40), (240, 160)])
 def test_the_quickstart_may_be_shortened(steps, first):
     file = load_config("quickstart", [f"trial.steps={steps}"])
