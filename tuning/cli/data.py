@@ -152,7 +152,7 @@ def zero_shot(
 ) -> None:
     """Evaluate the zero-shot model: a check of class names, templates, masks and preprocessing.
 
-    Several configurations on the same images are ranked by zero-shot accuracy, with LogME beside.
+    Several configurations on the same images are ranked by zero-shot accuracy on val.
 
     Reading the test splits here does not bias a search: no hyperparameter is chosen by the result.
     With --expect, the exit status is 1 if a domain differs by more than its sampling error.
@@ -163,8 +163,9 @@ def zero_shot(
     from tuning.config.validation import load_config
 
     files = [load_config(one, set_ or (), check=False) for one in config]
-    if len(config) > 1 and (expect or check_duplicates):
-        raise ConfigError("--expect and --check-duplicates are for one configuration")
+    if len(config) > 1 and (expect or check_duplicates or split == "test"):
+        problem = "--expect, --check-duplicates and --split test are for one configuration"
+        raise ConfigError(problem, hint="several are ranked by their val splits")
     # With torch, after mistakes in the configuration were reported.
     from tuning.zero_shot import evaluate
     from tuning.zero_shot.duplicates import duplicates_table, near_duplicates
@@ -175,7 +176,7 @@ def zero_shot(
     if len(config) > 1:
         trials = [(one, file.trial) for one, file in zip(config, files, strict=True)]
         with status:
-            ranked = rank(trials, split or "val", status.update)
+            ranked = rank(trials, status.update)
         console.print(ranking_table(ranked))
         return
     which = split or ("test" if expect else "val")
