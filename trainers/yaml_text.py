@@ -13,9 +13,18 @@ from trainers.errors import ConfigError, system_words
 _UNUSABLE = re.compile("[\0\ud800-\udfff]")
 """Characters that no path or name has."""
 
+_PLAIN = {
+    "found character '\\t' that cannot start any token": "a tab; YAML is indented with spaces",
+    "found unconstructable recursive node": "an alias of what it stands in",
+}
+"""What problems of PyYAML mean."""
+
 
 class _Loader(yaml.SafeLoader):
-    """Refuses a key that is given twice, of which YAML would take the last."""
+    """Refuses a key that is given twice, of which YAML would take the last, and endless values."""
+
+    def construct_object(self, node: yaml.Node, deep: bool = False) -> Any:
+        return super().construct_object(node, deep=True)  # refuses a node within itself
 
     def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:
         node = super().compose_mapping_node(anchor)
@@ -71,7 +80,8 @@ def parse_yaml(text: str, source: object) -> Any:
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark
         where = f"line {mark.line + 1}, column {mark.column + 1}: " if mark else ""
-        raise ConfigError(f"{where}{error.problem}", source=source) from None
+        problem = _PLAIN.get(str(error.problem), error.problem)
+        raise ConfigError(f"{where}{problem}", source=source) from None
     except RecursionError:
         raise ConfigError("nested too deeply", source=source) from None
     except (yaml.YAMLError, ValueError, OverflowError) as error:  # such as an impossible date

@@ -190,10 +190,12 @@ DEEP = "".join("  " * n + f"k{n}:\n" for n in range(3_000))
         ("trial: {seed: 2024-13-45}", "month must be in 1..12"),
         (f"trial: {{seed: {'9' * 5_000}}}", "digits"),
         ('trial: "\\0"', "the character NUL"),
+        ("trial: &a {eval: *a}", "line 1, column 8: an alias of what it stands in"),
+        ("trial:\n\tsteps: 5", "line 2, column 1: a tab; YAML is indented with spaces"),
         (DEEP, "nested"),
         ("trial: " + "[" * 3_000 + "]" * 3_000, "nested"),
     ],
-    ids=range(9),
+    ids=range(11),
 )
 def test_bad_yaml_is_one_line(text, words, tmp_path):
     path = tmp_path / "bad.yaml"
