@@ -43,6 +43,9 @@ class Found:
     """For the Parquet files; `class_map` and `crop_pct` change how they are read."""
     border: int = 0
     """Pixels to cut off every side first (ObjectNet's images have a red frame)."""
+    within: tuple[str, ...] = ()
+    """Folders that hold all files whose paths stand in a table, which somebody else wrote. Empty if
+    the paths were listed here."""
 
     @property
     def class_names(self) -> list[str]:

@@ -7,9 +7,11 @@ domain, and the same preparation begins it again.
 from __future__ import annotations
 
 import csv
+import errno
 import hashlib
 import io
 import json
+import os
 import stat
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -35,7 +37,7 @@ from trainers.data.schema import LabelledImage, open_parquet, write_images
 from trainers.data.sources import GENERAL, Source, carve, open_domain
 from trainers.data.storage import Store
 from trainers.data.suite import is_domain_name
-from trainers.errors import ConfigError
+from trainers.errors import ConfigError, first_line
 
 BAD = "bad.csv"
 DUPLICATES = "duplicates.csv"
@@ -45,6 +47,11 @@ FORMAT = 3
 _ROWS, _BYTES = 4096, 1 << 28  # of a Parquet file, whichever is reached first
 _LARGEST = 1 << 29  # bytes of an image file: as many pixels as Pillow opens, 16 bits a colour
 _BATCH = 64  # images in memory beside those of the file
+_OF_ONE_FILE = (
+    errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.EACCES, errno.EPERM, errno.ENAMETOOLONG,
+    errno.ELOOP,
+)  # fmt: skip
+"""Values of `OSError.errno` that concern one file. Others are a disk's, and end a preparation."""
 
 
 class Options(Frozen):
@@ -242,17 +249,24 @@ def _encoded(
         try:
             data = image["bytes"]
             if data is None:
-                facts = Path(image["path"]).stat()
+                file = os.path.normpath(Path(image["path"]).absolute())
+                if found.within and not file.startswith(found.within):
+                    return "not read: a file outside of the source"
+                facts = Path(file).stat()
                 if not stat.S_ISREG(facts.st_mode):  # a pipe would be waited for without end
                     return "cannot be read: not a file"
                 if facts.st_size > _LARGEST:
                     return f"too large: {facts.st_size:,} bytes"
-                data = Path(image["path"]).read_bytes()
+                data = Path(file).read_bytes()
             return encode(data, resize=resize, border=found.border)
         except BadImage as problem:
             return str(problem)
-        except (FileNotFoundError, PermissionError, IsADirectoryError) as error:
-            return f"cannot be read: {error.strerror}"  # others are a disk's, and end it
+        except OSError as error:
+            if error.errno not in _OF_ONE_FILE:
+                raise
+            return f"cannot be read: {error.strerror}"
+        except Exception as error:  # one row must not stop the others
+            return f"cannot be read: {first_line(error)}"
 
     number = len(found.rows)
     with ThreadPoolExecutor() as pool:  # Pillow decodes outside of Python's lock

@@ -156,7 +156,8 @@ def read_wilds(layout: str, root: Path, domain: str) -> dict[Split, Found]:
             for y, name in zip(categories["y"], categories["name"], strict=True):
                 if y == len(class_names):  # categories that no image has are at 99999
                     class_names.append(f"{name} ({y})" if name in class_names else str(name))
-            names, labels = [f"train/{name}" for name in table["filename"]], table["y"]
+            names = [f"train/{Path(str(name)).name}" for name in table["filename"]]
+            labels = table["y"]
             part = table["split"]
         else:
             table = pd.read_csv(root / "rgb_metadata.csv")

@@ -6,7 +6,9 @@ set; images are neither read nor decoded here.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+import os
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from hashlib import blake2b
 from pathlib import Path
@@ -50,6 +52,13 @@ LAYOUTS: dict[Layout, str] = {
     "fmow": "WILDS FMoW 1.1: rgb_metadata.csv, images/*",
 }
 """Layouts by name, each with its folders and files."""
+
+_DECODERS: dict[str, Callable[[bytes], int | str]] = {
+    **dict.fromkeys(("txt", "text"), lambda data: data.decode("utf-8", "replace")),
+    "cls": lambda data: int(data) if re.fullmatch(rb"\s*\d{1,9}\s*", data) else -1,
+}
+"""By the extension of a tar's member: what makes a value of it. All others stay bytes, since
+PyTorch's and NumPy's files could end the reading of all images."""
 
 GENERAL = ("folders", "parquet", "webdataset", "hub")
 """Layouts of one's own data, of which a fifth becomes test if there is no test split."""
@@ -208,15 +217,33 @@ def _load(source: Source) -> tuple[Mapping[str, datasets.Dataset], set[str]]:
         builder = datasets.load_dataset_builder(
             path, source.subset, revision=source.revision, cache_dir=str(cache_folder())
         )
+        if hasattr(builder, "DECODERS"):  # a WebDataset
+            type(builder).DECODERS = _DECODERS
+        files = {file for split in (builder.config.data_files or {}).values() for file in split}
+        # A README.md may name any file and bucket that this user can read, also within a zip.
+        last = {file.rpartition("::")[2] for file in files}
+        paths = {file if "://" in file else os.path.normpath(file) for file in last}
+        allowed = (*_within(source), "hf://", "https://")
+        if outside := sorted(path for path in paths if not path.startswith(allowed)):
+            raise ValueError(f"its README.md names files outside of it: {listed(outside)}")
         builder.download_and_prepare()
         loaded: Mapping[str, datasets.Dataset] = builder.as_dataset()
     except Exception as error:  # of the network, of the hub, of damaged files
         reason = f"cannot be opened: {first_line(error.__cause__ or error)}"
         raise ConfigError(reason, source=source.path) from None
-    files = {file for split in (builder.config.data_files or {}).values() for file in split}
     if folder.is_dir():
         _check_class_names(sorted(file for file in files if file.endswith(".parquet")))
     return loaded, files
+
+
+def _within(source: Source) -> tuple[str, ...]:
+    """Folders of the files of a source that `datasets` reads: its own, and those of downloads."""
+    from huggingface_hub.constants import HF_HUB_CACHE
+
+    own = Path(source.path).expanduser()
+    downloads = [cache_folder() / "downloads", Path(HF_HUB_CACHE)]
+    folders = [own, *downloads] if own.is_dir() else downloads
+    return tuple(f"{os.path.normpath(folder.absolute())}{os.sep}" for folder in folders)
 
 
 def _check_class_names(files: Iterable[str]) -> None:
@@ -291,7 +318,7 @@ def _tables(source: Source, domain: str) -> dict[Split, Found]:
                 left_out.append((f"split {name} ({missing:,} images)", "of no domain"))
             images = images.select([row for row, value in enumerate(domains) if value == domain])
         if len(images):
-            found[split] = Found(images)
+            found[split] = Found(images, within=_within(source))
     for of_split in list(found.values())[:1]:
         of_split.left_out += left_out
     return found

@@ -208,8 +208,9 @@ def _one_line(model: ModelConfig, problem: str) -> Iterator[None]:
         yield
     except Exception as error:
         reason, hint = " ".join(str(error).split()) or type(error).__name__, None
-        if "eights only load failed" in reason or "TorchScript" in reason:
-            # PyTorch's own advice is to run the code in the file.
+        refused = ("eights only load failed", "TorchScript", "allow_pickle")
+        if any(words in reason for words in refused):
+            # The advice of PyTorch and NumPy is to run the code in the file.
             reason = "it is damaged or holds code; save its state_dict alone, as .safetensors"
         elif "trust_remote_code" in reason:
             reason = "it is Python code, which is not run"

@@ -7,8 +7,12 @@ import shutil
 from collections import Counter
 
 import datasets
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
+from PIL import Image
 
+from tests.images import file_of
 from tests.trainers.data.layouts import LAYOUTS, write_table, write_tar
 from trainers.config import DataConfig
 from trainers.data.data_root import resolve_root
@@ -283,3 +287,42 @@ def test_columns_and_class_names_that_are_not_clear_are_asked_for(tmp_path):
         named = unnamed.model_copy(update={"class_names": ("cat", "dog")})
         found = open_domain(named, "d")["train"]
         assert (found.class_names, found.rows["label"][:]) == (["cat", "dog"], [1, 0])
+
+
+def test_no_file_outside_of_a_source_is_read(tmp_path):
+    """Parquet files and a README.md of somebody else may name any path."""
+    (tmp_path / "private").mkdir()
+    private = tmp_path / "private/me.png"
+    private.write_bytes(file_of(Image.new("RGB", (8, 6), "red")))
+    own = tmp_path / "source/images/1.png"
+    own.parent.mkdir(parents=True)
+    own.write_bytes(file_of(Image.new("RGB", (8, 6), "blue")))
+    paths = [own, private, f"{own.parent}/../../private/me.png", "a\0b", "x" * 5000]
+    features = {"image": datasets.Image(decode=False), "label": datasets.ClassLabel(names=["cat"])}
+    images = [{"bytes": None, "path": str(path)} for path in paths]
+    rows = {"image": images, "label": len(paths) * [0]}
+    schema = datasets.Features(features).arrow_schema
+    pq.write_table(pa.table(rows, schema=schema), tmp_path / "source/train.parquet")
+    for layout in ("parquet", "hub"):
+        source, target = Source(path=str(tmp_path / "source"), layout=layout), tmp_path / layout
+        (report,) = prepare(
+            {"x": source}, open_store(target), Options(val_fraction=0, test_fraction=0)
+        ).domains
+        assert images_of(target, "x") == {"train": [("cat", (0, 0, 255))]}
+        assert report.left_out == 4
+    for name in (str(private), "../private/*.png", f"zip://*::{private}", f"local://{private}"):
+        text = f"---\nconfigs:\n- config_name: default\n  data_files: '{name}'\n---\n"
+        (tmp_path / "source/README.md").write_text(text)
+        with pytest.raises(ConfigError, match=r"files outside of it|cannot be opened"):
+            open_domain(source, "x")
+
+
+def test_other_members_of_a_tar_end_no_preparation(tmp_path):
+    other = {"pth": b"PK", "npy": b"\x93NUMPY", "json": b"[" * 100_000}
+    members = {f"{key}.{name}": data for key in "ab" for name, data in other.items()}
+    members |= {"a.png": file_of(Image.new("RGB", (8, 6))), "a.cls": b"0"}
+    members |= {"b.png": file_of(Image.new("RGB", (8, 6))), "b.cls": b"no number"}
+    write_tar(tmp_path / "tars/0.tar", dict(sorted(members.items())))
+    source = Source(path=str(tmp_path / "tars"), layout="webdataset", class_names=("cat",))
+    (report,) = prepare({"x": source}, open_store(tmp_path / "x"), Options()).domains
+    assert (report.images, report.left_out) == ({"train": 1}, 1)

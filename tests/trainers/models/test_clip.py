@@ -157,6 +157,10 @@ def test_code_in_a_checkpoint_is_not_run(ending, protocol, folder, tmp_path):
     else:
         path.write_bytes(pickle.dumps({"more": Malicious(trap)}, protocol=2))
     assert "damaged or holds code" in refused(f"local-dir:{folder}")
+    (tmp_path / "vit-of-code.json").write_text(json.dumps(KINDS["clip"]))
+    open_clip.add_model_config(tmp_path / "vit-of-code.json")
+    path.rename(tmp_path / "w.npz")
+    assert "allow_pickle" not in refused("vit-of-code", tmp_path / "w.npz")
     assert not trap.exists()
 
 
