@@ -179,9 +179,10 @@ def auto(
         _write(config, command, base, values)
 
     _announce(console, "4 Search", "search", config, "--resume")
-    run = earlier_run(load_config(config, check=False), storage)
+    file = load_config(config)
+    run = earlier_run(file, storage)
     if run is None or load_run(run).history.outcome != "finished":
-        result = search_or_resume(load_config(config), address=address)
+        result = search_or_resume(file, address=address)
         run = result.folder
         if result.outcome == "stopped" and result.ended_by is None:
             raise KeyboardInterrupt

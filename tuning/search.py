@@ -120,7 +120,10 @@ def with_options(
     if changes:
         search = file.search.model_copy(update=changes)
         file = file.model_copy(update={"search": search})
-        (check_settings if space is None else check_search)(file)
+        if space is None:
+            check_settings(file)
+        else:
+            file = check_search(file)
     return file, SearchOptions(sampler=sampler, storage=storage, **objects)
 
 

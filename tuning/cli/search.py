@@ -54,12 +54,17 @@ def search(
     from tuning.views.formatting import short_names
 
     overrides = [*(set_ or ()), *([f"search.name={json.dumps(name)}"] if name else ())]
-    _announce("Search", load_config(config, overrides, check=False))
+    written = load_config(config, overrides, check=False)
+    _announce("Search", written)
     file = load_config(config, overrides)
     space, *others = file.search_space().parts().values()
     if not others:  # else each method has its own
         named = zip(short_names([*space.parameters]), space.parameters.values(), strict=True)
         show("Space", ", ".join(f"{name} {values}" for name, values in named))
+    for name, change in file.search.space.parameters.items():
+        if change != written.search.space.parameters.get(name):
+            high = getattr(change, "high", None)
+            show("Space", f"{name} ends at {high:g}, the most that this model allows")
     # The whole key, since there may be several objectives, or one with another mode.
     hint = " (--set 'search.objective={metric: id_val/acc}' avoids that)"
     told = sampler_objectives(file.search.sampler.metric, file.objectives)

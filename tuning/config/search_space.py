@@ -21,7 +21,7 @@ from pydantic import (
 from search_spaces import SPACES, Categorical, Distribution, Float, Int, SearchSpace, Value
 from trainers.config import TrialConfig, with_overrides
 from trainers.config_model import Frozen
-from trainers.errors import ConfigError, did_you_mean, suggestion, validation_problem
+from trainers.errors import ConfigError, did_you_mean, listed, suggestion, validation_problem
 from trainers.methods.registry import METHODS as KNOWN_METHODS
 from trainers.methods.registry import SEARCH_SPACES, plugin_of
 from trainers.overrides import METHOD_KEY
@@ -272,6 +272,9 @@ def _change(
         if key not in parameters:
             problem = "a parameter that the ready space does not have needs a `type`"
             hint = None if key in known else suggestion(key, known)
+            ours = {k for ready in SPACES.values() for k in ready.parameters} - parameters.keys()
+            if key in ours:  # the rest of a space of another method
+                hint = f"of another method: remove {listed(k for k in given if k in ours)}"
             raise ConfigError(problem, key=where, value=value, hint=hint)
         before = parameters[key]
         try:

@@ -18,6 +18,7 @@ from trainers.evaluation.metrics import DIRECTIONS, ID_ACC, REPORTED, direction,
 from trainers.overrides import METHOD_KEY
 from tuning.config.loading import read_layers, refuse_secrets
 from tuning.config.schema import SearchFile
+from tuning.config.search_space import ParameterChange
 
 logger = logging.getLogger(__name__)
 
@@ -43,7 +44,7 @@ def load_config(
     file = validate(SearchFile, values, source_of)
     if check:
         try:
-            check_search(file)
+            return check_search(file)
         except ConfigError as error:
             raise error.within(source_of(error.key)) from None
     return file
@@ -67,16 +68,22 @@ def load_trial(source: str | Path, overrides: Iterable[str] = ()) -> TrialConfig
     return trial
 
 
-def check_search(file: SearchFile) -> None:
-    """Raise a ConfigError for everything that is known to fail before a worker starts."""
+def check_search(file: SearchFile) -> SearchFile:
+    """Raise a ConfigError for everything that is known to fail before a worker starts.
+
+    Returns:
+        The configuration, in which ranges of a ready space end at what the model allows.
+    """
     check_settings(file)
     # Commands that show a configuration or a run start without torch.
     from trainers.checks import check_trials
 
-    _check_corners(file, check_trials)
+    return _check_corners(file, check_trials)
 
 
-def _check_corners(file: SearchFile, check: Callable[[Iterator[TrialConfig]], object]) -> None:
+def _check_corners(
+    file: SearchFile, check: Callable[[Iterator[TrialConfig]], object]
+) -> SearchFile:
     """Check trials that together reach every bound and every choice, and the first points."""
     space = file.search_space()
     method: str | None = None
@@ -110,10 +117,24 @@ def _check_corners(file: SearchFile, check: Callable[[Iterator[TrialConfig]], ob
         field = "choices"
         if not isinstance(parameter, Categorical):
             field = "high" if point[error.key] == parameter.high else "low"
+            sections = (file.search.space, file.search.space.by_method.get(str(method)))
+            given = [s.parameters[error.key] for s in sections if s and error.key in s.parameters]
+            is_ready = field == "high" and not any("high" in g.model_fields_set for g in given)
+            if is_ready and error.most is not None and error.most > parameter.low:
+                return check_search(_cut(file, error.key, error.most))
         is_own = method is not None and error.key not in file.search.space.parameters
         section = f"search.space.by_method.{method}" if is_own else "search.space"
         key = f"{section}.parameters.{error.key}.{field}"
         raise ConfigError(error.problem, key=key, value=error.value, hint=error.hint) from None
+    return file
+
+
+def _cut(file: SearchFile, key: str, high: float) -> SearchFile:
+    """The configuration with the `high` that a user would write to end a ready range there."""
+    space = file.search.space
+    change = space.parameters.get(key, ParameterChange()).model_copy(update={"high": high})
+    space = space.model_copy(update={"parameters": {**space.parameters, key: change}})
+    return file.model_copy(update={"search": file.search.model_copy(update={"space": space})})
 
 
 def check_settings(file: SearchFile) -> None:

@@ -22,6 +22,7 @@ from typer.testing import CliRunner
 
 from cluster.cli import app as whole
 from tests.images import write_photo_and_sketch
+from tests.trainers.tiny_models import model_of_short_texts
 from tests.tuning import fakes
 from tests.tuning.run_folders import search_file, trial, write_run
 from trainers.checkpoints.format import saved_step
@@ -276,6 +277,32 @@ def test_a_search_says_first_what_confirm_will_lack_and_what_it_searches(images_
     done = searched(data, tmp_path)
     assert "no test split, which `confirm` needs: sketch (" in done.stderr
     assert re.search(r"Space +.*reg_weight 0.01 to 100 \(log\)", done.stdout)
+
+
+@pytest.mark.parametrize("compared", [[], ["ft", "lipsum_ft"]])
+def test_a_ready_range_ends_where_the_model_does(compared, went_on, images_root, tmp_path):
+    model = model_of_short_texts(tmp_path)
+    text = {"extends": "quickstart", "trial": {"model": {"name": model.name}}}
+    text["trial"] |= {"data": {"root": str(images_root), "ood_domains": ["sketch"]}, "steps": 120}
+    text["search"] = {"storage": str(tmp_path / "runs"), "space": {"methods": compared}}
+    file, length = tmp_path / "mine.yaml", "method.text_length"
+    file.write_text(yaml.safe_dump(text))
+    said = invoke("search", file).stdout
+    assert f"Space       {length} ends at 10, the most that this model allows" in said
+    (cut,) = went_on
+    part = cut.search_space().parts()["lipsum_ft" if compared else None]
+    assert (part.parameters[length].low, part.parameters[length].high) == (2, 10)
+    assert max(point[length] for point in part.initial_points) <= 10
+    run = tmp_path / "runs" / "mine"
+    run.mkdir(parents=True, exist_ok=True)
+    write_config(run, cut)
+    assert load_config(run / CONFIG_FILE, check=False) == cut
+    assert resume.earlier_run(load_config(file), run.parent) == run
+    for field in ("high", "low"):  # which the user wrote
+        text["search"]["space"]["parameters"] = {length: {field: 11}}
+        file.write_text(yaml.safe_dump(text))
+        with pytest.raises(ConfigError, match=rf"{length}\.{field} = 11: .*at most 10"):
+            load_config(file)
 
 
 def test_ctrl_c_outside_of_the_trials_says_how_to_go_on(run, images_root, tmp_path, monkeypatch):
