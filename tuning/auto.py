@@ -49,7 +49,7 @@ from tuning.views.leaderboard import report as leaderboard
 from tuning.views.page import REPORT_FILE, REPORT_FOLDER
 from tuning.views.result_table import fit_table
 from tuning.weights.export import export_weights
-from tuning.zero_shot.evaluate import measure, zero_shot_table
+from tuning.zero_shot.evaluate import guesses, measure, zero_shot_table
 
 EPOCHS: Final = 10
 """Of a trial on one's own images, as in Lipsum-FT's experiments on DomainNet."""
@@ -165,6 +165,8 @@ def auto(
         with restored_state():  # frees the memory of the GPU, which trials need
             rows = measure(file.trial, "val")
         console.print(zero_shot_table(rows, title=title, id_domain=data.id_domain))
+        for line in guesses(rows):
+            console.print(f"! {line}", style="yellow", markup=False, soft_wrap=True)
         _announce(console, "3 Plan", "plan", config)
         plan = plan_search(file, address=address)
         spent = 0.0 if gpu_hours else (time.monotonic() - began) / 3600

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 import shutil
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,8 +20,10 @@ from ray.tune import Callback as TuneCallback
 from rich.console import Console
 
 from search_spaces import SearchSpace
-from trainers.data.data_root import resolve_root
+from trainers.data.data_root import domain_files, resolve_root, stored_root
+from trainers.data.schema import split_header
 from trainers.errors import ConfigError, validate
+from trainers.evaluation.metrics import ID, MetricKey
 from tuning.algorithms.pruning import LEAST_FINISHED, create_pruner
 from tuning.algorithms.seeds import LEADERS
 from tuning.algorithms.studies import Studies, create_studies
@@ -40,7 +42,7 @@ from tuning.session import SearchOptions as SearchOptions
 from tuning.session import open_session
 from tuning.views.callback import ResultsCallback
 from tuning.views.dashboard import DashboardView, open_storage
-from tuning.views.formatting import show_phase
+from tuning.views.formatting import near_chance, show_phase
 from tuning.views.mlflow.callback import MlflowCallback
 from tuning.views.mlflow.client import TrackingError, tracking_uri
 
@@ -177,6 +179,8 @@ def continue_search(run_folder: Path, file: SearchFile, options: SearchOptions) 
         zero_shot = session.zero_shot(before)
         used_ood = before.used_ood or warm_start_uses_ood(file, earlier)
         search = search_record(file, run_folder, zero_shot, journal.run_id, used_ood)
+        for line in _guesses(search, file):
+            show_phase(console, "Zero-shot", line)
 
         def begin() -> None:
             # Only then, so that a refused change leaves a run that resumes as it was.
@@ -200,6 +204,18 @@ def continue_search(run_folder: Path, file: SearchFile, options: SearchOptions) 
             search, history, callbacks, studies=studies, fixed=references, begin=begin
         )
     return SearchResult(run_folder, file, ended, outcome, uri, ended_by)
+
+
+def _guesses(search: SearchRecord, file: SearchFile) -> Iterator[str]:
+    """A line for each domain whose zero-shot accuracy may be that of a guess."""
+    data, store = file.trial.data, stored_root(file.trial.data.root)
+    for domain, images in search.val_images.items():
+        key = MetricKey("val", ID if domain == data.id_domain else domain, "acc")
+        acc = search.zero_shot.get(str(key))
+        if acc is not None and images:
+            names = split_header(store, domain_files(store, domain, "val")).class_names
+            if line := near_chance(domain, acc, images, len(names)):
+                yield line
 
 
 def prepare_studies(

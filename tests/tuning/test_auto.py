@@ -14,6 +14,7 @@ from tests.test_own_images import write_shop
 from tests.trainers.tiny_models import model_of_short_texts
 from tests.tuning.execution.inline_tuner import without_ray
 from tests.tuning.execution.instant import instant_options
+from tests.tuning.execution.slot import METRICS
 from trainers.config import with_overrides
 from trainers.errors import ConfigError
 from tuning import auto as module
@@ -143,7 +144,7 @@ def instant(shop, monkeypatch):
     """With trials of no time, a plan by hand, and an export that leaves a file."""
 
     def options(**given):
-        return instant_options(SearchFile(), **given)
+        return instant_options(SearchFile(), **{"console": Console(stderr=True), **given})
 
     def export(run, output):
         output.mkdir()
@@ -176,6 +177,8 @@ def test_a_call_that_is_stopped_in_any_step_goes_on_there(monkeypatch):
 
         return call
 
+    guessed = dict.fromkeys(METRICS[:3], 12.5)
+    monkeypatch.setattr("tuning.session.zero_shot_metrics", lambda *_, **__: guessed)
     later = ("plan_search", "search_or_resume", "confirm", "export_weights")
     for name in later:
         monkeypatch.setattr(module, name, counted(name, getattr(module, name)))
@@ -186,6 +189,10 @@ def test_a_call_that_is_stopped_in_any_step_goes_on_there(monkeypatch):
             stopped = invoke(*SHOP)
         assert (stopped.exit_code, "the same command goes on" in stopped.stderr) == (130, True)
         seen.append(steps_of(stopped))
+        if name == "plan_search":  # after `zero-shot` of a random model
+            assert re.search(r"^! .*: zero-shot .* as by guessing", stopped.stdout, re.MULTILINE)
+        if name == "confirm":  # after `search`
+            assert "studio: zero-shot 12.5 ±" in stopped.stderr
     done = invoke(*SHOP)
     assert done.exit_code == 0, done.exception
     planned = ["prepare", "zero-shot", "plan"]

@@ -33,6 +33,7 @@ from trainers.config_model import Frozen
 from trainers.data.data_root import PREPARATION_FILE, domain_files, read_record
 from trainers.data.folders import SPLITS, Found, Split
 from trainers.data.images import BadImage, encode
+from trainers.data.remarks import DUPLICATES, remarks
 from trainers.data.schema import LabelledImage, open_parquet, write_images
 from trainers.data.sources import GENERAL, Source, carve, open_domain
 from trainers.data.storage import Store
@@ -40,7 +41,6 @@ from trainers.data.suite import is_domain_name
 from trainers.errors import ConfigError, first_line
 
 BAD = "bad.csv"
-DUPLICATES = "duplicates.csv"
 FORMAT = 3
 """Of the record. Records of 0.2 have none: their splits may be others."""
 
@@ -85,8 +85,8 @@ class Report:
 
     destination: str
     domains: tuple[DomainReport, ...]
-    duplicates: Mapping[str, int]
-    """Number of images with the same bytes in two splits or domains, by pair of splits."""
+    remarks: Sequence[str]
+    """See `trainers.data.remarks`."""
     id_domain: str | None
 
 
@@ -129,8 +129,10 @@ def prepare(
                 kept[d] or _written(destination.at(d), d, splits, records[d], options, progress)
                 for d, splits in plans.items()
             ]
-            duplicates = {} if all(kept.values()) else find_duplicates(destination, list(plans))
-    return Report(destination.url, tuple(reports), duplicates, id_domain)
+            if not all(kept.values()):
+                find_duplicates(destination, list(plans))
+    parts = [(domain, split) for domain in plans for split in SPLITS]
+    return Report(destination.url, tuple(reports), remarks(destination, parts), id_domain)
 
 
 def _plans(
@@ -281,30 +283,23 @@ def _encoded(
             progress(completed=min(start + _BATCH, number))
 
 
-def find_duplicates(destination: Store, domains: Sequence[str]) -> dict[str, int]:
-    """Images with the same bytes in two splits or domains, listed in `duplicates.csv`.
+def find_duplicates(destination: Store, domains: Sequence[str]) -> None:
+    """List images with the same bytes in two splits or domains in `duplicates.csv`.
 
     Nothing is removed: which of the two is wrong is for people to say.
-
-    Returns:
-        Number of images by pair of splits.
     """
     places = [f"{d}/{split}" for d in domains for split in SPLITS]
     of_place = {
         place: _digests(destination, place) for place in places if destination.exists(place)
     }
-    found, listed = dict[str, int](), list[tuple[str, ...]]()
+    listed = list[tuple[str, ...]]()
     for (one, first), (other, second) in combinations(of_place.items(), 2):
         shared = first.join(second, "digest", join_type="inner", right_suffix=" 2")
         names = (shared[column].to_pylist() for column in ("name_min", "name_min 2"))
-        pairs = sorted(zip(*names, strict=True))
-        listed += [(one, other, *pair) for pair in pairs]
-        if pairs:
-            found[f"{one} and {other}"] = len(pairs)
-    if listed:
+        listed += [(one, other, *pair) for pair in sorted(zip(*names, strict=True))]
+    if listed or destination.info(DUPLICATES).is_file:
         header = ("first", "second", "path in first", "path in second")
         _write_csv(destination, DUPLICATES, header, listed)
-    return found
 
 
 def _digests(destination: Store, place: str) -> pa.Table:

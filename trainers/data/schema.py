@@ -49,6 +49,8 @@ class Header:
     class_names: tuple[str, ...]
     metadata: Mapping[str, str]
     rows: int
+    labels: frozenset[int] = frozenset()
+    """That occur, where labels were checked."""
     content: str = ""
     """For fingerprints: names, sizes and statistics of the footer, without those of its writer."""
 
@@ -108,7 +110,7 @@ def read_header(store: Store, file: str, *, check_labels: bool = False) -> Heade
     if labels.null_count or (len(labels) and not 0 <= least <= greatest < classes):
         problem = f"labels {least} to {greatest}, {labels.null_count} are missing; it has {classes}"
         raise ConfigError(f"{problem} classes", source=store.locate(file))
-    return header
+    return replace(header, labels=frozenset(pc.unique(labels).to_pylist()))
 
 
 def read_headers(store: Store, files: Sequence[str], *, check_labels: bool = False) -> list[Header]:
@@ -132,7 +134,7 @@ def split_header(store: Store, files: Sequence[str]) -> Header:
     if not (rows := first.rows + sum(header.rows for header in others)):
         where = store.locate(files[0]).rpartition("/")[0]
         raise ConfigError("no images in its files", source=where)
-    return replace(first, rows=rows)
+    return replace(first, rows=rows, labels=first.labels.union(*(h.labels for h in others)))
 
 
 @contextmanager
@@ -177,7 +179,7 @@ def _header_of(parquet: pq.ParquetFile, name: str) -> Header:
             names, rows = tuple(map(str, names)), [group.num_rows for group in groups]
             meaning = {key: metadata.get(key) for key in MEANING}
             facts = [name.rpartition("/")[2], names, meaning, rows, columns]
-            return Header(names, metadata, footer.num_rows, json.dumps(facts))
+            return Header(names, metadata, footer.num_rows, content=json.dumps(facts))
     except (LookupError, ValueError, TypeError, AttributeError):
         pass
     raise ConfigError(

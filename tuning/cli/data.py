@@ -166,6 +166,8 @@ def zero_shot(
     if len(config) > 1 and (expect or check_duplicates or split == "test"):
         problem = "--expect, --check-duplicates and --split test are for one configuration"
         raise ConfigError(problem, hint="several are ranked by their val splits")
+    from trainers.data.remarks import remarks_on
+
     # With torch, after mistakes in the configuration were reported.
     from tuning.zero_shot import evaluate
     from tuning.zero_shot.duplicates import duplicates_table, near_duplicates
@@ -196,6 +198,9 @@ def zero_shot(
     table = evaluate.zero_shot_table(rows, title=title, id_domain=trial.data.id_domain)
     console.print(table)
     console.print("± is the 95 % sampling error of the accuracy on that many images.")
+    parts = [(domain, which) for domain in trial.data.domains]
+    for line in (*evaluate.guesses(rows), *remarks_on(trial.data.root, parts)):
+        print(f"! {line}")
     if likely := evaluate.causes(rows):
         print(likely, file=sys.stderr)
         raise typer.Exit(1)

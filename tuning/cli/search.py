@@ -76,7 +76,7 @@ def search(
         key = MetricKey.parse(metric)
         if key is not None and key.uses_ood:
             show(what, f"{metric} uses OOD validation data{hint}")
-    _say_what_lacks_test(file)
+    _say_what_data_lack(file)
     # Imported after the check, since Ray and MLflow take seconds to import.
     from tuning.resume import search_or_resume
     from tuning.search import run_search
@@ -120,7 +120,7 @@ def plan(config: Config, set_: Set = None, address: Address = None) -> None:
 
     _announce("Plan", load_config(config, set_ or (), check=False))
     file = load_config(config, set_ or ())
-    _say_what_lacks_test(file)
+    _say_what_data_lack(file)
     from tuning.planning.plan import check_budget, plan_search, render
 
     with _stopped("nothing of a plan is kept"):
@@ -194,14 +194,17 @@ def _announce(label: str, file: SearchFile, more: str | None = None) -> None:
     show("Checking", "model, data and the bounds of the space")
 
 
-def _say_what_lacks_test(file: SearchFile) -> None:
-    """Say before hours of search what `confirm` would refuse after them."""
+def _say_what_data_lack(file: SearchFile) -> None:
+    """Say before hours of search what `confirm` would refuse after them, and what is odd."""
     from trainers.data.data_root import without_split
+    from trainers.data.remarks import remarks_on
 
     data = file.trial.data
     if lacking := without_split(data.root, data.domains, "test"):
         made = "`prepare` makes one with --test-fraction"
         warn(f"no test split, which `confirm` needs: {', '.join(lacking)} ({made})")
+    for line in remarks_on(data.root, data.trial_parts):
+        print(f"! {line}", file=sys.stderr)
 
 
 def _show(result: SearchResult, allow_failed_trials: bool = False) -> None:

@@ -12,7 +12,7 @@ from rich.markup import escape
 from rich.text import Text
 
 from trainers.data.folders import SKIPPED, SPLITS
-from trainers.data.prepare import BAD, DUPLICATES, Report
+from trainers.data.prepare import BAD, Report
 from trainers.data.sources import Source, domain_names
 from trainers.errors import ConfigError, did_you_mean
 from tuning.views.formatting import accuracy_margin
@@ -84,9 +84,7 @@ def render(report: Report) -> RenderableType:
         if 0 < (number := domain.images.get("val", 0)) < FEW_IMAGES:
             margin = accuracy_margin(50.0, number)
             lines.append(f"! {domain.domain}: {number} val images: accuracy ± {margin:.0f} points")
-    for pair, number in report.duplicates.items():
-        listed = f"{report.destination}/{DUPLICATES}"
-        lines.append(f"! {pair}: {number:,} images are byte for byte the same, see {listed}")
+    lines += [f"! {remark}" for remark in report.remarks]
     parts: list[RenderableType] = [table, *(Text(line, style="yellow") for line in lines)]
     parts.append(Text(f"Config      trial.data.root: {report.destination}"))
     names = [domain.domain for domain in report.domains]

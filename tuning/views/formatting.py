@@ -67,6 +67,16 @@ def accuracy_margin(acc: float, images: int) -> float:
     return 100 * z * spread / (1 + z**2 / images)
 
 
+def near_chance(domain: str, acc: float, images: int, classes: int) -> str | None:
+    """A line on a zero-shot accuracy in percent whose 95 % interval holds that of a guess."""
+    if acc - (margin := accuracy_margin(acc, images)) > 100 / classes:
+        return None
+    return (
+        f"{domain}: zero-shot {acc:.1f} ± {margin:.1f} %, as by guessing among {classes} classes: "
+        "class names, templates or labels are wrong, or the model knows no such images"
+    )
+
+
 def format_seconds(seconds: float | None) -> str:
     """Format as 48s, 6m 00s or 2h 05m; empty if unknown."""
     if seconds is None or not math.isfinite(seconds):

@@ -23,7 +23,7 @@ from trainers.evaluation.evaluate import EvalBatches, evaluate
 from trainers.loop.precision import Precision
 from trainers.loop.state import id_classes, open_images
 from trainers.models.zero_shot import ZeroShotModel, load_zero_shot
-from tuning.views.formatting import accuracy_margin
+from tuning.views.formatting import accuracy_margin, near_chance
 from tuning.views.result_table import Cell, ResultTable, fit_table
 
 ROUNDING = 0.05
@@ -163,6 +163,12 @@ def zero_shot_table(rows: Sequence[Row], *, title: str, id_domain: str) -> Table
             lines[-1] += [f"{fmean(known):.2f}", f"{mean - fmean(known):+.2f}"]
     whole = [[*line, *[""] * (len(columns) - len(line))] for line in lines]
     return fit_table(ResultTable(columns, whole, title=title))
+
+
+def guesses(rows: Sequence[Row]) -> list[str]:
+    """A line for each domain whose accuracy may be that of a guess."""
+    found = [near_chance(row.domain, row.acc, row.images, row.classes) for row in rows]
+    return [line for line in found if line]
 
 
 def causes(rows: Sequence[Row]) -> str | None:

@@ -11,7 +11,8 @@ from PIL import Image
 
 from tests.images import file_of
 from trainers.data.dataset import ImageDataset
-from trainers.data.prepare import BAD, DUPLICATES, Options, find_duplicates, prepare
+from trainers.data.prepare import BAD, Options, find_duplicates, prepare
+from trainers.data.remarks import DUPLICATES, remarks
 from trainers.data.schema import LabelledImage, part_path, write_images
 from trainers.data.sources import Source, carve, open_domain
 from trainers.data.storage import open_store
@@ -218,15 +219,36 @@ def test_the_same_images_in_two_splits_or_domains_are_counted_and_listed(tmp_pat
     ):
         rows = [LabelledImage(data, f"{domain}{n}.png", 0) for n, data in enumerate(files)]
         write_images(part_path(tmp_path, domain, split), rows, ("cat",), {})
-    found = find_duplicates(open_store(tmp_path), ["a", "b"])
-    assert found == {"a/train and a/test": 1, "a/train and b/val": 1}
+    find_duplicates(open_store(tmp_path), ["a", "b"])
     with (tmp_path / DUPLICATES).open() as file:
         rows = [tuple(row.values()) for row in csv.DictReader(file)]
     assert rows == [
         ("a/train", "a/test", "a2.png", "a0.png"),
         ("a/train", "b/val", "a0.png", "b1.png"),
     ]
-    assert find_duplicates(open_store(tmp_path), ["b"]) == {}
+    parts = [("a", "train"), ("a", "test"), ("b", "val")]
+    same, where = "1 image is byte for byte the same, see", tmp_path / DUPLICATES
+    lines = [f"a/train and {other}: {same} {where}" for other in ("a/test", "b/val")]
+    assert remarks(open_store(tmp_path), parts) == lines
+    assert remarks(open_store(tmp_path), parts[:2]) == lines[:1]  # of a search without b
+    find_duplicates(open_store(tmp_path), ["b"])
+    assert remarks(open_store(tmp_path), parts) == []
+
+
+def test_classes_that_a_domain_lacks_are_named(tmp_path):
+    for domain, split, labels in (
+        ("a", "train", range(9)),
+        ("b", "val", (0, 1, 1)),
+        ("b", "test", (8,)),
+        ("c", "val", (4,)),
+    ):
+        rows = [LabelledImage(b"not decoded", str(n), label) for n, label in enumerate(labels)]
+        write_images(part_path(tmp_path, domain, split), rows, tuple("rstuvwxyz"), {})
+    parts = [(domain, split) for domain in "abc" for split in ("train", "val", "test")]
+    assert remarks(open_store(tmp_path), parts) == [
+        "b: no images of 6 of 9 classes: t, u, v, w, x and 1 more",
+        "c: no images of 8 of 9 classes: r, s, t, u, w and 3 more",
+    ]
 
 
 def test_a_part_is_closed_before_memory_fills_up(tree, tmp_path, monkeypatch):

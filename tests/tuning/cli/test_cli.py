@@ -21,11 +21,13 @@ from typer.main import get_command
 from typer.testing import CliRunner
 
 from cluster.cli import app as whole
+from tests.conftest import CLASSES
 from tests.images import write_photo_and_sketch
 from tests.trainers.tiny_models import model_of_short_texts
 from tests.tuning import fakes
 from tests.tuning.run_folders import search_file, trial, write_run
 from trainers.checkpoints.format import saved_step
+from trainers.data.schema import LabelledImage, part_path, write_images
 from trainers.errors import ConfigError, StorageFailed
 from tuning import resume
 from tuning import search as run_search
@@ -274,7 +276,13 @@ def test_a_training_on_a_full_disk_keeps_its_last_checkpoint(images_root, tmp_pa
 def test_a_search_says_first_what_confirm_will_lack_and_what_it_searches(images_root, tmp_path):
     data = shutil.copytree(images_root, tmp_path / "images")
     shutil.rmtree(data / "sketch" / "test")
+    rows = [LabelledImage(b"not decoded", "a.png", label) for label in (*range(3), *range(5, 8))]
+    write_images(part_path(data, "sketch", "val"), rows, CLASSES, {})
+    row = "real/train,sketch/val,{0}.png,{0}.png\n"
+    (data / "duplicates.csv").write_text("header\n" + "".join(map(row.format, range(2))))
     done = searched(data, tmp_path)
+    assert f"! sketch: no images of 2 of 8 classes: {CLASSES[3]}, {CLASSES[4]}\n" in done.stderr
+    assert "! real/train and sketch/val: 2 images are byte for byte the same" in done.stderr
     assert "no test split, which `confirm` needs: sketch (" in done.stderr
     assert re.search(r"Space +.*reg_weight 0.01 to 100 \(log\)", done.stdout)
 

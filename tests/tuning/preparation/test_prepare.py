@@ -68,7 +68,9 @@ def test_the_command_prints_counts_findings_and_the_configuration(shop, tmp_path
     (line,) = (line for line in done.output.splitlines() if "trial.data.suite" in line)
     suite = yaml.safe_load(line.partition("suite: ")[2])
     assert suite == {"id_domain": "studio", "ood_domains": ["sketch", "street"]}
-    assert "byte for byte the same" in done.output
+    again = CliRunner().invoke(app, command)
+    for output in (done.output, again.output):  # also of domains that are kept
+        assert "1 image is byte for byte the same" in output
     assert f"{tmp_path / 'data'}/sketch/bad.csv" in done.output
 
 
@@ -84,10 +86,11 @@ def test_what_a_search_will_lack_is_said():
         DomainReport("studio", "done", {"train": 900, "val": 99, "test": 100}),
         DomainReport("street", "kept", {"val": 500}, left_out=3),
     )
-    text = text_of(render(Report("data", domains, {}, "studio")))
+    text = text_of(render(Report("data", domains, ["x"], "studio")))
     assert "studio: 99 val images: accuracy ± 10 points" in text
     assert "street: no test split" in text
+    assert "! x" in text
     assert "street: no val" not in text
     assert "listed in data/street/bad.csv" in text
-    alone = Report("data", domains[:1], {}, None)
+    alone = Report("data", domains[:1], [], None)
     assert "search.objective: {metric: id_val/acc}" in text_of(render(alone))

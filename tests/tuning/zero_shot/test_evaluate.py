@@ -14,6 +14,7 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from tests.conftest import CLASSES
+from tests.trainers.tiny_models import random_model
 from tests.tuning.result_tables import text_of
 from trainers.config import TrialConfig, with_overrides
 from trainers.data.schema import LabelledImage, part_path, write_images
@@ -22,7 +23,7 @@ from trainers.models import tiny_clip
 from trainers.models.clip import load_tokenizer
 from trainers.models.config import ModelConfig
 from tuning.cli import app
-from tuning.zero_shot.evaluate import Row, causes, measure, published, zero_shot_table
+from tuning.zero_shot.evaluate import Row, causes, guesses, measure, published, zero_shot_table
 
 MASKED = ("umbrella", "cat", "bus")
 """A part of the classes, in another order."""
@@ -164,3 +165,14 @@ def test_the_command_marks_differences_and_exits_with_1(config, tmp_path):
     off = [line.split()[0] for line in published.stdout.splitlines() if line.endswith(" off")]
     assert off == ["sketch"]
     assert "class names or templates" in published.stderr
+
+
+def test_an_accuracy_as_by_guessing_is_named(config, tmp_path):
+    values = {"trial": config.model_dump(mode="json", include={"data": {"root", "suite"}})}
+    values["trial"]["model"] = {"name": random_model(tmp_path, "clip").name}
+    (tmp_path / "random.yaml").write_text(yaml.safe_dump(values))
+    said = CliRunner().invoke(app, ["zero-shot", str(tmp_path / "random.yaml")]).stdout
+    assert "\n! real: zero-shot " in said
+    assert "as by guessing among 8 classes" in said
+    for acc, expected in ((12.5, 1), (21.7, 1), (21.8, 0)):  # Wilson's interval: ± 9.2
+        assert len(guesses([Row("real", 75, 8, acc, 1.0, 1.0)])) == expected
