@@ -231,7 +231,9 @@ def _config_error(model: type[BaseModel], item: Any) -> ConfigError:
     key, names = _key_of(model, item["loc"])
     value, kind = item["input"], item["type"]
     if kind == "extra_forbidden":
-        hint = suggestion(str(item["loc"][-1]), names)
+        word = str(item["loc"][-1])
+        deeper = nearest(word, names) is None and _place_of(word, model)
+        hint = f"did you mean {deeper!r}?" if deeper else suggestion(word, names)
         return ConfigError("unknown key", key=key, value=value, hint=hint)
     if kind == "missing":
         return ConfigError("this key is missing", key=key)
@@ -269,6 +271,20 @@ def _key_of(model: type[BaseModel], location: Iterable[Any]) -> tuple[str, list[
         if field is not None:
             candidates = _models(field.annotation)
     return ".".join(parts), list(candidates[0].model_fields) if len(candidates) == 1 else []
+
+
+def _place_of(name: str, model: type[BaseModel]) -> str | None:
+    """The dotted key of the first field of that name, of those with the fewest dots."""
+    level = [("", model)]
+    while level:
+        inner = [
+            (f"{at}{key}", field) for at, one in level for key, field in one.model_fields.items()
+        ]
+        if found := next((key for key, _ in inner if key.rpartition(".")[2] == name), None):
+            return found
+        below = [(key, _models(field.annotation)) for key, field in inner]
+        level = [(f"{key}.", models[0]) for key, models in below if len(models) == 1]
+    return None
 
 
 def _tag(model: type[BaseModel]) -> str:

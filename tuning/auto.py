@@ -31,6 +31,7 @@ from trainers.errors import ConfigError, quoted
 from trainers.evaluation.metrics import ID_ACC
 from trainers.overrides import nest
 from trainers.process_state import restored_state
+from tuning.config.loading import find_config
 from tuning.config.schema import SearchFile
 from tuning.config.validation import check_settings, load_config
 from tuning.confirmation.confirm import confirm
@@ -117,6 +118,10 @@ def auto(
         raise ConfigError(problem, key="DATA", value=source, hint="call it from another folder")
     name = name or (given and re.sub(r"[^A-Za-z0-9._-]+", "-", given.name).lstrip("._-")) or "auto"
     base = model or ("vit_b32" if given else "quickstart")
+    try:
+        find_config(base)
+    except ConfigError as error:
+        raise ConfigError(error.problem, key="--model", value=base, hint=error.hint) from None
     base = str(Path(base).absolute()) if Path(base).is_file() else base
     values: dict[str, Any] = {"search.name": name, "search.budget.hours": hours}
     values["search.budget.gpu_hours"] = gpu_hours  # one of the two is none
