@@ -15,7 +15,8 @@ from tuning.config.validation import load_config
 from tuning.preparation.prepare import sources_of
 from tuning.weights.sources import find_source
 
-HOSTILE = ("", ".", "..", "../up", "a/b", "/absolute", "C:\\x", "nul\0", "x" * 300)
+HOSTILE = ["", ".", "..", "../up", "a/b", "/absolute", "C:\\x", "nul\0", "x" * 300]
+HOSTILE += ["line\nbreak", "right\u202eleft"]
 
 
 def configured(line):

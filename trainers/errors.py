@@ -102,6 +102,11 @@ class StorageFailed(Exception):
 FULL = frozenset({errno.ENOSPC, errno.EDQUOT})
 """Values of `OSError.errno` for a full disk or an exhausted quota."""
 
+WRONG_PATH = frozenset({
+    errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.ENAMETOOLONG, errno.ELOOP,
+})  # fmt: skip
+"""Values of `OSError.errno` for a path that is not what it should be, on a disk that works."""
+
 DENIED = frozenset({errno.EACCES, errno.EPERM, errno.EROFS})
 """Values of `OSError.errno` for a file or folder that this user cannot write or read."""
 
@@ -134,7 +139,8 @@ def system_words(error: OSError) -> str:
 
 def where_and_why(error: OSError) -> str:
     """The file of an error, if it names one, and the operating system's description."""
-    return f"{error.filename}: {system_words(error)}" if error.filename else system_words(error)
+    where = f"{shortened(str(error.filename))}: " if error.filename else ""
+    return f"{where}{system_words(error)}"
 
 
 def system_error(error: BaseException | None) -> OSError | None:

@@ -8,6 +8,7 @@ more of them, or another one. Another space is another search, with this one as 
 from __future__ import annotations
 
 import logging
+import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -53,7 +54,7 @@ def more_trials(folder: str | Path, trials: int | str, overrides: Iterable[str] 
         ConfigError: neither.
     """
     number = str(trials)
-    if not number.removeprefix("+").isdecimal():
+    if not re.fullmatch(r"\+?\d{1,9}", number):
         raise ConfigError("write a number, or +8 for eight more", key="trials", value=trials)
     run = load_run(folder)
     budget = run.file.search.budget

@@ -110,6 +110,15 @@ def without_split(
 
 
 def read_record(domain: Store) -> dict[str, Any] | None:
-    """The record of `prepare` in a domain's folder, if there is one."""
-    known = domain.info(PREPARATION_FILE).is_file
-    return dict(json.loads(domain.read_bytes(PREPARATION_FILE))) if known else None
+    """The record of `prepare` in a domain's folder, if there is one.
+
+    Raises:
+        ConfigError: it is damaged.
+    """
+    if not domain.info(PREPARATION_FILE).is_file:
+        return None
+    try:
+        return dict(json.loads(domain.read_bytes(PREPARATION_FILE)))
+    except (ValueError, TypeError, RecursionError):
+        problem, hint = "is damaged", "remove the folder, and prepare the domain again"
+        raise ConfigError(problem, hint=hint, source=domain.locate(PREPARATION_FILE)) from None

@@ -121,7 +121,8 @@ def _decode(data: bytes) -> tuple[Image.Image, bool]:
     except BadImage:
         raise
     except UnidentifiedImageError:
-        raise BadImage(f"not an image: {len(data):,} bytes, beginning with {data[:8]!r}") from None
+        begins = f"it begins with {data[:8].decode('latin-1')!r}" if data else "the file is empty"
+        raise BadImage(f"not an image: {begins}") from None
     except (Image.DecompressionBombError, MemoryError) as error:
         raise BadImage(f"too large: {_one_line(error)}") from None
     except Exception as error:  # a corrupt file can make a decoder raise anything
@@ -185,4 +186,4 @@ def _has_end(data: bytes) -> bool:
 
 
 def _one_line(error: BaseException) -> str:
-    return " ".join(f"{type(error).__name__}: {error}".split())
+    return " ".join(str(error).split()) or type(error).__name__

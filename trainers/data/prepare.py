@@ -7,7 +7,6 @@ domain, and the same preparation begins it again.
 from __future__ import annotations
 
 import csv
-import errno
 import hashlib
 import io
 import json
@@ -25,7 +24,7 @@ from typing import Any, Literal
 import filelock
 import pyarrow as pa
 import pyarrow.compute as pc
-from pydantic import Field
+from pydantic import Field, model_validator
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
@@ -38,7 +37,7 @@ from trainers.data.schema import LabelledImage, open_parquet, write_images
 from trainers.data.sources import GENERAL, Source, carve, open_domain
 from trainers.data.storage import Store
 from trainers.data.suite import is_domain_name
-from trainers.errors import ConfigError, first_line
+from trainers.errors import DENIED, WRONG_PATH, ConfigError, first_line
 
 BAD = "bad.csv"
 FORMAT = 3
@@ -47,11 +46,6 @@ FORMAT = 3
 _ROWS, _BYTES = 4096, 1 << 28  # of a Parquet file, whichever is reached first
 _LARGEST = 1 << 29  # bytes of an image file: as many pixels as Pillow opens, 16 bits a colour
 _BATCH = 64  # images in memory beside those of the file
-_OF_ONE_FILE = (
-    errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.EACCES, errno.EPERM, errno.ENAMETOOLONG,
-    errno.ELOOP,
-)  # fmt: skip
-"""Values of `OSError.errno` that concern one file. Others are a disk's, and end a preparation."""
 
 
 class Options(Frozen):
@@ -65,6 +59,12 @@ class Options(Frozen):
     """Chooses the images that become val and test."""
     resize: int | None = Field(default=None, ge=1)
     """Pixels of the short side. Smaller images keep their size."""
+
+    @model_validator(mode="after")
+    def _leave_train_images(self) -> Options:
+        if self.val_fraction + (self.test_fraction or 0) >= 1:
+            raise ValueError("val_fraction and test_fraction leave no image to train on")
+        return self
 
 
 @dataclass
@@ -120,6 +120,11 @@ def prepare(
         progress = partial(bar.update, bar.add_task("listing images", total=None))
         plans = _plans(sources, options, id_domain)
         if destination.is_local:
+            for source in sources.values():
+                folder = Path(source.path).expanduser().resolve()
+                if destination.local_path().resolve().is_relative_to(folder):
+                    problem = "it would lie among the images of the source"
+                    raise ConfigError(problem, key="DESTINATION", value=destination.url)
             destination.local_path().mkdir(parents=True, exist_ok=True)
             lock = filelock.FileLock(destination.local_path(".prepare.lock"))
         with lock:
@@ -264,7 +269,7 @@ def _encoded(
         except BadImage as problem:
             return str(problem)
         except OSError as error:
-            if error.errno not in _OF_ONE_FILE:
+            if error.errno not in WRONG_PATH | DENIED:  # a disk fails
                 raise
             return f"cannot be read: {error.strerror}"
         except Exception as error:  # one row must not stop the others

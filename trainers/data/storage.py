@@ -143,6 +143,8 @@ def open_store(url: str | Path | Store) -> Store:
     except OSError as error:
         reason = " ".join(redact(str(error), text).split())
         raise StorageFailed(f"{redact(text)}: cannot be reached: {reason}") from None
+    if not str(path).strip("/"):
+        raise ConfigError("names no bucket or folder", source=text)
     return Store(filesystem, str(path).rstrip("/"), text)
 
 

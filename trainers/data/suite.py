@@ -67,8 +67,9 @@ def _check_names(names: Any) -> Any:
 
 
 def is_domain_name(name: str) -> bool:
-    """Whether it can be a folder in the root: no path, and not too long for a file system."""
-    is_one = name not in ("", ".", "..") and {*"/\\\0"}.isdisjoint(name)
+    """Whether it can be a folder in the root: no path, nothing that a terminal does not show,
+    and not too long for a file system."""
+    is_one = name not in ("", ".", "..") and {*"/\\"}.isdisjoint(name) and name.isprintable()
     return is_one and len(name.encode(errors="surrogatepass")) <= 200
 
 

@@ -87,6 +87,7 @@ def run_command(command: Callable[[], Any]) -> None:
         FULL,
         MAY_CONTINUE,
         UNEXPECTED,
+        WRONG_PATH,
         ConfigError,
         StorageFailed,
         first_line,
@@ -108,6 +109,12 @@ def run_command(command: Callable[[], Any]) -> None:
             text, status = str(error), MAY_CONTINUE
         elif isinstance(error, OSError) and error.errno in FULL | DENIED:
             text, status = where_and_why(error), MAY_CONTINUE
+        elif isinstance(error, OSError) and error.errno in WRONG_PATH:
+            text, status = where_and_why(error), 2
+        elif isinstance(error, RecursionError):
+            text, status = "a key or a file is nested too deeply", 2
+        elif isinstance(error, RuntimeError) and "home directory" in str(error):
+            text, status = "a path begins with ~ and the name of no user", 2
         else:
             what = shortened(redact(first_line(error)))
             text = f"{type(error).__name__}: {what} (--debug shows the traceback)"

@@ -47,9 +47,9 @@ def names(data, split, domain="pets"):
 
 
 BAD_FILES = {
-    "empty.png": (b"", "not an image: 0 bytes"),
+    "empty.png": (b"", "not an image: the file is empty"),
     "text.jpg": (b"<html>", "not an image"),
-    "cut.png": (PNG[:-30], "truncated"),
+    "cut.png": (PNG[:-30], "truncated: image file is truncated"),
     "thin.png": (file_of(Image.new("1", (2000, 2))), "too thin"),
     "float.tiff": (file_of(Image.new("F", (4, 4)), "TIFF"), "mode F"),
     "link.png": (lambda path: path.symlink_to("nowhere"), "cannot be read: No such file"),

@@ -422,8 +422,11 @@ def ended(capsys, command):
     ("words", "status", "said"),
     [
         *((words, 2, said) for words, said in MISTAKES),
-        (f"config {LONG}", 70, "OSError: [Errno 36] File name too long"),
-        (f"config quickstart --set trial{'.a' * 5000}=3", 70, "RecursionError: "),
+        (f"config {LONG}", 2, "File name too long"),
+        (f"config quickstart --set trial{'.a' * 5000}=3", 2, "nested too deeply"),
+        ("prepare folders images ~nosuch/x", 2, "~ and the name of no user"),
+        ("config quickstart --set trial.batch_size=32", 2, "mean 'trial.optim.batch_size'?"),
+        (f"resume mine --trials +{'9' * 5000}", 2, "write a number, or +8"),
     ],
 )
 def test_a_mistake_is_one_line_with_its_status(words, status, said, folder, monkeypatch, capsys):

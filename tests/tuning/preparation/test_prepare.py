@@ -74,6 +74,31 @@ def test_the_command_prints_counts_findings_and_the_configuration(shop, tmp_path
     assert f"{tmp_path / 'data'}/sketch/bad.csv" in done.output
 
 
+@pytest.mark.parametrize(
+    ("words", "problem"),
+    [
+        (["{shop}/studio", "{shop}/studio/cup"], "DESTINATION = .*among the images of the source"),
+        (["{shop}/studio", "s3://"], "s3://: names no bucket or folder"),
+        (["{shop}/studio", "x", "--val-fraction", "0.6", "--test-fraction", "0.6"], "no image to"),
+    ],
+)
+def test_places_and_shares_that_cannot_be_are_refused(words, problem, shop):
+    command = ["prepare", "folders", *(word.format(shop=shop) for word in words)]
+    with pytest.raises(ConfigError, match=problem):
+        CliRunner().invoke(app, command, catch_exceptions=False)
+    assert not (shop / "studio/cup/studio").exists()
+
+
+@pytest.mark.parametrize("text", ["", "null", "{", "[" * 100_000, "\udcff"])
+def test_a_damaged_record_is_named(text, shop, tmp_path):
+    (tmp_path / "data/studio").mkdir(parents=True)
+    record = tmp_path / "data/studio/preparation.json"
+    record.write_text(text, errors="surrogateescape")
+    command = ["prepare", "folders", f"{shop}/studio", f"{tmp_path}/data"]
+    with pytest.raises(ConfigError, match=r"studio/preparation.json: is damaged .remove"):
+        CliRunner().invoke(app, command, catch_exceptions=False)
+
+
 def test_the_help_lists_every_layout():
     text = " ".join(
         CliRunner().invoke(app, ["prepare", "--help"], terminal_width=300).output.split()
