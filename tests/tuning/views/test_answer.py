@@ -1,6 +1,8 @@
+import re
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from tests.tuning import fakes
@@ -36,7 +38,7 @@ def test_the_gain_over_plain_fine_tuning_is_said_in_words(best, expected):
         ),
         (
             [fakes.reference(), fakes.trial(1, 70.0, 50.0)],
-            "untuned FT is better than every trial: val/mean_acc 72.7 against 60.",
+            "No trial is better than untuned FT: val/mean_acc 72.7 against 60 of trial-001.",
         ),
         ([fakes.trial(1, outcome="pruned")], "No trial has finished yet."),
     ],
@@ -54,7 +56,50 @@ def test_missed_constraints_are_named():
     )
 
 
-def test_the_limit_names_the_margin_and_whether_ood_data_chose():
-    blind = replace(SEARCH, objectives=(Objective("id_val/acc"),), val_images={"real": 800})
+IMAGES = {"real": 800, **dict.fromkeys(fakes.DOMAINS, 800)}
+
+
+@pytest.mark.parametrize(
+    ("best", "expected"),
+    [
+        (
+            (88.9, 61.2),
+            "4.4 ± 2.4 points more OOD accuracy than untuned FT, "
+            "at the same ID accuracy within ± 3.1.",
+        ),
+        (
+            (90.0, 57.6),
+            "the same ID accuracy as untuned FT within ± 3.0, "
+            "at the same OOD accuracy within ± 2.4.",
+        ),
+        (
+            (85.0, 60.6),
+            "3.8 ± 2.4 points more OOD accuracy than untuned FT, "
+            "at 3.6 ± 3.3 points less ID accuracy.",
+        ),
+    ],
+)
+def test_a_difference_within_its_uncertainty_is_none(best, expected):
+    search = replace(SEARCH, val_images=IMAGES)
+    first, _ = answer(search, [fakes.reference(), fakes.trial(3, *best)])
+    assert first == f"trial-003 has {expected}"
+
+
+def test_the_uncertainty_holds_for_two_models_of_equal_accuracy():
+    """On other images, and the more so on the same ones."""
+    rng = np.random.default_rng(0)
+    rights = rng.binomial(800, 0.7, (2, 4, 20_000)) / 8  # two models, four domains
+    gaps = (rights[0] - rights[1]).mean(axis=0)
+    first, _ = answer(
+        replace(SEARCH, val_images=IMAGES),
+        [fakes.measured(1, 70.0, dict.fromkeys(fakes.DOMAINS, 70.0), kind="reference"),
+         fakes.measured(3, 90.0, dict.fromkeys(fakes.DOMAINS, 70.0))],
+    )  # fmt: skip
+    margin = float(re.search(r"the same OOD accuracy within ± (.*)\.$", first)[1])
+    assert (np.abs(gaps) <= margin).mean() == pytest.approx(0.95, abs=0.015)
+
+
+def test_the_limit_says_whether_ood_data_chose():
+    blind = replace(SEARCH, objectives=(Objective("id_val/acc"),))
     _, limit = answer(blind, [fakes.trial(1)])
-    assert limit.startswith("Chosen on validation data; accuracies are ± 3.5 points at most.")
+    assert limit.startswith("Chosen on validation data. Confirm it")
