@@ -9,7 +9,6 @@ from __future__ import annotations
 import io
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
 from html import escape
@@ -26,6 +25,7 @@ from optuna.distributions import (
 )
 from optuna.importance import FanovaImportanceEvaluator, get_param_importances
 from optuna.trial import TrialState
+from plotly.subplots import make_subplots
 from rich.console import Console
 
 from trainers.evaluation.metrics import ID_ACC, OOD_MEAN_ACC, val_acc
@@ -39,12 +39,13 @@ from tuning.runs.records import (
     SearchRecord,
     TrialRecord,
 )
-from tuning.views.formatting import format_params, param_names, trial_label
+from tuning.views.formatting import format_metric, format_params, param_names, trial_label
 from tuning.views.leaderboard import report
 from tuning.views.lines import accs_of, frontier, line_of
 
-MIN_TRIALS = 6
-"""Finished trials from which on importance and contours say something."""
+MIN_TRIALS = 15
+"""Finished trials from which on importance and contours are shown: of fewer, chance decides which
+hyperparameter comes first."""
 CONTOUR_TRIALS = 100
 TREE_DEPTH = 8
 """Of fANOVA. Full trees of 1,000 trials take 8 times as long; importance changes by 0.01."""
@@ -52,10 +53,12 @@ MAX_CHOICES = 8
 """Of a parameter whose importance is told: each choice doubles the time that fANOVA takes."""
 LOG_RANGE = 10.0
 """A positive parameter whose values span this factor is drawn on a log scale."""
+SMALL = 1e-3
+"""Numbers below it are written as 5e-5."""
 # Okabe-Ito's, distinct with every common colour blindness.
 COLOURS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#B8A800")
 BEST, SOFT = "#D55E00", "#80868f"
-SCALE = [[0, "#5c3a8c"], [0.35, "#31688e"], [0.7, "#35b779"], [1, "#b5c728"]]
+SCALE = ((0.0, "#5c3a8c"), (0.35, "#31688e"), (0.7, "#35b779"), (1.0, "#b5c728"))
 """Viridis without its ends, which cannot be seen on black or on white."""
 _GAP = (None, None, "")
 _SYMBOLS = ("circle", "square", "diamond", "triangle-up", "star", "hexagon", "pentagon")
@@ -123,8 +126,9 @@ class Plots:
             ]
             if numbers:
                 _, key, name = min(numbers, key=lambda number: number[0])
-                marker["color"] = [record.params[key] for record in finished]
-                marker |= {"colorscale": SCALE, "colorbar": {"title": name, "thickness": 12}}
+                values, ticks = _scaled([record.params[key] for record in finished])
+                marker |= {"color": values, "colorscale": SCALE}
+                marker["colorbar"] = {"title": name, "thickness": 12, **ticks}
             _add_trials(drawn, search, finished, "finished", marker)
         early = [record for record in trials if record.outcome != "finished"]
         for outcome in dict.fromkeys(record.outcome for record in early):
@@ -144,7 +148,7 @@ class Plots:
                 textfont={"color": BEST}, name="best", hoverinfo="skip",
                 marker={"size": 20, "symbol": "circle-open", "color": BEST, "line": look},
             )  # fmt: skip
-        return drawn
+        return drawn.update_layout(showlegend=True)  # also for the zero-shot model alone
 
     def curves(self) -> go.Figure:
         """The objective by step: one series for each outcome, so a thousand trials stay quick.
@@ -210,43 +214,64 @@ class Plots:
         return drawn.update_layout(barmode="group")
 
     def parallel(self) -> go.Figure:
-        """Hyperparameters, accuracies and objective of the finished trials as parallel coordinates.
+        """Hyperparameters, accuracies and objective of the trials as parallel coordinates.
 
-        Drawing a range on an axis leaves the trials within it. (That of Optuna has no such ranges.)
+        Pruned trials, which have no last accuracies, end below those of the finished ones. Drawing
+        a range on an axis leaves the trials within it. (That of Optuna has no such ranges.)
         """
-        study, metric = self._study, self.search.objectives[0].metric
-        trials = study.get_trials(deepcopy=False, states=[TrialState.COMPLETE])
+        finished, pruned = self._tried
         axes: list[dict[str, Any]] = []
-        for name in _varied(self.records).values():
-            values = [trial.params[name] for trial in trials]
-            axis: dict[str, Any] = {"label": name, "values": values}
-            distribution = trials[0].distributions[name]
-            if isinstance(distribution, CategoricalDistribution):
-                choices = distribution.choices
-                axis |= {"values": [choices.index(value) for value in values]}
-                axis |= {"ticktext": [*map(str, choices)], "tickvals": [*range(len(choices))]}
-            elif distribution.log:  # type: ignore[attr-defined]
-                low, high = math.log10(min(values)), math.log10(max(values))
-                ticks = [low + (high - low) * part / 4 for part in range(5)]
-                axis |= {"values": [math.log10(v) for v in values], "tickvals": ticks}
-                axis["ticktext"] = [f"{10**tick:.2g}" for tick in ticks]
-            axes.append(axis)
-        for name, key in (("ID", ID_ACC), ("OOD", OOD_MEAN_ACC)):
-            if key != metric and all(key in trial.user_attrs for trial in trials):
-                axes.append({"label": name, "values": [t.user_attrs[key] for t in trials]})
-        values = [trial.value for trial in trials]
-        axes.append({"label": metric, "values": values})
-        line = {"color": values, "colorscale": SCALE, "showscale": True}
-        line["colorbar"] = {"thickness": 12}
-        drawn = _themed(go.Figure(go.Parcoords(dimensions=axes, line=line)))
-        return drawn.update_layout(margin={"l": 60, "r": 60, "t": 50, "b": 30})
+        for key, name in _varied(self.records).items():
+            values, ticks = _scaled([record.params[key] for record in (*finished, *pruned)])
+            form = ".2~e" if max(values) < SMALL else ".3~g"
+            axes.append({"label": name, "values": values, "tickformat": form, **ticks})
+        objective = self.search.objectives[0].metric
+        labels = {ID_ACC: "ID", OOD_MEAN_ACC: "OOD"}
+        labels.pop(objective, None)
+        for metric, label in {**labels, objective: objective}.items():
+            found = [record.last(metric) for record in finished]
+            known = [value for value in found if value is not None]
+            if not known or len(known) < len(found):
+                continue
+            low, high, text = min(known), max(known), format_metric(metric)
+            axis = {"label": label, "values": known + [_foot(known) for _ in pruned]}
+            marks = [low + (high - low) * part / 4 for part in range(5)] if high > low else [low]
+            names = [text(mark) for mark in marks]
+            if pruned:
+                marks, names = [_foot(known), *marks], ["pruned", *names]
+            axes.append({**axis, "tickvals": marks, "ticktext": names})
+        scale: tuple[tuple[float, str], ...] = SCALE
+        if pruned:
+            scale = ((0, SOFT), (0.09, SOFT), *((0.1 + 0.9 * at, c) for at, c in SCALE))
+        line = {"color": axes[-1]["values"] if axes else None, "colorscale": scale}
+        drawn = _themed(go.Figure(go.Parcoords(dimensions=axes, line=line, labelangle=-20)))
+        return drawn.update_layout(margin={"l": 60, "r": 60, "t": 70, "b": 30})
 
     def slices(self) -> go.Figure:
-        """The objective over each hyperparameter of the finished trials."""
-        names, metric = list(_varied(self.records).values()), self.search.objectives[0].metric
-        drawn = visualization.plot_slice(self._study, params=names, target_name=metric)
-        colour = {"color": COLOURS[0], "showscale": False, "size": 8}
-        return _themed(drawn.update_traces(marker=colour))
+        """The objective over each hyperparameter of the finished trials.
+
+        Pruned trials, which have no last objective, stand below them.
+        """
+        (finished, pruned), metric = self._tried, self.search.objectives[0].metric
+        values = [value for record in finished if (value := record.last(metric)) is not None]
+        varied = _varied(self.records)
+        drawn = make_subplots(cols=len(varied) or 1, shared_yaxes=True, horizontal_spacing=0.04)
+        round_ = {"color": COLOURS[0], "size": 8}
+        low = {"color": SOFT, "size": 8, "symbol": "triangle-down-open"}
+        for column, (key, name) in enumerate(varied.items(), 1):
+            for label, group, ys, marker in (
+                ("finished", finished, values, round_),
+                ("pruned, without a last value", pruned, [_foot(values) for _ in pruned], low),
+            ):
+                texts = [f"{record.trial_id}<br>{format_params(record.params)}" for record in group]
+                drawn.add_scatter(
+                    x=[record.params[key] for record in group], y=ys, mode="markers", name=label,
+                    marker=marker, hovertext=texts, hoverinfo="text", legendgroup=label,
+                    showlegend=column == 1 and bool(pruned), row=1, col=column,
+                )  # fmt: skip
+            tried = [record.params[key] for record in (*finished, *pruned)]
+            drawn.update_xaxes(title=name, **_axis(tried), row=1, col=column)
+        return _themed(drawn.update_yaxes(title=metric, col=1))
 
     def contours(self) -> go.Figure:
         """The objective over the two most important hyperparameters, interpolated.
@@ -259,6 +284,9 @@ class Plots:
         names = sorted(shares, key=lambda name: -shares[name])[:2]
         drawn = visualization.plot_contour(study, params=names, target_name=metric)
         drawn.update_traces(selector={"type": "contour"}, colorscale=SCALE, reversescale=False)
+        keys = {name: key for key, name in _varied(records).items()}
+        for axis in (drawn.layout.xaxis, drawn.layout.yaxis):
+            axis.update(_axis([record.params[keys[axis.title.text]] for record in records]))
         return _themed(drawn)
 
     def importance(self) -> go.Figure:
@@ -282,6 +310,15 @@ class Plots:
                     marker_color=colour, texttemplate="%{x:.2f}",
                 )  # fmt: skip
         return drawn.update_layout(barmode="group").update_yaxes(autorange="reversed")
+
+    @cached_property
+    def _tried(self) -> tuple[list[TrialRecord], list[TrialRecord]]:
+        """Finished trials with an objective, and pruned ones with the parameters of all these."""
+        metric = self.search.objectives[0].metric
+        finished = [r for r in finished_trials(self.records) if r.last(metric) is not None]
+        pruned = [r for r in self.records if r.kind == "trial" and r.outcome == "pruned"]
+        keys = _varied(self.records).keys()
+        return finished, [r for r in pruned if finished and keys <= r.params.keys()]
 
     @cached_property
     def _study(self) -> optuna.Study:
@@ -328,6 +365,46 @@ def display_study(search: SearchRecord, records: Iterable[TrialRecord]) -> optun
     return study
 
 
+def _scaled(values: Sequence[Any]) -> tuple[list[float], dict[str, Any]]:
+    """Values of a parameter as positions on a linear axis, and the ticks there if these are odd."""
+    kind = _distribution(values)
+    if isinstance(kind, CategoricalDistribution):
+        places = [kind.choices.index(value) for value in values]
+        texts = [*map(str, kind.choices)]
+        return [*map(float, places)], {"tickvals": [*range(len(texts))], "ticktext": texts}
+    if not kind.log:  # type: ignore[attr-defined]
+        return [*values], {}
+    ticks = _log_ticks(min(values), max(values))
+    found = {"tickvals": [*map(math.log10, ticks)], "ticktext": [f"{tick:g}" for tick in ticks]}
+    return [math.log10(value) for value in values], found
+
+
+def _axis(values: Sequence[Any]) -> dict[str, Any]:
+    """Scale and ticks of an axis with the values of a parameter."""
+    kind = _distribution(values)
+    if isinstance(kind, CategoricalDistribution) or not kind.log:  # type: ignore[attr-defined]
+        return {"nticks": 5}
+    ticks = _log_ticks(min(values), max(values))
+    return {"type": "log", "tickvals": ticks, "ticktext": [f"{tick:g}" for tick in ticks]}
+
+
+def _log_ticks(low: float, high: float) -> list[float]:
+    """Round numbers in a range: powers of ten, or multiples of them if these are fewer than 3."""
+    powers = range(math.floor(math.log10(low)), math.floor(math.log10(high)) + 1)
+    found: list[float] = []
+    for multiples in ((1,), (1, 3), (1, 2, 5)):
+        ticks = [multiple * 10.0**power for power in powers for multiple in multiples]
+        found = [tick for tick in ticks if low <= tick <= high]
+        if len(found) > 2:
+            break
+    return found
+
+
+def _foot(values: Sequence[float]) -> float:
+    """A place below the values, at a tenth of the whole height."""
+    return min(values) - ((max(values) - min(values)) or 1.0) / 9
+
+
 def _distribution(values: Sequence[Any]) -> BaseDistribution:
     """A range that holds the values, on a log scale where they span a factor of `LOG_RANGE`."""
     if any(isinstance(value, bool | str) for value in values):
@@ -363,9 +440,12 @@ def _explaining(records: Sequence[TrialRecord]) -> list[str]:
 
 def _shares(study: optuna.Study, names: list[str], metric: str = "") -> dict[str, float]:
     """The share of the variation of a metric, else of the objective, that each name explains."""
-    target = (lambda trial: trial.user_attrs.get(metric, math.nan)) if metric else None
+
+    def target(trial: optuna.trial.FrozenTrial) -> float:
+        return float(trial.user_attrs.get(metric, math.nan) if metric else trial.values[0])
+
     fanova, found = FanovaImportanceEvaluator(max_depth=TREE_DEPTH, seed=0), dict[str, float]()
-    with suppress(RuntimeError):  # all trials have the same value (Optuna 5.0)
+    if len({target(trial) for trial in study.get_trials(states=[TrialState.COMPLETE])}) > 1:
         found = get_param_importances(study, evaluator=fanova, params=names, target=target)
     return {name: found.get(name, 0.0) for name in names}
 
@@ -415,4 +495,5 @@ def _themed(drawn: go.Figure) -> go.Figure:
         legend={"orientation": "h", "y": 1.02, "yanchor": "bottom", "x": 0},
     )  # fmt: skip
     line = {"gridcolor": "rgba(128,134,143,.22)", "zeroline": False, "linecolor": SOFT}
+    line["exponentformat"] = "e"  # not 10µ
     return drawn.update_xaxes(**line).update_yaxes(**line, automargin=True)

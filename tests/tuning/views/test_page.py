@@ -1,4 +1,5 @@
 import json
+import math
 import re
 from dataclasses import replace
 from pathlib import Path
@@ -57,7 +58,7 @@ def test_the_answer_comes_first_and_every_trial_has_a_row(tmp_path):
 
 def test_a_page_of_few_trials_needs_no_figure_of_many(tmp_path):
     page = page_of([fakes.trial(1)], tmp_path)
-    assert "Needs 6 finished trials; there are 1." in page
+    assert "Needs 15 finished trials; there are 1." in page
     assert 'id="parallel"' not in page
 
 
@@ -126,7 +127,7 @@ def test_importance_tells_which_parameter_moves_which_accuracy():
 
 
 def test_trials_of_equal_accuracy_have_a_page(tmp_path):
-    records = [replace(trial, curve=fakes.trial(0, 100.0).curve) for trial in scattered(8)]
+    records = [replace(trial, curve=fakes.trial(0, 100.0).curve) for trial in scattered(15)]
     assert 'id="importance"' in page_of(records, tmp_path)
     assert {share for bar in Plots(SEARCH, records).importance().data for share in bar.x} == {0}
 
@@ -170,3 +171,47 @@ def test_parallel_coordinates_read_a_log_range_and_a_choice():
     assert list(axes["lr"]["values"]) == pytest.approx(lrs)
     assert list(axes["texts"].ticktext) == ["b", "a"]
     assert list(axes["texts"]["values"]) == [0, 1] * 3
+
+
+def test_pruned_trials_stand_below_the_others_on_the_axes_of_hyperparameters():
+    finished, bad = scattered(6), {"method.reg_weight": 500.0, "optim.lr": 0.1}
+    curve = fakes.trial(9, 99.0, 99.0).curve[:2]
+    pruned = fakes.trial(9, outcome="pruned", curve=curve, params=bad)
+    plots = Plots(SEARCH, [*finished, pruned])
+    (trace,) = plots.parallel().data
+    axes = {axis.label: axis for axis in trace.dimensions}
+    assert axes["lr"]["values"][-1] == pytest.approx(-1)
+    for name in ("ID", "OOD", "val/mean_acc"):
+        *others, foot = axes[name]["values"]
+        assert foot < min(others)
+        assert axes[name]["ticktext"][axes[name]["tickvals"].index(foot)] == "pruned"
+    marks = [trace for trace in plots.slices().data if trace.name.startswith("pruned")]
+    assert [mark.x[0] for mark in marks] == [500.0, 0.1]
+    assert all(mark.y[0] < min(r.last("val/mean_acc") for r in finished) for mark in marks)
+
+
+def test_a_log_range_has_plain_ticks_and_a_log_colour_bar():
+    records = scattered(6)
+    plots = Plots(SEARCH, records)
+    axes = plots.slices().layout
+    for axis, low, high in ((axes.xaxis, 1e-2, 1e2), (axes.xaxis2, 1e-6, 1e-3)):
+        assert [float(text) for text in axis.ticktext] == pytest.approx(axis.tickvals)
+        assert len([tick for tick in axis.tickvals if low <= tick <= high]) > 2
+    marker = next(t for t in plots.id_vs_ood().data if t.name == "finished").marker
+    weights = [record.params["method.reg_weight"] for record in records]
+    assert list(marker.color) == pytest.approx(np.log10(weights))
+    ticks = [float(text) for text in marker.colorbar.ticktext]
+    assert list(marker.colorbar.tickvals) == pytest.approx(np.log10(ticks))
+
+
+@pytest.mark.parametrize(
+    "records",
+    [
+        [fakes.trial(n, math.nan, math.nan) for n in range(3)],
+        [fakes.trial(n) for n in range(3)],
+        [*(fakes.trial(n) for n in range(3)), fakes.trial(3, outcome="pruned")],
+    ],
+    ids=["diverged", "equal", "equal and pruned"],
+)
+def test_trials_without_a_difference_have_a_page(records, tmp_path):
+    assert len(rows_of(page_of(records, tmp_path))) == 1 + len(records)
