@@ -6,6 +6,7 @@ The page is a Jinja2 template whose every value is escaped. Its figures are Plot
 from __future__ import annotations
 
 from collections.abc import Sequence
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -60,6 +61,7 @@ def write_page(
         title=search.name,
         about=_about(search, records),
         refresh=REFRESH_SECONDS if running else None,
+        written=f"{datetime.now():%H:%M:%S}",
         script=None if running else Markup(get_plotlyjs()),
         script_file=SCRIPT_FILE,
         figures=_figures(search, records),
@@ -81,9 +83,10 @@ def write_page(
 
 
 def _about(search: SearchRecord, records: Sequence[TrialRecord]) -> str:
-    begun = sum(record.kind != "reference" for record in records)  # repeats are of the budget
-    text = f"{begun} of {search.budget_trials} trials of {search.total_steps} steps"
-    text += f" ({format_outcomes(records)})" if begun else ""
+    # Repeats are of the budget.
+    done = sum(record.kind != "reference" and record.is_final for record in records)
+    text = f"{done} of {search.budget_trials} trials of {search.total_steps} steps done"
+    text += f" ({outcomes})" if (outcomes := format_outcomes(records)) else ""
     text += f", fine-tuned on {search.id_domain}"
     text += f", also evaluated on {', '.join(search.ood_domains)}" if search.ood_domains else ""
     seconds = sum(record.seconds or 0.0 for record in records)

@@ -204,6 +204,16 @@ def test_a_log_range_has_plain_ticks_and_a_log_colour_bar():
     assert list(marker.colorbar.tickvals) == pytest.approx(np.log10(ticks))
 
 
+def test_a_running_page_tells_what_is_done_and_when_it_was_written(tmp_path):
+    running = fakes.trial(1, outcome="running", curve=())
+    page = page_of([fakes.trial(0), running, fakes.trial(2, outcome="stopped")], tmp_path)
+    assert "1 of 16 trials of 240 steps done (1 finished, 1 running, 1 stopped)" in page
+    assert "written at" not in page
+    page = page_of([], tmp_path, running=True)
+    assert re.search(r"Running, written at \d\d:\d\d:\d\d\.", page)
+    assert Plots(SEARCH, []).id_vs_ood().layout.showlegend
+
+
 @pytest.mark.parametrize(
     "records",
     [
