@@ -52,7 +52,7 @@ class ProgressCallback(Callback):
         self._is_ending = False  # and with it the time left
         self._console, self._clock, self._shows_best = console, clock, shows_best
         self._records: dict[str, TrialRecord] = {}
-        self._printed_at: dict[str, float] = {}
+        self._printed: dict[str, tuple[float, str]] = {}  # when, and what, by trial ID
         self._bars: Progress | None = None
         self._tasks: dict[str, TaskID] = {}
 
@@ -90,14 +90,15 @@ class ProgressCallback(Callback):
         self._show(record, "" if is_on else f"started  {format_params(record.params)}")
 
     def trial_progressed(self, record: TrialRecord) -> None:
-        """Move the bar, or print a line if the last one about this trial is a minute old."""
+        """Move the bar, or print what is new if the last line about this trial is a minute old."""
         if not record.progress:  # it goes back to its last checkpoint
             self._show(record, "")
             return
         loss, rate = (record.progress[name][-1] for name in (TRAIN_LOSS, RATE))
         text = f"{self._step(record)}  loss {loss:.3g}  {rate:,.0f} images/s"
-        since = self._clock() - self._printed_at.get(record.trial_id, 0.0)
-        self._show(record, text if since >= LINE_SECONDS else "")
+        at, last = self._printed.get(record.trial_id, (0.0, ""))
+        is_due = text != last and self._clock() - at >= LINE_SECONDS
+        self._show(record, text if is_due else "")
 
     def trial_reported(self, record: TrialRecord) -> None:
         """Move the bar, or print a line; a trial that lost its node repeats earlier steps."""
@@ -132,7 +133,7 @@ class ProgressCallback(Callback):
         self._records[name] = record.compact
         if bars is None:
             if text:
-                self._printed_at[name] = self._clock()
+                self._printed[name] = self._clock(), text
                 # No markup, no colour, and no wrapping at the 80 columns assumed for a log file.
                 pace = f"  ({self._pace()})" if is_over else ""
                 self._console.out(f"{name}  {text.rstrip()}{pace}", highlight=False)

@@ -108,3 +108,12 @@ def test_the_time_left_is_the_mean_of_the_trials_over_the_slots():
     # Two to begin and half a trial, one at a time, 360 s each.
     assert seconds_left(SEARCH, records, 0.0) == pytest.approx(2.5 * 360)
     assert seconds_left(SEARCH, [RUNNING], 0.0) is None
+
+
+def test_a_log_repeats_no_line(shown):
+    callback, clock, lines = shown
+    callback.trial_started(RUNNING)
+    for _ in range(3):
+        clock[0] += 61
+        callback.trial_progressed(replace(RUNNING, progress=PROGRESS))
+    assert lines()[1:] == ["trial-001  step 60/240  loss 1.25  800 images/s"]
