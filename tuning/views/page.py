@@ -21,6 +21,7 @@ from tuning.runs.records import SearchRecord, TrialRecord
 from tuning.views.figures import Plots, importance_lacks
 from tuning.views.formatting import format_hours, format_outcomes, format_seconds
 from tuning.views.leaderboard import trial_table
+from tuning.views.lines import learning_rate_hint
 
 REPORT_FOLDER = "report"
 """In the run folder."""
@@ -62,6 +63,11 @@ def write_page(
         about=_about(search, records),
         refresh=REFRESH_SECONDS if running else None,
         written=f"{datetime.now():%H:%M:%S}",
+        hints=[
+            hint
+            for r in records
+            if r.kind == "reference" and (hint := learning_rate_hint(search, r))
+        ],
         script=None if running else Markup(get_plotlyjs()),
         script_file=SCRIPT_FILE,
         figures=_figures(search, records),
