@@ -1,13 +1,15 @@
 """What a point of the line is worth beside the end of a training, and what it costs.
 
 `python -m tests.benchmarks.line --recorded` compares chosen points and ends in the recorded
-trainings of `simulate`. `--cost N` trains N pairs of the quickstart's trial without and with the
-line, one after the other, and prints the ratios of their CPU time.
+trainings of `simulate`. `--hints` checks what the lines of these tell about their learning rates.
+`--cost N` trains N pairs of the quickstart's trial without and with the line, one after the other,
+and prints the ratios of their CPU time.
 """
 
 import argparse
 from pathlib import Path
 from statistics import median
+from types import SimpleNamespace
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -19,6 +21,8 @@ from trainers.data.data_root import resolve_root
 from trainers.evaluation.metrics import MEAN_ACC
 from trainers.fine_tune import fine_tune
 from tuning.config.validation import load_config
+from tuning.runs.records import TrialRecord
+from tuning.views.lines import learning_rate_hint
 
 
 def print_cost(base, pairs):
@@ -48,14 +52,43 @@ def print_recorded():
         )
 
 
+def print_hints():
+    """Where a line calls its learning rate too high or too low: how often another is better.
+
+    By cubics in the logarithm of the learning rate, fitted to the trainings whose regulariser has a
+    small weight, at the chosen points and at the ends of training.
+    """
+    for file in sorted(Path(__file__).parent.glob("*.parquet")):
+        rows = [row for row in pq.read_table(file).to_pylist() if row["line/a"] is not None]
+        rows = [row for row in rows if row["method.reg_weight"] < 1]
+        lrs = np.log10([row["optim.lr"] for row in rows])
+        search = SimpleNamespace(ood_domains=["some"], configured=lambda *_: "")
+        records = [TrialRecord("ft", -1, "reference", {}, curve=(row,)) for row in rows]
+        hints = [learning_rate_hint(search, record) for record in records]
+        for said, factor in (("too high", 1 / 3), ("too low", 3)):
+            at = np.array([said in hint for hint in hints])
+            other = np.clip(lrs + np.log10(factor), lrs.min(), lrs.max())
+            better = []
+            for name in (MEAN_ACC, END + MEAN_ACC):
+                fit = np.polynomial.Polynomial.fit(lrs, [row[name] for row in rows], 3)
+                better.append((fit(other) > fit(lrs))[at].sum())
+            print(
+                f"{file.stem}: {said} in {at.sum()} of {len(rows)}; {factor:.2g} times as high is "
+                f"better at the chosen point in {better[0]}, at the end in {better[1]}"
+            )
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     asked = parser.add_mutually_exclusive_group(required=True)
     asked.add_argument("--cost", type=int, metavar="N", help="measure the cost with N pairs")
     asked.add_argument("--recorded", action="store_true", help="compare recorded trainings")
+    asked.add_argument("--hints", action="store_true", help="check what lines say about lr")
     arguments = parser.parse_args()
     if arguments.recorded:
         print_recorded()
+    elif arguments.hints:
+        print_hints()
     else:
         base = load_config("quickstart").trial
         resolve_root(base.data.root, progress=True)
