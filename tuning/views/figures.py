@@ -270,7 +270,8 @@ class Plots:
                     showlegend=column == 1 and bool(pruned), row=1, col=column,
                 )  # fmt: skip
             tried = [record.params[key] for record in (*finished, *pruned)]
-            drawn.update_xaxes(title=name, **_axis(tried), row=1, col=column)
+            title = {"text": name, "standoff": 8}  # below ticks that are turned
+            drawn.update_xaxes(title=title, automargin=True, **_axis(tried), row=1, col=column)
         return _themed(drawn.update_yaxes(title=metric, col=1))
 
     def contours(self) -> go.Figure:
