@@ -48,13 +48,13 @@ def runs_table(runs: Sequence[Path]) -> Table:
 
 def comparison(runs: Sequence[Path]) -> Table:
     """One column for each run: what it has found, then the keys in which configurations differ."""
+    values = [flat(load_run(run).file.model_dump(mode="json")) for run in runs]
     table = Table(box=None, padding=(0, 2, 0, 0), header_style="bold", pad_edge=False)
     for name in ("", *(run.name for run in runs)):
         table.add_column(escape(name), overflow="fold")
     found = [_facts(run) for run in runs]
     for key in dict.fromkeys(key for facts in found for key in facts):
         table.add_row(key, *(escape(facts.get(key, "")) for facts in found))
-    values = [flat(load_run(run).file.model_dump(mode="json")) for run in runs]
     for key in dict.fromkeys(key for each in values for key in each):
         texts = [str(each[key]) if key in each else "" for each in values]
         if len({*texts}) > 1 and key not in ("search.name", "search.storage"):

@@ -422,6 +422,8 @@ def ended(capsys, command):
     ("words", "status", "said"),
     [
         *((words, 2, said) for words, said in MISTAKES),
+        (f"report {LONG}", 2, "File name too long"),
+        ("report mine .", 2, "not a run folder"),
         (f"config {LONG}", 2, "File name too long"),
         (f"config quickstart --set trial{'.a' * 5000}=3", 2, "nested too deeply"),
         ("prepare folders images ~nosuch/x", 2, "~ and the name of no user"),
