@@ -10,11 +10,12 @@ from __future__ import annotations
 import json
 import math
 import os
+import platform
 import re
 import shlex
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any, Final
 
@@ -50,7 +51,7 @@ from tuning.views.leaderboard import report as leaderboard
 from tuning.views.page import REPORT_FILE, REPORT_FOLDER
 from tuning.views.result_table import fit_table
 from tuning.weights.export import export_weights
-from tuning.zero_shot.evaluate import guesses, measure, zero_shot_table
+from tuning.zero_shot.evaluate import Row, guesses, measure, zero_shot_table
 
 EPOCHS: Final = 10
 """Of a trial on one's own images, as in Lipsum-FT's experiments on DomainNet."""
@@ -163,17 +164,36 @@ def auto(
             raise ConfigError(f"no test split for `confirm`: {quoted(lacking)}", source=root)
         values |= sizes(file, prepared.domains[0].images.get("train", 0))
     if not is_planned:
-        _write(config, command, base, values)
+        unplanned = _write(config, command, base, values)
         file = load_config(config, [f"search.budget.trials={MOST_TRIALS}"])
         _announce(console, "2 Zero-shot", "zero-shot", config)
         title, data = f"{file.trial.model.name}, zero-shot, val splits", file.trial.data
         with restored_state():  # frees the memory of the GPU, which trials need
-            rows = measure(file.trial, "val")
+            starts: list[float] = []
+            rows = measure(file.trial, "val", began=lambda _: starts.append(time.monotonic()))
+            image_s = (time.monotonic() - starts[-1]) / rows[-1].images  # of the last domain
         console.print(zero_shot_table(rows, title=title, id_domain=data.id_domain))
         for line in guesses(rows):
             console.print(f"! {line}", style="yellow", markup=False, soft_wrap=True)
         _announce(console, "3 Plan", "plan", config)
-        plan = plan_search(file, address=address)
+        kept = config.with_suffix(".plan.json")
+        about = [
+            file.trial.model_dump(mode="json"),
+            file.search.resources.model_dump(mode="json"),
+            [row.images for row in rows],
+            [address or os.environ.get("RAY_ADDRESS"), platform.node(), os.cpu_count()],
+        ]
+        earlier = json.loads(kept.read_text(encoding="utf-8")) if kept.is_file() else {}
+        if earlier.get("about") == about:
+            show_phase(console, "Measured", f"by an earlier call, kept in {kept.name}")
+            plan = Plan(file, **earlier["measured"])
+        else:
+            if is_local and not file.search.resources.gpus_per_worker:
+                _check_hours(file, limit - (time.monotonic() - began) / 3600, image_s, rows)
+            plan = plan_search(file, address=address)
+            measured = {f.name: getattr(plan, f.name) for f in fields(plan) if f.name != "file"}
+            with open_store(kept.parent).write(kept.name) as stream:
+                stream.write(json.dumps({"about": about, "measured": measured}).encode())
         spent = 0.0 if gpu_hours else (time.monotonic() - began) / 3600
         plan = fitting(plan, limit, spent)
         console.print(render_plan(plan))
@@ -183,6 +203,9 @@ def auto(
         trial, budget = plan.file.trial, plan.file.search.budget
         values |= {"trial.steps": trial.steps, "trial.eval.every": trial.eval.every}
         values |= {f"search.budget.{key}": getattr(budget, key) for key in ("trials", unit)}
+        if config.read_text(encoding="utf-8") != unplanned:
+            problem = "another `lipsum-tune auto` has changed this file"
+            raise ConfigError(problem, source=config, hint="call it once, or give another --name")
         _write(config, command, base, values)
 
     _announce(console, "4 Search", "search", config, "--resume")
@@ -235,6 +258,30 @@ def sizes(file: SearchFile, images: int) -> dict[str, int]:
     steps = min(MOST_STEPS, max(LEAST_STEPS, EPOCHS * images // batch_size))
     chosen = {"optim.batch_size": batch_size, **_steps(steps)}
     return {f"trial.{key}": value for key, value in chosen.items()}
+
+
+def _check_hours(file: SearchFile, left: float, image_s: float, rows: Sequence[Row]) -> None:
+    """Refuse hours that are too few for the shortest search on the CPUs of this machine.
+
+    Args:
+        left: hours.
+        image_s: seconds that the zero-shot evaluation, on all cores, takes for an image.
+        rows: of the zero-shot evaluation.
+
+    Raises:
+        ConfigError: they are below a lower bound.
+    """
+    resources, steps = file.search.resources, _steps(file.trial.steps // 4)["steps"]
+    at_once = max(1, int((os.cpu_count() or 1) // (resources.workers * resources.cpus_per_worker)))
+    trainings = LEAST_TRIALS + len(file.search.references), 2 * CONFIRM_SEEDS
+    rounds = sum(math.ceil(number / at_once) for number in trainings)
+    # A trial has some of the cores, and its backward pass takes at least as long as the forward.
+    images = 2 * steps * file.trial.optim.batch_size + sum(row.images for row in rows)
+    least = rounds * images * image_s / 3600
+    if left < least:
+        problem = f"{LEAST_TRIALS} trials of {steps} steps and confirm need more than"
+        problem += f" {format_hours(least)} hours; {format_hours(max(0.0, left))} are left"
+        raise ConfigError(problem, key="--hours", hint="give more hours")
 
 
 def fitting(plan: Plan, limit: float, spent: float = 0.0) -> Plan:
@@ -303,11 +350,13 @@ def _is_planned(config: Path, command: str) -> bool:
     return True
 
 
-def _write(config: Path, command: str, base: str, values: Mapping[str, Any]) -> None:
-    """Write the configuration, in one piece."""
+def _write(config: Path, command: str, base: str, values: Mapping[str, Any]) -> str:
+    """Write the configuration, in one piece, and return its text."""
     text = yaml.safe_dump({"extends": base, **nest(values)}, sort_keys=False, allow_unicode=True)
+    text = f"# {command}\n{text}"
     with open_store(config.parent).write(config.name) as file:
-        file.write(f"# {command}\n{text}".encode())
+        file.write(text.encode())
+    return text
 
 
 def _announce(console: Console, step: str, *words: object) -> None:

@@ -27,6 +27,7 @@ from tuning.planning.plan import CONFIRM_SEEDS, Plan
 from tuning.resume import identity
 from tuning.runs.journal import JOURNAL_FILE
 from tuning.runs.run_folder import load_run
+from tuning.zero_shot.evaluate import Row
 
 QUIET = Console(quiet=True)
 
@@ -167,9 +168,6 @@ def instant(shop, monkeypatch):
 def test_a_call_that_is_stopped_in_any_step_goes_on_there(monkeypatch):
     calls = Counter()
 
-    def stop(*_, **__):
-        raise KeyboardInterrupt
-
     def counted(name, of):
         def call(*arguments, **options):
             calls[name] += 1
@@ -213,6 +211,66 @@ def test_a_call_that_is_stopped_in_any_step_goes_on_there(monkeypatch):
     assert "this name is taken by another command" in str(other.exception)
     file = load_config(run.with_suffix(".yaml"))
     assert identity(file) == identity(load_run(run).file)
+
+
+def stop(*_, **__):
+    raise KeyboardInterrupt
+
+
+@pytest.mark.usefixtures("instant")
+def test_what_plan_has_measured_serves_other_hours(monkeypatch):
+    slow, timed = replace(plan_of(), setup_s=36_000), []
+
+    def plan(file, **_):
+        timed.append(file)
+        return replace(slow, file=file)
+
+    monkeypatch.setattr(module, "plan_search", plan)
+    monkeypatch.setattr(module, "search_or_resume", stop)
+    few = invoke(*SHOP[:-1], "10")
+    assert "confirm need 20 hours" in str(few.exception)
+    more = invoke(*SHOP[:-1], "30")
+    assert steps_of(more)[-1] == "search"
+    assert len(timed) == 1
+    written = load_config("runs/shop.yaml", check=False).search.budget
+    fresh = fitting(replace(slow, file=timed[0]), 30).file.search.budget
+    assert written.trials == fresh.trials
+    assert written.hours == pytest.approx(fresh.hours, abs=0.2)
+
+
+@pytest.mark.usefixtures("instant")
+def test_hopeless_hours_are_refused_before_they_are_spent(monkeypatch):
+    monkeypatch.setattr(module, "plan_search", stop)
+    refused = invoke(*SHOP[:-1], "0.00001")
+    assert re.search("6 trials of 3 steps and confirm need more than", str(refused.exception))
+    assert steps_of(refused)[-1] == "plan"
+
+
+def test_hours_are_hopeless_if_the_images_alone_take_longer(monkeypatch):
+    monkeypatch.setattr(module, "CONFIRM_SEEDS", 2)
+    monkeypatch.setattr(module.os, "cpu_count", lambda: 7)
+    file = plan_of(steps=1200).file
+    rows = [Row("real", 100, 5, 50.0, 1.0, 1.0), Row("sketch", 60, 5, 50.0, 1.0, 1.0)]
+    # Two at once: six trials and plain fine-tuning, and four trainings of `confirm`.
+    images = (4 + 2) * (2 * 300 * file.trial.optim.batch_size + 160)
+    needs = images * 0.01 / 3600
+    module._check_hours(file, needs + 0.01, 0.01, rows)
+    with pytest.raises(ConfigError, match=f"need more than {needs:.2g} hours"):
+        module._check_hours(file, needs - 0.01, 0.01, rows)
+
+
+@pytest.mark.usefixtures("instant")
+def test_of_two_calls_at_once_the_later_one_changes_nothing(monkeypatch):
+    config, text = Path("runs", "shop.yaml"), "# lipsum-tune auto ...\nplanned: first\n"
+
+    def plan(file, **_):
+        config.write_text(text)
+        return replace(plan_of(), file=file)
+
+    monkeypatch.setattr(module, "plan_search", plan)
+    later = invoke(*SHOP)
+    assert "another `lipsum-tune auto` has changed this file" in str(later.exception)
+    assert config.read_text() == text
 
 
 @pytest.mark.ray
