@@ -9,7 +9,6 @@ continue later; 130 interrupted.
 from __future__ import annotations
 
 import atexit
-import errno
 import gc
 import sys
 import traceback
