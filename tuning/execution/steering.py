@@ -50,13 +50,27 @@ def size_of_orders(run_folder: Path) -> int:
 def recorded_orders(run_folder: Path) -> tuple[list[Order], int]:
     """The orders in the journal, and the place in the file of orders up to which they were read."""
     events = [event for event, _ in read_events(run_folder) if event["event"] == "control"]
-    return [event["order"] for event in events], max((event["read"] for event in events), default=0)
+    orders = [order for event in events if (order := _order_of(event["order"]))]
+    return orders, max((event["read"] for event in events), default=0)
 
 
 def wanted_points(run_folder: Path) -> list[Mapping[str, ParamValue]]:
     """The points that were enqueued so far, with their method if several are compared."""
     orders, _ = recorded_orders(run_folder)
     return [order["enqueue"] for order in orders if "enqueue" in order]
+
+
+def _order_of(value: object) -> Order | None:
+    """The value as an order; None if it is none. The file may have lines of other programs."""
+    match value:
+        case {"stop": str(trial_id)}:
+            return {"stop": trial_id}
+        case {"enqueue": dict(params)}:
+            is_point = all(isinstance(one, str | int | float) for one in params.values())
+            return {"enqueue": params} if is_point else None
+        case {"end": True}:
+            return {"end": True}
+    return None
 
 
 class Steering(NotPickled, tune.Callback, tune.Stopper):
@@ -86,9 +100,9 @@ class Steering(NotPickled, tune.Callback, tune.Stopper):
         for order in self._new_orders():
             self._journal.controlled(order, self._read)
             match order:
-                case {"stop": str(trial_id)}:
+                case {"stop": trial_id}:
                     self.stopped.add(trial_id)
-                case {"enqueue": dict(params)}:
+                case {"enqueue": params}:
                     self._studies.enqueue(params)
                 case {"end": True} if self._read > self._began:  # an older one ended that session
                     self._budget.is_ended = True
@@ -103,9 +117,13 @@ class Steering(NotPickled, tune.Callback, tune.Stopper):
                     return
                 self._read += len(line)
                 try:
-                    yield dict(json.loads(line))
-                except (ValueError, TypeError):
+                    order = _order_of(json.loads(line))
+                except (ValueError, RecursionError):
+                    order = None
+                if order is None:
                     logger.warning("%s: a line is damaged and left out", self._path)
+                else:
+                    yield order
 
     def __call__(self, trial_id: str, result: dict[str, Any]) -> bool:
         """Stop no trial by itself."""

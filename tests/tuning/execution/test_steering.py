@@ -1,5 +1,7 @@
 """Orders to a running search: followed once, kept over kills, left out where they are damaged."""
 
+import json
+from contextlib import closing
 from unittest.mock import patch
 
 import pytest
@@ -20,9 +22,14 @@ from tests.tuning.run_folders import LR, WEIGHT
 from tests.waiting import wait_until
 from tuning.cli import app
 from tuning.execution.steering import CONTROL_FILE, recorded_orders, send
-from tuning.runs.journal import read_history
+from tuning.runs.journal import Journal, read_history
 
 POINT = {LR: 3e-4, WEIGHT: 2.0}
+NO_ORDERS = [
+    *({"enqueue": value} for value in (5, [1], None, {LR: [1]}, {LR: 10**400, WEIGHT: 1.0})),
+    *({"stop": value} for value in ([1], {}, None)),
+    [["stop", [1]]],
+]
 ORDERS = [{"stop": "trial-000"}, {"enqueue": POINT}, {"enqueue": {LR: 7.0}}, {"stop": 3}]
 
 
@@ -69,6 +76,17 @@ def test_a_trial_is_stopped_and_a_point_tried_next(damaged, searching):
     assert (first.outcome, first.step) == ("pruned", 4)  # the report after that with the order
     assert (second.params, second.is_first_point) == (POINT, True)
     assert [record.outcome for record in (second, *rest)] == ["finished"] * 3
+
+
+def test_what_is_no_order_is_left_out_by_a_search_and_its_resume(searching):
+    lines = [*map(json.dumps, NO_ORDERS), "[" * 200_000]
+    search = searching({0: [f"{line}\n" for line in lines], 3: [{"end": True}]})
+    search.session()
+    with closing(Journal(search.folder)) as journal:  # as earlier versions wrote them
+        for order in NO_ORDERS[:-1]:
+            journal.controlled(order, 0)
+    search.session()
+    assert [record.outcome for record in search.trials] == ["finished"] * 4
 
 
 def test_a_search_is_ended_in_order_and_can_go_on(searching):
