@@ -31,6 +31,9 @@ from trainers.errors import ConfigError, StorageFailed, storage_failures, system
 from tuning.runs.records import STEP, TRAIN_CURVE, Outcome, SearchOutcome, TrialRecord
 
 JOURNAL_FILE = "journal.jsonl"
+LOCK_FILE = "journal.lock"
+"""Locked by the driver, and opened only by those who may write the journal: a lock on the journal
+could be taken by whoever may read it, and would keep its owner from resuming the search."""
 FORMAT = 2
 HEARTBEAT_SECONDS = 30.0
 """Longest time of a killed session that can be missing from the budgets."""
@@ -78,7 +81,10 @@ class Journal:
         self._clock_offset = time.time() - time.monotonic()
         self.failure: StorageFailed | None = None
         """Why the journal stopped being written; None if all was written."""
-        self._file = _open_locked(path)
+        self._lock = _locked(run_folder)
+        with storage_failures(path, "cannot be opened"):
+            self._file = path.open("ab+", buffering=0)
+        cut_torn_line(path)
         self._last_write = 0.0
         if path.stat().st_size == 0:
             self._append({"event": "created", "format": FORMAT, "id": secrets.token_hex(4)})
@@ -147,8 +153,9 @@ class Journal:
         self._append({"event": "session_ended", "outcome": outcome})
 
     def close(self) -> None:
-        """Close the file and release its lock."""
+        """Close the file and release the lock."""
         self._file.close()
+        self._lock.close()
 
     def _append(self, *events: Event) -> None:
         """Write events in one piece. One without a time of its own happens now."""
@@ -176,15 +183,19 @@ def _end_of(record: TrialRecord) -> Event:
 def is_running(run_folder: Path) -> bool:
     """Whether a driver has the journal open, on any machine that shares locks with this one.
 
+    To those who may not lock it, a session without an end is one that runs.
+
     Raises:
         ConfigError: the file system does not support locks.
     """
-    path = run_folder / JOURNAL_FILE
+    path = run_folder / LOCK_FILE
     try:
         with path.open("rb") as file:
             fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
     except FileNotFoundError:
         return False
+    except PermissionError:
+        return read_history(run_folder).outcome is None
     except OSError as error:
         if error.errno in _LOCKED:
             return True
@@ -349,10 +360,13 @@ def _numbers(metrics: dict[str, float]) -> dict[str, float]:
     return metrics
 
 
-def _open_locked(path: Path) -> FileIO:
-    """Open a journal for appending, unbuffered and locked; cut off an incomplete last line."""
+def _locked(run_folder: Path) -> FileIO:
+    """The lock file of a run folder, locked; it is created for those who may write the folder."""
+    path = run_folder / LOCK_FILE
+    writers = run_folder.stat().st_mode & 0o222
     with storage_failures(path, "cannot be opened"):
-        file = path.open("ab+", buffering=0)
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT, writers | writers << 1)
+        file = os.fdopen(descriptor, "rb+", buffering=0)
     for attempt in range(_ATTEMPTS):
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -365,7 +379,6 @@ def _open_locked(path: Path) -> FileIO:
             file.close()
             taken = ConfigError(f"{path.parent}: another process is running this search")
             raise (taken if is_locked else _no_locks(path, error)) from None
-    cut_torn_line(path)
     return file
 
 

@@ -3,13 +3,23 @@ import errno
 import fcntl
 import json
 import os
+import tempfile
 import time
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
 
 import pytest
 
 from tests.tuning import fakes
 from trainers.errors import ConfigError
-from tuning.runs.journal import JOURNAL_FILE, Journal, is_running, read_events, read_history
+from tuning.runs.journal import (
+    JOURNAL_FILE,
+    LOCK_FILE,
+    Journal,
+    is_running,
+    read_events,
+    read_history,
+)
 
 STARTED = fakes.trial(0, is_first_point=True, outcome="running", ended_at=None, curve=())
 ENDED = fakes.trial(0, is_first_point=True)
@@ -198,20 +208,51 @@ def test_a_file_system_without_locks_is_not_taken_for_another_driver(error, tmp_
     for attempt in (Journal, is_running):
         with pytest.raises(ConfigError) as caught:
             attempt(tmp_path)
-        assert caught.value.source == str(tmp_path / JOURNAL_FILE)
+        assert caught.value.source == str(tmp_path / LOCK_FILE)
         assert os.strerror(error) in caught.value.problem
         assert "another process" not in str(caught.value)
 
 
 def test_a_reader_that_looks_for_a_driver_does_not_stop_one(tmp_path, monkeypatch):
     Journal(tmp_path).close()
-    with (tmp_path / JOURNAL_FILE).open("rb") as reader:  # `is_running` of another process
+    with (tmp_path / LOCK_FILE).open("rb") as reader:  # `is_running` of another process
         fcntl.flock(reader, fcntl.LOCK_SH)
         monkeypatch.setattr("time.sleep", lambda seconds: reader.close())
         driver = Journal(tmp_path)
     assert reader.closed  # so the first attempt did not get the lock
     assert is_running(tmp_path)
     driver.close()
+
+
+@contextmanager
+def another_user():
+    """Within the block, the rights of this process are not those of root."""
+    own = os.geteuid()
+    os.seteuid(65534 if own == 0 else own)
+    try:
+        yield
+    finally:
+        os.seteuid(own)
+
+
+def test_whoever_reads_a_run_folder_sees_its_driver_and_cannot_keep_it_out():
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        folder.chmod(0o755)
+        Journal(folder).close()
+        with ExitStack() as stack:
+            for path in folder.iterdir():
+                if path.stat().st_mode & 0o004:
+                    fcntl.flock(stack.enter_context(path.open("rb")), fcntl.LOCK_SH)
+            driver = Journal(folder)
+        driver.session_started({})
+        (folder / LOCK_FILE).chmod(0)
+        with another_user():
+            assert is_running(folder)
+        driver.session_ended("finished")
+        driver.close()
+        with another_user():
+            assert not is_running(folder)
 
 
 def test_a_journal_of_another_version_or_a_damaged_one_is_refused(tmp_path):
