@@ -175,7 +175,9 @@ def continue_search(run_folder: Path, file: SearchFile, options: SearchOptions) 
         journal, checkpoints = session.journal, session.checkpoints
         before = read_history(run_folder)
         dashboard = dashboard_view(file, run_folder, before, options)
-        journal.session_started(file.fingerprints())
+        has_begun = before.zero_shot is not None
+        if not has_begun:
+            journal.session_started(file.fingerprints())
         zero_shot = session.zero_shot(before)
         used_ood = before.used_ood or warm_start_uses_ood(file, earlier)
         search = search_record(file, run_folder, zero_shot, journal.run_id, used_ood)
@@ -183,7 +185,9 @@ def continue_search(run_folder: Path, file: SearchFile, options: SearchOptions) 
             show_phase(console, "Zero-shot", line)
 
         def begin() -> None:
-            # Only then, so that a refused change leaves a run that resumes as it was.
+            # Only then, so that a refused change leaves the run as it was.
+            if has_begun:
+                journal.session_started(file.fingerprints())
             if search.sees_ood and not before.used_ood:
                 journal.used_ood()  # later sessions may have another sampler, or lack earlier runs
             write_config(run_folder, file)

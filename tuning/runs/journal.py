@@ -81,6 +81,8 @@ class Journal:
         self._clock_offset = time.time() - time.monotonic()
         self.failure: StorageFailed | None = None
         """Why the journal stopped being written; None if all was written."""
+        self.in_session = False
+        """Whether a session has begun since it was opened."""
         self._lock = _locked(run_folder)
         with storage_failures(path, "cannot be opened"):
             self._file = path.open("ab+", buffering=0)
@@ -97,6 +99,7 @@ class Journal:
     def session_started(self, fingerprints: Mapping[str, str]) -> None:
         """A driver starts or resumes the search with a configuration of these fingerprints."""
         self._append({"event": "session", "fingerprints": dict(fingerprints)})
+        self.in_session = True
 
     def used_ood(self) -> None:
         """This session or a run of `search.warm_start` uses OOD validation data."""

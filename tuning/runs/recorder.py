@@ -155,16 +155,18 @@ class Recorder(NotPickled, TuneCallback):
 
         The journal decides which trials still run. A signal may have interrupted an event after its
         line was written and before this object was updated. If the journal cannot be written any
-        more, a reader comes to the same result without these lines.
+        more, a reader comes to the same result without these lines. A session that was refused
+        writes none.
         """
         folder = self.search.run_folder
-        with suppress(StorageFailed):
-            for record in read_history(folder, live=True).records:
-                if record.outcome == "running":
-                    stopped = record.with_end("stopped", self._journal.now())
-                    self._journal.trial_ended(stopped)
-                    self._close(stopped)
-            self._journal.session_ended(outcome)
+        if self._journal.in_session:
+            with suppress(StorageFailed):
+                for record in read_history(folder, live=True).records:
+                    if record.outcome == "running":
+                        stopped = record.with_end("stopped", self._journal.now())
+                        self._journal.trial_ended(stopped)
+                        self._close(stopped)
+                self._journal.session_ended(outcome)
         history = read_history(folder)
         self._notify("search_ended", list(history.records), outcome)
         return history

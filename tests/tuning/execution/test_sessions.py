@@ -312,6 +312,27 @@ def test_a_refused_change_leaves_a_run_that_resumes(images_root, tmp_path):
 
 
 @pytest.mark.usefixtures("inline")
+@pytest.mark.parametrize("is_killed", [False, True])
+def test_a_refused_resume_leaves_a_search_as_it_was(is_killed, images_root, tmp_path):
+    run = run_instantly(instant_file(images_root, tmp_path)).folder
+    if is_killed:  # in its last trial
+        lines = (run / JOURNAL_FILE).read_text().splitlines(keepends=True)
+        (run / JOURNAL_FILE).write_text("".join(lines[:-2]))
+    before = {name: (run / name).read_bytes() for name in (JOURNAL_FILE, CONFIG_FILE)}
+
+    class Failing(Callback):
+        def search_started(self, search):
+            raise RuntimeError("no dashboard")
+
+    with pytest.raises(TrackingError):
+        resume_instantly(run, "search.tracking.uri=sqlite:////proc/x.db")
+    with pytest.raises(RuntimeError, match="no dashboard"):
+        resume_instantly(run, "search.budget.trials=4", callbacks=[Failing()])
+    assert {name: (run / name).read_bytes() for name in before} == before
+    assert resume_instantly(run).outcome == "finished"
+
+
+@pytest.mark.usefixtures("inline")
 def test_a_pruner_of_the_user_stops_trials_once_six_have_finished(images_root, tmp_path):
     settings = {"search__budget__trials": 14, "search__sampler__name": "random"}
     pruner = SuccessiveHalvingPruner(min_resource=2, reduction_factor=2)
