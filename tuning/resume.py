@@ -28,7 +28,7 @@ from tuning.execution.ray_session import runs_folder
 from tuning.runs.callbacks import Callback
 from tuning.runs.environment import check_same_inputs
 from tuning.runs.journal import JOURNAL_FILE
-from tuning.runs.run_folder import CONFIG_FILE, load_run, runs_named
+from tuning.runs.run_folder import CONFIG_FILE, LoadedRun, load_run, runs_named
 from tuning.search import SearchOptions, SearchResult, continue_search, start_search, with_options
 
 logger = logging.getLogger(__name__)
@@ -110,6 +110,21 @@ def check_changes(folder: Path, file: SearchFile) -> None:
     check_same_inputs(folder, file.trial)
 
 
+def _check_objects(run: LoadedRun, options: SearchOptions, named: Iterable[str] = ()) -> None:
+    """Refuse to go on without a sampler or pruner that the last session got as an object.
+
+    Lines of `--set` may name another one.
+    """
+    for name, kind in run.history.objects.items():
+        key = "search.scheduler" if name == "pruner" else f"search.{name}"
+        is_named = any(line.partition("=")[0] in (key, f"{key}.name") for line in named)
+        if name not in options.objects and not is_named:
+            again = f"resume_search({str(run.folder)!r}, {name}=...)"
+            problem = f"the {name} was an object, {kind}, which only Python can pass"
+            hint = f"`{again}`, or choose another with --set {key}.name=..."
+            raise ConfigError(problem, source=run.folder, hint=hint)
+
+
 def _without(file: SearchFile, keys: tuple[str, ...]) -> dict[str, object]:
     """A configuration as dotted keys, without some sections.
 
@@ -151,14 +166,17 @@ def resume_search(
         ConfigError: not a run folder, or one that another process is running; a key that must not
             change; changed data.
     """
-    run = load_run(folder).folder
+    loaded, overrides = load_run(folder), list(overrides)
+    run = loaded.folder
     if trials is not None:
         overrides = more_trials(run, trials, overrides)
-    file = load_config(run / CONFIG_FILE, list(overrides))
+    file = load_config(run / CONFIG_FILE, overrides)
     objects: dict[str, Any] = {"callbacks": callbacks, "address": address, "console": console}
     objects |= {"tune_callbacks": tune_callbacks, "pruner": pruner}
     changed, given = with_options(file, sampler=sampler, storage=storage, **objects)
     check_changes(run, changed)
+    named = [] if sampler is None else ["search.sampler"]
+    _check_objects(loaded, given, [*overrides, *named])
     return continue_search(run, changed, given)
 
 
@@ -178,4 +196,5 @@ def search_or_resume(file: SearchFile, *, address: str | None = None) -> SearchR
         return start_search(file, options)
     if (folder / JOURNAL_FILE).is_file():  # else its first session was killed before it began
         check_changes(folder, file)
+        _check_objects(load_run(folder), options)
     return continue_search(folder, file, options)

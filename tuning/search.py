@@ -82,8 +82,8 @@ def run_search(
     Args:
         config: a configuration, a YAML file, or the name of a ready configuration.
         space: replaces `search.space`.
-        sampler: replaces `search.sampler`: its name, a configuration, or a sampler of Optuna. An
-            object is not kept in the run folder; pass it again to `resume_search`.
+        sampler: replaces `search.sampler`: its name, a configuration, or a sampler of Optuna. Of
+            an object, the run folder has the class only; pass it again to `resume_search`.
         storage: of the study for dashboards, in place of `search.study_storage`: a URL, or a
             storage of Optuna.
         callbacks: called after the callbacks of the search itself.
@@ -91,7 +91,7 @@ def run_search(
         console: for the display of progress; by default the standard error.
         tune_callbacks: callbacks and loggers of Ray Tune, such as `CSVLoggerCallback`. Loggers that
             write into Tune's folder of a trial find it below `tune/` in the run folder.
-        pruner: replaces `search.scheduler`. Like a sampler, it is not kept in the run folder.
+        pruner: replaces `search.scheduler`. Like a sampler, it is passed again to a resume.
 
     Raises:
         ConfigError: before anything runs: missing data, too few resources, MLflow not reachable.
@@ -167,9 +167,10 @@ def continue_search(run_folder: Path, file: SearchFile, options: SearchOptions) 
     earlier = load_earlier(file)
     console = options.console or Console(stderr=True)
     show_phase(console, "Run folder", str(run_folder))
-    go_on = (
-        f"put that right, and `lipsum-tune resume {run_folder}` goes on from the last checkpoints"
-    )
+    again, objects = f"lipsum-tune resume {run_folder}", options.objects
+    if objects:
+        again = f"resume_search({str(run_folder)!r}, {', '.join(f'{key}=...' for key in objects)})"
+    go_on = f"put that right, and `{again}` goes on from the last checkpoints"
     with open_session(run_folder, file, options, go_on) as session:
         # Preparation: everything that can be refused is checked before a trial starts.
         journal, checkpoints = session.journal, session.checkpoints
@@ -177,7 +178,7 @@ def continue_search(run_folder: Path, file: SearchFile, options: SearchOptions) 
         dashboard = dashboard_view(file, run_folder, before, options)
         has_begun = before.zero_shot is not None
         if not has_begun:
-            journal.session_started(file.fingerprints())
+            journal.session_started(file.fingerprints(), **objects)
         zero_shot = session.zero_shot(before)
         used_ood = before.used_ood or warm_start_uses_ood(file, earlier)
         search = search_record(file, run_folder, zero_shot, journal.run_id, used_ood)
@@ -187,7 +188,7 @@ def continue_search(run_folder: Path, file: SearchFile, options: SearchOptions) 
         def begin() -> None:
             # Only then, so that a refused change leaves the run as it was.
             if has_begun:
-                journal.session_started(file.fingerprints())
+                journal.session_started(file.fingerprints(), **objects)
             if search.sees_ood and not before.used_ood:
                 journal.used_ood()  # later sessions may have another sampler, or lack earlier runs
             write_config(run_folder, file)

@@ -56,6 +56,12 @@ class SearchOptions:
     trainable: Callable[[str, ResourcesConfig, str | None, Mapping[str, str]], Any] = trainable
     """Makes what Ray Tune runs for each trial. Tests replace it."""
 
+    @property
+    def objects(self) -> dict[str, str]:
+        """The classes of `sampler` and `pruner`, of those that are given."""
+        given = {"sampler": self.sampler, "pruner": self.pruner}
+        return {name: type(one).__name__ for name, one in given.items() if one is not None}
+
 
 @dataclass(frozen=True)
 class Session:

@@ -61,6 +61,8 @@ class History:
     """How the last session ended; None if it was killed or is running."""
     fingerprints: dict[str, str] = field(default_factory=dict)
     """Fingerprints of the configuration of the last session."""
+    objects: dict[str, str] = field(default_factory=dict)
+    """Class of the `sampler` and of the `pruner` that the last session got as objects."""
     run_id: str = ""
     """Identifier of the run. It stays the same when the run folder is moved."""
     used_ood: bool = False
@@ -96,9 +98,10 @@ class Journal:
         """Unix time in seconds. Setting the clock during a session does not change it."""
         return self._clock_offset + time.monotonic()
 
-    def session_started(self, fingerprints: Mapping[str, str]) -> None:
-        """A driver starts or resumes the search with a configuration of these fingerprints."""
-        self._append({"event": "session", "fingerprints": dict(fingerprints)})
+    def session_started(self, fingerprints: Mapping[str, str], **objects: str) -> None:
+        """A driver starts or resumes a search with these `History.fingerprints` and `objects`."""
+        started = {"event": "session", "fingerprints": dict(fingerprints)}
+        self._append(started | ({"objects": objects} if objects else {}))
         self.in_session = True
 
     def used_ood(self) -> None:
@@ -301,8 +304,9 @@ class Replay:
         if kind == "session":
             self._close_session()
             self._session_start = self.last = at
-            fingerprints = event["fingerprints"]
-            self._found = replace(self._found, outcome=None, fingerprints=fingerprints)
+            objects = dict(event.get("objects", {}))
+            found = {"fingerprints": event["fingerprints"], "objects": objects}
+            self._found = replace(self._found, outcome=None, **found)
         self.last = max(self.last, at)
         if kind == "used_ood":
             self._found = replace(self._found, used_ood=True)
@@ -366,8 +370,8 @@ def _numbers(metrics: dict[str, float]) -> dict[str, float]:
 def _locked(run_folder: Path) -> FileIO:
     """The lock file of a run folder, locked; it is created for those who may write the folder."""
     path = run_folder / LOCK_FILE
-    writers = run_folder.stat().st_mode & 0o222
     with storage_failures(path, "cannot be opened"):
+        writers = run_folder.stat().st_mode & 0o222
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT, writers | writers << 1)
         file = os.fdopen(descriptor, "rb+", buffering=0)
     for attempt in range(_ATTEMPTS):
