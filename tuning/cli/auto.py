@@ -44,12 +44,14 @@ def auto(
     """
     # Imported here, since torch, Ray and MLflow take seconds to import.
     from tuning.auto import auto as run_auto
+    from tuning.runs.errors import resumable
 
     try:
-        run_auto(
-            data, id_domain=id_, ood=names(ood), model=model, hours=hours, gpu_hours=gpu_hours,
-            name=name, address=address,
-        )  # fmt: skip
+        with resumable("the same command goes on"):
+            run_auto(
+                data, id_domain=id_, ood=names(ood), model=model, hours=hours,
+                gpu_hours=gpu_hours, name=name, address=address,
+            )  # fmt: skip
     except KeyboardInterrupt:
         warn("stopped; the same command goes on")
         raise typer.Exit(130) from None

@@ -16,12 +16,12 @@ from typing import Any
 import ray
 from rich.console import Console
 
-from trainers.errors import ConfigError
+from trainers.errors import ConfigError, StorageFailed, first_line
 from trainers.folders import temporary_folder
 from trainers.ray_trainer import WORKER_ENVIRONMENT
 from tuning.config.schema import ResourcesConfig
 from tuning.execution.cluster_resources import check_fits, fitting_trials
-from tuning.execution.ray_workarounds import init, loopback_only
+from tuning.execution.ray_workarounds import init, is_timeout, loopback_only
 from tuning.execution.signals import GC_THRESHOLD, environment_variables
 from tuning.runs.run_folder import job_runs
 
@@ -50,6 +50,7 @@ def ray_session(address: str | None = None, *, console: Console | None = None) -
 
     Raises:
         ConfigError: nothing answers at that address, or Ray does not start here.
+        StorageFailed: it did not start in time, twice.
     """
     if ray.is_initialized():
         yield False
@@ -65,9 +66,18 @@ def ray_session(address: str | None = None, *, console: Console | None = None) -
             else:
                 usual = Path(tempfile.gettempdir())
                 parent = usual if len(str(usual)) <= LONGEST_PARENT else Path("/tmp")
-                _start_local(stack.enter_context(temporary_folder(PREFIX, parent)))
-        except Exception as error:  # Ray 2.60 raises a plain one if it starts too slowly
+                try:
+                    _start_local(stack.enter_context(temporary_folder(PREFIX, parent)))
+                except Exception as error:
+                    if not is_timeout(error):
+                        raise
+                    logger.warning("Ray did not start in time, and is started again")
+                    _start_local(stack.enter_context(temporary_folder(PREFIX, parent)))
+        except Exception as error:
             where = f"the Ray cluster at {address!r}" if address else "a local Ray cluster"
+            if not address and is_timeout(error):
+                problem = f"Ray did not start in time, twice: {first_line(error)}"
+                raise StorageFailed(f"{problem} This machine may be too busy") from error
             raise ConfigError(f"cannot connect to {where}: {error}") from error
         stack.callback(ray.shutdown)
         yield not address

@@ -172,6 +172,14 @@ def init(private: Mapping[str, Any], **public: Any) -> None:
         ray.init(**public)
 
 
+def is_timeout(error: Exception) -> bool:
+    """Whether Ray has started too slowly, as on a busy machine.
+
+    Ray 2.60 has no setting for its 30 s, and no class for their end (no issue found).
+    """
+    return "timed out" in str(error).lower() or "start GCS" in str(error)
+
+
 @contextmanager
 def tune_workarounds() -> Iterator[None]:
     """Within the block, Tune is set up as a search needs it. All is restored afterwards.

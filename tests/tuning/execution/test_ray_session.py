@@ -6,14 +6,21 @@ import sys
 import tempfile
 import threading
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import ray
 
+from tests.tuning.execution.instant import instant_file, run_instantly
 from tests.tuning.execution.nodes import processes
 from tests.waiting import wait_until
+from trainers.errors import StorageFailed
 from trainers.ray_trainer import torch_trainer
+from tuning import resume
+from tuning.execution import ray_session as module
 from tuning.execution.ray_session import LONGEST_PARENT, PREFIX, ray_session
+from tuning.resume import resume_search, search_or_resume
+from tuning.run import load_run
 
 LOOPBACK = ("0100007F:", "0000000000000000FFFF00000100007F:")
 """Beginnings of addresses as the kernel writes them."""
@@ -97,6 +104,41 @@ def test_a_training_is_closed_to_the_network(workers, tmp_path):
     finally:
         hold.unlink()
         training.join()
+
+
+@pytest.fixture
+def starts(monkeypatch):
+    """The starts of a local Ray; so many as `starts.fail` says take too long."""
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    attempts = SimpleNamespace(made=0, fail=0)
+
+    def start(*_, **__):
+        attempts.made += 1
+        if attempts.made <= attempts.fail:
+            raise Exception("The current node timed out during startup. The GCS is overloaded.")
+
+    monkeypatch.setattr(module, "_init", start)
+    return attempts
+
+
+def test_a_ray_that_starts_slowly_is_started_again(starts):
+    starts.fail = 1
+    with ray_session() as is_own:
+        assert is_own
+    assert starts.made == 2
+
+
+def test_a_ray_that_starts_slowly_twice_is_no_mistake(starts, images_root, tmp_path, monkeypatch):
+    starts.fail = 2
+    with pytest.raises(StorageFailed, match=r"timed out .*`lipsum-tune resume .*small` goes on"):
+        run_instantly(instant_file(images_root, tmp_path))
+    assert starts.made == 2
+    run = load_run(tmp_path / "small")
+    went_on = []
+    monkeypatch.setattr(resume, "continue_search", lambda folder, *_: went_on.append(folder))
+    resume_search(run.folder)
+    search_or_resume(run.file)
+    assert went_on == [run.folder] * 2
 
 
 @pytest.mark.ray

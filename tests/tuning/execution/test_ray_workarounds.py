@@ -3,11 +3,12 @@
 import os
 import sys
 import time
+from inspect import getsource
 
 import pytest
 import ray
 from ray import cloudpickle
-from ray._private import services
+from ray._private import node, services
 from ray.air.execution import FixedResourceManager
 from ray.air.execution._internal import RayActorManager
 from ray.exceptions import OutOfMemoryError, RayActorError
@@ -29,6 +30,12 @@ from tuning.execution.ray_workarounds import (
     without_helpers,
 )
 from tuning.search import run_search
+
+
+def test_ray_has_no_class_for_a_start_that_takes_too_long():
+    text = "timed out during startup"
+    assert f'raise Exception(\n                        "The current node {text}' in getsource(node)
+    assert ray_workarounds.is_timeout(Exception(f"The current node {text}"))
 
 
 @pytest.fixture
