@@ -2,12 +2,15 @@
 
 Every point has the time of its event. MLflow's SQL stores ignore a point that they have already
 (same key, step, time and value), so whatever is in doubt is sent again, and no file notes what it
-has received. A step that a resumed trial repeats has a later time, and counts.
+has received. Of several points MLflow shows that of the highest step, and of one step the latest.
+So a session whose clock was set back follows the one before it, and a trial that begins again gets
+a new run.
 """
 
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
@@ -59,6 +62,8 @@ class Writer:
         self.experiment = str(search.configured("search", "tracking", "experiment"))
         self._search, self._uri, self._confirms = search, uri, confirms
         self._journal, self._offset = Replay(), 0
+        self._latest = self._later = 0.0  # time of the last event, and what is added to a session's
+        self._returns = Counter[str]()  # how often a trial went back to an earlier step
         self._created = 0.0  # time of the first event
         self._reports: dict[str, list[Event]] = {}  # by trial ID
         self._zero_shot: list[TrialRecord] = []
@@ -103,7 +108,11 @@ class Writer:
         """Take the events since the last call."""
         records = self._journal.records
         for event, end in read_events(self._search.run_folder, self._offset):
-            self._offset, kind, at = end, event["event"], event["time"]
+            self._offset, kind = end, event["event"]
+            if kind == "session":
+                self._later = max(0.0, self._latest + 0.001 - event["time"])
+            at = event["time"] = event["time"] + self._later
+            self._latest = max(self._latest, at)
             trial_id = event.get("trial", "")
             before = records.get(trial_id)
             self._journal.add(event)
@@ -115,7 +124,12 @@ class Writer:
                 model = zero_shot_record(metrics)
                 self._zero_shot = [replace(model, started_at=at, ended_at=at)]
             elif kind == "report" and records[trial_id] is not before:
-                self._reports.setdefault(trial_id, []).append(event)
+                reports, step = self._reports.setdefault(trial_id, []), event["report"][STEP]
+                if reports and step < reports[-1]["report"][STEP]:
+                    reports[:] = [one for one in reports if one["report"][STEP] < step]
+                    self._returns[trial_id] += 1
+                    self._is_open = False
+                reports.append(event)
                 records[trial_id] = records[trial_id].compact
 
     def _open(self) -> None:
@@ -144,7 +158,8 @@ class Writer:
         # A server that hung may have carried out two requests for a run. One of them has content.
         for run in sorted(found, key=lambda run: not (run.data.params or run.data.metrics)):
             trial_id, run_id = run.data.tags["trial_id"], str(run.info.run_id)
-            if self._runs.setdefault(trial_id, run_id) != run_id:
+            is_earlier = int(run.data.tags.get("returns", 0)) < self._returns[trial_id]
+            if is_earlier or self._runs.setdefault(trial_id, run_id) != run_id:
                 client.delete_run(run_id)
         self._sent = {name: n for name, n in self._sent.items() if name in self._runs}
         self._written = {name: r for name, r in self._written.items() if name in self._runs}
@@ -171,6 +186,7 @@ class Writer:
             "error": error,
             "repeats": record.repeats,
             "labels": ", ".join(record.labels),
+            "returns": str(self._returns[trial_id] or ""),
         }
         if self._confirms is not None:
             own["kind"], label = "confirm", f"confirm {label}"

@@ -146,6 +146,41 @@ def test_a_killed_driver_and_a_repeated_step(images_root, runs):
         ]
 
 
+def test_a_clock_that_was_set_back_hides_no_later_value(images_root, runs):
+    first = fakes.trial(0, outcome="running", ended_at=None, curve=())
+    report = fakes.report(40, 80.0, 60.0)
+    run = write_run(runs / "search", search_file(images_root), [], outcome=None)
+    append(run, ("started", first), ("reported", replace(first, curve=(report,))))
+    write(run)
+    before = (run / JOURNAL_FILE).read_text()
+    again = replace(first, curve=({**report, "id_val/acc": 33.0},), started_at=1.0)
+    ended = replace(again, outcome="pruned", ended_at=3.0)
+    append(run, ("started", again), ("reported", again), ("ended", ended))
+    path, lines = run / JOURNAL_FILE, (run / JOURNAL_FILE).read_text().splitlines()
+    events = [json.loads(line) for line in lines[len(before.splitlines()) :]]
+    path.write_text(before + "".join(json.dumps(e | {"time": 2.0}) + "\n" for e in events))
+    assert load_run(run).history.records[0].metrics["id_val/acc"] == 33.0
+    assert write(run)["trial-000"].data.metrics["id_val/acc"] == 33.0
+
+
+@pytest.mark.parametrize("is_followed", [False, True])
+def test_a_trial_that_begins_again_shows_no_step_of_before(is_followed, images_root, runs):
+    first = fakes.trial(0, outcome="running", ended_at=None, curve=())
+    curve = tuple(fakes.report(step, 80.0 + step, 60.0) for step in (40, 80))
+    run = write_run(runs / "search", search_file(images_root), [], outcome=None)
+    reported = [("reported", replace(first, curve=curve[:number])) for number in (1, 2)]
+    append(run, ("started", first), *reported)
+    writer = writer_of(run)
+    writer.send()
+    again = replace(first, outcome="pruned", curve=({**curve[0], "id_val/acc": 11.0},))
+    append(run, ("started", first), ("reported", again))
+    (writer if is_followed else writer_of(run)).send(is_over=True)
+    child = found_runs(runs)["trial-000"]
+    assert child.data.metrics["id_val/acc"] == 11.0
+    assert [p[:2] for p in points(runs, child, "id_val/acc")] == [(40, 11.0)]
+    assert write(run)["trial-000"].info.run_id == child.info.run_id
+
+
 def test_a_moved_run_folder_has_the_same_runs(run):
     before = {name: found.info.run_id for name, found in write(run).items()}
     found = write(run.rename(run.parent / "archived"))
