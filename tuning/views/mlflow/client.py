@@ -9,6 +9,7 @@ import math
 import os
 import re
 import sqlite3
+import tempfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
@@ -100,6 +101,8 @@ def connect(uri: str, experiment: str) -> tuple[MlflowClient, str]:
             stack.enter_context(brief_requests(retries=0))
             if path := sqlite_path(uri):
                 path.parent.mkdir(parents=True, exist_ok=True)
+                # FileLock would try for minutes where no file can be created.
+                tempfile.TemporaryFile(dir=path.parent).close()
                 # MLflow 3.17 creates and migrates the tables of a new SQLite database at the first
                 # connection without a lock: two processes that do it at once destroy it.
                 stack.enter_context(FileLock(f"{path}.lock", timeout=_MIGRATION_SECONDS))

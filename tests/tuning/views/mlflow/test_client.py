@@ -24,6 +24,11 @@ def test_a_runs_folder_may_have_any_name(name, tmp_path):
     assert [file.parents[3] for file in tmp_path.rglob("a.txt")] == [folder]
 
 
+def test_a_folder_in_which_no_file_can_be_created_is_refused_at_once():
+    with pytest.raises(TrackingError, match=r"sqlite:////proc/x\.db: .*No such file or directory"):
+        connect("sqlite:////proc/x.db", "mine")
+
+
 def connect_at_once(uri, start):
     start.wait()
     client, experiment_id = connect(uri, "lipsum-tune")
