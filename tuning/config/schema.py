@@ -251,6 +251,13 @@ class SearchConfig(Frozen):
     resources: ResourcesConfig = ResourcesConfig()
     tracking: TrackingConfig = TrackingConfig()
 
+    @field_validator("name")
+    @classmethod
+    def _is_no_file_of_mlflow(cls, name: str) -> str:
+        if name in ("mlflow.db", "mlflow.db.lock", "mlflow-artifacts"):
+            raise ValueError("MLflow has a file of this name beside the run folders")
+        return name
+
     study_storage: str | None = None
     """Database of the Optuna study for dashboards, `postgresql+psycopg://user:${PASSWORD}@host/name`;
     it must not be MLflow's. null is a journal file in the run folder."""
