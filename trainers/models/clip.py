@@ -6,6 +6,7 @@ refuses is reported in one line; each worker then loads it for itself.
 
 from __future__ import annotations
 
+import gzip
 import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -31,6 +32,9 @@ RANDOM_SEED = 0
 MERGES = "bpe.txt.gz"
 """Merges of a tokenizer of the model's own, in its folder: as CLIP's, for open_clip's class."""
 
+MERGES_BYTES = 2**24
+"""Of `MERGES` unpacked; CLIP's have 3 MB."""
+
 PREPROCESSING = ("mean", "std", "interpolation", "resize_mode")
 """Keys of open_clip's `preprocess_cfg`."""
 
@@ -45,6 +49,10 @@ def model_config(model: ModelConfig) -> dict[str, Any]:
         ConfigError: an unknown name, or no configuration in the folder or repository.
     """
     name = location(model)
+    for folder in map(Path, model.paths):
+        for path in (folder, *folder.glob("*")):  # open_clip would wait for a pipe
+            if path.exists() and not (path.is_file() or path.is_dir()):
+                raise ConfigError("not a regular file", key="model.name", value=str(path))
     if not model.brings_its_weights and name not in open_clip.list_models():
         hint = nearest(name, [TINY_CLIP, *open_clip.list_models()]) or "see open_clip.list_models()"
         raise ConfigError("unknown model", key="model.name", value=name, hint=hint)
@@ -150,6 +158,10 @@ def load_tokenizer(model: ModelConfig) -> Any:
     elif (merges := Path(name.removeprefix(LOCAL_DIR), MERGES)).is_file():
         options = {"bpe_path": str(merges)}
     with _one_line(model, "its tokenizer cannot be loaded"):
+        if "bpe_path" in options:
+            with gzip.open(merges) as file:
+                if len(file.read(MERGES_BYTES + 1)) > MERGES_BYTES:
+                    raise ValueError(f"{MERGES} unpacks to more than {MERGES_BYTES:,} bytes")
         return open_clip.get_tokenizer(name, **options)
 
 

@@ -31,12 +31,18 @@ def image_input(clip: nn.Module) -> ImageInput:
     """The size, normalisation and resizing that open_clip recorded on the model.
 
     Raises:
-        ConfigError: images are not square, or resized in another way.
+        ConfigError: images are not square, resized in another way, or cannot be normalised.
     """
     recorded = cast(Any, clip).visual.preprocess_cfg
     for key, alias in (("resize_mode", ResizeMode), ("interpolation", Interpolation)):
         if recorded[key] not in get_args(alias):
             problem = f"{recorded[key]!r} is not one of {', '.join(get_args(alias))}"
+            raise ConfigError(problem, key=f"model.name: preprocess_cfg.{key}")
+    for key, least in (("mean", -1000), ("std", 0.001)):
+        values = recorded[key] if isinstance(recorded[key], list | tuple) else ()
+        numbers = [v for v in values if isinstance(v, int | float) and least <= v <= 1000]
+        if not len(numbers) == len(values) == 3:
+            problem = f"{recorded[key]!r} is not three numbers from {least} to 1000"
             raise ConfigError(problem, key=f"model.name: preprocess_cfg.{key}")
     sides = recorded["size"] if isinstance(recorded["size"], list | tuple) else [recorded["size"]]
     if len(set(sides)) != 1:

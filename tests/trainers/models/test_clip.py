@@ -1,5 +1,6 @@
 """Models and tokenizers as open_clip loads them, and mistakes in naming them: each is one line."""
 
+import gzip
 import json
 import os
 import pickle
@@ -14,7 +15,14 @@ from safetensors.torch import load_file, save_file
 from tests.trainers.tiny_models import KINDS, random_model
 from trainers.errors import ConfigError
 from trainers.models import tiny_clip
-from trainers.models.clip import check_model, create_clip, load_clip, load_tokenizer, skeleton
+from trainers.models.clip import (
+    MERGES,
+    check_model,
+    create_clip,
+    load_clip,
+    load_tokenizer,
+    skeleton,
+)
 from trainers.models.config import ModelConfig
 from trainers.models.image import ImageInput, image_input
 
@@ -109,6 +117,38 @@ def test_a_folder_without_weights_or_configuration_is_refused(tmp_path):
     folder_model(tmp_path)
     assert "Required pretrained weights" in refused(name)
     assert "brings its own weights" in refused(name, "random")
+
+
+@pytest.mark.parametrize("name", [CONFIG, WEIGHTS, "weights.pt"])
+def test_a_pipe_is_not_waited_for(name, folder):
+    (folder / name).unlink(missing_ok=True)
+    os.mkfifo(folder / name)
+    if name == "weights.pt":
+        assert "not a regular file" in refused("ViT-B-16", folder / name)
+    else:
+        assert f"{folder / name}': not a regular file" in refused(f"local-dir:{folder}")
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("std", [0.2, 0.0, 0.2]),
+        ("std", [1e-300] * 3),
+        ("std", ["0.2"] * 3),
+        ("mean", [float("nan")] * 3),
+        ("mean", [0.5] * 2),
+        ("mean", 0.5),
+    ],
+)
+def test_images_that_cannot_be_normalised_are_refused(key, value, folder):
+    config = {"model_cfg": KINDS["clip"], "preprocess_cfg": {key: value}}
+    (folder / CONFIG).write_text(json.dumps(config))
+    assert f"preprocess_cfg.{key}: " in refused(f"local-dir:{folder}")
+
+
+def test_merges_that_unpack_to_very_much_are_refused(folder):
+    (folder / MERGES).write_bytes(gzip.compress(bytes(100 * 2**20)))
+    assert "bpe.txt.gz unpacks to more than" in refused(f"local-dir:{folder}")
 
 
 @pytest.mark.parametrize(
