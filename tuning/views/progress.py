@@ -81,7 +81,8 @@ class ProgressCallback(Callback):
                 refresh_per_second=2,
                 expand=True,
             )
-            self._whole = self._bars.add_task(search.name, total=search.budget_trials, about="")
+            total, about = search.budget_trials, _Live(self._pace)
+            self._whole = self._bars.add_task(search.name, total=total, about=about)
             self._bars.start()
 
     def trial_started(self, record: TrialRecord) -> None:
@@ -161,7 +162,7 @@ class ProgressCallback(Callback):
     def _update_whole(self) -> None:
         if self._bars is not None:
             done = _ended(self._records.values())
-            self._bars.update(self._whole, completed=done, about=self._pace(), refresh=True)
+            self._bars.update(self._whole, completed=done, refresh=True)
 
     def _pace(self) -> str:
         """What is done and left, the best trial, and what is used of a budget."""
@@ -185,6 +186,16 @@ class ProgressCallback(Callback):
 
     def _step(self, record: TrialRecord) -> str:
         return f"step {record.trained_steps}/{self._search.total_steps}"
+
+
+class _Live:
+    """A text that is made again at each refresh of a bar: time goes by without events."""
+
+    def __init__(self, text: Callable[[], str]) -> None:
+        self._text = text
+
+    def __str__(self) -> str:
+        return self._text()
 
 
 def seconds_left(search: SearchRecord, records: Sequence[TrialRecord], now: float) -> float | None:

@@ -104,6 +104,18 @@ def test_the_budget_that_is_used_is_shown(shown):
     assert "1 of 2 GPU-hours" in lines()[-1]
 
 
+def test_the_time_of_a_bar_goes_by_without_events():
+    clock, file = [1000.0], io.StringIO()
+    console = Console(file=file, width=120, force_terminal=True)
+    callback = ProgressCallback(console, lambda: clock[0])
+    callback.search_started(replace(SEARCH, config={"search": {"budget": {"hours": 1}}}))
+    callback.trial_started(RUNNING)
+    clock[0] += 94
+    callback._bars.refresh()
+    callback.close()
+    assert "1m 34s of 1h 00m" in file.getvalue()
+
+
 def test_the_time_left_is_the_mean_of_the_trials_over_the_slots():
     records = [fakes.trial(0), replace(RUNNING, curve=(fakes.report(120, 70, 50),))]
     # Two to begin and half a trial, one at a time, 360 s each.
