@@ -228,4 +228,5 @@ def study_of(run: LoadedRun) -> optuna.Study:
     """The study of a run, in memory."""
     storage = InMemoryStorage()
     complete_study(run, storage)
-    return optuna.load_study(study_name=None, storage=storage)
+    with quiet_optuna():
+        return optuna.load_study(study_name=None, storage=storage)

@@ -10,9 +10,11 @@ from optuna.trial import TrialState
 
 from search_spaces import Float, SearchSpace
 from tests.tuning import fakes
+from tests.tuning.run_folders import search_file, trial, write_run
 from trainers.errors import ConfigError
 from tuning.algorithms.studies import STATES, TRIAL_ID
 from tuning.config.objectives import Objective, parse_constraint
+from tuning.run import load_run
 from tuning.runs.ranking import best_trial
 from tuning.runs.records import METHOD_KEY
 from tuning.views.dashboard import OPTUNA_FILE, DashboardView, open_storage
@@ -205,3 +207,13 @@ def test_a_storage_that_fails_is_one_line_in_the_log(search, caplog, monkeypatch
     assert "pa55" not in line.message
     view(search, storage).search_ended([record(number) for number in range(4)], "finished")
     assert len(told(storage)) == 4
+
+
+def test_the_study_of_a_run_is_read_in_silence(images_root, tmp_path, caplog):
+    run = write_run(tmp_path / "run", search_file(images_root), [trial(0, 85.0, 62.0)])
+    optuna.logging.enable_propagation()
+    try:
+        assert len(load_run(run).study.trials) == 1
+    finally:
+        optuna.logging.disable_propagation()
+    assert caplog.records == []
