@@ -126,8 +126,9 @@ def submit_search(
     env_vars = job_environment(environment, os.environ)
     runtime_env = {"working_dir": str(working_dir), "excludes": [*EXCLUDED], "env_vars": env_vars}
     base, jobs = submission_base(file), dict[int, JobDetails]()
-    token = None if os.environ.get("RAY_AUTH_MODE") else "is RAY_AUTH_MODE=token missing here?"
-    with _answers(address, token):
+    hint = "start a cluster there with `ray start --head`, or give the --address of another"
+    hint += "" if os.environ.get("RAY_AUTH_MODE") else "; is RAY_AUTH_MODE=token missing here?"
+    with _answers(address, hint):
         client = job_client(address)
         # The first job of a search has the base as its id, the n-th `base-n`.
         for job in client.list_jobs():
@@ -187,7 +188,8 @@ def follow(job: Job) -> int:
     command = [*ray, "job", "logs", "--follow", "--address", job.address, job.submission_id]
     try:
         with environment_variables({"RAY_API_SERVER_ADDRESS": job.address}):
-            subprocess.run(command, check=False)
+            # In a group of its own: Ctrl-C would make it print `Aborted!`.
+            subprocess.run(command, check=False, process_group=0)
         with _answers(job.address, "the job may still run: the same command follows it again"):
             details = job_client(job.address).get_job_info(job.submission_id)
     except KeyboardInterrupt:

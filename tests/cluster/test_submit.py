@@ -1,5 +1,6 @@
 """Ids, environments and addresses of jobs; `test_jobs` submits real ones."""
 
+import os
 import subprocess
 from types import SimpleNamespace
 
@@ -7,7 +8,14 @@ import pytest
 from ray.job_submission import JobStatus
 
 from cluster import submit as module
-from cluster.submit import MAX_UPLOAD_MB, job_environment, submission_base, submit_search
+from cluster.submit import (
+    MAX_UPLOAD_MB,
+    Job,
+    follow,
+    job_environment,
+    submission_base,
+    submit_search,
+)
 from trainers.errors import ConfigError
 from tuning.config.validation import load_config
 
@@ -111,6 +119,7 @@ def test_a_large_upload_is_refused_with_its_largest_files(tmp_path):
     with pytest.raises(ConfigError) as caught:
         submit_search("quickstart", (), tmp_path, NOWHERE)
     assert caught.value.key == f"--address {NOWHERE}"
+    assert "`ray start --head`" in caught.value.hint
 
 
 @pytest.fixture
@@ -123,6 +132,7 @@ def jobs(monkeypatch):
             for name, state in states.items()
         ],
         submit_job=lambda submission_id, **_: states.update({submission_id: "PENDING"}),
+        get_job_info=lambda name: SimpleNamespace(status=JobStatus(states[name])),
     )
     monkeypatch.setattr(module, "job_client", lambda address: client)
     return states
@@ -141,6 +151,16 @@ def test_a_running_job_is_found_and_an_ended_one_gets_a_successor(jobs, tmp_path
     jobs |= {f"{base}-2": "FAILED", f"{base}0-7": "RUNNING", f"{base}-10": "STOPPED"}
     assert submit().submission_id == f"{base}-11"
     assert submit().is_new is False
+
+
+def test_ctrl_c_does_not_reach_the_process_that_prints_the_log(jobs, tmp_path, monkeypatch):
+    shown = tmp_path / "ray"
+    shown.write_text(f"#!/bin/sh\ncut -d' ' -f5 /proc/$$/stat > {tmp_path}/group\n")
+    shown.chmod(0o755)
+    monkeypatch.setattr(module.sys, "executable", str(shown))
+    jobs["mine"] = "SUCCEEDED"
+    assert follow(Job(NOWHERE, "mine", is_new=True, storage="runs")) == 0
+    assert int((tmp_path / "group").read_text()) != os.getpgrp()
 
 
 @pytest.mark.parametrize("variable", ["RAY_ADDRESS", "RAY_API_SERVER_ADDRESS"])

@@ -65,8 +65,10 @@ def report(
     lines, seconds = findings(search, records), loaded.history.seconds
     table = full_report(search, records, console.width, lines=lines, seconds=seconds)
     console.print(table, highlight=False)
-    killed = f"killed; `lipsum-tune resume {word_for(loaded.folder)}` continues it"
-    show("State", killed if state == "killed" else state)
+    of_jobs = {place.resolve() for place in places_of_runs()[1:]}
+    again = f"`lipsum-tune resume {word_for(loaded.folder)}`"
+    again = "the same `lipsum-tune submit`" if loaded.folder.parent in of_jobs else again
+    show("State", f"killed; {again} continues it" if state == "killed" else state)
     page = loaded.folder / "report" / "index.html"
     if state != "running":  # a running search writes all of this itself
         from tuning.confirmation.report import write_run_report

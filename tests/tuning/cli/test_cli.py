@@ -500,6 +500,14 @@ def test_report_of_a_running_search_writes_nothing(images_root, tmp_path):
     assert "State       killed; `lipsum-tune resume " in invoke("report", run).output
 
 
+def test_the_run_of_a_job_goes_on_with_submit(images_root, tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    folder = tmp_path / "lipsum-tune" / "runs" / "mine"
+    run = write_run(folder, search_file(images_root), [trial(0, 85.0, 62.0)], outcome=None)
+    shown = invoke("report", run).output
+    assert "State       killed; the same `lipsum-tune submit` continues it\n" in shown
+
+
 def test_report_before_the_zero_shot_model_is_evaluated(images_root, tmp_path):
     run = write_run(tmp_path / "mine", search_file(images_root), zero_shot=None, outcome=None)
     with closing(Journal(run)):
