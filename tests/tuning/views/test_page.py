@@ -58,7 +58,7 @@ def test_the_answer_comes_first_and_every_trial_has_a_row(tmp_path):
 
 def test_a_stopped_trial_has_not_ended(tmp_path):
     records = [fakes.trial(0), fakes.trial(1, outcome="stopped")]
-    assert "1 of 16 trials of 240 steps (1 finished, 1 stopped)" in page_of(records, tmp_path)
+    assert "1 of 16 trials of 240 steps done (1 finished, 1 stopped)" in page_of(records, tmp_path)
 
 
 def test_a_page_of_few_trials_needs_no_figure_of_many(tmp_path):
