@@ -342,7 +342,7 @@ def point_of(record: TrialRecord) -> dict[str, ParamValue]:
     return {key: value for key, value in record.params.items() if key != METHOD_KEY}
 
 
-def is_inside(params: Mapping[str, object], space: SearchSpace) -> bool:
+def is_inside(params: Mapping[str, Any], space: SearchSpace) -> bool:
     """Whether the parameters are those of the space, each within its range."""
     if params.keys() != space.parameters.keys():
         return False

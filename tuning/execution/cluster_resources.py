@@ -57,7 +57,7 @@ def shared_memory(trial: TrialConfig, resources: ResourcesConfig) -> int:
 
     side = model_config(trial.model)["vision_cfg"].get("image_size", 224)
     side = max(side) if isinstance(side, list | tuple) else side
-    return loaders * trial.optim.batch_size * 3 * int(side) ** 2
+    return int(loaders) * trial.optim.batch_size * 3 * int(side) ** 2
 
 
 def check_shared_memory(needed: int) -> None:
