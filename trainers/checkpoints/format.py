@@ -4,7 +4,8 @@
                           `visual.*`, `head`, and `text.*` if the text encoder was trained; its
                           header has progress, class names and all reports so far
     training_state.pt     optimizer and everything else that training needs to continue
-    predictions.parquet   after the last step: prediction for each validation image, for the report
+    predictions.parquet   after the last step: prediction for each validation image, for the report;
+                          in a confirmation for each image of the test splits
 
 The weights are written last, so a checkpoint with whole weights is complete. Commands that list
 checkpoints read headers alone, so torch is imported where tensors are.

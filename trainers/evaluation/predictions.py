@@ -1,7 +1,8 @@
 """The prediction for each image of an evaluation, beside that of the zero-shot model.
 
 Metrics need sums only (`trainers.evaluation.domain_sums`). The report of a search also shows which
-images are lost and gained against the zero-shot model.
+images are lost and gained against the zero-shot model, and the intervals of `confirm` cover the
+choice of the test images.
 """
 
 from __future__ import annotations
@@ -84,6 +85,16 @@ def parquet_of(by_domain: Mapping[str, Predictions]) -> bytes:
         tables.append(table.add_column(0, "domain", names))
     classes = {domain: predictions.classes for domain, predictions in by_domain.items()}
     whole = pa.concat_tables(tables).unify_dictionaries()
+    return _as_bytes(whole.replace_schema_metadata({PREDICTED_CLASSES: json.dumps(classes)}))
+
+
+def with_end(of_point: bytes, of_end: bytes) -> bytes:
+    """The predictions at a point of the line, and in the column `end` those at its end."""
+    table, end = (pq.read_table(io.BytesIO(content)) for content in (of_point, of_end))
+    return _as_bytes(table.append_column("end", end["predicted"]))
+
+
+def _as_bytes(table: pa.Table) -> bytes:
     file = io.BytesIO()
-    pq.write_table(whole.replace_schema_metadata({PREDICTED_CLASSES: json.dumps(classes)}), file)
+    pq.write_table(table, file)
     return file.getvalue()

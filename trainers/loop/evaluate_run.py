@@ -19,7 +19,7 @@ from trainers.evaluation.domain_sums import DomainSums
 from trainers.evaluation.evaluate import Classify, evaluate
 from trainers.evaluation.line import LineGoal, choose_point
 from trainers.evaluation.metrics import ID_ACC, MEAN_ACC, OOD_MEAN_ACC, flat_metrics
-from trainers.evaluation.predictions import Predictions, parquet_of
+from trainers.evaluation.predictions import Predictions, parquet_of, with_end
 from trainers.hang import alive
 from trainers.loop.state import TrainState
 from trainers.methods.base import Weights
@@ -41,11 +41,12 @@ def evaluate_run(
 ) -> dict[str, float]:
     """The flat metrics of a split: of the ID domain, and of the OOD domains in `images`.
 
-    Evaluate the validation split first: it determines the evaluated weights.
+    Evaluate the validation split first: it determines the evaluated weights. The run keeps the
+    predictions on it after the last step, and those on any other split in their place.
 
     Args:
         line_sample: after the last step, validation images by which a point of the line is chosen,
-            which is then evaluated (`eval.line`), and whose predictions the run keeps.
+            which is then evaluated (`eval.line`).
     """
     on_line: dict[str, float] = {}
     if split == "val" and run.progress.step == 0:
@@ -59,7 +60,8 @@ def evaluate_run(
         if line_sample is not None:
             on_line = _go_to_line(run, line_sample)
     with holding(run, run.weights if run.eval_weights is None else run.eval_weights):
-        metrics = measure(run, split, images, keep_predictions=line_sample is not None)
+        keeps = split != "val" or line_sample is not None
+        metrics = measure(run, split, images, keep_predictions=keeps)
         if run.student.text is not None:
             run.eval_head = run.student.head
     return metrics | on_line
@@ -116,14 +118,20 @@ def _measure_each(
 
 
 def measure_end(run: TrainState, split: str, images: Images, point: float) -> dict[str, float]:
-    """The accuracies at the end of the line, as `line/1/...`.
+    """The accuracies at the end of the line, as `line/1/...`; the run keeps its predictions, too.
+
+    Evaluate the same split with `evaluate_run` first.
 
     Args:
         point: of the evaluated weights, from which the line goes on to its end.
     """
     weights = run.eval_weights or run.weights
     with holding(run, interpolate(_line_start(run, weights), weights, 1 / point)):
-        metrics = measure(run, split, images)
+        of_point = run.predictions
+        metrics = measure(run, split, images, keep_predictions=True)
+        assert of_point is not None  # see `evaluate_run`
+        assert run.predictions is not None
+        run.predictions = with_end(of_point, run.predictions)
     return {f"line/1/{name}": v for name, v in metrics.items() if name.endswith("acc")}
 
 

@@ -100,7 +100,8 @@ class TrainState:
     train_curves: list[TrainCurve] = field(default_factory=list)
     """The training curve before each report."""
     predictions: bytes | None = None
-    """Predictions on the validation splits after the last step, as a Parquet file."""
+    """Predictions after the last step, as a Parquet file: on the validation splits, or, once it is
+    evaluated, on the final split."""
 
     @property
     def is_between_reports(self) -> bool:

@@ -12,7 +12,7 @@ from tests.trainers.measures_by_hand import binned_error
 from trainers.checkpoints.format import PREDICTED_CLASSES, PREDICTIONS
 from trainers.evaluation.metrics import ID, MetricKey
 from trainers.fine_tune import fine_tune
-from trainers.loop.evaluate_run import evaluate_run
+from trainers.loop.evaluate_run import evaluate_run, measure_end
 from trainers.loop.state import load_split, start
 
 
@@ -46,6 +46,20 @@ def test_they_have_the_accuracy_and_calibration_error_of_the_report(trial):
             found = [100 * right.mean(), binned_error(right, rows[confidence].to_numpy())]
             expected = [metrics[str(MetricKey("val", name, key))] for key in ("acc", "ece")]
             assert found == pytest.approx(expected, abs=1e-3)
+
+
+def test_those_of_a_final_split_take_their_place(trial, whole_root):
+    config = short(trial, "ft", optim__lr=1e-3, data__root=str(whole_root), eval__line=0.5)
+    *_, last = fine_tune(config)
+    images = load_split(config, "test")
+    metrics = evaluate_run(last.run, "test", images)
+    metrics |= measure_end(last.run, "test", images, 0.5)
+    rows = pq.read_table(io.BytesIO(last.run.predictions)).to_pandas()
+    for prefix, column in (("", "predicted"), ("line/1/", "end")):
+        right = (rows[column] == rows["label"]).groupby(rows["domain"], observed=True).mean()
+        assert 100 * right["real"] == pytest.approx(metrics[f"{prefix}id_test/acc"])
+        for domain in config.data.ood_domains:
+            assert 100 * right[domain] == pytest.approx(metrics[f"{prefix}ood_test/{domain}/acc"])
 
 
 def test_two_workers_keep_those_of_all_images(trial, two_workers, tmp_path):
