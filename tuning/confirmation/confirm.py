@@ -13,17 +13,19 @@ which an interrupted one continues, but without a sampler.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from itertools import count, islice
 from pathlib import Path
 
 from rich.console import Console
 
+from trainers.checkpoints.format import PREDICTIONS
 from trainers.checks import check_data
 from trainers.config import DataConfig
 from trainers.data.data_root import resolve_root
 from trainers.data.fingerprint import split_fingerprint
-from trainers.data.storage import Store, url_of
+from trainers.data.storage import Store, open_store, url_of
 from trainers.errors import ConfigError, did_you_mean, quoted
 from tuning.checkpoints.files import kept_checkpoint, remove_folder
 from tuning.confirmation.report import write_results_table, write_run_report
@@ -35,6 +37,7 @@ from tuning.confirmation.results import (
     Key,
     confirm_history,
     failures_of,
+    predictions_path,
     results_of,
     training_name,
 )
@@ -109,7 +112,10 @@ def confirm(
     history = confirm_history(run.folder)
     home = url_of(run.home, CONFIRM_FOLDER, TRAIN_FOLDER)
     if all(record.is_final for record in history.records):
-        remove_folder(home)
+        with suppress(OSError):  # what cannot be copied now is kept for the next call
+            for record in history.records:
+                keep_predictions(run.folder, open_store(home), record)
+            remove_folder(home)
     write_results_table(run.folder, results_of(history))
     failures = failures_of(history)
     failed = {key: failures[key][-1].error_line for key in wanted if key in failures}
@@ -203,7 +209,7 @@ def _train(run: LoadedRun, wanted: Mapping[Key, TrialRecord], options: SearchOpt
         _, outcome, _ = session.run(
             search,
             replace(history, records=tuple(earlier)),
-            [_Remove(session.checkpoints), session.progress, mlflow],
+            [_Remove(run.folder, session.checkpoints), session.progress, mlflow],
             fixed=points,
             final_split=SPLIT,
         )
@@ -225,14 +231,30 @@ def trainings(history: History, wanted: Mapping[Key, TrialRecord]) -> list[Trial
 
 
 class _Remove(Callback):
-    """Removes the checkpoints of a training whose result, or failure, is in the journal."""
+    """Removes the checkpoints of a training whose result, or failure, is in the journal, and keeps
+    its predictions in the run folder."""
 
-    def __init__(self, checkpoints: Store) -> None:
-        self._checkpoints = checkpoints
+    def __init__(self, run_folder: Path, checkpoints: Store) -> None:
+        self._run_folder, self._checkpoints = run_folder, checkpoints
 
     def trial_ended(self, record: TrialRecord) -> None:
         if record.is_final:
+            keep_predictions(self._run_folder, self._checkpoints, record)
             remove_folder(self._checkpoints.at(trial_path(record.trial_id)).url)
+
+
+def keep_predictions(run_folder: Path, checkpoints: Store, record: TrialRecord) -> None:
+    """Copy the predictions on the test splits from the last checkpoint of a finished training.
+
+    Raises:
+        OSError: they cannot be read or written.
+    """
+    path = predictions_path(run_folder, record.trial_id)
+    if record.outcome == "finished" and not path.is_file():
+        checkpoint = kept_checkpoint(checkpoints, record.trial_id)
+        if checkpoint is not None:
+            with open_store(path.parent).write(path.name) as file:
+                file.write(checkpoint.read_bytes(PREDICTIONS))
 
 
 def same_test_splits(history: History, data: DataConfig) -> dict[str, str]:

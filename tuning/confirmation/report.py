@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import math
 import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
@@ -40,7 +41,6 @@ from tuning.views.formatting import (
     format_difference,
     format_mean,
     format_params,
-    format_percent,
     format_seconds,
 )
 from tuning.views.result_table import Cell, ResultTable
@@ -67,8 +67,10 @@ def confirmation_table(confirmation: Confirmation) -> ResultTable:
     def add(name: Cell, cells: Mapping[str, Cell]) -> None:
         rows.append([name, *(cells.get(key, "") for key in columns)])
 
-    add(Text("mean ± standard deviation", "dim"), {})
-    add(ZERO_SHOT, {m: format_percent(v) for m, v in confirmation.zero_shot.items()})
+    interval = "\n[95 % interval]" if confirmation.has_predictions else ""
+    add(Text(f"mean ± standard deviation{interval}", "dim"), {})
+    known = confirmation.zero_shot.keys() & columns
+    add(ZERO_SHOT, _means(confirmation, ZERO_SHOT, [*known]))
     for one in configurations:
         params = Text(format_params(one.params, but=["seed"]), "dim")
         star = " *\n" if chosen_with_ood(search, one) else "\n"
@@ -76,10 +78,10 @@ def confirmation_table(confirmation: Confirmation) -> ResultTable:
         named = Text.assemble((one.trial_id, "bold"), star, labels, "\n", params)
         seconds = confirmation.estimate(one.trial_id, SECONDS)
         time = "" if seconds is None else format_seconds(seconds.mean)
-        means = _means(confirmation, one, [*accs, *errors])
+        means = _means(confirmation, one.trial_id, [*accs, *errors])
         add(UNTUNED if one.trial_id == FT else named, {**means, "time": time})
         if any(confirmation.values(one.trial_id, END + metric) for metric in accs):
-            ends = _means(confirmation, one, [*accs], END)
+            ends = _means(confirmation, one.trial_id, [*accs], END)
             dim = {metric: Text(mean, "dim") for metric, mean in ends.items()}
             add(Text("  at the end of its training", "dim"), dim)
 
@@ -106,8 +108,9 @@ def _notes(confirmation: Confirmation, metrics: Sequence[str]) -> Iterator[str]:
     seeds, configurations = confirmation.seeds, confirmation.configurations
     yield (
         f"Over {len(seeds)} seeds that the search did not use ({seeds[0]} to {seeds[-1]}); "
-        "differences are paired by seed."
+        "differences are paired by seed and image."
     )
+    yield from _intervals(confirmation)
     if any(chosen_with_ood(confirmation.search, one) for one in configurations):
         yield "* The choice used OOD validation data: these domains are not unseen."
     if confirmation.search.sees_ood:
@@ -127,11 +130,30 @@ def _notes(confirmation: Confirmation, metrics: Sequence[str]) -> Iterator[str]:
         yield f"  {trial_id} seed {seed}: {reason}"
 
 
+def _intervals(confirmation: Confirmation) -> Iterator[str]:
+    """What the intervals hold for."""
+    found = [one.trial_id for one in confirmation.configurations]
+    found = [name for name in found if confirmation.values(name, _ID_ACC)]
+    without = [name for name in found if not confirmation.right(name, _ID_ACC)]
+    if confirmation.has_predictions:
+        yield "Intervals hold for new seeds and new images of these domains."
+    if without:
+        of = f" of {', '.join(without)}" if confirmation.has_predictions else ""
+        yield f"Intervals{of} hold for new seeds on these images alone: no predictions are stored."
+
+
 def _means(
-    confirmation: Confirmation, one: TrialRecord, metrics: Sequence[str], prefix: str = ""
+    confirmation: Confirmation, trial_id: str, metrics: Sequence[str], prefix: str = ""
 ) -> dict[str, str]:
-    found = {m: confirmation.estimate(one.trial_id, prefix + m) for m in metrics}
-    return {m: "-" if e is None else format_mean(e.mean, e.sd) for m, e in found.items()}
+    """Mean and standard deviation over the seeds, and below it the interval."""
+    cells = dict.fromkeys(metrics, "-")
+    for metric in metrics:
+        if found := confirmation.estimate(trial_id, prefix + metric):
+            sd = math.nan if trial_id == ZERO_SHOT else found.sd
+            cells[metric] = format_mean(found.mean, sd)
+            if found.covers_images:
+                cells[metric] += f"\n[{found.low:.1f}, {found.high:.1f}]"
+    return cells
 
 
 def _difference(found: Estimate | None) -> Cell:

@@ -6,13 +6,15 @@ import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from statistics import fmean, stdev
 from typing import Final, TypeAlias
 
-from scipy import stats
+import numpy as np
+from scipy.special import ndtri, stdtrit
 
-from trainers.evaluation.metrics import MetricKey
+from trainers.evaluation.metrics import ID, MEAN_ID_OOD, MEAN_OOD, MetricKey
 from tuning.runs.journal import JOURNAL_FILE, History, read_history
 from tuning.runs.records import METHOD_KEY, ZERO_SHOT, SearchRecord, TrialRecord, zero_shot_record
 from tuning.runs.run_folder import CONFIRM_FOLDER as CONFIRM_FOLDER
@@ -24,9 +26,14 @@ SPLIT = "test"
 END = "line/1/"
 """Prefix of test accuracies at the end of a training."""
 CONFIDENCE = 0.95
+PREDICTIONS_FOLDER = "predictions"
+"""Folder in that of the confirmation: a Parquet file for each training, with a row for each image
+of the test splits, see `trainers.evaluation.predictions`."""
 
 Key: TypeAlias = tuple[str, int | None]
 """Trial id and seed; the seed of the zero-shot model is None."""
+Right: TypeAlias = Mapping[str, np.ndarray]
+"""Of each domain, whether its images are classified correctly, as 1 or 0."""
 REFERENCE: Final = TrialRecord(FT, -1, "reference", {METHOD_KEY: FT})
 """Plain fine-tuning, which is trained again beside the trials."""
 
@@ -53,24 +60,63 @@ class Estimate:
     """Sample standard deviation (n - 1 in the denominator)."""
     low: float
     high: float
+    covers_images: bool = False
+    """Whether the interval holds for new images, too, and not for new seeds alone."""
 
 
-def estimate(values: Sequence[float]) -> Estimate:
-    """Mean, standard deviation and 95 % interval of independent, normal values, at least one."""
+def estimate(values: Sequence[float], images: Sequence[tuple[float, np.ndarray]] = ()) -> Estimate:
+    """Mean, standard deviation and 95 % interval of independent, normal values, at least one.
+
+    With images, the half-width is the root of ``t^2 S + z^2 I``: S is the variance of the mean over
+    the seeds, t Student's quantile for it, z that of the normal distribution, and I the variance
+    by the choice of the images, `image_variance`.
+
+    Args:
+        values: one for each seed.
+        images: of each domain, its weight in the values and what `image_variance` takes.
+    """
     mean = fmean(values)
     if len(values) == 1:
         return Estimate(mean, math.nan, math.nan, math.nan)
-    margin = float(stats.t.ppf((1 + CONFIDENCE) / 2, len(values) - 1) * stats.sem(values))
-    return Estimate(mean, stdev(values), mean - margin, mean + margin)
+    quantile, sd = (1 + CONFIDENCE) / 2, stdev(values)
+    over_seeds = float(stdtrit(len(values) - 1, quantile)) * sd / math.sqrt(len(values))
+    over_images = math.sqrt(sum(weight**2 * image_variance(of) for weight, of in images))
+    margin = math.hypot(over_seeds, float(ndtri(quantile)) * over_images)
+    return Estimate(mean, sd, mean - margin, mean + margin, len(images) > 0)
 
 
-def paired_difference(of: Mapping[int, float], against: Mapping[int, float]) -> Estimate:
+def image_variance(values: np.ndarray) -> float:
+    """Variance of the mean of a (seeds, images) array by the choice of the images.
+
+    By a two-way analysis of variance: the mean of an image over the seeds varies by the image, and
+    by what changes from seed to seed on some images only. The variance over the seeds contains this
+    interaction already, so it is subtracted. Two images are added, with 1 and -1 (Bonett and Price,
+    "Adjusted Wald confidence interval for a difference of binomial proportions based on paired
+    data", 2012), because the variance of few different predictions is too small, and 0 of none.
+
+    Args:
+        values: in [-1, 1]: right or wrong, or the difference of two models.
+    """
+    (seeds, images), mean = values.shape, values.mean()
+    total = np.square(values).sum() - values.size * mean**2
+    by_image = seeds * np.square(values.mean(axis=0) - mean).sum()
+    by_seed = images * np.square(values.mean(axis=1) - mean).sum()
+    interaction = (total - by_image - by_seed) / max(1, seeds - 1)
+    between = max(0.0, by_image - interaction) / max(1, images - 1) / seeds
+    return float(between + 2 / (images + 2)) / images
+
+
+def paired_difference(
+    of: Mapping[int, float],
+    against: Mapping[int, float],
+    images: Sequence[tuple[float, np.ndarray]] = (),
+) -> Estimate:
     """The mean of `of` - `against`, seed by seed, over the seeds that both have.
 
     Both map seeds to values. Pairing removes the variation that two runs with the same seed share
-    (batches, crops).
+    (batches, crops), and in the images (see `estimate`) their difficulty.
     """
-    return estimate([value - against[s] for s, value in of.items() if s in against])
+    return estimate([value - against[s] for s, value in of.items() if s in against], images)
 
 
 @dataclass(frozen=True)
@@ -106,20 +152,101 @@ class Confirmation:
 
     def estimate(self, trial_id: str, metric: str) -> Estimate | None:
         """The mean over the seeds; None if none has a result."""
-        values = self.values(trial_id, metric)
-        return estimate(list(values.values())) if values else None
+        values, right = self.values(trial_id, metric), self.right(trial_id, metric)
+        images = [
+            (weight, np.stack([of_seed[domain] for of_seed in right.values()]))
+            for domain, weight in self.weights(metric).items()
+            if right
+        ]
+        return estimate(list(values.values()), images) if values else None
 
     def means(self, trial_id: str) -> dict[str, float]:
         """The mean of each metric over the seeds that have a result."""
         results = [r for seed in self.seeds if (r := self.results.get((trial_id, seed)))]
         names = dict.fromkeys(name for result in results for name in result.metrics)
-        found = {name: self.estimate(trial_id, name) for name in names}
-        return {name: estimate.mean for name, estimate in found.items() if estimate}
+        found = {name: self.values(trial_id, name) for name in names}
+        return {name: fmean(values.values()) for name, values in found.items() if values}
 
     def against(self, other_id: str, trial_id: str, metric: str) -> Estimate | None:
         """The difference to another model, paired by seed; None if they share no value."""
-        ours, its = self.values(trial_id, metric), self.values(other_id, metric)
-        return paired_difference(ours, its) if ours.keys() & its.keys() else None
+        return difference(self, trial_id, self, other_id, metric)
+
+    @property
+    def has_predictions(self) -> bool:
+        """Whether predictions of a training are stored."""
+        return bool(self._right)
+
+    def weights(self, metric: str) -> dict[str, float]:
+        """The domains in a test accuracy, with their shares in percent; none of another metric."""
+        key, ood = MetricKey.parse(metric.removeprefix(END)), self.search.ood_domains
+        if key is None or (key.split, key.measure) != (SPLIT, "acc"):
+            return {}
+        id_share = {ID: 100.0, MEAN_OOD: 0.0, MEAN_ID_OOD: 50.0}.get(key.domain)
+        if id_share is None:
+            return {key.domain: 100.0}
+        shares = {self.search.id_domain: id_share}
+        shares |= {domain: (100 - id_share) / len(ood) for domain in ood}
+        return {domain: share for domain, share in shares.items() if share}
+
+    def right(self, trial_id: str, metric: str) -> dict[int, Right]:
+        """Seed -> right and wrong images of the test splits, where predictions are stored."""
+        column = "zero_shot" if trial_id == ZERO_SHOT else "predicted"
+        if metric.startswith(END):
+            column = "end"
+        return {
+            seed: columns[column]
+            for (name, seed), columns in self._right.items()
+            if seed in self.seeds and (name == trial_id or trial_id == ZERO_SHOT)
+        }
+
+    @cached_property
+    def _right(self) -> dict[tuple[str, int], dict[str, Right]]:
+        """Of each training whose predictions are stored: by column of its file."""
+        found = {}
+        for (name, seed), result in self.results.items():
+            path = predictions_path(self.search.run_folder, result.trial_id)
+            if seed is not None and path.is_file():
+                found[name, seed] = read_right(path)
+        return found
+
+
+def difference(
+    ours: Confirmation, trial_id: str, its: Confirmation, other_id: str, metric: str
+) -> Estimate | None:
+    """The difference of two models on the same test splits, paired by seed and image.
+
+    None if they share no seed.
+    """
+    of, against = ours.values(trial_id, metric), its.values(other_id, metric)
+    right, its_right = ours.right(trial_id, metric), its.right(other_id, metric)
+    seeds = [seed for seed in right if seed in its_right]
+    images = [
+        (weight, np.stack([right[seed][domain] - its_right[seed][domain] for seed in seeds]))
+        for domain, weight in ours.weights(metric).items()
+        if seeds
+    ]
+    return paired_difference(of, against, images) if of.keys() & against.keys() else None
+
+
+def predictions_path(run_folder: Path, training: str) -> Path:
+    """The file of a training's predictions on the test splits, by its name in the journal."""
+    return run_folder / CONFIRM_FOLDER / PREDICTIONS_FOLDER / f"{training}.parquet"
+
+
+def read_right(path: Path) -> dict[str, Right]:
+    """For `predicted`, `zero_shot` and `end` of a file of predictions: the right images."""
+    import pandas as pd
+
+    frame = pd.read_parquet(path)
+    if "end" not in frame:  # it was chosen itself
+        frame["end"] = frame["predicted"]
+    domains = list(frame.groupby("domain", observed=True))
+    return {
+        name: {
+            str(domain): (rows[name] == rows["label"]).to_numpy(np.int8) for domain, rows in domains
+        }
+        for name in ("predicted", "zero_shot", "end")
+    }
 
 
 def training_name(key: Key, attempt: int = 1) -> str:

@@ -13,6 +13,7 @@ from unittest.mock import patch
 import pyarrow.parquet as pq
 import pytest
 import ray
+import torch
 from rich.console import Console
 
 from tests.trainers.curves import changed
@@ -26,6 +27,7 @@ from tests.tuning.result_tables import cells, notes
 from tests.tuning.run_folders import LR, WEIGHT, search_file, swap_classes, write_run
 from tests.tuning.run_folders import trial as searched
 from tests.waiting import wait_until
+from trainers.checkpoints.format import PREDICTIONS, Header, Progress, save_checkpoint
 from trainers.checkpoints.storage import prepare_folder
 from trainers.data.storage import open_store
 from trainers.errors import ConfigError
@@ -38,6 +40,7 @@ from tuning.config.schema import ResourcesConfig
 from tuning.confirmation.confirm import chosen, confirm, fresh_seeds, same_test_splits
 from tuning.confirmation.report import confirmation_table
 from tuning.confirmation.results import (
+    END,
     REFERENCE,
     chosen_with_ood,
     confirm_history,
@@ -243,6 +246,19 @@ def test_chosen_trials_and_plain_fine_tuning_run_with_each_seed(instant):
     assert [row["kind"] for row in rows[:3]] == ["zero_shot", "reference", "trial"]
 
 
+def test_predictions_that_a_killed_driver_left_are_kept(instant):
+    """It was killed when the journal had the result of the last training."""
+    folder, run, _ = instant
+    run(seeds=2)
+    left = folder / "confirm" / "train" / "train-ft-seed-1001" / "checkpoint_2030"
+    training = {"since_report": {"step": 6}, PREDICTIONS: b"predictions"}
+    save_checkpoint(left, {"head": torch.zeros(9)}, training, Header(Progress(6), ("ant",)))
+    run(seeds=2)
+    assert not (folder / "confirm" / "train").exists()
+    (kept,) = (folder / "confirm" / "predictions").iterdir()
+    assert (kept.name, kept.read_bytes()) == ("ft-seed-1001.parquet", b"predictions")
+
+
 def test_a_training_that_failed_is_tried_again_by_the_next_call(instant):
     folder, run, _ = instant
     (folder.parent / BREAK).write_text("OutOfMemoryError: full")
@@ -366,6 +382,11 @@ def test_a_confirmation_measures_what_a_training_alone_does(confirmed):
     gap = found.against("ft", "trial-000", metric)
     assert gap.mean == pytest.approx(sum(ours[s] - its[s] for s in found.seeds) / 2)
     assert not list((folder / "confirm" / "train").glob("*"))
+    for key, right in found.right("trial-000", "id_test/acc").items():
+        accuracy = found.results["trial-000", key].metrics["id_test/acc"]
+        assert 100 * right["real"].mean() == pytest.approx(accuracy)
+    assert found.estimate("trial-000", END + metric).covers_images
+    assert gap.covers_images
 
 
 @pytest.mark.ray

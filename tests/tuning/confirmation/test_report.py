@@ -2,10 +2,11 @@ import math
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pyarrow.parquet as pq
 
 from tests.tuning import fakes
-from tests.tuning.confirmation.written import result
+from tests.tuning.confirmation.written import result, write_predictions
 from tests.tuning.result_tables import cells, notes
 from tuning.confirmation.confirm import chosen
 from tuning.confirmation.report import confirmation_table, write_results_table
@@ -68,6 +69,34 @@ def test_means_and_paired_differences():
     assert "used OOD validation data to propose trials" in notes(table)
     assert "The choice used OOD" not in notes(table)
     assert "The choice used OOD" in notes(confirmation_table(confirmation()))
+
+
+def test_with_stored_predictions_each_accuracy_has_an_interval(tmp_path):
+    """All images of FT are right or wrong in turn, in each seed alike."""
+    right = np.arange(100) % 2
+    of_domains = dict.fromkeys(("real", *fakes.DOMAINS), right)
+    for seed in SEEDS:
+        write_predictions(
+            tmp_path, ("ft", seed), dict.fromkeys(("predicted", "zero_shot"), of_domains)
+        )
+    found = confirmation(rules=("id_val",))
+    search = replace(found.search, run_folder=tmp_path)
+    results = {key: result(key, metrics(70.0 if key[0] == "ft" else 78.0)) for key in found.results}
+    found = replace(found, search=search, results=results)
+    table = confirmation_table(found)
+    head, zero_shot, ft, trial, *_ = cells(table)
+    assert head[0] == "mean ± standard deviation [95 % interval]"
+    half = 1.96 * 100 * (0.25 / 99 + 2 / 102 / 100) ** 0.5
+    assert zero_shot[1] == f"78.0 [{78 - half:.1f}, {78 + half:.1f}]"
+    assert ft[1] == f"70.0 ± 0.0 [{70 - half:.1f}, {70 + half:.1f}]"
+    assert trial[1] == "78.0 ± 0.0"
+    assert ft[-3] == "5.0 ± 0.0"
+    said = notes(table)
+    assert "Intervals hold for new seeds and new images of these domains." in said
+    assert "Intervals of trial-004 hold for new seeds on these images alone" in said
+    assert "Intervals hold for new seeds on these images alone" in notes(
+        confirmation_table(confirmation())
+    )
 
 
 def test_the_end_of_a_training_before_which_a_point_was_chosen_has_a_row():

@@ -1,7 +1,11 @@
 """Results of `confirm`, written by hand as its run would."""
 
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
 from tests.tuning import fakes
-from tuning.confirmation.results import results_path, training_name
+from tuning.confirmation.results import predictions_path, results_path, training_name
 from tuning.runs.journal import Journal
 from tuning.runs.records import ZERO_SHOT, TrialRecord
 
@@ -20,12 +24,26 @@ def result(key, metrics, labels=("objective #1",), number=0, params=None):
     return record.with_report({"step": fakes.TOTAL_STEPS, **metrics}).with_end("finished", 2.0)
 
 
-def write_results(folder, found, labels=("objective #1",)):
-    """Add results to a confirmation: trial and seed -> metrics, or -> error."""
+def write_predictions(folder, key, right):
+    """Store predictions of a training: column -> domain -> which images are right."""
+    path = predictions_path(folder, training_name(key))
+    path.parent.mkdir(parents=True, exist_ok=True)
+    sizes = {domain: len(of) for domain, of in right["predicted"].items()}
+    domains = [domain for domain, size in sizes.items() for _ in range(size)]
+    columns = {name: np.concatenate([*of.values()]).astype(int) for name, of in right.items()}
+    pq.write_table(pa.table({"domain": domains, "label": [1] * len(domains), **columns}), path)
+
+
+def write_results(folder, found, labels=("objective #1",), splits=None):
+    """Add results to a confirmation: trial and seed -> metrics, or -> error.
+
+    Args:
+        splits: fingerprints of the test splits.
+    """
     path = results_path(folder)
     path.parent.mkdir(parents=True, exist_ok=True)
     journal = Journal(path.parent)
-    journal.session_started({})
+    journal.session_started(splits or {})
     for number, (key, metrics) in enumerate(found.items()):
         if key[0] == ZERO_SHOT:
             journal.zero_shot(metrics)
