@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Final, TypeAlias
 
 from trainers.errors import ConfigError
 from trainers.evaluation.metrics import ID, MEAN_OOD, MetricKey
@@ -11,14 +13,20 @@ from tuning.confirmation.results import (
     FT,
     REFERENCE,
     SPLIT,
-    paired_difference,
+    confirm_history,
+    difference,
     read_confirmation,
 )
+from tuning.runs.environment import seen_at_start
 from tuning.runs.ranking import best_finished, best_trial, choice_of, misses, stronger_reference
 from tuning.runs.records import STEP, SearchRecord, TrialRecord
 from tuning.runs.run_folder import LoadedRun
 from tuning.views.answer import answer
-from tuning.views.formatting import trial_label
+from tuning.views.formatting import accuracy_margin, trial_label
+
+Best: TypeAlias = tuple[LoadedRun, TrialRecord]
+"""A search and its best trial."""
+IMAGES: Final = "images"
 
 
 @dataclass(frozen=True)
@@ -89,40 +97,111 @@ def findings(search: SearchRecord, records: Sequence[TrialRecord]) -> list[str]:
 
 
 def better_search(runs: Sequence[LoadedRun]) -> str:
-    """Which of several searches has found the best trial, and how far it is from the next one's.
+    """Which of several searches has found the best trial, as far as they can be compared.
 
-    The searches are ordered by the objective, on the validation splits. If `confirm` has trained
-    both trials with two or more common seeds, and on the same test splits, the difference in
-    accuracy there is told.
+    The best trials are compared by the objectives, on the validation splits; a difference within
+    the margin of the accuracies is none. Then follow the differences in test accuracy, if `confirm`
+    has trained both with common seeds.
 
     Returns:
-        Two sentences; nothing if fewer than two searches have a trial, or objectives differ.
+        A few sentences; nothing if fewer than two searches have a finished trial.
 
     Raises:
         ConfigError: the results of `confirm` are damaged.
     """
     bests = [(run, best_finished(run.search, run.history.records)) for run in runs]
-    metric = runs[0].file.objectives[0].metric
-    found = [(run, best, v) for run, best in bests if best and (v := best.last(metric)) is not None]
-    if len(found) < 2 or len({run.file.objectives for run in runs}) > 1:
+    found = [(run, best) for run, best in bests if best is not None]
+    if len(found) < 2:
         return ""
-    found.sort(key=lambda each: each[0].search.values(each[1]) or (), reverse=True)
-    (won, best, value), (other, next_best, its) = found[:2]
-    text = f"{won.folder.name} is ahead of {other.folder.name} by {metric} {value:.4g} to {its:.4g}"
-    text += ", on validation data."
-    again, its_again = read_confirmation(won.search), read_confirmation(other.search)
-    gaps = []
-    # Equal results of the zero-shot model show that the test splits and the model are the same.
-    if again and its_again and again.zero_shot == its_again.zero_shot:
-        for what, domain in (("OOD", MEAN_OOD), ("ID", ID)):
-            name = str(MetricKey(SPLIT, domain, "acc"))
-            values = again.values(best.trial_id, name), its_again.values(next_best.trial_id, name)
-            if len(values[0].keys() & values[1].keys()) > 1:
-                gap = paired_difference(*values)
-                gaps.append(f"{what} {gap.mean:+.1f} [{gap.low:.1f}, {gap.high:.1f}]")
+    if differences := _differences([run for run, _ in found]):
+        names, of = (" and ".join(x) for x in ([r.folder.name for r, _ in found], differences))
+        again = _on_test_splits(*found) if len(found) == 2 and IMAGES not in differences else ""
+        text = f"{names} cannot be compared on validation data: they differ in {of}."
+        return f"{text} {again}".rstrip()
+    met = [(r, b) for r, b in found if not misses(r.search, r.history.records)[b.trial_id]]
+    if len(met) < 2:
+        has = f"Only {met[0][0].folder.name} has" if met else "None of these searches has"
+        return f"{has} a trial that meets the constraints."
+    text, pair = _by_objectives(met)
+    again = _on_test_splits(*pair) or "Confirm both with the same seeds before you choose."
+    return f"{text} {again}"
+
+
+def _differences(runs: Sequence[LoadedRun]) -> list[str]:
+    """What makes the values of searches incomparable, as the user knows it."""
+
+    def of(run: LoadedRun) -> dict[str, object]:
+        trial, data = run.file.trial, run.file.trial.data
+        images = seen_at_start(run.folder) or data.root
+        files = seen_at_start(run.folder, "model") or {}
+        return {
+            IMAGES: (images, data.id_domain, data.ood_domains, data.suite),
+            "trial.model": (trial.model, sorted(files.values())),
+            "trial.steps": trial.steps,
+            "search.objective": run.file.objectives,
+            "search.constraints": run.file.search.constraints,
+        }
+
+    first, *others = map(of, runs)
+    return [name for name in first if any(other[name] != first[name] for other in others)]
+
+
+def _by_objectives(found: Sequence[Best]) -> tuple[str, Sequence[Best]]:
+    """Whether one best trial is ahead of all others, and the two that a sentence names."""
+    search = found[0][0].search
+    metrics = [objective.metric for objective in search.objectives]
+    margins = [_margin(search, metric) for metric in metrics]
+    won, *others = sorted(found, key=lambda one: search.values(one[1]) or (), reverse=True)
+
+    def gaps(other: Best) -> list[float]:
+        pairs = zip(search.values(won[1]) or (), search.values(other[1]) or (), strict=True)
+        return [ours - its for ours, its in pairs]
+
+    def is_behind(other: Best) -> bool:
+        of = gaps(other)
+        return min(of) >= 0 and any(gap > m for gap, m in zip(of, margins, strict=True))
+
+    other = next((other for other in others if not is_behind(other)), others[0])
+    shown = " and ".join(
+        f"{metric} {won[1].last(metric):.4g} to {other[1].last(metric):.4g}" for metric in metrics
+    )
+    names = f"{won[0].folder.name} and {other[0].folder.name}"
+    if is_behind(other):
+        text = f"{won[0].folder.name} is ahead of {other[0].folder.name} by {shown}"
+    elif all(abs(gap) <= m for gap, m in zip(gaps(other), margins, strict=True)):
+        text = f"No difference between {names}: {shown}"
+        text += f", ± {max(margins):.1f} points at most" if max(margins) else ""
+    else:
+        text = f"Neither of {names} is ahead in all objectives: {shown}"
+    return f"{text}, on validation data.", (won, other)
+
+
+def _margin(search: SearchRecord, metric: str) -> float:
+    """Half the 95 % interval of a validation accuracy at most, in points; 0 for other metrics."""
+    key, images = MetricKey.parse(metric), [n for n in search.val_images.values() if n]
+    is_accuracy = key is not None and key.measure in ("acc", "class_acc")
+    return accuracy_margin(50.0, min(images)) if images and is_accuracy else 0.0
+
+
+def _on_test_splits(ours: Best, other: Best) -> str:
+    """The differences in test accuracy over common seeds; nothing without two of them."""
+    again, its_again = (read_confirmation(run.search) for run, _ in (ours, other))
+    splits, its_splits = (confirm_history(run.folder).fingerprints for run, _ in (ours, other))
+    if again is None or its_again is None or splits != its_splits:
+        return ""
+    gaps, covers = [], True
+    for what, domain in (("OOD", MEAN_OOD), ("ID", ID)):
+        metric = str(MetricKey(SPLIT, domain, "acc"))
+        gap = difference(again, ours[1].trial_id, its_again, other[1].trial_id, metric)
+        if gap is not None and not math.isnan(gap.low):
+            none = ", no difference" if gap.low <= 0 <= gap.high else ""
+            gaps.append(f"{what} {gap.mean:+.1f} [{gap.low:.1f}, {gap.high:.1f}]{none}")
+            covers = covers and gap.covers_images
     if not gaps:
-        return f"{text} Confirm both with the same seeds before you choose."
-    return f"{text} Over fresh seeds, test accuracy differs by {' and '.join(gaps)}."
+        return ""
+    text = f"{ours[0].folder.name} minus {other[0].folder.name} in test accuracy over fresh seeds"
+    holds = "new seeds and new images" if covers else "new seeds on these images alone"
+    return f"{text}: {'; '.join(gaps)}. The intervals hold for {holds}."
 
 
 def _over_fresh_seeds(
