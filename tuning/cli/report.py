@@ -46,8 +46,9 @@ def report(
     if len(run) > 1:
         from tuning.confirmation.verdict import better_search
 
+        loaded_runs = [load_run(one) for one in run]  # before the table: one may be no run
         console.print(comparison(run))
-        if text := better_search([load_run(one) for one in run]):
+        if text := better_search(loaded_runs):
             console.print(f"\n{text}", highlight=False, markup=False)
         return
     loaded = load_run(run[0])

@@ -55,6 +55,7 @@ from tuning.views.mlflow.client import TrackingError, tracking_uri
 
 FIRST_FRESH_SEED = 1000
 """Added to the seed of the search's trials."""
+MOST_SEEDS = 1000
 
 
 def confirm(
@@ -79,14 +80,15 @@ def confirm(
         console: for the display of progress; by default the standard error.
 
     Raises:
-        ConfigError: no trial has finished, no such rule, fewer than two seeds, a domain without a
-            test split, or data that changed since the search.
+        ConfigError: no trial has finished, no such rule, fewer than two seeds or more than
+            `MOST_SEEDS`, a domain without a test split, or data that changed since the search.
         StorageFailed: results or checkpoints cannot be written.
         KeyboardInterrupt: the same call continues from the checkpoints.
     """
     console = console or Console(stderr=True)
-    if seeds < 2:
-        raise ConfigError("must be at least 2, for an interval", key="--seeds", value=seeds)
+    if not 2 <= seeds <= MOST_SEEDS:
+        problem = f"must be 2, for an interval, to {MOST_SEEDS}"
+        raise ConfigError(problem, key="--seeds", value=seeds)
     run = load_run(folder)
     search, file, records = run.search, run.file, run.history.records
     configurations = (REFERENCE, *chosen(search, records, top, rules))

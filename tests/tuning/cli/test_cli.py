@@ -376,7 +376,10 @@ MISTAKES = [
         )
     ),
     ("report damaged", " is damaged"),
+    ("report mine .", ".: not a run folder"),
+    ("report mine mine/report", "report: not a run folder"),
     ("confirm mine --seeds 1", "--seeds = 1"),
+    ("confirm mine --seeds 1000000000", "--seeds = 1000000000: must be 2, for an interval, to"),
     ("export mine --output out", "the weights of trial-000 (finished)"),
     ("export mine", "give --output FOLDER, --register NAME or both"),
     ("export mine --output out --soup greedy", "keep_top = 5"),
