@@ -106,7 +106,7 @@ def check_changes(folder: Path, file: SearchFile) -> None:
         if known.get(key, fingerprint) != fingerprint:  # search.yaml was edited
             problem = f"{key} differs from what this search was run with"
             raise ConfigError(problem, source=CONFIG_FILE, hint=_hint(key))
-    resolve_root(file.trial.data.root, progress=True)
+    resolve_root(file.trial.data.root, file.trial.data.trial_parts)
     check_same_inputs(folder, file.trial)
 
 

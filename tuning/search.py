@@ -134,7 +134,7 @@ def start_search(file: SearchFile, options: SearchOptions) -> SearchResult:
     for run in load_earlier(file).values():
         if isinstance(run, ConfigError):  # before minutes of preparation
             raise run
-    resolve_root(file.trial.data.root, progress=True)
+    resolve_root(file.trial.data.root, file.trial.data.trial_parts)
     run_folder = create_run_folder(file, runs_folder(file.search.storage))
     try:
         return continue_search(run_folder, file, options)
@@ -162,7 +162,7 @@ def continue_search(run_folder: Path, file: SearchFile, options: SearchOptions) 
     if options.pruner is not None and len(file.objectives) > 1:
         problem = "no trial can be stopped early with several objectives"
         raise ConfigError(problem, key="pruner", value=type(options.pruner).__name__)
-    resolve_root(file.trial.data.root, progress=True)
+    resolve_root(file.trial.data.root, file.trial.data.trial_parts)
     uri = tracking_uri(file.search.tracking.uri, run_folder.parent)
     earlier = load_earlier(file)
     console = options.console or Console(stderr=True)

@@ -91,7 +91,7 @@ def main():
         print_hints()
     else:
         base = load_config("quickstart").trial
-        resolve_root(base.data.root, progress=True)
+        resolve_root(base.data.root, base.data.trial_parts)
         print_cost(base, arguments.cost)
 
 

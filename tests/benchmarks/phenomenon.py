@@ -78,7 +78,8 @@ def main():
     parser.add_argument("--seeds", type=int, default=5, help="two or more")
     arguments = parser.parse_args()
     base = load_config("quickstart").trial
-    resolve_root(base.data.root, progress=True)
+    tested = [(domain, "test") for domain in base.data.domains]
+    resolve_root(base.data.root, [*base.data.trial_parts, *tested])
     configs = {
         name: tuned(name, arguments.folder, arguments.steps, arguments.trials)
         for name in CONTENDERS

@@ -84,7 +84,8 @@ def main():
     path = arguments.out / "searches.json"
     arguments.out.mkdir(parents=True, exist_ok=True)
     optuna.logging.set_verbosity(optuna.logging.WARNING)
-    resolve_root(load_config("quickstart").trial.data.root, progress=True)
+    data = load_config("quickstart").trial.data
+    resolve_root(data.root, data.trial_parts)
     found = json.loads(path.read_text()) if path.is_file() else {}
     storage = (arguments.out / "runs").absolute()
     for seed in map(str, range(arguments.seeds)):

@@ -89,7 +89,7 @@ def main():
         "search.space.parameters={method.text_length: {type: categorical, choices: [8]}}",
     ]
     file = load_config("quickstart", overrides)
-    resolve_root(file.trial.data.root, progress=True)
+    resolve_root(file.trial.data.root, file.trial.data.trial_parts)
     rows = pq.read_table(arguments.file).to_pylist() if arguments.file.is_file() else []
     recorded = {(row["configuration"], row["seed"]) for row in rows}
     points = sobol(file, arguments.configurations)

@@ -65,7 +65,7 @@ def ratios(seconds):
 
 if __name__ == "__main__":
     base = load_config("quickstart").trial
-    resolve_root(base.data.root, progress=True)
+    resolve_root(base.data.root, base.data.trial_parts)
     trials = {name: with_overrides(base, of, name) for name, of in CONTENDERS.items()}
     compare({"shared": trials["lipsum_ft, shared"]})  # stores the features
     Console(width=120).print(ratios(compare(trials)))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from typing import Any
 
 import platformdirs
@@ -23,12 +23,17 @@ PREPARATION_FILE = "preparation.json"
 """Record of `lipsum-tune prepare` in a domain's folder, with its status."""
 
 
-def resolve_root(root: str | Mapping[str, Source], *, progress: bool = False) -> Store:
+def resolve_root(
+    root: str | Mapping[str, Source], parts: Collection[tuple[str, str]] = ()
+) -> Store:
     """The folder of a path or URL, of `openmoji`, or of sources by domain, the ID domain first.
 
-    `openmoji`, the embedded benchmark, is built in the user's cache folder if it is not there yet,
-    and sources are prepared in that of `datasets`. With `progress`, as a command does once, sources
-    are listed again.
+    The parts of `openmoji`, the embedded benchmark, are drawn in the user's cache folder when they
+    are first read, and sources are prepared in that of `datasets`.
+
+    Args:
+        parts: what a command is going to read, by domain and split; given once, at its start. They
+            are drawn together, with a progress bar, and sources are listed again.
 
     Raises:
         ConfigError: the packages of the embedded benchmark are not installed; a source cannot be
@@ -39,21 +44,26 @@ def resolve_root(root: str | Mapping[str, Source], *, progress: bool = False) ->
         from trainers.data.prepare import Options, prepare
 
         made = [(read_record(store.at(domain)) or {}).get("status") for domain in root]
-        if progress or {*made} != {"done"}:
+        if parts or {*made} != {"done"}:
             report = prepare(root, store, Options(), id_domain=next(iter(root)))
             for domain in report.domains:
                 if domain.left_out:
                     where = f"{store.url}/{domain.domain}/bad.csv"
                     logger.warning("%d files were left out, see %s", domain.left_out, where)
     elif root == EMBEDDED:
-        try:
-            from trainers.embedded_benchmark.build import build
-        except ImportError as error:
-            problem = f"the embedded benchmark needs {error.name!r}"
-            hint = "install it with: pip install 'lipsum-tune[benchmark]'"
-            raise ConfigError(problem, key="data.root", value=EMBEDDED, hint=hint) from error
-        build(store.local_path(), progress=progress)
+        _draw(store, parts, progress=True)
     return store
+
+
+def _draw(store: Store, parts: Collection[tuple[str, str]], *, progress: bool = False) -> None:
+    """Draw the parts of the embedded benchmark that are not there yet."""
+    try:
+        from trainers.embedded_benchmark.build import PARTS, build
+    except ImportError as error:
+        problem = f"the embedded benchmark needs {error.name!r}"
+        hint = "install it with: pip install 'lipsum-tune[benchmark]'"
+        raise ConfigError(problem, key="data.root", value=EMBEDDED, hint=hint) from error
+    build(store.local_path(), [part for part in PARTS if part in parts], progress=progress)
 
 
 def stored_root(root: str | Mapping[str, Source]) -> Store:
@@ -70,10 +80,14 @@ def stored_root(root: str | Mapping[str, Source]) -> Store:
 def domain_files(store: Store, domain: str, split: str) -> list[str]:
     """Paths of the Parquet files of a domain and split, in the order of their names.
 
+    The embedded benchmark's are drawn first if they are not there.
+
     Raises:
         ConfigError: there are none, the domain's preparation is not done, or the root cannot be
             read.
     """
+    if store == stored_root(EMBEDDED):
+        _draw(store, [(domain, split)])
     try:
         files = [
             store.relative(info)

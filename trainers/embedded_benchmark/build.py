@@ -5,7 +5,8 @@ import io
 import json
 import multiprocessing
 import os
-from collections.abc import Callable, Iterable
+import threading
+from collections.abc import Callable, Collection, Iterable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
@@ -47,21 +48,24 @@ class ImageCounts:
     test: int = 12
 
 
-Parts = dict[tuple[Domain, Split], list[LabelledImage]]
+Part = tuple[Domain, Split]
+
+PARTS: tuple[Part, ...] = tuple((domain, split) for domain in DOMAINS for split in SPLITS)
 
 
 def build(
     root: Path,
+    parts: Collection[Part] = PARTS,
     *,
     images: ImageCounts | None = None,
     classes: Iterable[str] | None = None,
     workers: int | None = None,
     progress: bool = True,
 ) -> Path:
-    """Make sure that the benchmark is in the folder ``root`` and return that folder.
+    """Make sure that parts of the benchmark are in the folder ``root`` and return that folder.
 
-    Nothing is done if it is there already with the same parameters; one with other parameters
-    is replaced. The folder appears as a whole; another build of it is waited for.
+    Parts that are there with the same parameters stay; a benchmark with other parameters is
+    removed. Each part appears as a whole; another process that draws is waited for.
 
     images: how many per class and domain. classes: names, all by default. workers: processes,
     by default one per available core; 1 renders in this process. The images do not depend on
@@ -88,22 +92,29 @@ def build(
     root.parent.mkdir(parents=True, exist_ok=True)
     with filelock.FileLock(root.with_name(f".{root.name}.lock")), ExitStack() as stack:
         marker = root / MARKER
-        if marker.is_file() and json.loads(marker.read_text())["fingerprint"] == fingerprint:
-            return root
         if root.exists() and any(root.iterdir()):
             if not marker.is_file():
                 problem = f"{root} has contents that are no benchmark; choose another folder"
                 raise FileExistsError(problem)
-            # As a whole: a kill in between must not leave a part of the old one at its place.
-            aside = stack.enter_context(temporary_folder(f".{root.name}.replaced-", root.parent))
-            root.rename(aside / "replaced")
-        built = stack.enter_context(appearing(root))
-        parts = _drawn(chosen, images, workers or available_cores(), progress)
-        for (domain, split), rows in parts.items():
+            if json.loads(marker.read_text())["fingerprint"] != fingerprint:
+                # As a whole: a kill in between must not leave a part of the old one at its place.
+                prefix = f".{root.name}.replaced-"
+                aside = stack.enter_context(temporary_folder(prefix, root.parent))
+                root.rename(aside / "replaced")
+        if not marker.is_file():
+            description = {"fingerprint": fingerprint, **content}
+            with appearing(root) as made:
+                text = json.dumps(description, indent=2) + "\n"
+                (made / MARKER).write_text(text, encoding="utf-8")
+        missing = [part for part in parts if not part_path(root, *part).is_file()]
+        if not missing:
+            return root
+        drawn = _drawn(chosen, images, missing, workers or available_cores(), progress)
+        for (domain, split), rows in drawn.items():
             metadata = _METADATA | {"domain": domain, "split": split}
-            write_images(part_path(built, domain, split), rows, list(chosen), metadata)
-        description = {"fingerprint": fingerprint, **content}
-        (built / MARKER).write_text(json.dumps(description, indent=2) + "\n", encoding="utf-8")
+            file = part_path(root, domain, split)
+            with appearing(file.parent) as made:
+                write_images(made / file.name, rows, list(chosen), metadata)
     return root
 
 
@@ -115,41 +126,64 @@ def available_cores() -> int:
 
 
 def _drawn(
-    classes: dict[str, tuple[str, ...]], images: ImageCounts, workers: int, progress: bool
-) -> Parts:
+    classes: dict[str, tuple[str, ...]],
+    images: ImageCounts,
+    parts: Sequence[Part],
+    workers: int,
+    progress: bool,
+) -> dict[Part, list[LabelledImage]]:
     """The images of all classes, in order of classes whatever finishes first."""
-    gathered: Parts = {}
+    gathered: dict[Part, list[LabelledImage]] = {part: [] for part in parts}
     with ExitStack() as stack:
-        run: Callable[..., Iterable[Parts]] = map
+        run: Callable[..., Iterable[list[list[LabelledImage]]]] = map
         if min(workers, len(classes)) > 1:
             # Forking a process that has threads (PyTorch, Ray) can deadlock.
             context = multiprocessing.get_context("spawn")
-            pool = ProcessPoolExecutor(min(workers, len(classes)), mp_context=context)
+            pool = ProcessPoolExecutor(min(workers, len(classes)), context, _end_with_parent)
             stack.callback(pool.shutdown, cancel_futures=True)
             run = pool.map
-        draw = partial(_draw_class, images)
+        draw = partial(_draw_class, images, parts)
         results = run(draw, range(len(classes)), classes.keys(), classes.values())
-        for parts in track(
+        for of_class in track(
             results, "Drawing classes", len(classes), transient=True, disable=not progress
         ):
-            for key, rows in parts.items():
-                gathered.setdefault(key, []).extend(rows)
+            for part, rows in zip(parts, of_class, strict=True):
+                gathered[part] += rows
     return gathered
 
 
-def _draw_class(images: ImageCounts, label: int, name: str, code_points: tuple[str, ...]) -> Parts:
-    """The images of one class, which share the rasters of its drawings."""
+def _end_with_parent() -> None:
+    """End this process once its parent has been killed, without which it would wait for ever."""
+
+    def wait() -> None:
+        parent = multiprocessing.parent_process()
+        if parent is not None:
+            parent.join()
+            os._exit(1)
+
+    threading.Thread(target=wait, daemon=True).start()
+
+
+def _draw_class(
+    images: ImageCounts,
+    parts: Sequence[Part],
+    label: int,
+    name: str,
+    code_points: tuple[str, ...],
+) -> list[list[LabelledImage]]:
+    """The images of one class in each part; parts share the rasters of its drawings."""
     shown = split_drawings(name, code_points)
-    parts: Parts = {}
-    for domain in DOMAINS:
-        for split_index, split in enumerate(SPLITS):
-            rows = parts.setdefault((domain, split), [])
-            for index in range(getattr(images, split)):
-                point = shown[split][index % len(shown[split])]
-                image = Image.fromarray(render(point, domain, (SEED, split_index, index)))
-                jpeg = io.BytesIO()
-                # 4:4:4: halved colour would blur the thin coloured lines of an image this small.
-                image.save(jpeg, "JPEG", quality=90, subsampling=0)
-                path = f"{domain}/{split}/{name}/{point}-{index:04d}.jpg"
-                rows.append(LabelledImage(jpeg.getvalue(), path, label))
-    return parts
+    drawn = []
+    for domain, split in parts:
+        rows = []
+        for index in range(getattr(images, split)):
+            point = shown[split][index % len(shown[split])]
+            key = (SEED, SPLITS.index(split), index)
+            image = Image.fromarray(render(point, domain, key))
+            jpeg = io.BytesIO()
+            # 4:4:4: halved colour would blur the thin coloured lines of an image this small.
+            image.save(jpeg, "JPEG", quality=90, subsampling=0)
+            path = f"{domain}/{split}/{name}/{point}-{index:04d}.jpg"
+            rows.append(LabelledImage(jpeg.getvalue(), path, label))
+        drawn.append(rows)
+    return drawn

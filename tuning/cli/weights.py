@@ -38,7 +38,7 @@ def train(
     from trainers.folders import temporary_folder
     from tuning.weights.sources import write_trial
 
-    resolve_root(trial.data.root, progress=True)
+    resolve_root(trial.data.root, trial.data.trial_parts)
     for report in fine_tune(trial):
         figures = "  ".join(
             f"{name} {value:.4g}"

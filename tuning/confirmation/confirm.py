@@ -99,8 +99,9 @@ def confirm(
     }
     if {(ZERO_SHOT, None), *wanted} - results_of(confirm_history(run.folder)).keys():
         data = file.trial.data
-        check_data(data, [*data.trial_parts, *((domain, SPLIT) for domain in data.domains)])
-        resolve_root(data.root, progress=True)
+        parts = [*data.trial_parts, *((domain, SPLIT) for domain in data.domains)]
+        check_data(data, parts)
+        resolve_root(data.root, parts)
         check_same_inputs(run.folder, file.trial)
         _, *trials = configurations  # after FT
         named = [f"{one.trial_id} ({', '.join(one.labels)})" for one in trials]

@@ -128,7 +128,7 @@ def plan_search(
         ConfigError: too few resources, no such data, or the base trial fails in its first steps.
     """
     began, console = time.time(), console or Console(stderr=True)
-    resolve_root(file.trial.data.root, progress=True)
+    resolve_root(file.trial.data.root, file.trial.data.trial_parts)
     base = with_overrides(file.trial, SHORT, "trial")
     storage, keep = runs_folder(file.search.storage), file.search.checkpoints.storage
     options = SearchOptions(address=address, console=console)

@@ -37,7 +37,7 @@ def soup_of(run: LoadedRun, top: int) -> Source:
     search, found = run.search, ingredients(run, top)
     best, _ = found[0]
     trial = run.file.trial_config(best.params)
-    resolve_root(trial.data.root, progress=True)
+    resolve_root(trial.data.root, trial.data.trial_parts)
     check_same_inputs(run.folder, run.file.trial)
     bests = search.bests(run.history.records)
 

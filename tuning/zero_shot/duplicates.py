@@ -69,8 +69,8 @@ def near_duplicates(
         ConfigError: the data cannot be read.
     """
     data = config.data
-    store = resolve_root(data.root)
     parts = [(data.id_domain, "train"), *((d, s) for d in data.domains for s in ("val", "test"))]
+    store = resolve_root(data.root, parts)
     there = [part for part in parts if store.exists("/".join(part))]
     sets = [open_images(data, *part) for part in there or parts[:1]]
     began("the model")

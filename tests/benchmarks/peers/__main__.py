@@ -27,7 +27,7 @@ from rich.console import Console
 from rich.table import Table
 
 from tests.benchmarks.spread import spread
-from trainers.data.data_root import EMBEDDED, resolve_root
+from trainers.data.data_root import resolve_root
 from trainers.data.storage import CACHE_VARIABLE
 from tuning.config.validation import load_config
 
@@ -132,7 +132,8 @@ def main():
     parser.add_argument("--steps", type=int, default=120)
     parser.add_argument("--contenders", nargs="+", choices=CONTENDERS, default=list(CONTENDERS))
     arguments = parser.parse_args()
-    resolve_root(EMBEDDED, progress=True)
+    data = load_config("quickstart").trial.data
+    resolve_root(data.root, data.trial_parts)
     job: Job = {"steps": arguments.steps, "every": max(1, arguments.steps // 3)}
     space = load_config("quickstart", [f"search.prior.points={arguments.trials - 1}"])
     points = space.search_space().initial_points

@@ -95,7 +95,7 @@ def test_a_trial_prepares_sources_in_its_cache(tmp_path):
     column = {"domain_column": "style", "subset": "pets", "label_column": "label"}
     pets = {"layout": "hub", "path": str(tmp_path / "hub"), **column}
     data = DataConfig(root={"photo": pets, "art": pets})
-    store = resolve_root(data.root, progress=True)
+    store = resolve_root(data.root, data.trial_parts)
     assert [len(ImageDataset(store, d, s)) for d, s in data.trial_parts] == [6, 2, 4]
     assert resolve_root(DataConfig(**data.model_dump()).root).url == store.url
     with pytest.raises(ValueError, match="the first source of root is not that of 'art'"):
@@ -106,7 +106,7 @@ def test_a_trial_prepares_sources_in_its_cache(tmp_path):
     (tmp_path / "own/studio/cup/new.png").write_bytes(b"no image")
     assert ImageDataset(resolve_root(folder.root), "studio", "train").labels.tolist() == before
     with pytest.raises(ConfigError, match="prepared from other images"):  # of a running search
-        resolve_root(folder.root, progress=True)
+        resolve_root(folder.root, folder.trial_parts)
 
 
 def test_of_objectnet_the_class_map_and_of_shifts_the_order_are_kept(tmp_path):

@@ -1,10 +1,18 @@
 import io
+import subprocess
+import sys
 
 import numpy as np
+import platformdirs
+import psutil
 import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
+from tests.waiting import wait_until
+from trainers.config import DataConfig
+from trainers.data.data_root import resolve_root
+from trainers.data.fingerprint import image_counts
 from trainers.data.folders import SPLITS
 from trainers.data.schema import part_path, read_header
 from trainers.data.storage import open_store
@@ -115,6 +123,45 @@ def test_other_processes_draw_the_same_bytes(benchmark, tmp_path):
     assert contents(root) == contents(benchmark)
 
 
+def test_a_part_is_drawn_by_itself(benchmark, tmp_path):
+    part = ("painting", "val")
+    root = build(tmp_path / "b", [part], images=FEW, classes=CLASSES, workers=1, progress=False)
+    assert part_path(root, *part).read_bytes() == part_path(benchmark, *part).read_bytes()
+    files = {str(path.relative_to(root)) for path in root.rglob("*") if path.is_file()}
+    assert files == {"benchmark.json", "painting/val/part-00000.parquet"}
+
+
+def test_a_split_is_drawn_when_it_is_first_read(tmp_path, monkeypatch):
+    monkeypatch.setattr(platformdirs, "user_cache_path", lambda name: tmp_path / name)
+    monkeypatch.setattr(building, "ImageCounts", lambda: FEW)
+    monkeypatch.setattr(building, "load_classes", lambda: {"cat": load_classes()["cat"]})
+    data = DataConfig(ood_domains=("sketch",))
+    root = resolve_root(data.root).local_path()
+    assert not [*root.rglob("*.parquet")]
+    assert image_counts(data, "val") == {"real": FEW.val, "sketch": FEW.val}
+    assert {*root.rglob("*.parquet")} == {part_path(root, d, "val") for d in data.domains}
+
+
+def test_the_processes_that_draw_end_with_a_killed_parent(tmp_path):
+    script = tmp_path / "draw.py"
+    script.write_text(
+        "from pathlib import Path\n"
+        "from trainers.embedded_benchmark.build import build\n"
+        "if __name__ == '__main__':\n"
+        f"    build(Path({str(tmp_path / 'b')!r}), [('real', 'train')], workers=2)\n"
+    )
+    with subprocess.Popen([sys.executable, script], stdout=subprocess.DEVNULL) as process:
+        parent, made = psutil.Process(process.pid), tmp_path / "b" / building.MARKER
+        # The resource tracker and two that draw.
+        wait_until(lambda: made.exists() and len(parent.children()) == 3, process=process)
+        children = parent.children()
+        process.kill()
+    _, alive = psutil.wait_procs(children, timeout=60)
+    for child in alive:
+        child.kill()
+    assert not alive
+
+
 def test_building_again_changes_nothing(benchmark, monkeypatch):
     monkeypatch.setattr(building, "render", None)  # any rendering would fail
     before = {path: path.stat().st_mtime_ns for path in benchmark.rglob("*")}
@@ -138,4 +185,5 @@ def test_other_parameters_replace_the_benchmark_and_nothing_else(tmp_path, monke
     monkeypatch.delattr(building, "write_images")
     with pytest.raises(NameError):
         whale("failed", 1)
-    assert {path.name for path in tmp_path.glob("*failed*")} <= {".failed.lock"}
+    left = {path.name for path in (tmp_path / "failed").rglob("*")}
+    assert left <= {building.MARKER, *DOMAINS}
