@@ -8,6 +8,7 @@
 # make docs           the documentation as a site in site/, without warnings
 # make dist           wheel and source archive in dist/, and a try of the wheel on its own
 # make lint           ruff and mypy
+# make lock           newest versions of all packages but PyTorch into constraints.txt
 
 PYTHON ?= python3
 VENV := .venv
@@ -15,7 +16,15 @@ BIN := $(VENV)/bin
 # Files stay on one process, which shares their fixtures; tests/conftest.py puts slow files first.
 PARALLEL := --numprocesses 2 --dist loadfile --no-loadscope-reorder
 
-.PHONY: quickstart test test-ray test-cluster test-nightly test-random nightly test-lowest docs dist lint clean
+# uv is faster than pip, but reads none of its settings. This prints those of the pip in
+# the folder $(1) as lines of a requirements file; the environment comes first.
+pip-settings = $(1)/python -m pip config list | sed -nE "s/\\\\n/ /g; \
+	s/^[^.]+\.(constraint|extra-index-url|find-links|index-url|trusted-host)='(.*)'$$/\1 \2/p" | \
+	awk '$$1 != "index-url" || !seen++ { for (i = 2; i <= NF; i++) print "--" $$1 " " $$i }'
+# As pip, take the highest version of all indexes, also of PyPI and one that has PyTorch's wheels.
+export UV_INDEX_STRATEGY ?= unsafe-best-match
+
+.PHONY: quickstart test test-ray test-cluster test-nightly test-random nightly test-lowest docs dist lint lock clean
 
 quickstart: $(VENV)/.benchmark
 	$(BIN)/lipsum-tune search quickstart
@@ -39,20 +48,19 @@ test-random: $(VENV)/.dev
 nightly: test-nightly test-random dist
 	$(MAKE) test-lowest KEEP="torch torchvision"
 
-# uv resolves the lowest versions, which pip cannot. With KEEP="torch torchvision", these two have the
-# versions of $(VENV): on Linux, PyPI's wheels of PyTorch come with 8 GB of CUDA.
+# Lowest versions. With KEEP="torch torchvision", these two have the versions of $(VENV): on Linux,
+# PyPI's wheels of PyTorch come with 8 GB of CUDA.
 LOWEST := .venv-lowest
-LINKS := $(addprefix --find-links=,$(PIP_FIND_LINKS))
 test-lowest: $(if $(KEEP),$(VENV)/.dev)
 	test -x $(LOWEST)/bin/uv || $(PYTHON) -m venv $(LOWEST)
 	$(LOWEST)/bin/python -m pip install --quiet uv
 	for name in $(KEEP); do $(BIN)/python -m pip list --format=freeze | grep "^$$name=="; done \
 		> $(LOWEST)/kept.txt
-	$(LOWEST)/bin/uv pip compile --quiet --upgrade --resolution lowest-direct --extra test pyproject.toml \
-		--override $(LOWEST)/kept.txt $(LINKS) \
+	$(call pip-settings,$(LOWEST)/bin) | $(LOWEST)/bin/uv pip compile --quiet --upgrade \
+		--resolution lowest-direct --extra test pyproject.toml - --override $(LOWEST)/kept.txt \
 		--python $(LOWEST)/bin/python --output-file $(LOWEST)/requirements.txt
-	$(LOWEST)/bin/uv pip install --quiet $(LINKS) --python $(LOWEST)/bin/python \
-		--requirements $(LOWEST)/requirements.txt
+	$(call pip-settings,$(LOWEST)/bin) | $(LOWEST)/bin/uv pip install --quiet --requirements - \
+		--python $(LOWEST)/bin/python --requirements $(LOWEST)/requirements.txt
 	$(LOWEST)/bin/uv pip install --quiet --python $(LOWEST)/bin/python --no-deps --editable .
 	$(LOWEST)/bin/python -m pytest $(PARALLEL) -m "not ray and not cluster and not nightly"
 
@@ -83,9 +91,19 @@ lint: $(VENV)/.dev
 clean:
 	rm -rf $(VENV) $(LOWEST) $(WHEEL) .cache build dist site *.egg-info
 
-# Each stamp file stands for one extra, which is installed again when pyproject.toml changes.
-$(VENV)/.%: pyproject.toml
-	@echo "Installing into $(VENV): about a minute"
+# PyTorch is left to the settings of pip or uv, and so is what its wheels for CUDA bring along.
+lock: $(BIN)/uv
+	$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --upgrade --no-config --all-extras \
+		--default-index https://pypi.org/simple --no-annotate --no-header pyproject.toml > $(VENV)/all.txt
+	grep -Ev '^(torch|torchvision|triton|cuda-.*|nvidia-.*)==' $(VENV)/all.txt > constraints.txt
+
+$(BIN)/uv:
 	test -x $(BIN)/pip || $(PYTHON) -m venv --clear $(VENV)
-	$(BIN)/python -m pip install --quiet --editable '.[$*]'
+	$(BIN)/python -m pip install --quiet uv
+
+# Each stamp file stands for one extra, which is installed again when a version changes.
+$(VENV)/.%: pyproject.toml constraints.txt | $(BIN)/uv
+	@echo "Installing into $(VENV): about a minute"
+	$(call pip-settings,$(BIN)) | $(BIN)/uv pip install --quiet --compile-bytecode --requirements - \
+		--python $(BIN)/python --constraint constraints.txt --editable '.[$*]'
 	touch $@
