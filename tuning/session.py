@@ -127,8 +127,8 @@ class Session:
         resources, earlier, watch = self.file.search.resources, history.records, self.watch
         self.progress.earlier_seconds = history.seconds
         budget = Budget(self.file.search.budget, search, history, self.journal.now, self.file)
-        callbacks, gpus = (budget, *callbacks), resources.gpus_per_trial
-        recorder = Recorder(search, self.journal, callbacks, earlier, gpus, studies, watch.check)
+        deciders, gpus = (studies, budget), resources.gpus_per_trial
+        recorder = Recorder(search, self.journal, callbacks, earlier, gpus, deciders, watch.check)
         seeds, base = self.file.search.seeds, self.file.trial.seed
         race = SeedRace(seeds, search, base, budget) if seeds else None
         proposer = TrialProposer(

@@ -41,11 +41,12 @@ class Session:
         self.studies = create_studies(search, space, sampler, pruner)
         self.studies.enqueue_first_points()
         self.studies.replay(trial_events(search.run_folder))
-        self.recorder = Recorder(
-            search, self.journal, callbacks, history.records, studies=self.studies
-        )
         limit = BudgetConfig(trials=trials)
         budget = Budget(limit, search, history, self.journal.now)
+        deciders = (self.studies, budget)
+        self.recorder = Recorder(
+            search, self.journal, callbacks, history.records, deciders=deciders
+        )
         self.race = SeedRace(SeedsConfig(**seeds), search, 0, budget) if seeds is not None else None
         self.proposer = TrialProposer(
             self.recorder,

@@ -20,7 +20,7 @@ from tuning.runs.records import SearchRecord, TrialRecord
 
 
 class Budget(Callback):
-    """Counts what a search has used, as a callback.
+    """Counts what a search has used, by the events of its trials.
 
     Args:
         search: its objectives and constraints decide whether the target is reached.

@@ -31,17 +31,17 @@ logger = logging.getLogger(__name__)
 
 
 class Recorder(NotPickled, TuneCallback):
-    """Keeps the record of every trial. Events go to the journal, the studies and the callbacks.
+    """Keeps the record of every trial. Events go to the journal, the deciders and the callbacks.
 
-    The order matters. An exception of the journal or of the studies ends the search, because a
-    resume or the sampler would miss the event. An exception of a callback is logged.
+    The order matters. An exception of the journal or of a decider ends the search, because a
+    resume, the sampler or the budget would miss the event. An exception of a callback is logged.
 
     Curves stay in memory only while a trial may continue, so memory does not grow with their sum.
 
     Args:
         callbacks: called in this order.
         earlier: trials of earlier sessions; the callbacks get their ends again.
-        studies: the Optuna studies, as a callback whose exceptions end the search.
+        deciders: studies and budget, which get the events of trials before the callbacks do.
         check_ray: raises if Ray is gone. A trial is not to blame for an error that comes from that.
     """
 
@@ -52,13 +52,13 @@ class Recorder(NotPickled, TuneCallback):
         callbacks: Sequence[Callback],
         earlier: Sequence[TrialRecord] = (),
         gpus_per_trial: float = 0.0,
-        studies: Callback | None = None,
+        deciders: Sequence[Callback] = (),
         check_ray: Callable[[], None] = lambda: None,
     ) -> None:
         self.search = search
         self.records = {record.trial_id: _kept(record) for record in earlier}
         self._journal = journal
-        self._studies = studies or Callback()
+        self._deciders = deciders
         self._callbacks = callbacks
         self._gpus = gpus_per_trial
         self._check_ray = check_ray
@@ -133,7 +133,8 @@ class Recorder(NotPickled, TuneCallback):
             record = record.with_end("pruned", self._journal.now())
         self._journal.trial_reported(record)
         self.records[record.trial_id] = record
-        self._studies.trial_reported(record)
+        for decider in self._deciders:
+            decider.trial_reported(record)
         self._notify("trial_reported", record)
 
     def on_trial_complete(
@@ -175,6 +176,8 @@ class Recorder(NotPickled, TuneCallback):
         started = record.with_attempt(self._journal.now(), gpus)
         self._journal.trial_started(started)
         self.records[started.trial_id] = started
+        for decider in self._deciders:
+            decider.trial_started(started)
         self._notify("trial_started", started)
         return started
 
@@ -187,7 +190,8 @@ class Recorder(NotPickled, TuneCallback):
         if not record.is_final:  # otherwise its last report has written the end
             record = record.with_exit(self.search.total_steps, self._journal.now(), error)
             self._journal.trial_ended(record)
-        self._studies.trial_ended(record)
+        for decider in self._deciders:
+            decider.trial_ended(record)
         self._close(record)
         if record.repeats and record.outcome == "finished":
             self._close(self.records[record.repeats].with_repeat(record))
