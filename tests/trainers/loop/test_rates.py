@@ -8,7 +8,7 @@ import pytest
 from tests.trainers.curves import short
 from trainers.config import OptimConfig
 from trainers.fine_tune import fine_tune
-from trainers.loop.lr_schedule import learning_rate
+from trainers.loop.lr_schedule import first_learning_rate, learning_rate
 
 ONE_STEP = {"steps": 1, "eval__every": 1, "optim__lr": 1e-3, "optim__warmup_fraction": 0.0}
 
@@ -20,6 +20,12 @@ def test_the_learning_rate_warms_up_and_decays_as_a_cosine():
     assert rates[10] == pytest.approx(2.0)
     assert rates[55] == pytest.approx(2.0 * 0.5 * (1 + math.cos(math.pi * 45 / 90)))
     assert learning_rate(100, 100, optim) == pytest.approx(0.0)
+
+
+def test_the_first_learning_rate_is_the_published_one_of_vit_b16():
+    assert first_learning_rate(86_192_640, 5000) == 1e-5
+    assert first_learning_rate(86_192_640 // 4, 5000) == 2e-5
+    assert first_learning_rate(86_192_640, 5000 // 4) == 2e-5
 
 
 def moved(trial, method, **optim):
