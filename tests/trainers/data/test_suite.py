@@ -18,7 +18,7 @@ OWN = {
 
 
 def test_the_packaged_suites_have_the_papers_domains_and_figures():
-    assert sorted(packaged_suites()) == ["domainnet", "fmow", "imagenet", "iwildcam"]
+    assert sorted(packaged_suites()) == ["domainnet", "fmow", "imagenet", "iwildcam", "pacs"]
     imagenet, domainnet = load_suite("imagenet"), load_suite("domainnet")
     assert imagenet.ood_domains == ("imagenet-v2", "imagenet-r", "imagenet-a", "imagenet-sketch")
     shifts = ("imagenet-r", "imagenet-a", "objectnet")
@@ -27,6 +27,9 @@ def test_the_packaged_suites_have_the_papers_domains_and_figures():
     assert domainnet.rule("real").num_classes == 345
     published = domainnet.published["ViT-B-16-quickgelu/openai"]
     assert list(published.values()) == [82.46, 66.69, 65.57, 43.77, 56.98]
+    pacs = load_suite("pacs")
+    assert (pacs.id_domain, *pacs.ood_domains) == ("photo", "art_painting", "cartoon", "sketch")
+    assert {pacs.rule(domain).num_classes for domain in pacs.ood_domains} == {7}
     for suite in (imagenet, domainnet):
         for figures in suite.published.values():
             assert list(figures) == [suite.id_domain, *suite.ood_domains]
