@@ -1,6 +1,8 @@
 """The benchmark of photographs: the texts of its model, the points of its searches, its table."""
 
 from dataclasses import replace
+from functools import partial
+from unittest.mock import patch
 
 import numpy as np
 import pytest
@@ -9,9 +11,12 @@ import torch
 from open_clip import OPENAI_IMAGENET_TEMPLATES, SimpleTokenizer
 
 from tests.benchmarks.photographs import zero_shot_clip
-from tests.benchmarks.photographs.__main__ import SEARCHES, configuration, settings
+from tests.benchmarks.photographs.__main__ import SEARCHES, configuration, confirmed, settings
 from tests.benchmarks.photographs.table import Row, markdown
+from tests.tuning.execution.inline_tuner import without_ray
+from tests.tuning.execution.instant import instant_options
 from tests.tuning.fakes import search_record
+from tuning.config.schema import SearchFile
 from tuning.confirmation.results import REFERENCE, Confirmation
 from tuning.runs.records import ZERO_SHOT, TrialRecord, zero_shot_record
 
@@ -33,12 +38,14 @@ def test_the_cut_tokenizer_splits_names_as_clips(tmp_path):
         assert parts[0] == parts[1]
 
 
+DRAWINGS = {
+    "trial.model.name": "tiny-clip",
+    "trial.data.suite": "{id_domain: real, ood_domains: [sketch]}",
+}
+
+
 def test_untuned_trials_have_the_authors_settings(images_root):
-    data = {
-        "trial.data.root": images_root,
-        "trial.data.suite": "{id_domain: real, ood_domains: [sketch]}",
-    }
-    filled = settings({"trial.model.name": "tiny-clip", **data, "trial.steps": 120})
+    filled = settings(DRAWINGS | {"trial.data.root": images_root, "trial.steps": 120})
     files = {name: configuration(filled | changes) for name, (changes, _) in SEARCHES.items()}
     points = {name: file.search_space().initial_points for name, file in files.items()}
     authors = {"method.reg_weight": 1.0, "method.text_length": 8, "optim.lr": 5.8e-4}
@@ -50,11 +57,24 @@ def test_untuned_trials_have_the_authors_settings(images_root):
     assert tuned["ft"].parameters["optim.lr"].low == 5.8e-5
 
 
-WORST = ("lipsum_ft", [1, 1])
+def test_what_was_searched_and_confirmed_is_not_repeated(whole_root, tmp_path, monkeypatch):
+    given = DRAWINGS | {"trial.data.root": whole_root, "trial.steps": 6, "trial.eval.every": 2}
+    for where in ("tuning.resume", "tuning.confirmation.confirm"):
+        options = partial(instant_options, SearchFile())
+        monkeypatch.setattr(f"{where}.SearchOptions", options)
+    with without_ray(mlflow=False), patch("tuning.confirmation.confirm.write_run_report"):
+        found = confirmed("untuned", 10, tmp_path, given)
+        journals = {path: path.read_bytes() for path in tmp_path.rglob("journal.jsonl")}
+        again = confirmed("untuned", 10, tmp_path, given)
+    assert again.values("trial-000", "id_test/acc") == {1010: 50.0, 1011: 51.0, 1012: 52.0}
+    assert again.results == found.results
+    assert {path: path.read_bytes() for path in tmp_path.rglob("journal.jsonl")} == journals
+
+
 METRICS = ("id_test/acc", "ood_test/mean_acc", "ood_test/sketch/acc")
 
 
-def confirmed(folder, base, by_trial):
+def confirmation(folder, base, by_trial):
     """A confirmation whose accuracies are those of a seed plus 0, 1 and 2 for `METRICS`."""
     results = {(ZERO_SHOT, None): zero_shot_record(dict.fromkeys(METRICS, 50.0))}
     found = {}
@@ -71,16 +91,12 @@ def confirmed(folder, base, by_trial):
 
 def test_rows_pool_the_seeds_of_all_searches_and_pair_them(tmp_path):
     untuned = [
-        confirmed(tmp_path, 1000, {"ft": ("ft", [60, 64]), "trial-000": ("lipsum_ft", [61, 66])}),
-        confirmed(tmp_path, 1010, {"ft": ("ft", [62, 66]), "trial-000": ("lipsum_ft", [65, 70])}),
+        confirmation(tmp_path, base, {"ft": ("ft", plain), "trial-000": ("lipsum_ft", lipsum)})
+        for base, plain, lipsum in ((1000, [60, 64], [61, 66]), (1010, [62, 66], [65, 70]))
     ]
     tuned = [
-        confirmed(
-            tmp_path, 1000, {"trial-007": ("ft", [61, 65]), "trial-003": ("lipsum_ft", [1, 1])}
-        ),
-        confirmed(
-            tmp_path, 1010, {"trial-004": ("ft", [63, 67]), "trial-005": ("lipsum_ft", [1, 1])}
-        ),
+        confirmation(tmp_path, base, {winner: ("ft", plain), "trial-003": ("lipsum_ft", [1, 1])})
+        for base, winner, plain in ((1000, "trial-007", [61, 65]), (1010, "trial-004", [63, 67]))
     ]
     lines = markdown({"untuned": untuned, "tuned": tuned}).splitlines()
     rows = {cells[1].strip(): cells[2:] for line in lines if len(cells := line.split("|")) > 2}

@@ -18,13 +18,12 @@ reach a decade from it to both sides. Nothing else differs from the defaults of 
 import argparse
 from pathlib import Path
 
-from rich.console import Console
-
 from tests.benchmarks.photographs import data, pilot, zero_shot_clip
 from tests.benchmarks.photographs.table import markdown
 from trainers.loop.lr_schedule import first_learning_rate
 from trainers.models.clip import load_clip
-from tuning import confirm, load_config, resume_search, run_search
+from tuning import confirm, load_config, load_run
+from tuning.resume import earlier_run, search_or_resume
 
 HERE = Path(__file__).parent
 PIXELS = 96
@@ -63,17 +62,20 @@ def configuration(given):
     return load_config(str(HERE / "trial.yaml"), [f"{key}={value}" for key, value in given.items()])
 
 
-def searched(name, seed, out, filled, console):
-    """The confirmation of one search, of which nothing is repeated that was done."""
+def confirmed(name, seed, out, given, console=None):
+    """The confirmation of one search. What was done is kept; what was interrupted goes on."""
     changes, rule = SEARCHES[name]
-    folder = out / "runs" / f"{name}-{seed}"
-    own = {"search.name": folder.name, "search.storage": folder.parent.absolute()}
+    storage = out.absolute() / "runs"
+    own = {"search.name": f"{name}-{seed}", "search.storage": storage}
     own |= {"trial.seed": seed, "search.sampler.seed": seed}
-    if not folder.is_dir():
-        run_search(configuration(filled | own | changes), console=console)
-    elif not (folder / "trials.parquet").is_file():
-        resume_search(folder, console=console)
-    return confirm(folder, seeds=FRESH_SEEDS, rules=[rule], console=console)
+    file = configuration(given | own | changes)
+    run = earlier_run(file, storage)
+    if run is None or load_run(run).history.outcome != "finished":
+        result = search_or_resume(file)
+        run = result.folder
+        if result.outcome == "stopped":
+            raise SystemExit(f"{run}: stopped; the same command goes on")
+    return confirm(run, seeds=FRESH_SEEDS, rules=[rule], console=console)
 
 
 def main():
@@ -84,21 +86,20 @@ def main():
     parser.add_argument("--seeds", nargs="+", type=int, default=SEEDS)
     parser.add_argument("--pilot", action="store_true", help="only measure sizes of trials")
     given = parser.parse_args()
-    out, console = given.out, Console(stderr=True)
+    out = given.out
     sizes = pilot.PIXELS if given.pilot else (PIXELS,)
     for pixels in sizes:
         if not (out / f"clip-{pixels}" / zero_shot_clip.WEIGHTS_FILE).is_file():
             zero_shot_clip.build(out / f"clip-{pixels}", pixels)
     data.prepare(given.pacs, out / "chosen", out / "data")
     if given.pilot:
-        pilot.run(
-            out / "pilot.json", lambda pixels: configuration(settings(inputs(out, pixels))).trial
-        )
+        trials = {of: configuration(settings(inputs(out, of))).trial for of in sizes}
+        pilot.run(out / "pilot.json", trials)
         return
     filled, found = settings(inputs(out)), {}
     for seed in given.seeds:
         for name in given.searches:
-            found.setdefault(name, []).append(searched(name, seed, out, filled, console))
+            found.setdefault(name, []).append(confirmed(name, seed, out, filled))
             (out / "table.md").write_text(markdown(found), encoding="utf-8")
     print(markdown(found))
 
