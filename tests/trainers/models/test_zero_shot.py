@@ -8,7 +8,7 @@ import platformdirs
 import pytest
 import torch
 
-from tests.trainers.tiny_models import random_model
+from tests.trainers.tiny_models import random_model, student_of
 from trainers.models import text_head
 from trainers.models.clip import load_clip, load_tokenizer, model_config
 from trainers.models.text_head import cached_heads, model_digest, zero_shot_heads
@@ -74,3 +74,18 @@ def test_whatever_goes_into_a_head_makes_another_file(cache, tmp_path):
     for tokens, prompts, of_model in 2 * inputs:
         cached_heads(clip, tokens, prompts, of_model)
     assert len(list(cache.glob("*.safetensors"))) == len(inputs)
+
+
+@pytest.mark.parametrize(("kind", "expected"), [("resnet", True), ("timm", True), ("clip", False)])
+def test_a_convolutional_network_has_channels_last(kind, expected, cache, tmp_path):
+    model = random_model(tmp_path, kind)
+    zero_shot, plain = load_zero_shot(model, PROMPTS), load_clip(model)
+    kernels = [p for p in student_of(zero_shot).visual.parameters() if p.dim() == 4]
+    last = [
+        p.is_contiguous(memory_format=torch.channels_last) for p in kernels if p[0, 0].numel() > 1
+    ]
+    assert all(last) == expected
+    size = zero_shot.image_input.size
+    images = torch.rand(2, 3, size, size, generator=torch.Generator().manual_seed(0))
+    features = torch.nn.functional.normalize(plain.encode_image(images), dim=-1)
+    torch.testing.assert_close(zero_shot.image_features(images), features, rtol=0, atol=1e-5)
