@@ -30,7 +30,7 @@ HERE = Path(__file__).parent
 PIXELS = 96
 SEEDS = (0, 10, 20)
 """Of trials and samplers; the fresh seeds of a search are 1000 higher."""
-FRESH_SEEDS = 5
+FRESH_SEEDS = 3
 RANDOM_POINTS = {"search.space.initial_points": "[]", "search.sampler.name": "random"}
 SEARCHES = {
     "untuned": ({"search.budget.trials": 1}, "objective"),
