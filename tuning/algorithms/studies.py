@@ -95,7 +95,8 @@ class MethodStudy:
         bests = self.search.bests(self.finished.values())
         for number, record in self.finished.items():
             for text, violation in violations(self.search, record, bests).items():
-                trials[number].set_constraint(text, violation)
+                # Not set_constraint, which keeps the first value.
+                trials[number].system_attrs[f"constraints:{text}"] = violation
         trial = self.study.ask(fixed_distributions=self.space.distributions())
         trial.set_user_attr(TRIAL_ID, trial_id)
         return trial
