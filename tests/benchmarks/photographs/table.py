@@ -71,6 +71,23 @@ def read_row(confirmations, chosen, metric, prefix=""):
     return found
 
 
+def columns(one):
+    """Metrics of a confirmation by the headings of their columns."""
+    domains = {f"{one.search.id_domain} (ID)": ID, "OOD mean": MEAN_OOD}
+    domains |= {domain: domain for domain in one.search.ood_domains}
+    return {title: str(MetricKey(SPLIT, domain, "acc")) for title, domain in domains.items()}
+
+
+def read_rows(found):
+    """Cells of the rows whose searches are there, one for each of `columns`."""
+    (one, *_), *_ = found.values()
+    return {
+        name: [read_row(found[kind], chosen, key, *prefix) for key in columns(one).values()]
+        for name, (kind, chosen, *prefix) in ROWS.items()
+        if kind in found
+    }
+
+
 def markdown(found):
     """Means ± half-widths of 95 % intervals, then differences, of the searches so far.
 
@@ -78,20 +95,13 @@ def markdown(found):
         found: by kind of search, the confirmation for each seed.
     """
     (one, *_), *_ = found.values()
-    domains = {f"{one.search.id_domain} (ID)": ID, "OOD mean": MEAN_OOD}
-    domains |= {domain: domain for domain in one.search.ood_domains}
-    metrics = [str(MetricKey(SPLIT, domain, "acc")) for domain in domains.values()]
-    rows = {
-        name: [read_row(found[kind], chosen, metric, *prefix) for metric in metrics]
-        for name, (kind, chosen, *prefix) in ROWS.items()
-        if kind in found
-    }
+    domains, rows = columns(one), read_rows(found)
     differences = {
         f"{better} - {worse}": [a - b for a, b in zip(rows[better], rows[worse], strict=True)]
         for better, worse in PAIRS
         if better in rows and worse in rows
     }
-    weights = [one.weights(metric) for metric in metrics]
+    weights = [one.weights(key) for key in domains.values()]
     lines = []
     for title, part, sign in (("test accuracy", rows, ""), ("difference", differences, "+")):
         lines += ["| " + " | ".join([title, *domains]) + " |", "|---" * (1 + len(domains)) + "|"]

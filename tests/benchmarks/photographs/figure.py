@@ -1,0 +1,39 @@
+"""The figure of `README.md`: what became of the zero-shot model's accuracies, in three marks."""
+
+from matplotlib.figure import Figure
+
+from tests.benchmarks.photographs.table import columns, read_rows
+
+MARKS = {
+    "zero-shot": ("zero-shot", "#5B616B"),
+    "FT, untuned, at its end": ("plain fine-tuning", "#D55E00"),
+    "Lipsum-FT, tuned": ("Lipsum-FT, tuned and\non its line", "#0072B2"),
+}
+"""Rows of the table, with label and colour. An arrow leads from the second to the third."""
+
+
+def draw(found):
+    """Test accuracies, ID to the right and OOD upwards, with intervals over seeds and images."""
+    (one, *_), *_ = found.values()
+    rows, keys = read_rows(found), list(columns(one).values())[:2]
+    drawn = Figure(figsize=(6.4, 4.0), layout="constrained")
+    axes = drawn.add_subplot(
+        xlabel="accuracy on new images of the training domain (photo), %",
+        ylabel="on other domains (art, cartoon, sketch), %",
+    )
+    axes.grid(color="#ECEEF1")
+    axes.set_axisbelow(True)
+    places = []
+    for name, (label, colour) in MARKS.items():
+        x, y = (
+            cell.estimate(one.weights(key)) for cell, key in zip(rows[name], keys, strict=False)
+        )
+        places.append((x.mean, y.mean))
+        axes.errorbar(
+            *places[-1], (y.high - y.low) / 2, (x.high - x.low) / 2, fmt="o", ms=9, color=colour
+        )
+        axes.annotate(label, places[-1], (9, 7), textcoords="offset points", color=colour)
+    arrow = {"arrowstyle": "-|>", "shrinkA": 9, "shrinkB": 9, "color": "#0072B2"}
+    axes.annotate("", places[2], places[1], arrowprops=arrow)
+    axes.margins(0.25)
+    return drawn
