@@ -7,6 +7,7 @@ the same call goes on after an interruption.
 
 from __future__ import annotations
 
+import fcntl
 import json
 import math
 import os
@@ -14,8 +15,9 @@ import platform
 import re
 import shlex
 import time
-from collections.abc import Mapping, Sequence
-from dataclasses import fields, replace
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any, Final
 
@@ -105,8 +107,7 @@ def auto(
     began, console = time.monotonic(), console or Console()
     if source is None and hours is None and gpu_hours is None:
         hours = BENCHMARK_HOURS
-    unit, limit = ("hours", hours) if gpu_hours is None else ("gpu_hours", gpu_hours)
-    option = f"--{unit.replace('_', '-')}"
+    limit = hours if gpu_hours is None else gpu_hours
     if limit is None or (hours is not None and gpu_hours is not None):
         raise ConfigError("give one of --hours (wall clock) and --gpu-hours")
     given = None if source is None else Path(source).expanduser().absolute()
@@ -117,6 +118,7 @@ def auto(
     if given is not None and Path.cwd().is_relative_to(given.resolve()):
         problem = f"`{PREPARED}` and the runs would lie among the images"
         raise ConfigError(problem, key="DATA", value=source, hint="call it from another folder")
+    words = {"--id": id_domain or "", "--ood": ",".join(ood), "--model": model or ""}
     name = name or (given and re.sub(r"[^A-Za-z0-9._-]+", "-", given.name).lstrip("._-")) or "auto"
     base = model or ("vit_b32" if given else "quickstart")
     try:
@@ -124,130 +126,242 @@ def auto(
     except ConfigError as error:
         raise ConfigError(error.problem, key="--model", value=base, hint=error.hint) from None
     base = str(Path(base).absolute()) if Path(base).is_file() else base
-    values: dict[str, Any] = {"search.name": name, "search.budget.hours": hours}
-    values["search.budget.gpu_hours"] = gpu_hours  # one of the two is none
-    sources, root = dict[str, Source](), Path(PREPARED, name)
+    # One of the two limits is none.
+    limits = {"search.budget.hours": hours, "search.budget.gpu_hours": gpu_hours}
+    values: dict[str, Any] = {"search.name": name, **limits}
+    sources = dict[str, Source]()
     if given is not None:
         sources = sources_of(Source(path=str(given)), id_domain=id_domain, ood=ood)
         first, *others = sources
         if id_domain is None and others:
             raise ConfigError(f"choose one of {quoted(sources)}", key="--id")
-        values["trial.data.root"] = str(root.absolute())
+        values["trial.data.root"] = str(Path(PREPARED, name).absolute())
         values["trial.steps"] = MOST_STEPS  # until the images are counted
         values["trial.data.suite"] = {"id_domain": first, "ood_domains": others}
         if not others:
             values["search.objective"] = {"metric": ID_ACC}
-    file = _load(base, values)
-    resources, is_local = file.search.resources, not (address or os.environ.get("RAY_ADDRESS"))
-    if is_local and resources.gpus_per_worker and not torch.cuda.is_available():
+    file, address = _load(base, values), address or os.environ.get("RAY_ADDRESS") or None
+    resources = file.search.resources
+    if address is None and resources.gpus_per_worker and not torch.cuda.is_available():
         if gpu_hours is not None:
             hint = "give --hours, or --address of a cluster"
-            raise ConfigError("this machine has no GPU", key=option, hint=hint)
+            raise ConfigError("this machine has no GPU", key="--gpu-hours", hint=hint)
         cpus = min(resources.cpus_per_worker, os.cpu_count() or 1)
         own = {"workers": 1, "cpus_per_worker": cpus, "gpus_per_worker": 0}
         values |= {f"search.resources.{key}": value for key, value in own.items()}
     check_settings(_load(base, values))
-
-    storage = runs_folder(file.search.storage)
-    config = storage / f"{name}.yaml"
-    words = {"--id": id_domain or "", "--ood": ",".join(ood), "--model": model or ""}
-    words |= {"--name": name, option: f"{limit:g}"}
+    config = runs_folder(file.search.storage) / f"{name}.yaml"
+    unit = "hours" if gpu_hours is None else "gpu_hours"
+    words |= {"--name": name, f"--{unit.replace('_', '-')}": f"{limit:g}"}
     command = _command("auto", *([given] if given else []), *_options(words))
-    is_planned = config.is_file() and _is_planned(config, command)
-    if given is not None:
-        words = {"--id": first, "--ood": ",".join(others)}
-        _announce(console, "1 Prepare", "prepare", "folders", source, root, *_options(words))
-        bar, target = Console(stderr=True), open_store(root.absolute())
-        prepared = prepare(sources, target, Options(), id_domain=first, console=bar)
-        console.print(render(prepared), soft_wrap=True)
-        if lacking := without_split(str(root), sources, "test"):
-            raise ConfigError(f"no test split for `confirm`: {quoted(lacking)}", source=root)
-        values |= sizes(file, prepared.domains[0].images.get("train", 0))
-    if not is_planned:
-        unplanned = _write(config, command, base, values)
-        file = load_config(config, [f"search.budget.trials={MOST_TRIALS}"])
-        _announce(console, "2 Zero-shot", "zero-shot", config)
-        title, data = f"{file.trial.model.name}, zero-shot, val splits", file.trial.data
-        with restored_state():  # frees the memory of the GPU, which trials need
-            starts: list[float] = []
-            rows = measure(file.trial, "val", began=lambda _: starts.append(time.monotonic()))
-            image_s = (time.monotonic() - starts[-1]) / rows[-1].images  # of the last domain
-        console.print(zero_shot_table(rows, title=title, id_domain=data.id_domain))
-        for line in guesses(rows):
-            console.print(f"! {line}", style="yellow", markup=False, soft_wrap=True)
-        _announce(console, "3 Plan", "plan", config)
-        kept = config.with_suffix(".plan.json")
-        about = [
-            file.trial.model_dump(mode="json"),
-            file.search.resources.model_dump(mode="json"),
-            [row.images for row in rows],
-            [address or os.environ.get("RAY_ADDRESS"), platform.node(), os.cpu_count()],
-        ]
-        earlier = json.loads(kept.read_text(encoding="utf-8")) if kept.is_file() else {}
-        if earlier.get("about") == about:
-            show_phase(console, "Measured", f"by an earlier call, kept in {kept.name}")
-            plan = Plan(file, **earlier["measured"])
-        else:
-            if is_local and not file.search.resources.gpus_per_worker:
-                _check_hours(file, limit - (time.monotonic() - began) / 3600, image_s, rows)
-            plan = plan_search(file, address=address)
-            measured = {f.name: getattr(plan, f.name) for f in fields(plan) if f.name != "file"}
-            with open_store(kept.parent).write(kept.name) as stream:
-                stream.write(json.dumps({"about": about, "measured": measured}).encode())
-        spent = 0.0 if gpu_hours else (time.monotonic() - began) / 3600
-        plan = fitting(plan, limit, spent)
-        console.print(render_plan(plan))
-        if plan.file.trial.steps < file.trial.steps:
-            fewer = f"{plan.file.trial.steps} in place of {file.trial.steps}, to fit {option}"
-            show_phase(console, "Steps", fewer)
-        trial, budget = plan.file.trial, plan.file.search.budget
-        values |= {"trial.steps": trial.steps, "trial.eval.every": trial.eval.every}
-        values |= {f"search.budget.{key}": getattr(budget, key) for key in ("trials", unit)}
-        if config.read_text(encoding="utf-8") != unplanned:
-            problem = "another `lipsum-tune auto` has changed this file"
-            raise ConfigError(problem, source=config, hint="call it once, or give another --name")
-        _write(config, command, base, values)
+    state = State(
+        command, name, given, sources, base, values, unit, limit, address, console, config, began
+    )  # fmt: skip
+    with _alone(state):
+        state = replace(state, is_planned=_is_planned(config, command))
+        for step in (_prepare, _zero_shot, _plan, _search, _confirm, _export):
+            state = step(state)
+    show_phase(console, "Report", str(state.run / REPORT_FOLDER / REPORT_FILE))
+    show_phase(console, "Model", str(state.model_folder))
+    return state.model_folder
 
-    _announce(console, "4 Search", "search", config, "--resume")
-    file = load_config(config)
-    run = earlier_run(file, storage)
+
+@dataclass(frozen=True)
+class State:
+    """What a call was asked for, checked, and what its steps have found so far."""
+
+    command: str
+    """The first line of the configuration: only the same command goes on."""
+    name: str
+    images: Path | None
+    """Folder of the user's images; None for the embedded benchmark."""
+    sources: Mapping[str, Source]
+    """Of each domain, the ID domain first; empty for the embedded benchmark."""
+    base: str
+    """The configuration that is extended."""
+    values: Mapping[str, Any]
+    """What is changed in it, by dotted keys."""
+    unit: str
+    """Of the limit: `hours` or `gpu_hours`."""
+    limit: float
+    address: str | None
+    """Of a Ray cluster; None for a local one."""
+    console: Console
+    config: Path
+    began: float
+    is_planned: bool = False
+    """Whether an earlier call has written a configuration with its trials."""
+    rows: Sequence[Row] = ()
+    """Of the zero-shot evaluation."""
+    image_s: float = 0.0
+    """Seconds of this evaluation for an image."""
+    run: Path = Path()
+    """The run folder, once the search has ended."""
+    model_folder: Path = Path()
+    """The exported model, at the end."""
+
+    @property
+    def option(self) -> str:
+        """That gives the limit."""
+        return f"--{self.unit.replace('_', '-')}"
+
+    @property
+    def prepared(self) -> Path:
+        """Folder of the prepared images."""
+        return Path(PREPARED, self.name)
+
+    @property
+    def hours_spent(self) -> float:
+        """Of wall clock since the state."""
+        return (time.monotonic() - self.began) / 3600
+
+    def announce(self, step: str, *words: object) -> None:
+        """Print a step with the command that does it alone."""
+        here = f"{Path.cwd()}{os.sep}"
+        show_phase(self.console, step, _command(*(str(w).removeprefix(here) for w in words)))
+
+
+@contextmanager
+def _alone(state: State) -> Iterator[None]:
+    """Keep other calls of this name out.
+
+    Raises:
+        ConfigError: another one runs.
+    """
+    state.config.parent.mkdir(parents=True, exist_ok=True)
+    with state.config.with_suffix(".lock").open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            problem = "another `lipsum-tune auto` of this name runs"
+            hint = "wait for its end, or give another name"
+            raise ConfigError(problem, key="--name", value=state.name, hint=hint) from None
+        yield
+
+
+def _prepare(state: State) -> State:
+    if state.images is None:
+        return state
+    first, *others = state.sources
+    words = _options({"--id": first, "--ood": ",".join(others)})
+    state.announce("1 Prepare", "prepare", "folders", state.images, state.prepared, *words)
+    target, bar = open_store(state.prepared.absolute()), Console(stderr=True)
+    prepared = prepare(state.sources, target, Options(), id_domain=first, console=bar)
+    state.console.print(render(prepared), soft_wrap=True)
+    if lacking := without_split(str(state.prepared), state.sources, "test"):
+        problem = f"no test split for `confirm`: {quoted(lacking)}"
+        raise ConfigError(problem, source=state.prepared)
+    images = prepared.domains[0].images.get("train", 0)
+    chosen = sizes(_load(state.base, state.values), images)
+    return replace(state, values={**state.values, **chosen})
+
+
+def _zero_shot(state: State) -> State:
+    trial = _load(state.base, state.values).trial
+    if state.is_planned:
+        return state
+    _write(state)
+    state.announce("2 Zero-shot", "zero-shot", state.config)
+    with restored_state():  # frees the memory of the GPU, which trials need
+        starts: list[float] = []
+        rows = measure(trial, "val", began=lambda _: starts.append(time.monotonic()))
+        image_s = (time.monotonic() - starts[-1]) / rows[-1].images  # of the last domain
+    title, id_domain = f"{trial.model.name}, zero-shot, val splits", trial.data.id_domain
+    state.console.print(zero_shot_table(rows, title=title, id_domain=id_domain))
+    for line in guesses(rows):
+        state.console.print(f"! {line}", style="yellow", markup=False, soft_wrap=True)
+    return replace(state, rows=rows, image_s=image_s)
+
+
+def _plan(state: State) -> State:
+    """Measure what a trial costs, or take it from an earlier call; then choose how many fit."""
+    if state.is_planned:
+        return state
+    state.announce("3 Plan", "plan", state.config)
+    file = load_config(state.config, [f"search.budget.trials={MOST_TRIALS}"])
+    kept = state.config.with_suffix(".plan.json")
+    about = [
+        file.trial.model_dump(mode="json"),
+        file.search.resources.model_dump(mode="json"),
+        [row.images for row in state.rows],
+        [state.address, platform.node(), os.cpu_count()],
+    ]
+    earlier = json.loads(kept.read_text(encoding="utf-8")) if kept.is_file() else {}
+    if earlier.get("about") == about:
+        show_phase(state.console, "Measured", f"by an earlier call, kept in {kept.name}")
+        plan = Plan(file, **earlier["measured"])
+    else:
+        if state.address is None and not file.search.resources.gpus_per_worker:
+            _check_hours(file, state.limit - state.hours_spent, state.image_s, state.rows)
+        plan = plan_search(file, address=state.address)
+        measured = {f.name: getattr(plan, f.name) for f in fields(plan) if f.name != "file"}
+        with open_store(kept.parent).write(kept.name) as stream:
+            stream.write(json.dumps({"about": about, "measured": measured}).encode())
+    plan = fitting(plan, state.limit, state.hours_spent if state.unit == "hours" else 0.0)
+    state.console.print(render_plan(plan))
+    trial, budget = plan.file.trial, plan.file.search.budget
+    if trial.steps < file.trial.steps:
+        fewer = f"{trial.steps} in place of {file.trial.steps}, to fit {state.option}"
+        show_phase(state.console, "Steps", fewer)
+    chosen = {"trial.steps": trial.steps, "trial.eval.every": trial.eval.every}
+    chosen |= {f"search.budget.{key}": getattr(budget, key) for key in ("trials", state.unit)}
+    state = replace(state, values={**state.values, **chosen})
+    _write(state)
+    return state
+
+
+def _search(state: State) -> State:
+    file = load_config(state.config)
+    state.announce("4 Search", "search", state.config, "--resume")
+    run = earlier_run(file, state.config.parent)
     if run is None or load_run(run).history.outcome != "finished":
-        result = search_or_resume(file, address=address)
+        result = search_or_resume(file, address=state.address)
         run = result.folder
         if result.outcome == "stopped" and result.ended_by is None:
             raise KeyboardInterrupt
         if result.outcome == "stopped" or result.best is None:
             hint = "the same command goes on"
             if result.outcome == "finished":
-                more = f"lipsum-tune resume {run.name} --set search.budget.{unit}={2 * limit:g}"
+                longer = f"--set search.budget.{state.unit}={2 * state.limit:g}"
+                more = f"lipsum-tune resume {run.name} {longer}"
                 hint = f"`{more}` and then the same command go on"
             raise ConfigError(result.ended_by or "no trial has finished", source=run, hint=hint)
         if result.ended_by:
-            show_phase(console, "Ended by", result.ended_by)
+            show_phase(state.console, "Ended by", result.ended_by)
     loaded = load_run(run)
     search, records = loaded.search, loaded.history.records
     lines, seconds = findings(search, records), loaded.history.seconds
-    table = leaderboard(search, records, console.width, SHOWN, lines=lines, seconds=seconds)
-    console.print(table, highlight=False)
+    width = state.console.width
+    table = leaderboard(search, records, width, SHOWN, lines=lines, seconds=seconds)
+    state.console.print(table, highlight=False)
+    return replace(state, run=run)
 
-    again = ["--rule", RULE, "--seeds", CONFIRM_SEEDS]
-    _announce(console, "5 Confirm", "confirm", run.name, *again)
-    found = confirm(run, seeds=CONFIRM_SEEDS, rules=[RULE], address=address)
-    console.print(fit_table(confirmation_table(found), console.width, run.name))
-    won = verdict(search, records)
-    assert won is not None  # otherwise there was nothing to confirm
-    if found.failed and not (won.seeds and found.values(FT, search.objectives[0].metric)):
+
+def _confirm(state: State) -> State:
+    run = state.run
+    words = ("--rule", RULE, "--seeds", CONFIRM_SEEDS)
+    state.announce("5 Confirm", "confirm", run.name, *words)
+    found = confirm(run, seeds=CONFIRM_SEEDS, rules=[RULE], address=state.address)
+    state.console.print(fit_table(confirmation_table(found), state.console.width, run.name))
+    loaded = load_run(run)
+    won = verdict(loaded.search, loaded.history.records)
+    metric = loaded.search.objectives[0].metric
+    if won is not None and found.failed and not (won.seeds and found.values(FT, metric)):
         problem = f"{len(found.failed)} trainings of `confirm` failed"
         raise ConfigError(problem, source=run, hint="the same command tries again")
+    return state
 
+
+def _export(state: State) -> State:
+    run, loaded = state.run, load_run(state.run)
+    won = verdict(loaded.search, loaded.history.records)
+    assert won is not None  # otherwise there was nothing to confirm
     model_folder = run / f"model-{won.record.trial_id}"
-    _announce(console, "6 Export", "export", run.name, "--output", model_folder)
+    state.announce("6 Export", "export", run.name, "--output", model_folder)
     if not model_folder.is_dir():
         export_weights(run, model_folder)
-    show_phase(console, "Best", f"{won.label}. {won.why}")
-    show_phase(console, "Report", str(run / REPORT_FOLDER / REPORT_FILE))
-    show_phase(console, "Model", str(model_folder))
-    return model_folder
+    show_phase(state.console, "Best", f"{won.label}. {won.why}")
+    return replace(state, model_folder=model_folder)
 
 
 def sizes(file: SearchFile, images: int) -> dict[str, int]:
@@ -337,8 +451,8 @@ def _is_planned(config: Path, command: str) -> bool:
     Raises:
         ConfigError: it belongs to another command.
     """
-    text = config.read_text(encoding="utf-8")
-    if not text.startswith("# lipsum-tune auto "):
+    text = config.read_text(encoding="utf-8") if config.is_file() else ""
+    if text and not text.startswith("# lipsum-tune auto "):
         hint = "give another --name"
         raise ConfigError("this file would be overwritten", source=config, hint=hint)
     if not re.search(r"^ +trials:", text, re.MULTILINE):
@@ -350,19 +464,12 @@ def _is_planned(config: Path, command: str) -> bool:
     return True
 
 
-def _write(config: Path, command: str, base: str, values: Mapping[str, Any]) -> str:
-    """Write the configuration, in one piece, and return its text."""
-    text = yaml.safe_dump({"extends": base, **nest(values)}, sort_keys=False, allow_unicode=True)
-    text = f"# {command}\n{text}"
-    with open_store(config.parent).write(config.name) as file:
+def _write(state: State) -> None:
+    """Write the configuration, in one piece."""
+    given = {"extends": state.base, **nest(state.values)}
+    text = f"# {state.command}\n{yaml.safe_dump(given, sort_keys=False, allow_unicode=True)}"
+    with open_store(state.config.parent).write(state.config.name) as file:
         file.write(text.encode())
-    return text
-
-
-def _announce(console: Console, step: str, *words: object) -> None:
-    """Print a step with the command that does it alone."""
-    here = f"{Path.cwd()}{os.sep}"
-    show_phase(console, step, _command(*(str(word).removeprefix(here) for word in words)))
 
 
 def _options(values: Mapping[str, str]) -> list[str]:

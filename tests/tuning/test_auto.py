@@ -260,17 +260,19 @@ def test_hours_are_hopeless_if_the_images_alone_take_longer(monkeypatch):
 
 
 @pytest.mark.usefixtures("instant")
-def test_of_two_calls_at_once_the_later_one_changes_nothing(monkeypatch):
-    config, text = Path("runs", "shop.yaml"), "# lipsum-tune auto ...\nplanned: first\n"
+def test_of_two_calls_at_once_the_later_one_is_refused(monkeypatch):
+    refused = []
 
     def plan(file, **_):
-        config.write_text(text)
+        refused.append(invoke(*SHOP))
         return replace(plan_of(), file=file)
 
     monkeypatch.setattr(module, "plan_search", plan)
-    later = invoke(*SHOP)
-    assert "another `lipsum-tune auto` has changed this file" in str(later.exception)
-    assert config.read_text() == text
+    monkeypatch.setattr(module, "search_or_resume", stop)
+    assert invoke(*SHOP).exit_code == 130
+    (later,) = refused
+    assert "another `lipsum-tune auto` of this name runs" in str(later.exception)
+    assert steps_of(later) == []
 
 
 @pytest.mark.ray
