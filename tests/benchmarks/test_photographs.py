@@ -1,24 +1,24 @@
 """The benchmark of photographs: the texts of its model, the points of its searches, its table."""
 
-from dataclasses import replace
 from functools import partial
 from unittest.mock import patch
 
 import numpy as np
+import pandas as pd
 import pytest
-import scipy.stats
 import torch
 from open_clip import OPENAI_IMAGENET_TEMPLATES, SimpleTokenizer
 
 from tests.benchmarks.photographs import figure, zero_shot_clip
 from tests.benchmarks.photographs.__main__ import SEARCHES, configuration, confirmed, settings
-from tests.benchmarks.photographs.table import Row, markdown
+from tests.benchmarks.photographs.table import markdown, results_of
 from tests.tuning.execution.inline_tuner import without_ray
 from tests.tuning.execution.instant import instant_options
 from tests.tuning.fakes import search_record
+from trainers.data.suite import Suite
 from tuning.config.schema import SearchFile
-from tuning.confirmation.results import REFERENCE, Confirmation
-from tuning.runs.records import ZERO_SHOT, TrialRecord, zero_shot_record
+from tuning.confirmation.results import REFERENCE, Confirmation, estimate
+from tuning.runs.records import TrialRecord
 
 
 def test_the_target_of_a_name_is_the_mean_of_its_classes():
@@ -71,50 +71,82 @@ def test_what_was_searched_and_confirmed_is_not_repeated(whole_root, tmp_path, m
     assert {path: path.read_bytes() for path in tmp_path.rglob("journal.jsonl")} == journals
 
 
-METRICS = ("id_test/acc", "ood_test/mean_acc", "ood_test/sketch/acc")
+SUITE = Suite(id_domain="real", ood_domains=("sketch", "clipart"))
+IMAGES = {"real": 10, "sketch": 5, "clipart": 5}
 
 
-def confirmation(folder, base, by_trial):
-    """A confirmation whose accuracies are those of a seed plus 0, 1 and 2 for `METRICS`."""
-    results = {(ZERO_SHOT, None): zero_shot_record(dict.fromkeys(METRICS, 50.0))}
-    found = {}
-    for trial_id, (method, values) in by_trial.items():
-        found[trial_id] = TrialRecord(trial_id, 0, "trial", {"method.name": method})
-        for seed, value in enumerate(values, base):
-            report = {"step": 1, **{metric: value + i for i, metric in enumerate(METRICS)}}
-            results[trial_id, seed] = replace(found[trial_id], curve=(report,))
-    found.pop("ft", None)
-    search = search_record(folder, ood_domains=("sketch",))
-    seeds = tuple(range(base, base + 2))
-    return Confirmation(search, seeds, (REFERENCE, *found.values()), results, {})
+def images(correct):
+    """Right images of each domain: so many of 10, 5 and 5."""
+    return {
+        name: np.arange(number) < right
+        for (name, number), right in zip(IMAGES.items(), correct, strict=True)
+    }
 
 
-def test_rows_pool_the_seeds_of_all_searches_and_pair_them(tmp_path):
-    untuned = [
-        confirmation(tmp_path, base, {"ft": ("ft", plain), "trial-000": ("lipsum_ft", lipsum)})
-        for base, plain, lipsum in ((1000, [60, 64], [61, 66]), (1010, [62, 66], [65, 70]))
-    ]
-    tuned = [
-        confirmation(tmp_path, base, {winner: ("ft", plain), "trial-003": ("lipsum_ft", [1, 1])})
-        for base, winner, plain in ((1000, "trial-007", [61, 65]), (1010, "trial-004", [63, 67]))
-    ]
-    lines = markdown({"untuned": untuned, "tuned": tuned}).splitlines()
+def confirmation(folder, by_trial):
+    """A confirmation whose trainings have so many right images by trial and seed."""
+    trials = {
+        trial_id: TrialRecord(trial_id, 0, "trial", {"method.name": method, "optim.lr": 0.1})
+        for trial_id, method in {"ft": "ft", "trial-000": "lipsum_ft"}.items()
+        if any(name == trial_id for name, _ in by_trial)
+    }
+    trials.pop("ft", None)
+    right = {
+        key: {
+            "predicted": images(correct),
+            "end": images([1, 1, 1]),
+            "zero_shot": images([5, 1, 4]),
+        }
+        for key, correct in by_trial.items()
+    }
+    seeds = tuple(dict.fromkeys(seed for _, seed in by_trial))
+    search = search_record(folder, ood_domains=("sketch", "clipart"))
+    found = Confirmation(search, seeds, (REFERENCE, *trials.values()), {}, {})
+    found.__dict__["_right"] = right
+    return found
+
+
+@pytest.fixture
+def results(tmp_path):
+    """Two untuned searches, and two by random points, with two fresh seeds each."""
+    parts = []
+    for seed, more in ((0, 0), (10, 1)):
+        fresh = (1000 + seed, 1001 + seed)
+        plain = {("ft", of): [6 + more, 2, i] for i, of in enumerate(fresh)}
+        lipsum = {("trial-000", of): [8, 3 - more, 1 + i] for i, of in enumerate(fresh)}
+        parts.append(results_of("untuned", seed, confirmation(tmp_path, plain | lipsum)))
+        parts.append(results_of("random", seed, confirmation(tmp_path, lipsum)))
+    return pd.concat(parts, ignore_index=True)
+
+
+def test_rows_pool_the_seeds_of_all_searches_and_pair_them(results):
+    lines = markdown(results, SUITE).splitlines()
     rows = {cells[1].strip(): cells[2:] for line in lines if len(cells := line.split("|")) > 2}
-    t = scipy.stats.t.ppf(0.975, 3)
-    sem = np.std([60, 64, 62, 66], ddof=1) / 2
-    assert rows["zero-shot"][1].strip() == "50.0 ± 0.0"
-    assert rows["FT, untuned"][0].strip() == f"63.0 ± {t * sem:.1f}"
-    assert rows["FT, tuned"][2].strip() == f"66.0 ± {t * sem:.1f}"
-    sem = np.std([1, 2, 3, 4], ddof=1) / 2
-    assert rows["Lipsum-FT, untuned - FT, untuned"][1].strip() == f"+2.5 ± {t * sem:.1f}"
-    assert rows["FT, tuned - FT, untuned"][1].strip() == "+1.0 ± 0.0"
-    (axes,) = figure.draw({"untuned": untuned, "tuned": tuned}).axes
-    assert [mark.xy for mark in axes.texts[:3]] == [(50, 50), (63, 64), (1, 2)]
-    assert (axes.texts[3].xyann, axes.texts[3].xy) == ((63, 64), (1, 2))  # the arrow
+    means = {
+        name: [cell.split("±")[0].strip() for cell in cells[:-1]] for name, cells in rows.items()
+    }
+    assert means["zero-shot"] == ["50.0", "50.0", "20.0", "80.0"]
+    assert means["FT, untuned, at its end"] == ["10.0", "20.0", "20.0", "20.0"]
+    assert means["FT, untuned"] == ["65.0", "25.0", "40.0", "10.0"]
+    assert means["Lipsum-FT, random search"] == ["80.0", "40.0", "50.0", "30.0"]
+    assert means["Lipsum-FT, untuned - FT, untuned"] == ["+15.0", "+15.0", "+10.0", "+20.0"]
+    paired = estimate(
+        [20, 20, 10, 10], [(100, np.array([DIFFERENCE[0]] * 2 + [DIFFERENCE[1]] * 2))]
+    )
+    shown = rows["Lipsum-FT, untuned - FT, untuned"][0].split("±")[1].strip()
+    assert shown == f"{paired.high - paired.mean:.1f}"
+    assert "searches: {'random': 2, 'untuned': 2}, each with 2 fresh seeds" in lines[-1]
+    assert set(results["params"]) == {"{}", '{"method.name": "lipsum_ft", "optim.lr": 0.1}'}
 
 
-def test_the_difference_of_two_rows_is_paired_by_image():
-    ours, its = ({7: {"sketch": np.array(of, np.int8)}} for of in ([1, 1, 0], [0, 1, 1]))
-    found = Row({7: 50.0, 8: 60.0}, ours) - Row({7: 40.0}, its)
-    assert found.values == {7: 10.0}
-    assert found.right[7]["sketch"].tolist() == [1, 0, -1]
+DIFFERENCE = [0] * 6 + [1, 1, 0, 0], [0] * 7 + [1, 0, 0]
+"""Right images of Lipsum-FT less those of FT, without and with one more."""
+
+
+def test_the_figure_leads_from_plain_fine_tuning_to_the_tuned_row(results):
+    results["row"] = results["row"].replace("Lipsum-FT, random search", "Lipsum-FT, tuned")
+    (axes,) = figure.draw(results, SUITE).axes
+    marks = np.array([mark.xy for mark in axes.texts[:3]])
+    assert marks == pytest.approx(np.array([(50, 50), (10, 20), (80, 40)]))
+    arrow = axes.texts[3]
+    assert np.array([arrow.xyann, arrow.xy]) == pytest.approx(marks[1:])

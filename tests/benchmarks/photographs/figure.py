@@ -12,10 +12,9 @@ MARKS = {
 """Rows of the table, with label and colour. An arrow leads from the second to the third."""
 
 
-def draw(found):
+def draw(results, suite):
     """Test accuracies, ID to the right and OOD upwards, with intervals over seeds and images."""
-    (one, *_), *_ = found.values()
-    rows, keys = read_rows(found), list(columns(one).values())[:2]
+    rows, metrics = read_rows(results), list(columns(suite).values())[:2]
     drawn = Figure(figsize=(6.4, 4.0), layout="constrained")
     axes = drawn.add_subplot(
         xlabel="accuracy on new images of the training domain (photo), %",
@@ -25,13 +24,10 @@ def draw(found):
     axes.set_axisbelow(True)
     places = []
     for name, (label, colour) in MARKS.items():
-        x, y = (
-            cell.estimate(one.weights(key)) for cell, key in zip(rows[name], keys, strict=False)
-        )
+        x, y = (rows[name].estimate(weights) for weights in metrics)
         places.append((x.mean, y.mean))
-        axes.errorbar(
-            *places[-1], (y.high - y.low) / 2, (x.high - x.low) / 2, fmt="o", ms=9, color=colour
-        )
+        errors = (y.high - y.low) / 2, (x.high - x.low) / 2
+        axes.errorbar(*places[-1], *errors, fmt="o", ms=9, color=colour)
         axes.annotate(label, places[-1], (9, 7), textcoords="offset points", color=colour)
     arrow = {"arrowstyle": "-|>", "shrinkA": 9, "shrinkB": 9, "color": "#0072B2"}
     axes.annotate("", places[2], places[1], arrowprops=arrow)

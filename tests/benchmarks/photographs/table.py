@@ -1,10 +1,15 @@
-"""The table of the benchmark of photographs: test accuracies over all searches of each kind."""
+"""The results of the benchmark of photographs, and the table of their test accuracies.
 
+Results are a data frame: which test images of a domain a training classifies correctly. It has a
+row for each kind of search, its seed, each row of the table, fresh seed and domain.
+"""
+
+import json
 from dataclasses import dataclass, field
 
 import numpy as np
+import pandas as pd
 
-from trainers.evaluation.metrics import ID, MEAN_OOD, MetricKey
 from tuning.confirmation.results import END, FT, SPLIT, estimate
 from tuning.runs.records import ZERO_SHOT
 
@@ -31,88 +36,101 @@ PAIRS = (
 """Rows whose difference is shown."""
 
 
+def results_of(kind, seed, found):
+    """The results of one search, from its confirmation."""
+    ids = {BEST + str(found.search.method(c)): c for c in found.configurations[1:]}
+    rows = []
+    for name, (own, chosen, *prefix) in ROWS.items():
+        if own == kind:
+            trial = ids.get(chosen)
+            metric = "".join(prefix) + f"id_{SPLIT}/acc"
+            right = found.right(trial.trial_id if trial else chosen, metric)
+            params = json.dumps(dict(trial.params) if trial else {})
+            rows += [
+                (kind, seed, name, params, fresh, domain, images.astype(bool).tolist())
+                for fresh, of in right.items()
+                for domain, images in of.items()
+            ]
+    columns = ("search", "seed", "row", "params", "fresh_seed", "domain", "right")
+    return pd.DataFrame(rows, columns=columns)
+
+
 @dataclass
 class Row:
-    """One metric of the trainings of a row by their seeds, of which no two searches share one."""
+    """The trainings of a row by their seeds, of which no two searches share one.
 
-    values: dict[int, float] = field(default_factory=dict)
+    Of each domain: 1 for a test image that is classified correctly, 0 for another; in a difference,
+    1, 0 or -1.
+    """
+
     right: dict[int, dict[str, np.ndarray]] = field(default_factory=dict)
-    """Of each domain, which of its test images are classified correctly."""
 
     def __sub__(self, other):
         return Row(
-            {s: value - other.values[s] for s, value in self.values.items() if s in other.values},
             {
                 seed: {domain: images - other.right[seed][domain] for domain, images in of.items()}
                 for seed, of in self.right.items()
                 if seed in other.right
-            },
+            }
         )
 
     def estimate(self, weights):
-        """Mean and interval over seeds and images, as `confirm` computes them for one search."""
-        images = [
-            (weight, np.stack([of[domain] for of in self.right.values()]))
-            for domain, weight in weights.items()
-            if self.right
+        """Mean and interval over seeds and images, as `confirm` computes them for one search.
+
+        Args:
+            weights: the domains of a metric with their shares in percent.
+        """
+        values = [
+            sum(share * of[domain].mean() for domain, share in weights.items())
+            for of in self.right.values()
         ]
-        return estimate(list(self.values.values()), images)
+        images = [
+            (share, np.stack([of[domain] for of in self.right.values()]))
+            for domain, share in weights.items()
+        ]
+        return estimate(values, images)
 
 
-def read_row(confirmations, chosen, metric, prefix=""):
-    """A metric of what each confirmation has under this name."""
-    found = Row()
-    for one in confirmations:
-        ids = {BEST + str(one.search.method(c)): c.trial_id for c in one.configurations[1:]}
-        trial_id = ids.get(chosen, chosen)
-        # Without values at the end, the chosen point was the end.
-        found.values |= one.values(trial_id, metric) | one.values(trial_id, prefix + metric)
-        found.right |= one.right(trial_id, prefix + metric)
-    return found
+def read_rows(results):
+    """The rows of the table whose searches are there."""
+    rows = {}
+    for name, of_row in results.groupby("row"):
+        right = rows.setdefault(name, Row()).right
+        for fresh, domain, images in zip(
+            of_row["fresh_seed"], of_row["domain"], of_row["right"], strict=True
+        ):
+            right.setdefault(fresh, {})[domain] = np.asarray(images, np.int8)
+    return {name: rows[name] for name in ROWS if name in rows}
 
 
-def columns(one):
-    """Metrics of a confirmation by the headings of their columns."""
-    domains = {f"{one.search.id_domain} (ID)": ID, "OOD mean": MEAN_OOD}
-    domains |= {domain: domain for domain in one.search.ood_domains}
-    return {title: str(MetricKey(SPLIT, domain, "acc")) for title, domain in domains.items()}
+def columns(suite):
+    """The weights of domains in a metric, by the heading of its column."""
+    ood, alone = suite.ood_domains, [suite.id_domain, *suite.ood_domains]
+    found = {f"{suite.id_domain} (ID)": {suite.id_domain: 100.0}}
+    found["OOD mean"] = dict.fromkeys(ood, 100.0 / len(ood))
+    return found | {domain: {domain: 100.0} for domain in alone[1:]}
 
 
-def read_rows(found):
-    """Cells of the rows whose searches are there, one for each of `columns`."""
-    (one, *_), *_ = found.values()
-    return {
-        name: [read_row(found[kind], chosen, key, *prefix) for key in columns(one).values()]
-        for name, (kind, chosen, *prefix) in ROWS.items()
-        if kind in found
-    }
-
-
-def markdown(found):
-    """Means ± half-widths of 95 % intervals, then differences, of the searches so far.
-
-    Args:
-        found: by kind of search, the confirmation for each seed.
-    """
-    (one, *_), *_ = found.values()
-    domains, rows = columns(one), read_rows(found)
+def markdown(results, suite):
+    """Means ± half-widths of 95 % intervals, then differences, of the searches so far."""
+    rows, of_metrics = read_rows(results), columns(suite)
     differences = {
-        f"{better} - {worse}": [a - b for a, b in zip(rows[better], rows[worse], strict=True)]
+        f"{better} - {worse}": rows[better] - rows[worse]
         for better, worse in PAIRS
         if better in rows and worse in rows
     }
-    weights = [one.weights(key) for key in domains.values()]
     lines = []
     for title, part, sign in (("test accuracy", rows, ""), ("difference", differences, "+")):
-        lines += ["| " + " | ".join([title, *domains]) + " |", "|---" * (1 + len(domains)) + "|"]
-        for name, cells in part.items():
-            texts = [text(cell.estimate(of), sign) for cell, of in zip(cells, weights, strict=True)]
+        lines += [f"| {' | '.join([title, *of_metrics])} |", "|---" * (1 + len(of_metrics)) + "|"]
+        for name, row in part.items():
+            texts = [text(row.estimate(weights), sign) for weights in of_metrics.values()]
             lines.append("| " + " | ".join([name, *texts]) + " |")
         lines.append("")
-    number = {kind: len(of) for kind, of in found.items()}
+    seeds = results.groupby("search")["seed"].nunique().to_dict()
+    fresh = results.groupby(["search", "seed"])["fresh_seed"].nunique().max()
     lines.append(
-        f"± is half of the 95 % interval over seeds and test images; searches: {number}, each with "
-        f"{len(one.seeds)} fresh seeds, by which and by image differences are paired."
+        f"± is half of the 95 % interval over seeds and test images; searches: {seeds}, each with "
+        f"{fresh} fresh seeds, by which and by image differences are paired."
     )
     return "\n".join(lines) + "\n"
 
