@@ -7,6 +7,8 @@ from pathlib import Path
 import pytest
 
 from search_spaces import SPACES
+from trainers.loop.lr_schedule import first_learning_rate
+from trainers.models.clip import load_clip
 from tuning.config.loading import find_config, ready_configs
 from tuning.config.schema import SearchFile
 from tuning.config.validation import load_config
@@ -124,6 +126,13 @@ def test_recipes_have_the_authors_settings(method):
 def test_recipes_of_papers_report_the_end_of_a_training(name):
     is_paper = name in (*PAPER, *RECIPES, RUNLOCAL)
     assert load_config(name, check=False).trial.eval.line == ("off" if is_paper else "auto")
+
+
+@pytest.mark.parametrize("name", ["quickstart", RUNLOCAL])
+def test_a_model_without_published_settings_begins_by_the_rule(name):
+    trial = load_config(name).trial
+    parameters = sum(weight.numel() for weight in load_clip(trial.model).visual.parameters())
+    assert trial.optim.lr == first_learning_rate(parameters, trial.steps)
 
 
 @pytest.mark.parametrize(("steps", "first"), [(120, 80), (40, 40), (240, 160)])
