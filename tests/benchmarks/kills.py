@@ -22,11 +22,11 @@ from tuning.config.validation import load_config
 SHORT = (
     "trial.steps=40",
     "trial.eval.every=10",
-    "search.scheduler.grace_steps=10",
+    "search.scheduler={name: asha, grace_steps: 10, reduction_factor: 2}",
     "search.budget.trials=10",
     "search.tracking.metrics=all",
 )
-"""The quickstart's search, with more and shorter trials."""
+"""The quickstart's search, with more and shorter trials, some of which are stopped early."""
 
 
 def search_with_kills(config, storage, kills, seed=0):

@@ -83,6 +83,8 @@ def main():
     ood = [domain for domain in DOMAINS if domain != arguments.id_domain]
     overrides = [
         "trial.eval.every=30",
+        "trial.eval.rung_images=200",
+        "trial.eval.rung_weights=averaged",
         "trial.eval.line=auto",
         f"trial.data.id_domain={arguments.id_domain}",
         f"trial.data.ood_domains=[{', '.join(ood)}]",

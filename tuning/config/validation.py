@@ -151,9 +151,9 @@ def check_settings(file: SearchFile) -> None:
     if grace_steps is not None and grace_steps > trial.steps:
         problem, hint = f"more than trial.steps = {trial.steps}", "null is two thirds of the steps"
         raise ConfigError(problem, key="search.scheduler.grace_steps", value=grace_steps, hint=hint)
-    if trial.eval.every > trial.steps:
-        more = f"trial.eval.every = {trial.eval.every}: more than trial.steps = {trial.steps}"
-        logger.warning("%s, so nothing is reported before the last step", more)
+    if search.scheduler.name != "none" and trial.eval.every >= trial.steps:
+        more = f"trial.eval.every = {trial.eval.every}: not below trial.steps = {trial.steps}"
+        logger.warning("%s, so no trial can be stopped early", more)
     refuse_secrets(file.model_dump(mode="json"))  # one made in Python was not read from a file
     budget, methods, several = search.budget, len(search.space.methods), len(file.objectives) > 1
     if budget.gpu_hours is not None and not search.resources.gpus_per_worker:

@@ -104,7 +104,7 @@ def _about(search: SearchRecord, records: Sequence[TrialRecord]) -> str:
 def _figures(search: SearchRecord, records: Sequence[TrialRecord]) -> dict[str, Markup]:
     """The HTML of each figure that there are trials for, by the name of its method of `Plots`."""
     plots = Plots(search, records)
-    wanted = [plots.curves]
+    wanted = [plots.curves] if any(len(record.curve) > 1 for record in records) else []
     wanted += [plots.id_vs_ood, plots.domains] if search.ood_domains else []
     wanted += [plots.parallel, plots.slices] if len(finished_trials(records)) > 1 else []
     wanted += [plots.importance, plots.contours] if importance_lacks(records) is None else []

@@ -34,6 +34,15 @@ OWN = {
 }
 
 
+@pytest.mark.parametrize(
+    ("steps", "every", "first"),
+    [(5000, 1000, 3000), (25_030, 2503, 15_018), (240, 40, 160), (40, 40, 40), (20, 40, 20)],
+)
+def test_the_first_rung_is_an_evaluation_after_two_thirds_at_most(steps, every, first):
+    assert SchedulerConfig(name="asha").first_step(steps, every) == first
+    assert SchedulerConfig(name="asha", grace_steps=7).first_step(steps, every) == 7
+
+
 class Pruned(Session):
     """A session whose scheduler is asked as Tune asks it."""
 

@@ -69,10 +69,12 @@ def test_one_objective_or_several_with_the_direction_of_the_metric(key, objectiv
     assert found == tuple(Objective(*objective) for objective in objectives)
 
 
-def test_a_trial_without_an_evaluation_before_its_end_is_told(path, caplog):
+def test_early_stopping_without_an_evaluation_before_the_end_is_told(path, caplog):
     with caplog.at_level(logging.WARNING):
-        load_config(path, ["trial.eval.every=7"])
-    assert "trial.eval.every = 7: more than trial.steps = 6" in caplog.text
+        load_config(path, ["trial.eval.every=6"])
+        assert caplog.messages == []
+        load_config(path, ["trial.eval.every=6", "search.scheduler.name=asha"])
+    assert "trial.eval.every = 6: not below trial.steps = 6" in caplog.text
 
 
 SECRETS = {

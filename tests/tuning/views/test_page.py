@@ -65,6 +65,11 @@ def test_a_page_of_few_trials_needs_no_figure_of_many(tmp_path):
     page = page_of([fakes.trial(1)], tmp_path)
     assert "Needs 15 finished trials; there are 1." in page
     assert 'id="parallel"' not in page
+    assert 'id="curves"' in page
+    ended = [
+        replace(fakes.trial(number), curve=fakes.trial(number).curve[-1:]) for number in (0, 1)
+    ]
+    assert 'id="curves"' not in page_of(ended, tmp_path)
 
 
 def test_text_is_escaped_everywhere(tmp_path):
