@@ -43,7 +43,11 @@ class _Commands(TyperGroup):
 
 
 app = typer.Typer(
-    name="lipsum-tune", cls=_Commands, no_args_is_help=True, pretty_exceptions_enable=False
+    name="lipsum-tune",
+    cls=_Commands,
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
 )
 for commands in (auto, data, search, control, report, ui, weights, configuration):
     app.add_typer(commands.app)

@@ -70,6 +70,14 @@ def test_every_help_states_what_and_has_an_example():
         assert any(line.startswith(f"Example: lipsum-tune {name}") for line in rest), name
 
 
+def test_every_command_explains_itself_at_h():
+    for command in ([], *([name] for name in get_command(whole).commands)):
+        short, long = (CliRunner().invoke(whole, [*command, word]) for word in ("-h", "--help"))
+        assert short.exit_code == 0
+        assert short.output == long.output
+        assert "--help" in short.output
+
+
 def test_schema_accepts_the_ready_configurations():
     schema = json.loads(invoke("config", "--schema").output)
     optim = schema["$defs"]["OptimConfig"]["properties"]
