@@ -237,13 +237,17 @@ def _load(source: Source) -> tuple[Mapping[str, datasets.Dataset], set[str]]:
 
 
 def _within(source: Source) -> tuple[str, ...]:
-    """Folders of the files of a source that `datasets` reads: its own, and those of downloads."""
+    """Folders of the files of a source that `datasets` reads: its own, and those of downloads.
+
+    Each also without links in its path, as `datasets` names them.
+    """
     from huggingface_hub.constants import HF_HUB_CACHE
 
     own = Path(source.path).expanduser()
     downloads = [cache_folder() / "downloads", Path(HF_HUB_CACHE)]
     folders = [own, *downloads] if own.is_dir() else downloads
-    return tuple(f"{os.path.normpath(folder.absolute())}{os.sep}" for folder in folders)
+    names = [name for f in folders for name in (os.path.normpath(f.absolute()), f.resolve())]
+    return tuple(f"{name}{os.sep}" for name in names)
 
 
 def _check_class_names(files: Iterable[str]) -> None:

@@ -5,6 +5,7 @@ import json
 import os
 import shutil
 from collections import Counter
+from itertools import product
 
 import datasets
 import pyarrow as pa
@@ -303,8 +304,10 @@ def test_no_file_outside_of_a_source_is_read(tmp_path):
     rows = {"image": images, "label": len(paths) * [0]}
     schema = datasets.Features(features).arrow_schema
     pq.write_table(pa.table(rows, schema=schema), tmp_path / "source/train.parquet")
-    for layout in ("parquet", "hub"):
-        source, target = Source(path=str(tmp_path / "source"), layout=layout), tmp_path / layout
+    (tmp_path / "link").symlink_to(tmp_path / "source")
+    for layout, folder in product(("parquet", "hub"), ("source", "link")):
+        source = Source(path=str(tmp_path / folder), layout=layout)
+        target = tmp_path / layout / folder
         (report,) = prepare(
             {"x": source}, open_store(target), Options(val_fraction=0, test_fraction=0)
         ).domains
