@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-from search_spaces import Categorical
+from search_spaces import SPACES, Categorical
 from trainers.config import TrialConfig
 from trainers.errors import ConfigError, suggestion, validate
 from trainers.evaluation.metrics import DIRECTIONS, ID_ACC, REPORTED, direction, metric_names
@@ -113,8 +113,12 @@ def _check_corners(
         if error.key not in point:
             raise
         # Name the bound of the parameter: the trial's own value may be right.
-        parameter = space.parts()[method].parameters[error.key]
+        parameter, remedy = space.parts()[method].parameters[error.key], error.hint
         field = "choices"
+        if error.problem == "unknown key" and any(
+            error.key in s.parameters for s in SPACES.values()
+        ):
+            remedy = "of another method: remove this parameter"
         if not isinstance(parameter, Categorical):
             field = "high" if point[error.key] == parameter.high else "low"
             sections = (file.search.space, file.search.space.by_method.get(str(method)))
@@ -125,7 +129,7 @@ def _check_corners(
         is_own = method is not None and error.key not in file.search.space.parameters
         section = f"search.space.by_method.{method}" if is_own else "search.space"
         key = f"{section}.parameters.{error.key}.{field}"
-        raise ConfigError(error.problem, key=key, value=error.value, hint=error.hint) from None
+        raise ConfigError(error.problem, key=key, value=error.value, hint=remedy) from None
     return file
 
 

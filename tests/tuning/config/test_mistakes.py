@@ -92,6 +92,8 @@ MISTAKES = [
     (lipsum() | {"trial.method": {"name": "ft"},
       PARAMETERS: {"method.text_length": {"high": 9}, "method.reg_weight": {"low": 1}}},
      f"{PARAMETERS}.method.", r"another method: remove method\.\w+, method\.\w+\)$"),
+    (lipsum() | {"trial.method": {"name": "ft"}, PARAMETERS: {"method.reg_weight": LR}},
+     f"{PARAMETERS}.method.reg_weight", "unknown key .of another method: remove this parameter"),
     ({PARAMETERS: {"method.text_length": {"high": 31}}}, f"{PARAMETERS}.method.text_length.high",
      "at most 30"),
     ({PARAMETERS: {"steps": {"type": "int", "low": 2, "high": 6}}}, f"{PARAMETERS}.steps",
