@@ -197,7 +197,9 @@ class Studies(Callback):
         point = {key: value for key, value in params.items() if key != METHOD_KEY}
         for study in self.studies:
             if study.method == params.get(METHOD_KEY) and is_inside(point, study.space):
-                study.wanted.append(point)
+                # A text that spells a number is that number, as in the points of a configuration.
+                found = {key: p.parse(point[key]) for key, p in study.space.parameters.items()}
+                study.wanted.append(found)
 
     def replay(self, events: Iterable[tuple[str, TrialRecord]]) -> None:
         """Take the events of earlier sessions into account; unfinished trials are running then.
