@@ -45,25 +45,20 @@ class LineGoal(Frozen):
         return tuple(dict.fromkeys(named))
 
 
-def choose_point(
-    measured: Mapping[float, Mapping[str, float]],
-    goal: LineGoal,
-    zero_shot: Mapping[str, float] | None = None,
-) -> float:
+def choose_point(measured: Mapping[float, Mapping[str, float]], goal: LineGoal) -> float:
     """The point of `GRID` with the best objective among those that violate the bounds least.
 
     Several objectives are compared by their distance to the best of each, scaled to its range on
     the line.
 
     Args:
-        measured: a -> metrics; both ends, 0 and 1, are among them.
-        zero_shot: metrics of the zero-shot model; by default those at 0.
+        measured: a -> metrics; both ends, 0 (the zero-shot model) and 1, are among them.
 
     Raises:
         KeyError: a point lacks a metric of the goal.
     """
     known = sorted(measured)
-    zero_shot, trained = zero_shot or measured[0.0], known[1:]
+    zero_shot, trained = measured[0.0], known[1:]
     at_known: dict[str, np.ndarray] = {}
     at_grid: dict[str, np.ndarray] = {}
     for metric in goal.metrics:

@@ -68,20 +68,10 @@ def evaluate_run(
 
 
 def measure(
-    run: TrainState,
-    split: str,
-    images: Images,
-    *,
-    keep_predictions: bool = False,
-    zero_shot: bool = False,
+    run: TrainState, split: str, images: Images, *, keep_predictions: bool = False
 ) -> dict[str, float]:
-    """The flat metrics of the student's present weights.
-
-    Args:
-        zero_shot: of the zero-shot model instead, from its features.
-    """
-    model = None if zero_shot else partial(classify, run)
-    (metrics,) = _measure_each(run, [model], split, images, keep_predictions)
+    """The flat metrics of the student's present weights."""
+    (metrics,) = _measure_each(run, [partial(classify, run)], split, images, keep_predictions)
     return metrics
 
 
