@@ -152,7 +152,8 @@ def _means(
             sd = math.nan if trial_id == ZERO_SHOT else found.sd
             cells[metric] = format_mean(found.mean, sd)
             if found.covers_images:
-                cells[metric] += f"\n[{found.low:.1f}, {found.high:.1f}]"
+                low, high = max(0.0, found.low), min(100.0, found.high)  # of a percentage
+                cells[metric] += f"\n[{low:.1f}, {high:.1f}]"
     return cells
 
 

@@ -81,14 +81,14 @@ def test_with_stored_predictions_each_accuracy_has_an_interval(tmp_path):
         )
     found = confirmation(rules=("id_val",))
     search = replace(found.search, run_folder=tmp_path)
-    results = {key: result(key, metrics(70.0 if key[0] == "ft" else 78.0)) for key in found.results}
+    results = {key: result(key, metrics(98.0 if key[0] == "ft" else 78.0)) for key in found.results}
     found = replace(found, search=search, results=results)
     table = confirmation_table(found)
     head, zero_shot, ft, trial, *_ = cells(table)
     assert head[0] == "mean ± standard deviation [95 % interval]"
     half = 1.96 * 100 * (0.25 / 99 + 2 / 102 / 100) ** 0.5
     assert zero_shot[1] == f"78.0 [{78 - half:.1f}, {78 + half:.1f}]"
-    assert ft[1] == f"70.0 ± 0.0 [{70 - half:.1f}, {70 + half:.1f}]"
+    assert ft[1] == f"98.0 ± 0.0 [{98 - half:.1f}, 100.0]"
     assert trial[1] == "78.0 ± 0.0"
     assert ft[-3] == "5.0 ± 0.0"
     said = notes(table)
