@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 import re
 from collections.abc import Mapping, Sequence
@@ -14,11 +15,14 @@ from typing import Final, TypeAlias
 import numpy as np
 from scipy.special import ndtri, stdtrit
 
+from trainers.errors import first_line
 from trainers.evaluation.metrics import ID, MEAN_ID_OOD, MEAN_OOD, MetricKey
 from tuning.runs.journal import JOURNAL_FILE, History, read_history
 from tuning.runs.records import METHOD_KEY, ZERO_SHOT, SearchRecord, TrialRecord, zero_shot_record
 from tuning.runs.run_folder import CONFIRM_FOLDER as CONFIRM_FOLDER
 from tuning.selection.rules import looks_at_ood
+
+logger = logging.getLogger(__name__)
 
 FT = "ft"
 """Id of the reference, plain fine-tuning."""
@@ -201,12 +205,16 @@ class Confirmation:
 
     @cached_property
     def _right(self) -> dict[tuple[str, int], dict[str, Right]]:
-        """Of each training whose predictions are stored: by column of its file."""
+        """Of each training whose predictions are stored: by column of its file. A damaged file is
+        left out."""
         found = {}
         for (name, seed), result in self.results.items():
             path = predictions_path(self.search.run_folder, result.trial_id)
             if seed is not None and path.is_file():
-                found[name, seed] = read_right(path)
+                try:
+                    found[name, seed] = read_right(path)
+                except (OSError, ValueError, KeyError) as error:
+                    logger.warning("%s cannot be read: %s", path, first_line(error))
         return found
 
 

@@ -14,7 +14,9 @@ from tuning.confirmation.results import (
     estimate,
     image_variance,
     paired_difference,
+    predictions_path,
     read_confirmation,
+    training_name,
 )
 
 
@@ -161,3 +163,12 @@ def test_without_stored_predictions_the_interval_is_over_seeds(tmp_path):
     assert found.estimate("ft", "id_test/acc").covers_images
     assert not found.estimate("trial-000", "id_test/acc").covers_images
     assert not found.against("ft", "trial-000", "id_test/acc").covers_images
+
+
+def test_damaged_predictions_are_named_and_left_out(tmp_path, caplog):
+    search, _ = stored(tmp_path, ["ft"])
+    for seed in SEEDS:
+        path = predictions_path(tmp_path, training_name(("ft", seed)))
+        path.write_bytes(path.read_bytes()[:-9])
+    assert not read_confirmation(search).estimate("ft", "id_test/acc").covers_images
+    assert f"{path} cannot be read" in caplog.text
