@@ -206,6 +206,10 @@ def _carved(
     }
 
 
+_ARCHIVES = ("zip://", "tar://", "gzip://", "bz2://", "xz://", "lz4://", "zstd://")
+"""What a file of a data set may be read out of, in fsspec's chains of URLs."""
+
+
 def _load(source: Source) -> tuple[Mapping[str, datasets.Dataset], set[str]]:
     """All splits of a data set that the package `datasets` reads by itself, and their files."""
     import datasets
@@ -221,11 +225,14 @@ def _load(source: Source) -> tuple[Mapping[str, datasets.Dataset], set[str]]:
             type(builder).DECODERS = _DECODERS
         files = {file for split in (builder.config.data_files or {}).values() for file in split}
         # A README.md may name any file and bucket that this user can read, also within a zip.
-        last = {file.rpartition("::")[2] for file in files}
-        paths = {file if "://" in file else os.path.normpath(file) for file in last}
-        allowed = (*_within(source), "hf://", "https://")
-        if outside := sorted(path for path in paths if not path.startswith(allowed)):
-            raise ValueError(f"its README.md names files outside of it: {listed(outside)}")
+        allowed, outside = (*_within(source), "hf://", "https://"), set()
+        for file in files:
+            *within, archive = file.split("::")
+            path = archive if "://" in archive else os.path.normpath(archive)
+            if not path.startswith(allowed) or not all(w.startswith(_ARCHIVES) for w in within):
+                outside.add(path)
+        if outside:
+            raise ValueError(f"its README.md names files outside of it: {listed(sorted(outside))}")
         builder.download_and_prepare()
         loaded: Mapping[str, datasets.Dataset] = builder.as_dataset()
     except Exception as error:  # of the network, of the hub, of damaged files

@@ -128,8 +128,8 @@ def start(config: TrialConfig, *, device: torch.device | str | None = None) -> T
     """
     rank, world_size = world()
     method, batch_size = config.method, config.optim.batch_size
-    # `torchrun` starts a process for each GPU of a machine.
-    gpu = f"cuda:{os.environ['LOCAL_RANK']}" if "LOCAL_RANK" in os.environ else "cuda"
+    # `torchrun` starts a process for each GPU of a machine, of which it may see its own alone.
+    gpu = f"cuda:{int(os.environ.get('LOCAL_RANK', 0)) % max(1, torch.cuda.device_count())}"
     where = torch.device(device or (gpu if torch.cuda.is_available() else "cpu"))
     names = id_classes(config.data)
     method.check(config.model)

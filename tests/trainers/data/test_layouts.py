@@ -313,11 +313,20 @@ def test_no_file_outside_of_a_source_is_read(tmp_path):
         ).domains
         assert images_of(target, "x") == {"train": [("cat", (0, 0, 255))]}
         assert report.left_out == 4
-    for name in (str(private), "../private/*.png", f"zip://*::{private}", f"local://{private}"):
+    chained = f"file://{private}::{own}"
+    for name in (
+        str(private),
+        "../private/*.png",
+        f"zip://*::{private}",
+        f"local://{private}",
+        chained,
+    ):
         text = f"---\nconfigs:\n- config_name: default\n  data_files: '{name}'\n---\n"
         (tmp_path / "source/README.md").write_text(text)
         with pytest.raises(ConfigError, match=r"files outside of it|cannot be opened"):
             open_domain(source, "x")
+    with pytest.raises(ConfigError, match="files outside of it"):  # of the chain
+        open_domain(source, "x")
 
 
 def test_other_members_of_a_tar_end_no_preparation(tmp_path):

@@ -27,9 +27,12 @@ def test_two_workers_have_the_curve_of_one_in_parts_too(trial, two_workers):
     assert_near(first, curve(alone))
 
 
-@pytest.mark.parametrize(("rank", "device"), [("1", "cuda:1"), (None, "cuda")])
-def test_a_process_of_torchrun_takes_the_gpu_of_its_rank(rank, device, trial, monkeypatch):
+@pytest.mark.parametrize(
+    ("rank", "visible", "device"), [("1", 2, "cuda:1"), ("1", 1, "cuda:0"), (None, 2, "cuda:0")]
+)
+def test_a_process_of_torchrun_takes_the_gpu_of_its_rank(rank, visible, device, trial, monkeypatch):
     monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    monkeypatch.setattr("torch.cuda.device_count", lambda: visible)
     monkeypatch.delenv("LOCAL_RANK", raising=False)
     if rank:
         monkeypatch.setenv("LOCAL_RANK", rank)
