@@ -56,7 +56,7 @@ def more_trials(folder: str | Path, trials: int | str, overrides: Iterable[str] 
     number = str(trials)
     if not re.fullmatch(r"\+?\d{1,9}", number):
         raise ConfigError("write a number, or +8 for eight more", key="trials", value=trials)
-    run = load_run(folder)
+    run = load_run(folder, whole=True)
     budget = run.file.search.budget
     existing = sum(record.kind != "reference" for record in run.history.records)
     is_early = run.history.outcome == "finished" and existing < budget.trials
@@ -95,7 +95,7 @@ def check_changes(folder: Path, file: SearchFile) -> None:
     Raises:
         ConfigError: a changed key, `search.yaml` was edited, or data, model or a plug-in changed.
     """
-    run = load_run(folder)
+    run = load_run(folder, whole=True)
     was, now = _without(run.file, RESUMABLE), _without(file, RESUMABLE)
     if changed := sorted(key for key in was | now if was.get(key) != now.get(key)):
         key = changed[0]
@@ -166,7 +166,7 @@ def resume_search(
         ConfigError: not a run folder, or one that another process is running; a key that must not
             change; changed data.
     """
-    loaded, overrides = load_run(folder), list(overrides)
+    loaded, overrides = load_run(folder, whole=True), list(overrides)
     run = loaded.folder
     if trials is not None:
         overrides = more_trials(run, trials, overrides)
@@ -196,5 +196,5 @@ def search_or_resume(file: SearchFile, *, address: str | None = None) -> SearchR
         return start_search(file, options)
     if (folder / JOURNAL_FILE).is_file():  # else its first session was killed before it began
         check_changes(folder, file)
-        _check_objects(load_run(folder), options)
+        _check_objects(load_run(folder, whole=True), options)
     return continue_search(folder, file, options)

@@ -10,7 +10,7 @@ from trainers.data.fingerprint import data_fingerprint
 from trainers.data.schema import part_path
 from trainers.overrides import nest
 from tuning.config.schema import SearchFile
-from tuning.runs.journal import Journal
+from tuning.runs.journal import JOURNAL_FILE, Journal, line_of
 from tuning.runs.run_folder import write_config
 
 LR, WEIGHT = "optim.lr", "method.reg_weight"
@@ -56,6 +56,15 @@ def swap_classes(root, domain, split):
     first, second, *others = json.loads(metadata[b"class_names"])
     metadata[b"class_names"] = json.dumps([second, first, *others]).encode()
     pq.write_table(table.replace_schema_metadata(metadata), path)
+
+
+def edit_journal(folder, change):
+    """Rewrite a journal, with the events that a function makes of the list of its events."""
+    path = folder / JOURNAL_FILE
+    events = [json.loads(line) for line in path.read_text().splitlines()]
+    events = [{k: v for k, v in event.items() if k not in ("line", "crc")} for event in events]
+    lines = [line_of(event, number) for number, event in enumerate(change(events), 1)]
+    path.write_bytes(b"".join(lines))
 
 
 def write_run(folder, file, records=(), *, zero_shot=ZERO_SHOT, outcome="finished"):

@@ -102,7 +102,7 @@ def resume_run(
     keys, more = list(set_ or ()), (trials or "").startswith("+")
     if trials and not more:
         keys.append(f"search.budget.trials={trials}")
-    _announce("Resume", check_run(run, keys), trials if more else None)
+    _announce("Resume", check_run(run, keys, whole=True), trials if more else None)
     from tuning.resume import resume_search
 
     with _stopped(f"`lipsum-tune resume {word_for(run)}` continues it"):

@@ -19,7 +19,7 @@ from tuning.algorithms.budget import Budget
 from tuning.algorithms.studies import Studies
 from tuning.execution.signals import raise_interrupt
 from tuning.runs.callbacks import NotPickled
-from tuning.runs.journal import Journal, append_synced, read_events
+from tuning.runs.journal import Journal, JournalReader, append_synced
 from tuning.runs.records import ParamValue
 
 logger = logging.getLogger(__name__)
@@ -49,7 +49,7 @@ def size_of_orders(run_folder: Path) -> int:
 
 def recorded_orders(run_folder: Path) -> tuple[list[Order], int]:
     """The orders in the journal, and the place in the file of orders up to which they were read."""
-    events = [event for event, _ in read_events(run_folder) if event["event"] == "control"]
+    events = [e for e in JournalReader(run_folder).events() if e["event"] == "control"]
     orders = [order for event in events if (order := _order_of(event["order"]))]
     return orders, max((event["read"] for event in events), default=0)
 

@@ -8,6 +8,10 @@ more is written in that session: later events would depend on one that is not re
 that a killed driver did not write comes again: a trial is at most one report ahead, and repeats its
 last one when it is resumed.
 
+Each line has its number and a check sum. Readers skip lines that were damaged later, and name them
+and those that are missing. A driver refuses such a journal, because its search would go on from
+other trials than there were.
+
 Readers skip events and keys that they do not know, so that later versions can add some.
 """
 
@@ -16,25 +20,30 @@ from __future__ import annotations
 import errno
 import fcntl
 import json
+import logging
 import operator
 import os
+import re
 import secrets
+import threading
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
+from functools import cache
 from io import FileIO
 from pathlib import Path
-from typing import Any, TypeAlias, get_args
+from typing import Any, Final, TypeAlias, get_args
+from zlib import crc32
 
-from trainers.errors import ConfigError, StorageFailed, storage_failures, system_words
+from trainers.errors import ConfigError, StorageFailed, listed, storage_failures, system_words
 from tuning.runs.records import STEP, TRAIN_CURVE, Outcome, SearchOutcome, TrialRecord
 
 JOURNAL_FILE = "journal.jsonl"
 LOCK_FILE = "journal.lock"
 """Locked by the driver, and opened only by those who may write the journal: a lock on the journal
 could be taken by whoever may read it, and would keep its owner from resuming the search."""
-FORMAT = 2
+FORMAT = 3
 HEARTBEAT_SECONDS = 30.0
 """Longest time of a killed session that can be missing from the budgets."""
 _ATTEMPTS, _PAUSE_S = 5, 0.1
@@ -42,6 +51,17 @@ _ATTEMPTS, _PAUSE_S = 5, 0.1
 holds a lock for a moment."""
 _LOCKED = frozenset({errno.EAGAIN, errno.EWOULDBLOCK, errno.EACCES})
 """`errno` of flock if another process holds the lock. Others mean that locks are not supported."""
+
+_LOST: Final = {
+    "zero_shot": "the zero-shot metrics",
+    "started": "{trial}",
+    "report": "a report of {trial}",
+    "ended": "the end of {trial}",
+}
+"""What is missing without an event."""
+_MOST_MISSING: Final = 10_000
+"""Most lines that are counted between two."""
+_warn_once = cache(logging.getLogger(__name__).warning)
 
 Event: TypeAlias = dict[str, Any]
 
@@ -67,14 +87,16 @@ class History:
     """Identifier of the run. It stays the same when the run folder is moved."""
     used_ood: bool = False
     """Whether a session or a run of `search.warm_start` used OOD validation data."""
+    damage: str = ""
+    """See `JournalReader.damage`."""
 
 
 class Journal:
     """The journal of one run folder, opened and locked by the driver of its search.
 
     Raises:
-        ConfigError: another process has it open, its format is of another version, or its file
-            system does not support locks.
+        ConfigError: another process has it open, its format is of another version, lines of it are
+            damaged or missing, or its file system does not support locks.
         StorageFailed: from the constructor and from every method that writes.
     """
 
@@ -88,11 +110,18 @@ class Journal:
         self._lock = _locked(run_folder)
         with storage_failures(path, "cannot be opened"):
             self._file = path.open("ab+", buffering=0)
-        cut_torn_line(path)
+        self._writing = threading.Lock()  # the end may be written by the thread of `RayWatch`
         self._last_write = 0.0
-        if path.stat().st_size == 0:
-            self._append({"event": "created", "format": FORMAT, "id": secrets.token_hex(4)})
-        self.run_id = read_history(run_folder).run_id
+        self._lines = self._size = 0  # of the file after the last write
+        try:
+            found = read_history(run_folder, whole=True)
+        except ConfigError:
+            self.close()
+            raise
+        cut_torn_line(path)
+        self.run_id = found.run_id or secrets.token_hex(4)
+        if not found.run_id:
+            self._append({"event": "created", "format": FORMAT, "id": self.run_id})
 
     def now(self) -> float:
         """Unix time in seconds. Setting the clock during a session does not change it."""
@@ -165,20 +194,49 @@ class Journal:
 
     def _append(self, *events: Event) -> None:
         """Write events in one piece. One without a time of its own happens now."""
-        self._last_write = self.now()
-        lines = [
-            json.dumps({"time": event.pop("time", None) or self._last_write, **event}) + "\n"
-            for event in events
-        ]
-        if self.failure is not None:
-            # A new exception: raising the old one while it is handled would change its context.
-            raise StorageFailed(str(self.failure))
-        try:
-            with storage_failures(self._path, "cannot be written"):
-                append_synced(self._file, "".join(lines).encode())
-        except StorageFailed as error:
-            self.failure = error
-            raise
+        with self._writing:
+            self._last_write = now = self.now()
+            if self.failure is not None:
+                # A new exception: raising the old one while it is handled would change its context.
+                raise StorageFailed(str(self.failure))
+            try:
+                with storage_failures(self._path, "cannot be written"):
+                    size = os.fstat(self._file.fileno()).st_size
+                    if size != self._size:  # just opened, or a signal came right after a write
+                        self._lines, self._size = self._path.read_bytes().count(b"\n"), size
+                    content = b"".join(
+                        line_of({"time": event.pop("time", None) or now, **event}, number)
+                        for number, event in enumerate(events, self._lines + 1)
+                    )
+                    append_synced(self._file, content)
+            except StorageFailed as error:
+                self.failure = error
+                raise
+            self._lines, self._size = self._lines + len(events), size + len(content)
+
+
+def line_of(event: Event, number: int) -> bytes:
+    """The line of a journal with its number, counted from 1, and the check sum of all before it."""
+    text = json.dumps({"line": number, **event}).encode()
+    return text[:-1] + _seal(text)
+
+
+def _seal(text: bytes) -> bytes:
+    """What stands in a line in place of the last brace of an event."""
+    return b', "crc": "%08x"}\n' % crc32(text)
+
+
+def _event_of(line: bytes) -> Event | None:
+    """The event of a line; None if the line is damaged."""
+    length = len(_seal(b""))
+    text = line[:-length] + b"}"
+    if line[-length:] != _seal(text):
+        return None
+    with suppress(ValueError, RecursionError):
+        event = json.loads(text)
+        if isinstance(event, dict) and isinstance(event.get("line"), int):
+            return event
+    return None
 
 
 def _end_of(record: TrialRecord) -> Event:
@@ -209,19 +267,20 @@ def is_running(run_folder: Path) -> bool:
     return False
 
 
-def read_history(run_folder: Path, live: bool = False) -> History:
-    """The contents of a journal, without an incomplete last line.
+def read_history(run_folder: Path, live: bool = False, whole: bool = False) -> History:
+    """The contents of a journal, without an incomplete last line and without damaged ones.
 
     Args:
         live: the driver is running. Otherwise, trials without an end were cut off by a kill.
+        whole: see `JournalReader`.
 
     Raises:
-        ConfigError: there is no journal, its format is of another version, or it is damaged.
+        ConfigError: see `JournalReader.events`.
     """
-    replay = Replay()
-    for _ in _replayed(run_folder, replay):
+    reader, replay = JournalReader(run_folder, whole), Replay()
+    for _ in _replayed(reader, replay):
         pass
-    return replay.history(live)
+    return replace(replay.history(live), damage=reader.damage)
 
 
 def trial_events(run_folder: Path) -> Iterator[tuple[str, TrialRecord]]:
@@ -230,60 +289,131 @@ def trial_events(run_folder: Path) -> Iterator[tuple[str, TrialRecord]]:
     The names of the events are `started`, `report` and `ended`.
 
     Raises:
-        ConfigError: see `read_history`.
+        ConfigError: see `JournalReader.events`.
     """
     replay = Replay()
-    for event in _replayed(run_folder, replay):
+    for event in _replayed(JournalReader(run_folder), replay):
         if event["event"] in ("started", "report", "ended"):
             yield event["event"], replay.records[event["trial"]]
 
 
-def _replayed(run_folder: Path, replay: Replay) -> Iterator[Event]:
+def _replayed(reader: JournalReader, replay: Replay) -> Iterator[Event]:
     """The events of a journal, each once `replay` has it."""
-    for event, end in read_events(run_folder):
+    for event in reader.events():
+        if reader.give(replay, event):
+            yield event
+
+
+class JournalReader:
+    """Reads a journal. A view that follows a running search goes on where it stopped before.
+
+    Args:
+        whole: refuse a journal of which lines are damaged or missing. Otherwise the log names them,
+            once, and the others are read.
+    """
+
+    def __init__(self, run_folder: Path, whole: bool = False) -> None:
+        self._folder, self._whole = run_folder, whole
+        self._offset = 0
+        self._last = self._last_sound = 0  # numbers of the last line, and of the last undamaged one
+        self._damaged: dict[int, str] = {}  # what is wrong with a line, by its number
+        self._lost: dict[str, None] = {}  # what may be missing, each once
+
+    def events(self) -> Iterator[Event]:
+        """The events since the last call, without an incomplete last line.
+
+        Raises:
+            ConfigError: there is no journal, its format is of another version, or its first line is
+                damaged or missing; if `whole`, any line.
+        """
+        path = self._folder / JOURNAL_FILE
+        if not path.is_file():
+            raise ConfigError(f"not a run folder: {JOURNAL_FILE} not found", source=self._folder)
+        with path.open("rb") as file:
+            file.seek(self._offset)
+            for line in file:
+                # With another byte in place of its end, a line is no incomplete one.
+                if not line.endswith(b"\n") and _event_of(line[:-1] + b"\n") is None:
+                    break
+                event = _event_of(line)
+                if self._offset == 0:
+                    self._check_first(line, event)
+                self._offset += len(line)
+                if event is None:
+                    self._count_damaged(line)
+                elif self._is_next(event["line"]):
+                    yield event
+        if self._damaged and self._whole:
+            problem = f"{self.damage}; such a run can be read and exported, but not continued"
+            raise ConfigError(problem, source=self._folder)
+        if self._damaged:
+            _warn_once(f"{self._folder.resolve()}: {self.damage}")
+
+    @property
+    def damage(self) -> str:
+        """Which lines so far are damaged or missing, and what they may have had, in one line.
+
+        Empty for a journal that is whole.
+        """
+        if not self._damaged:
+            return ""
+        what = " or ".join(sorted({*self._damaged.values()}))
+        numbers = listed(sorted(self._damaged))
+        lines = f"line {numbers} is" if len(self._damaged) == 1 else f"lines {numbers} are"
+        lost = f": {listed(self._lost)} may be missing" if self._lost else ""
+        return f"{JOURNAL_FILE}: {lines} {what}{lost}"
+
+    def give(self, replay: Replay, event: Event) -> bool:
+        """Add an event to a history. False if it needs another one that is missing.
+
+        Raises:
+            ConfigError: the event cannot be used, and no line before it is damaged or missing.
+        """
         try:
             replay.add(event)
         except (ValueError, KeyError, TypeError, AttributeError):
-            raise _damaged(run_folder / JOURNAL_FILE, end) from None
-        yield event
+            if not self._damaged:
+                problem = f"{JOURNAL_FILE}: line {event['line']} is damaged"
+                raise ConfigError(problem, source=self._folder) from None
+            self._lost[str(event.get("trial"))] = None
+            return False
+        return True
 
+    def _check_first(self, line: bytes, event: Event | None) -> None:
+        try:
+            # Earlier formats have no check sums.
+            found = (event or json.loads(b"" if b'"crc"' in line else line))["format"]
+            is_damaged = event is None and found == FORMAT
+        except (ValueError, KeyError, TypeError, RecursionError):
+            is_damaged = True
+        if is_damaged:
+            raise ConfigError(f"{JOURNAL_FILE}: line 1 is damaged", source=self._folder)
+        if found != FORMAT:
+            raise ConfigError(
+                f"format {found} is of another version of lipsum-tune; this version reads {FORMAT}",
+                source=self._folder / JOURNAL_FILE,
+                hint="finish and export the run with that version",
+            )
 
-def read_events(run_folder: Path, offset: int = 0) -> Iterator[tuple[Event, int]]:
-    """The events of a journal, each with the offset in bytes at which the next one begins.
+    def _count_damaged(self, line: bytes) -> None:
+        self._last += 1
+        self._damaged[self._last] = "damaged"
+        kind = re.search(rb'"event": "(\w+)"', line)
+        trial = re.search(rb'"trial": "([\w-]+)"', line)
+        text = _LOST.get(kind[1].decode(), "") if kind else ""
+        if text and (trial or "{" not in text):
+            self._lost[text.format(trial=trial and trial[1].decode())] = None
 
-    A view that follows a running search begins where it stopped before. An incomplete last line is
-    left out.
-
-    Raises:
-        ConfigError: there is no journal, its format is of another version, or it is damaged.
-    """
-    path = run_folder / JOURNAL_FILE
-    if not path.is_file():
-        raise ConfigError(f"not a run folder: {JOURNAL_FILE} not found", source=run_folder)
-    with path.open("rb") as file:
-        file.seek(offset)
-        for line in file:
-            if not line.endswith(b"\n"):
-                return
-            offset += len(line)
-            try:
-                event = json.loads(line)
-                found = event["format"] if offset == len(line) else FORMAT
-            except (ValueError, KeyError, TypeError, RecursionError):
-                raise _damaged(path, offset) from None
-            if found != FORMAT:
-                raise ConfigError(
-                    f"format {found} is of another version of lipsum-tune; this version reads "
-                    f"{FORMAT}",
-                    source=path,
-                    hint="finish and export the run with that version",
-                )
-            yield event, offset
-
-
-def _damaged(path: Path, end: int) -> ConfigError:
-    number = path.read_bytes()[:end].count(b"\n")
-    return ConfigError(f"line {number} is damaged", source=path)
+    def _is_next(self, number: int) -> bool:
+        """Count an undamaged line. False if it has been read before."""
+        if number <= self._last_sound:
+            self._damaged[number] = "repeated"
+            return False
+        missing = range(self._last + 1, min(number, self._last + _MOST_MISSING))
+        self._damaged |= dict.fromkeys(missing, "missing")
+        self._damaged.pop(number, None)  # one damaged line may have become two
+        self._last = self._last_sound = number
+        return True
 
 
 class Replay:
@@ -324,6 +454,8 @@ class Replay:
     def _changed(self, trial_id: str, kind: str, event: Event, at: float) -> TrialRecord:
         """The record of a trial after an event. Events after a final outcome change nothing."""
         if kind == "started":
+            if event.get("repeats"):
+                self.records[event["repeats"]]  # raises KeyError if its start is missing
             new = TrialRecord(
                 trial_id,
                 operator.index(event["number"]),

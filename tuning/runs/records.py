@@ -263,6 +263,8 @@ class SearchRecord:
     used_ood: bool = False
     """Whether an earlier session, with another sampler, or a run of `search.warm_start` used OOD
     validation data."""
+    damage: str = ""
+    """Which lines of the journal are damaged, and what may be missing; empty if it is whole."""
 
     def configured(self, *keys: str) -> object:
         """A value of the configuration, or None if it has no such key."""

@@ -64,10 +64,11 @@ class LoadedRun:
         """
         found, folder = self.history, self.folder
         if found.zero_shot is None:
-            hint = "wait" if is_running(folder) else "resume it"
+            hint = found.damage or ("wait" if is_running(folder) else "resume it")
             problem = "the zero-shot model has not been evaluated yet"
             raise ConfigError(problem, source=folder, hint=hint)
-        return search_record(self.file, folder, found.zero_shot, found.run_id, found.used_ood)
+        search = search_record(self.file, folder, found.zero_shot, found.run_id, found.used_ood)
+        return replace(search, damage=found.damage)
 
 
 def checkpoint_home(run_folder: Path, storage: str | None, name: str, run_id: str) -> str:
@@ -124,10 +125,13 @@ def last_written(run: Path) -> float:
     return (journal if journal.is_file() else run / CONFIG_FILE).stat().st_mtime
 
 
-def load_run(folder: str | Path) -> LoadedRun:
+def load_run(folder: str | Path, whole: bool = False) -> LoadedRun:
     """Read a run folder, or the one that `find_run` finds. The run may be in progress.
 
     Its data need not be reachable.
+
+    Args:
+        whole: refuse a damaged journal, as a resume does. Otherwise the log names what is missing.
 
     Raises:
         ConfigError: it is not a run folder, or one of another version.
@@ -140,7 +144,7 @@ def load_run(folder: str | Path) -> LoadedRun:
         hint = suggestion(folder.name, known) or f"there are no runs in {RUNS.absolute()}"
         raise ConfigError(problem, source=folder, hint=hint)
     live = is_running(folder)
-    history = read_history(folder, live=live)
+    history = read_history(folder, live, whole)
     if live and history.outcome is None:  # a resumed session continues stopped trials first
         records = [
             replace(record, outcome="running") if record.outcome == "stopped" else record

@@ -58,16 +58,13 @@ def write_page(
         lstrip_blocks=True,
     )
     columns, rows = trial_table(search, records)
+    hints = [learning_rate_hint(search, r) for r in records if r.kind == "reference"]
     page = environment.get_template("page.html.j2").render(
         title=search.name,
         about=_about(search, records),
         refresh=REFRESH_SECONDS if running else None,
         written=f"{datetime.now():%H:%M:%S}",
-        hints=[
-            hint
-            for r in records
-            if r.kind == "reference" and (hint := learning_rate_hint(search, r))
-        ],
+        hints=[hint for hint in (search.damage, *hints) if hint],
         script=None if running else Markup(get_plotlyjs()),
         script_file=SCRIPT_FILE,
         figures=_figures(search, records),

@@ -25,7 +25,7 @@ from tests.conftest import CLASSES
 from tests.images import write_photo_and_sketch
 from tests.trainers.tiny_models import model_of_short_texts
 from tests.tuning import fakes
-from tests.tuning.run_folders import search_file, trial, write_run
+from tests.tuning.run_folders import edit_journal, search_file, trial, write_run
 from trainers.checkpoints.format import saved_step
 from trainers.data.schema import LabelledImage, part_path, write_images
 from trainers.errors import ConfigError, StorageFailed
@@ -403,6 +403,7 @@ MISTAKES = [
     ("extend quickstart --trials 8", "`resume`"),
 ]
 LONG = "x" * 300
+FLIPPED = "journal.jsonl: line 13 is damaged: a report of trial-000 may be missing"
 
 
 @pytest.fixture
@@ -414,8 +415,12 @@ def folder(run, images_root, monkeypatch):
         (folder / name).write_text(f"real/tiger/a.jpg {'9' * 5000}\n")
     (folder / "ends.py").write_text("import sys\nsys.exit(0)\n")
     damaged = write_run(folder / "damaged", search_file(images_root), outcome=None)
-    with (damaged / "journal.jsonl").open("a") as journal:
-        journal.write('{"event": "zero_shot", "time": 1, "metrics": {"id_val/acc": "abc"}}\n')
+    wrong = {"event": "zero_shot", "time": 1, "metrics": {"id_val/acc": "abc"}}
+    edit_journal(damaged, lambda events: [*events, wrong])
+    journal = shutil.copytree(run, folder / "flipped") / "journal.jsonl"
+    report = b'"trial": "trial-000", "report": {"step": 40'
+    assert report in journal.read_bytes()
+    journal.write_bytes(journal.read_bytes().replace(report, report[:-2] + b"50"))
     return folder
 
 
@@ -429,6 +434,13 @@ def ended(capsys, command):
     return caught.value.code, shown.out, shown.err
 
 
+def test_a_report_goes_on_past_a_damaged_line_and_names_it(folder, caplog):
+    shown = invoke("report", folder / "flipped")
+    assert shown.exit_code == 0
+    assert caplog.messages == [f"{folder / 'flipped'}: {FLIPPED}"]
+    assert FLIPPED in (folder / "flipped" / "report" / "index.html").read_text()
+
+
 @pytest.mark.parametrize(
     ("words", "status", "said"),
     [
@@ -440,6 +452,7 @@ def ended(capsys, command):
         ("prepare folders images ~nosuch/x", 2, "~ and the name of no user"),
         ("config quickstart --set trial.batch_size=32", 2, "mean 'trial.optim.batch_size'?"),
         (f"resume mine --trials +{'9' * 5000}", 2, "write a number, or +8"),
+        ("resume flipped --trials +8", 2, f"{FLIPPED}; such a run can be read and exported"),
     ],
 )
 def test_a_mistake_is_one_line_with_its_status(words, status, said, folder, monkeypatch, capsys):

@@ -1,23 +1,27 @@
 import dataclasses
 import errno
 import fcntl
-import json
 import os
+import random
+import re
 import tempfile
 import time
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from pathlib import Path
 
 import pytest
 
 from tests.tuning import fakes
+from tests.tuning.run_folders import edit_journal
 from trainers.errors import ConfigError
 from tuning.runs.journal import (
     JOURNAL_FILE,
     LOCK_FILE,
     Journal,
+    JournalReader,
+    append_synced,
     is_running,
-    read_events,
+    line_of,
     read_history,
 )
 
@@ -36,11 +40,10 @@ def write_trial(journal, record, reports=None):
 
 
 def edit_times(folder, times):
-    path = folder / JOURNAL_FILE
-    lines = [json.loads(line) for line in path.read_text().splitlines()]
-    for line, at in zip(lines, times, strict=True):
-        line["time"] = at
-    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    def at_times(events):
+        return [event | {"time": at} for event, at in zip(events, times, strict=True)]
+
+    edit_journal(folder, at_times)
 
 
 def test_what_was_written_is_read_back(tmp_path):
@@ -174,28 +177,29 @@ def test_events_and_keys_of_later_versions_are_skipped(tmp_path):
     write_trial(journal, ENDED)
     journal.session_ended("finished")
     journal.close()
-    expected, path = read_history(tmp_path), tmp_path / JOURNAL_FILE
-    lines = [json.loads(line) | {"later": {"a": [1]}} for line in path.read_text().splitlines()]
-    news = [{"time": line["time"], "event": "news", "trial": "trial-000"} for line in lines]
-    mixed = [event for pair in zip(lines, news, strict=True) for event in pair]
-    path.write_text("".join(json.dumps(event) + "\n" for event in mixed))
+    expected = read_history(tmp_path)
+
+    def later(events):
+        for event in events:
+            yield event | {"later": {"a": [1]}}
+            yield {"time": event["time"], "event": "news", "trial": "trial-000"}
+
+    edit_journal(tmp_path, later)
     assert read_history(tmp_path) == expected
     Journal(tmp_path).close()
 
 
 def test_a_view_reads_on_where_it_stopped(tmp_path):
-    path, seen, offset = tmp_path / JOURNAL_FILE, [], 0
+    seen, reader = [], JournalReader(tmp_path)
     for metrics in ({"a": 1.0}, {"b": 2.0}):
         journal = Journal(tmp_path)
         journal.zero_shot(metrics)
         journal.close()
-        with path.open("ab") as file:
+        with (tmp_path / JOURNAL_FILE).open("ab") as file:
             file.write(b'{"torn')
-        found = list(read_events(tmp_path, offset))
-        seen += [event.get("metrics") for event, _ in found]
-        offset = found[-1][1]
+        seen += [event.get("metrics") for event in reader.events()]
     assert seen == [None, {"a": 1.0}, {"b": 2.0}]
-    assert offset == path.stat().st_size - len(b'{"torn')
+    assert not reader.damage
 
 
 @pytest.mark.parametrize("error", [errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP])
@@ -255,14 +259,11 @@ def test_whoever_reads_a_run_folder_sees_its_driver_and_cannot_keep_it_out():
             assert not is_running(folder)
 
 
-def test_a_journal_of_another_version_or_a_damaged_one_is_refused(tmp_path):
-    path = tmp_path / JOURNAL_FILE
-    path.write_text('{"event": "created", "format": 99, "time": 1}\n')
-    with pytest.raises(ConfigError, match="format 99"):
-        read_history(tmp_path)
-    for line in ("nonsense", "[" * 100_000):
-        path.write_text(f'{{"event": "created", "format": 2, "id": "a", "time": 1}}\n{line}\n')
-        with pytest.raises(ConfigError, match="line 2"):
+def test_a_journal_of_another_version_or_none_is_refused(tmp_path):
+    path, later = tmp_path / JOURNAL_FILE, {"event": "created", "format": 99, "time": 1}
+    for number, line in ((2, b'{"event": "created", "format": 2}\n'), (99, line_of(later, 1))):
+        path.write_bytes(line)
+        with pytest.raises(ConfigError, match=f"format {number}"):
             read_history(tmp_path)
     path.unlink()
     with pytest.raises(ConfigError, match="not a run folder"):
@@ -279,13 +280,109 @@ def test_a_journal_of_another_version_or_a_damaged_one_is_refused(tmp_path):
         {"event": "zero_shot", "metrics": {"id_val/acc": None}},
     ],
 )
-def test_a_line_with_a_value_of_another_type_is_damaged(event, tmp_path):
+def test_a_whole_line_with_a_value_of_another_type_is_refused(event, tmp_path):
     journal = Journal(tmp_path)
     journal.session_started({})
     journal.trial_started(STARTED)
     journal.close()
     started = {"number": 0, "kind": "trial", "params": {}, "gpus": 0}
-    with (tmp_path / JOURNAL_FILE).open("a") as file:
-        file.write(json.dumps({"time": 1, **started, **event}) + "\n")
+    with (tmp_path / JOURNAL_FILE).open("ab") as file:
+        file.write(line_of({"time": 1, **started, **event}, 4))
     with pytest.raises(ConfigError, match="line 4 is damaged"):
         read_history(tmp_path)
+
+
+@pytest.fixture
+def recorded(tmp_path):
+    """The folder of a journal with each kind of event, and what it contains."""
+    journal = Journal(tmp_path)
+    journal.session_started({"trial": "abc"})
+    journal.zero_shot({"id_val/acc": 53.0})
+    curve = {"step": [1, 2], "train/loss": [2.0, 1.5]}
+    first = dataclasses.replace(ENDED, curve=ENDED.curve[:1], train_curves=(curve,))
+    repeat = fakes.trial(2, kind="repeat", repeats="trial-000", params={"seed": 7})
+    for record in (fakes.reference(), first, fakes.trial(1, outcome="pruned"), repeat):
+        write_trial(journal, record)
+    journal.controlled({"stop": "trial-001"}, 20)
+    journal.used_ood()
+    journal.session_ended("finished")
+    journal.close()
+    return tmp_path, read_history(tmp_path)
+
+
+def test_no_flipped_bit_changes_what_is_shown_without_a_word(recorded):
+    folder, expected = recorded
+    path, flip = folder / JOURNAL_FILE, random.Random(0)
+    whole = path.read_bytes()
+    ends = [at for at, byte in enumerate(whole) if byte == ord("\n")]
+    for at in [*ends, *flip.choices(range(len(whole)), k=600)]:
+        content, line = bytearray(whole), whole[:at].count(b"\n") + 1
+        content[at] ^= 1 << flip.randrange(8)
+        path.write_bytes(content)
+        if line == 1:
+            with pytest.raises(ConfigError, match="line 1 is damaged"):
+                read_history(folder)
+            continue
+        found = read_history(folder)
+        assert re.match(rf"journal\.jsonl: lines? {line}\b", found.damage)
+        rest = {record.trial_id: record.curve for record in found.records}
+        for record in expected.records:
+            assert all(report in record.curve for report in rest.get(record.trial_id, ()))
+        with pytest.raises(ConfigError, match=rf"lines? {line}\b"):
+            Journal(folder)
+        assert path.read_bytes() == content
+
+
+def test_lines_that_are_missing_are_named(recorded):
+    folder, expected = recorded
+    path = folder / JOURNAL_FILE
+    lines = path.read_bytes().splitlines(keepends=True)
+    for number in range(2, len(lines)):
+        path.write_bytes(b"".join(lines[: number - 1] + lines[number:]))
+        assert f"line {number} is missing" in read_history(folder).damage
+    path.write_bytes(b"".join([lines[0], *lines[3:7], *lines[5:8], *lines[9:]]))
+    damage = "lines 2, 3, 6, 7, 9 are missing or repeated"
+    assert damage in read_history(folder).damage
+    with pytest.raises(ConfigError, match=f"{damage}.*not continued"):
+        Journal(folder)
+    path.write_bytes(b"".join(lines))
+    assert read_history(folder) == expected
+    Journal(folder).close()
+
+
+def test_a_damaged_line_says_what_may_be_missing(recorded, caplog):
+    folder, _ = recorded
+    path = folder / JOURNAL_FILE
+    lines = path.read_bytes().splitlines(keepends=True)
+    kinds = [(event["event"], event.get("trial")) for event in JournalReader(folder).events()]
+    for what, text in {
+        ("report", "trial-001"): ": a report of trial-001 may be missing",
+        ("started", "trial-001"): ": trial-001 may be missing",
+        ("started", "trial-000"): ": trial-000, trial-002 may be missing",  # which repeats it
+        ("ended", "trial-001"): ": the end of trial-001 may be missing",
+        ("zero_shot", None): ": the zero-shot metrics may be missing",
+        ("session", None): "",
+    }.items():
+        at = kinds.index(what)
+        path.write_bytes(b"".join([*lines[:at], b"?" + lines[at][1:], *lines[at + 1 :]]))
+        caplog.clear()
+        for _ in range(2):
+            damage = read_history(folder).damage
+        assert damage == f"journal.jsonl: line {at + 1} is damaged{text}"
+        assert caplog.messages == [f"{folder}: {damage}"]
+
+
+def test_a_signal_right_after_a_write_leaves_no_number_out(tmp_path, monkeypatch):
+    def interrupted(file, content):
+        append_synced(file, content)
+        raise KeyboardInterrupt
+
+    with closing(Journal(tmp_path)) as journal:
+        journal.session_started({})
+        with monkeypatch.context() as patch:
+            patch.setattr("tuning.runs.journal.append_synced", interrupted)
+            with pytest.raises(KeyboardInterrupt):
+                journal.zero_shot({"id_val/acc": 53.0})
+        journal.session_ended("stopped")
+    assert not read_history(tmp_path).damage
+    assert [event["line"] for event in JournalReader(tmp_path).events()] == [1, 2, 3, 4]

@@ -13,6 +13,7 @@ from safetensors.torch import load_file
 
 from tests.conftest import CLASSES
 from tests.trainers.tiny_models import random_model
+from tests.tuning.run_folders import edit_journal
 from tests.tuning.weights.conftest import kept_weights
 from trainers.checkpoints.format import load_weights
 from trainers.config import with_overrides
@@ -22,7 +23,6 @@ from trainers.fine_tune import fine_tune
 from trainers.loop.state import load_split
 from trainers.models.config import ModelConfig
 from trainers.models.zero_shot import load_zero_shot
-from tuning.runs.journal import JOURNAL_FILE
 from tuning.runs.ranking import best_trial
 from tuning.runs.run_folder import load_run
 from tuning.weights.export import export_weights as export
@@ -50,11 +50,14 @@ def zero_shot_head(run):
 def copy_with_zero_shot(run, folder, mean_acc):
     """The same run, whose zero-shot model has that mean accuracy."""
     shutil.copytree(run, folder)
-    events = [json.loads(line) for line in (folder / JOURNAL_FILE).open()]
-    for event in events:
-        if event["event"] == "zero_shot":
-            event["metrics"]["val/mean_acc"] = mean_acc
-    (folder / JOURNAL_FILE).write_text("".join(json.dumps(event) + "\n" for event in events))
+
+    def changed(events):
+        for event in events:
+            if event["event"] == "zero_shot":
+                event["metrics"]["val/mean_acc"] = mean_acc
+        return events
+
+    edit_journal(folder, changed)
     return folder
 
 
@@ -106,8 +109,12 @@ def test_a_named_trial_is_exported_with_classes_origin_and_card(real, tmp_path):
 
 def test_a_repeat_with_another_seed_has_its_own_parameters(real, tmp_path):
     run = shutil.copytree(real[0], tmp_path / "run")
-    events = (run / JOURNAL_FILE).read_text()
-    (run / JOURNAL_FILE).write_text(events.replace('"kind": "trial"', '"kind": "repeat"', 1))
+
+    def changed(events):
+        next(event for event in events if event.get("kind") == "trial")["kind"] = "repeat"
+        return events
+
+    edit_journal(run, changed)
     assert load_run(run).history.records[0].kind == "repeat"
     assert find_source(run, "trial-000").origin["params"] == real[1][0].params
 

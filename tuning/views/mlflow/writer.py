@@ -16,7 +16,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from tuning.runs.environment import ENVIRONMENT_FILE
-from tuning.runs.journal import Event, Replay, read_events
+from tuning.runs.journal import Event, JournalReader, Replay
 from tuning.runs.ranking import best_finished, margin_of_mean, misses
 from tuning.runs.records import (
     STEP,
@@ -61,7 +61,7 @@ class Writer:
         self.num_written = 0  # runs, over all calls: it grows while MLflow answers
         self.experiment = str(search.configured("search", "tracking", "experiment"))
         self._search, self._uri, self._confirms = search, uri, confirms
-        self._journal, self._offset = Replay(), 0
+        self._journal, self._reader = Replay(), JournalReader(search.run_folder)
         self._latest = self._later = 0.0  # time of the last event, and what is added to a session's
         self._returns = Counter[str]()  # how often a trial went back to an earlier step
         self._created = 0.0  # time of the first event
@@ -107,15 +107,16 @@ class Writer:
     def _read(self) -> None:
         """Take the events since the last call."""
         records = self._journal.records
-        for event, end in read_events(self._search.run_folder, self._offset):
-            self._offset, kind = end, event["event"]
+        for event in self._reader.events():
+            kind = event["event"]
             if kind == "session":
                 self._later = max(0.0, self._latest + 0.001 - event["time"])
             at = event["time"] = event["time"] + self._later
             self._latest = max(self._latest, at)
             trial_id = event.get("trial", "")
             before = records.get(trial_id)
-            self._journal.add(event)
+            if not self._reader.give(self._journal, event):
+                continue
             if kind == "created":
                 self._created = at
             elif kind == "zero_shot":
@@ -223,7 +224,8 @@ class Writer:
     def _write_parent(self, records: Sequence[TrialRecord], outcome: str) -> None:
         search, client, at = self._search, self._client, self._journal.last
         share_view(client, self._experiment_id, search, records)
-        found = "\n\n".join([*answer(search, records), search.selection])
+        lines = [*answer(search, records), search.selection, search.damage]
+        found = "\n\n".join(filter(None, lines))
         tags = {"outcome": outcome, "mlflow.note.content": found}
         best = best_finished(search, records) if outcome != "running" else None
         metrics: list[Metric] = []

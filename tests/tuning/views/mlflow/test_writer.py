@@ -13,7 +13,7 @@ from mlflow.tracking import MlflowClient
 from tests.tuning import fakes
 from tests.tuning.confirmation.written import write_results
 from tests.tuning.databases import with_database
-from tests.tuning.run_folders import search_file, write_run
+from tests.tuning.run_folders import edit_journal, search_file, write_run
 from tests.tuning.views.mlflow.content import content, found_runs, points
 from tuning.runs.journal import JOURNAL_FILE, Journal
 from tuning.runs.run_folder import CONFIG_FILE, load_run
@@ -156,9 +156,8 @@ def test_a_clock_that_was_set_back_hides_no_later_value(images_root, runs):
     again = replace(first, curve=({**report, "id_val/acc": 33.0},), started_at=1.0)
     ended = replace(again, outcome="pruned", ended_at=3.0)
     append(run, ("started", again), ("reported", again), ("ended", ended))
-    path, lines = run / JOURNAL_FILE, (run / JOURNAL_FILE).read_text().splitlines()
-    events = [json.loads(line) for line in lines[len(before.splitlines()) :]]
-    path.write_text(before + "".join(json.dumps(e | {"time": 2.0}) + "\n" for e in events))
+    known = len(before.splitlines())
+    edit_journal(run, lambda all_: [*all_[:known], *(e | {"time": 2.0} for e in all_[known:])])
     assert load_run(run).history.records[0].metrics["id_val/acc"] == 33.0
     assert write(run)["trial-000"].data.metrics["id_val/acc"] == 33.0
 
