@@ -9,7 +9,7 @@ that fails when it is no longer needed, or when it no longer works.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from functools import reduce, wraps
 from importlib import import_module
@@ -74,7 +74,14 @@ TUNE_ENVIRONMENT: Final = {
 }
 """Settings of Tune for the time of a search; those in the user's environment take precedence."""
 
-_skipped: set[str] = set()
+HELPERS: Final = {
+    "DatasetsCallback": ("datasets", "_dataset_shard_provider"),
+    "PlacementGroupCleanerCallback": ("placement_group_callback", "_stop_cleaner"),
+}
+"""Callbacks of Ray Train that start a process each: module and an attribute of a class, each of
+which identifies it if its name has changed."""
+
+_skipped: set[tuple[str, str]] = set()
 
 
 def internal(name: str) -> Any | None:
@@ -86,11 +93,15 @@ def internal(name: str) -> Any | None:
         for attribute in attributes:
             getattr(found, attribute)
     except (ImportError, AttributeError):
-        if name not in _skipped:
-            _skipped.add(name)
-            logger.warning("Ray %s has no %s as expected: %s", ray.__version__, path, loss)
+        _log_once(path, loss)
         return None
     return found
+
+
+def _log_once(missing: str, loss: str) -> None:
+    if (missing, loss) not in _skipped:
+        _skipped.add((missing, loss))
+        logger.warning("Ray %s has no %s as expected: %s", ray.__version__, missing, loss)
 
 
 def draining_nodes() -> dict[str, int]:
@@ -132,12 +143,25 @@ def without_helpers(trainer: Any) -> Any:
     does. No setting prevents them (no issue found), and each takes 2 to 3 s of CPU time.
     """
     if internal("helpers of trainings") is not None:
-        callbacks = trainer._create_default_callbacks
-        left_out = ("DatasetsCallback", "PlacementGroupCleanerCallback")
-        trainer._create_default_callbacks = lambda: [
-            callback for callback in callbacks() if type(callback).__name__ not in left_out
-        ]
+        create = trainer._create_default_callbacks
+        trainer._create_default_callbacks = lambda: _needed(create())
     return trainer
+
+
+def _needed(callbacks: Sequence[Any]) -> list[Any]:
+    """The callbacks without HELPERS. The log says once if one of these is not found."""
+    for name, (module, attribute) in HELPERS.items():
+        others = [
+            one
+            for one in callbacks
+            if type(one).__name__ != name
+            and type(one).__module__.rpartition(".")[2] != module
+            and not hasattr(one, attribute)
+        ]
+        if len(others) == len(callbacks):
+            _log_once(name, "a training starts with one process more")
+        callbacks = others
+    return [*callbacks]
 
 
 @contextmanager

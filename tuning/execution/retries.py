@@ -169,7 +169,9 @@ def machine_failure(error: BaseException) -> BaseException | None:
     An actor that could not be created is no failure of a machine: its constructor raised.
     """
     errors = [e for e in _innermost(error) if not getattr(e, "actor_init_failed", False)]
-    lost = next((e for e in errors if _is_lost(e) or _is_of_accelerator(e)), None)
+    lost = next(
+        (e for e in errors if _is_lost(e) or _is_of_ray_train(e) or _is_of_accelerator(e)), None
+    )
     if lost is None and errors and all(map(_is_of_peer, errors)):
         return errors[0]
     return lost
@@ -185,10 +187,18 @@ def _innermost(error: BaseException) -> Iterator[BaseException]:
 
 
 def _is_lost(error: BaseException) -> bool:
-    """Whether a process is gone, or has not answered Ray Train for minutes."""
+    """Whether a process is gone."""
     if type(error) is RuntimeError and _LOADER.match(str(error)):
         return True
-    return isinstance(error, _LOST) or type(error).__name__ == "WorkerHealthCheckTimeoutError"
+    return isinstance(error, _LOST)
+
+
+def _is_of_ray_train(error: BaseException) -> bool:
+    """Whether Ray Train itself raised it: a worker has not answered for minutes, or did not start.
+
+    Trainings raise no error of Ray Train. Most of its classes are private.
+    """
+    return type(error).__module__.startswith("ray.train")
 
 
 def _is_of_accelerator(error: BaseException) -> bool:

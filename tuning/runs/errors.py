@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pickle
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -81,9 +81,14 @@ def error_of(trial: Trial) -> BaseException | None:
 
 
 def wrapped_errors(error: BaseException) -> Iterator[BaseException]:
-    """The errors that an error of Ray wraps, those of several workers in their order."""
-    workers = getattr(error, "worker_failures", None) or {}
-    names = ("controller_failure", "health_check_failure", "_base_exc", "cause")
-    for inner in (*workers.values(), *(getattr(error, name, None) for name in names)):
-        if isinstance(inner, BaseException) and inner is not error:
-            yield inner
+    """The errors that an error of Ray wraps, those of several workers in their order.
+
+    They are found under any name: Ray 2.60 has public ones for some of them only, and with a name
+    missed, the loss of a worker would count as a failure of its training.
+    """
+    if not any(base.__module__.partition(".")[0] == "ray" for base in type(error).__mro__):
+        return
+    for value in vars(error).values():
+        for inner in value.values() if isinstance(value, Mapping) else [value]:
+            if isinstance(inner, BaseException) and inner is not error:
+                yield inner

@@ -23,6 +23,7 @@ from trainers.ray_trainer import torch_trainer
 from tuning.execution import ray_workarounds
 from tuning.execution.ray_session import ray_session
 from tuning.execution.ray_workarounds import (
+    HELPERS,
     INTERNALS,
     loopback_only,
     remove_orphaned_groups,
@@ -167,6 +168,31 @@ def test_a_training_starts_without_helpers(tmp_path):
     assert left_out < set(before)  # Ray Train itself still adds both
     without_helpers(trainer)
     assert callbacks() == [name for name in before if name not in left_out]
+
+
+@pytest.mark.parametrize("change", [{"__name__": "Another"}, {"__module__": "ray.train.another"}])
+def test_helpers_are_found_under_another_name_or_in_another_place(change, tmp_path, caplog):
+    trainer = torch_trainer(print, {}, name="any", scratch=tmp_path)
+    created = trainer._create_default_callbacks()
+    for one in created:
+        if (kind := type(one)).__name__ in HELPERS:
+            one.__class__ = type(kind.__name__, (kind,), {"__module__": kind.__module__})
+            for name, value in change.items():
+                setattr(type(one), name, value)
+    trainer._create_default_callbacks = lambda: created
+    without_helpers(trainer)
+    assert len(trainer._create_default_callbacks()) == len(created) - len(HELPERS)
+    assert caplog.messages == []
+
+
+def test_a_helper_that_is_not_found_is_logged_once(monkeypatch, tmp_path, caplog):
+    monkeypatch.setattr(ray_workarounds, "_skipped", set())
+    trainer = torch_trainer(print, {}, name="any", scratch=tmp_path)
+    trainer._create_default_callbacks = lambda: ["needed"]
+    without_helpers(trainer)
+    for _ in range(2):
+        assert trainer._create_default_callbacks() == ["needed"]
+    assert [line.endswith("one process more") for line in caplog.messages] == [True, True]
 
 
 def without(name, patch):

@@ -7,6 +7,7 @@ import torch.distributed as dist
 from ray import cloudpickle
 from ray.exceptions import ActorDiedError, OutOfMemoryError, RayActorError, RayTaskError
 from ray.train.v2._internal.exceptions import (
+    RayTrainError,
     WorkerHealthCheckFailedError,
     WorkerHealthCheckTimeoutError,
 )
@@ -92,6 +93,34 @@ def test_a_failure_of_a_machine_is_retried(error):
 )
 def test_what_the_training_raises_is_not_retried(error):
     assert machine_failure(error) is None
+
+
+def renamed(error):
+    """The same error of Ray under other names, as another Ray may have it."""
+    if type(error).__module__.startswith("ray.train"):
+        kind = type(f"Another{type(error).__name__}", (type(error),), {})
+        kind.__module__ = type(error).__module__
+        error.__class__ = kind
+    for name, value in list(vars(error).items()):
+        for inner in value.values() if isinstance(value, dict) else [value]:
+            if isinstance(inner, BaseException):
+                renamed(inner)
+                vars(error).pop(name, None)
+                vars(error)[f"another_{name}"] = value
+    return error
+
+
+@pytest.mark.parametrize("others", [[], [MISSED], [DIVERGED]])
+def test_a_lost_worker_is_found_under_other_names_of_ray(others):
+    for lost in (
+        WorkerHealthCheckFailedError("page", ActorDiedError()),
+        WorkerHealthCheckTimeoutError("hanging"),
+        in_task(WorkerHealthCheckFailedError("page", OutOfMemoryError("killed"))),
+    ):
+        error = renamed(ControllerError(of_workers(*others, lost)))
+        assert not hasattr(error, "controller_failure")
+        assert isinstance(machine_failure(error), RayActorError | OutOfMemoryError | RayTrainError)
+    assert machine_failure(renamed(of_workers(DIVERGED, DIVERGED))) is None
 
 
 def test_a_failed_gpu_is_retried():
