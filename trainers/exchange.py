@@ -36,6 +36,8 @@ class Answer:
     """Empty if the trial has not reported yet, or has diverged."""
     train_curve: Mapping[str, Sequence[float]] = field(default_factory=dict)
     """Metrics of training since the last report, column by column."""
+    is_last: bool = False
+    """Whether the metrics are those after the last step."""
     diverged: str | None = None
     """Message of the `TrainingDiverged` that ended the trial."""
     waits: bool = False

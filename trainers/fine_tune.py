@@ -62,6 +62,11 @@ class Report:
     """Loss, learning rate and images per second since the last report: means over the steps between
     two points, the last of which is at this report."""
 
+    @property
+    def is_last(self) -> bool:
+        """Whether the run has done all its steps."""
+        return self.run.is_done
+
     def add(self, metrics: Mapping[str, float]) -> None:
         """Add metrics, which later checkpoints of the run contain, too."""
         self.metrics.update(metrics)
@@ -146,8 +151,7 @@ def fine_tune(
         run.progress.step = step + 1
         alive()
 
-        is_last = run.progress.step == config.steps
-        is_due = is_last or run.progress.step % config.eval.every == 0
+        is_due = run.is_done or run.progress.step % config.eval.every == 0
         must_save = not is_due and save_now is not None and save_now()
         must_check = is_due or must_save or run.progress.step % CHECK_EVERY == 0
         if must_check and not bool(run.since.sums.isfinite().all()):
@@ -185,10 +189,10 @@ def _evaluation(
     run: TrainState, held_out: dict[str, ImageDataset], sampled: dict[str, ImageDataset]
 ) -> dict[str, float]:
     """The validation metrics: of the sample, or of all images after the last step."""
-    began, is_last = time.perf_counter(), run.progress.step == run.config.steps
-    images = held_out if is_last else sampled
+    began = time.perf_counter()
+    images = held_out if run.is_done else sampled
     on_line = {d: i.sampled(run.config.eval.line_images) for d, i in held_out.items()}
-    metrics = evaluate_run(run, "val", images, line_sample=on_line if is_last else None)
+    metrics = evaluate_run(run, "val", images, line_sample=on_line if run.is_done else None)
     metrics["eval/averaged"] = float(run.averages_now and not run.ema_is_kept)
     metrics["eval/images"] = float(sum(len(of_domain.eval_rows) for of_domain in images.values()))
     run.progress.eval_seconds += time.perf_counter() - began

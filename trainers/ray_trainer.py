@@ -267,7 +267,7 @@ def serve(values: dict[str, Any]) -> None:
                 raise TrainingDiverged(answer.diverged)  # others may still wait for this worker
             if is_first:
                 ray.get(exchange.answer.remote(answer))
-            if answer.metrics.get("step") == config.steps:
+            if answer.is_last:
                 running.close()  # while the search judges the trial
 
 
@@ -296,7 +296,8 @@ def _next_answer(reports: Iterator[Report]) -> Answer:
         report = next(reports)
     except TrainingDiverged as error:
         return Answer(diverged=str(error))
-    return Answer({"step": report.step, **report.metrics}, report.train_curve)
+    metrics = {"step": report.step, **report.metrics}
+    return Answer(metrics, report.train_curve, is_last=report.is_last)
 
 
 def train(
@@ -334,7 +335,7 @@ def train(
             for report in reports:
                 # A resumed run repeats its last report, which may contain the final split already.
                 is_known = f"id_{final_split}/acc" in report.metrics
-                if final_split is not None and report.step == config.steps and not is_known:
+                if final_split is not None and report.is_last and not is_known:
                     save(report, folder)  # a kill during the evaluation costs no training
                     images = load_split(config, final_split)
                     report.add(evaluate_run(report.run, final_split, images))

@@ -79,8 +79,9 @@ class Ours(Searcher):
         """Pass the end on; Tune brings the last report of a stopped trial with it."""
         if result is not None:
             self.on_trial_result(trial_id, result)
-        reason = "diverged" if error else None
-        ended = self.records[trial_id].with_exit(self.search.total_steps, 0.0, reason)
+        ended = self.records[trial_id]
+        is_done = ended.step >= self.search.total_steps
+        ended = ended.with_end("failed" if error else "finished" if is_done else "pruned", 0.0)
         self.records[trial_id] = ended
         self.studies.trial_ended(ended)
         if ended.repeats and ended.outcome == "finished":

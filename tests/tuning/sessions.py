@@ -1,7 +1,5 @@
 """A session of a search without Ray: its proposer, recorder and studies, driven by hand."""
 
-from types import SimpleNamespace
-
 from ray.tune.search import Searcher
 
 from tests.tuning import fakes
@@ -12,6 +10,7 @@ from tuning.algorithms.seeds import SeedRace
 from tuning.algorithms.studies import create_studies
 from tuning.config.schema import BudgetConfig, SamplerConfig, SeedsConfig
 from tuning.runs.journal import Journal, read_history, trial_events
+from tuning.runs.messages import Ended, Failed, Reported
 from tuning.runs.recorder import Recorder
 from tuning.runs.records import TrialRecord
 
@@ -57,7 +56,6 @@ class Session:
             seeds=self.race,
             earlier=history.records,
         )
-        self._tune_trials = {}
 
     def __enter__(self):
         return self
@@ -84,26 +82,24 @@ class Session:
         spec = self.propose()
         if spec is None:
             return None
-        trial = SimpleNamespace(config=spec, last_result={}, pickled_error_file=None)
-        self._tune_trials[spec["trial_id"]] = trial
-        self.recorder.on_trial_start(0, [], trial)
+        self.recorder.started(spec["trial_id"])
         return self.recorder.records[spec["trial_id"]]
 
-    def report(self, trial_id, step, value, **metrics):
-        """Let a trial report an objective, as Tune passes it on."""
-        result = {"step": step, "val/mean_acc": value, **metrics, "pid": 7}
-        self.recorder.on_trial_result(0, [], self._tune_trials[trial_id], result)
+    def report(self, trial_id, step, value, goes_on=True, **metrics):
+        """Let a trial report an objective."""
+        report = {"step": step, "val/mean_acc": value, **metrics}
+        is_last = step >= self.search.total_steps
+        self.recorder.answered(trial_id, Reported(report, is_last=is_last), goes_on)
 
     def end(self, trial_id, error=False):
-        event = self.recorder.on_trial_error if error else self.recorder.on_trial_complete
-        event(0, [], self._tune_trials[trial_id])
+        """Let the process of a trial end."""
+        self.recorder.answered(trial_id, Failed("RuntimeError: of a trial") if error else Ended())
         return self.recorder.records[trial_id]
 
     def run(self, value, step=fakes.TOTAL_STEPS, **metrics):
         """Run one trial with a single report; it is pruned if that is before the last step."""
         record = self.start()
         if record is not None:
-            done = step < self.search.total_steps
-            self.report(record.trial_id, step, value, done=done, **metrics)
-            record = self.end(record.trial_id)
+            self.report(record.trial_id, step, value, goes_on=False, **metrics)
+            record = self.recorder.records[record.trial_id]
         return record

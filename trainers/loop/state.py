@@ -114,10 +114,14 @@ class TrainState:
         return {name: p.detach() for name, p in self.student.trained.items()}
 
     @property
+    def is_done(self) -> bool:
+        """Whether it has done all its steps."""
+        return self.progress.step == self.config.steps
+
+    @property
     def averages_now(self) -> bool:
         """Whether an evaluation at this step is of the moving average."""
-        is_last = self.progress.step == self.config.steps
-        return self.ema is not None and (self.ema_is_kept or not is_last)
+        return self.ema is not None and (self.ema_is_kept or not self.is_done)
 
 
 def start(config: TrialConfig, *, device: torch.device | str | None = None) -> TrainState:

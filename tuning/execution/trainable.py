@@ -5,7 +5,6 @@ The driver of a slot imports this module. So it imports neither MLflow, matplotl
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from typing import Any
 
@@ -14,14 +13,14 @@ from ray import tune
 from trainers.checkpoints.storage import prepare_folder
 from trainers.data.storage import Store, open_store
 from trainers.errors import TrainingDiverged, storage_failures
-from trainers.exchange import Answer, Request
+from trainers.exchange import Request
 from trainers.ray_trainer import location
 from tuning.config.schema import ResourcesConfig
 from tuning.execution.cluster_resources import DRIVER
 from tuning.execution.retries import Attempts, FaultyNodes, TrainingHangs
 from tuning.execution.warm_workers import WarmWorkers
 from tuning.runs.errors import error_text, storage_failure
-from tuning.runs.records import ERROR, NOTICE, STEP, TRAIN_CURVE, WAITS
+from tuning.runs.messages import MESSAGE, Failed, Message, Progressed, Repeated, Reported
 
 
 def trainable(
@@ -49,9 +48,9 @@ def trainable(
 class Slot(tune.Trainable):
     """One of the trials that run at the same time. Its workers train one trial after the other.
 
-    Tune ends a process whose `step` has raised. So a failed trial is reported, with the reason
-    under the key `ERROR`, and the process stays. Tune gets an error if the process is lost, and if
-    the storage failed, which ends the search.
+    Tune ends a process whose `step` has raised. So a failed trial is a message like others, and the
+    process stays. Tune gets an error if the process is lost, and if the storage failed, which ends
+    the search.
     """
 
     storage_path: str
@@ -74,43 +73,55 @@ class Slot(tune.Trainable):
         return True
 
     def step(self) -> dict[str, Any]:
-        """The next report of the trial, how far it is, or why it has failed or is repeated."""
-        try:
-            try:
-                answer = self._next_answer()
-            except Exception as error:
-                workers, self._workers, self._folder = self._workers, None, None
-                if workers is None:
-                    raise
-                workers.end()
-                return {NOTICE: self._attempts.failed(error, workers.stacks)}  # Tune asks again
-            if answer.diverged is not None:
-                raise TrainingDiverged(answer.diverged)
-            if not answer.metrics:
-                return {TRAIN_CURVE: answer.train_curve, WAITS: answer.waits}
-            is_last = answer.metrics[STEP] >= json.loads(self._trial)["steps"]
-            if is_last:
-                self._nodes.finished()
-            return {**answer.metrics, TRAIN_CURVE: answer.train_curve, "done": is_last}
-        except Exception as error:
-            if storage_failure(error):
-                raise
-            notice = {NOTICE: f"{self._name}: {error}"} if isinstance(error, TrainingHangs) else {}
-            return {"done": True, ERROR: error_text(error), **notice}
+        """The next message of the trial, and beside it the metrics of a report."""
+        message = self._next_message()
+        match message:
+            case Reported():
+                return {**message.metrics, MESSAGE: message, "done": message.is_last}
+            case _:
+                return {MESSAGE: message, "done": isinstance(message, Failed)}
 
     def cleanup(self) -> None:
         """End the workers, because the search has no more trials for them."""
         if self._workers is not None:
             self._workers.end()
 
-    def _next_answer(self) -> Answer:
+    def _next_message(self) -> Message:
         """Ask the workers; new ones, if there are none."""
-        if self._folder is None:
-            with storage_failures(self.storage_path, "cannot be used"):
-                self._folder = open_store(self.storage_path).at(self._name)
-            prepare_folder(self._folder)
-        if self._workers is None:
-            options = self.resources.per_trial() | self._nodes.placement()
-            self._workers = WarmWorkers(self.resources.hang_after_s, options)
-        request = Request(location(self._folder), self._trial, self.final_split, self.plugins)
-        return self._workers.ask(request)
+        try:
+            if self._folder is None:
+                with storage_failures(self.storage_path, "cannot be used"):
+                    self._folder = open_store(self.storage_path).at(self._name)
+                prepare_folder(self._folder)
+            if self._workers is None:
+                options = self.resources.per_trial() | self._nodes.placement()
+                self._workers = WarmWorkers(self.resources.hang_after_s, options)
+            request = Request(location(self._folder), self._trial, self.final_split, self.plugins)
+            answer = self._workers.ask(request)
+        except Exception as error:
+            return self._failed(error)
+        if answer.diverged is not None:
+            return Failed(error_text(TrainingDiverged(answer.diverged)))
+        if not answer.metrics:
+            return Progressed(answer.train_curve, answer.waits)
+        if answer.is_last:
+            self._nodes.finished()
+        return Reported(answer.metrics, answer.train_curve, answer.is_last)
+
+    def _failed(self, error: Exception) -> Message:
+        """End the workers after an error of theirs, and say whether the trial is repeated.
+
+        Raises:
+            Exception: the error, if the storage failed.
+        """
+        workers, self._workers, self._folder = self._workers, None, None
+        if workers is not None:
+            workers.end()
+            try:
+                return Repeated(self._attempts.failed(error, workers.stacks))  # Tune asks again
+            except Exception as final:
+                error = final
+        if storage_failure(error):
+            raise error
+        notice = f"{self._name}: {error}" if isinstance(error, TrainingHangs) else ""
+        return Failed(error_text(error), notice)

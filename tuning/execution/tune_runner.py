@@ -19,8 +19,9 @@ from tuning.execution.ray_workarounds import tune_workarounds
 from tuning.execution.scheduler import PrunerScheduler
 from tuning.execution.signals import environment_variables
 from tuning.execution.steering import Steering
+from tuning.runs.messages import MESSAGE, Reported
 from tuning.runs.recorder import Recorder
-from tuning.runs.records import STEP, TRAIN_CURVE, SearchOutcome
+from tuning.runs.records import SearchOutcome
 
 logger = logging.getLogger(__name__)
 
@@ -86,10 +87,9 @@ def _trial_id(trial: Trial) -> str:
 
 
 class _Reports(tune.Callback):
-    """A callback of the user, which sees reports only: Tune's other results say how far a trial is.
+    """A callback of the user, which sees the metrics of reports only, and no other message.
 
-    Without the training curve, a result has the same keys each time, as Tune's loggers expect. Its
-    exceptions are logged once an event: a tracker that is down ends no search.
+    Its exceptions are logged once an event: a tracker that is down ends no search.
     """
 
     def __init__(self, callback: tune.Callback) -> None:
@@ -102,9 +102,9 @@ class _Reports(tune.Callback):
 
         def call(**info: Any) -> None:
             if name == "on_trial_result":
-                if STEP not in info["result"]:
+                if not isinstance(info["result"][MESSAGE], Reported):
                     return
-                info["result"] = {k: v for k, v in info["result"].items() if k != TRAIN_CURVE}
+                info["result"] = {k: v for k, v in info["result"].items() if k != MESSAGE}
             try:
                 getattr(callback, name)(**info)
             except Exception:

@@ -16,16 +16,8 @@ from trainers.redact import redact
 from tuning.runs.callbacks import Callback, NotPickled
 from tuning.runs.errors import error_of, error_text, storage_failure
 from tuning.runs.journal import History, Journal, read_history
-from tuning.runs.records import (
-    ERROR,
-    NOTICE,
-    STEP,
-    TRAIN_CURVE,
-    WAITS,
-    SearchOutcome,
-    SearchRecord,
-    TrialRecord,
-)
+from tuning.runs.messages import MESSAGE, Ended, Failed, Message, Progressed, Repeated, Reported
+from tuning.runs.records import Outcome, SearchOutcome, SearchRecord, TrialRecord
 
 logger = logging.getLogger(__name__)
 
@@ -89,7 +81,7 @@ class Recorder(NotPickled, TuneCallback):
     def rejected(self, record: TrialRecord, error: str) -> None:
         """Record a proposal that cannot run as a failed trial."""
         self.proposed(record)
-        self._end(record.trial_id, error)
+        self._fail(record, error)
 
     def on_step_end(self, iteration: int, trials: list[Trial], **info: Any) -> None:
         """Write a heartbeat to the journal."""
@@ -99,49 +91,19 @@ class Recorder(NotPickled, TuneCallback):
         self, iteration: int, trials: list[Trial], trial: Trial, **info: Any
     ) -> None:
         """A trial starts or continues."""
-        self._start(self.records[trial.config["trial_id"]], self._gpus)
+        self.started(trial.config["trial_id"])
 
     def on_trial_result(
         self, iteration: int, trials: list[Trial], trial: Trial, result: dict[str, Any], **info: Any
     ) -> None:
-        """A trial reports. Tune adds values of its own to a result; they are left out."""
-        record = self.records[trial.config["trial_id"]]
-        gpus = 0.0 if result.get(WAITS) else self._gpus
-        if NOTICE in result:
-            logger.warning(redact(result[NOTICE]))
-        elif record.gpus != gpus:  # in the journal, time without GPUs is an attempt of its own
-            if not gpus:
-                logger.warning("%s waits for GPUs of the cluster", record.trial_id)
-            record = self._start(record, gpus)
-        if STEP not in result:
-            # A trial that is repeated has none: it goes back to its last checkpoint.
-            train_curve = result.get(TRAIN_CURVE, {})
-            if train_curve or record.progress:
-                record = replace(record, progress=train_curve)
-                self.records[record.trial_id] = record
-                self._notify("trial_progressed", record)
-            return
-        report = {
-            name: float(value)
-            for name, value in result.items()
-            if name == STEP or ("/" in name and not name.startswith("config/"))
-            if isinstance(value, int | float)
-        }
-        record = record.with_report(report, result.get(TRAIN_CURVE))
-        # Tune marks the report at which the scheduler stops a trial as `done`.
-        if result.get("done") and record.step < self.search.total_steps:
-            record = record.with_end("pruned", self._journal.now())
-        self._journal.trial_reported(record)
-        self.records[record.trial_id] = record
-        for decider in self._deciders:
-            decider.trial_reported(record)
-        self._notify("trial_reported", record)
+        """A trial has a message. Tune marks the one at which the scheduler stops it as `done`."""
+        self.answered(trial.config["trial_id"], result[MESSAGE], not result.get("done"))
 
     def on_trial_complete(
         self, iteration: int, trials: list[Trial], trial: Trial, **info: Any
     ) -> None:
         """A trial ended by itself, or the scheduler stopped it."""
-        self._end(trial.config["trial_id"], trial.last_result.get(ERROR))
+        self.answered(trial.config["trial_id"], Ended())
 
     def on_trial_error(
         self, iteration: int, trials: list[Trial], trial: Trial, **info: Any
@@ -149,7 +111,35 @@ class Recorder(NotPickled, TuneCallback):
         """A trial raised."""
         error = error_of(trial)
         reason = "the trial ended without an error" if error is None else error_text(error)
-        self._end(trial.config["trial_id"], reason)
+        self.answered(trial.config["trial_id"], Failed(reason))
+
+    def started(self, trial_id: str) -> None:
+        """Record that a trial starts or continues."""
+        self._start(self.records[trial_id], self._gpus)
+
+    def answered(self, trial_id: str, message: Message, goes_on: bool = True) -> None:
+        """Record a message.
+
+        Args:
+            goes_on: whether the trial goes on after a report that is not its last.
+        """
+        record = self.records[trial_id]
+        if record.is_final:
+            return
+        match message:
+            case Repeated():
+                logger.warning(redact(message.reason))
+                self._progress(record, Progressed())  # it goes back to its last checkpoint
+            case Progressed():
+                self._progress(self._placed(record, message.waits), message)
+            case Reported():
+                self._report(self._placed(record), message, goes_on)
+            case Failed():
+                if message.notice:
+                    logger.warning(redact(message.notice))
+                self._fail(record, message.error)
+            case Ended():
+                self._fail(record, "the trial ended without its last report")
 
     def finish(self, outcome: SearchOutcome) -> History:
         """End the session: trials that still run are `stopped`. Returns what is on the disk.
@@ -181,15 +171,47 @@ class Recorder(NotPickled, TuneCallback):
         self._notify("trial_started", started)
         return started
 
-    def _end(self, trial_id: str, error: str | None = None) -> None:
-        if error is not None:
-            self._check_ray()
-        if self.records[trial_id].started_at is None:  # its process could not be started
-            self._start(self.records[trial_id], gpus=0.0)
-        record = self.records[trial_id]
-        if not record.is_final:  # otherwise its last report has written the end
-            record = record.with_exit(self.search.total_steps, self._journal.now(), error)
-            self._journal.trial_ended(record)
+    def _placed(self, record: TrialRecord, waits: bool = False) -> TrialRecord:
+        """The record of a trial that has its GPUs, or waits for them.
+
+        In the journal, time without GPUs is an attempt of its own.
+        """
+        gpus = 0.0 if waits else self._gpus
+        if record.gpus == gpus:
+            return record
+        if waits:
+            logger.warning("%s waits for GPUs of the cluster", record.trial_id)
+        return self._start(record, gpus)
+
+    def _progress(self, record: TrialRecord, message: Progressed) -> None:
+        if message.train_curve or record.progress:
+            record = replace(record, progress=message.train_curve)
+            self.records[record.trial_id] = record
+            self._notify("trial_progressed", record)
+
+    def _report(self, record: TrialRecord, message: Reported, goes_on: bool) -> None:
+        report = {name: float(value) for name, value in message.metrics.items()}
+        record = record.with_report(report, message.train_curve)
+        if message.is_last or not goes_on:
+            outcome: Outcome = "finished" if message.is_last else "pruned"
+            record = record.with_end(outcome, self._journal.now())
+        self._journal.trial_reported(record)
+        self.records[record.trial_id] = record
+        for decider in self._deciders:
+            decider.trial_reported(record)
+        self._notify("trial_reported", record)
+        if record.is_final:
+            self._end(record)
+
+    def _fail(self, record: TrialRecord, error: str) -> None:
+        self._check_ray()
+        if record.started_at is None:  # its process could not be started
+            record = self._start(record, gpus=0.0)
+        record = record.with_end("failed", self._journal.now(), error)
+        self._journal.trial_ended(record)
+        self._end(record)
+
+    def _end(self, record: TrialRecord) -> None:
         for decider in self._deciders:
             decider.trial_ended(record)
         self._close(record)

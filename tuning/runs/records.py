@@ -34,14 +34,8 @@ ZERO_SHOT: Final = "zero-shot"
 """Name of the model before any step, in tables and displays."""
 STEP: Final = "step"
 """Key of a report: optimiser steps done. Tune's own iteration restarts after a resume."""
-ERROR: Final = "error"
-"""Key of the last result of a trial that has failed: the reason in one line, then a traceback."""
-NOTICE: Final = "notice"
-"""Key of a result that is no report, but a message for the log."""
 TRAIN_CURVE: Final = "train_curve"
-"""Key of a result: metrics of training since the last report, column by column."""
-WAITS: Final = "waits"
-"""Key of a result: whether the workers of the trial wait for a place in the cluster."""
+"""Key of a report in the journal: metrics of training since the last one, column by column."""
 TRAIN_LOSS: Final = "train/loss"
 AVERAGED: Final = "eval/averaged"
 """1 in a report whose evaluation saw the average of the weights, see `trial.eval.rung_weights`."""
@@ -142,14 +136,6 @@ class TrialRecord:
             return self
         ended_at = max(at, self.started_at or at)
         return replace(self, outcome=outcome, error=error, ended_at=ended_at, progress={})
-
-    def with_exit(self, total_steps: int, at: float, error: str | None = None) -> TrialRecord:
-        """The record at the end of the trial's process, with the error that it has raised."""
-        if error is None and not self.curve:
-            error = "the trial ended without a report"
-        # Only the scheduler ends a trial between its first and last report.
-        outcome: Outcome = "finished" if self.step >= total_steps else "pruned"
-        return self.with_end(outcome if error is None else "failed", at, error)
 
     def with_repeat(self, repeat: TrialRecord) -> TrialRecord:
         """The record after one of its repeats has finished."""

@@ -62,9 +62,7 @@ class Pruned(Session):
             trial = SimpleNamespace(config={"trial_id": trial_id})
             goes_on = self.scheduler.on_trial_result(None, trial, result) == "CONTINUE"
         more = {} if metric == "val/mean_acc" else {metric: value}
-        self.report(trial_id, step, value, done=not goes_on, **more)
-        if not goes_on or step == TOTAL:
-            self.end(trial_id)
+        self.report(trial_id, step, value, goes_on, **more)
         return goes_on and step < TOTAL
 
 

@@ -58,7 +58,7 @@ def one_more(running):
         return params
     value = 50.0 - abs(params[LENGTH] - 9) - 1000 * params[LR]
     is_pruned = number % 4 == 3
-    running.report(record.trial_id, 60, value - 5, done=is_pruned)
+    running.report(record.trial_id, 60, value - 5, goes_on=not is_pruned)
     if not is_pruned:
         running.report(record.trial_id, fakes.TOTAL_STEPS, value)
     running.end(record.trial_id)

@@ -69,7 +69,7 @@ def test_the_end_of_a_trial_is_a_state_of_optuna(reports, error, state, value, s
     session = Session(search, ONE)
     session.start()
     for step, objective in reports.items():
-        session.report("trial-000", step, objective, done=step == max(reports) < 240)
+        session.report("trial-000", step, objective, goes_on=step < max(reports))
     record = session.end("trial-000", error)
     (trial,) = session.study.trials
     assert (trial.state, trial.value) == (state, value)

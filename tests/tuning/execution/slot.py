@@ -6,7 +6,7 @@ from pathlib import Path
 
 from ray import tune
 
-from tuning.runs.records import ERROR, TRAIN_CURVE
+from tuning.runs.messages import MESSAGE, Failed, Reported
 
 HOLD = "hold"
 """A file of this name in the folder of runs lets trials wait after their first report."""
@@ -45,11 +45,12 @@ class InstantSlot(tune.Trainable):
         while self.next > EVERY and (self.runs / HOLD).exists():
             time.sleep(0.05)
         if (self.runs / BREAK).exists():
-            return {"done": True, ERROR: (self.runs / BREAK).read_text()}
+            return {"done": True, MESSAGE: Failed((self.runs / BREAK).read_text())}
         step, self.next = self.next, self.next + EVERY
         self.progress.write_text(str(step))
         report = values(self.trial, step)
         if self.final_split is not None and step >= self.trial["steps"]:
             report |= {f"id_{self.final_split}/acc": 40.0 + self.trial["seed"] % 100}
         curve = {"step": [step - 1, step], "train/loss": [0.5, report["train/loss"]]}
-        return {**report, TRAIN_CURVE: curve, "done": step >= self.trial["steps"]}
+        is_last = step >= self.trial["steps"]
+        return {**report, MESSAGE: Reported(report, curve, is_last), "done": is_last}

@@ -1,23 +1,17 @@
 import logging
 import time
 from dataclasses import replace
-from types import SimpleNamespace
 
 import pytest
-from ray.tune.experiment import Trial
 
 from tests.tuning import fakes
 from trainers.errors import StorageFailed
 from tuning.execution.ray_watch import RayLost, RayWatch
 from tuning.runs.callbacks import Callback
 from tuning.runs.journal import Journal, JournalReader, read_history
+from tuning.runs.messages import Ended, Failed, Progressed, Repeated, Reported
 from tuning.runs.recorder import Recorder
-from tuning.runs.records import (
-    NOTICE,
-    TRAIN_CURVE,
-    WAITS,
-    TrialRecord,
-)
+from tuning.runs.records import TrialRecord
 
 NEW = TrialRecord("trial-000", 0, "trial", {"optim.lr": 1.0})
 
@@ -45,12 +39,9 @@ class Notes(Callback):
         self.events.append(("search_ended", str(len(records)), outcome))
 
 
-def tune_trial(name="trial-000"):
-    return Trial("stub", stub=True, config={"trial_id": name})
-
-
-def report(r, trial, step, **more):
-    r.on_trial_result(0, [], trial, {**fakes.report(step, 84.0, 61.0), **more, "pid": 7})
+def report(r, step, trial_id="trial-000", **more):
+    is_last = step == fakes.TOTAL_STEPS
+    r.answered(trial_id, Reported(fakes.report(step, 84.0, 61.0), is_last=is_last), **more)
 
 
 class FailingAtStart(Callback):
@@ -82,17 +73,15 @@ def test_every_event_is_in_the_journal_and_reaches_all_callbacks(tmp_path):
     r = recorder(tmp_path, notes)
     r.proposed(TrialRecord("ft", -1, "reference", {}))
     r.start()
-    ft, trial = tune_trial("ft"), tune_trial()
-    for each in (ft, trial):
-        r.on_trial_start(0, [], each)
-    report(r, ft, 120)
-    train_curve = {"step": [130.0, 140.0], "train/loss": [0.5, 0.4]}
-    r.on_trial_result(0, [], ft, {TRAIN_CURVE: train_curve})
-    r.on_trial_result(0, [], ft, {NOTICE: "its machine was lost"})
-    r.on_trial_result(0, [], ft, {TRAIN_CURVE: {}})  # its workers have only started
-    report(r, ft, 240)
-    r.on_trial_complete(0, [], ft)
-    r.on_trial_complete(0, [], trial)
+    for trial_id in ("ft", "trial-000"):
+        r.started(trial_id)
+    report(r, 120, "ft")
+    r.answered("ft", Progressed({"step": [130.0, 140.0], "train/loss": [0.5, 0.4]}))
+    r.answered("ft", Repeated("its machine was lost"))
+    r.answered("ft", Progressed())  # its workers have only started
+    report(r, 240, "ft")
+    for trial_id in ("ft", "trial-000"):
+        r.answered(trial_id, Ended())
     r.finish("finished")
     assert notes.events == [
         ("search_started", "domainnet-vit-b32", ""),
@@ -108,16 +97,18 @@ def test_every_event_is_in_the_journal_and_reaches_all_callbacks(tmp_path):
     ]
     reference, failed = read_history(tmp_path).records
     assert [point["step"] for point in reference.curve] == [120, 240]
-    assert "pid" not in reference.metrics
     assert (reference.kind, reference.params, reference.gpus) == ("reference", {}, 2.0)
-    assert (failed.params, failed.error) == ({"optim.lr": 1}, "the trial ended without a report")
+    assert (failed.params, failed.error) == (
+        {"optim.lr": 1},
+        "the trial ended without its last report",
+    )
 
 
 def test_setting_the_clock_during_a_session_changes_no_duration(tmp_path, monkeypatch):
     r, day = recorder(tmp_path), 86400
-    r.on_trial_start(0, [], tune_trial())
+    r.started("trial-000")
     monkeypatch.setattr("time.time", lambda: 0.0)
-    report(r, tune_trial(), 40)
+    report(r, 40)
     later = time.monotonic() + day
     monkeypatch.setattr("time.monotonic", lambda: later)
     history = r.finish("stopped")
@@ -126,19 +117,18 @@ def test_setting_the_clock_during_a_session_changes_no_duration(tmp_path, monkey
 
 
 def test_the_time_of_a_wait_for_gpus_is_not_that_of_gpus(tmp_path, monkeypatch, caplog):
-    r, trial, began = recorder(tmp_path), tune_trial(), time.monotonic()
+    r, began = recorder(tmp_path), time.monotonic()
 
-    def at(seconds, result):
+    def at(seconds, message):
         monkeypatch.setattr("time.monotonic", lambda: began + seconds)
-        r.on_trial_result(0, [], trial, result)
+        r.answered("trial-000", message)
 
-    r.on_trial_start(0, [], trial)
-    at(120, {TRAIN_CURVE: {}, WAITS: True})
-    at(3000, {TRAIN_CURVE: {}, WAITS: True})
-    at(3720, {TRAIN_CURVE: {}, WAITS: False})
-    at(3750, {NOTICE: "its machine was lost"})
-    at(3780, fakes.report(fakes.TOTAL_STEPS, 84.0, 61.0))
-    r.on_trial_complete(0, [], trial)
+    r.started("trial-000")
+    at(120, Progressed(waits=True))
+    at(3000, Progressed(waits=True))
+    at(3720, Progressed())
+    at(3750, Repeated("its machine was lost"))
+    at(3780, Reported(fakes.report(fakes.TOTAL_STEPS, 84.0, 61.0), is_last=True))
     for record in (*r.finish("finished").records, r.records["trial-000"]):
         assert record.gpu_seconds(0.0) == pytest.approx(2 * 180, abs=2)
         assert record.seconds == pytest.approx(3780, abs=2)
@@ -151,17 +141,16 @@ def test_the_time_of_a_wait_for_gpus_is_not_that_of_gpus(tmp_path, monkeypatch, 
 def test_a_trial_is_not_blamed_for_the_loss_of_ray(tmp_path):
     watch = RayWatch({"raylet": ("127.0.0.1", 1)}, "resume it")
     r = recorder(tmp_path, check_ray=watch.check)
-    trial = SimpleNamespace(config={"trial_id": "trial-000"}, pickled_error_file=None)
-    r.on_trial_start(0, [], trial)
+    r.started("trial-000")
     with pytest.raises(RayLost, match="raylet"):
-        r.on_trial_error(0, [], trial)
+        r.answered("trial-000", Failed("RuntimeError: of Ray"))
     r.finish("stopped")
     assert [record.outcome for record in read_history(tmp_path).records] == ["stopped"]
 
 
 def test_a_signal_while_a_pruned_trial_is_written_does_not_make_it_stopped(tmp_path, monkeypatch):
     r = recorder(tmp_path)
-    r.on_trial_start(0, [], tune_trial())
+    r.started("trial-000")
     write = Journal.trial_reported
 
     def interrupted(journal, record):
@@ -170,35 +159,25 @@ def test_a_signal_while_a_pruned_trial_is_written_does_not_make_it_stopped(tmp_p
 
     monkeypatch.setattr(Journal, "trial_reported", interrupted)
     with pytest.raises(KeyboardInterrupt):
-        report(r, tune_trial(), 40, done=True)
+        report(r, 40, goes_on=False)
     (record,) = r.finish("stopped").records
     assert record.outcome == "pruned"
     ended = [event for event in JournalReader(tmp_path).events() if "outcome" in event]
     assert [event["outcome"] for event in ended] == ["pruned", "stopped"]  # trial and session
 
 
-def test_a_trial_that_ends_early_by_itself_is_pruned(tmp_path):
-    r = recorder(tmp_path)
-    r.on_trial_start(0, [], tune_trial())
-    report(r, tune_trial(), 40)
-    r.on_trial_complete(0, [], tune_trial())
-    assert read_history(tmp_path).records[0].outcome == "pruned"
-
-
 def test_a_trial_whose_process_cannot_start_has_failed(tmp_path):
-    r = recorder(tmp_path)
-    trial = SimpleNamespace(config={"trial_id": "trial-000"}, pickled_error_file=None)
-    r.on_trial_error(0, [], trial)  # Tune does not call on_trial_start
+    recorder(tmp_path).answered("trial-000", Failed("RuntimeError: no process"))
     (record,) = read_history(tmp_path).records
-    assert record.outcome == "failed"
+    assert (record.outcome, record.error) == ("failed", "RuntimeError: no process")
 
 
 def test_a_callback_that_raises_is_logged_and_others_go_on(tmp_path, caplog):
     notes = Notes()
     r = recorder(tmp_path, Failing(), notes)
-    r.on_trial_start(0, [], tune_trial())
+    r.started("trial-000")
     with caplog.at_level(logging.ERROR):
-        report(r, tune_trial(), 40)
+        report(r, 40)
     assert "Failing failed at trial_reported" in caplog.text
     assert notes.events[-1] == ("reported", "trial-000", "40")
 
@@ -208,10 +187,10 @@ def test_the_end_is_told_though_the_journal_cannot_be_written(tmp_path, caplog):
     journal.session_started({})
     r = Recorder(fakes.search_record(tmp_path), journal, [Failing(), notes])
     r.proposed(NEW)
-    r.on_trial_start(0, [], tune_trial())
+    r.started("trial-000")
     journal.failure = StorageFailed("no space left")
     with pytest.raises(StorageFailed, match="no space left"):
-        report(r, tune_trial(), 40)
+        report(r, 40)
     with caplog.at_level(logging.ERROR):
         (record,) = r.finish("stopped").records
     assert record.outcome == "stopped"
@@ -240,11 +219,11 @@ def test_a_resumed_trial_keeps_its_curve_and_its_cost(tmp_path):
     r.start()
     assert ("ended", "trial-001", "finished") in notes.events
     assert ("ended", "trial-000", "stopped") not in notes.events
-    r.on_trial_start(0, [], tune_trial())
+    r.started("trial-000")
     again = r.records["trial-000"]
     assert (again.earlier_seconds, again.earlier_gpu_seconds, again.gpus) == (50.0, 50.0, 2.0)
-    report(r, tune_trial(), 80)  # the second report again, then the third
-    report(r, tune_trial(), 120)
+    report(r, 80)  # the second report again, then the third
+    report(r, 120)
     assert [point["step"] for point in r.records["trial-000"].curve] == [40, 80, 120]
 
 
@@ -253,8 +232,7 @@ def test_a_trial_whose_process_never_started_has_not_ended(tmp_path, earlier):
     r = recorder(tmp_path, earlier=earlier)
     r.proposed(r.records["trial-000"])
     assert not r.is_complete
-    r.on_trial_start(0, [], tune_trial())
+    r.started("trial-000")
     assert not r.is_complete
-    report(r, tune_trial(), fakes.TOTAL_STEPS)
-    r.on_trial_complete(0, [], tune_trial())
+    report(r, fakes.TOTAL_STEPS)
     assert r.is_complete
