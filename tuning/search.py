@@ -32,10 +32,10 @@ from tuning.checkpoints.retention import CheckpointCallback
 from tuning.config.schema import SamplerConfig, SearchConfig, SearchFile
 from tuning.config.validation import check_search, check_settings, load_config
 from tuning.execution.ray_session import runs_folder
-from tuning.execution.steering import wanted_points
 from tuning.run import Run
 from tuning.runs.callbacks import Callback
 from tuning.runs.journal import History, is_running, read_history, trial_events
+from tuning.runs.orders import wanted_points
 from tuning.runs.records import SearchOutcome, SearchRecord, TrialRecord
 from tuning.runs.run_folder import create_run_folder, search_record, write_config
 from tuning.session import SearchOptions as SearchOptions
@@ -205,9 +205,8 @@ def continue_search(run_folder: Path, file: SearchFile, options: SearchOptions) 
             *options.callbacks,
         )
         references = [TrialRecord(name, -1, "reference", {}) for name in file.search.references]
-        ended, outcome, ended_by = session.run(
-            search, history, callbacks, studies=studies, fixed=references, begin=begin
-        )
+        driver = session.driver(search, history, callbacks, studies=studies, fixed=references)
+        ended, outcome, ended_by = session.run(driver, begin=begin)
     return SearchResult(run_folder, file, ended, outcome, uri, ended_by)
 
 

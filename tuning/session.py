@@ -6,7 +6,6 @@ import gc
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,25 +18,22 @@ from rich.console import Console
 from trainers.data.data_root import EMBEDDED
 from trainers.data.storage import Store, open_store, url_of
 from trainers.methods.registry import texts_of
-from tuning.algorithms.budget import Budget
-from tuning.algorithms.searcher import TrialProposer
-from tuning.algorithms.seeds import SeedRace
 from tuning.algorithms.studies import Studies, quiet_optuna
 from tuning.config.schema import BudgetConfig, ResourcesConfig, SchedulerConfig, SearchFile
+from tuning.driver import Driver
 from tuning.execution.cluster_resources import check_shared_memory, shared_memory
 from tuning.execution.ray_session import concurrent_trials, ray_session
 from tuning.execution.ray_watch import RayWatch, watched_ray
 from tuning.execution.signals import restored_process
-from tuning.execution.steering import Steering, size_of_orders
 from tuning.execution.trainable import trainable
-from tuning.execution.tune_runner import run_trials
+from tuning.execution.tune_adapter import run_trials
 from tuning.execution.zero_shot import zero_shot_metrics
 from tuning.runs.callbacks import Callback
 from tuning.runs.errors import resumable, storage_failure
 from tuning.runs.journal import History, Journal
-from tuning.runs.recorder import Recorder
+from tuning.runs.orders import size_of_orders
 from tuning.runs.records import SearchOutcome, SearchRecord, TrialRecord
-from tuning.runs.run_folder import TRAIN_FOLDER, checkpoint_home, config_of
+from tuning.runs.run_folder import TRAIN_FOLDER, checkpoint_home
 from tuning.views.formatting import show_phase
 from tuning.views.progress import ProgressCallback
 
@@ -95,7 +91,7 @@ class Session:
         self.journal.zero_shot(found)
         return found
 
-    def run(
+    def driver(
         self,
         search: SearchRecord,
         history: History,
@@ -103,13 +99,31 @@ class Session:
         *,
         fixed: Sequence[TrialRecord] = (),
         studies: Studies | None = None,
+    ) -> Driver:
+        """A driver for this session."""
+        self.progress.earlier_seconds = history.seconds
+        return Driver(
+            self.file,
+            search,
+            history,
+            self.journal,
+            callbacks,
+            studies=studies,
+            fixed=fixed,
+            orders_before=self.orders,
+            check_ray=self.watch.check,
+        )
+
+    def run(
+        self,
+        driver: Driver,
+        *,
         final_split: str | None = None,
         begin: Callable[[], object] = lambda: None,
     ) -> tuple[History, SearchOutcome, str | None]:
-        """Run trials to their end: unfinished ones, fixed ones, and what studies propose.
+        """Run the trials of a driver to their end.
 
         Args:
-            history: whose unfinished trials continue, and which counts towards the budgets.
             final_split: evaluated once, after the last step of each trial.
             begin: called once nothing refuses the session any more.
 
@@ -121,58 +135,32 @@ class Session:
         """
         # The test splits are read through this argument alone. A run in which anything is proposed
         # or chosen by results must not have it.
-        if final_split is not None and studies is not None:
+        if final_split is not None and driver.proposes:
             raise RuntimeError("trials are proposed, so the test splits must not be read")
-        studies = studies or Studies(())
-        resources, earlier, watch = self.file.search.resources, history.records, self.watch
-        self.progress.earlier_seconds = history.seconds
-        budget = Budget(self.file.search.budget, search, history, self.journal.now, self.file)
-        deciders, gpus = (studies, budget), resources.gpus_per_trial
-        recorder = Recorder(search, self.journal, callbacks, earlier, gpus, deciders, watch.check)
-        seeds, base = self.file.search.seeds, self.file.trial.seed
-        race = SeedRace(seeds, search, base, budget) if seeds else None
-        proposer = TrialProposer(
-            recorder,
-            partial(config_of, self.file),
-            fixed=fixed,
-            studies=studies,
-            may_propose=budget.allows,
-            seeds=race,
-            earlier=earlier,
-        )
         show_phase(self.console, "Trials", f"starting workers for {self.concurrent} at once")
-
-        watch.record_end = lambda: recorder.finish("stopped")
+        watch, resources = self.watch, self.file.search.resources
+        watch.record_end = lambda: driver.finish("stopped")
         outcome: SearchOutcome = "failed"
         try:
-            recorder.start()
+            driver.start()
             begin()
             plugins = texts_of(self.file.trial.plugins)
             train = self.options.trainable(self.checkpoints.url, resources, final_split, plugins)
-            outcome = run_trials(
-                train,
-                proposer,
-                studies,
-                budget,
-                recorder,
-                Steering(search.run_folder, self.journal, budget, studies, self.orders),
-                self.concurrent,
-                resources.max_failures,
-                self.options.tune_callbacks,
-            )
+            callbacks = self.options.tune_callbacks
+            run_trials(train, driver, self.concurrent, resources.max_failures, callbacks)
+            outcome = driver.outcome
         except KeyboardInterrupt:
             outcome = "stopped"
         except Exception as error:
             outcome = "stopped" if watch.lost or storage_failure(error) else "failed"
             raise
         finally:
-            ended = recorder.finish(outcome)
+            ended = driver.finish(outcome)
         if outcome == "stopped":  # this ends the processes of trials if Ray is not ours to end
             gc.collect()
         if failure := self.journal.failure or watch.lost:
             raise failure
-        raced = race.ended_by if race and outcome == "finished" else None
-        return ended, outcome, budget.ended_by or raced
+        return ended, outcome, driver.ended_by
 
 
 @contextmanager

@@ -18,7 +18,6 @@ from tuning.algorithms.seeds import SeedRace
 from tuning.algorithms.studies import create_studies
 from tuning.config.objectives import Objective
 from tuning.config.schema import BudgetConfig, SamplerConfig, SchedulerConfig, SeedsConfig
-from tuning.execution.scheduler import PrunerScheduler
 from tuning.runs.journal import History
 from tuning.runs.records import ParamValue, SearchRecord, TrialRecord, trial_name
 
@@ -73,7 +72,7 @@ class Ours(Searcher):
 
     def on_trial_result(self, trial_id, result):
         self.records[trial_id] = self.records[trial_id].with_report(result)
-        self.studies.trial_reported(self.records[trial_id])
+        self.studies.goes_on(self.records[trial_id].trial_id, result)
 
     def on_trial_complete(self, trial_id, result=None, error=False):
         """Pass the end on; Tune brings the last report of a stopped trial with it."""
@@ -87,6 +86,18 @@ class Ours(Searcher):
         if ended.repeats and ended.outcome == "finished":
             first = next(k for k, r in self.records.items() if r.trial_id == ended.repeats)
             self.records[first] = self.records[first].with_repeat(ended)
+
+
+class Pruned(FIFOScheduler):
+    """This project's early stopping behind the interface of Ray's schedulers."""
+
+    def __init__(self, searcher):
+        super().__init__()
+        self._studies = searcher.studies
+
+    def on_trial_result(self, tune_controller, trial, result):
+        goes_on = self._studies.goes_on(trial.config["trial_id"], result)
+        return TrialScheduler.CONTINUE if goes_on else TrialScheduler.STOP
 
 
 @dataclass(frozen=True)
@@ -128,7 +139,7 @@ def ours(
             reduction_factor=problem.reduction_factor,
         )
         searcher = Ours(problem, SamplerConfig.model_validate(settings), stopping, prior, has_seeds)
-        return searcher, PrunerScheduler(searcher.studies, problem.total_steps)
+        return searcher, Pruned(searcher)
 
     def evaluate_at(problem):
         return [problem.total_steps] if scheduler == "none" else _rungs(problem)

@@ -1,24 +1,25 @@
 """A search in simulated time: real searcher and scheduler objects, replayed learning curves.
 
-Searcher and scheduler get the calls of a real search in its order, as the inline tuner of the tests
-makes them, so what is measured is the code that users run and not a copy of it. Two things differ.
-Time is counted and does not pass. And a trial is proposed when a device is free for it, where Tune,
-unless concurrency is limited, keeps one more proposal in waiting.
+Searcher and scheduler get the calls of Ray Tune in its order, so those of Ray can be compared with
+the studies of this project. Two things differ. Time is counted and does not pass. And a trial is
+proposed when a device is free for it, where Tune, unless concurrency is limited, keeps one more
+proposal in waiting.
 """
 
 from __future__ import annotations
 
-import itertools
 from dataclasses import dataclass
-from tempfile import TemporaryDirectory
-from types import SimpleNamespace
+from heapq import heappop, heappush
+from itertools import count
 from typing import Any, Literal, Protocol
 
 from ray.tune.experiment import Trial
+from ray.tune.schedulers import TrialScheduler
+from ray.tune.search import Searcher
 from ray.tune.utils import flatten_dict
 
-from tests.tuning.execution.inline_tuner import InlineTuner
-from trainers.errors import TrainingDiverged
+CONTROLLER = None
+"""Schedulers that stop trials, and searchers, do not ask Tune's controller for anything."""
 
 
 class Trainings(Protocol):
@@ -43,37 +44,6 @@ class Ended:
     """The last report, flat; empty where it failed before the first."""
 
 
-class _Timed(InlineTuner):
-    """The trial whose report is due first reports next."""
-
-    def __init__(self, train, steps, costs, **configs):
-        super().__init__(train, **configs)
-        self.clock, self._steps, self._costs = 0.0, steps, costs
-        self._order = itertools.count()
-
-    def next_to_report(self):
-        trial = min(self._running, key=lambda trial: trial.due)
-        self.clock, _ = trial.due
-        return trial
-
-    def _run_in_slot(self, trial):
-        super()._run_in_slot(trial)
-        trial.configuration = trial.slot.configuration
-        starts_processes = len(self._trials) <= self._concurrent
-        start = self._costs.start_seconds + starts_processes * self._costs.process_seconds
-        self._expect(trial, 0, start)
-
-    def _report(self, trial):
-        super()._report(trial)
-        if trial in self._running:
-            self._expect(trial, trial.last_result["step"])
-
-    def _expect(self, trial, step, start=0.0):
-        following = next(later for later in self._steps if later > step)
-        seconds = self._costs.interval(following - step, last=following == self._steps[-1])
-        trial.due = self.clock + start + seconds, next(self._order)
-
-
 def simulate(searcher, scheduler, trainings, costs, evaluate_at, gpus=1):
     """Run a search, yielding each trial as it ends, in the order of simulated time.
 
@@ -88,40 +58,52 @@ def simulate(searcher, scheduler, trainings, costs, evaluate_at, gpus=1):
             these alone: the rungs of its scheduler and the last step.
         gpus: devices, each for one trial at a time.
     """
-    steps = sorted(set(evaluate_at))
+    steps, order, running, names = sorted(set(evaluate_at)), count(), [], count()
+    clock, started, is_exhausted = 0.0, 0, False
 
-    class Replayed:
-        def setup(self, config):
-            self.configuration, self._curve = trainings.start(config)
-            self._left = list(steps)
+    def expect(trial, start=0.0):
+        """Note when the next report of a trial is due."""
+        step = next(later for later in steps if later > trial.step)
+        seconds = costs.interval(step - trial.step, last=step == steps[-1])
+        heappush(running, (clock + start + seconds, next(order), trial, step))
 
-        reset_config = setup
-
-        def step(self):
-            step = self._left.pop(0)
-            if step not in self._curve:
-                raise TrainingDiverged("as was recorded")
-            return {**self._curve[step], "step": step, "done": not self._left}
-
-    with TemporaryDirectory(prefix="simulator-") as folder:
-        tuner = _Timed(
-            Replayed,
-            steps,
-            costs,
-            tune_config=SimpleNamespace(
-                search_alg=searcher, scheduler=scheduler, max_concurrent_trials=gpus
-            ),
-            run_config=SimpleNamespace(
-                callbacks=[],
-                stop=None,
-                storage_path=folder,
-                failure_config=SimpleNamespace(max_failures=0),
-            ),
+    while running or not is_exhausted:
+        while len(running) < gpus and not is_exhausted:
+            trial_id = f"{next(names):05d}"
+            config = searcher.suggest(trial_id)
+            is_exhausted = config == Searcher.FINISHED
+            if is_exhausted or config is None:
+                break
+            trial = Trial("simulated", config=config, trial_id=trial_id, stub=True)
+            trial.configuration, trial.curve = trainings.start(config)
+            trial.step, started = 0, started + 1
+            scheduler.on_trial_add(CONTROLLER, trial)
+            expect(trial, costs.start_seconds + (started <= gpus) * costs.process_seconds)
+        if not running:
+            continue
+        clock, _, trial, step = heappop(running)
+        if step not in trial.curve:  # it diverged, as was recorded
+            scheduler.on_trial_error(CONTROLLER, trial)
+            searcher.on_trial_complete(trial.trial_id, error=True)
+            yield _ended(trial, clock, "failed")
+            continue
+        trial.step, is_last = step, step == steps[-1]
+        result = {**trial.curve[step], "step": step, "done": is_last}
+        result |= {"training_iteration": steps.index(step) + 1, "trial_id": trial.trial_id}
+        goes_on = not is_last and (
+            scheduler.on_trial_result(CONTROLLER, trial, result) != TrialScheduler.STOP
         )
-        for trial in tuner.run():
-            result = flatten_dict(trial.last_result)
-            step = int(result.get("step", 0))
-            outcome = "finished" if step == steps[-1] else "stopped"
-            if trial.status == Trial.ERROR:
-                outcome = "failed"
-            yield Ended(trial.trial_id, trial.configuration, tuner.clock, step, outcome, result)
+        trial.update_last_result({**result, "done": not goes_on})
+        if goes_on:
+            searcher.on_trial_result(trial.trial_id, result)
+            expect(trial)
+            continue
+        last = flatten_dict(trial.last_result)
+        scheduler.on_trial_complete(CONTROLLER, trial, last)
+        searcher.on_trial_complete(trial.trial_id, result=last)
+        yield _ended(trial, clock, "finished" if is_last else "stopped")
+
+
+def _ended(trial, clock, outcome):
+    result = flatten_dict(trial.last_result) if trial.step else {}
+    return Ended(trial.trial_id, trial.configuration, clock, trial.step, outcome, result)

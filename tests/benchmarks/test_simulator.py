@@ -21,10 +21,10 @@ from tests.benchmarks.contenders import (
     ours,
 )
 from tests.benchmarks.curve_table import Costs, curve_table, median_costs, unit_point
+from tests.benchmarks.scripted import Script, StopsBelow
 from tests.benchmarks.simulate import Setting, recorded_setting, regrets, start_points
 from tests.benchmarks.simulator import simulate
 from tests.benchmarks.surface import SimulatedTrainings, Surfaces
-from tests.tuning.execution.scripted import Script, StopsBelow
 from tuning.config.objectives import Objective
 from tuning.config.prior import PriorConfig
 

@@ -1,17 +1,14 @@
-"""A session of a search without Ray: its proposer, recorder and studies, driven by hand."""
+"""A session of a search without Ray: its driver, with trials by hand."""
 
-from ray.tune.search import Searcher
+from unittest.mock import patch
 
 from tests.tuning import fakes
 from trainers.config import TrialConfig
-from tuning.algorithms.budget import Budget
-from tuning.algorithms.searcher import TrialProposer
-from tuning.algorithms.seeds import SeedRace
 from tuning.algorithms.studies import create_studies
-from tuning.config.schema import BudgetConfig, SamplerConfig, SeedsConfig
+from tuning.config.schema import BudgetConfig, SamplerConfig, SearchConfig, SearchFile, SeedsConfig
+from tuning.driver import Driver, Trial
 from tuning.runs.journal import Journal, read_history, trial_events
 from tuning.runs.messages import Ended, Failed, Reported
-from tuning.runs.recorder import Recorder
 from tuning.runs.records import TrialRecord
 
 
@@ -30,6 +27,7 @@ class Session:
         pruner=lambda: None,
         sampler=None,
         seeds=None,
+        check_ray=lambda: None,
         **settings,
     ):
         self.search = search
@@ -40,22 +38,18 @@ class Session:
         self.studies = create_studies(search, space, sampler, pruner)
         self.studies.enqueue_first_points()
         self.studies.replay(trial_events(search.run_folder))
-        limit = BudgetConfig(trials=trials)
-        budget = Budget(limit, search, history, self.journal.now)
-        deciders = (self.studies, budget)
-        self.recorder = Recorder(
-            search, self.journal, callbacks, history.records, deciders=deciders
+        section = SearchConfig(
+            references=references,
+            budget=BudgetConfig(trials=trials, failures=None),
+            seeds=None if seeds is None else SeedsConfig(**seeds),
         )
-        self.race = SeedRace(SeedsConfig(**seeds), search, 0, budget) if seeds is not None else None
-        self.proposer = TrialProposer(
-            self.recorder,
-            config_of,
-            fixed=[TrialRecord(name, -1, "reference", {}) for name in references],
-            studies=self.studies,
-            may_propose=budget.allows,
-            seeds=self.race,
-            earlier=history.records,
-        )
+        fixed = [TrialRecord(name, -1, "reference", {}) for name in references]
+        self.driver = Driver(
+            SearchFile(search=section), search, history, self.journal, callbacks,
+            studies=self.studies, fixed=fixed, check_ray=check_ray,
+        )  # fmt: skip
+        self.recorder, self.race = self.driver.recorder, self.driver.race
+        self._config_of = config_of
 
     def __enter__(self):
         return self
@@ -73,27 +67,34 @@ class Session:
         return only.study
 
     def propose(self):
-        """The Tune configuration of the next trial; None at the end."""
-        spec = self.proposer.suggest("")
-        return None if spec == Searcher.FINISHED else spec
+        """The record of the next trial; None if there is none."""
+        with patch("tuning.driver.config_of", lambda _, record: self._config_of(record)):
+            found = self.driver.next()
+        return found.record if isinstance(found, Trial) else None
 
     def start(self):
         """Propose a trial and start it; None at the end."""
-        spec = self.propose()
-        if spec is None:
+        record = self.propose()
+        if record is None:
             return None
-        self.recorder.started(spec["trial_id"])
-        return self.recorder.records[spec["trial_id"]]
+        self.driver.started(record.trial_id)
+        return self.recorder.records[record.trial_id]
 
     def report(self, trial_id, step, value, goes_on=True, **metrics):
-        """Let a trial report an objective."""
+        """Let a trial report an objective, and stop it if it should not go on.
+
+        Returns:
+            Whether it goes on.
+        """
         report = {"step": step, "val/mean_acc": value, **metrics}
+        if not goes_on:
+            self.driver.orders.stopped.add(trial_id)
         is_last = step >= self.search.total_steps
-        self.recorder.answered(trial_id, Reported(report, is_last=is_last), goes_on)
+        return self.driver.answered(trial_id, Reported(report, is_last=is_last))
 
     def end(self, trial_id, error=False):
         """Let the process of a trial end."""
-        self.recorder.answered(trial_id, Failed("RuntimeError: of a trial") if error else Ended())
+        self.driver.answered(trial_id, Failed("RuntimeError: of a trial") if error else Ended())
         return self.recorder.records[trial_id]
 
     def run(self, value, step=fakes.TOTAL_STEPS, **metrics):

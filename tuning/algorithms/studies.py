@@ -215,7 +215,7 @@ class Studies(Callback):
             while kind == "started" and proposed and proposed[0].number <= record.number:
                 self._ask_again(proposed.popleft())
             if kind == "report":
-                self.trial_reported(record)
+                self.goes_on(record.trial_id, record.metrics)
             elif kind == "ended" and record.is_final:
                 self.trial_ended(record)
 
@@ -290,10 +290,6 @@ class Studies(Callback):
         """
         study, trial = self._running.get(trial_id, (None, None))
         return study is None or trial is None or study.goes_on(trial, report)
-
-    def trial_reported(self, record: TrialRecord) -> None:
-        """Take a report into account of which the scheduler was not asked, such as the last one."""
-        self.goes_on(record.trial_id, record.metrics)
 
     def trial_ended(self, record: TrialRecord) -> None:
         """Pass the end on."""

@@ -67,7 +67,7 @@ def control(
         orders.append(("the search ends", {"end": True}))
     if not orders:
         raise ConfigError("give --stop TRIAL, --enqueue POINT or --end")
-    from tuning.execution.steering import send
+    from tuning.runs.orders import send
 
     for text, order in orders:
         send(loaded.folder, order)

@@ -209,13 +209,13 @@ def _train(run: LoadedRun, wanted: Mapping[Key, TrialRecord], options: SearchOpt
         earlier = [r for r in history.records if r.trial_id in names]
         uri = tracking_uri(file.search.tracking.uri, run.folder.parent)
         mlflow = MlflowCallback(uri, confirms=run.search.run_id)
-        _, outcome, _ = session.run(
+        driver = session.driver(
             search,
             replace(history, records=tuple(earlier)),
             [_Remove(run.folder, session.checkpoints), session.progress, mlflow],
             fixed=points,
-            final_split=SPLIT,
         )
+        _, outcome, _ = session.run(driver, final_split=SPLIT)
     if outcome == "stopped":
         raise KeyboardInterrupt
 

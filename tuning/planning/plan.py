@@ -157,12 +157,9 @@ def plan_search(
             run_folder=folder,
         )
         show_phase(console, "Plan", f"timing {2 * at_once} trials of {base.steps} steps")
-        ended, outcome, _ = replace(session, concurrent=at_once).run(
-            search,
-            History(),
-            [session.progress],
-            fixed=[TrialRecord(trial_name(n), n, "trial", {}) for n in range(2 * at_once)],
-        )
+        short_trials = [TrialRecord(trial_name(n), n, "trial", {}) for n in range(2 * at_once)]
+        driver = session.driver(search, History(), [session.progress], fixed=short_trials)
+        ended, outcome, _ = replace(session, concurrent=at_once).run(driver)
     if outcome == "stopped":
         raise KeyboardInterrupt
     if failed := [record for record in ended.records if record.outcome != "finished"]:

@@ -3,16 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 from tuning.runs.records import SearchOutcome, SearchRecord, TrialRecord
-
-
-class NotPickled:
-    """Tune pickles its searcher, scheduler and callbacks. Nothing is ever restored from that."""
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {}
 
 
 class Callback:

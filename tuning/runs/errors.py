@@ -2,12 +2,8 @@
 
 from __future__ import annotations
 
-import pickle
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from pathlib import Path
-
-from ray.tune.experiment import Trial
 
 from trainers.errors import FULL, StorageFailed, first_line, where_and_why
 from trainers.redact import redact
@@ -69,15 +65,6 @@ def resumable(go_on: str) -> Iterator[None]:
         if failure is None:
             raise
         raise StorageFailed(f"{failure}; {go_on}") from None
-
-
-def error_of(trial: Trial) -> BaseException | None:
-    """The error of a failed trial, which Tune keeps in a file."""
-    file = Path(trial.pickled_error_file or "")
-    if not file.is_file():
-        return None
-    error: BaseException = pickle.loads(file.read_bytes())
-    return error
 
 
 def wrapped_errors(error: BaseException) -> Iterator[BaseException]:

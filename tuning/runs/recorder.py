@@ -1,28 +1,25 @@
-"""Ray Tune's callback: turns its events into records for the journal, studies and callbacks."""
+"""Turns the events of trials into records for the journal, the deciders and the callbacks."""
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import replace
 from typing import Any
 
-from ray.tune import Callback as TuneCallback
-from ray.tune.experiment import Trial
-
 from trainers.errors import StorageFailed
 from trainers.redact import redact
-from tuning.runs.callbacks import Callback, NotPickled
-from tuning.runs.errors import error_of, error_text, storage_failure
+from tuning.runs.callbacks import Callback
+from tuning.runs.errors import storage_failure
 from tuning.runs.journal import History, Journal, read_history
-from tuning.runs.messages import MESSAGE, Ended, Failed, Message, Progressed, Repeated, Reported
+from tuning.runs.messages import Ended, Failed, Message, Progressed, Repeated, Reported
 from tuning.runs.records import Outcome, SearchOutcome, SearchRecord, TrialRecord
 
 logger = logging.getLogger(__name__)
 
 
-class Recorder(NotPickled, TuneCallback):
+class Recorder:
     """Keeps the record of every trial. Events go to the journal, the deciders and the callbacks.
 
     The order matters. An exception of the journal or of a decider ends the search, because a
@@ -33,8 +30,7 @@ class Recorder(NotPickled, TuneCallback):
     Args:
         callbacks: called in this order.
         earlier: trials of earlier sessions; the callbacks get their ends again.
-        deciders: studies and budget, which get the events of trials before the callbacks do.
-        check_ray: raises if Ray is gone. A trial is not to blame for an error that comes from that.
+        deciders: studies and budget, which get starts and ends of trials before the callbacks do.
     """
 
     def __init__(
@@ -45,7 +41,6 @@ class Recorder(NotPickled, TuneCallback):
         earlier: Sequence[TrialRecord] = (),
         gpus_per_trial: float = 0.0,
         deciders: Sequence[Callback] = (),
-        check_ray: Callable[[], None] = lambda: None,
     ) -> None:
         self.search = search
         self.records = {record.trial_id: _kept(record) for record in earlier}
@@ -53,7 +48,6 @@ class Recorder(NotPickled, TuneCallback):
         self._deciders = deciders
         self._callbacks = callbacks
         self._gpus = gpus_per_trial
-        self._check_ray = check_ray
         self._earlier = [record for record in earlier if record.is_final]
 
     def start(self) -> None:
@@ -83,49 +77,19 @@ class Recorder(NotPickled, TuneCallback):
         self.proposed(record)
         self._fail(record, error)
 
-    def on_step_end(self, iteration: int, trials: list[Trial], **info: Any) -> None:
-        """Write a heartbeat to the journal."""
-        self._journal.alive()
-
-    def on_trial_start(
-        self, iteration: int, trials: list[Trial], trial: Trial, **info: Any
-    ) -> None:
-        """A trial starts or continues."""
-        self.started(trial.config["trial_id"])
-
-    def on_trial_result(
-        self, iteration: int, trials: list[Trial], trial: Trial, result: dict[str, Any], **info: Any
-    ) -> None:
-        """A trial has a message. Tune marks the one at which the scheduler stops it as `done`."""
-        self.answered(trial.config["trial_id"], result[MESSAGE], not result.get("done"))
-
-    def on_trial_complete(
-        self, iteration: int, trials: list[Trial], trial: Trial, **info: Any
-    ) -> None:
-        """A trial ended by itself, or the scheduler stopped it."""
-        self.answered(trial.config["trial_id"], Ended())
-
-    def on_trial_error(
-        self, iteration: int, trials: list[Trial], trial: Trial, **info: Any
-    ) -> None:
-        """A trial raised."""
-        error = error_of(trial)
-        reason = "the trial ended without an error" if error is None else error_text(error)
-        self.answered(trial.config["trial_id"], Failed(reason))
-
     def started(self, trial_id: str) -> None:
         """Record that a trial starts or continues."""
         self._start(self.records[trial_id], self._gpus)
 
-    def answered(self, trial_id: str, message: Message, goes_on: bool = True) -> None:
-        """Record a message.
+    def answered(self, trial_id: str, message: Message, goes_on: bool = True) -> bool:
+        """Record a message, and return whether others may follow.
 
         Args:
             goes_on: whether the trial goes on after a report that is not its last.
         """
         record = self.records[trial_id]
         if record.is_final:
-            return
+            return False
         match message:
             case Repeated():
                 logger.warning(redact(message.reason))
@@ -140,6 +104,7 @@ class Recorder(NotPickled, TuneCallback):
                 self._fail(record, message.error)
             case Ended():
                 self._fail(record, "the trial ended without its last report")
+        return not self.records[trial_id].is_final
 
     def finish(self, outcome: SearchOutcome) -> History:
         """End the session: trials that still run are `stopped`. Returns what is on the disk.
@@ -197,14 +162,11 @@ class Recorder(NotPickled, TuneCallback):
             record = record.with_end(outcome, self._journal.now())
         self._journal.trial_reported(record)
         self.records[record.trial_id] = record
-        for decider in self._deciders:
-            decider.trial_reported(record)
         self._notify("trial_reported", record)
         if record.is_final:
             self._end(record)
 
     def _fail(self, record: TrialRecord, error: str) -> None:
-        self._check_ray()
         if record.started_at is None:  # its process could not be started
             record = self._start(record, gpus=0.0)
         record = record.with_end("failed", self._journal.now(), error)

@@ -1,8 +1,8 @@
-"""Early stopping by Optuna's pruners, through the scheduler of Ray Tune and over resumes."""
+"""Early stopping by Optuna's pruners, through the driver and over resumes."""
 
 import math
 import random
-from types import SimpleNamespace
+from functools import partial
 
 import optuna
 import pytest
@@ -17,7 +17,6 @@ from trainers.errors import ConfigError
 from tuning.algorithms.pruning import LEAST_FINISHED, create_pruner
 from tuning.config.objectives import Objective
 from tuning.config.schema import SchedulerConfig
-from tuning.execution.scheduler import PrunerScheduler
 from tuning.search import SearchOptions, continue_search
 
 SPACE = SearchSpace(parameters={"optim.lr": Float(low=0.0, high=1.0)})
@@ -44,26 +43,17 @@ def test_the_first_rung_is_an_evaluation_after_two_thirds_at_most(steps, every, 
 
 
 class Pruned(Session):
-    """A session whose scheduler is asked as Tune asks it."""
+    """A session with a pruner, each of whose trials reports every `EVERY` steps."""
 
-    def __init__(self, folder, config, **changes):
+    def __init__(self, folder, config, references=(), **changes):
         search = fakes.search_record(folder, run_id="id", **changes)
-        super().__init__(
-            search, SPACE, name="random", pruner=lambda: create_pruner(config, TOTAL, EVERY)
-        )
-        self.scheduler = PrunerScheduler(self.studies, TOTAL)
+        pruner = partial(create_pruner, config, TOTAL, EVERY)
+        super().__init__(search, SPACE, name="random", references=references, pruner=pruner)
 
     def step(self, trial_id, value, metric="val/mean_acc"):
         """The next report of a trial; whether it goes on."""
         step = self.recorder.records[trial_id].step + EVERY
-        result = {"step": step, metric: value}
-        goes_on = True
-        if step < TOTAL:  # a report that is `done` does not come to the scheduler
-            trial = SimpleNamespace(config={"trial_id": trial_id})
-            goes_on = self.scheduler.on_trial_result(None, trial, result) == "CONTINUE"
-        more = {} if metric == "val/mean_acc" else {metric: value}
-        self.report(trial_id, step, value, goes_on, **more)
-        return goes_on and step < TOTAL
+        return self.report(trial_id, step, value, **{metric: value})
 
 
 def value_of(trial_id, step):
@@ -158,10 +148,14 @@ def test_a_value_that_is_no_number_is_stopped_at_a_rung(tmp_path):
 
 
 def test_references_and_the_last_report_are_never_stopped(tmp_path):
-    scheduler = Pruned(tmp_path, CONFIGS["asha"]).scheduler
-    reference = SimpleNamespace(config={"trial_id": "ft"})
-    for result in ({"step": 20, "val/mean_acc": -1.0}, {"train_curve": {}}):
-        assert scheduler.on_trial_result(None, reference, result) == "CONTINUE"
+    session = Pruned(tmp_path, CONFIGS["asha"], references=["ft"])
+    reference = session.start().trial_id
+    while session.step(reference, -1.0):
+        pass
+    assert session.recorder.records[reference].outcome == "finished"
+    for _ in range(LEAST_FINISHED):
+        session.run(50.0)
+    assert session.run(-1.0).outcome == "finished"
 
 
 def test_with_several_objectives_no_trial_is_stopped(images_root, tmp_path):

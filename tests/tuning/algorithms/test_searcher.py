@@ -8,6 +8,7 @@ from tests.tuning.sessions import Session
 from trainers.config import TrialConfig
 from trainers.errors import ConfigError
 from tuning.algorithms.studies import TRIAL_ID
+from tuning.driver import End
 from tuning.runs.journal import read_history
 
 FIRST = {"optim.lr": 1e-4, "method.text_length": 8}
@@ -35,12 +36,10 @@ def test_references_come_first_then_initial_points_then_the_sampler(search):
     assert (reference.trial_id, reference.params) == ("ft", {})
     assert states(session) == {}  # it never reaches the study
     first, second = session.propose(), session.propose()
-    assert (first["trial_id"], first["params"]) == ("trial-000", FIRST)
-    assert second["trial_id"] == "trial-001"
-    assert second["params"].keys() == FIRST.keys()
-    assert not session.proposer.is_exhausted
-    assert session.propose() is None
-    assert session.proposer.is_exhausted
+    assert (first.trial_id, first.params) == ("trial-000", FIRST)
+    assert second.trial_id == "trial-001"
+    assert second.params.keys() == FIRST.keys()
+    assert isinstance(session.driver.next(), End)
 
 
 @pytest.mark.parametrize(
@@ -53,8 +52,7 @@ def test_a_proposal_that_does_not_validate_is_a_failed_trial(error, search):
         return TrialConfig()
 
     session = Session(search, SPACE, config_of=config_of)
-    spec = session.propose()
-    assert spec["trial_id"] == "trial-001"
+    assert session.propose().trial_id == "trial-001"
     (failed,) = read_history(search.run_folder, live=True).records
     assert (failed.trial_id, failed.outcome) == ("trial-000", "failed")
     assert failed.error == f"{type(error).__name__}: {error}"

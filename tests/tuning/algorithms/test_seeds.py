@@ -13,6 +13,7 @@ from tests.tuning.sessions import Session
 from tuning.algorithms.seeds import LEADERS, chance_of_first
 from tuning.checkpoints.retention import kept_trials
 from tuning.config.objectives import parse_constraint
+from tuning.driver import End, Wait
 from tuning.runs.journal import read_history
 from tuning.runs.ranking import deviation_of_seeds, margin_of_mean
 
@@ -106,7 +107,7 @@ def test_a_search_ends_once_its_leader_is_the_best(search):
     names = train(session, 100, value)
     assert names[20:] == ["trial-007-seed-1"]
     assert "trial-007 is the best trial with a probability of 0.9" in session.race.ended_by
-    assert session.proposer.is_exhausted
+    assert isinstance(session.driver.next(), End)
 
 
 def test_the_next_seed_goes_where_it_may_change_who_wins(search):
@@ -179,12 +180,12 @@ def test_the_race_waits_for_trials_that_still_train(search):
         finish(name, acc)
     repeats = [session.start().trial_id for _ in range(2)]
     assert repeats == [f"{name}-seed-{2**40 + 1}" for name in names[:2]]
-    assert session.proposer.suggest("") is None  # the sixth may be the best
+    assert isinstance(session.driver.next(), Wait)  # the sixth may be the best
     finish(names[5], 90.0)
     assert session.start().repeats == names[5]
     assert session.race.ended_by is None
     assert session.propose() is None
-    assert session.proposer.is_exhausted
+    assert isinstance(session.driver.next(), End)
 
 
 def test_the_chance_is_that_of_students_t(search):

@@ -8,6 +8,7 @@ import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from unittest.mock import patch
 
 import pyarrow.parquet as pq
@@ -196,7 +197,7 @@ def test_results_of_two_test_splits_are_not_mixed(whole_root, tmp_path):
 
 def test_a_run_that_learns_from_its_trials_has_no_final_split():
     with pytest.raises(RuntimeError, match="the test splits must not be read"):
-        Session.run(None, None, None, (), studies=object(), final_split="test")
+        Session.run(None, SimpleNamespace(proposes=True), final_split="test")
 
 
 @pytest.fixture

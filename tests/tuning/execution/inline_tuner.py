@@ -1,10 +1,9 @@
-"""Searches without Ray: an inline tuner makes the calls of `tune.Tuner` in its order.
+"""Searches without Ray: a tuner of this process asks the driver as Ray Tune's adapter does.
 
-Its warrant is `test_inline_tuner.py`, which compares it with Ray Tune itself.
+`test_tune_adapter.py` compares the two.
 """
 
 import json
-import pickle
 import shutil
 from collections import Counter
 from contextlib import ExitStack, contextmanager, nullcontext
@@ -13,149 +12,82 @@ from types import SimpleNamespace
 from unittest.mock import patch
 
 from optuna.storages.journal import JournalFileBackend
-from ray.exceptions import RayTaskError
-from ray.tune.experiment import Trial
-from ray.tune.schedulers import TrialScheduler
-from ray.tune.search import Searcher
-from ray.tune.utils import flatten_dict
 
 from tests.tuning.execution.instant import zero_shot
+from tuning.driver import End, Trial
 from tuning.runs.callbacks import Callback
+from tuning.runs.errors import error_text
 from tuning.runs.journal import append_synced
+from tuning.runs.messages import MESSAGE, Ended, Failed, Reported
 from tuning.views.callback import ResultsCallback
 
-CONTROLLER = None
-"""Schedulers that stop trials, and searchers, do not ask Tune's controller for anything."""
 REPORTED = {}
 """The step that each trial has reported last, whoever learned of it."""
 
 
-class _Trial(Trial):
-    pickled_error_file = None
-
-
 class InlineTuner:
-    """`tune.Tuner` in this process. Slots are kept from trial to trial, as with `reuse_actors`."""
+    """Runs the trials of a driver one message after the other. Slots are kept, as Tune keeps them.
+
+    Args:
+        train: the class of the slots.
+    """
 
     choose = staticmethod(lambda running: 0)
-    """Which of so many running trials reports next, where it is not a matter of time."""
+    """Which of so many running trials has the next message, where it is not a matter of time."""
 
-    def __init__(self, train, *, tune_config, run_config):
-        self._train, self._run = train, run_config
-        self._searcher, self._scheduler = tune_config.search_alg, tune_config.scheduler
-        self._concurrent = tune_config.max_concurrent_trials
-        self._running, self._trials, self._free = [], [], []
-        self._iteration, self._failures = 0, Counter()
-
-    def fit(self):
-        for _ in self.run():
-            pass
+    def __init__(self, train, driver, concurrent, max_failures):
+        self._train, self._driver = train, driver
+        self._concurrent, self._max_failures = concurrent, max_failures
+        self._running, self._configs, self._failures = {}, {}, Counter()
+        self._free = []
 
     def run(self):
-        for callback in self._run.callbacks:
-            callback.setup()
         is_exhausted = False
-        while True:
-            self._tell("on_step_begin")
+        while self._running or not is_exhausted:
             while len(self._running) < self._concurrent and not is_exhausted:
-                trial_id = f"{len(self._trials):05d}"
-                config = self._searcher.suggest(trial_id)
-                is_exhausted = config == Searcher.FINISHED
-                if is_exhausted or config is None:
+                found = self._driver.next()
+                is_exhausted = isinstance(found, End)
+                if not isinstance(found, Trial):
                     break
-                self._start(trial_id, config)
+                self._start(found.for_slot)
             if self._running:
-                trial = self.next_to_report()
-                self._report(trial)
-                if trial not in self._running:
-                    yield trial
-            if self._run.stop is not None and self._run.stop.stop_all():
-                self._running, is_exhausted = [], True  # Tune tells nobody of the ends
-            self._iteration += 1
-            self._tell("on_step_end")
-            if is_exhausted and not self._running:
+                self._ask([*self._running][self.choose(len(self._running))])
+            if not self._driver.turn():
                 break
-        for callback in self._run.callbacks:
-            callback.on_experiment_end(trials=self._trials)
 
-    def next_to_report(self):
-        return self._running[self.choose(len(self._running))]
-
-    def _start(self, trial_id, config):
-        trial = _Trial("inline", config=config, trial_id=trial_id, stub=True)
-        self._trials.append(trial)
-        self._scheduler.on_trial_add(CONTROLLER, trial)
-        self._running.append(trial)
-        self._run_in_slot(trial)
-
-    def _run_in_slot(self, trial):
-        trial.set_status(Trial.RUNNING)
-        trial.reports = 0
+    def _start(self, config):
+        trial_id = config["trial_id"]
+        self._configs[trial_id] = config
         if self._free:
-            trial.slot = self._free.pop()
-            trial.slot.reset_config(trial.config)
+            slot = self._free.pop()
+            slot.reset_config(config)
         else:
-            trial.slot = self._train.__new__(self._train)
-            trial.slot.setup(trial.config)
-        self._tell("on_trial_start", trial)
+            slot = self._train.__new__(self._train)
+            slot.setup(config)
+        self._running[trial_id] = slot
+        self._driver.started(trial_id)
 
-    def _report(self, trial):
+    def _ask(self, trial_id):
         try:
-            result = trial.slot.step()
+            message = self._running[trial_id].step()[MESSAGE]
         except Exception as error:
-            self._fail(trial, error)
+            del self._running[trial_id]  # the process ends with an error that its step raises
+            self._driver.lost(error)
+            self._failures[trial_id] += 1
+            if self._failures[trial_id] <= self._max_failures:
+                self._start(self._configs[trial_id])
+            else:
+                self._driver.answered(trial_id, Failed(error_text(error)))
             return
-        trial.reports += 1
-        REPORTED[trial.config.get("trial_id")] = result.get("step")
-        result |= {"training_iteration": trial.reports, "trial_id": trial.trial_id}
-        result.setdefault("done", False)
-        flat = flatten_dict(result)
-        if trial.should_stop(flat):
-            decision = TrialScheduler.STOP
-        else:
-            decision = self._scheduler.on_trial_result(CONTROLLER, trial, flat)
-        if decision == TrialScheduler.STOP:
-            result["done"] = True
-        else:
-            self._searcher.on_trial_result(trial.trial_id, flat)
-        self._tell("on_trial_result", trial, result=dict(result))
-        trial.update_last_result(result)
-        if decision == TrialScheduler.STOP:
-            self._complete(trial)
+        REPORTED[trial_id] = message.metrics["step"] if isinstance(message, Reported) else None
+        if not self._driver.answered(trial_id, message):
+            self._driver.answered(trial_id, Ended())
+            self._free.append(self._running.pop(trial_id))
 
-    def _complete(self, trial):
-        last = flatten_dict(trial.last_result)
-        self._scheduler.on_trial_complete(CONTROLLER, trial, last)
-        self._searcher.on_trial_complete(trial.trial_id, result=last)
-        self._tell("on_trial_complete", trial)
-        self._end(trial, Trial.TERMINATED)
 
-    def _fail(self, trial, error):
-        trial.slot = None  # Tune ends a process that has raised
-        trial.pickled_error_file = str(Path(self._run.storage_path) / f"{trial.trial_id}.pkl")
-        Path(trial.pickled_error_file).write_bytes(pickle.dumps(RayTaskError("step", "", error)))
-        self._failures[trial] += 1
-        if self._failures[trial] <= self._run.failure_config.max_failures:
-            self._scheduler.on_trial_error(CONTROLLER, trial)
-            self._scheduler.on_trial_add(CONTROLLER, trial)
-            self._tell("on_trial_recover", trial)
-            self._run_in_slot(trial)
-            return
-        self._scheduler.on_trial_error(CONTROLLER, trial)
-        self._searcher.on_trial_complete(trial.trial_id, error=True)
-        self._tell("on_trial_error", trial)
-        self._end(trial, Trial.ERROR)
-
-    def _end(self, trial, status):
-        trial.set_status(status)
-        self._running.remove(trial)
-        if trial.slot is not None:
-            self._free.append(trial.slot)
-
-    def _tell(self, event, trial=None, **more):
-        named = {"iteration": self._iteration, "trials": self._trials, **more}
-        for callback in self._run.callbacks:
-            getattr(callback, event)(**named, **({} if trial is None else {"trial": trial}))
+def run_inline(train, driver, concurrent, max_failures, callbacks=()):
+    """In place of `tuning.execution.tune_adapter.run_trials`."""
+    InlineTuner(train, driver, concurrent, max_failures).run()
 
 
 @contextmanager
@@ -168,6 +100,7 @@ def without_ray(mlflow=True):
         "concurrent_trials": lambda resources, **_: resources.max_concurrent or 1,
         "zero_shot_metrics": zero_shot,
         "restored_process": nullcontext,
+        "run_trials": run_inline,
     }
     with ExitStack() as patches:
         if not mlflow:
@@ -180,7 +113,6 @@ def without_ray(mlflow=True):
         patches.enter_context(patch.object(ResultsCallback, "_follow"))
         patches.enter_context(patch("tuning.views.page.write_page"))
         patches.enter_context(patch("tuning.views.static.write_main_figure"))
-        patches.enter_context(patch("ray.tune.Tuner", InlineTuner))
         yield
 
 

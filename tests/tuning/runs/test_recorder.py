@@ -6,7 +6,6 @@ import pytest
 
 from tests.tuning import fakes
 from trainers.errors import StorageFailed
-from tuning.execution.ray_watch import RayLost, RayWatch
 from tuning.runs.callbacks import Callback
 from tuning.runs.journal import Journal, JournalReader, read_history
 from tuning.runs.messages import Ended, Failed, Progressed, Repeated, Reported
@@ -136,16 +135,6 @@ def test_the_time_of_a_wait_for_gpus_is_not_that_of_gpus(tmp_path, monkeypatch, 
         "trial-000 waits for GPUs of the cluster",
         "its machine was lost",
     ]
-
-
-def test_a_trial_is_not_blamed_for_the_loss_of_ray(tmp_path):
-    watch = RayWatch({"raylet": ("127.0.0.1", 1)}, "resume it")
-    r = recorder(tmp_path, check_ray=watch.check)
-    r.started("trial-000")
-    with pytest.raises(RayLost, match="raylet"):
-        r.answered("trial-000", Failed("RuntimeError: of Ray"))
-    r.finish("stopped")
-    assert [record.outcome for record in read_history(tmp_path).records] == ["stopped"]
 
 
 def test_a_signal_while_a_pruned_trial_is_written_does_not_make_it_stopped(tmp_path, monkeypatch):

@@ -12,13 +12,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, TypeAlias
 
-from ray import tune
-
 from trainers.errors import storage_failures
-from tuning.algorithms.budget import Budget
-from tuning.algorithms.studies import Studies
-from tuning.execution.signals import raise_interrupt
-from tuning.runs.callbacks import NotPickled
 from tuning.runs.journal import Journal, JournalReader, append_synced
 from tuning.runs.records import ParamValue
 
@@ -73,41 +67,21 @@ def _order_of(value: object) -> Order | None:
     return None
 
 
-class Steering(NotPickled, tune.Callback, tune.Stopper):
-    """Follows orders and budgets in the loop of Ray Tune, which turns several times a second.
+class Orders:
+    """The orders to one session.
 
     Args:
-        began: `size_of_orders` when the session began, before its preparation.
+        before: `size_of_orders` when the session began, before its preparation.
     """
 
-    def __init__(
-        self,
-        run_folder: Path,
-        journal: Journal,
-        budget: Budget,
-        studies: Studies,
-        began: int = 0,
-    ) -> None:
-        self._path, self._journal = run_folder / CONTROL_FILE, journal
-        self._budget, self._studies, self._began = budget, studies, began
+    def __init__(self, run_folder: Path, journal: Journal, before: int = 0) -> None:
+        self._path, self._journal, self._before = run_folder / CONTROL_FILE, journal, before
         orders, self._read = recorded_orders(run_folder)
         self.stopped = {order["stop"] for order in orders if "stop" in order}
-        """Trials that end at their next report: their workers cannot be stopped within a step."""
+        """Trials that the user has stopped, in any session."""
 
-    def on_step_end(self, iteration: int, trials: list[Any], **info: Any) -> None:
-        """End the search if a signal was lost, then follow the orders that are new."""
-        raise_interrupt()
-        for order in self._new_orders():
-            self._journal.controlled(order, self._read)
-            match order:
-                case {"stop": trial_id}:
-                    self.stopped.add(trial_id)
-                case {"enqueue": params}:
-                    self._studies.enqueue(params)
-                case {"end": True} if self._read > self._began:  # an older one ended that session
-                    self._budget.is_ended = True
-
-    def _new_orders(self) -> Iterator[Order]:
+    def new(self) -> Iterator[Order]:
+        """The orders since the last call, each once it is in the journal."""
         if not self._path.is_file() or self._path.stat().st_size <= self._read:
             return
         with self._path.open("rb") as file:
@@ -122,13 +96,9 @@ class Steering(NotPickled, tune.Callback, tune.Stopper):
                     order = None
                 if order is None:
                     logger.warning("%s: a line is damaged and left out", self._path)
-                else:
+                    continue
+                self._journal.controlled(order, self._read)
+                if "stop" in order:
+                    self.stopped.add(order["stop"])
+                if "end" not in order or self._read > self._before:  # an older one ended another
                     yield order
-
-    def __call__(self, trial_id: str, result: dict[str, Any]) -> bool:
-        """Stop no trial by itself."""
-        return False
-
-    def stop_all(self) -> bool:
-        """Stop running trials when a budget ends the search."""
-        return self._budget.over() is not None

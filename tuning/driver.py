@@ -1,0 +1,185 @@
+"""The driver of a search: what is trained next, and what follows from each message of a trial.
+
+It knows no Ray. `tuning.execution.tune_adapter` calls it from the loop of Ray Tune, in one thread.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from trainers.config import TrialConfig
+from tuning.algorithms.budget import Budget
+from tuning.algorithms.searcher import TrialProposer
+from tuning.algorithms.seeds import SeedRace
+from tuning.algorithms.studies import Studies
+from tuning.config.schema import SearchFile
+from tuning.runs.callbacks import Callback
+from tuning.runs.errors import error_text, storage_failure
+from tuning.runs.journal import History, Journal
+from tuning.runs.messages import Failed, Message, Reported
+from tuning.runs.orders import Orders
+from tuning.runs.recorder import Recorder
+from tuning.runs.records import SearchOutcome, SearchRecord, TrialRecord
+from tuning.runs.run_folder import config_of
+
+
+@dataclass(frozen=True)
+class Trial:
+    """A trial to start, or to continue from its checkpoints."""
+
+    record: TrialRecord
+    config: TrialConfig
+
+    @property
+    def for_slot(self) -> dict[str, Any]:
+        """Name, parameters, and the configuration as JSON, which is all that the workers parse."""
+        record = self.record
+        return {
+            "trial_id": record.trial_id,
+            "params": dict(record.params),
+            "trial": self.config.model_dump_json(),
+        }
+
+
+class Wait:
+    """Nothing may start before a trial that still trains has ended: ask again."""
+
+
+class End:
+    """There is nothing more to start."""
+
+
+class Driver:
+    """Decides what a search does. An error of one of its parts ends the search.
+
+    It starts unfinished trials, then fixed ones, then what studies propose.
+
+    Args:
+        history: whose unfinished trials continue, and which counts towards the budgets.
+        callbacks: see `Recorder`.
+        studies: with the trials of the history; by default nothing is proposed.
+        fixed: trials to run in any case, such as references.
+        orders_before: `size_of_orders` when the session began, before its preparation.
+        check_ray: raises if Ray is gone. A trial is not to blame for an error that comes from that.
+    """
+
+    def __init__(
+        self,
+        file: SearchFile,
+        search: SearchRecord,
+        history: History,
+        journal: Journal,
+        callbacks: Sequence[Callback] = (),
+        *,
+        studies: Studies | None = None,
+        fixed: Sequence[TrialRecord] = (),
+        orders_before: int = 0,
+        check_ray: Callable[[], None] = lambda: None,
+    ) -> None:
+        self.search, self._file, self._journal, self._check_ray = search, file, journal, check_ray
+        self.studies, limits, seeds = studies or Studies(()), file.search.budget, file.search.seeds
+        self.budget = Budget(limits, search, history, journal.now, file)
+        self.race = SeedRace(seeds, search, file.trial.seed, self.budget) if seeds else None
+        gpus, deciders = file.search.resources.gpus_per_trial, (self.studies, self.budget)
+        self.recorder = Recorder(search, journal, callbacks, history.records, gpus, deciders)
+        self.proposer = TrialProposer(
+            self.recorder,
+            fixed=fixed,
+            studies=self.studies,
+            may_propose=self.budget.allows,
+            seeds=self.race,
+            earlier=history.records,
+        )
+        self.orders = Orders(search.run_folder, journal, orders_before)
+        self._is_exhausted = False
+
+    @property
+    def proposes(self) -> bool:
+        """Whether any trial is proposed by the results of others."""
+        return bool(self.studies.studies)
+
+    def start(self) -> None:
+        """Tell the callbacks that the search starts. Their exceptions are raised."""
+        self.recorder.start()
+
+    def next(self) -> Trial | Wait | End:
+        """What to start next. The driver may be asked again after each message of a trial."""
+        while (record := self.proposer.next()) is not None:
+            try:
+                config = config_of(self._file, record)
+            except Exception as error:  # of a combination of parameters, or a plug-in's own check
+                if storage_failure(error):
+                    raise
+                self.recorder.rejected(record, error_text(error))
+                continue
+            self.recorder.proposed(record)
+            return Trial(record, config)
+        if self.race is not None and self.race.waits:
+            return Wait()
+        self._is_exhausted = True
+        return End()
+
+    def started(self, trial_id: str) -> None:
+        """Record that a trial starts or continues."""
+        self.recorder.started(trial_id)
+
+    def answered(self, trial_id: str, message: Message) -> bool:
+        """Record a message of a trial, and decide whether the trial goes on.
+
+        A trial that has done all its steps ends by itself, whatever its report. One whose workers
+        train a step cannot be stopped before its next report.
+        """
+        goes_on = True
+        match message:
+            case Reported():
+                goes_on = self.studies.goes_on(trial_id, message.metrics)
+                goes_on &= trial_id not in self.orders.stopped
+            case Failed():
+                self._check_ray()
+        return self.recorder.answered(trial_id, message, goes_on)
+
+    def lost(self, error: BaseException) -> None:
+        """Check the error of a trial's process before it is taken for a failure of the trial.
+
+        Raises:
+            StorageFailed: the storage failed, so every trial would fail. This ends the search.
+        """
+        if failure := storage_failure(error):
+            raise failure
+
+    def turn(self) -> bool:
+        """Write a heartbeat and follow new orders; whether the search goes on.
+
+        The loop that calls this turns several times a second.
+        """
+        self._journal.alive()
+        for order in self.orders.new():
+            match order:
+                case {"enqueue": params}:
+                    self.studies.enqueue(params)
+                case {"end": True}:
+                    self.budget.is_ended = True
+        return self.budget.over() is None
+
+    @property
+    def outcome(self) -> SearchOutcome:
+        """How the search has ended, once nothing runs any more.
+
+        It is `stopped` after too many failures in a row.
+        """
+        if self.budget.is_broken:
+            return "stopped"
+        complete = self._is_exhausted and self.recorder.is_complete
+        return "finished" if complete or self.budget.over() is not None else "stopped"
+
+    @property
+    def ended_by(self) -> str | None:
+        """The limit other than the number of trials that has ended the search, if one has."""
+        raced = self.race.ended_by if self.race and self.outcome == "finished" else None
+        return self.budget.ended_by or raced
+
+    def finish(self, outcome: SearchOutcome) -> History:
+        """End the session, see `Recorder.finish`."""
+        return self.recorder.finish(outcome)

@@ -1,0 +1,214 @@
+"""Ray Tune runs the trials of a driver. All classes of Tune are here, and none decides anything."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from contextlib import ExitStack
+from datetime import datetime
+from pathlib import Path
+from pickle import loads
+from typing import TYPE_CHECKING, Any
+
+from ray import tune
+from ray.tune.experiment import Trial as TuneTrial
+from ray.tune.schedulers import FIFOScheduler
+from ray.tune.search import Searcher
+
+from trainers.folders import temporary_folder
+from tuning.driver import Driver, End, Trial, Wait
+from tuning.execution.ray_workarounds import tune_workarounds
+from tuning.execution.signals import environment_variables, raise_interrupt
+from tuning.runs.errors import error_text
+from tuning.runs.messages import MESSAGE, Ended, Failed, Reported
+
+if TYPE_CHECKING:
+    from ray.tune.execution.tune_controller import TuneController
+
+logger = logging.getLogger(__name__)
+
+
+def run_trials(
+    train: Any,
+    driver: Driver,
+    concurrent: int,
+    max_failures: int,
+    callbacks: Sequence[tune.Callback] = (),
+) -> None:
+    """Run trials until the driver has no more, or ends the search.
+
+    Args:
+        train: a class, because Ray Tune 2.60 hangs if it stops a trial of a function whose process
+            it keeps. Its results have a message for the driver, see `Slot`.
+        max_failures: of processes of trials. Failed trainings are messages.
+        callbacks: of the user, for Tune. Its loggers write below `tune/` in the run folder.
+    """
+    with ExitStack() as stack:
+        if callbacks:  # Tune copies what its loggers have written so often, and at the end
+            copies = environment_variables({"TUNE_GLOBAL_CHECKPOINT_S": "60"}, override=False)
+            stack.enter_context(copies)
+            storage = driver.search.run_folder / "tune"
+        else:  # files of Tune, which are never read again
+            storage = stack.enter_context(temporary_folder("lipsum-tune-search-"))
+        stack.enter_context(tune_workarounds())
+        tune.Tuner(
+            train,
+            tune_config=tune.TuneConfig(
+                num_samples=-1,  # until the searcher has no more
+                max_concurrent_trials=concurrent,
+                search_alg=_Searcher(driver),
+                scheduler=_Scheduler(driver),
+                reuse_actors=True,
+                trial_name_creator=_trial_id,
+                trial_dirname_creator=_trial_id,
+            ),
+            run_config=tune.RunConfig(
+                name=f"{datetime.now():%Y-%m-%d_%H-%M-%S}",  # a folder for each session
+                storage_path=str(storage),
+                callbacks=[_Events(driver), *map(_Reports, callbacks)],
+                stop=_Stopper(driver),
+                checkpoint_config=tune.CheckpointConfig(checkpoint_at_end=False),
+                failure_config=tune.FailureConfig(max_failures),
+                verbose=0,
+            ),
+        ).fit()
+
+
+def _trial_id(trial: TuneTrial) -> str:
+    return str(trial.config["trial_id"])
+
+
+class _NotPickled:
+    """Tune pickles its searcher, scheduler and callbacks. Nothing is ever restored from that."""
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {}
+
+
+class _Searcher(_NotPickled, Searcher):
+    """Asks the driver for the next trial."""
+
+    def __init__(self, driver: Driver) -> None:
+        first = driver.search.objectives[0]
+        super().__init__(metric=first.metric, mode=first.mode)
+        self._driver = driver
+
+    def suggest(self, trial_id: str) -> Any:
+        """The Tune configuration of a trial; None: ask again; FINISHED: there is no more."""
+        match self._driver.next():
+            case Trial() as trial:
+                return trial.for_slot
+            case Wait():
+                return None
+            case End():
+                return Searcher.FINISHED
+
+    def on_trial_complete(self, *_: Any, **__: Any) -> None:
+        """Do nothing: the driver has got the message."""
+
+    save = restore = on_trial_complete
+
+
+class _Stopper(_NotPickled, tune.Stopper):
+    """Passes each message on before the user's callbacks get its result, and stops what the driver
+    does not let go on.
+
+    Tune asks it for every result, and once a turn of its loop.
+    """
+
+    def __init__(self, driver: Driver) -> None:
+        self._driver = driver
+
+    def __call__(self, trial_id: str, result: dict[str, Any]) -> bool:
+        """Whether the trial ends with this message."""
+        return not self._driver.answered(result["config"]["trial_id"], result[MESSAGE])
+
+    def stop_all(self) -> bool:
+        """Whether all running trials are stopped, and the search ends."""
+        raise_interrupt()
+        return not self._driver.turn()
+
+
+class _Scheduler(_NotPickled, FIFOScheduler):
+    """Checks an error of a trial's process before Tune makes anything of it."""
+
+    def __init__(self, driver: Driver) -> None:
+        super().__init__()
+        self._driver = driver
+
+    def on_trial_error(self, tune_controller: TuneController, trial: TuneTrial) -> None:
+        """Raise an error that ends the search.
+
+        Raises:
+            StorageFailed: see `Driver.lost`.
+            TuneError: the trial did not fail, but the record of its end did.
+        """
+        error = _error_of(trial)
+        if error is None:  # Python adds the cause
+            raise tune.TuneError(f"the end of {trial} could not be recorded")
+        self._driver.lost(error)
+
+
+class _Events(_NotPickled, tune.Callback):
+    """Passes on what happens to the processes of trials."""
+
+    def __init__(self, driver: Driver) -> None:
+        self._driver = driver
+
+    def on_trial_start(
+        self, iteration: int, trials: list[TuneTrial], trial: TuneTrial, **info: Any
+    ) -> None:
+        """A trial starts or continues."""
+        self._driver.started(_trial_id(trial))
+
+    def on_trial_complete(
+        self, iteration: int, trials: list[TuneTrial], trial: TuneTrial, **info: Any
+    ) -> None:
+        """A trial has ended by itself, or was stopped."""
+        self._driver.answered(_trial_id(trial), Ended())
+
+    def on_trial_error(
+        self, iteration: int, trials: list[TuneTrial], trial: TuneTrial, **info: Any
+    ) -> None:
+        """The process of a trial was lost too often."""
+        error = _error_of(trial)
+        reason = "the trial ended without an error" if error is None else error_text(error)
+        self._driver.answered(_trial_id(trial), Failed(reason))
+
+
+def _error_of(trial: TuneTrial) -> BaseException | None:
+    """The error of a failed trial, which Tune keeps in a file."""
+    file = Path(trial.pickled_error_file or "")
+    if not file.is_file():
+        return None
+    error: BaseException = loads(file.read_bytes())
+    return error
+
+
+class _Reports(tune.Callback):
+    """A callback of the user, which sees the metrics of reports only, and no other message.
+
+    Its exceptions are logged once an event: a tracker that is down ends no search.
+    """
+
+    def __init__(self, callback: tune.Callback) -> None:
+        self._callback, self._failed = callback, set[str]()
+
+    def __getattribute__(self, name: str) -> Any:
+        callback, failed = (object.__getattribute__(self, key) for key in ("_callback", "_failed"))
+        if not name.startswith("on_"):
+            return getattr(callback, name)
+
+        def call(**info: Any) -> None:
+            if name == "on_trial_result":
+                if not isinstance(info["result"][MESSAGE], Reported):
+                    return
+                info["result"] = {k: v for k, v in info["result"].items() if k != MESSAGE}
+            try:
+                getattr(callback, name)(**info)
+            except Exception:
+                if name not in failed:
+                    logger.exception("%s failed at %s", type(callback).__name__, name)
+                failed.add(name)
+
+        return call
