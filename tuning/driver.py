@@ -131,14 +131,16 @@ class Driver:
         A trial that has done all its steps ends by itself, whatever its report. One whose workers
         train a step cannot be stopped before its next report.
         """
-        goes_on = True
+        reason = ""
         match message:
             case Reported():
-                goes_on = self.studies.goes_on(trial_id, message.metrics)
-                goes_on &= trial_id not in self.orders.stopped
+                if not self.studies.goes_on(trial_id, message.metrics):
+                    reason = f"pruned by {self.studies.pruner}"
+                elif trial_id in self.orders.stopped:
+                    reason = "stopped by the user"
             case Failed():
                 self._check_ray()
-        return self.recorder.answered(trial_id, message, goes_on)
+        return self.recorder.answered(trial_id, message, reason)
 
     def lost(self, error: BaseException) -> None:
         """Check the error of a trial's process before it is taken for a failure of the trial.

@@ -10,6 +10,7 @@ import logging
 import shutil
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,7 @@ from trainers.data.data_root import domain_files, resolve_root, stored_root
 from trainers.data.schema import split_header
 from trainers.errors import ConfigError, validate
 from trainers.evaluation.metrics import ID, MetricKey
-from tuning.algorithms.pruning import LEAST_FINISHED, create_pruner
+from tuning.algorithms.pruning import LEAST_FINISHED, create_pruner, name_of
 from tuning.algorithms.seeds import LEADERS
 from tuning.algorithms.studies import Studies, create_studies
 from tuning.algorithms.warm_start import Earlier, load_earlier, warm_start, warm_start_uses_ood
@@ -238,9 +239,8 @@ def prepare_studies(
     sampler = options.sampler or file.search.sampler
     scheduler = options.pruner or file.search.scheduler
     steps, every = file.trial.steps, file.trial.eval.every
-    studies = create_studies(
-        search, file.search_space(), sampler, lambda: create_pruner(scheduler, steps, every)
-    )
+    pruner, name = partial(create_pruner, scheduler, steps, every), name_of(scheduler)
+    studies = create_studies(search, file.search_space(), sampler, pruner, name)
     is_new = not history.records
     for line in warm_start(studies.studies, file, search, earlier, strict=is_new):
         if is_new or "not used" in line:
@@ -252,7 +252,6 @@ def prepare_studies(
         studies.enqueue(point)
     studies.replay(trial_events(search.run_folder) if history.records else ())
     show_phase(console, "Sampler", studies.describe())
-    name = type(options.pruner).__name__ if options.pruner else file.search.scheduler.name
     if name != "none":
         show_phase(console, "Stopping", f"{name}, once {LEAST_FINISHED} trials have finished")
     left = search.budget_trials - sum(r.kind != "reference" for r in history.records)

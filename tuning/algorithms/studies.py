@@ -171,8 +171,8 @@ class MethodStudy:
 class Studies(Callback):
     """All studies of a search. As a callback, it passes the events of trials on to them."""
 
-    def __init__(self, studies: Sequence[MethodStudy]) -> None:
-        self.studies = studies
+    def __init__(self, studies: Sequence[MethodStudy], pruner: str = "none") -> None:
+        self.studies, self.pruner = studies, pruner
         self._running: dict[str, tuple[MethodStudy, optuna.Trial]] = {}
 
     def enqueue_first_points(self) -> None:
@@ -306,6 +306,7 @@ def create_studies(
     space: SearchSpace,
     sampler: SamplerConfig | BaseSampler,
     pruner: Callable[[], BasePruner | None] = lambda: None,
+    pruner_name: str = "none",
 ) -> Studies:
     """Make the studies of a search, without any trial.
 
@@ -333,7 +334,7 @@ def create_studies(
         # Optuna 5.0 raises a RuntimeError outside of Study.optimize.
         study.stop = partial(setattr, created, "is_stopped", True)  # type: ignore[method-assign]
         studies.append(created)
-    return Studies(studies)
+    return Studies(studies, pruner_name)
 
 
 def point_of(record: TrialRecord) -> dict[str, ParamValue]:

@@ -241,6 +241,7 @@ def _event_of(line: bytes) -> Event | None:
 
 def _end_of(record: TrialRecord) -> Event:
     end = {"outcome": record.outcome, "error": record.error}
+    end |= {"reason": record.reason} if record.reason else {}
     return {"time": record.ended_at, "event": "ended", "trial": record.trial_id, **end}
 
 
@@ -472,7 +473,7 @@ class Replay:
             return record.with_report(_numbers(event["report"]), event.get(TRAIN_CURVE))
         if event["outcome"] not in get_args(Outcome):
             raise ValueError
-        return record.with_end(event["outcome"], at, event["error"])
+        return record.with_end(event["outcome"], at, event["error"], event.get("reason", ""))
 
     @property
     def _seconds(self) -> float:

@@ -14,7 +14,7 @@ from tuning.runs.callbacks import Callback
 from tuning.runs.errors import storage_failure
 from tuning.runs.journal import History, Journal, read_history
 from tuning.runs.messages import Ended, Failed, Message, Progressed, Repeated, Reported
-from tuning.runs.records import Outcome, SearchOutcome, SearchRecord, TrialRecord
+from tuning.runs.records import SearchOutcome, SearchRecord, TrialRecord
 
 logger = logging.getLogger(__name__)
 
@@ -81,11 +81,11 @@ class Recorder:
         """Record that a trial starts or continues."""
         self._start(self.records[trial_id], self._gpus)
 
-    def answered(self, trial_id: str, message: Message, goes_on: bool = True) -> bool:
+    def answered(self, trial_id: str, message: Message, reason: str = "") -> bool:
         """Record a message, and return whether others may follow.
 
         Args:
-            goes_on: whether the trial goes on after a report that is not its last.
+            reason: why the trial is stopped at a report that is not its last; empty if it goes on.
         """
         record = self.records[trial_id]
         if record.is_final:
@@ -97,7 +97,7 @@ class Recorder:
             case Progressed():
                 self._progress(self._placed(record, message.waits), message)
             case Reported():
-                self._report(self._placed(record), message, goes_on)
+                self._report(self._placed(record), message, reason)
             case Failed():
                 if message.notice:
                     logger.warning(redact(message.notice))
@@ -154,12 +154,13 @@ class Recorder:
             self.records[record.trial_id] = record
             self._notify("trial_progressed", record)
 
-    def _report(self, record: TrialRecord, message: Reported, goes_on: bool) -> None:
+    def _report(self, record: TrialRecord, message: Reported, reason: str) -> None:
         report = {name: float(value) for name, value in message.metrics.items()}
         record = record.with_report(report, message.train_curve)
-        if message.is_last or not goes_on:
-            outcome: Outcome = "finished" if message.is_last else "pruned"
-            record = record.with_end(outcome, self._journal.now())
+        if message.is_last:
+            record = record.with_end("finished", self._journal.now())
+        elif reason:
+            record = record.with_end("pruned", self._journal.now(), reason=reason)
         self._journal.trial_reported(record)
         self.records[record.trial_id] = record
         self._notify("trial_reported", record)

@@ -63,6 +63,8 @@ class TrialRecord:
     outcome: Outcome = "running"
     error: str | None = None
     """What a failed trial raised: a summary in the first line, then details."""
+    reason: str = ""
+    """Why a pruned trial was stopped: `pruned by asha`, `stopped by the user`."""
     curve: tuple[Mapping[str, float], ...] = ()
     """Every report in order, each flat, with `step` among its keys."""
     train_curves: tuple[Mapping[str, Sequence[float]], ...] = field(default=(), compare=False)
@@ -130,12 +132,15 @@ class TrialRecord:
         parts = (*train_curves, train_curve) if train_curve else train_curves
         return replace(self, curve=(*curve, report), train_curves=parts, progress={})
 
-    def with_end(self, outcome: Outcome, at: float, error: str | None = None) -> TrialRecord:
+    def with_end(
+        self, outcome: Outcome, at: float, error: str | None = None, reason: str = ""
+    ) -> TrialRecord:
         """The record at the end of an attempt. A trial with a final outcome keeps it."""
         if self.is_final:
             return self
         ended_at = max(at, self.started_at or at)
-        return replace(self, outcome=outcome, error=error, ended_at=ended_at, progress={})
+        ended = replace(self, outcome=outcome, error=error, reason=reason)
+        return replace(ended, ended_at=ended_at, progress={})
 
     def with_repeat(self, repeat: TrialRecord) -> TrialRecord:
         """The record after one of its repeats has finished."""

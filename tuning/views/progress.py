@@ -117,7 +117,7 @@ class ProgressCallback(Callback):
         # A resume brings the ends of earlier sessions again, before anything runs.
         is_news = known is not None and known.outcome == "running"
         self._is_ending |= is_news and record.outcome == "stopped"
-        text = f"{record.outcome}  {self._step(record)}"
+        text = f"{record.reason or record.outcome}  {self._step(record)}"
         text += _accuracies(record) if record.outcome == "finished" else ""
         text += f"  in {took}" if (took := format_seconds(record.seconds)) else ""
         self._show(record, f"{text}  {record.error_line}".rstrip() if is_news else "")

@@ -12,6 +12,7 @@ Columns have the names of the configuration and of the reports: parameters have 
 | kind | string | `trial`, `reference` (plain fine-tuning), `repeat` (another seed) or `zero_shot` |
 | outcome | string | `running`, `finished`, `pruned`, `failed`, `stopped` |
 | error | string | error of a failed trial with its traceback, else null |
+| reason | string | why a trial was pruned: `pruned by asha`, `stopped by the user`, else null |
 | step, total_steps | int64 | optimiser steps done, steps of a whole trial |
 | started_at, ended_at | timestamp, UTC | null if unknown |
 | seconds | double | wall time |
@@ -49,6 +50,7 @@ _TYPES = {
     "kind": pa.string(),
     "outcome": pa.string(),
     "error": pa.string(),
+    "reason": pa.string(),
     STEP: pa.int64(),
     "total_steps": pa.int64(),
     "started_at": pa.timestamp("ms", "UTC"),
@@ -77,6 +79,7 @@ def trials_table(search: SearchRecord, records: Sequence[TrialRecord]) -> pa.Tab
             "kind": "zero_shot" if is_model else record.kind,
             "outcome": record.outcome,
             "error": record.error,
+            "reason": record.reason or None,
             "total_steps": search.total_steps,
             "started_at": _utc(record.started_at),
             "ended_at": _utc(record.ended_at),

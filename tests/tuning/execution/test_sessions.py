@@ -343,6 +343,8 @@ def test_a_pruner_of_the_user_stops_trials_once_six_have_finished(images_root, t
     outcomes = [record.outcome for record in found.history.records]
     assert outcomes[:6] == ["finished"] * 6
     assert "pruned" in outcomes[6:]
+    reasons = {record.reason for record in found.history.records}
+    assert reasons == {"", "pruned by SuccessiveHalvingPruner"}
     assert ", once 6 trials have finished\n" in console.file.getvalue()
 
 

@@ -74,6 +74,7 @@ def test_a_trial_is_stopped_and_a_point_tried_next(damaged, searching):
     search.session()
     first, second, *rest = search.trials
     assert (first.outcome, first.step) == ("pruned", 4)  # the report after that with the order
+    assert first.reason == "stopped by the user"
     assert (second.params, second.is_first_point) == (POINT, True)
     assert [record.outcome for record in (second, *rest)] == ["finished"] * 3
 

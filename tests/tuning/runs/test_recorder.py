@@ -148,9 +148,9 @@ def test_a_signal_while_a_pruned_trial_is_written_does_not_make_it_stopped(tmp_p
 
     monkeypatch.setattr(Journal, "trial_reported", interrupted)
     with pytest.raises(KeyboardInterrupt):
-        report(r, 40, goes_on=False)
+        report(r, 40, reason="pruned by asha")
     (record,) = r.finish("stopped").records
-    assert record.outcome == "pruned"
+    assert (record.outcome, record.reason) == ("pruned", "pruned by asha")
     ended = [event for event in JournalReader(tmp_path).events() if "outcome" in event]
     assert [event["outcome"] for event in ended] == ["pruned", "stopped"]  # trial and session
 

@@ -185,6 +185,7 @@ class Writer:
             "method": search.method(record) or "",
             "outcome": record.outcome,
             "error": error,
+            "reason": record.reason,
             "repeats": record.repeats,
             "labels": ", ".join(record.labels),
             "returns": str(self._returns[trial_id] or ""),
