@@ -27,7 +27,7 @@ import re
 import secrets
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from functools import cache
@@ -141,7 +141,7 @@ class Journal:
         """The zero-shot model was evaluated."""
         self._append({"event": "zero_shot", "metrics": dict(metrics)})
 
-    def trial_started(self, record: TrialRecord) -> None:
+    def trial_started(self, record: TrialRecord) -> list[Event]:
         """An attempt of a trial begins."""
         start: Event = {
             "time": record.started_at,
@@ -158,9 +158,9 @@ class Journal:
             "repeats": record.repeats,
             "labels": list(record.labels),
         }
-        self._append(start | {key: value for key, value in seldom.items() if value})
+        return self._append(start | {key: value for key, value in seldom.items() if value})
 
-    def trial_reported(self, record: TrialRecord) -> None:
+    def trial_reported(self, record: TrialRecord) -> list[Event]:
         """The last report of the curve, and the end of the trial if it ended with that report."""
         report = {"event": "report", "trial": record.trial_id, "report": dict(record.metrics)}
         if record.train_curves and record.train_curves[-1][STEP][-1] == record.step:
@@ -168,34 +168,35 @@ class Journal:
         # Both lines are one write. If a kill left the report without the end of a pruned trial, a
         # resume would continue that trial.
         ended = record.outcome != "running"
-        self._append(report, *([_end_of(record)] if ended else ()))
+        return self._append(report, *([_end_of(record)] if ended else ()))
 
     def controlled(self, order: Mapping[str, Any], read: int) -> None:
-        """The user has steered the search. See `tuning.execution.steering`."""
+        """The user has steered the search. See `tuning.runs.orders`."""
         self._append({"event": "control", "order": dict(order), "read": read})
 
-    def trial_ended(self, record: TrialRecord) -> None:
+    def trial_ended(self, record: TrialRecord) -> list[Event]:
         """An attempt of a trial ended."""
-        self._append(_end_of(record))
+        return self._append(_end_of(record))
 
     def alive(self) -> None:
         """Write a heartbeat, unless something was written in the last HEARTBEAT_SECONDS."""
         if self.now() - self._last_write > HEARTBEAT_SECONDS:
             self._append({"event": "alive"})
 
-    def session_ended(self, outcome: SearchOutcome) -> None:
+    def session_ended(self, outcome: SearchOutcome) -> list[Event]:
         """The driver ends in order."""
-        self._append({"event": "session_ended", "outcome": outcome})
+        return self._append({"event": "session_ended", "outcome": outcome})
 
     def close(self) -> None:
         """Close the file and release the lock."""
         self._file.close()
         self._lock.close()
 
-    def _append(self, *events: Event) -> None:
-        """Write events in one piece. One without a time of its own happens now."""
+    def _append(self, *events: Event) -> list[Event]:
+        """Write events in one piece, and return them. One without a time of its own happens now."""
         with self._writing:
             self._last_write = now = self.now()
+            written = [{"time": event.pop("time", None) or now, **event} for event in events]
             if self.failure is not None:
                 # A new exception: raising the old one while it is handled would change its context.
                 raise StorageFailed(str(self.failure))
@@ -205,14 +206,15 @@ class Journal:
                     if size != self._size:  # just opened, or a signal came right after a write
                         self._lines, self._size = self._path.read_bytes().count(b"\n"), size
                     content = b"".join(
-                        line_of({"time": event.pop("time", None) or now, **event}, number)
-                        for number, event in enumerate(events, self._lines + 1)
+                        line_of(event, number)
+                        for number, event in enumerate(written, self._lines + 1)
                     )
                     append_synced(self._file, content)
             except StorageFailed as error:
                 self.failure = error
                 raise
             self._lines, self._size = self._lines + len(events), size + len(content)
+        return written
 
 
 def line_of(event: Event, number: int) -> bytes:
@@ -278,10 +280,16 @@ def read_history(run_folder: Path, live: bool = False, whole: bool = False) -> H
     Raises:
         ConfigError: see `JournalReader.events`.
     """
+    return replayed(run_folder, whole).history(live)
+
+
+def replayed(run_folder: Path, whole: bool = False) -> Replay:
+    """The state after all events of a journal. See `read_history`."""
     reader, replay = JournalReader(run_folder, whole), Replay()
     for _ in _replayed(reader, replay):
         pass
-    return replace(replay.history(live), damage=reader.damage)
+    replay.damage = reader.damage
+    return replay
 
 
 def trial_events(run_folder: Path) -> Iterator[tuple[str, TrialRecord]]:
@@ -418,17 +426,27 @@ class JournalReader:
 
 
 class Replay:
-    """Builds a history from the events of a journal, in their order."""
+    """Builds a history from the events of a journal, in their order.
 
-    def __init__(self) -> None:
-        self.records: dict[str, TrialRecord] = {}
+    Args:
+        records: the state of trials before the first event.
+    """
+
+    def __init__(self, records: Iterable[TrialRecord] = ()) -> None:
+        self.records = {record.trial_id: record for record in records}
         self.last = 0.0
         """Largest time of the last session, in Unix seconds."""
+        self.damage = ""
+        """See `JournalReader.damage`."""
         self._found = History()  # without the records and the last session's time
         self._session_start: float | None = None
 
-    def add(self, event: Event) -> None:
-        """Take the next event. One that is not known is skipped."""
+    def add(self, *events: Event) -> None:
+        """Take the next events. One that is not known is skipped."""
+        for event in events:
+            self._add(event)
+
+    def _add(self, event: Event) -> None:
         kind, at = event["event"], float(event["time"])
         if kind == "created":
             self._found = replace(self._found, run_id=event["id"])
@@ -491,7 +509,8 @@ class Replay:
         if not live:
             self._close_session()
         records = sorted(self.records.values(), key=lambda record: record.number)
-        return replace(self._found, records=tuple(records), seconds=self._seconds)
+        found = replace(self._found, records=tuple(records), seconds=self._seconds)
+        return replace(found, damage=self.damage)
 
 
 def _numbers(metrics: dict[str, float]) -> dict[str, float]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from typing import Any
@@ -12,7 +12,7 @@ from trainers.errors import StorageFailed
 from trainers.redact import redact
 from tuning.runs.callbacks import Callback
 from tuning.runs.errors import storage_failure
-from tuning.runs.journal import History, Journal, read_history
+from tuning.runs.journal import History, Journal, Replay, replayed
 from tuning.runs.messages import Ended, Failed, Message, Progressed, Repeated, Reported
 from tuning.runs.records import SearchOutcome, SearchRecord, TrialRecord
 
@@ -21,6 +21,8 @@ logger = logging.getLogger(__name__)
 
 class Recorder:
     """Keeps the record of every trial. Events go to the journal, the deciders and the callbacks.
+
+    What is written to the journal is replayed here, so the records are those that a reader finds.
 
     The order matters. An exception of the journal or of a decider ends the search, because a
     resume, the sampler or the budget would miss the event. An exception of a callback is logged.
@@ -43,7 +45,8 @@ class Recorder:
         deciders: Sequence[Callback] = (),
     ) -> None:
         self.search = search
-        self.records = {record.trial_id: _kept(record) for record in earlier}
+        self._replay = Replay(map(_kept, earlier))
+        self._proposed: dict[str, TrialRecord] = {}  # and not started
         self._journal = journal
         self._deciders = deciders
         self._callbacks = callbacks
@@ -64,13 +67,18 @@ class Recorder:
         self._earlier = []
 
     @property
+    def records(self) -> Mapping[str, TrialRecord]:
+        """Trial ID -> record: of the journal, and proposals that have not started."""
+        return {**self._replay.records, **self._proposed}
+
+    @property
     def is_complete(self) -> bool:
         """Whether every trial has ended for good. One whose process never started has not."""
         return all(record.is_final for record in self.records.values())
 
     def proposed(self, record: TrialRecord) -> None:
         """Keep a proposal. It is written to the journal when its trial starts."""
-        self.records[record.trial_id] = record
+        self._proposed[record.trial_id] = record
 
     def rejected(self, record: TrialRecord, error: str) -> None:
         """Record a proposal that cannot run as a failed trial."""
@@ -79,7 +87,7 @@ class Recorder:
 
     def started(self, trial_id: str) -> None:
         """Record that a trial starts or continues."""
-        self._start(self.records[trial_id], self._gpus)
+        self._start(self._record(trial_id), self._gpus)
 
     def answered(self, trial_id: str, message: Message, reason: str = "") -> bool:
         """Record a message, and return whether others may follow.
@@ -87,7 +95,7 @@ class Recorder:
         Args:
             reason: why the trial is stopped at a report that is not its last; empty if it goes on.
         """
-        record = self.records[trial_id]
+        record = self._record(trial_id)
         if record.is_final:
             return False
         match message:
@@ -104,7 +112,7 @@ class Recorder:
                 self._fail(record, message.error)
             case Ended():
                 self._fail(record, "the trial ended without its last report")
-        return not self.records[trial_id].is_final
+        return not self._record(trial_id).is_final
 
     def finish(self, outcome: SearchOutcome) -> History:
         """End the session: trials that still run are `stopped`. Returns what is on the disk.
@@ -114,23 +122,27 @@ class Recorder:
         more, a reader comes to the same result without these lines. A session that was refused
         writes none.
         """
-        folder = self.search.run_folder
+        replay = replayed(self.search.run_folder)
         if self._journal.in_session:
             with suppress(StorageFailed):
-                for record in read_history(folder, live=True).records:
+                for record in replay.history(live=True).records:
                     if record.outcome == "running":
                         stopped = record.with_end("stopped", self._journal.now())
-                        self._journal.trial_ended(stopped)
+                        replay.add(*self._journal.trial_ended(stopped))
                         self._close(stopped)
-                self._journal.session_ended(outcome)
-        history = read_history(folder)
+                replay.add(*self._journal.session_ended(outcome))
+        history = replay.history(live=False)
         self._notify("search_ended", list(history.records), outcome)
         return history
 
+    def _record(self, trial_id: str) -> TrialRecord:
+        return self._proposed.get(trial_id) or self._replay.records[trial_id]
+
     def _start(self, record: TrialRecord, gpus: float) -> TrialRecord:
         started = record.with_attempt(self._journal.now(), gpus)
-        self._journal.trial_started(started)
-        self.records[started.trial_id] = started
+        self._replay.add(*self._journal.trial_started(started))
+        self._proposed.pop(started.trial_id, None)
+        started = self._record(started.trial_id)
         for decider in self._deciders:
             decider.trial_started(started)
         self._notify("trial_started", started)
@@ -151,7 +163,7 @@ class Recorder:
     def _progress(self, record: TrialRecord, message: Progressed) -> None:
         if message.train_curve or record.progress:
             record = replace(record, progress=message.train_curve)
-            self.records[record.trial_id] = record
+            self._replay.records[record.trial_id] = record
             self._notify("trial_progressed", record)
 
     def _report(self, record: TrialRecord, message: Reported, reason: str) -> None:
@@ -161,28 +173,28 @@ class Recorder:
             record = record.with_end("finished", self._journal.now())
         elif reason:
             record = record.with_end("pruned", self._journal.now(), reason=reason)
-        self._journal.trial_reported(record)
-        self.records[record.trial_id] = record
-        self._notify("trial_reported", record)
+        self._replay.add(*self._journal.trial_reported(record))
+        self._notify("trial_reported", self._record(record.trial_id))
         if record.is_final:
-            self._end(record)
+            self._end(record.trial_id)
 
     def _fail(self, record: TrialRecord, error: str) -> None:
         if record.started_at is None:  # its process could not be started
             record = self._start(record, gpus=0.0)
         record = record.with_end("failed", self._journal.now(), error)
-        self._journal.trial_ended(record)
-        self._end(record)
+        self._replay.add(*self._journal.trial_ended(record))
+        self._end(record.trial_id)
 
-    def _end(self, record: TrialRecord) -> None:
+    def _end(self, trial_id: str) -> None:
+        record = self._record(trial_id)
         for decider in self._deciders:
             decider.trial_ended(record)
         self._close(record)
         if record.repeats and record.outcome == "finished":
-            self._close(self.records[record.repeats].with_repeat(record))
+            self._close(self._record(record.repeats))
 
     def _close(self, ended: TrialRecord) -> None:
-        self.records[ended.trial_id] = _kept(ended)
+        self._replay.records[ended.trial_id] = _kept(ended)
         self._notify("trial_ended", ended)
 
     def _notify(self, event: str, *arguments: Any) -> None:

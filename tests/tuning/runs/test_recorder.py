@@ -103,6 +103,25 @@ def test_every_event_is_in_the_journal_and_reaches_all_callbacks(tmp_path):
     )
 
 
+def test_the_records_are_those_that_a_reader_finds(tmp_path):
+    r = recorder(tmp_path)
+    curve = {"step": [130.0, 140.0], "train/loss": [0.5, 0.4]}
+
+    def check():
+        (found,) = read_history(tmp_path, live=True).records
+        assert r.records["trial-000"] == (found.compact if found.is_final else found)
+
+    r.started("trial-000")
+    check()
+    r.answered("trial-000", Reported(fakes.report(140, 84.0, 61.0), curve))
+    check()
+    assert r.records["trial-000"].train_curves == (curve,)
+    r.answered("trial-000", Progressed(waits=True))
+    check()
+    report(r, 180, reason="pruned by asha")
+    check()
+
+
 def test_setting_the_clock_during_a_session_changes_no_duration(tmp_path, monkeypatch):
     r, day = recorder(tmp_path), 86400
     r.started("trial-000")
