@@ -26,7 +26,7 @@ from tests.tuning import fakes
 from tests.tuning.run_folders import search_file, trial, write_run
 from trainers.errors import ConfigError
 from tuning.config.validation import load_config
-from tuning.confirmation.results import Confirmation
+from tuning.runs.confirmation import Confirmation
 from tuning.runs.run_folder import load_run
 from tuning.search import SearchResult
 

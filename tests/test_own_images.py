@@ -18,7 +18,7 @@ from tests.test_docs import ROOT, blocks, commands, write_files
 from trainers.data.dataset import ImageDataset
 from trainers.evaluation.metrics import ID_ACC, val_acc
 from trainers.loop.state import load_split
-from tuning.confirmation.results import confirm_history, results_of
+from tuning.runs.confirmation import confirm_history, results_of
 from tuning.runs.run_folder import load_run
 
 pytestmark = pytest.mark.nightly

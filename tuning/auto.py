@@ -39,13 +39,13 @@ from tuning.config.schema import SearchFile
 from tuning.config.validation import check_settings, load_config
 from tuning.confirmation.confirm import confirm
 from tuning.confirmation.report import confirmation_table
-from tuning.confirmation.results import FT
 from tuning.confirmation.verdict import findings, verdict
 from tuning.execution.ray_session import runs_folder
 from tuning.planning.plan import CONFIRM_SEEDS, Plan, plan_search
 from tuning.planning.plan import render as render_plan
 from tuning.preparation.prepare import render, sources_of
 from tuning.resume import earlier_run, search_or_resume
+from tuning.runs.confirmation import FT
 from tuning.runs.run_folder import load_run
 from tuning.views.formatting import format_hours, show_phase
 from tuning.views.leaderboard import SHOWN

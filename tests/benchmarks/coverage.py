@@ -13,7 +13,7 @@ from collections import defaultdict
 import numpy as np
 from scipy.special import ndtr, ndtri
 
-from tuning.confirmation.results import estimate
+from tuning.runs.confirmation import estimate
 
 ACCURACIES = np.array([[90.0, 92.0], [60.0, 62.0], [60.0, 62.0]])
 """True accuracies of both models: on the ID domain, and on two OOD domains."""

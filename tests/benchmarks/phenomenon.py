@@ -23,7 +23,7 @@ from trainers.fine_tune import fine_tune
 from trainers.loop.evaluate_run import evaluate_run
 from trainers.loop.state import load_split, start
 from tuning import load_config, load_run, run_search
-from tuning.confirmation.results import paired_difference
+from tuning.runs.confirmation import paired_difference
 
 CONTENDERS = {
     "FT": ("ft", "off"),

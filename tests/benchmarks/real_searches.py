@@ -17,7 +17,7 @@ from rich.table import Table
 from tests.benchmarks.spread import spread
 from trainers.data.data_root import resolve_root
 from tuning import confirm, load_config, run_search
-from tuning.confirmation.results import paired_difference
+from tuning.runs.confirmation import paired_difference
 
 SEARCHES = {
     "quickstart": [],

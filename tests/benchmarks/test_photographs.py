@@ -17,7 +17,7 @@ from tests.tuning.execution.instant import instant_options
 from tests.tuning.fakes import search_record
 from trainers.data.suite import Suite
 from tuning.config.schema import SearchFile
-from tuning.confirmation.results import REFERENCE, Confirmation, estimate
+from tuning.runs.confirmation import REFERENCE, Confirmation, estimate
 from tuning.runs.records import TrialRecord
 
 

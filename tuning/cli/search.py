@@ -212,8 +212,8 @@ def _show(result: SearchResult, allow_failed_trials: bool = False) -> None:
     from trainers.errors import MAY_CONTINUE, ConfigError
     from trainers.redact import redact
     from tuning.confirmation.report import write_run_report
-    from tuning.confirmation.results import results_path
     from tuning.confirmation.verdict import findings, verdict
+    from tuning.runs.confirmation import results_path
     from tuning.runs.ranking import finished_trials
     from tuning.runs.run_folder import load_run
     from tuning.views.leaderboard import SHOWN

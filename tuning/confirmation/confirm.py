@@ -29,7 +29,8 @@ from trainers.data.storage import Store, open_store, url_of
 from trainers.errors import ConfigError, did_you_mean, quoted
 from tuning.checkpoints.files import kept_checkpoint, remove_folder
 from tuning.confirmation.report import write_results_table, write_run_report
-from tuning.confirmation.results import (
+from tuning.runs.callbacks import Callback
+from tuning.runs.confirmation import (
     CONFIRM_FOLDER,
     REFERENCE,
     SPLIT,
@@ -41,15 +42,14 @@ from tuning.confirmation.results import (
     results_of,
     training_name,
 )
-from tuning.runs.callbacks import Callback
 from tuning.runs.environment import check_same_inputs
 from tuning.runs.journal import History
 from tuning.runs.ranking import ranked
-from tuning.runs.records import ZERO_SHOT, SearchRecord, TrialRecord
+from tuning.runs.records import UNTUNED, ZERO_SHOT, SearchRecord, TrialRecord
 from tuning.runs.run_folder import TRAIN_FOLDER, LoadedRun, load_run, trial_path
 from tuning.selection.rules import BY_METHOD, OBJECTIVE, PARETO, RULES, choices
 from tuning.session import SearchOptions, fixed_only, open_session
-from tuning.views.formatting import UNTUNED, show_phase
+from tuning.views.formatting import show_phase
 from tuning.views.mlflow.callback import MlflowCallback, backfill
 from tuning.views.mlflow.client import TrackingError, tracking_uri
 

@@ -17,7 +17,8 @@ from rich.text import Text
 from trainers.data.storage import open_store, url_of
 from trainers.errors import ConfigError
 from trainers.evaluation.metrics import ID, MEAN_OOD, MetricKey
-from tuning.confirmation.results import (
+from tuning.confirmation.verdict import findings, verdict
+from tuning.runs.confirmation import (
     CONFIRM_FOLDER,
     END,
     FT,
@@ -25,24 +26,15 @@ from tuning.confirmation.results import (
     Confirmation,
     Estimate,
     Key,
-    chosen_with_ood,
     read_confirmation,
-    rules_of,
 )
-from tuning.confirmation.verdict import findings, verdict
 from tuning.runs.journal import is_running
-from tuning.runs.records import METHOD_KEY, SECONDS, ZERO_SHOT, TrialRecord
+from tuning.runs.records import METHOD_KEY, SECONDS, UNTUNED, ZERO_SHOT, TrialRecord
 from tuning.runs.run_folder import TRAIN_FOLDER, LoadedRun
-from tuning.selection.rules import BY_METHOD, PROPOSED_WITH_OOD
+from tuning.selection.rules import BY_METHOD, PROPOSED_WITH_OOD, chosen_with_ood, rules_of
 from tuning.views.answer import commands_after
 from tuning.views.callback import write_results
-from tuning.views.formatting import (
-    UNTUNED,
-    format_difference,
-    format_mean,
-    format_params,
-    format_seconds,
-)
+from tuning.views.formatting import format_difference, format_mean, format_params, format_seconds
 from tuning.views.result_table import Cell, ResultTable
 
 TABLE_FILE = "results.parquet"

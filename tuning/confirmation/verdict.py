@@ -9,7 +9,7 @@ from typing import Final, TypeAlias
 
 from trainers.errors import ConfigError
 from trainers.evaluation.metrics import ID, MEAN_OOD, MetricKey
-from tuning.confirmation.results import (
+from tuning.runs.confirmation import (
     FT,
     REFERENCE,
     SPLIT,
@@ -18,11 +18,17 @@ from tuning.confirmation.results import (
     read_confirmation,
 )
 from tuning.runs.environment import seen_at_start
-from tuning.runs.ranking import best_finished, best_trial, choice_of, misses, stronger_reference
-from tuning.runs.records import STEP, SearchRecord, TrialRecord
+from tuning.runs.ranking import (
+    accuracy_margin,
+    best_finished,
+    best_trial,
+    choice_of,
+    misses,
+    stronger_reference,
+)
+from tuning.runs.records import STEP, SearchRecord, TrialRecord, trial_label
 from tuning.runs.run_folder import LoadedRun
 from tuning.views.answer import answer
-from tuning.views.formatting import accuracy_margin, trial_label
 
 Best: TypeAlias = tuple[LoadedRun, TrialRecord]
 """A search and its best trial."""

@@ -42,6 +42,8 @@ AVERAGED: Final = "eval/averaged"
 EVAL_IMAGES: Final = "eval/images"
 """Images that an evaluation saw: before the last step a sample, see `trial.eval.rung_images`."""
 SECONDS: Final = "cost/seconds"
+UNTUNED: Final = "untuned FT"
+"""Label of the reference, which nobody should take for a method that was tuned like the trials."""
 
 
 def trial_name(number: int) -> str:
@@ -224,6 +226,12 @@ class TrialRecord:
 def zero_shot_record(metrics: Mapping[str, float]) -> TrialRecord:
     """The zero-shot model in the form of a trial, to stand beside trials."""
     return TrialRecord(ZERO_SHOT, -1, "reference", {}, "finished", curve=(metrics,))
+
+
+def trial_label(record: TrialRecord) -> str:
+    """`trial-007` for a trial, `untuned FT` for the reference, `zero-shot`."""
+    is_named = record.kind != "reference" or record.trial_id == ZERO_SHOT
+    return record.trial_id if is_named else UNTUNED
 
 
 @dataclass(frozen=True)

@@ -11,6 +11,7 @@ early, followed the objective.
 
 from __future__ import annotations
 
+import re
 import statistics
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -81,6 +82,16 @@ def looks_at_ood(search: SearchRecord, rule: str) -> bool:
     """
     looks = {OBJECTIVE: search.sees_ood, BY_METHOD: search.sees_ood, ID_VAL: False}
     return looks.get(rule, True) or search.all_rules_see_ood
+
+
+def rules_of(configuration: TrialRecord) -> set[str]:
+    """The rules that chose a configuration for `confirm`, without rank, domain or method."""
+    return {re.split("[/ ]", label)[0] for label in configuration.labels}
+
+
+def chosen_with_ood(search: SearchRecord, configuration: TrialRecord) -> bool:
+    """Whether a rule that chose a configuration for `confirm` used OOD validation data."""
+    return any(looks_at_ood(search, rule) for rule in rules_of(configuration))
 
 
 def choices(search: SearchRecord, records: Iterable[TrialRecord]) -> tuple[Choice, ...]:

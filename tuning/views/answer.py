@@ -6,9 +6,14 @@ import math
 from collections.abc import Mapping, Sequence
 
 from trainers.evaluation.metrics import ID_ACC, OOD_MEAN_ACC, val_acc
-from tuning.runs.ranking import baselines, best_finished, misses, stronger_reference
-from tuning.runs.records import SearchRecord, TrialRecord
-from tuning.views.formatting import accuracy_margin, trial_label
+from tuning.runs.ranking import (
+    accuracy_margin,
+    baselines,
+    best_finished,
+    misses,
+    stronger_reference,
+)
+from tuning.runs.records import SearchRecord, TrialRecord, trial_label
 
 
 def answer(search: SearchRecord, records: Sequence[TrialRecord]) -> list[str]:

@@ -38,8 +38,9 @@ from tuning.runs.records import (
     ZERO_SHOT,
     SearchRecord,
     TrialRecord,
+    trial_label,
 )
-from tuning.views.formatting import format_metric, format_params, param_names, trial_label
+from tuning.views.formatting import format_metric, format_params, param_names
 from tuning.views.leaderboard import report
 from tuning.views.lines import accs_of, frontier, line_of
 

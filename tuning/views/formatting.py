@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from statistics import NormalDist
-from typing import Final
 
 from rich.console import Console
 from rich.text import Text
 
 from trainers.evaluation.metrics import MetricKey
-from tuning.runs.records import METHOD_KEY, ZERO_SHOT, ParamValue, TrialRecord
+from tuning.runs.ranking import accuracy_margin
+from tuning.runs.records import METHOD_KEY, ParamValue, TrialRecord
 
 
 def show_phase(console: Console, label: str, text: str) -> None:
@@ -57,16 +56,6 @@ def format_metric(name: str) -> Callable[[float], str]:
     return format_percent if in_percent else format_value
 
 
-def accuracy_margin(acc: float, images: int) -> float:
-    """Half the 95 % interval (Wilson's) of an accuracy in percent on that many images, in points.
-
-    Not with scipy, whose import takes longer than the commands that show it.
-    """
-    z, share = NormalDist().inv_cdf(0.975), acc / 100
-    spread = math.sqrt(share * (1 - share) / images + (z / (2 * images)) ** 2)
-    return 100 * z * spread / (1 + z**2 / images)
-
-
 def near_chance(domain: str, acc: float, images: int, classes: int) -> str | None:
     """A line on a zero-shot accuracy in percent whose 95 % interval holds that of a guess."""
     if acc - (margin := accuracy_margin(acc, images)) > 100 / classes:
@@ -110,13 +99,3 @@ def format_outcomes(records: Iterable[TrialRecord]) -> str:
     found = [record.outcome for record in records if record.kind == "trial"]
     order = ("finished", "running", "pruned", "stopped", "failed")
     return ", ".join(f"{found.count(outcome)} {outcome}" for outcome in order if outcome in found)
-
-
-UNTUNED: Final = "untuned FT"
-"""Label of the reference, which nobody should take for a method that was tuned like the trials."""
-
-
-def trial_label(record: TrialRecord) -> str:
-    """`trial-007` for a trial, `untuned FT` for the reference, `zero-shot`."""
-    is_named = record.kind != "reference" or record.trial_id == ZERO_SHOT
-    return record.trial_id if is_named else UNTUNED

@@ -15,7 +15,7 @@ from rich.text import Text
 
 from trainers.evaluation.metrics import ID_ACC, OOD_MEAN_ACC, val_acc
 from tuning.runs.ranking import best_finished, margin_of_mean, misses, pareto_front, ranked
-from tuning.runs.records import METHOD_KEY, SearchRecord, TrialRecord, zero_shot_record
+from tuning.runs.records import METHOD_KEY, SearchRecord, TrialRecord, trial_label, zero_shot_record
 from tuning.views.answer import answer
 from tuning.views.formatting import (
     format_metric,
@@ -24,7 +24,6 @@ from tuning.views.formatting import (
     format_seconds,
     format_value,
     param_names,
-    trial_label,
 )
 from tuning.views.result_table import add_rigid_column, compact_table, fits
 

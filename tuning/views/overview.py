@@ -17,15 +17,9 @@ from trainers.overrides import flat
 from tuning.config.loading import find_config, ready_configs
 from tuning.runs.journal import is_running
 from tuning.runs.ranking import baselines, best_finished
-from tuning.runs.records import TrialRecord, zero_shot_record
+from tuning.runs.records import TrialRecord, trial_label, zero_shot_record
 from tuning.runs.run_folder import LoadedRun, last_written, load_run
-from tuning.views.formatting import (
-    format_params,
-    format_percent,
-    format_seconds,
-    format_value,
-    trial_label,
-)
+from tuning.views.formatting import format_params, format_percent, format_seconds, format_value
 from tuning.views.result_table import borderless_table
 
 

@@ -17,8 +17,7 @@ from matplotlib.figure import Figure
 
 from trainers.data.storage import open_store
 from tuning.runs.ranking import baselines, best_finished
-from tuning.runs.records import ZERO_SHOT, SearchRecord, TrialRecord
-from tuning.views.formatting import trial_label
+from tuning.runs.records import ZERO_SHOT, SearchRecord, TrialRecord, trial_label
 from tuning.views.lines import accs_of, frontier, line_of
 
 MAIN_FIGURE = "id_vs_ood"

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from trainers.evaluation.metrics import ID, MEAN_OOD, MetricKey
-from tuning.confirmation.results import SPLIT as TEST
+from tuning.runs.confirmation import SPLIT as TEST
 from tuning.views.formatting import format_value
 from tuning.weights.sources import SPLIT
 

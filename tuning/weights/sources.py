@@ -21,13 +21,12 @@ from trainers.errors import ConfigError, StorageFailed, did_you_mean, validate
 from trainers.evaluation.metrics import ID, MetricKey
 from trainers.yaml_text import read_yaml
 from tuning.checkpoints.files import fetched, kept_checkpoint
-from tuning.confirmation.results import FT, read_confirmation
-from tuning.confirmation.results import SPLIT as TEST
 from tuning.confirmation.verdict import verdict
+from tuning.runs.confirmation import FT, read_confirmation
+from tuning.runs.confirmation import SPLIT as TEST
 from tuning.runs.ranking import best_trial, choice_of
-from tuning.runs.records import ZERO_SHOT
+from tuning.runs.records import UNTUNED, ZERO_SHOT, trial_label
 from tuning.runs.run_folder import CONFIG_FILE, LoadedRun, config_of, load_run
-from tuning.views.formatting import UNTUNED, trial_label
 
 TRIAL_FILE = "trial.yaml"
 """Configuration, beside the checkpoint of `lipsum-tune train`."""

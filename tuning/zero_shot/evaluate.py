@@ -23,7 +23,8 @@ from trainers.evaluation.evaluate import EvalBatches, evaluate
 from trainers.loop.precision import Precision
 from trainers.loop.state import id_classes, open_images
 from trainers.models.zero_shot import ZeroShotModel, load_zero_shot
-from tuning.views.formatting import accuracy_margin, near_chance
+from tuning.runs.ranking import accuracy_margin
+from tuning.views.formatting import near_chance
 from tuning.views.result_table import Cell, ResultTable, fit_table
 
 ROUNDING = 0.05

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 import numpy as np
 import pandas as pd
 
-from tuning.confirmation.results import END, FT, SPLIT, estimate
+from tuning.runs.confirmation import END, FT, SPLIT, estimate
 from tuning.runs.records import ZERO_SHOT
 
 BEST = "best "

@@ -40,20 +40,19 @@ from tuning.config.objectives import Objective
 from tuning.config.schema import ResourcesConfig
 from tuning.confirmation.confirm import chosen, confirm, fresh_seeds, same_test_splits
 from tuning.confirmation.report import confirmation_table
-from tuning.confirmation.results import (
+from tuning.execution.ray_session import ray_session
+from tuning.execution.warm_workers import WarmWorkers
+from tuning.runs.confirmation import (
     END,
     REFERENCE,
-    chosen_with_ood,
     confirm_history,
     read_confirmation,
     results_of,
     results_path,
-    rules_of,
 )
-from tuning.execution.ray_session import ray_session
-from tuning.execution.warm_workers import WarmWorkers
 from tuning.runs.journal import History
 from tuning.runs.run_folder import load_run
+from tuning.selection.rules import chosen_with_ood, rules_of
 from tuning.session import Session
 from tuning.views.mlflow.callback import MlflowCallback, backfill
 from tuning.views.mlflow.client import connect, default_tracking_uri, search_run

@@ -10,7 +10,7 @@ from tests.tuning.confirmation.written import result, write_predictions
 from tests.tuning.result_tables import cells, notes
 from tuning.confirmation.confirm import chosen
 from tuning.confirmation.report import confirmation_table, write_results_table
-from tuning.confirmation.results import REFERENCE, Confirmation
+from tuning.runs.confirmation import REFERENCE, Confirmation
 
 SEEDS = (1000, 1001)
 # ID accuracy on both seeds; the OOD mean is 20 less, the ECEs 5 and 10.

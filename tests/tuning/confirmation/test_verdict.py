@@ -16,8 +16,8 @@ from tests.tuning import fakes
 from tests.tuning.confirmation.written import write_predictions, write_results
 from tests.tuning.run_folders import search_file, swap_classes, write_run
 from tuning.config.objectives import parse_constraint
-from tuning.confirmation.results import confirm_history, results_of
 from tuning.confirmation.verdict import better_search, findings, verdict
+from tuning.runs.confirmation import confirm_history, results_of
 from tuning.runs.run_folder import load_run
 from tuning.views.answer import answer, commands_after
 

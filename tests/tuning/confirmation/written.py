@@ -5,7 +5,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from tests.tuning import fakes
-from tuning.confirmation.results import predictions_path, results_path, training_name
+from tuning.runs.confirmation import predictions_path, results_path, training_name
 from tuning.runs.journal import Journal
 from tuning.runs.records import ZERO_SHOT, TrialRecord
 

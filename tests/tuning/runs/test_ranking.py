@@ -3,10 +3,12 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from scipy.stats import binomtest
 
 from tests.tuning import fakes
 from tuning.config.objectives import Objective, parse_constraint
 from tuning.runs.ranking import (
+    accuracy_margin,
     best_trial,
     misses,
     pareto_front,
@@ -138,3 +140,10 @@ def test_a_reference_or_the_zero_shot_model_may_beat_every_trial():
     assert name(weak, replace(SEARCH, objectives=(Objective("id_val/nll", "min"),))) is None
     assert stronger_reference(SEARCH, [plain]) is None
     assert stronger_reference(SEARCH, [plain, replace(weak, outcome="pruned")]) is None
+
+
+@pytest.mark.parametrize(("right", "images"), [(0, 6), (3, 6), (24, 24), (700, 800)])
+def test_the_margin_of_an_accuracy_is_that_of_wilson(right, images):
+    low, high = binomtest(right, images).proportion_ci(method="wilson")
+    margin = accuracy_margin(100 * right / images, images)
+    assert margin == pytest.approx(100 * (high - low) / 2)

@@ -1,15 +1,6 @@
 import math
 
-import pytest
-from scipy.stats import binomtest
-
-from tuning.views.formatting import (
-    accuracy_margin,
-    format_difference,
-    format_mean,
-    format_params,
-    short_names,
-)
+from tuning.views.formatting import format_difference, format_mean, format_params, short_names
 
 
 def test_parameters_have_short_names_unless_these_collide():
@@ -26,10 +17,3 @@ def test_a_difference_is_bold_if_its_interval_excludes_zero():
     assert format_difference(1.5, -0.4, 3.4).style == ""
     assert format_difference(1.5, math.nan, math.nan).plain == "+1.5"
     assert (format_mean(70.0, 1.25), format_mean(70.0, math.nan)) == ("70.0 ± 1.2", "70.0")
-
-
-@pytest.mark.parametrize(("right", "images"), [(0, 6), (3, 6), (24, 24), (700, 800)])
-def test_the_margin_of_an_accuracy_is_that_of_wilson(right, images):
-    low, high = binomtest(right, images).proportion_ci(method="wilson")
-    margin = accuracy_margin(100 * right / images, images)
-    assert margin == pytest.approx(100 * (high - low) / 2)

@@ -24,11 +24,12 @@ from tuning.runs.records import (
     ZERO_SHOT,
     SearchRecord,
     TrialRecord,
+    trial_label,
     zero_shot_record,
 )
 from tuning.runs.run_folder import CONFIG_FILE
 from tuning.views.answer import answer
-from tuning.views.formatting import format_params, trial_label
+from tuning.views.formatting import format_params
 from tuning.views.mlflow import client as mlf
 from tuning.views.mlflow.view import main_metrics, order_key, share_view
 

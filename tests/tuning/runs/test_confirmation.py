@@ -8,7 +8,7 @@ import scipy.stats
 
 from tests.tuning import fakes
 from tests.tuning.confirmation.written import write_predictions, write_results
-from tuning.confirmation.results import (
+from tuning.runs.confirmation import (
     CONFIDENCE,
     difference,
     estimate,

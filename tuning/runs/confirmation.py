@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import math
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -20,7 +19,6 @@ from trainers.evaluation.metrics import ID, MEAN_ID_OOD, MEAN_OOD, MetricKey
 from tuning.runs.journal import JOURNAL_FILE, History, read_history
 from tuning.runs.records import METHOD_KEY, ZERO_SHOT, SearchRecord, TrialRecord, zero_shot_record
 from tuning.runs.run_folder import CONFIRM_FOLDER as CONFIRM_FOLDER
-from tuning.selection.rules import looks_at_ood
 
 logger = logging.getLogger(__name__)
 
@@ -40,16 +38,6 @@ Right: TypeAlias = Mapping[str, np.ndarray]
 """Of each domain, whether its images are classified correctly, as 1 or 0."""
 REFERENCE: Final = TrialRecord(FT, -1, "reference", {METHOD_KEY: FT})
 """Plain fine-tuning, which is trained again beside the trials."""
-
-
-def rules_of(configuration: TrialRecord) -> set[str]:
-    """The rules that chose a configuration, without rank, domain or method."""
-    return {re.split("[/ ]", label)[0] for label in configuration.labels}
-
-
-def chosen_with_ood(search: SearchRecord, configuration: TrialRecord) -> bool:
-    """Whether a rule that chose a configuration used OOD validation data."""
-    return any(looks_at_ood(search, rule) for rule in rules_of(configuration))
 
 
 @dataclass(frozen=True)
