@@ -38,15 +38,15 @@ from tuning.config.loading import find_config
 from tuning.config.schema import SearchFile
 from tuning.config.validation import check_settings, load_config
 from tuning.confirmation.confirm import confirm
-from tuning.confirmation.report import confirmation_table
-from tuning.confirmation.verdict import findings, verdict
 from tuning.execution.ray_session import runs_folder
 from tuning.planning.plan import CONFIRM_SEEDS, Plan, plan_search
 from tuning.planning.plan import render as render_plan
 from tuning.preparation.prepare import render, sources_of
 from tuning.resume import earlier_run, search_or_resume
+from tuning.runs.conclusion import conclusion
 from tuning.runs.confirmation import FT
 from tuning.runs.run_folder import load_run
+from tuning.views.confirmation_table import confirmation_table
 from tuning.views.formatting import format_hours, show_phase
 from tuning.views.leaderboard import SHOWN
 from tuning.views.leaderboard import report as leaderboard
@@ -330,9 +330,8 @@ def _search(state: State) -> State:
             show_phase(state.console, "Ended by", result.ended_by)
     loaded = load_run(run)
     search, records = loaded.search, loaded.history.records
-    lines, seconds = findings(search, records), loaded.history.seconds
-    width = state.console.width
-    table = leaderboard(search, records, width, SHOWN, lines=lines, seconds=seconds)
+    width, seconds = state.console.width, loaded.history.seconds
+    table = leaderboard(search, records, width, SHOWN, seconds=seconds)
     state.console.print(table, highlight=False)
     return replace(state, run=run)
 
@@ -344,9 +343,9 @@ def _confirm(state: State) -> State:
     found = confirm(run, seeds=CONFIRM_SEEDS, rules=[RULE], address=state.address)
     state.console.print(fit_table(confirmation_table(found), state.console.width, run.name))
     loaded = load_run(run)
-    won = verdict(loaded.search, loaded.history.records)
+    concluded = conclusion(loaded.search, loaded.history.records)
     metric = loaded.search.objectives[0].metric
-    if won is not None and found.failed and not (won.seeds and found.values(FT, metric)):
+    if found.failed and not (concluded.seeds and found.values(FT, metric)):
         problem = f"{len(found.failed)} trainings of `confirm` failed"
         raise ConfigError(problem, source=run, hint="the same command tries again")
     return state
@@ -354,13 +353,13 @@ def _confirm(state: State) -> State:
 
 def _export(state: State) -> State:
     run, loaded = state.run, load_run(state.run)
-    won = verdict(loaded.search, loaded.history.records)
-    assert won is not None  # otherwise there was nothing to confirm
-    model_folder = run / f"model-{won.record.trial_id}"
+    concluded = conclusion(loaded.search, loaded.history.records)
+    assert concluded.won is not None  # otherwise there was nothing to confirm
+    model_folder = run / f"model-{concluded.won.trial_id}"
     state.announce("6 Export", "export", run.name, "--output", model_folder)
     if not model_folder.is_dir():
         export_weights(run, model_folder)
-    show_phase(state.console, "Best", f"{won.label}. {won.why}")
+    show_phase(state.console, "Result", *concluded.lines)
     return replace(state, model_folder=model_folder)
 
 

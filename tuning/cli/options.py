@@ -39,9 +39,14 @@ Address = Annotated[
 ]
 
 
-def show(label: str, value: object) -> None:
-    """Print one line of results. Not with rich, which takes `[` in a path for markup."""
-    print(f"{label:<11} {value}", flush=True)
+def show(label: str, *values: object) -> None:
+    """Print lines of results, the label before the first.
+
+    Not with rich, which takes `[` in a path for markup.
+    """
+    for value in values:
+        print(f"{label:<11} {value}", flush=True)
+        label = ""
 
 
 def shortest(path: Path) -> Path:

@@ -44,7 +44,7 @@ def report(
         console.print(runs_table(folders))
         return
     if len(run) > 1:
-        from tuning.confirmation.verdict import better_search
+        from tuning.confirmation.better_search import better_search
 
         loaded_runs = [load_run(one) for one in run]  # before the table: one may be no run
         console.print(comparison(run))
@@ -59,12 +59,10 @@ def report(
     if loaded.history.zero_shot is None and state == "running":
         show("State", "running, evaluating the zero-shot model")
         return
-    from tuning.confirmation.verdict import findings
     from tuning.views.leaderboard import report as full_report
 
     search, records = loaded.search, loaded.history.records
-    lines, seconds = findings(search, records), loaded.history.seconds
-    table = full_report(search, records, console.width, lines=lines, seconds=seconds)
+    table = full_report(search, records, console.width, seconds=loaded.history.seconds)
     console.print(table, highlight=False)
     of_jobs = {place.resolve() for place in places_of_runs()[1:]}
     again = f"`lipsum-tune resume {word_for(loaded.folder)}`"
@@ -72,9 +70,11 @@ def report(
     show("State", f"killed; {again} continues it" if state == "killed" else state)
     page = loaded.folder / "report" / "index.html"
     if state != "running":  # a running search writes all of this itself
-        from tuning.confirmation.report import write_run_report
+        from trainers.data.storage import url_of
+        from tuning.runs.run_folder import TRAIN_FOLDER
+        from tuning.views.callback import write_results
 
-        page = write_run_report(loaded)
+        page = write_results(search, records, url_of(loaded.home, TRAIN_FOLDER))
     show("Report", shortest(page))
     if open_:
         webbrowser.open(page.resolve().as_uri())

@@ -7,7 +7,7 @@ import shlex
 import shutil
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -18,7 +18,7 @@ from tuning.cli.options import Address, Config, Run, Set, check_run, shortest, s
 
 if TYPE_CHECKING:
     from tuning.config.schema import SearchFile
-    from tuning.confirmation.verdict import Verdict
+    from tuning.runs.conclusion import Conclusion
     from tuning.search import SearchResult
 
 app = typer.Typer()
@@ -151,9 +151,9 @@ def confirm(
     """
     check_run(run)
     from tuning.confirmation.confirm import confirm as confirm_choices
-    from tuning.confirmation.report import confirmation_table
-    from tuning.confirmation.verdict import verdict
+    from tuning.runs.conclusion import conclusion
     from tuning.runs.run_folder import load_run
+    from tuning.views.confirmation_table import confirmation_table
     from tuning.views.result_table import fit_table
 
     with _stopped("the results so far are kept, and the same command goes on from them"):
@@ -161,9 +161,9 @@ def confirm(
     console, loaded = Console(), load_run(run)
     table = confirmation_table(found)
     console.print(fit_table(table, console.width, word_for(loaded.folder)))
-    if won := verdict(loaded.search, loaded.history.records):
-        show("Best", f"{won.label}. {won.why}")
-        _show_next(won, loaded.folder)
+    concluded = conclusion(loaded.search, loaded.history.records)
+    show("Result", *concluded.lines)
+    _show_next(concluded, loaded.folder)
     if found.failed:
         raise typer.Exit(1)
 
@@ -211,22 +211,16 @@ def _show(result: SearchResult, allow_failed_trials: bool = False) -> None:
     """Print the results of a search, and exit with a status for how it ended."""
     from trainers.errors import MAY_CONTINUE, ConfigError
     from trainers.redact import redact
-    from tuning.confirmation.report import write_run_report
-    from tuning.confirmation.verdict import findings, verdict
-    from tuning.runs.confirmation import results_path
+    from tuning.runs.conclusion import conclusion
     from tuning.runs.ranking import finished_trials
-    from tuning.runs.run_folder import load_run
     from tuning.views.leaderboard import SHOWN
     from tuning.views.leaderboard import report as full_report
     from tuning.views.mlflow.client import default_tracking_uri
     from tuning.views.page import REPORT_FILE, REPORT_FOLDER
 
     console, search, records = Console(), result.search, result.history.records
-    lines, seconds = findings(search, records), result.history.seconds
-    table = full_report(search, records, console.width, SHOWN, lines=lines, seconds=seconds)
+    table = full_report(search, records, console.width, SHOWN, seconds=result.history.seconds)
     console.print(table, highlight=False)
-    if results_path(result.folder).is_file():  # the search knows nothing of `confirm`
-        write_run_report(load_run(result.folder))
     if result.ended_by:
         show("Ended by", result.ended_by)
     show("Report", shortest(result.folder / REPORT_FOLDER / REPORT_FILE))
@@ -243,21 +237,16 @@ def _show(result: SearchResult, allow_failed_trials: bool = False) -> None:
     if result.outcome == "stopped":
         show("Go on with", f"lipsum-tune resume {run}")
         raise typer.Exit(MAY_CONTINUE if result.ended_by else 130)
-    with suppress(ConfigError):  # damaged results of `confirm`, as the lines say
-        if found := verdict(search, records):
-            _show_next(found, result.folder)
+    _show_next(conclusion(search, records), result.folder)
     if result.failed:
         print(f"{len(result.failed)} trial(s) failed", file=sys.stderr)
         if not (allow_failed_trials and finished):
             raise typer.Exit(1)
 
 
-def _show_next(found: Verdict, run: Path) -> None:
-    from tuning.views.answer import commands_after
-
-    commands = commands_after(found.record, word_for(run), is_confirmed=found.seeds > 0)
-    for index, command in enumerate(commands):
-        show("" if index else "Next", command)
+def _show_next(found: Conclusion, run: Path) -> None:
+    commands = found.commands(word_for(run))
+    show("Next", *commands)
     activate = Path(sys.executable).with_name("activate")
-    if shutil.which("lipsum-tune") is None and activate.is_file():
+    if commands and shutil.which("lipsum-tune") is None and activate.is_file():
         show("", f"source {shlex.quote(str(activate))}   # first, for the command lipsum-tune")

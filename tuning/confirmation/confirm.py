@@ -28,7 +28,6 @@ from trainers.data.fingerprint import split_fingerprint
 from trainers.data.storage import Store, open_store, url_of
 from trainers.errors import ConfigError, did_you_mean, quoted
 from tuning.checkpoints.files import kept_checkpoint, remove_folder
-from tuning.confirmation.report import write_results_table, write_run_report
 from tuning.runs.callbacks import Callback
 from tuning.runs.confirmation import (
     CONFIRM_FOLDER,
@@ -43,15 +42,17 @@ from tuning.runs.confirmation import (
     training_name,
 )
 from tuning.runs.environment import check_same_inputs
-from tuning.runs.journal import History
+from tuning.runs.journal import History, is_running
 from tuning.runs.ranking import ranked
 from tuning.runs.records import UNTUNED, ZERO_SHOT, SearchRecord, TrialRecord
 from tuning.runs.run_folder import TRAIN_FOLDER, LoadedRun, load_run, trial_path
 from tuning.selection.rules import BY_METHOD, OBJECTIVE, PARETO, RULES, choices
 from tuning.session import SearchOptions, fixed_only, open_session
+from tuning.views.callback import write_results
 from tuning.views.formatting import show_phase
 from tuning.views.mlflow.callback import MlflowCallback, backfill
 from tuning.views.mlflow.client import TrackingError, tracking_uri
+from tuning.views.tables import results_table, write_table
 
 FIRST_FRESH_SEED = 1000
 """Added to the seed of the search's trials."""
@@ -119,14 +120,15 @@ def confirm(
             for record in history.records:
                 keep_predictions(run.folder, open_store(home), record)
             remove_folder(home)
-    write_results_table(run.folder, results_of(history))
+    write_table(run.folder / CONFIRM_FOLDER, "results", results_table(results_of(history)))
     failures = failures_of(history)
     failed = {key: failures[key][-1].error_line for key in wanted if key in failures}
     confirmation = Confirmation(search, fresh, configurations, results_of(history), failed)
     run = load_run(folder)  # the search may have gone on
     # The results are stored, and the command prints them, whatever happens here.
     try:
-        write_run_report(run)
+        if not is_running(run.folder):  # a running search writes it itself
+            write_results(run.search, run.history.records, url_of(run.home, TRAIN_FOLDER))
     except Exception as error:
         console.print(f"note: the report cannot be written: {error}", soft_wrap=True)
     try:

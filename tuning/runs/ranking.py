@@ -74,15 +74,6 @@ def misses(search: SearchRecord, records: Iterable[TrialRecord]) -> dict[str, di
     }
 
 
-def choice_of(search: SearchRecord, records: Iterable[TrialRecord], trial: TrialRecord) -> str:
-    """How the best trial was chosen, in sentences that name the constraints that it misses."""
-    missed = misses(search, records)[trial.trial_id]
-    if not missed:
-        return search.selection
-    amounts = " and ".join(f"{text!r} by {amount:.2g}" for text, amount in missed.items())
-    return f"{search.selection} No trial meets all constraints: this one misses {amounts}."
-
-
 def ranked(search: SearchRecord, records: Iterable[TrialRecord]) -> list[TrialRecord]:
     """All trials without references, best first.
 

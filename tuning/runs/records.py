@@ -293,23 +293,6 @@ class SearchRecord:
         return _uses_ood(*self.constraints, *(self.objectives if on_line else ()))
 
     @property
-    def selection(self) -> str:
-        """One sentence for figures and tables: how and on which split trials are chosen."""
-        wanted = [
-            f"the {'highest' if o.mode == 'max' else 'lowest'} {o.metric}" for o in self.objectives
-        ]
-        text = f"Chosen by {' and '.join(wanted)} at the last step"
-        if self.constraints:
-            text += f", with {' and '.join(c.text for c in self.constraints)}"
-        if not self.sees_ood:
-            return f"{text}."
-        if not _uses_ood(*self.objectives, *self.constraints):
-            if not _uses_ood(*self.sampler_objectives):
-                return f"{text}. A warm start or an earlier session used OOD validation data."
-            text += f", proposed by {' and '.join(o.metric for o in self.sampler_objectives)}"
-        return f"{text}, which looks at OOD validation data."
-
-    @property
     def configured_method(self) -> str | None:
         """The method of trials whose parameters name none; None if it is not known."""
         name = self.configured("trial", *METHOD_KEY.split("."))

@@ -18,14 +18,7 @@ from dataclasses import dataclass, field
 from typing import Any, Final
 
 from trainers.evaluation.metrics import ID_ACC, OOD_MEAN_ACC, val_acc
-from tuning.runs.ranking import (
-    Measure,
-    best_trial,
-    comparable,
-    contenders,
-    non_dominated,
-    ranked,
-)
+from tuning.runs.ranking import Measure, best_trial, comparable, contenders, non_dominated, ranked
 from tuning.runs.records import SearchRecord, TrialRecord
 
 OBJECTIVE: Final = "objective"

@@ -13,9 +13,11 @@ from tuning.runs.ranking import accuracy_margin
 from tuning.runs.records import METHOD_KEY, ParamValue, TrialRecord
 
 
-def show_phase(console: Console, label: str, text: str) -> None:
-    """Print a line that names what is being done, aligned like the lines of results."""
-    console.print(f"{label:<11} {text}", markup=False, highlight=False, soft_wrap=True)
+def show_phase(console: Console, label: str, *texts: str) -> None:
+    """Print a line that names what is being done, and more below it, aligned like results."""
+    for text in texts:
+        console.print(f"{label:<11} {text}", markup=False, highlight=False, soft_wrap=True)
+        label = ""
 
 
 def format_value(value: ParamValue) -> str:

@@ -14,9 +14,9 @@ from rich.table import Table
 from rich.text import Text
 
 from trainers.evaluation.metrics import ID_ACC, OOD_MEAN_ACC, val_acc
+from tuning.runs.conclusion import conclusion
 from tuning.runs.ranking import best_finished, margin_of_mean, misses, pareto_front, ranked
 from tuning.runs.records import METHOD_KEY, SearchRecord, TrialRecord, trial_label, zero_shot_record
-from tuning.views.answer import answer
 from tuning.views.formatting import (
     format_metric,
     format_outcomes,
@@ -44,15 +44,13 @@ def report(
     width: int = 100,
     shown: int | None = None,
     *,
-    lines: Sequence[str] | None = None,
     seconds: float | None = None,
 ) -> RenderableType:
-    """Title, leaderboard, the answer, and notes.
+    """Title, leaderboard, the conclusion, and notes.
 
     Args:
         width: of the terminal; parameters share one column where a column each does not fit.
         shown: number of trials, best first; all of them by default.
-        lines: the answer; by default that of the search alone.
         seconds: that the search took.
     """
     trials = [record for record in records if record.kind == "trial"]
@@ -63,7 +61,7 @@ def report(
     return Group(
         Text.from_markup(title),
         leaderboard(search, records, width, shown),
-        *(Text(line) for line in (answer(search, records) if lines is None else lines)),
+        *(Text(line) for line in conclusion(search, records).lines),
         *(Text(note, style="dim") for note in _notes(search, records)),
     )
 

@@ -1,14 +1,14 @@
-"""The report of a run: one page with its answer, figures and tables, also while it runs.
+"""The report of a run: one page with its conclusion, figures and tables, also while it runs.
 
 The page is a Jinja2 template whose every value is escaped. Its figures are Plotly's.
 """
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Sequence
 from datetime import datetime
 from pathlib import Path
-from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
@@ -16,12 +16,17 @@ from plotly.offline import get_plotlyjs
 
 from trainers.data.storage import open_store
 from trainers.errors import storage_failures
+from tuning.runs.conclusion import conclusion
 from tuning.runs.ranking import finished_trials
 from tuning.runs.records import SearchRecord, TrialRecord
+from tuning.selection.rules import PROPOSED_WITH_OOD, RULES, choices
+from tuning.views.changed_images import Changed
+from tuning.views.confirmation_table import confirmation_table
 from tuning.views.figures import Plots, importance_lacks
-from tuning.views.formatting import format_hours, format_outcomes, format_seconds
+from tuning.views.formatting import format_hours, format_outcomes, format_percent, format_seconds
 from tuning.views.leaderboard import trial_table
 from tuning.views.lines import learning_rate_hint
+from tuning.views.result_table import ResultTable
 
 REPORT_FOLDER = "report"
 """In the run folder."""
@@ -29,6 +34,8 @@ REPORT_FILE = "index.html"
 SCRIPT_FILE = "plotly.min.js"
 REFRESH_SECONDS = 30
 """A page of a running search loads itself anew so often."""
+MAX_NAMED = 3
+"""Trials of a rule that are named in its row; if there are more, their number is given."""
 
 
 def write_page(
@@ -37,15 +44,14 @@ def write_page(
     folder: Path,
     *,
     running: bool = False,
-    **content: Any,
+    changed: Sequence[Changed] = (),
 ) -> Path:
     """Write the page of the trials so far into a folder, and return its path.
 
     Args:
         running: the page loads itself anew, and Plotly from a file beside it; otherwise it is one
             file of 5 MB that can be sent.
-        content: all optional: `lines`, the answer first, then its limits; `commands` to go on
-            with; tables by title, `shown` at the top or `folded` near the end; `changed` images.
+        changed: images that became right or wrong.
 
     Raises:
         StorageFailed: the disk is full or fails.
@@ -59,19 +65,25 @@ def write_page(
     )
     columns, rows = trial_table(search, records)
     hints = [learning_rate_hint(search, r) for r in records if r.kind == "reference"]
+    found = conclusion(search, records)
+    again = found.confirmation
     page = environment.get_template("page.html.j2").render(
         title=search.name,
         about=_about(search, records),
         refresh=REFRESH_SECONDS if running else None,
         written=f"{datetime.now():%H:%M:%S}",
-        hints=[hint for hint in (search.damage, *hints) if hint],
+        hints=[hint for hint in hints if hint],
         script=None if running else Markup(get_plotlyjs()),
         script_file=SCRIPT_FILE,
         figures=_figures(search, records),
         importance_lacks=importance_lacks(records),
         columns=columns,
         rows=rows,
-        **{"lines": (), "commands": (), "shown": {}, "folded": {}, "changed": (), **content},
+        lines=found.lines,
+        commands=found.commands(shlex.quote(search.name)),
+        confirmed=confirmation_table(again) if again and again.seeds else None,
+        rules=selection_table(search, records),
+        changed=changed,
     )
     files = {REPORT_FILE: page}
     if running and not (folder / SCRIPT_FILE).is_file():
@@ -96,6 +108,29 @@ def _about(search: SearchRecord, records: Sequence[TrialRecord]) -> str:
     gpu_hours = sum(r.gpu_seconds(r.ended_at or 0.0) for r in records if r.ended_at) / 3600
     cost = f"{format_hours(gpu_hours)} GPU-hours" if gpu_hours else format_seconds(seconds)
     return f"{text}. All trainings together took {cost}." if cost else f"{text}."
+
+
+def selection_table(search: SearchRecord, records: Sequence[TrialRecord]) -> ResultTable | None:
+    """One row per selection rule: its choice, the accuracies, and whether it used OOD data.
+
+    None while there is no trial to choose.
+    """
+    found = choices(search, records)
+    if not any(choice.trials for choice in found):
+        return None
+    rows = []
+    for choice in found:
+        names = [trial.trial_id for trial in choice.trials]
+        trials = ", ".join(names) if len(names) <= MAX_NAMED else f"{len(names)} trials"
+        accuracies = [choice.id_acc, choice.ood_acc, choice.worst_acc]
+        cells = [format_percent(value) for value in accuracies]
+        gap = "" if choice.gap is None else f"{choice.gap:+z.1f}"
+        sees = "yes" if choice.looks_at_ood else "no"
+        rows.append([choice.rule, trials, *cells, gap, sees, RULES[choice.rule]])
+    columns = ["rule", "trials", "ID", "OOD", "worst OOD", "gap", "sees OOD", "chooses"]
+    notes = ["gap: mean OOD accuracy minus that of the choice of `ood_val`."]
+    notes += [PROPOSED_WITH_OOD] if search.sees_ood else []
+    return ResultTable(columns, rows, notes)
 
 
 def _figures(search: SearchRecord, records: Sequence[TrialRecord]) -> dict[str, Markup]:

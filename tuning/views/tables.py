@@ -26,12 +26,15 @@ Columns have the names of the configuration and of the reports: parameters have 
 
 `curves.parquet` and `.csv`, one row per report (zero-shot is step 0): trial_id, number, kind, step,
 then one column per metric, for example for `df[df.kind == "trial"].plot(x="step", ...)`.
+
+`confirm/results.parquet` and `.csv`, one row per training of `confirm`: trial_id, kind, step,
+labels, then one column per parameter, `seed` among them, and one per metric.
 """
 
 from __future__ import annotations
 
 import io
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -41,6 +44,7 @@ import pyarrow.csv
 import pyarrow.parquet as pq
 
 from trainers.data.storage import open_store
+from tuning.runs.confirmation import FT, Key
 from tuning.runs.ranking import best_finished, margin_of_mean
 from tuning.runs.records import STEP, ZERO_SHOT, SearchRecord, TrialRecord, zero_shot_record
 
@@ -106,19 +110,39 @@ def curves_table(search: SearchRecord, records: Sequence[TrialRecord]) -> pa.Tab
     return _table(rows, ("trial_id", "number", "kind", STEP))
 
 
+def results_table(results: Mapping[Key, TrialRecord]) -> pa.Table:
+    """`confirm/results.parquet`: one row per configuration and seed."""
+    rows, params = [], dict.fromkeys(key for record in results.values() for key in record.params)
+    for (trial_id, _), record in results.items():
+        kind = {ZERO_SHOT: "zero_shot", FT: "reference"}.get(trial_id, "trial")
+        about = {"trial_id": trial_id, "kind": kind, "labels": ", ".join(record.labels)}
+        rows.append(
+            {
+                **about,
+                **record.params,
+                **record.metrics,
+            }
+        )
+    return _table(rows, ("trial_id", "kind", STEP), ["labels", *params])
+
+
 def write_tables(folder: Path, search: SearchRecord, records: Sequence[TrialRecord]) -> None:
     """Write both tables as Parquet and CSV into the folder, which is made.
 
     A reader finds the old file or the new one, never a part of it.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    tables = {"trials": trials_table(search, records), "curves": curves_table(search, records)}
-    for name, table in tables.items():
-        for suffix, write in ((".parquet", pq.write_table), (".csv", pyarrow.csv.write_csv)):
-            content = io.BytesIO()
-            write(table, content)
-            with open_store(folder).write(name + suffix) as file:
-                file.write(content.getbuffer())
+    write_table(folder, "trials", trials_table(search, records))
+    write_table(folder, "curves", curves_table(search, records))
+
+
+def write_table(folder: Path, name: str, table: pa.Table) -> None:
+    """Write a table as Parquet and CSV."""
+    for suffix, write in ((".parquet", pq.write_table), (".csv", pyarrow.csv.write_csv)):
+        content = io.BytesIO()
+        write(table, content)
+        with open_store(folder).write(name + suffix) as file:
+            file.write(content.getbuffer())
 
 
 def _ordered(records: Iterable[TrialRecord]) -> list[TrialRecord]:

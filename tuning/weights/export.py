@@ -48,7 +48,7 @@ def export_weights(
     Args:
         folder: of a run, or of `lipsum-tune train`.
         output: a new folder, or an empty one.
-        trial: of the run, or `ft` or `zero-shot`; by default what won, see `verdict`.
+        trial: of the run, or `ft` or `zero-shot`; by default what won, see `conclusion`.
         soup: average the best trials of the run, see `tuning.weights.soup`. The soup is evaluated
             on the validation splits.
         top: number of trials for the soup, if so many were kept (`checkpoints.keep_top`).

@@ -21,10 +21,10 @@ from trainers.errors import ConfigError, StorageFailed, did_you_mean, validate
 from trainers.evaluation.metrics import ID, MetricKey
 from trainers.yaml_text import read_yaml
 from tuning.checkpoints.files import fetched, kept_checkpoint
-from tuning.confirmation.verdict import verdict
+from tuning.runs.conclusion import conclusion
 from tuning.runs.confirmation import FT, read_confirmation
 from tuning.runs.confirmation import SPLIT as TEST
-from tuning.runs.ranking import best_trial, choice_of
+from tuning.runs.ranking import best_trial
 from tuning.runs.records import UNTUNED, ZERO_SHOT, trial_label
 from tuning.runs.run_folder import CONFIG_FILE, LoadedRun, config_of, load_run
 
@@ -59,11 +59,11 @@ def find_source(folder: Path, trial: str | None = None, *, may_be_zero_shot: boo
 
     Args:
         folder: a run folder, or one that `lipsum-tune train` wrote.
-        trial: `ft` and `zero-shot` included; by default the `verdict` of the search.
+        trial: `ft` and `zero-shot` included; by default what won, see `conclusion`.
         may_be_zero_shot: whether that may be the zero-shot model; otherwise the best trial.
 
     Raises:
-        ConfigError: they do not exist or were not kept.
+        ConfigError: they do not exist or were not kept, or the results of `confirm` are damaged.
     """
     if (folder / CONFIG_FILE).is_file() or not (folder / TRIAL_FILE).is_file():
         return _of_trial(load_run(folder), trial, may_be_zero_shot)
@@ -92,12 +92,13 @@ def _of_trial(run: LoadedRun, trial_id: str | None, may_be_zero_shot: bool) -> S
     why, looks_at_ood = "Named by hand.", None
     best = best_trial(search, run.history.records)
     if trial_id is None:
-        found = verdict(search, run.history.records)
-        if found is None or best is None:
+        found = conclusion(search, run.history.records)
+        if found.won is None or best is None:
             raise ConfigError("no trial has a value of the objective yet", source=run.folder)
-        trial_id, why, looks_at_ood = found.record.trial_id, found.why, search.sees_ood
+        trial_id, looks_at_ood = found.won.trial_id, search.sees_ood
+        why = " ".join(found.lines)
         if trial_id == ZERO_SHOT and not may_be_zero_shot:
-            trial_id, why = best.trial_id, choice_of(search, records.values(), best)
+            trial_id = best.trial_id
         if trial_id == FT and FT not in records:
             hint = f"--trial {best.trial_id} exports the best trial; search.references has `ft`"
             problem = f"this search has no weights of the winner. {why}"
@@ -140,14 +141,13 @@ def _of_trial(run: LoadedRun, trial_id: str | None, may_be_zero_shot: bool) -> S
 def _test_accuracies(run: LoadedRun, label: str, trial_id: str) -> dict[str, dict[str, Any]]:
     """Label -> number of fresh seeds and mean test metrics: the model, FT and zero-shot."""
     found: dict[str, dict[str, Any]] = {}
-    with suppress(ConfigError):  # damaged results of `confirm`
-        if confirmation := read_confirmation(run.search):
-            for name, one in ((label, trial_id), (UNTUNED, FT)):
-                if seeds := confirmation.values(one, str(MetricKey(TEST, ID, "acc"))):
-                    means = measured(confirmation.means(one), TEST)
-                    found[name] = {"seeds": len(seeds), "metrics": means}
-            if zero_shot := measured(confirmation.zero_shot, TEST):
-                found[ZERO_SHOT] = {"metrics": zero_shot}
+    if confirmation := read_confirmation(run.search):
+        for name, one in ((label, trial_id), (UNTUNED, FT)):
+            if seeds := confirmation.values(one, str(MetricKey(TEST, ID, "acc"))):
+                means = measured(confirmation.means(one), TEST)
+                found[name] = {"seeds": len(seeds), "metrics": means}
+        if zero_shot := measured(confirmation.zero_shot, TEST):
+            found[ZERO_SHOT] = {"metrics": zero_shot}
     return found if label in found else {}
 
 

@@ -39,7 +39,6 @@ from trainers.loop.state import load_split
 from tuning.config.objectives import Objective
 from tuning.config.schema import ResourcesConfig
 from tuning.confirmation.confirm import chosen, confirm, fresh_seeds, same_test_splits
-from tuning.confirmation.report import confirmation_table
 from tuning.execution.ray_session import ray_session
 from tuning.execution.warm_workers import WarmWorkers
 from tuning.runs.confirmation import (
@@ -54,6 +53,7 @@ from tuning.runs.journal import History
 from tuning.runs.run_folder import load_run
 from tuning.selection.rules import chosen_with_ood, rules_of
 from tuning.session import Session
+from tuning.views.confirmation_table import confirmation_table
 from tuning.views.mlflow.callback import MlflowCallback, backfill
 from tuning.views.mlflow.client import connect, default_tracking_uri, search_run
 
@@ -220,7 +220,7 @@ def instant(images_root, whole_root, tmp_path):
         with patch("tuning.confirmation.confirm.SearchOptions", options):
             return confirm(folder, console=QUIET, rules=["objective"], **arguments)
 
-    with without_ray(mlflow=False), patch("tuning.confirmation.confirm.write_run_report"):
+    with without_ray(mlflow=False), patch("tuning.confirmation.confirm.write_results"):
         yield folder, run, splits
 
 

@@ -9,6 +9,8 @@ from tuning.runs.confirmation import predictions_path, results_path, training_na
 from tuning.runs.journal import Journal
 from tuning.runs.records import ZERO_SHOT, TrialRecord
 
+SEEDS = (1000, 1001)
+
 
 def result(key, metrics, labels=("objective #1",), number=0, params=None):
     """A training that has ended with these metrics; an error in place of them is a failure."""
@@ -53,3 +55,24 @@ def write_results(folder, found, labels=("objective #1",), splits=None):
         journal.trial_reported(record) if record.curve else journal.trial_ended(record)
     journal.session_ended("finished")
     journal.close()
+
+
+def confirmed(folder, seeds=SEEDS, off=0.0, **accs):
+    """Write results of `confirm`: mean validation accuracy over two seeds, and on the test splits.
+
+    The seeds are two points apart.
+
+    Args:
+        off: added to the ID accuracy on validation splits, which is 80.
+    """
+    results = {
+        (name.replace("_", "-"), seed): {
+            "val/mean_acc": validated + noise,
+            "id_val/acc": 80.0 + off,
+            "id_test/acc": tested + noise,
+            "ood_test/mean_acc": tested + noise - 20,
+        }
+        for name, (validated, tested) in accs.items()
+        for seed, noise in zip(seeds, (-1.0, 1.0), strict=False)
+    }
+    write_results(folder, results)

@@ -1,9 +1,11 @@
 import threading
+from dataclasses import replace
 
 import pyarrow.parquet as pq
 import pytest
 
 from tests.tuning import fakes
+from tests.tuning.confirmation.written import write_results
 from tests.waiting import wait_until
 from tuning.runs.journal import Journal
 from tuning.views.callback import ResultsCallback
@@ -36,6 +38,26 @@ def test_page_and_tables_follow_the_journal(tmp_path, journal):
     page = (tmp_path / "report" / "index.html").read_text()
     assert 'http-equiv="refresh"' not in page
     assert (tmp_path / "report" / "id_vs_ood.pdf").is_file()
+
+
+def test_a_resume_keeps_what_confirm_has_found_on_the_page(tmp_path, journal):
+    write_results(tmp_path, {("trial-001", 1000): {"val/mean_acc": 70.0, "id_test/acc": 71.5}})
+    page = tmp_path / "report" / "index.html"
+
+    def is_shown():
+        text = page.read_text() if page.is_file() else ""
+        return "Confirmed on fresh seeds" in text and "by the means over 1 fresh seed." in text
+
+    callback = ResultsCallback(pause=0.01)
+    callback.search_started(fakes.search_record(tmp_path))
+    journal.session_started({})
+    trial = replace(fakes.trial(1), outcome="running")
+    journal.trial_started(trial)
+    journal.trial_reported(trial.with_end("finished", 2e9))
+    wait_until(is_shown)
+    page.unlink()
+    callback.search_ended([fakes.trial(1)], "finished")
+    assert is_shown()
 
 
 def test_a_page_that_cannot_be_written_ends_nothing(tmp_path, journal, caplog):

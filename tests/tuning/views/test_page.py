@@ -8,11 +8,12 @@ import numpy as np
 import pytest
 
 from tests.tuning import fakes
+from tests.tuning.confirmation.written import write_results
 from tuning.config.objectives import Objective, parse_constraint
+from tuning.runs.conclusion import conclusion
 from tuning.views.changed_images import Changed
 from tuning.views.figures import Plots, importance_lacks
 from tuning.views.page import SCRIPT_FILE, write_page
-from tuning.views.result_table import ResultTable
 
 SEARCH = fakes.search_record(Path("run"))
 
@@ -41,11 +42,10 @@ def rows_of(page):
 
 def test_the_answer_comes_first_and_every_trial_has_a_row(tmp_path):
     records = [fakes.reference(), *fakes.finished_search()[1:]]
-    said = {"lines": ["The answer.", "Its limit."], "commands": ["do this"]}
-    page = page_of(records, tmp_path, running=True, **said)
-    places = [
-        page.index(text) for text in ("The answer.", "Its limit.", "do this", "<h2>ID against")
-    ]
+    page = page_of(records, tmp_path, running=True)
+    found = conclusion(SEARCH, records)
+    parts = [*found.lines, "lipsum-tune confirm", "lipsum-tune export", "<h2>ID against"]
+    places = [page.index(text) for text in parts]
     assert places == sorted(places)
     rows = rows_of(page)
     assert [row[1] for row in rows[:2]] == ["zero-shot", "untuned FT"]
@@ -78,13 +78,11 @@ def test_text_is_escaped_everywhere(tmp_path):
     params = {"method.reg_weight": bad, "optim.lr": 1.0}
     records = [replace(trial, params=params) for trial in scattered(6)]
     records.append(fakes.trial(9, outcome="failed", error=f"ValueError: {bad}"))
-    table = ResultTable([bad], [[bad]], [bad])
     changed = [Changed(bad, True, 1, [{"true": bad, "before": bad, "after": bad, "jpeg": ""}])]
-    page = page_of(
-        records, tmp_path, search, lines=[bad], commands=[bad], shown={bad: table},
-        folded={bad: table}, changed=changed,
-    )  # fmt: skip
+    write_results(tmp_path, {("trial-000", 1000): {"id_test/acc": 1.0}}, labels=[bad])
+    page = page_of(records, tmp_path, replace(search, run_folder=tmp_path), changed=changed)
     assert "<img src=x" not in page
+    assert "Confirmed on fresh seeds" in page
 
 
 def test_the_page_of_an_ended_search_needs_nothing_beside_it(tmp_path):

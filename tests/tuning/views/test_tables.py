@@ -7,9 +7,10 @@ import pyarrow.parquet as pq
 import pytest
 
 from tests.tuning import fakes
+from tests.tuning.confirmation.written import result
 from tuning.runs.ranking import best_trial
 from tuning.views import tables
-from tuning.views.tables import curves_table, trials_table, write_tables
+from tuning.views.tables import curves_table, results_table, trials_table, write_table, write_tables
 
 SEARCH = fakes.search_record(Path("run"))
 
@@ -76,3 +77,19 @@ def test_csv_has_the_rows_of_parquet(tmp_path):
         assert [float(row["id_val/acc"] or "nan") for row in rows] == pytest.approx(
             [row["id_val/acc"] for row in expected], nan_ok=True
         )
+
+
+def test_results_of_confirm_have_a_row_each_and_mixed_choices_are_text(tmp_path):
+    keys = [("zero-shot", None), ("ft", 1000), ("trial-000", 1000), ("trial-001", 1001)]
+    given = [{}, {"compile": True}, {"eval.line": "off"}, {"eval.line": 0.5}]
+    results = {
+        key: result(key, {"id_test/acc": 80.0}, params=params)
+        for key, params in zip(keys, given, strict=True)
+    }
+    write_table(tmp_path, "results", results_table(results))
+    rows = pq.read_table(tmp_path / "results.parquet").to_pylist()
+    assert [(row["trial_id"], row["seed"]) for row in rows] == keys
+    assert [row["kind"] for row in rows] == ["zero_shot", "reference", "trial", "trial"]
+    assert [row["eval.line"] for row in rows] == [None, None, "off", "0.5"]
+    assert [row["compile"] for row in rows] == [None, True, None, None]
+    assert (rows[2]["labels"], rows[2]["id_test/acc"]) == ("objective #1", 80.0)

@@ -23,6 +23,7 @@ from trainers.fine_tune import fine_tune
 from trainers.loop.state import load_split
 from trainers.models.config import ModelConfig
 from trainers.models.zero_shot import load_zero_shot
+from tuning.runs.conclusion import conclusion
 from tuning.runs.ranking import best_trial
 from tuning.runs.run_folder import load_run
 from tuning.weights.export import export_weights as export
@@ -70,7 +71,7 @@ def test_the_default_is_the_trial_that_the_objective_chooses(real, tmp_path):
     assert {path.name for path in tmp_path.iterdir()} == {"model", "run"}
     best = best_trial(search, records)
     expected = {"trial": best.trial_id, "params": best.params, "step": 2, "split": "val"}
-    expected |= {"chosen": search.selection, "looks_at_ood": True}
+    expected |= {"chosen": " ".join(conclusion(search, records).lines), "looks_at_ood": True}
     expected |= {"metrics": measured(best.metrics)}
     assert about(written).items() >= expected.items()
 
@@ -80,7 +81,7 @@ def test_a_zero_shot_model_that_wins_is_exported_with_its_head(real, tmp_path):
     written, search = export(run, tmp_path / "model"), load_run(run).search
     recorded = about(written)
     assert (recorded["trial"], recorded["params"], recorded["step"]) == ("zero-shot", {}, 0)
-    assert recorded["chosen"].startswith("No trial is better: ")
+    assert recorded["chosen"].startswith("No trial is better than zero-shot: ")
     assert recorded["metrics"] == measured(search.zero_shot)
     torch.testing.assert_close(head_of(written), zero_shot_head(run), rtol=1e-5, atol=1e-6)
     half = about(export(run, tmp_path / "half", alpha=0.5))

@@ -15,6 +15,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
+from tuning.runs.conclusion import conclusion
 from tuning.runs.environment import ENVIRONMENT_FILE
 from tuning.runs.journal import Event, JournalReader, Replay
 from tuning.runs.ranking import best_finished, margin_of_mean, misses
@@ -28,7 +29,6 @@ from tuning.runs.records import (
     zero_shot_record,
 )
 from tuning.runs.run_folder import CONFIG_FILE
-from tuning.views.answer import answer
 from tuning.views.formatting import format_params
 from tuning.views.mlflow import client as mlf
 from tuning.views.mlflow.view import main_metrics, order_key, share_view
@@ -226,8 +226,7 @@ class Writer:
     def _write_parent(self, records: Sequence[TrialRecord], outcome: str) -> None:
         search, client, at = self._search, self._client, self._journal.last
         share_view(client, self._experiment_id, search, records)
-        lines = [*answer(search, records), search.selection, search.damage]
-        found = "\n\n".join(filter(None, lines))
+        found = "\n\n".join(conclusion(search, records).lines)
         tags = {"outcome": outcome, "mlflow.note.content": found}
         best = best_finished(search, records) if outcome != "running" else None
         metrics: list[Metric] = []

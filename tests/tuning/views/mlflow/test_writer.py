@@ -15,6 +15,7 @@ from tests.tuning.confirmation.written import write_results
 from tests.tuning.databases import with_database
 from tests.tuning.run_folders import edit_journal, search_file, write_run
 from tests.tuning.views.mlflow.content import content, found_runs, points
+from tuning.runs.conclusion import conclusion
 from tuning.runs.journal import JOURNAL_FILE, Journal
 from tuning.runs.run_folder import CONFIG_FILE, load_run
 from tuning.views.mlflow import client as mlf
@@ -309,6 +310,17 @@ def test_trainings_of_confirm_stand_below_the_search(run):
     assert (one.data.tags["confirms"], one.data.tags["labels"]) == ("trial-000", "objective #1")
     assert one.data.params["seed"] == "1002"
     assert one.info.run_name == "confirm trial-000-seed-1002 lr=1e-05 seed=1002"
+
+
+def test_the_description_tells_what_confirm_has_found(run):
+    loaded = load_run(run)
+    for mean_acc in (None, 99.0):
+        if mean_acc:
+            write_results(run, {("trial-006", 1001): {"val/mean_acc": mean_acc}})
+        backfill(loaded)
+        note = write(run)[None].data.tags["mlflow.note.content"]
+        assert note.split("\n\n") == [*conclusion(loaded.search, loaded.history.records).lines]
+    assert "by the means over 1 fresh seed" in note
 
 
 def test_a_run_folder_without_its_database_gets_none(run, tmp_path):

@@ -1,43 +1,20 @@
-"""Tables of a confirmation: test accuracies, and differences to fine-tuning and zero-shot."""
+"""The table of a confirmation: test accuracies, and differences to fine-tuning and zero-shot."""
 
 from __future__ import annotations
 
-import io
 import math
-import shlex
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import suppress
-from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
-import pandas as pd
-from pandas.api.types import infer_dtype
 from rich.text import Text
 
-from trainers.data.storage import open_store, url_of
-from trainers.errors import ConfigError
 from trainers.evaluation.metrics import ID, MEAN_OOD, MetricKey
-from tuning.confirmation.verdict import findings, verdict
-from tuning.runs.confirmation import (
-    CONFIRM_FOLDER,
-    END,
-    FT,
-    SPLIT,
-    Confirmation,
-    Estimate,
-    Key,
-    read_confirmation,
-)
-from tuning.runs.journal import is_running
-from tuning.runs.records import METHOD_KEY, SECONDS, UNTUNED, ZERO_SHOT, TrialRecord
-from tuning.runs.run_folder import TRAIN_FOLDER, LoadedRun
-from tuning.selection.rules import BY_METHOD, PROPOSED_WITH_OOD, chosen_with_ood, rules_of
-from tuning.views.answer import commands_after
-from tuning.views.callback import write_results
+from tuning.runs.confirmation import END, FT, SPLIT, Confirmation, Estimate
+from tuning.runs.records import METHOD_KEY, SECONDS, UNTUNED, ZERO_SHOT
+from tuning.selection.rules import BY_METHOD, chosen_with_ood, rules_of
 from tuning.views.formatting import format_difference, format_mean, format_params, format_seconds
 from tuning.views.result_table import Cell, ResultTable
 
-TABLE_FILE = "results.parquet"
 _ID_ACC: Final = str(MetricKey(SPLIT, ID, "acc"))
 _OOD_MEAN_ACC: Final = str(MetricKey(SPLIT, MEAN_OOD, "acc"))
 _ID_ECE: Final = str(MetricKey(SPLIT, ID, "ece"))
@@ -102,11 +79,13 @@ def _notes(confirmation: Confirmation, metrics: Sequence[str]) -> Iterator[str]:
         f"Over {len(seeds)} seeds that the search did not use ({seeds[0]} to {seeds[-1]}); "
         "differences are paired by seed and image."
     )
-    yield from _intervals(confirmation)
+    trained = [one.trial_id for one in configurations if confirmation.values(one.trial_id, _ID_ACC)]
+    blind = [name for name in trained if not confirmation.right(name, _ID_ACC)]
+    images = " and new images" if blind != trained else " alone: no predictions are stored"
+    but = f", those of {', '.join(blind)} for new seeds alone" if blind and blind != trained else ""
+    yield f"Intervals hold for new seeds{images}{but}."
     if any(chosen_with_ood(confirmation.search, one) for one in configurations):
         yield "* The choice used OOD validation data: these domains are not unseen."
-    if confirmation.search.sees_ood:
-        yield PROPOSED_WITH_OOD
     fewer = []
     for one in configurations:
         numbers = [len(confirmation.values(one.trial_id, metric)) for metric in metrics]
@@ -120,18 +99,6 @@ def _notes(confirmation: Confirmation, metrics: Sequence[str]) -> Iterator[str]:
         yield f"{len(confirmation.failed)} trainings failed; the same command tries them again:"
     for (trial_id, seed), reason in confirmation.failed.items():
         yield f"  {trial_id} seed {seed}: {reason}"
-
-
-def _intervals(confirmation: Confirmation) -> Iterator[str]:
-    """What the intervals hold for."""
-    found = [one.trial_id for one in confirmation.configurations]
-    found = [name for name in found if confirmation.values(name, _ID_ACC)]
-    without = [name for name in found if not confirmation.right(name, _ID_ACC)]
-    if confirmation.has_predictions:
-        yield "Intervals hold for new seeds and new images of these domains."
-    if without:
-        of = f" of {', '.join(without)}" if confirmation.has_predictions else ""
-        yield f"Intervals{of} hold for new seeds on these images alone: no predictions are stored."
 
 
 def _means(
@@ -151,45 +118,3 @@ def _means(
 
 def _difference(found: Estimate | None) -> Cell:
     return "-" if found is None else format_difference(found.mean, found.low, found.high)
-
-
-def write_results_table(run_folder: Path, results: Mapping[Key, TrialRecord]) -> None:
-    """Write the results as Parquet, one row per configuration and seed.
-
-    Columns: trial_id, kind, seed, labels, then one per parameter and one per metric.
-    """
-    rows: list[dict[str, Any]] = []
-    for (trial_id, seed), record in results.items():
-        kind = {ZERO_SHOT: "zero_shot", FT: "reference"}.get(trial_id, "trial")
-        about = {"trial_id": trial_id, "kind": kind, "labels": ", ".join(record.labels)}
-        rows.append({**about, **record.params, "seed": seed, **record.metrics})
-    table, content = pd.DataFrame(rows).astype({"seed": "Int64"}), io.BytesIO()
-    for name in table:
-        if infer_dtype(table[name]).startswith("mixed"):  # choices such as `off` and 0.5
-            table[name] = table[name].map(str, na_action="ignore")
-    table.to_parquet(content)
-    with open_store(run_folder / CONFIRM_FOLDER).write(TABLE_FILE) as file:
-        file.write(content.getbuffer())
-
-
-def write_run_report(run: LoadedRun) -> Path:
-    """Write tables, page and main figure of a run, with the results of `confirm` if there are any.
-
-    Returns:
-        The path of the page.
-
-    Raises:
-        StorageFailed: the disk is full or fails.
-    """
-    search, records = run.search, run.history.records
-    more: dict[str, Any] = {"lines": findings(search, records)}
-    with suppress(ConfigError):  # damaged results of `confirm`, as the lines say
-        found, won = read_confirmation(search), verdict(search, records)
-        if found is not None and found.seeds:
-            more["shown"] = {"Confirmed on fresh seeds": confirmation_table(found)}
-        if won is not None and won.seeds:
-            name = shlex.quote(search.name)
-            more["commands"] = commands_after(won.record, name, is_confirmed=True)
-    checkpoints = url_of(run.home, TRAIN_FOLDER)
-    is_over = run.history.outcome is not None or not is_running(run.folder)
-    return write_results(search, records, checkpoints, running=not is_over, **more)
