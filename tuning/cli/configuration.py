@@ -38,6 +38,7 @@ def config(
             "type": "string",
             "description": "A ready configuration, or the path of a file, that this one changes.",
         }
+        found["properties"]["version"] = {"description": "Of lipsum-tune, in a run folder."}
         # With anyOf in place of oneOf, since a change of a parameter may look like a whole one.
         print(json.dumps(found, indent=2).replace('"oneOf":', '"anyOf":'))
     elif list_ or config is None:

@@ -35,13 +35,15 @@ def read_layers(
     """
     path = find_config(source)
     values = _read_file(path)
+    version = values.pop("version", None)  # in run folders
+    written = "" if version is None else f" (of lipsum-tune {shortened(str(version), 20)})"
     given = dict(map(_parse_override, overrides))
 
     def source_of(key: str | None) -> str:
         if any(f"{key}.".startswith(f"{own}.") for own in given):
             return "--set"
         # Two keys may not fit together, of which a file has one and `--set` the other.
-        return f"{path} with --set {', '.join(given)}" if given else str(path)
+        return f"{path}{written} with --set {', '.join(given)}" if given else f"{path}{written}"
 
     values = merge(values, nest(given))
     try:

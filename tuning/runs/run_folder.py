@@ -18,7 +18,12 @@ from trainers.data.storage import Store, open_store, url_of
 from trainers.errors import ConfigError, suggestion
 from tuning.config.schema import SearchFile
 from tuning.config.validation import load_config
-from tuning.runs.environment import ENVIRONMENT_FILE, environment, seen_at_start
+from tuning.runs.environment import (
+    ENVIRONMENT_FILE,
+    environment,
+    package_version,
+    seen_at_start,
+)
 from tuning.runs.journal import JOURNAL_FILE, History, is_running, read_history
 from tuning.runs.records import SearchRecord, TrialRecord
 
@@ -234,8 +239,8 @@ def runs_named(storage: Path, name: str) -> list[Path]:
 
 
 def write_config(folder: Path, file: SearchFile) -> None:
-    """Write the resolved configuration in one piece."""
-    values = file.model_dump(mode="json")
+    """Write the resolved configuration and the version of this package in one piece."""
+    values = {"version": package_version("lipsum-tune"), **file.model_dump(mode="json")}
     earlier = values["search"]["warm_start"]  # the search may be resumed in another folder
     earlier["runs"] = [str(find_run(run).absolute()) for run in earlier["runs"]]
     with open_store(folder).write(CONFIG_FILE) as stream:

@@ -1,6 +1,7 @@
 """How `extends:`, the file and `--set` are merged."""
 
 import re
+from importlib.metadata import version
 
 import pytest
 import yaml
@@ -159,8 +160,13 @@ def test_the_recorded_configuration_needs_no_other_file(tmp_path, monkeypatch):
     run.mkdir()
     write_config(run, file)
     (tmp_path / "suite.yaml").unlink()
-    assert yaml.safe_load((run / "search.yaml").read_text()).keys() == {"trial", "search"}
+    recorded = yaml.safe_load((run / "search.yaml").read_text())
+    assert [*recorded] == ["version", "trial", "search"]
+    assert recorded["version"] == version("lipsum-tune")
     assert loaded(run / "search.yaml") == file
+    later = write(tmp_path, "later", **recorded | {"version": "9.1.0", "news": 1})
+    with pytest.raises(ConfigError, match=r"later\.yaml \(of lipsum-tune 9\.1\.0\): news = 1"):
+        loaded(later)
     assert file.trial.data.domains == ("photo",)
     shown = search_record(file, tmp_path, {"id_val/acc": 1.0}).config["trial"]["data"]["suite"]
     assert re.fullmatch(r"mine \([0-9a-f]{12}\)", shown)
