@@ -1,0 +1,117 @@
+"""Run folders of earlier versions, kept in `kept/`: later versions read and report them.
+
+`python -m tests.tuning.runs.test_kept_runs 0.3.0` writes the folder of a version, before its
+release. It is not written again later.
+"""
+
+import json
+import shutil
+import sys
+from contextlib import chdir
+from dataclasses import replace
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from unittest.mock import patch
+
+import pytest
+import yaml
+from typer.testing import CliRunner
+
+from cluster.cli import app
+from tests.conftest import CLASSES
+from tests.tuning import fakes
+from tests.tuning.confirmation.written import write_results
+from tests.tuning.run_folders import search_file, trial, write_run
+from trainers.embedded_benchmark.build import ImageCounts, build
+from tuning.confirmation.results import read_confirmation
+from tuning.run import load_run
+from tuning.runs.environment import ENVIRONMENT_FILE, environment
+from tuning.runs.journal import Journal
+from tuning.runs.run_folder import CONFIG_FILE
+
+KEPT = Path(__file__).parent / "kept"
+OUTCOMES = {
+    "ft": ("finished", 72.7),
+    "trial-000": ("finished", 73.75),
+    "trial-001": ("pruned", 72.13),
+    "trial-002": ("failed", -1.0),
+    "trial-003": ("finished", 74.0),
+    "trial-004": ("stopped", 71.71),
+    "trial-003-seed-7": ("finished", 73.5),
+}
+"""Outcome and last `val/mean_acc`, -1 without one; of trial-003, the mean over two seeds."""
+
+
+def write(folder, version):
+    """A search with each kind of event, and its confirmation."""
+    curve = {"step": [39, 40], "train/loss": [2.0, 1.5]}
+
+    def short(record, steps, **changes):
+        """With few reports, so that the file is small."""
+        kept = tuple(point for point in record.curve if point["step"] in steps)
+        return replace(record, curve=kept, train_curves=(curve,), **changes)
+
+    repeat = fakes.repeat(trial(3, 0, 0), 7, 85.0, 62.0)
+    records = [
+        short(fakes.reference(), (40, 240)),
+        short(trial(0, 85.0, 62.5), (40, 240), is_first_point=True),
+        short(trial(1, 84.0, 62.0), (40, 80), outcome="pruned"),
+        short(trial(2, 0, 0), (), outcome="failed", error="OutOfMemoryError: too big\nat line 7"),
+        short(trial(3, 85.5, 63.5), (40, 240), sampler_state={"grid:id": 3}, gpus=1.0),
+        short(replace(repeat, number=5), (40, 240)),
+        short(trial(4, 82.5, 61.0), (40,), outcome="stopped"),
+    ]
+    with TemporaryDirectory() as images, chdir(images):
+        counts = ImageCounts(6, 3, 2)
+        build(Path("images"), classes=CLASSES, images=counts, workers=1, progress=False)
+        file = search_file("images", search__name="kept", search__budget__trials=6)
+        write_run(folder, file, records, outcome=None)
+        described = environment(file.trial)
+    config = folder / CONFIG_FILE
+    config.write_text(config.read_text().replace(f"{Path(images).resolve()}/", ""))
+    described["packages"]["lipsum-tune"] = version
+    of_machine = ("platform", "git_commit")
+    kept = {key: value for key, value in described.items() if key not in of_machine}
+    (folder / ENVIRONMENT_FILE).write_text(json.dumps(kept, indent=2) + "\n")
+    journal = Journal(folder)
+    journal.session_started(file.fingerprints(), sampler="TPESampler")
+    journal.used_ood()
+    journal.controlled({"stop": "trial-001"}, 22)
+    journal.session_ended("stopped")
+    journal.close()
+    reports = {s: fakes.report(240, 0, 0) | {"id_test/acc": 80.0 + s} for s in (0, 1)}
+    found = {("zero-shot", None): {"step": 0, "id_test/acc": 75.0}}
+    found |= {(one, 1000 + s): reports[s] for s in (0, 1) for one in ("ft", "trial-000")}
+    write_results(folder, found)
+    (folder / "report").rmdir()
+    for lock in folder.rglob("journal.lock"):
+        lock.unlink()
+
+
+@pytest.mark.parametrize("version", sorted(path.name for path in KEPT.iterdir()))
+def test_a_run_folder_of_an_earlier_version_is_read_and_reported(version, tmp_path):
+    folder = shutil.copytree(KEPT / version, tmp_path / "runs" / "kept")
+    assert yaml.safe_load((folder / CONFIG_FILE).read_text())["version"] == version
+    run = load_run(folder)
+    records = {record.trial_id: record for record in run.history.records}
+    last = {name: round(r.last("val/mean_acc") or -1.0, 2) for name, r in records.items()}
+    assert {name: (r.outcome, last[name]) for name, r in records.items()} == OUTCOMES
+    assert records["trial-003"].repetitions.keys() == {7}
+    assert records["trial-002"].error_line == "OutOfMemoryError: too big"
+    assert records["trial-000"].is_first_point
+    assert records["trial-003"].sampler_state == {"grid:id": 3}
+    assert (run.history.outcome, run.history.damage) == ("stopped", "")
+    assert run.search.sees_ood
+    assert run.best.trial_id == "trial-003"
+    found = read_confirmation(run.search)
+    assert found.values("trial-000", "id_test/acc") == {1000: 80.0, 1001: 81.0}
+    shown = CliRunner().invoke(app, ["report", str(folder)])
+    assert shown.exit_code == 0, shown.exception
+    assert "stopped" in shown.output
+    assert "Confirmed on fresh seeds" in (folder / "report" / "index.html").read_text()
+
+
+if __name__ == "__main__":
+    _, version = sys.argv
+    with patch("tuning.runs.run_folder.package_version", lambda _: version):
+        write(KEPT / version, version)
