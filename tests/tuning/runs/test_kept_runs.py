@@ -23,8 +23,8 @@ from tests.tuning import fakes
 from tests.tuning.confirmation.written import write_results
 from tests.tuning.run_folders import search_file, trial, write_run
 from trainers.embedded_benchmark.build import ImageCounts, build
-from tuning.confirmation.results import read_confirmation
 from tuning.run import load_run
+from tuning.runs.confirmation import read_confirmation
 from tuning.runs.environment import ENVIRONMENT_FILE, environment
 from tuning.runs.journal import Journal
 from tuning.runs.run_folder import CONFIG_FILE
