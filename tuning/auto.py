@@ -343,9 +343,8 @@ def _confirm(state: State) -> State:
     found = confirm(run, seeds=CONFIRM_SEEDS, rules=[RULE], address=state.address)
     state.console.print(fit_table(confirmation_table(found), state.console.width, run.name))
     loaded = load_run(run)
-    concluded = conclusion(loaded.search, loaded.history.records)
-    metric = loaded.search.objectives[0].metric
-    if found.failed and not (concluded.seeds and found.values(FT, metric)):
+    seeds = conclusion(loaded.search, loaded.history.records).seeds
+    if found.failed and not (seeds and found.values(FT, loaded.search.objectives[0].metric)):
         problem = f"{len(found.failed)} trainings of `confirm` failed"
         raise ConfigError(problem, source=run, hint="the same command tries again")
     return state
@@ -353,13 +352,13 @@ def _confirm(state: State) -> State:
 
 def _export(state: State) -> State:
     run, loaded = state.run, load_run(state.run)
-    concluded = conclusion(loaded.search, loaded.history.records)
-    assert concluded.won is not None  # otherwise there was nothing to confirm
-    model_folder = run / f"model-{concluded.won.trial_id}"
+    found = conclusion(loaded.search, loaded.history.records)
+    assert found.won is not None  # otherwise there was nothing to confirm
+    model_folder = run / f"model-{found.won.trial_id}"
     state.announce("6 Export", "export", run.name, "--output", model_folder)
     if not model_folder.is_dir():
         export_weights(run, model_folder)
-    show_phase(state.console, "Result", *concluded.lines)
+    show_phase(state.console, "Result", *found.lines)
     return replace(state, model_folder=model_folder)
 
 

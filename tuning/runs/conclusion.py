@@ -84,7 +84,8 @@ def conclusion(search: SearchRecord, records: Sequence[TrialRecord]) -> Conclusi
     try:
         confirmation = read_confirmation(search)
     except ConfigError as error:
-        confirmation, notes = None, [f"Results of confirm are left out: {error}"]
+        confirmation = None
+        notes.append(f"Results of confirm are left out: {error}")
     if confirmation is not None and (again := _with_common_seeds(search, confirmation, best)):
         search, records = _over_fresh_seeds(search, records, again)
         best = best_trial(search, records) or best

@@ -83,7 +83,7 @@ def test_schema_accepts_the_ready_configurations():
     optim = schema["$defs"]["OptimConfig"]["properties"]
     assert optim["lr"]["description"] == "Peak learning rate."
     keys = schema["properties"].keys()
-    assert keys == {"extends", "plugins", "trial", "search"}
+    assert keys == {"version", "extends", "plugins", "trial", "search"}
     for name in ready_configs():
         jsonschema.validate(yaml.safe_load(find_config(name).read_text()), schema)
     few = {"objective": {"metric": "val/mean_acc"}, "constraints": "id_val/acc >= best - 0.5"}
