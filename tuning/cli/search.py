@@ -137,8 +137,8 @@ def confirm(
     rule: Annotated[
         list[str] | None,
         typer.Option(
-            help="objective, by_method, id_val, ood_val, leave_one_domain_out or pareto; may be "
-            "repeated. Default: all but pareto."
+            help="objective, by_method, id_val, ood_val, leave_one_domain_out, pareto, or first, "
+            "the trial that the search began with; may be repeated. Default: all but pareto."
         ),
     ] = None,
     address: Address = None,

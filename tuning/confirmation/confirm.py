@@ -43,10 +43,10 @@ from tuning.runs.confirmation import (
 )
 from tuning.runs.environment import check_same_inputs
 from tuning.runs.journal import History, is_running
-from tuning.runs.ranking import ranked
+from tuning.runs.ranking import first_trial, ranked
 from tuning.runs.records import UNTUNED, ZERO_SHOT, SearchRecord, TrialRecord
 from tuning.runs.run_folder import TRAIN_FOLDER, LoadedRun, load_run, trial_path
-from tuning.selection.rules import BY_METHOD, OBJECTIVE, PARETO, RULES, choices
+from tuning.selection.rules import BY_METHOD, FIRST, OBJECTIVE, PARETO, RULES, choices
 from tuning.session import SearchOptions, fixed_only, open_session
 from tuning.views.callback import write_results
 from tuning.views.formatting import show_phase
@@ -75,8 +75,8 @@ def confirm(
 
     Args:
         top: number of trials to confirm, best first by the search's objective.
-        rules: names of `tuning.selection.rules` whose choices are confirmed; by default all but the
-            Pareto front.
+        rules: names of `tuning.selection.rules` whose choices are confirmed, and `first`, the trial
+            that the search began with; by default all but the Pareto front.
         address: of a Ray cluster; by default the one in `RAY_ADDRESS`, or a new local one.
         console: for the display of progress; by default the standard error.
 
@@ -147,12 +147,12 @@ def chosen(
         ConfigError: there is none, no such rule, or `top` is not positive or of no rule's use.
     """
     for rule in rules:
-        if rule not in RULES:
-            hint = did_you_mean(rule, RULES)
+        if rule not in (*RULES, FIRST):
+            hint = did_you_mean(rule, (*RULES, FIRST))
             raise ConfigError(f"no such rule{hint}", key="--rule", value=rule)
     if top < 1:
         raise ConfigError("must be at least 1", key="--top", value=top)
-    wanted = set(rules) or RULES.keys() - {PARETO}
+    wanted = set(rules) or {*RULES, FIRST} - {PARETO}
     if top > 1 and OBJECTIVE not in wanted:
         hint = f"add --rule {OBJECTIVE}, or leave --top out"
         raise ConfigError(f"is only for the rule {OBJECTIVE}", key="--top", value=top, hint=hint)
@@ -173,12 +173,15 @@ def chosen(
             names = [key for key, one in choice.parts.items() if one.trial_id == trial.trial_id]
             named = choice.rule == BY_METHOD or 0 < len(names) < len(choice.parts)
             add(choice.rule, f"{choice.rule}/{'+'.join(names)}" if named else choice.rule, trial)
+    if (first := first_trial(records)) is not None:
+        add(FIRST, FIRST, first)
     if found:
         return tuple(found.values())
     if not any(r.kind == "trial" and r.outcome == "finished" for r in records):
         raise ConfigError("no finished trial to confirm", source=search.run_folder)
     reasons = {choice.rule: choice.reason for choice in others if choice.reason}
     reasons.setdefault(BY_METHOD, "all trials of this search have the same method")
+    reasons.setdefault(FIRST, "the sampler proposed the first trial, or it has not finished")
     why = [f"{rule}: {reasons.get(rule, 'no trial has its metrics')}" for rule in wanted]
     problem = f"no rule chooses a finished trial. {'; '.join(sorted(why))}"
     raise ConfigError(problem, key="--rule", value=", ".join(rules))

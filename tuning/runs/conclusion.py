@@ -26,6 +26,7 @@ from tuning.runs.ranking import (
     baselines,
     best_trial,
     finished_trials,
+    first_trial,
     misses,
     stronger_reference,
 )
@@ -47,6 +48,8 @@ class Conclusion:
     """Sentences: the result, what it is beside the first trial, and the limit."""
     seeds: Sequence[int] = ()
     """The fresh seeds of `confirm` that decided; none: the search's own trainings did."""
+    has_gain: bool = False
+    """Whether the first trial stands beside it."""
     confirmation: Confirmation | None = None
     """All results of `confirm`; None before the first, or if they are damaged."""
 
@@ -63,7 +66,8 @@ class Conclusion:
         if self.seeds or won.outcome != "finished":
             return [export]
         if won.kind == "trial":
-            confirm = f"lipsum-tune confirm {run} --rule objective"
+            rules = "--rule objective --rule first" if self.has_gain else "--rule objective"
+            confirm = f"lipsum-tune confirm {run} {rules}"
             return [f"{confirm}   # fresh seeds, then the test splits, once", export]
         return [f"lipsum-tune resume {run} --trials +8   # no trial is better yet", export]
 
@@ -78,8 +82,7 @@ def conclusion(search: SearchRecord, records: Sequence[TrialRecord]) -> Conclusi
     best, notes = best_trial(search, records), [search.damage] if search.damage else []
     if best is None or best.outcome != "finished":
         return Conclusion(best, ["No trial has finished yet.", *notes])
-    finished = finished_trials(records)
-    first = next((r for r in finished if r.number == 0 and r.is_first_point), None)
+    number, first = len(finished_trials(records)), first_trial(records)
     again = None
     try:
         confirmation = read_confirmation(search)
@@ -90,14 +93,15 @@ def conclusion(search: SearchRecord, records: Sequence[TrialRecord]) -> Conclusi
         search, records = _over_fresh_seeds(search, records, again)
         best = best_trial(search, records) or best
     stronger = stronger_reference(search, records)
-    lines = [_result(search, records, best, stronger, again)]
-    if stronger is None and first is not None and len(finished) > 1:
+    lines, has_gain = [_result(search, records, best, stronger, again)], False
+    if stronger is None and first is not None and number > 1:
         if first.trial_id == best.trial_id:
             lines.append("It is the first trial: the search has gained nothing over it.")
         elif gaps := _differences(search, best, first, again):
             is_optimistic = again is None and not all(_is_tie(gap) for gap in gaps)
-            why = f" (optimistic, as the best of {len(finished)})" if is_optimistic else ""
+            why = f" (optimistic, as the best of {number})" if is_optimistic else ""
             lines.append(f"It has {in_words(gaps, 'the first trial')}{why}.")
+            has_gain = True
     limit = f"Chosen on validation data{', OOD included' if search.sees_ood else ''}"
     if again is None:
         limit += ". Confirm it on fresh seeds before you report it."
@@ -105,7 +109,7 @@ def conclusion(search: SearchRecord, records: Sequence[TrialRecord]) -> Conclusi
         limit += f", by the means over {len(again.seeds)} fresh seed{'s' * (len(again.seeds) > 1)}"
         limit += f"{holds_for(again) if '±' in lines[0] else ''}."
     seeds = () if again is None else again.seeds
-    return Conclusion(stronger or best, [*lines, limit, *notes], seeds, confirmation)
+    return Conclusion(stronger or best, [*lines, limit, *notes], seeds, has_gain, confirmation)
 
 
 def _result(

@@ -95,6 +95,12 @@ def finished_trials(records: Iterable[TrialRecord]) -> list[TrialRecord]:
     return [r for r in records if r.kind == "trial" and r.outcome == "finished"]
 
 
+def first_trial(records: Iterable[TrialRecord]) -> TrialRecord | None:
+    """The trial that a search began with, once it has finished; None if a sampler proposed it."""
+    found = finished_trials(records)
+    return next((r for r in found if r.number == 0 and r.is_first_point), None)
+
+
 def baselines(search: SearchRecord, records: Iterable[TrialRecord]) -> list[TrialRecord]:
     """What trials are compared with: the finished references, and last the zero-shot model."""
     finished = [r for r in records if r.kind == "reference" and r.outcome == "finished"]

@@ -27,6 +27,8 @@ ID_VAL: Final = "id_val"
 OOD_VAL: Final = "ood_val"
 LEAVE_ONE_DOMAIN_OUT: Final = "leave_one_domain_out"
 PARETO: Final = "pareto"
+FIRST: Final = "first"
+"""For `confirm` alone: the trial that the search began with, beside those that rules choose."""
 
 PROPOSED_WITH_OOD: Final = (
     "The search used OOD validation data to propose trials, whatever the rule."
@@ -73,7 +75,7 @@ def looks_at_ood(search: SearchRecord, rule: str) -> bool:
 
     Of the search's own objective, also whether its sampler does.
     """
-    looks = {OBJECTIVE: search.sees_ood, BY_METHOD: search.sees_ood, ID_VAL: False}
+    looks = {OBJECTIVE: search.sees_ood, BY_METHOD: search.sees_ood, ID_VAL: False, FIRST: False}
     return looks.get(rule, True) or search.all_rules_see_ood
 
 

@@ -88,6 +88,17 @@ def test_the_pareto_front_is_confirmed_on_request_only(tmp_path):
     assert (only.trial_id, only.labels) == ("trial-003", ("id_val",))
 
 
+def test_the_trial_that_the_search_began_with_is_confirmed_beside_the_best(tmp_path):
+    search = fakes.search_record(tmp_path)
+    records = [fakes.trial(0, 80.0, 60.0, is_first_point=True), fakes.trial(1, 85.0, 62.0)]
+    best, first = chosen(search, records, rules=["objective", "first"])
+    assert (best.trial_id, first.trial_id, first.labels) == ("trial-001", "trial-000", ("first",))
+    assert not chosen_with_ood(search, first)
+    assert first in chosen(search, records)
+    proposed = replace(records[0], is_first_point=False)
+    assert len(chosen(search, [proposed, records[1]], rules=["objective", "first"])) == 1
+
+
 def test_the_best_of_each_method_is_confirmed_under_its_name(tmp_path):
     search, records = fakes.search_record(tmp_path), fakes.compared_methods()
     found = {one.trial_id: one for one in chosen(search, records)}

@@ -208,6 +208,8 @@ def test_the_gain_over_the_first_trial_stands_beside_it(best, expected, tmp_path
     given = replace(first, is_first_point=True)
     result, gain, limit = lines(search, [ft, given, other])
     assert [result, limit] == lines(search, [ft, first, other])  # it was proposed, not given
+    confirm, _ = conclusion(search, [ft, given, other]).commands("mine")
+    assert confirm.startswith("lipsum-tune confirm mine --rule objective --rule first ")
     than = " than the first trial," if "more" in expected else " as the first trial,"
     assert gain == f"It has {expected.replace(',', than, 1)}."
 
