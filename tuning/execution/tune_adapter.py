@@ -43,6 +43,7 @@ def run_trials(
         max_failures: of processes of trials. Failed trainings are messages.
         callbacks: of the user, for Tune. Its loggers write below `tune/` in the run folder.
     """
+    events, first = _Events(driver), driver.search.objectives[0]
     with ExitStack() as stack:
         if callbacks:  # Tune copies what its loggers have written so often, and at the end
             copies = environment_variables({"TUNE_GLOBAL_CHECKPOINT_S": "60"}, override=False)
@@ -56,7 +57,7 @@ def run_trials(
             tune_config=tune.TuneConfig(
                 num_samples=-1,  # until the searcher has no more
                 max_concurrent_trials=concurrent,
-                search_alg=_Searcher(driver),
+                search_alg=_Searcher(driver, metric=first.metric, mode=first.mode),
                 scheduler=_Scheduler(driver),
                 reuse_actors=True,
                 trial_name_creator=_trial_id,
@@ -65,8 +66,8 @@ def run_trials(
             run_config=tune.RunConfig(
                 name=f"{datetime.now():%Y-%m-%d_%H-%M-%S}",  # a folder for each session
                 storage_path=str(storage),
-                callbacks=[_Events(driver), *map(_Reports, callbacks)],
-                stop=_Stopper(driver),
+                callbacks=[events, *map(_Reports, callbacks)],
+                stop=events,
                 checkpoint_config=tune.CheckpointConfig(checkpoint_at_end=False),
                 failure_config=tune.FailureConfig(max_failures),
                 verbose=0,
@@ -78,20 +79,19 @@ def _trial_id(trial: TuneTrial) -> str:
     return str(trial.config["trial_id"])
 
 
-class _NotPickled:
+class _OfDriver:
     """Tune pickles its searcher, scheduler and callbacks. Nothing is ever restored from that."""
+
+    def __init__(self, driver: Driver, **options: Any) -> None:
+        super().__init__(**options)
+        self._driver = driver
 
     def __getstate__(self) -> dict[str, Any]:
         return {}
 
 
-class _Searcher(_NotPickled, Searcher):
+class _Searcher(_OfDriver, Searcher):
     """Asks the driver for the next trial."""
-
-    def __init__(self, driver: Driver) -> None:
-        first = driver.search.objectives[0]
-        super().__init__(metric=first.metric, mode=first.mode)
-        self._driver = driver
 
     def suggest(self, trial_id: str) -> Any:
         """The Tune configuration of a trial; None: ask again; FINISHED: there is no more."""
@@ -109,32 +109,8 @@ class _Searcher(_NotPickled, Searcher):
     save = restore = on_trial_complete
 
 
-class _Stopper(_NotPickled, tune.Stopper):
-    """Passes each message on before the user's callbacks get its result, and stops what the driver
-    does not let go on.
-
-    Tune asks it for every result, and once a turn of its loop.
-    """
-
-    def __init__(self, driver: Driver) -> None:
-        self._driver = driver
-
-    def __call__(self, trial_id: str, result: dict[str, Any]) -> bool:
-        """Whether the trial ends with this message."""
-        return not self._driver.answered(result["config"]["trial_id"], result[MESSAGE])
-
-    def stop_all(self) -> bool:
-        """Whether all running trials are stopped, and the search ends."""
-        raise_interrupt()
-        return not self._driver.turn()
-
-
-class _Scheduler(_NotPickled, FIFOScheduler):
+class _Scheduler(_OfDriver, FIFOScheduler):
     """Checks an error of a trial's process before Tune makes anything of it."""
-
-    def __init__(self, driver: Driver) -> None:
-        super().__init__()
-        self._driver = driver
 
     def on_trial_error(self, tune_controller: TuneController, trial: TuneTrial) -> None:
         """Raise an error that ends the search.
@@ -149,17 +125,21 @@ class _Scheduler(_NotPickled, FIFOScheduler):
         self._driver.lost(error)
 
 
-class _Events(_NotPickled, tune.Callback):
-    """Passes on what happens to the processes of trials."""
+class _Events(_OfDriver, tune.Callback, tune.Stopper):
+    """Passes on what happens to trials.
 
-    def __init__(self, driver: Driver) -> None:
-        self._driver = driver
+    As a stopper, it is asked for each result, before callbacks get it, and once a turn of the loop.
+    """
 
     def on_trial_start(
         self, iteration: int, trials: list[TuneTrial], trial: TuneTrial, **info: Any
     ) -> None:
         """A trial starts or continues."""
         self._driver.started(_trial_id(trial))
+
+    def __call__(self, trial_id: str, result: dict[str, Any]) -> bool:
+        """Whether the trial ends with this message."""
+        return not self._driver.answered(result["config"]["trial_id"], result[MESSAGE])
 
     def on_trial_complete(
         self, iteration: int, trials: list[TuneTrial], trial: TuneTrial, **info: Any
@@ -174,6 +154,11 @@ class _Events(_NotPickled, tune.Callback):
         error = _error_of(trial)
         reason = "the trial ended without an error" if error is None else error_text(error)
         self._driver.answered(_trial_id(trial), Failed(reason))
+
+    def stop_all(self) -> bool:
+        """Whether all running trials are stopped, and the search ends."""
+        raise_interrupt()
+        return not self._driver.turn()
 
 
 def _error_of(trial: TuneTrial) -> BaseException | None:
