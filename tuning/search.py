@@ -1,7 +1,7 @@
 """Run a search: Ray Tune runs the trials, Optuna proposes them, callbacks follow them.
 
 New, resumed and extended searches are the same: everything that the journal of the run folder
-contains is passed to studies, scheduler, budget and callbacks, and the rest is run.
+contains is passed to studies, budget and callbacks, and the rest is run.
 """
 
 from __future__ import annotations

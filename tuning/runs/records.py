@@ -1,12 +1,12 @@
 """Records of a search and of its trials: plain, frozen, and independent of Ray and Optuna.
 
-The recorder turns the events of Ray Tune into these records and passes them to callbacks; the
-reader of a journal builds the same records from its lines. Tables, MLflow, reports and the display
-need nothing else, so they can be tested with records written by hand.
+A replay builds them from the events of a journal: the recorder while it writes these, a reader from
+the file. Tables, MLflow, reports and the display need nothing else, so they can be tested with
+records written by hand.
 
-States of a trial: `running` -> one of `finished` (all its steps), `pruned` (stopped early by the
-scheduler), `failed` (it raised), `stopped` (the search was interrupted, or a budget ended it).
-`finished`, `pruned` and `failed` are final. A resume continues the stopped trials.
+States of a trial: `running` -> one of `finished` (all its steps), `pruned` (stopped early by a
+pruner or the user), `failed` (it raised), `stopped` (the search was interrupted, or a budget ended
+it). `finished`, `pruned` and `failed` are final. A resume continues the stopped trials.
 """
 
 from __future__ import annotations
