@@ -5,11 +5,12 @@ from matplotlib.figure import Figure
 from tests.benchmarks.photographs.table import columns, read_rows
 
 MARKS = {
-    "zero-shot": ("zero-shot", "#5B616B"),
-    "FT, untuned, at its end": ("plain fine-tuning", "#D55E00"),
-    "Lipsum-FT, tuned": ("Lipsum-FT, tuned and\non its line", "#0072B2"),
+    "zero-shot": ("zero-shot", "#5B616B", 7),
+    "FT, untuned, at its end": ("plain fine-tuning,\nuntuned", "#D55E00", -27),
+    "Lipsum-FT, tuned": ("Lipsum-FT, tuned and\non its line", "#0072B2", 7),
 }
-"""Rows of the table, with label and colour. An arrow leads from the second to the third."""
+"""Rows of the table, with label, colour, and height of the label over the mark in points. An arrow
+leads from the second to the third."""
 
 
 def draw(results, suite):
@@ -23,12 +24,12 @@ def draw(results, suite):
     axes.grid(color="#ECEEF1")
     axes.set_axisbelow(True)
     places = []
-    for name, (label, colour) in MARKS.items():
+    for name, (label, colour, height) in MARKS.items():
         x, y = (rows[name].estimate(weights) for weights in metrics)
         places.append((x.mean, y.mean))
         errors = (y.high - y.low) / 2, (x.high - x.low) / 2
         axes.errorbar(*places[-1], *errors, fmt="o", ms=9, color=colour)
-        axes.annotate(label, places[-1], (9, 7), textcoords="offset points", color=colour)
+        axes.annotate(label, places[-1], (9, height), textcoords="offset points", color=colour)
     arrow = {"arrowstyle": "-|>", "shrinkA": 9, "shrinkB": 9, "color": "#0072B2"}
     axes.annotate("", places[2], places[1], arrowprops=arrow)
     axes.margins(0.25)
