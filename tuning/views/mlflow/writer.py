@@ -111,7 +111,8 @@ class Writer:
         for event in self._reader.events():
             kind = event["event"]
             if kind == "session":
-                self._later = max(0.0, self._latest + 0.001 - event["time"])
+                is_earlier = event["time"] < self._latest  # the clock was set back
+                self._later = self._latest + 0.001 - event["time"] if is_earlier else 0.0
             at = event["time"] = event["time"] + self._later
             self._latest = max(self._latest, at)
             trial_id = event.get("trial", "")
