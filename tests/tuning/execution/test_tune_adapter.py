@@ -1,4 +1,4 @@
-"""Ray Tune, through the adapter, asks a driver as the tests' tuner does, in the same order."""
+"""Ray Tune, through the adapter, asks a driver as the tests' tuner does."""
 
 import os
 import time
@@ -193,9 +193,20 @@ def test_the_tuner_of_the_tests_plays_the_story(inline):
     assert failure == ("raised", "no space left")
 
 
+def by_kind(calls):
+    """Calls by what is asked; of two trials, either may start first."""
+    asked = [call for call in calls if call[0] == "next"]
+    started = sorted(call for call in calls if call[0] == "started")
+    return asked, started, [call for call in calls if call[0] in ("answered", "lost")]
+
+
 @pytest.mark.ray
 @pytest.mark.usefixtures("local_ray")
-def test_ray_tune_asks_a_driver_in_the_same_order(inline, tmp_path):
+def test_ray_tune_asks_a_driver_as_the_tuner_of_the_tests_does(inline, tmp_path):
     with ray_session():
         of_tune = played(run_trials, tmp_path / "runs", is_process=True)
-    assert of_tune == inline
+    for calls, expected in zip(of_tune, inline, strict=True):
+        if expected[0] == "raised":
+            assert calls == expected
+        else:
+            assert by_kind(calls) == by_kind(expected)
