@@ -212,7 +212,7 @@ class State:
 
     @property
     def hours_spent(self) -> float:
-        """Of wall clock since the state."""
+        """Of wall clock since the call."""
         return (time.monotonic() - self.began) / 3600
 
     def announce(self, step: str, *words: object) -> None:
@@ -257,9 +257,9 @@ def _prepare(state: State) -> State:
 
 
 def _zero_shot(state: State) -> State:
-    trial = _load(state.base, state.values).trial
     if state.is_planned:
         return state
+    trial = _load(state.base, state.values).trial
     _write(state)
     state.announce("2 Zero-shot", "zero-shot", state.config)
     with restored_state():  # frees the memory of the GPU, which trials need

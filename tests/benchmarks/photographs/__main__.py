@@ -93,30 +93,33 @@ def main():
     parser.add_argument("--seeds", nargs="+", type=int, default=SEEDS)
     parser.add_argument("--pilot", action="store_true", help="only measure sizes of trials")
     given = parser.parse_args()
-    out = given.out
+    out, suite = given.out, load_suite("pacs")
+    out.mkdir(parents=True, exist_ok=True)
+    path = given.results or out / "results.parquet"
+    results = pd.read_parquet(path) if path.is_file() else pd.DataFrame()
+    done = set() if results.empty else set(zip(results["search"], results["seed"], strict=True))
+    wanted = [(name, seed) for seed in given.seeds for name in given.searches]
+    missing = [search for search in wanted if search not in done]
     sizes = pilot.PIXELS if given.pilot else (PIXELS,)
-    for pixels in sizes:
-        if not (out / f"clip-{pixels}" / zero_shot_clip.WEIGHTS_FILE).is_file():
-            zero_shot_clip.build(out / f"clip-{pixels}", pixels)
-    data.prepare(given.pacs, out / "chosen", out / "data")
+    if missing or given.pilot:
+        for pixels in sizes:
+            if not (out / f"clip-{pixels}" / zero_shot_clip.WEIGHTS_FILE).is_file():
+                zero_shot_clip.build(out / f"clip-{pixels}", pixels)
+        data.prepare(given.pacs, out / "chosen", out / "data")
     if given.pilot:
         trials = {of: configuration(settings(inputs(out, of))).trial for of in sizes}
         pilot.run(out / "pilot.json", trials)
         return
-    path = given.results or out / "results.parquet"
-    results = pd.read_parquet(path) if path.is_file() else pd.DataFrame()
-    done = set() if results.empty else set(zip(results["search"], results["seed"], strict=True))
-    filled, suite = settings(inputs(out)), load_suite("pacs")
-    for seed in given.seeds:
-        for name in given.searches:
-            if (name, seed) not in done:
-                new = results_of(name, seed, confirmed(name, seed, out, filled))
-                results = pd.concat([results, new], ignore_index=True)
-                results.to_parquet(path)
-                (out / "table.md").write_text(markdown(results, suite), encoding="utf-8")
-    if figure.MARKS.keys() <= set(results["row"]):
-        figure.draw(results, suite).savefig(out / "figure.png", dpi=160)
-    print(markdown(results, suite))
+    for name, seed in missing:
+        new = results_of(name, seed, confirmed(name, seed, out, settings(inputs(out))))
+        results = pd.concat([results, new], ignore_index=True)
+        results.to_parquet(path)
+    asked = pd.DataFrame(wanted, columns=["search", "seed"])
+    shown = results.merge(asked)
+    if figure.MARKS.keys() <= set(shown["row"]):
+        figure.draw(shown, suite).savefig(out / "figure.png", dpi=160)
+    (out / "table.md").write_text(markdown(shown, suite), encoding="utf-8")
+    print(markdown(shown, suite))
 
 
 if __name__ == "__main__":
