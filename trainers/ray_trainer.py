@@ -307,7 +307,7 @@ def train(
     on_progress: Callable[[TrainCurve], object] | None = None,
 ) -> Generator[Report]:
     """Run `fine_tune` from the newest checkpoint on, and yield its reports once they are saved."""
-    from trainers.config import MOST_LOADERS
+    from trainers.data.config import MOST_LOADERS
     from trainers.fine_tune import fine_tune
     from trainers.loop.evaluate_run import evaluate_run, measure_end
     from trainers.loop.state import load_split

@@ -5,7 +5,7 @@ import pytest
 from tests.images import write_photo_and_sketch, write_split
 from trainers import checks
 from trainers.checks import check_data
-from trainers.config import DataConfig
+from trainers.data.config import DataConfig
 from trainers.errors import ConfigError
 
 ID = ("ant", "bee", "cat")

@@ -21,7 +21,7 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from trainers.config import DataConfig
+from trainers.data.config import DataConfig
 from trainers.data.dataset import ImageDataset
 from trainers.data.schema import Header
 from trainers.data.suite import near

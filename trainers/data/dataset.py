@@ -26,7 +26,7 @@ from torch.utils.data import DataLoader, Dataset
 from torchvision.io import ImageReadMode, decode_jpeg
 from torchvision.transforms.v2 import functional
 
-from trainers.config import MORE_SHARED_MEMORY, SHARED_MEMORY, DataConfig
+from trainers.data.config import MORE_SHARED_MEMORY, SHARED_MEMORY, DataConfig
 from trainers.data.data_root import domain_files
 from trainers.data.images import BadImage, decode, is_too_large, orientation
 from trainers.data.sampler import StepSampler

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 
-from trainers.config import DataConfig
+from trainers.data.config import DataConfig
 from trainers.data.data_root import domain_files, resolve_root
 from trainers.data.schema import read_headers
 from trainers.data.storage import Store

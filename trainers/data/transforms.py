@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torchvision.transforms import InterpolationMode, v2
 from torchvision.transforms.v2 import functional
 
-from trainers.config import Augment, DataConfig
+from trainers.data.config import Augment, DataConfig
 from trainers.models.image import ImageInput
 
 RATIO = (3 / 4, 4 / 3)

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final, Literal
 
 if TYPE_CHECKING:
-    from trainers.config import DataConfig
+    from trainers.data.config import DataConfig
 
 # No domain can have these names, since a domain is a folder.
 ID = "/id"

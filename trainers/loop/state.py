@@ -11,7 +11,8 @@ from torch import Tensor, nn
 from torch.amp.grad_scaler import GradScaler
 
 from trainers.checkpoints.format import Progress, TrainCurve
-from trainers.config import DataConfig, TrialConfig
+from trainers.config import TrialConfig
+from trainers.data.config import DataConfig
 from trainers.data.data_root import domain_files, resolve_root
 from trainers.data.dataset import ImageDataset
 from trainers.data.schema import read_header

@@ -22,7 +22,7 @@ from rich.console import Console
 
 from trainers.checkpoints.format import PREDICTIONS
 from trainers.checks import check_data
-from trainers.config import DataConfig
+from trainers.data.config import DataConfig
 from trainers.data.data_root import resolve_root
 from trainers.data.fingerprint import split_fingerprint
 from trainers.data.storage import Store, open_store, url_of

@@ -7,7 +7,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Final
 
-from trainers.config import MORE_SHARED_MEMORY, MOST_LOADERS, SHARED_MEMORY, TrialConfig
+from trainers.config import TrialConfig
+from trainers.data.config import MORE_SHARED_MEMORY, MOST_LOADERS, SHARED_MEMORY
 from trainers.errors import ConfigError
 from tuning.config.schema import ResourcesConfig
 

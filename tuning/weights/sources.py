@@ -13,7 +13,8 @@ import yaml
 from torch import Tensor
 
 from trainers.checkpoints.format import load_weights, saved_step, whole_header
-from trainers.config import DataConfig, TrialConfig
+from trainers.config import TrialConfig
+from trainers.data.config import DataConfig
 from trainers.data.data_root import domain_files, resolve_root
 from trainers.data.schema import read_header
 from trainers.data.storage import Store, open_store

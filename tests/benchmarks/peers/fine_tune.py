@@ -21,7 +21,7 @@ from torch.nn import functional
 from torch.utils.data import DataLoader, Dataset
 from torchvision.transforms import v2
 
-from trainers.config import DataConfig
+from trainers.data.config import DataConfig
 from trainers.data.data_root import resolve_root
 from trainers.data.dataset import ImageDataset
 from trainers.models.config import ModelConfig

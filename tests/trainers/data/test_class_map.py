@@ -3,8 +3,8 @@ import json
 import pytest
 import torch
 
-from trainers.config import DataConfig
 from trainers.data.class_map import domain_class_map
+from trainers.data.config import DataConfig
 from trainers.data.published import objectnet_class_map, wordnet_ids
 from trainers.data.schema import Header
 from trainers.data.suite import DomainRule, Suite, load_suite

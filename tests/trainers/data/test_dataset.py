@@ -17,8 +17,8 @@ from torch.utils.data import DataLoader
 
 from tests.images import exif_of, file_of
 from tests.trainers.data.layouts import write_table
-from trainers.config import DataConfig
 from trainers.data import dataset as images_module
+from trainers.data.config import DataConfig
 from trainers.data.dataset import ImageDataset, stratified, train_batches
 from trainers.data.sampler import StepSampler
 from trainers.data.schema import LabelledImage, part_path, write_images

@@ -15,7 +15,7 @@ from PIL import Image
 
 from tests.images import file_of
 from tests.trainers.data.layouts import LAYOUTS, write_table, write_tar
-from trainers.config import DataConfig
+from trainers.data.config import DataConfig
 from trainers.data.data_root import resolve_root
 from trainers.data.dataset import ImageDataset
 from trainers.data.prepare import Options, prepare

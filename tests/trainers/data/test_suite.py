@@ -2,7 +2,8 @@ import open_clip
 import pytest
 import yaml
 
-from trainers.config import DataConfig, TrialConfig, with_overrides
+from trainers.config import TrialConfig, with_overrides
+from trainers.data.config import DataConfig
 from trainers.data.published import wordnet_ids
 from trainers.data.suite import Suite, imagenet_names, load_suite, packaged_suites
 from trainers.errors import ConfigError, validate

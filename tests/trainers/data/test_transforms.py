@@ -5,7 +5,7 @@ from open_clip.transform import PreprocessCfg, image_transform_v2
 from PIL import Image
 from torchvision.transforms import v2
 
-from trainers.config import Augment, DataConfig
+from trainers.data.config import Augment, DataConfig
 from trainers.data.transforms import (
     _random_crop,
     _tensorflow_crop,

@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from tests.waiting import wait_until
-from trainers.config import DataConfig
+from trainers.data.config import DataConfig
 from trainers.data.data_root import resolve_root
 from trainers.data.fingerprint import image_counts
 from trainers.data.folders import SPLITS

@@ -10,8 +10,8 @@ from torch.nn import functional
 
 from tests.images import file_of
 from tests.trainers import measures_by_hand as by_hand
-from trainers.config import DataConfig
 from trainers.data.class_map import ClassMap
+from trainers.data.config import DataConfig
 from trainers.data.dataset import ImageDataset
 from trainers.data.schema import LabelledImage, part_path, write_images
 from trainers.errors import ConfigError
