@@ -7,7 +7,8 @@ from collections.abc import Iterable, Sequence
 from trainers.config import TrialConfig
 from trainers.data.class_map import domain_class_map
 from trainers.data.config import DataConfig
-from trainers.data.data_root import EMBEDDED, domain_files, resolve_root
+from trainers.data.data_root import resolve_root
+from trainers.data.domain_files import EMBEDDED, domain_files
 from trainers.data.schema import Header, split_header
 from trainers.embedded_benchmark.classes import DOMAINS, load_classes
 from trainers.errors import ConfigError, suggestion

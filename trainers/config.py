@@ -16,7 +16,8 @@ from pydantic import Field, model_validator
 
 from trainers.config_model import Frozen
 from trainers.data.config import DataConfig
-from trainers.data.data_root import domain_files, resolve_root
+from trainers.data.data_root import resolve_root
+from trainers.data.domain_files import domain_files
 from trainers.data.schema import read_headers
 from trainers.errors import ConfigError, suggestion, validate
 from trainers.evaluation.config import EvalConfig

@@ -36,8 +36,8 @@ from trainers.loop.state import (
 from trainers.loop.step import Stepper
 from trainers.loop.timing import Clock
 from trainers.methods.lipsum_ft import LipsumFineTuning
+from trainers.models.averaging import update_average
 from trainers.texts.random_texts import effective_rank
-from trainers.weights.averaging import update_average
 
 CHECK_EVERY = 10
 """Steps between two checks of the loss: each one waits for the GPU."""

@@ -26,7 +26,7 @@ import yaml
 from rich.console import Console
 
 from trainers.config import with_overrides
-from trainers.data.data_root import without_split
+from trainers.data.domain_files import without_split
 from trainers.data.prepare import Options, prepare
 from trainers.data.sources import Source
 from trainers.data.storage import open_store

@@ -21,7 +21,8 @@ from ray.tune import Callback as TuneCallback
 from rich.console import Console
 
 from search_spaces import SearchSpace
-from trainers.data.data_root import domain_files, resolve_root, stored_root
+from trainers.data.data_root import resolve_root
+from trainers.data.domain_files import domain_files, stored_root
 from trainers.data.schema import split_header
 from trainers.errors import ConfigError, validate
 from trainers.evaluation.metrics import ID, MetricKey

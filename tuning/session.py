@@ -15,7 +15,7 @@ from optuna.storages import BaseStorage
 from ray.tune import Callback as TuneCallback
 from rich.console import Console
 
-from trainers.data.data_root import EMBEDDED
+from trainers.data.domain_files import EMBEDDED
 from trainers.data.storage import Store, open_store, url_of
 from trainers.methods.registry import texts_of
 from tuning.algorithms.studies import Studies, quiet_optuna

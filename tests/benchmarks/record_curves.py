@@ -26,7 +26,7 @@ from trainers.errors import TrainingDiverged
 from trainers.fine_tune import fine_tune
 from trainers.loop.evaluate_run import holding, measure
 from trainers.loop.state import load_split
-from trainers.weights.averaging import interpolate
+from trainers.models.averaging import interpolate
 from tuning.config.validation import load_config
 
 DOMAINS = ("real", "painting", "clipart", "infograph", "sketch")

@@ -27,7 +27,7 @@ from torchvision.io import ImageReadMode, decode_jpeg
 from torchvision.transforms.v2 import functional
 
 from trainers.data.config import MORE_SHARED_MEMORY, SHARED_MEMORY, DataConfig
-from trainers.data.data_root import domain_files
+from trainers.data.domain_files import domain_files
 from trainers.data.images import BadImage, decode, is_too_large, orientation
 from trainers.data.sampler import StepSampler
 from trainers.data.schema import Header, split_header

@@ -8,7 +8,8 @@ from __future__ import annotations
 import hashlib
 
 from trainers.data.config import DataConfig
-from trainers.data.data_root import domain_files, resolve_root
+from trainers.data.data_root import resolve_root
+from trainers.data.domain_files import domain_files
 from trainers.data.schema import read_headers
 from trainers.data.storage import Store
 

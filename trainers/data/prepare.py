@@ -29,7 +29,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from trainers.config_model import Frozen
-from trainers.data.data_root import PREPARATION_FILE, domain_files, read_record
+from trainers.data.domain_files import PREPARATION_FILE, domain_files, read_record
 from trainers.data.folders import SPLITS, Found, Split
 from trainers.data.images import BadImage, encode
 from trainers.data.remarks import DUPLICATES, remarks

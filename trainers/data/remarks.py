@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from trainers.data.data_root import EMBEDDED, domain_files, stored_root
+from trainers.data.domain_files import EMBEDDED, domain_files, stored_root
 from trainers.data.schema import split_header
 from trainers.data.storage import Store
 from trainers.errors import listed

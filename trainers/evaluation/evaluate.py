@@ -1,6 +1,6 @@
 """Accuracy, calibration, and distance from the zero-shot model, per domain, in one pass."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TypeAlias
 
@@ -9,12 +9,10 @@ from torch import Tensor
 
 from trainers.data.class_map import ClassMap
 from trainers.data.dataset import ImageDataset
-from trainers.data.transforms import normalise
 from trainers.errors import ConfigError
+from trainers.evaluation.batches import EvalBatches
 from trainers.evaluation.domain_sums import DomainSums
 from trainers.evaluation.predictions import Predictions
-from trainers.hang import alive
-from trainers.models.image import ImageInput
 from trainers.models.zero_shot import ZeroShotModel
 
 Classify: TypeAlias = Callable[[Tensor], tuple[Tensor, Tensor]]
@@ -46,28 +44,6 @@ class Drift:
         shift = (features - zero_shot_features).double()
         gaps = ((shift @ self.second_moment.to(shift)) * shift).sum(dim=-1)
         return self.zero_shot.logit_scale**2 * gaps, shift.norm(dim=-1)
-
-
-@dataclass(frozen=True)
-class EvalBatches:
-    """How a worker reads its share of the evaluated images."""
-
-    image_input: ImageInput
-    batch_size: int
-    device: torch.device
-    workers: int = 0
-    """Processes that decode images; 0 decodes in this one."""
-    rank: int = 0
-    """Of this worker, which evaluates its share."""
-    world_size: int = 1
-
-    def of(self, images: ImageDataset) -> Iterator[tuple[Tensor, Tensor]]:
-        """Normalised views (B, 3, H, W) on the device, and their labels (B,) on the CPU."""
-        share = (self.rank, self.world_size, self.workers)
-        for views, labels in images.eval_batches(self.image_input, self.batch_size, *share):
-            if len(labels):  # a worker may have no share of a very small domain
-                yield normalise(views.to(self.device), self.image_input), labels
-                alive()
 
 
 @torch.no_grad()

@@ -10,7 +10,6 @@ from __future__ import annotations
 import io
 import json
 from collections.abc import Mapping
-from typing import TYPE_CHECKING
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -21,9 +20,7 @@ from torch import Tensor
 from trainers.checkpoints.format import PREDICTED_CLASSES
 from trainers.data.class_map import ClassMap
 from trainers.data.dataset import ImageDataset
-
-if TYPE_CHECKING:
-    from trainers.evaluation.evaluate import EvalBatches
+from trainers.evaluation.batches import EvalBatches
 
 
 class Predictions:

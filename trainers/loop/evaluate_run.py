@@ -23,8 +23,8 @@ from trainers.evaluation.predictions import Predictions, parquet_of, with_end
 from trainers.hang import alive
 from trainers.loop.state import TrainState
 from trainers.methods.base import Weights
+from trainers.models.averaging import interpolate, swapped_in
 from trainers.models.text_head import heads_of
-from trainers.weights.averaging import interpolate, swapped_in
 
 LINE_METRICS = (ID_ACC, OOD_MEAN_ACC, MEAN_ACC)
 """Reported for each measured point of the line, if the data have them."""

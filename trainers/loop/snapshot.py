@@ -11,7 +11,7 @@ from torch import Tensor
 
 from trainers.checkpoints.format import PREDICTIONS, SINCE, Header, load_checkpoint
 from trainers.loop.state import Mark, SinceReport, TrainState, optimizer_of
-from trainers.weights.averaging import swapped_in
+from trainers.models.averaging import swapped_in
 
 
 def snapshot(run: TrainState) -> tuple[dict[str, Tensor], dict[str, Any], Header]:

@@ -13,10 +13,11 @@ from torch.amp.grad_scaler import GradScaler
 from trainers.checkpoints.format import Progress, TrainCurve
 from trainers.config import TrialConfig
 from trainers.data.config import DataConfig
-from trainers.data.data_root import domain_files, resolve_root
+from trainers.data.data_root import resolve_root
 from trainers.data.dataset import ImageDataset
+from trainers.data.domain_files import domain_files
 from trainers.data.schema import read_header
-from trainers.loop.distributed import world
+from trainers.distributed import world
 from trainers.loop.precision import Precision
 from trainers.loop.zero_shot_features import ZeroShotFeatures
 from trainers.methods.base import Stage, Weights

@@ -21,8 +21,8 @@ from torch.func import functional_call
 from torch.nn.parallel import DistributedDataParallel
 
 from trainers.data.transforms import normalise
+from trainers.distributed import gather, replicated
 from trainers.errors import MicroBatchTooLarge
-from trainers.loop.distributed import gather, replicated
 from trainers.loop.state import TrainState
 from trainers.methods.base import Batch, Loss, Step, StepRandom
 from trainers.models.student import Outputs

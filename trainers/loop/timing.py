@@ -12,7 +12,7 @@ import torch
 import torch.distributed as dist
 
 from trainers.checkpoints.format import TrainCurve
-from trainers.loop.distributed import averaged, gather
+from trainers.distributed import averaged, gather
 from trainers.loop.state import Mark, TrainState
 
 

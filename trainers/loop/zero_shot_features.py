@@ -28,15 +28,17 @@ from trainers.data.data_root import resolve_root
 from trainers.data.dataset import ImageDataset
 from trainers.data.feature_cache import FeatureFile
 from trainers.data.transforms import normalise
-from trainers.evaluation.evaluate import Drift, EvalBatches, image_features
+from trainers.evaluation.batches import EvalBatches
+from trainers.evaluation.evaluate import Drift, image_features
 from trainers.loop.precision import Precision
 from trainers.models.zero_shot import ZeroShotModel
-from trainers.texts.random_texts import random_text_features, random_text_moment
+from trainers.texts.random_texts import random_texts, second_moment
 
 NOT_OF_VIEWS = {"root", "suite", "id_domain", "ood_domains", "crop_pct", "workers"}
 """Keys of `data` without effect on the views of given images."""
 DRIFT_TEXT_LENGTH = 8
 """Tokens of the random texts of `energy_gap`: Lipsum-FT's default, for every method."""
+TEXTS_OF_MOMENT = 1024
 
 
 class ZeroShotFeatures:
@@ -189,3 +191,16 @@ class ZeroShotFeatures:
     def _encode(self, images: Tensor) -> Tensor:
         with self._precision.autocast():
             return self._zero_shot.image_features(images)
+
+
+def random_text_features(
+    zero_shot: ZeroShotModel, count: int, length: int, *, seed: int, step: int
+) -> Tensor:
+    """L2-normalised features (count, D) of a step's random texts, on the model's device."""
+    texts = random_texts(zero_shot.vocabulary, count, length, seed=seed, step=step)
+    return zero_shot.encode_tokens(zero_shot.shortened(texts).to(zero_shot.device))
+
+
+def random_text_moment(zero_shot: ZeroShotModel, length: int) -> Tensor:
+    """C (D, D) of random texts of `length` tokens, estimated from `TEXTS_OF_MOMENT`."""
+    return second_moment(random_text_features(zero_shot, TEXTS_OF_MOMENT, length, seed=0, step=0))

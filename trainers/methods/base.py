@@ -14,7 +14,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar, Literal, TypeAlias
+from typing import TYPE_CHECKING, ClassVar, Literal, Protocol, TypeAlias
 
 import numpy as np
 from pydantic import Field
@@ -26,7 +26,6 @@ from trainers.texts.prompts import Prompts
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-    from trainers.loop.zero_shot_features import ZeroShotFeatures
     from trainers.models.config import ModelConfig
     from trainers.models.student import Outputs, Student
     from trainers.models.zero_shot import ZeroShotModel
@@ -58,13 +57,19 @@ class Batch:
     """Outputs under the average of the parameters so far, if there is an `average_decay`."""
 
 
+class RandomTextFeatures(Protocol):
+    """The zero-shot model's features of random texts, which all trials of a machine share."""
+
+    def of_random_texts(self, count: int, length: int, step: int) -> Tensor:
+        """L2-normalised features (count, D) of a step's random texts of `length` tokens."""
+
+
 @dataclass(frozen=True)
 class Step:
     """Position in training, and inputs of a loss besides the batch."""
 
     zero_shot: ZeroShotModel
-    zero_shot_features: ZeroShotFeatures
-    """Features of random texts, which all trials of a machine share."""
+    zero_shot_features: RandomTextFeatures
     number: int
     """Index of the optimiser step, from 0."""
     steps: int

@@ -48,7 +48,7 @@ class ProjectedFineTuning(Method):
             return trained
         import torch
 
-        from trainers.loop.distributed import averaged
+        from trainers.distributed import averaged
 
         def at(shares: Tensor) -> dict[str, Tensor]:
             pairs = zip(change.items(), shares, strict=True)

@@ -33,6 +33,6 @@ class WiseFineTuning(Method):
         self, trained: Weights, initial: Weights, id_gradient: Callable[[Weights], Weights]
     ) -> Weights:
         """The interpolated weights."""
-        from trainers.weights.averaging import interpolate
+        from trainers.models.averaging import interpolate
 
         return interpolate(initial, trained, self.alpha)

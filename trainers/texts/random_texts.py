@@ -22,10 +22,6 @@ from trainers.seeding import generator
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from trainers.models.zero_shot import ZeroShotModel
-
-TEXTS_OF_MOMENT = 1024
-
 
 class Vocabulary:
     """The tokens and the layout of a tokenizer's texts.
@@ -98,22 +94,9 @@ def random_texts(
     return texts
 
 
-def random_text_features(
-    zero_shot: ZeroShotModel, count: int, length: int, *, seed: int, step: int
-) -> Tensor:
-    """L2-normalised features (count, D) of a step's random texts, on the model's device."""
-    texts = random_texts(zero_shot.vocabulary, count, length, seed=seed, step=step)
-    return zero_shot.encode_tokens(zero_shot.shortened(texts).to(zero_shot.device))
-
-
 def second_moment(text_features: Tensor) -> Tensor:
     """``C = mean_m t_m t_m'`` of M features (M, D): (D, D), in their precision."""
     return text_features.T @ text_features / len(text_features)
-
-
-def random_text_moment(zero_shot: ZeroShotModel, length: int) -> Tensor:
-    """C (D, D) of random texts of `length` tokens, estimated from `TEXTS_OF_MOMENT`."""
-    return second_moment(random_text_features(zero_shot, TEXTS_OF_MOMENT, length, seed=0, step=0))
 
 
 def effective_rank(moment: Tensor) -> float:

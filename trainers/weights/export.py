@@ -15,6 +15,7 @@ from typing import Any, cast
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from trainers.models.averaging import interpolate
 from trainers.models.clip import (
     MERGES,
     PREPROCESSING,
@@ -26,7 +27,6 @@ from trainers.models.clip import (
 from trainers.models.config import CONFIG, LOCAL_DIR, ModelConfig
 from trainers.models.text_head import cached_heads, model_digest, zero_shot_heads
 from trainers.texts.prompts import Prompts
-from trainers.weights.averaging import interpolate
 
 MODEL, HEAD = "open_clip_model.safetensors", "head.safetensors"
 _HEAD, _TEXT = "head", "text."

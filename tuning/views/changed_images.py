@@ -18,8 +18,8 @@ from PIL import Image
 from pydantic import TypeAdapter
 
 from trainers.checkpoints.format import PREDICTED_CLASSES, PREDICTIONS
-from trainers.data.data_root import stored_root
 from trainers.data.dataset import ImageDataset
+from trainers.data.domain_files import stored_root
 from trainers.data.fingerprint import split_fingerprint
 from trainers.data.sources import Source
 from trainers.data.storage import Store, open_store

@@ -15,7 +15,8 @@ from torch import Tensor
 from trainers.checkpoints.format import load_weights, saved_step, whole_header
 from trainers.config import TrialConfig
 from trainers.data.config import DataConfig
-from trainers.data.data_root import domain_files, resolve_root
+from trainers.data.data_root import resolve_root
+from trainers.data.domain_files import domain_files
 from trainers.data.schema import read_header
 from trainers.data.storage import Store, open_store
 from trainers.errors import ConfigError, StorageFailed, did_you_mean, validate

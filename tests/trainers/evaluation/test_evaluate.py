@@ -15,8 +15,9 @@ from trainers.data.config import DataConfig
 from trainers.data.dataset import ImageDataset
 from trainers.data.schema import LabelledImage, part_path, write_images
 from trainers.errors import ConfigError
+from trainers.evaluation.batches import EvalBatches
 from trainers.evaluation.domain_sums import DomainSums
-from trainers.evaluation.evaluate import Drift, EvalBatches, evaluate, image_features
+from trainers.evaluation.evaluate import Drift, evaluate, image_features
 from trainers.evaluation.metrics import MEASURES, MetricKey, flat_metrics, metric_names
 from trainers.evaluation.predictions import Predictions
 from trainers.models.image import ImageInput

@@ -12,7 +12,7 @@ from trainers.errors import ConfigError
 from trainers.methods.base import StepRandom
 from trainers.methods.r_adapter import ResidualAdapter
 from trainers.models.adapters import Adapter
-from trainers.weights.averaging import swapped_in
+from trainers.models.averaging import swapped_in
 
 CLASSES = (0, 1, 0, 2, 1, 0)
 METHOD = ResidualAdapter()

@@ -11,9 +11,9 @@ from tests.trainers.tiny_models import random_model
 from trainers.checkpoints.format import load_weights
 from trainers.fine_tune import fine_tune
 from trainers.loop.evaluate_run import classify, holding
+from trainers.models.averaging import swapped_in
 from trainers.models.clip import load_clip, load_tokenizer, vocabulary
 from trainers.models.config import ModelConfig
-from trainers.weights.averaging import swapped_in
 from trainers.weights.export import classifier, write_open_clip
 
 KINDS_AND_METHODS = [

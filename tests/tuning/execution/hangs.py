@@ -7,7 +7,7 @@ import threading
 from pathlib import Path
 from typing import Literal
 
-from trainers.loop.distributed import world
+from trainers.distributed import world
 from trainers.methods import register_method
 from trainers.methods.base import Method
 

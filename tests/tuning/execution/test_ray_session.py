@@ -84,7 +84,7 @@ def test_a_training_is_closed_to_the_network(workers, tmp_path):
     def loop(_):
         import torch
 
-        from trainers.loop.distributed import averaged, world
+        from trainers.distributed import averaged, world
 
         rank, _ = world()  # as PyTorch sees it
         mean = averaged(torch.tensor(float(rank))).item()

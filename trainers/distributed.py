@@ -13,15 +13,13 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from trainers.models.student import Student
-
 
 def world() -> tuple[int, int]:
     """This worker's rank, and the number of workers."""
     return (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
 
 
-def replicated(student: Student, device: torch.device) -> nn.Module:
+def replicated(student: nn.Module, device: torch.device) -> nn.Module:
     """The student in DDP; the student itself if there is one worker."""
     if world()[1] == 1:
         return student
