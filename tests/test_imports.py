@@ -12,7 +12,7 @@ ROOT = Path(__file__).parent.parent
 
 def test_the_import_of_mlflow_leaves_no_environment_variables():
     code = (
-        "import os; before = dict(os.environ); import tuning.views.mlflow.callback;"
+        "import os; before = dict(os.environ); import tuning.views.mlflow.writer;"
         "print(sorted(k for k in os.environ.keys() - before.keys() if k.startswith('MLFLOW')))"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)

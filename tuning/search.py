@@ -30,23 +30,24 @@ from tuning.algorithms.pruning import LEAST_FINISHED, create_pruner, name_of
 from tuning.algorithms.seeds import LEADERS
 from tuning.algorithms.studies import Studies, create_studies
 from tuning.algorithms.warm_start import Earlier, load_earlier, warm_start, warm_start_uses_ood
-from tuning.checkpoints.retention import CheckpointCallback
+from tuning.checkpoints.retention import CheckpointsView
 from tuning.config.schema import SamplerConfig, SearchConfig, SearchFile
 from tuning.config.validation import check_search, check_settings, load_config
 from tuning.execution.ray_session import runs_folder
 from tuning.run import Run
 from tuning.runs.callbacks import Callback
+from tuning.runs.follower import Follower
 from tuning.runs.journal import History, is_running, read_history, trial_events
 from tuning.runs.orders import wanted_points
 from tuning.runs.records import SearchOutcome, SearchRecord, TrialRecord
 from tuning.runs.run_folder import create_run_folder, search_record, write_config
 from tuning.session import SearchOptions as SearchOptions
 from tuning.session import open_session
-from tuning.views.callback import ResultsCallback
 from tuning.views.dashboard import DashboardView, open_storage
 from tuning.views.formatting import near_chance, show_phase
-from tuning.views.mlflow.callback import MlflowCallback
 from tuning.views.mlflow.client import TrackingError, tracking_uri
+from tuning.views.mlflow.writer import MlflowView
+from tuning.views.results import ResultsView
 
 logger = logging.getLogger(__name__)
 
@@ -198,14 +199,13 @@ def continue_search(run_folder: Path, file: SearchFile, options: SearchOptions) 
         history = read_history(run_folder)
         studies = prepare_studies(search, file, history, options, console, earlier)
         kept = max(file.search.checkpoints.keep_top, LEADERS if file.search.seeds else 0)
-        callbacks = (
-            ResultsCallback(checkpoints.url),
-            MlflowCallback(uri),  # uploads them
-            CheckpointCallback(checkpoints, history.records, kept),
+        views = (
+            CheckpointsView(checkpoints, kept),
             *dashboard,
-            session.progress,
-            *options.callbacks,
+            ResultsView(checkpoints.url),
+            MlflowView(uri),  # uploads them
         )
+        callbacks = (Follower(views), session.progress, *options.callbacks)
         references = [TrialRecord(name, -1, "reference", {}) for name in file.search.references]
         driver = session.driver(search, history, callbacks, studies=studies, fixed=references)
         ended, outcome, ended_by = session.run(driver, begin=begin)

@@ -14,11 +14,13 @@ from tests.tuning import fakes
 from tests.tuning.run_folders import search_file, write_run
 from tests.waiting import wait_until
 from trainers.errors import ConfigError
+from tuning.runs.follower import Follower, complete
 from tuning.runs.journal import Journal
 from tuning.runs.run_folder import load_run
-from tuning.views.dashboard import complete_study, open_storage
-from tuning.views.mlflow.callback import MlflowCallback, backfill
+from tuning.views.completion import complete_mlflow
+from tuning.views.dashboard import DashboardView, open_storage
 from tuning.views.mlflow.client import connect
+from tuning.views.mlflow.writer import MlflowView
 
 pytestmark = pytest.mark.nightly
 
@@ -43,7 +45,7 @@ def test_what_is_sent_twice_is_there_once(postgres, server, images_root, tmp_pat
     tables = ("metrics", "latest_metrics", "params", "tags", "runs")
     found = []
     for _ in range(2):
-        assert backfill(load_run(run)).endswith("has all of it")
+        assert complete_mlflow(load_run(run)).endswith("has all of it")
         rows = [postgres.query("mlflow", f"select * from {table}") for table in tables]
         found.append([sorted(map(str, table)) for table in rows])
     assert found[0] == found[1]
@@ -51,7 +53,8 @@ def test_what_is_sent_twice_is_there_once(postgres, server, images_root, tmp_pat
     assert states == [("FAILED", 1), ("FINISHED", 16)]
     files = {path.name for path in server.artifacts.rglob("*") if path.is_file()}
     assert files == {"search.yaml", "environment.json"}
-    complete_study(load_run(run), open_storage(run, postgres.url("optuna")))
+    loaded, storage = load_run(run), open_storage(run, postgres.url("optuna"))
+    assert not complete(loaded.search, [DashboardView(storage, loaded.file.search_space())])
     study = optuna.load_study(study_name=None, storage=postgres.url("optuna"))
     assert len(study.trials) == 14
 
@@ -74,8 +77,8 @@ def test_a_server_that_hangs_and_is_killed_gets_everything_later(
     file = search_file(images_root, search__tracking__uri=server.url)
     run = write_run(tmp_path / "outage", file, outcome=None)
     search, record = load_run(run).search, fakes.trial(0)
-    callback = MlflowCallback(server.url, interval_seconds=0.1)
-    callback.search_started(search)
+    follower = Follower([MlflowView(server.url, seconds=0.1)], tick=0.05)
+    follower.search_started(search)
     running = replace(record, outcome="running", curve=(), ended_at=None)
     with closing(Journal(run)) as journal:
         journal.session_started({})
@@ -83,13 +86,13 @@ def test_a_server_that_hangs_and_is_killed_gets_everything_later(
         for length, happens in enumerate((server.hang, server.kill, server.start), 1):
             happens()
             journal.trial_reported(replace(running, curve=record.curve[:length]))
-            wait_until(lambda: "and gets it later" in caplog.text)
-        wait_until(lambda: "answers again" in caplog.text)
+            wait_until(lambda: "gets this later" in caplog.text)
+        wait_until(lambda: "written again" in caplog.text)
         journal.trial_reported(record)  # and its end
         journal.session_ended("finished")
-        callback.search_ended([record], "finished")
-    assert callback.is_complete.is_set()
-    assert caplog.text.count("and gets it later") == caplog.text.count("answers again")
+        follower.search_ended([record], "finished")
+    assert "lacks a part" not in caplog.text
+    assert caplog.text.count("gets this later") == caplog.text.count("written again")
     client, experiment = connect(server.url, "lipsum-tune")
     of_run = f"tags.search_id = '{search.run_id}'"
     found = {run.data.tags.get("trial_id"): run for run in client.search_runs([experiment], of_run)}

@@ -5,8 +5,9 @@ stays of it. A pruned or failed trial loses all its files. A finished one keeps 
 while it is the current choice of a selection rule, one of the `search.checkpoints.keep_top` best by
 the objective, or a reference. So the disk holds a few weights, however many trials there are.
 
-The files are compared with these rules whenever a trial ends. So whatever could not be removed, was
-left by a killed driver, or was written again while a trial was being stopped, goes at the next end.
+The files are compared with these rules once trials have ended. So whatever could not be removed,
+was left by a killed driver, or was written again while a trial was being stopped, goes at the next
+end.
 """
 
 from __future__ import annotations
@@ -17,9 +18,10 @@ from collections.abc import Iterable, Sequence
 from trainers.data.storage import Store
 from trainers.errors import system_words
 from tuning.checkpoints.files import keep_weights, list_trials, remove
-from tuning.runs.callbacks import Callback
+from tuning.runs.follower import View
+from tuning.runs.journal import History
 from tuning.runs.ranking import misses, non_dominated, pareto_front, ranked
-from tuning.runs.records import SearchOutcome, SearchRecord, TrialRecord
+from tuning.runs.records import SearchRecord, TrialRecord
 from tuning.selection.rules import choices
 
 logger = logging.getLogger(__name__)
@@ -65,47 +67,36 @@ def _if_bounds_move(search: SearchRecord, trials: Sequence[TrialRecord]) -> list
     return [*unbeaten, *setters]
 
 
-class CheckpointCallback(Callback):
-    """Removes checkpoints that are no longer needed.
+class CheckpointsView(View):
+    """The folder of checkpoints, from which those go that are no longer needed.
 
-    It does not raise. What cannot be removed is logged once, and tried again at the next event.
+    It does not raise. What cannot be removed is logged once, and tried again when a trial ends.
 
     Args:
         keep_top: see `kept_trials`.
     """
 
-    def __init__(
-        self, train: Store, earlier: Iterable[TrialRecord] = (), keep_top: int = 0
-    ) -> None:
+    name = "the folder of checkpoints"
+
+    def __init__(self, train: Store, keep_top: int = 0) -> None:
         self._train, self._keep_top = train, keep_top
-        self._earlier = tuple(record.compact for record in earlier)
         self._ended: set[str] = set()
-        self._kept: dict[str, TrialRecord] = {}
+        self._kept: set[str] = set()
         self._logged: set[str] = set()
 
-    def search_started(self, search: SearchRecord) -> None:
-        """Decide about the trials of earlier sessions, and remove what these left."""
-        self._search = search
-        for record in self._earlier:
-            self._decide(record)
+    def write(self, history: History, is_over: bool) -> None:
+        """Decide about trials that have ended since the last call, and remove what is not kept."""
+        finals = {record.trial_id: record for record in history.records if record.is_final}
+        if finals.keys() == self._ended and not is_over:
+            return
+        candidates = [
+            record
+            for name, record in finals.items()
+            if record.outcome == "finished" and (name in self._kept or name not in self._ended)
+        ]
+        self._kept = {*kept_trials(self._search, candidates, self._keep_top)}
+        self._ended = {*finals}
         self._clean()
-
-    def trial_ended(self, record: TrialRecord) -> None:
-        """Decide whether the trial's weights are kept, and which others are no longer needed."""
-        if record.trial_id not in self._ended:  # otherwise in an earlier session
-            self._decide(record.compact)
-            self._clean()
-
-    def search_ended(self, records: Sequence[TrialRecord], outcome: SearchOutcome) -> None:
-        """Remove what could not be removed before."""
-        self._clean()
-
-    def _decide(self, record: TrialRecord) -> None:
-        if record.is_final:
-            self._ended.add(record.trial_id)
-        if record.outcome == "finished":
-            candidates = (*self._kept.values(), record)
-            self._kept = kept_trials(self._search, candidates, self._keep_top)
 
     def _clean(self) -> None:
         try:

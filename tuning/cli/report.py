@@ -34,7 +34,6 @@ def report(
 
     Example: lipsum-tune report quickstart --open
     """
-    from trainers.errors import ConfigError
     from tuning.runs.run_folder import load_run, places_of_runs, runs_in
     from tuning.views.overview import as_plain, comparison, runs_table, state_of
 
@@ -69,22 +68,12 @@ def report(
     again = "the same `lipsum-tune submit`" if loaded.folder.parent in of_jobs else again
     show("State", f"killed; {again} continues it" if state == "killed" else state)
     page = loaded.folder / "report" / "index.html"
-    if state != "running":  # a running search writes all of this itself
-        from trainers.data.storage import url_of
-        from tuning.runs.run_folder import TRAIN_FOLDER
-        from tuning.views.callback import write_results
-
-        page = write_results(search, records, url_of(loaded.home, TRAIN_FOLDER))
     show("Report", shortest(page))
+    if state != "running":  # a running search writes all of this itself
+        from tuning.views.completion import complete_files, complete_mlflow
+
+        for problem in complete_files(loaded):
+            warn(problem)
+        show("MLflow", complete_mlflow(loaded))  # uploads the page
     if open_:
         webbrowser.open(page.resolve().as_uri())
-    if state == "running":
-        return
-    from tuning.views.dashboard import complete_study, open_storage
-    from tuning.views.mlflow.callback import backfill
-
-    try:
-        show("MLflow", backfill(loaded))
-        complete_study(loaded, open_storage(loaded.folder, loaded.file.search.study_storage))
-    except ConfigError as error:
-        warn(error)

@@ -28,7 +28,6 @@ from trainers.data.fingerprint import split_fingerprint
 from trainers.data.storage import Store, open_store, url_of
 from trainers.errors import ConfigError, did_you_mean, quoted
 from tuning.checkpoints.files import kept_checkpoint, remove_folder
-from tuning.runs.callbacks import Callback
 from tuning.runs.confirmation import (
     CONFIRM_FOLDER,
     REFERENCE,
@@ -42,16 +41,17 @@ from tuning.runs.confirmation import (
     training_name,
 )
 from tuning.runs.environment import check_same_inputs
-from tuning.runs.journal import History, is_running
+from tuning.runs.follower import Follower, View
+from tuning.runs.journal import History
 from tuning.runs.ranking import first_trial, ranked
 from tuning.runs.records import UNTUNED, ZERO_SHOT, SearchRecord, TrialRecord
 from tuning.runs.run_folder import TRAIN_FOLDER, LoadedRun, load_run, trial_path
 from tuning.selection.rules import BY_METHOD, FIRST, OBJECTIVE, PARETO, RULES, choices
 from tuning.session import SearchOptions, fixed_only, open_session
-from tuning.views.callback import write_results
+from tuning.views.completion import complete_files, complete_mlflow
 from tuning.views.formatting import show_phase
-from tuning.views.mlflow.callback import MlflowCallback, backfill
-from tuning.views.mlflow.client import TrackingError, tracking_uri
+from tuning.views.mlflow.client import tracking_uri
+from tuning.views.mlflow.writer import MlflowView
 from tuning.views.tables import results_table, write_table
 
 FIRST_FRESH_SEED = 1000
@@ -125,16 +125,9 @@ def confirm(
     failed = {key: failures[key][-1].error_line for key in wanted if key in failures}
     confirmation = Confirmation(search, fresh, configurations, results_of(history), failed)
     run = load_run(folder)  # the search may have gone on
-    # The results are stored, and the command prints them, whatever happens here.
-    try:
-        if not is_running(run.folder):  # a running search writes it itself
-            write_results(run.search, run.history.records, url_of(run.home, TRAIN_FOLDER))
-    except Exception as error:
-        console.print(f"note: the report cannot be written: {error}", soft_wrap=True)
-    try:
-        show_phase(console, "MLflow", backfill(run))  # uploads the report
-    except TrackingError as error:
-        console.print(f"note: {error}", soft_wrap=True)
+    for problem in complete_files(run):  # the results are stored, and the command prints them
+        console.print(f"note: {problem}", soft_wrap=True)
+    show_phase(console, "MLflow", complete_mlflow(run))  # uploads the page
     return confirmation
 
 
@@ -213,11 +206,14 @@ def _train(run: LoadedRun, wanted: Mapping[Key, TrialRecord], options: SearchOpt
         names = {point.trial_id for point in points}
         earlier = [r for r in history.records if r.trial_id in names]
         uri = tracking_uri(file.search.tracking.uri, run.folder.parent)
-        mlflow = MlflowCallback(uri, confirms=run.search.run_id)
+        views = [
+            _Trained(run.folder, session.checkpoints),
+            MlflowView(uri, confirms=run.search.run_id),
+        ]
         driver = session.driver(
             search,
             replace(history, records=tuple(earlier)),
-            [_Remove(run.folder, session.checkpoints), session.progress, mlflow],
+            [Follower(views), session.progress],
             fixed=points,
         )
         _, outcome, _ = session.run(driver, final_split=SPLIT)
@@ -238,17 +234,22 @@ def trainings(history: History, wanted: Mapping[Key, TrialRecord]) -> list[Trial
     return points
 
 
-class _Remove(Callback):
-    """Removes the checkpoints of a training whose result, or failure, is in the journal, and keeps
-    its predictions in the run folder."""
+class _Trained(View):
+    """The files of trainings whose result, or failure, is in the journal: their predictions are
+    kept in the run folder, their checkpoints are removed."""
+
+    name = "the folder of checkpoints"
 
     def __init__(self, run_folder: Path, checkpoints: Store) -> None:
         self._run_folder, self._checkpoints = run_folder, checkpoints
+        self._done: set[str] = set()
 
-    def trial_ended(self, record: TrialRecord) -> None:
-        if record.is_final:
-            keep_predictions(self._run_folder, self._checkpoints, record)
-            remove_folder(self._checkpoints.at(trial_path(record.trial_id)).url)
+    def write(self, history: History, is_over: bool) -> None:
+        for record in history.records:
+            if record.is_final and record.trial_id not in self._done:
+                keep_predictions(self._run_folder, self._checkpoints, record)
+                remove_folder(self._checkpoints.at(trial_path(record.trial_id)).url)
+                self._done.add(record.trial_id)
 
 
 def keep_predictions(run_folder: Path, checkpoints: Store, record: TrialRecord) -> None:

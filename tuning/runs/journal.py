@@ -102,7 +102,6 @@ class Journal:
 
     def __init__(self, run_folder: Path) -> None:
         path = self._path = run_folder / JOURNAL_FILE
-        self._clock_offset = time.time() - time.monotonic()
         self.failure: StorageFailed | None = None
         """Why the journal stopped being written; None if all was written."""
         self.in_session = False
@@ -114,17 +113,20 @@ class Journal:
         self._last_write = 0.0
         self._lines = self._size = 0  # of the file after the last write
         try:
-            found = read_history(run_folder, whole=True)
+            found = replayed(run_folder, whole=True)
         except ConfigError:
             self.close()
             raise
         cut_torn_line(path)
-        self.run_id = found.run_id or secrets.token_hex(4)
-        if not found.run_id:
+        # A session goes on after the one before it, also if the clock was set back meanwhile.
+        self._clock_offset = max(time.time(), found.last) - time.monotonic()
+        known = found.history(live=True).run_id
+        self.run_id = known or secrets.token_hex(4)
+        if not known:
             self._append({"event": "created", "format": FORMAT, "id": self.run_id})
 
     def now(self) -> float:
-        """Unix time in seconds. Setting the clock during a session does not change it."""
+        """Unix time in seconds. It never goes back, whatever happens to the clock."""
         return self._clock_offset + time.monotonic()
 
     def session_started(self, fingerprints: Mapping[str, str], **objects: str) -> None:

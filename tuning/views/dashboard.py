@@ -8,17 +8,13 @@ ever deleted. Optuna changes no finished trial, so one with repeats keeps its fi
 
 from __future__ import annotations
 
-import logging
 import os
-import warnings
-from collections.abc import Sequence
 from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import optuna
 from optuna.distributions import CategoricalDistribution
-from optuna.exceptions import ExperimentalWarning
 from optuna.storages import BaseStorage, InMemoryStorage, JournalStorage, RDBStorage
 from optuna.storages.journal import JournalFileBackend
 from optuna.trial import FrozenTrial, TrialState
@@ -34,21 +30,17 @@ from tuning.algorithms.studies import (
     quiet_optuna,
     violations,
 )
-from tuning.runs.callbacks import Callback
-from tuning.runs.journal import cut_torn_line
+from tuning.runs.follower import View
+from tuning.runs.journal import History, cut_torn_line
 from tuning.runs.records import (
     METHOD_KEY,
     STEP,
-    SearchOutcome,
-    SearchRecord,
     TrialRecord,
     trial_name,
 )
 
 if TYPE_CHECKING:
     from tuning.runs.run_folder import LoadedRun
-
-logger = logging.getLogger(__name__)
 
 OPTUNA_FILE = "optuna.journal"
 
@@ -83,69 +75,73 @@ def open_storage(run_folder: Path, url: str | None) -> BaseStorage:
         ) from None
 
 
-class DashboardView(Callback):
-    """Writes the study as a callback. If that fails, it says so once and writes nothing more."""
+class DashboardView(View):
+    """The study of a search in a storage of Optuna, in which a resume finds it."""
+
+    name = "the Optuna study of the dashboard"
+    expected = (Exception,)
 
     def __init__(self, storage: BaseStorage, space: SearchSpace) -> None:
         self._storage, self._parts = storage, space.parts()
-        self._study_id: int | None = None
+        self._study_id: int | None = None  # found again after an error
         self._ids: dict[str, int] = {}  # of Optuna, by the names of trials
+        self._written: dict[str, TrialRecord] = {}
         self._bests: dict[str, float] = {}
 
-    def search_started(self, search: SearchRecord) -> None:
-        """Find the study, or create it."""
-        self._search = search
+    def write(self, history: History, is_over: bool) -> None:
+        """Add what the study lacks.
+
+        Raises:
+            Exception: of Optuna, SQLAlchemy or a database.
+        """
         try:
-            known = [study.study_name for study in self._storage.get_all_studies()]
-            run_id = f"({search.run_id})"
-            # A run folder that was renamed keeps its study.
-            own = next((name for name in known if name.endswith(run_id)), None)
-            modes = [objective.mode for objective in search.objectives]
-            study = optuna.create_study(
-                study_name=own or f"{search.name} {run_id}",
-                storage=self._storage,
-                directions=["maximize" if mode == "max" else "minimize" for mode in modes],
-                load_if_exists=True,
-            )
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore", ExperimentalWarning)
-                study.set_metric_names([objective.metric for objective in search.objectives])
-            self._study_id = self._storage.get_study_id_from_name(study.study_name)
-            self._ids = {
-                trial.user_attrs[TRIAL_ID]: trial._trial_id
-                for trial in study.get_trials(deepcopy=False)
-                if TRIAL_ID in trial.user_attrs
-            }
-        except Exception as error:
-            self._give_up(error)
+            if self._study_id is None:
+                self._study_id = self._found()
+            for record in history.records:
+                if self._written.get(record.trial_id) is not record:
+                    self._write(self._study_id, record)
+                    self._written[record.trial_id] = record
+                    self.num_written += 1
+        except Exception:
+            self._study_id = None
+            raise
 
-    def search_ended(self, records: Sequence[TrialRecord], outcome: SearchOutcome) -> None:
-        """Add what is missing."""
-        for record in records:
-            self._write(record)
+    def _found(self) -> int:
+        """The study, which is created if it is missing."""
+        search = self._search
+        known = [study.study_name for study in self._storage.get_all_studies()]
+        run_id = f"({search.run_id})"
+        # A run folder that was renamed keeps its study.
+        own = next((name for name in known if name.endswith(run_id)), None)
+        modes = [objective.mode for objective in search.objectives]
+        study = optuna.create_study(
+            study_name=own or f"{search.name} {run_id}",
+            storage=self._storage,
+            directions=["maximize" if mode == "max" else "minimize" for mode in modes],
+            load_if_exists=True,
+        )
+        study.set_metric_names([objective.metric for objective in search.objectives])
+        self._ids = {
+            trial.user_attrs[TRIAL_ID]: trial._trial_id
+            for trial in study.get_trials(deepcopy=False)
+            if TRIAL_ID in trial.user_attrs
+        }
+        return self._storage.get_study_id_from_name(study.study_name)
 
-    def _write(self, record: TrialRecord) -> None:
+    def _write(self, study_id: int, record: TrialRecord) -> None:
         self._bests = self._search.bests([record], self._bests)
-        if self._study_id is None or record.kind != "trial":
+        if record.kind != "trial":
             return
-        try:
-            # Trials have the numbers of the journal. A proposal that has not started leaves a gap.
-            for number in range(len(self._ids), record.number):
-                name = {TRIAL_ID: trial_name(number)}
-                waiting = optuna.create_trial(state=TrialState.WAITING, user_attrs=name)
-                new = self._storage.create_new_trial(self._study_id, waiting)
-                self._ids[trial_name(number)] = new
-            trial = self._trial(record)
-            if record.trial_id not in self._ids:
-                new = self._storage.create_new_trial(self._study_id, trial)
-                self._ids[record.trial_id] = new
-            else:
-                self._update(self._ids[record.trial_id], trial)
-        except Exception as error:
-            self._give_up(error)
-
-    # Each event of a trial brings its whole record.
-    trial_started = trial_reported = trial_ended = _write
+        # Trials have the numbers of the journal. A proposal that has not started leaves a gap.
+        for number in range(len(self._ids), record.number):
+            name = {TRIAL_ID: trial_name(number)}
+            waiting = optuna.create_trial(state=TrialState.WAITING, user_attrs=name)
+            self._ids[trial_name(number)] = self._storage.create_new_trial(study_id, waiting)
+        trial = self._trial(record)
+        if record.trial_id not in self._ids:
+            self._ids[record.trial_id] = self._storage.create_new_trial(study_id, trial)
+        else:
+            self._update(self._ids[record.trial_id], trial)
 
     def _trial(self, record: TrialRecord) -> FrozenTrial:
         search, state, values = self._search, STATES[record.outcome], None
@@ -201,32 +197,15 @@ class DashboardView(Callback):
         if new.state != old.state:
             storage.set_trial_state_values(trial_id, new.state, new.values)
 
-    def _give_up(self, error: Exception) -> None:
-        self._study_id = None
-        logger.warning(
-            "the Optuna study of the dashboard is not written any more (%s: %s); a resume or "
-            "`lipsum-tune report` completes it",
-            type(error).__name__,
-            redact(first_line(error)),
-        )
 
-
-def complete_study(run: LoadedRun, storage: BaseStorage) -> None:
-    """Add what the study of a run lacks in a storage.
+def study_of(run: LoadedRun) -> optuna.Study:
+    """The study of a run, in memory.
 
     Raises:
         ConfigError: the zero-shot model of the run has not been evaluated yet.
     """
-    search = run.search
-    view = DashboardView(storage, run.file.search_space())
+    view = DashboardView(InMemoryStorage(), run.file.search_space())
     with quiet_optuna():
-        view.search_started(search)
-        view.search_ended(run.history.records, "finished")
-
-
-def study_of(run: LoadedRun) -> optuna.Study:
-    """The study of a run, in memory."""
-    storage = InMemoryStorage()
-    complete_study(run, storage)
-    with quiet_optuna():
-        return optuna.load_study(study_name=None, storage=storage)
+        view.start(run.search)
+        view.write(run.history, is_over=True)
+        return optuna.load_study(study_name=None, storage=view._storage)

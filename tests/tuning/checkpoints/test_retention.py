@@ -9,8 +9,9 @@ import torch
 from tests.tuning.fakes import DOMAINS, reference, report, search_record, trial
 from trainers.checkpoints.format import STATE, WEIGHTS, Header, Progress, save_checkpoint
 from trainers.data.storage import open_store
-from tuning.checkpoints.retention import CheckpointCallback, kept_trials
+from tuning.checkpoints.retention import CheckpointsView, kept_trials
 from tuning.config.objectives import Objective, parse_constraint
+from tuning.runs.journal import History
 from tuning.runs.ranking import best_trial, pareto_front
 from tuning.runs.records import TrialRecord
 from tuning.runs.run_folder import TRAIN_FOLDER, trial_path
@@ -48,20 +49,25 @@ def with_state(run_folder):
     return {path.parent.parent.name.removeprefix("train-") for path in states}
 
 
-def started(search, earlier=(), keep_top=0):
-    train = open_store(search.run_folder / TRAIN_FOLDER)
-    callback = CheckpointCallback(train, earlier, keep_top)
-    callback.search_started(search)
-    return callback
+class Search:
+    """The records of a search that never ran, and its view of checkpoints."""
 
+    def __init__(self, search, earlier=(), keep_top=0):
+        self.folder, self.records = search.run_folder, {r.trial_id: r for r in earlier}
+        self.view = CheckpointsView(open_store(self.folder / TRAIN_FOLDER), keep_top)
+        self.view.start(search)
+        self.write()
 
-def run(callback, search, record):
-    running = replace(record, outcome="running", ended_at=None)
-    callback.trial_started(running)
-    write_checkpoint(search.run_folder, record.trial_id)
-    callback.trial_reported(running)
-    assert record.trial_id in with_state(search.run_folder)
-    callback.trial_ended(record)
+    def write(self, *records, is_over=False):
+        self.records |= {record.trial_id: record for record in records}
+        self.view.write(History(tuple(self.records.values())), is_over)
+
+    def run(self, record):
+        running = replace(record, outcome="running", ended_at=None)
+        write_checkpoint(self.folder, record.trial_id)
+        self.write(running)
+        assert record.trial_id in with_state(self.folder)
+        self.write(record)
 
 
 def constrained(run_folder, *lines):
@@ -107,18 +113,18 @@ def ranked_by_hand(search, records):
 
 def test_the_outcome_decides_what_stays(tmp_path):
     search = search_record(tmp_path)
-    callback = started(search)
-    run(callback, search, reference())
-    run(callback, search, trial(0, outcome="pruned"))
-    run(callback, search, trial(1, outcome="failed"))
-    run(callback, search, trial(2, outcome="stopped"))
-    run(callback, search, trial(3, 86.0, 60.0))
+    run = Search(search)
+    run.run(reference())
+    run.run(trial(0, outcome="pruned"))
+    run.run(trial(1, outcome="failed"))
+    run.run(trial(2, outcome="stopped"))
+    run.run(trial(3, 86.0, 60.0))
     write_checkpoint(tmp_path, "trial-004")
-    callback.trial_started(trial(4, outcome="running"))
+    run.write(trial(4, outcome="running"))
     assert on_disk(tmp_path) == {"ft", "trial-002", "trial-003", "trial-004"}
     assert with_state(tmp_path) == {"trial-002", "trial-004"}
-    run(callback, search, trial(5, 87.0, 61.0))  # better than trial-003
-    run(callback, search, trial(6, 85.0, 61.0))  # worse
+    run.run(trial(5, 87.0, 61.0))  # better than trial-003
+    run.run(trial(6, 85.0, 61.0))  # worse
     assert on_disk(tmp_path) == {"ft", "trial-002", "trial-004", "trial-005"}
 
 
@@ -126,10 +132,10 @@ def test_the_outcome_decides_what_stays(tmp_path):
 @pytest.mark.parametrize("lines", LINES)
 def test_choices_and_the_best_have_their_weights(tmp_path, lines, keep_top):
     search = constrained(tmp_path, *lines)
-    callback = started(search, keep_top=keep_top)
+    run = Search(search, keep_top=keep_top)
     trials = random_trials(40, seed=0)
     for number, record in enumerate(trials, 1):
-        run(callback, search, record)
+        run.run(record)
         best = {r.trial_id for r in ranked_by_hand(search, trials[:number])[:keep_top]}
         assert on_disk(tmp_path) == best | chosen_by_any(search, trials[:number])
     assert kept_trials(search, trials, keep_top).keys() == on_disk(tmp_path)
@@ -139,10 +145,10 @@ def test_choices_and_the_best_have_their_weights(tmp_path, lines, keep_top):
 @pytest.mark.parametrize("lines", RELATIVE_LINES)
 def test_a_tightening_bound_chooses_among_the_weights_that_exist(tmp_path, lines, seed):
     search = constrained(tmp_path, *lines)
-    callback, trials, candidates = started(search), random_trials(60, seed), set[str]()
+    run, trials, candidates = Search(search), random_trials(60, seed), set[str]()
     for number, record in enumerate(trials, 1):
         candidates.add(record.trial_id)
-        run(callback, search, record)
+        run.run(record)
         ended = [r for r in trials[:number] if r.trial_id in candidates]
         candidates = on_disk(tmp_path)
         assert candidates >= chosen_by_any(search, ended)
@@ -161,11 +167,11 @@ def test_the_best_of_each_method_has_its_weights(tmp_path):
     rng, ends = random.Random(0), [("a", 90.0, 50.0), ("b", 80.0, 50.0), ("b", 79.6, 55.0)]
     ends += [("b", 79.2, 65.0), ("b", 80.3, 40.0)]
     ends += [(rng.choice("ab"), rng.gauss(80, 1), rng.gauss(55, 5)) for _ in range(40)]
-    callback, trials = started(search), list[TrialRecord]()
+    run, trials = Search(search), list[TrialRecord]()
     for number, (method, id_acc, ood_acc) in enumerate(ends):
         record = measured(number, id_acc, ood_acc)
         trials.append(replace(record, params={"method.name": method}))
-        run(callback, search, trials[-1])
+        run.run(trials[-1])
         chosen = {r.trial_id for r in best_by_method(search, trials).values()}
         assert chosen <= on_disk(tmp_path)
 
@@ -180,27 +186,27 @@ def test_a_resume_does_not_touch_what_may_run_again(tmp_path):
     newest = write_checkpoint(tmp_path, "trial-001", step=250)
     (weights,) = trial_folder(tmp_path, "trial-003").glob(f"*/{WEIGHTS}")
     weights.unlink()  # a driver was killed while it removed the trial
-    callback = started(search, earlier=earlier)
+    run = Search(search, earlier)
     assert on_disk(tmp_path) == {"ft", "trial-001", "trial-004"}
     assert with_state(tmp_path) == {"trial-004"}
     assert [p.name for p in newest.parent.iterdir()] == [newest.name]  # only the newest weights
-    callback.trial_ended(earlier[1])  # an event of an earlier session, repeated
-    run(callback, search, trial(6, 87.0, 63.0))
-    callback.trial_started(trial(5, outcome="running"))  # runs again all the same
+    run.write(earlier[1])  # an event of an earlier session, repeated
+    run.run(trial(6, 87.0, 63.0))
+    run.write(trial(5, outcome="running"))  # runs again all the same
     write_checkpoint(tmp_path, "trial-005")
-    callback.trial_reported(RUNNING)
+    run.write(RUNNING)
     assert on_disk(tmp_path) == {"ft", "trial-004", "trial-005", "trial-006"}
     assert with_state(tmp_path) == {"trial-004", "trial-005"}
 
 
 def test_a_folder_written_again_is_removed_again(tmp_path):
     search = search_record(tmp_path)
-    callback = started(search)  # there is no folder of trials yet
-    run(callback, search, trial(0, outcome="pruned"))
+    run = Search(search)  # there is no folder of trials yet
+    run.run(trial(0, outcome="pruned"))
     folder = trial_folder(tmp_path, "trial-000")
     for event in (
-        lambda: run(callback, search, trial(1, outcome="pruned")),
-        lambda: callback.search_ended([], "finished"),
+        lambda: run.run(trial(1, outcome="pruned")),
+        lambda: run.write(is_over=True),
     ):
         folder.mkdir()
         (folder / "file").write_text("written by a worker that was being stopped")
@@ -215,8 +221,8 @@ def test_a_folder_that_cannot_be_removed_is_named_once(tmp_path, caplog):
         if record is records[0]:
             (checkpoint / WEIGHTS).unlink()
             (checkpoint / WEIGHTS).mkdir()  # permissions do not stop root
-    callback = started(search_record(tmp_path), earlier=records)
-    callback.trial_started(RUNNING)
+    run = Search(search_record(tmp_path), records)
+    run.write(RUNNING)
     assert on_disk(tmp_path) == {"trial-000"}
     (message,) = caplog.messages
     assert "train-trial-000: cannot be removed yet" in message

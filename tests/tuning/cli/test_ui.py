@@ -24,9 +24,10 @@ from tests.tuning.databases import with_database
 from tests.tuning.execution.nodes import processes
 from tests.tuning.run_folders import search_file, trial, write_run
 from tests.waiting import wait_until
+from tuning.runs.journal import History
 from tuning.runs.run_folder import load_run
-from tuning.views.dashboard import OPTUNA_FILE, DashboardView, complete_study, open_storage
-from tuning.views.mlflow.callback import backfill
+from tuning.views.completion import complete_files, complete_mlflow
+from tuning.views.dashboard import OPTUNA_FILE, DashboardView, open_storage
 from tuning.views.page import REPORT_FILE, write_page
 
 pytestmark = pytest.mark.nightly
@@ -51,8 +52,8 @@ def run(images_root, tmp_path_factory):
     search = load_run(folder).search
     write_page(search, RECORDS, folder / "report")
     with_database(folder.parent)
-    assert backfill(load_run(folder)).endswith("has all of it")
-    complete_study(load_run(folder), open_storage(folder, None))
+    assert complete_mlflow(load_run(folder)).endswith("has all of it")
+    complete_files(load_run(folder))
     # A newer search that has nothing to show yet.
     write_run(folder.parent / "begun", search_file(images_root), zero_shot=None, outcome=None)
     return folder
@@ -234,11 +235,11 @@ def dashboard(images_root, tmp_path):
     records = [trial(number, 85.0 + number, 62.0, lr=1e-5 * 10**number) for number in range(3)]
     folder = write_run(tmp_path / "small", search_file(images_root), records, outcome=None)
     storage, port = open_storage(folder, None), free_ports(1)
-    complete_study(load_run(folder), storage)
     view = DashboardView(storage, load_run(folder).file.search_space())
-    view.search_started(load_run(folder).search)
+    view.start(load_run(folder).search)
     half = trial(3, 85.0, 62.0).curve[:3]
-    view.trial_reported(trial(3, 85.0, 62.0, outcome="running", curve=half, ended_at=None))
+    running = trial(3, 85.0, 62.0, outcome="running", curve=half, ended_at=None)
+    view.write(History((*records, running)), is_over=False)
     command = [Path(sys.executable).with_name("optuna-dashboard"), folder / OPTUNA_FILE]
     with subprocess.Popen([*command, "--port", str(port)]) as server:
         wait_until(lambda: _listens(port))

@@ -53,9 +53,10 @@ from tuning.runs.journal import History
 from tuning.runs.run_folder import load_run
 from tuning.selection.rules import chosen_with_ood, rules_of
 from tuning.session import Session
+from tuning.views.completion import complete_mlflow
 from tuning.views.confirmation_table import confirmation_table
-from tuning.views.mlflow.callback import MlflowCallback, backfill
 from tuning.views.mlflow.client import connect, default_tracking_uri, search_run
+from tuning.views.mlflow.writer import MlflowView
 
 STEPS = 3
 QUIET = Console(quiet=True)
@@ -231,7 +232,10 @@ def instant(images_root, whole_root, tmp_path):
         with patch("tuning.confirmation.confirm.SearchOptions", options):
             return confirm(folder, console=QUIET, rules=["objective"], **arguments)
 
-    with without_ray(mlflow=False), patch("tuning.confirmation.confirm.write_results"):
+    with (
+        without_ray(mlflow=False),
+        patch("tuning.confirmation.confirm.complete_files", return_value=[]),
+    ):
         yield folder, run, splits
 
 
@@ -310,10 +314,10 @@ def test_ctrl_c_is_raised_and_the_next_call_goes_on(instant, monkeypatch):
 
 def test_mlflow_has_each_training_below_the_search(instant):
     folder, run, _ = instant
-    backfill(load_run(folder))
+    complete_mlflow(load_run(folder))
     with (
-        patch("tuning.confirmation.confirm.MlflowCallback", MlflowCallback),
-        patch("tuning.confirmation.confirm.backfill", str),  # it is complete before
+        patch("tuning.confirmation.confirm.MlflowView", MlflowView),
+        patch("tuning.confirmation.confirm.complete_mlflow", str),  # it is complete before
     ):
         found = run(seeds=2)
     client, experiment_id = connect(default_tracking_uri(folder.parent), "lipsum-tune")
@@ -354,7 +358,7 @@ def run_folder(root, folder):
 def confirmed(whole_root, ray_head, tmp_path_factory):
     """A confirmation whose driver was killed after its first training."""
     folder = run_folder(whole_root, with_database(tmp_path_factory.mktemp("runs")) / "small")
-    backfill(load_run(folder))
+    complete_mlflow(load_run(folder))
     command = [sys.executable, "-m", "tuning", "confirm", str(folder), "--seeds", "2"]
     environment = os.environ | {"RAY_ADDRESS": ray_head.address}
     driver = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL)

@@ -15,11 +15,10 @@ from optuna.storages.journal import JournalFileBackend
 
 from tests.tuning.execution.instant import zero_shot
 from tuning.driver import End, Trial
-from tuning.runs.callbacks import Callback
 from tuning.runs.errors import error_text
+from tuning.runs.follower import Follower, View
 from tuning.runs.journal import append_synced
 from tuning.runs.messages import MESSAGE, Ended, Failed, Reported
-from tuning.views.callback import ResultsCallback
 
 REPORTED = {}
 """The step that each trial has reported last, whoever learned of it."""
@@ -52,6 +51,9 @@ class InlineTuner:
                 self._start(found.for_slot)
             if self._running:
                 self._ask([*self._running][self.choose(len(self._running))])
+            for callback in self._driver.recorder._callbacks:
+                if isinstance(callback, Follower):
+                    callback.turn()
             if not self._driver.turn():
                 break
 
@@ -105,15 +107,28 @@ def without_ray(mlflow=True):
     with ExitStack() as patches:
         if not mlflow:
             for module in ("tuning.search", "tuning.confirmation.confirm"):
-                stand_in = patch(f"{module}.MlflowCallback", lambda *_, **__: Callback())
+                stand_in = patch(f"{module}.MlflowView", lambda *_, **__: View())
                 patches.enter_context(stand_in)
         for name, stand_in in session.items():
             patches.enter_context(patch(f"tuning.session.{name}", stand_in))
         # A thread would outlive a driver that is killed in this process, and write its files.
-        patches.enter_context(patch.object(ResultsCallback, "_follow"))
+        patches.enter_context(patch("tuning.runs.follower.Thread", JoinedThread))
         patches.enter_context(patch("tuning.views.page.write_page"))
         patches.enter_context(patch("tuning.views.static.write_main_figure"))
         yield
+
+
+class JoinedThread(SimpleNamespace):
+    """Runs when it is joined."""
+
+    def start(self):
+        pass
+
+    def join(self, timeout):
+        self.target()
+
+    def is_alive(self):
+        return False
 
 
 class Killed(BaseException):

@@ -17,7 +17,7 @@ from tests.tuning.execution.slot import BREAK, EVERY, STEPS
 from trainers.errors import ConfigError
 from tuning.run import load_run
 from tuning.runs.journal import read_history
-from tuning.views.mlflow.callback import backfill
+from tuning.views.completion import complete_mlflow
 
 ASHA = {"name": "asha", "grace_steps": EVERY, "reduction_factor": 2}
 SETTINGS = {
@@ -94,7 +94,7 @@ def live(data, root):
         story.check()
         run = load_run(story.run)
         assert run.history.outcome == "finished"
-        assert "refused" not in backfill(run)
+        assert "refused" not in complete_mlflow(run)
         assert disagreements(story.run) == []
         for record in run.history.records:
             if record.outcome != "failed":  # one may fail after a kill, in place of its last report

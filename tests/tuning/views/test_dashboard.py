@@ -1,6 +1,5 @@
 """The study of optuna-dashboard in every kind of storage, and what becomes of one that fails."""
 
-import logging
 from dataclasses import replace
 
 import optuna
@@ -12,9 +11,10 @@ from search_spaces import Float, SearchSpace
 from tests.tuning import fakes
 from tests.tuning.run_folders import search_file, trial, write_run
 from trainers.errors import ConfigError
-from tuning.algorithms.studies import STATES, TRIAL_ID
+from tuning.algorithms.studies import STATES, TRIAL_ID, quiet_optuna
 from tuning.config.objectives import Objective, parse_constraint
 from tuning.run import load_run
+from tuning.runs.journal import History
 from tuning.runs.ranking import best_trial
 from tuning.runs.records import METHOD_KEY
 from tuning.views.dashboard import OPTUNA_FILE, DashboardView, open_storage
@@ -57,8 +57,14 @@ def search(tmp_path):
 
 def view(search, storage, space=SPACE):
     started = DashboardView(storage, space)
-    started.search_started(search)
+    started.start(search)
     return started
+
+
+def write(view, *records):
+    """What a search that goes on, or has ended, gives to the view."""
+    with quiet_optuna():
+        view.write(History(records), is_over=False)
 
 
 def study(storage):
@@ -95,12 +101,10 @@ def expected(records):
 
 def test_events_and_records_make_the_same_study(opened, search):
     live = view(search, opened())
-    for whole in RECORDS:
-        live.trial_started(cut(whole, 0))
-        for reports in range(1, len(whole.curve) + 1):
-            live.trial_reported(cut(whole, reports))
-        if whole.is_final:
-            live.trial_ended(whole)
+    for number, whole in enumerate(RECORDS):
+        for reports in range(len(whole.curve) + 1):
+            write(live, *RECORDS[:number], cut(whole, reports))
+    write(live, *RECORDS)
     assert told(opened()) == expected(RECORDS)
     best = study(opened()).best_trial
     assert best.user_attrs[TRIAL_ID] == best_trial(search, RECORDS).trial_id == "trial-002"
@@ -110,36 +114,36 @@ def test_events_and_records_make_the_same_study(opened, search):
     more = [*RECORDS[:-1], record(4, 83.0), record(5, 82.0)]
     for _ in range(2):
         again = view(search, opened())
-        again.search_ended(more, "finished")
+        write(again, *more)
         assert told(opened()) == expected(more)
     assert study(opened()).trials[5].datetime_start.timestamp() == more[-1].started_at
 
 
 def test_a_killed_session_is_completed(opened, search):
     """Whatever it had written, of which nothing is deleted."""
-    view(search, opened()).trial_started(cut(record(0), 0))
-    view(search, opened()).trial_reported(cut(record(0), 1))
-    view(search, opened()).trial_ended(record(2, 86.0))  # trial 1 was not started
+    write(view(search, opened()), cut(record(0), 0))
+    write(view(search, opened()), cut(record(0), 1))
+    write(view(search, opened()), record(2, 86.0))  # trial 1 was not started
     assert [trial.state.name for trial in study(opened()).trials] == [
         "RUNNING", "WAITING", "COMPLETE",
     ]  # fmt: skip
     records = [record(0), record(1), record(2, 86.0)]
-    view(search, opened()).search_ended(records, "finished")
+    write(view(search, opened()), *records)
     assert told(opened()) == expected(records)
 
 
 def test_a_study_is_found_by_the_run(opened, search, tmp_path):
     renamed = replace(search, name="renamed")
     other = replace(search, run_id="5678")
-    view(search, opened()).trial_ended(record(0))
-    view(renamed, opened()).trial_ended(record(1))
-    view(other, opened()).trial_ended(record(0))
+    write(view(search, opened()), record(0))
+    write(view(renamed, opened()), record(1))
+    write(view(other, opened()), record(0))
     found = {s.study_name: s.n_trials for s in optuna.get_all_study_summaries(opened())}
     assert found == {f"{search.name} (1234)": 2, f"{search.name} (5678)": 1}
 
 
 def test_several_objectives_have_values_and_no_reports(opened, search):
-    view(replace(search, objectives=BOTH), opened()).search_ended(RECORDS, "finished")
+    write(view(replace(search, objectives=BOTH), opened()), *RECORDS)
     found = study(opened())
     assert [t.values for t in found.trials] == [[84.0, 62.0], None, [86.0, 62.0], None, None]
     assert not any(trial.intermediate_values for trial in found.trials)
@@ -149,7 +153,7 @@ def test_the_best_meets_the_constraints(opened, search):
     line = parse_constraint("id_val/acc >= 85.5", ["id_val/acc"])
     search = replace(search, constraints=(line,), objectives=(Objective("ood_val/mean_acc"),))
     records = [record(0, 84.0, 70.0), record(1, 86.0, 60.0), record(2, 87.0, 61.0)]
-    view(search, opened()).search_ended(records, "finished")
+    write(view(search, opened()), *records)
     assert study(opened()).best_trial.number == best_trial(search, records).number == 2
 
 
@@ -157,7 +161,7 @@ def test_all_methods_are_in_one_study(opened, search):
     kd = record(1, params={METHOD_KEY: "kd", "optim.lr": 1e-4})
     outside = record(2, params={METHOD_KEY: "ft", "optim.lr": 1.0})  # of an earlier space
     records = [record(0, params={METHOD_KEY: "ft", "optim.lr": 1e-5}), kd, outside]
-    view(search, opened(), OTHER).search_ended(records, "finished")
+    write(view(search, opened(), OTHER), *records)
     assert [trial.params for trial in study(opened()).trials] == [
         *(r.params for r in records[:2]),
         {},
@@ -167,16 +171,16 @@ def test_all_methods_are_in_one_study(opened, search):
 def test_a_finished_trial_without_a_number_is_a_failure(search):
     storage = InMemoryStorage()
     lost = record(0, curve=({"step": 240, "val/mean_acc": float("nan")},))
-    view(search, storage).trial_ended(lost)
+    write(view(search, storage), lost)
     assert study(storage).trials[0].state == TrialState.FAIL
 
 
 def test_a_torn_line_and_a_lock_are_left_behind_by_a_kill(search, tmp_path):
-    view(search, open_storage(tmp_path, None)).trial_ended(record(0))
+    write(view(search, open_storage(tmp_path, None)), record(0))
     with (tmp_path / OPTUNA_FILE).open("ab") as file:
         file.write(b'{"op_code": 4, "worker')
     (tmp_path / f"{OPTUNA_FILE}.lock").symlink_to("nothing")
-    view(search, open_storage(tmp_path, None)).trial_ended(record(1))
+    write(view(search, open_storage(tmp_path, None)), record(1))
     assert told(open_storage(tmp_path, None)) == expected([record(0), record(1)])
 
 
@@ -189,24 +193,22 @@ def test_a_damaged_file_is_refused_and_kept(damage, search, tmp_path):
     assert path.read_bytes() == damage
 
 
-def test_a_storage_that_fails_is_one_line_in_the_log(search, caplog, monkeypatch):
+def test_what_a_storage_has_missed_is_added_once_it_answers(search, monkeypatch):
     storage = InMemoryStorage()
-    written = view(search, storage)
-    written.trial_ended(record(0))
+    written, records = view(search, storage), [record(number) for number in range(4)]
+    write(written, *records[:1])
 
     def down(*_):
         raise ConnectionError("postgresql://ann:pa55@host is down")
 
-    with monkeypatch.context() as broken, caplog.at_level(logging.WARNING):
+    with monkeypatch.context() as broken:
         broken.setattr(storage, "create_new_trial", down)
-        for number in (1, 2, 3):
-            written.trial_ended(record(number))
-        written.search_ended([], "finished")
-    (line,) = [r for r in caplog.records if r.name == "tuning.views.dashboard"]
-    assert "ConnectionError" in line.message
-    assert "pa55" not in line.message
-    view(search, storage).search_ended([record(number) for number in range(4)], "finished")
-    assert len(told(storage)) == 4
+        with pytest.raises(ConnectionError) as raised:
+            write(written, *records[:2])
+    assert "pa55" not in written.reason(raised.value)
+    for _ in range(2):
+        write(written, *records)
+        assert told(storage) == expected(records)
 
 
 def test_the_study_of_a_run_is_read_in_silence(images_root, tmp_path, caplog):

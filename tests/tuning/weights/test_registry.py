@@ -21,7 +21,7 @@ from trainers.loop.state import load_split
 from trainers.models.clip import load_clip
 from trainers.models.image import image_input
 from tuning.runs.run_folder import load_run
-from tuning.views.mlflow.callback import backfill
+from tuning.views.completion import complete_mlflow
 from tuning.views.mlflow.client import default_tracking_uri
 from tuning.weights.predict import prepared
 from tuning.weights.registry import register_weights
@@ -60,7 +60,7 @@ def test_a_registered_model_predicts_as_the_exported_one(real, tmp_path):
         register_weights(run.folder, "a/b")
     with pytest.raises(ConfigError, match="has no run of this search"):
         register_weights(run.folder, "robust-clip")
-    backfill(run)
+    complete_mlflow(run)
     exported = tmp_path / "exported"
     version = register_weights(run.folder, "robust-clip", exported, trial="trial-003")
 

@@ -1,10 +1,14 @@
-"""The runs of one search in MLflow, written from the events of its journal.
+"""The search in MLflow: one parent run for each search, one child run for each trial.
+
+The zero-shot model and the trainings of `confirm` are child runs, too. The metrics are
+`view.main_metrics`, or all with `search.tracking.metrics: all`; `confirm` adds those of the test
+splits, and MLflow shows their means over the seeds if runs are grouped by the tag `confirms`. The
+parent has report, tables, resolved configuration and environment as artifacts.
 
 Every point has the time of its event. MLflow's SQL stores ignore a point that they have already
 (same key, step, time and value), so whatever is in doubt is sent again, and no file notes what it
 has received. Of several points MLflow shows that of the highest step, and of one step the latest.
-So a session whose clock was set back follows the one before it, and a trial that begins again gets
-a new run.
+So a trial that begins again gets a new run.
 """
 
 from __future__ import annotations
@@ -12,12 +16,14 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from tuning.runs.conclusion import conclusion
 from tuning.runs.environment import ENVIRONMENT_FILE
-from tuning.runs.journal import Event, JournalReader, Replay
+from tuning.runs.follower import View
+from tuning.runs.journal import Event, History
 from tuning.runs.ranking import best_finished, margin_of_mean, misses
 from tuning.runs.records import (
     STEP,
@@ -45,27 +51,27 @@ STATUS: Mapping[str, str] = {
 }
 
 
-class Writer:
-    """Sends what a journal has since the last call. For one thread at a time.
+class MlflowView(View):
+    """A search in MLflow, whose runs a resume continues.
 
     After an error it looks up again which runs MLflow has. One that was deleted is made again, with
     all that the journal has of it.
 
     Args:
-        search: whose `run_folder` has the journal.
         uri: a database (`sqlite:////abs/mlflow.db`) or a server (`https://...`), as configured.
         confirms: `run_id` of the search that this run confirms: its trainings stand below the
             parent run of that search, with all metrics of the test splits.
     """
 
-    def __init__(self, search: SearchRecord, uri: str, confirms: str | None = None) -> None:
-        self.num_written = 0  # runs, over all calls: it grows while MLflow answers
-        self.experiment = str(search.configured("search", "tracking", "experiment"))
-        self._search, self._uri, self._confirms = search, uri, confirms
-        self._journal, self._reader = Replay(), JournalReader(search.run_folder)
-        self._latest = self._later = 0.0  # time of the last event, and what is added to a session's
+    expected = (Exception,)
+
+    def __init__(self, uri: str, confirms: str | None = None, seconds: float = 5.0) -> None:
+        self.name = f"MLflow at {mlf.redact(uri)}"
+        self.seconds = seconds
+        self._uri, self._confirms = uri, confirms
+        self._brief = ExitStack()
+        self._latest = self._created = 0.0  # times of the last and of the first event
         self._returns = Counter[str]()  # how often a trial went back to an earlier step
-        self._created = 0.0  # time of the first event
         self._reports: dict[str, list[Event]] = {}  # by trial ID
         self._zero_shot: list[TrialRecord] = []
         # What MLflow has, by trial ID; looked up again after an error.
@@ -74,18 +80,53 @@ class Writer:
         self._sent: dict[str, int] = {}  # number of reports
         self._written: dict[str, TrialRecord] = {}
 
-    def send(self, is_over: bool = False) -> None:
-        """Bring MLflow up to date with the journal.
+    def start(self, search: SearchRecord) -> None:
+        """Connect.
 
-        Args:
-            is_over: no driver runs the search. Trials without an end were cut off by a kill, and
-                the results in the run folder are uploaded.
+        Raises:
+            TrackingError: within seconds, if MLflow cannot be used. A confirmation goes on without.
+        """
+        super().start(search)
+        self._experiment = str(search.configured("search", "tracking", "experiment"))
+        if self._confirms is None:
+            mlf.connect(self._uri, self._experiment)
+        # For the whole search, not around each write: a thread must not change the environment
+        # while another one reads it.
+        self._brief.enter_context(mlf.brief_requests())
+
+    def close(self) -> None:
+        """Give the environment back."""
+        self._brief.close()
+
+    def reason(self, error: Exception) -> str:
+        """The first line of MLflow's error without the secrets of the URI."""
+        return mlf.reason_of(error, self._uri)
+
+    def take(self, event: Event, record: TrialRecord | None) -> None:
+        """Keep the reports of trials with their times."""
+        kind, at = event["event"], event["time"]
+        self._latest = max(self._latest, at)
+        if kind == "created":
+            self._created = at
+        elif kind == "zero_shot":
+            metrics = {STEP: 0, **event["metrics"]}
+            self._reports[ZERO_SHOT] = [{"time": at, "report": metrics}]
+            model = zero_shot_record(metrics)
+            self._zero_shot = [replace(model, started_at=at, ended_at=at)]
+        elif kind == "report" and record is not None and record.metrics is event["report"]:
+            reports, step = self._reports.setdefault(record.trial_id, []), event["report"][STEP]
+            if reports and step < reports[-1]["report"][STEP]:
+                reports[:] = [one for one in reports if one["report"][STEP] < step]
+                self._returns[record.trial_id] += 1
+                self._is_open = False
+            reports.append(event)
+
+    def write(self, history: History, is_over: bool) -> None:
+        """Send what MLflow lacks. At the end, the results in the run folder are uploaded.
 
         Raises:
             Exception: MLflow lacks a part, which the next call sends.
         """
-        self._read()
-        history = self._journal.history(live=not is_over)
         records = [*self._zero_shot, *history.records]
         try:
             is_new = not self._is_open or is_over
@@ -105,40 +146,10 @@ class Writer:
             self._is_open = False
             raise
 
-    def _read(self) -> None:
-        """Take the events since the last call."""
-        records = self._journal.records
-        for event in self._reader.events():
-            kind = event["event"]
-            if kind == "session":
-                is_earlier = event["time"] < self._latest  # the clock was set back
-                self._later = self._latest + 0.001 - event["time"] if is_earlier else 0.0
-            at = event["time"] = event["time"] + self._later
-            self._latest = max(self._latest, at)
-            trial_id = event.get("trial", "")
-            before = records.get(trial_id)
-            if not self._reader.give(self._journal, event):
-                continue
-            if kind == "created":
-                self._created = at
-            elif kind == "zero_shot":
-                metrics = {STEP: 0, **event["metrics"]}
-                self._reports[ZERO_SHOT] = [{"time": at, "report": metrics}]
-                model = zero_shot_record(metrics)
-                self._zero_shot = [replace(model, started_at=at, ended_at=at)]
-            elif kind == "report" and records[trial_id] is not before:
-                reports, step = self._reports.setdefault(trial_id, []), event["report"][STEP]
-                if reports and step < reports[-1]["report"][STEP]:
-                    reports[:] = [one for one in reports if one["report"][STEP] < step]
-                    self._returns[trial_id] += 1
-                    self._is_open = False
-                reports.append(event)
-                records[trial_id] = records[trial_id].compact
-
     def _open(self) -> None:
         """Connect, find or create the parent run, and find the runs of trials."""
         search = self._search
-        client, self._experiment_id = mlf.connect(self._uri, self.experiment)
+        client, self._experiment_id = mlf.connect(self._uri, self._experiment)
         self._client = client
         parent = mlf.search_run(client, self._experiment_id, self._confirms or search.run_id)
         if self._confirms is None:
@@ -203,7 +214,7 @@ class Writer:
         new = reports[self._sent.get(trial_id, 0) :]
         metrics = [metric for event in new for metric in self._points(event)]
         if record.outcome == "finished" and self._confirms is None:
-            at = self._journal.last if record.repetitions else record.ended_at or 0.0
+            at = self._latest if record.repetitions else record.ended_at or 0.0
             is_choice = record.kind == "trial" and not misses(search, records)[trial_id]
             metrics.append(self._order(record, is_choice, at))
         params = {} if trial_id == ZERO_SHOT else record.params or search.reference_params
@@ -221,11 +232,11 @@ class Writer:
             if (margin := margin_of_mean(self._search, records, record)) is not None:
                 values = {"seeds/number": 1 + len(record.repetitions), "seeds/margin": margin}
                 values[f"seeds/{metric}"] = record.means[metric]
-                logged = mlf.metrics_of(values, record.step, self._journal.last)
+                logged = mlf.metrics_of(values, record.step, self._latest)
                 self._client.log_batch(self._runs[record.trial_id], logged)
 
     def _write_parent(self, records: Sequence[TrialRecord], outcome: str) -> None:
-        search, client, at = self._search, self._client, self._journal.last
+        search, client, at = self._search, self._client, self._latest
         share_view(client, self._experiment_id, search, records)
         found = "\n\n".join(conclusion(search, records).lines)
         tags = {"outcome": outcome, "mlflow.note.content": found}

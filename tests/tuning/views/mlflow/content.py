@@ -5,7 +5,10 @@ from contextlib import closing
 
 from mlflow.tracking import MlflowClient
 
+from tuning.runs.follower import Follower
+from tuning.runs.run_folder import load_run
 from tuning.views.mlflow.client import connect, default_tracking_uri
+from tuning.views.mlflow.writer import MlflowView
 
 TABLES = {"runs": "run_uuid, status, start_time, end_time"} | dict.fromkeys(
     ("tags", "params", "metrics", "latest_metrics"), "run_uuid, *"
@@ -40,3 +43,13 @@ def points(runs, run, metric):
     """Step, value and time in ms of a metric in its run."""
     history = MlflowClient(default_tracking_uri(runs)).get_metric_history(run.info.run_id, metric)
     return [(point.step, point.value, point.timestamp) for point in history]
+
+
+def follower_of(run, runs=None):
+    """A follower without a thread, whose errors are raised."""
+    view = MlflowView(default_tracking_uri(runs or run.parent), seconds=0.0)
+    view.start(load_run(run).search)
+    view.close()
+    follower = Follower([view])
+    follower._read(load_run(run).search)
+    return follower

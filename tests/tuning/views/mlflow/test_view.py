@@ -6,13 +6,13 @@ from dataclasses import replace
 
 from tests.tuning import fakes
 from tests.tuning.run_folders import search_file, write_run
+from tests.tuning.views.mlflow.content import follower_of
 from tuning.config.objectives import Objective
 from tuning.runs.journal import Journal
 from tuning.runs.ranking import best_trial
 from tuning.runs.run_folder import load_run
 from tuning.views.mlflow.client import connect, default_tracking_uri, metrics_of
 from tuning.views.mlflow.view import share_view, view_path
-from tuning.views.mlflow.writer import Writer
 
 
 def shared(runs, search):
@@ -44,8 +44,8 @@ def test_finished_trials_come_first_and_the_best_before_all(images_root, runs):
     file = search_file(images_root, search__constraints=["id_val/acc >= best - 10"])
     run = write_run(runs / "search", file, records[:4])
     search = load_run(run).search
-    writer = Writer(search, default_tracking_uri(runs))
-    writer.send()
+    follower = follower_of(run)
+    follower.turn()
     assert rows(runs, search)[:2] == ["trial-001", "trial-000"]
     with closing(Journal(run)) as journal:
         journal.session_started(file.fingerprints())
@@ -53,7 +53,7 @@ def test_finished_trials_come_first_and_the_best_before_all(images_root, runs):
             journal.trial_started(record)
             journal.trial_reported(replace(record, outcome="running"))
             journal.trial_ended(record)
-    writer.send(is_over=True)
+    follower.turn(is_over=True)
     found = rows(runs, search)
     assert found[:2] == ["trial-003", "trial-000"]
     assert found[0] == best_trial(search, records).trial_id

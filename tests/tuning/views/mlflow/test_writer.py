@@ -13,25 +13,20 @@ from mlflow.tracking import MlflowClient
 from tests.tuning import fakes
 from tests.tuning.confirmation.written import write_results
 from tests.tuning.databases import with_database
-from tests.tuning.run_folders import edit_journal, search_file, write_run
-from tests.tuning.views.mlflow.content import content, found_runs, points
+from tests.tuning.run_folders import search_file, write_run
+from tests.tuning.views.mlflow.content import content, follower_of, found_runs, points
 from tuning.runs.conclusion import conclusion
 from tuning.runs.journal import JOURNAL_FILE, Journal
 from tuning.runs.run_folder import CONFIG_FILE, load_run
+from tuning.views.completion import complete_mlflow
 from tuning.views.mlflow import client as mlf
-from tuning.views.mlflow.callback import backfill
-from tuning.views.mlflow.writer import Writer
 
 STATUS = {"finished": "FINISHED", "pruned": "FINISHED", "failed": "FAILED", "stopped": "KILLED"}
 
 
-def writer_of(run, runs=None):
-    return Writer(load_run(run).search, mlf.default_tracking_uri(runs or run.parent))
-
-
 def write(run):
     """All that the journal of a search that is over has."""
-    writer_of(run).send(is_over=True)
+    follower_of(run).turn(is_over=True)
     return found_runs(run.parent)
 
 
@@ -77,13 +72,13 @@ def test_a_search_that_is_followed_leaves_what_is_sent_at_once(run, tmp_path):
     followed = with_database(tmp_path / "followed")
     lines = (run / JOURNAL_FILE).read_bytes().splitlines(keepends=True)
     (run / JOURNAL_FILE).write_bytes(b"".join(lines[:3]))
-    writer = writer_of(run, followed)
+    follower = follower_of(run, followed)
     for number, line in enumerate(lines[3:]):
         with (run / JOURNAL_FILE).open("ab") as journal:
             journal.write(line)
         if number % 4 == 0:
-            writer.send()
-    writer.send(is_over=True)
+            follower.turn()
+    follower.turn(is_over=True)
     write(run)
     assert content(followed) == content(run.parent)
 
@@ -104,18 +99,14 @@ def test_an_outage_loses_and_doubles_nothing(is_answer_lost, run, tmp_path, monk
         return call
 
     runs = with_database(tmp_path / "unreliable")
-    writer = writer_of(run, runs)
+    follower = follower_of(run, runs)
     with monkeypatch.context() as patch:
         for name in ("create_run", "log_batch", "update_run", "set_terminated"):
             patch.setattr(MlflowClient, name, unreliable(getattr(MlflowClient, name)))
-        while True:
-            try:
-                writer.send()
-                break
-            except ConnectionError:
-                failures += 1
+        while follower.turn() or follower.errors:
+            failures += 1
     assert failures > 5
-    writer.send(is_over=True)
+    follower.turn(is_over=True)
     write(run)
     assert content(runs) == content(run.parent)
 
@@ -126,8 +117,8 @@ def test_a_killed_driver_and_a_repeated_step(images_root, runs):
     run = write_run(runs / "search", search_file(images_root), [], outcome=None)
     reported = [replace(first, curve=tuple(reports[:number])) for number in (1, 2)]
     append(run, ("started", first), *(("reported", record) for record in reported))
-    writer = writer_of(run)
-    writer.send()
+    follower = follower_of(run)
+    follower.turn()
     assert {r.info.status for r in found_runs(runs).values()} == {"RUNNING", "FINISHED"}
     found = write(run)
     assert found["trial-000"].info.status == found[None].info.status == "KILLED"
@@ -136,7 +127,7 @@ def test_a_killed_driver_and_a_repeated_step(images_root, runs):
     again = replace(first, curve=(reports[0], {**reports[1], "id_val/acc": 70.0}))
     append(run, ("started", first), ("reported", again))
     for _ in range(2):
-        writer_of(run).send()
+        follower_of(run).turn()
         child = found_runs(runs)["trial-000"]
         assert child.info.status == "RUNNING"
         assert child.data.metrics["id_val/acc"] == 70.0
@@ -147,22 +138,6 @@ def test_a_killed_driver_and_a_repeated_step(images_root, runs):
         ]
 
 
-def test_a_clock_that_was_set_back_hides_no_later_value(images_root, runs):
-    first = fakes.trial(0, outcome="running", ended_at=None, curve=())
-    report = fakes.report(40, 80.0, 60.0)
-    run = write_run(runs / "search", search_file(images_root), [], outcome=None)
-    append(run, ("started", first), ("reported", replace(first, curve=(report,))))
-    write(run)
-    before = (run / JOURNAL_FILE).read_text()
-    again = replace(first, curve=({**report, "id_val/acc": 33.0},), started_at=1.0)
-    ended = replace(again, outcome="pruned", ended_at=3.0)
-    append(run, ("started", again), ("reported", again), ("ended", ended))
-    known = len(before.splitlines())
-    edit_journal(run, lambda all_: [*all_[:known], *(e | {"time": 2.0} for e in all_[known:])])
-    assert load_run(run).history.records[0].metrics["id_val/acc"] == 33.0
-    assert write(run)["trial-000"].data.metrics["id_val/acc"] == 33.0
-
-
 @pytest.mark.parametrize("is_followed", [False, True])
 def test_a_trial_that_begins_again_shows_no_step_of_before(is_followed, images_root, runs):
     first = fakes.trial(0, outcome="running", ended_at=None, curve=())
@@ -170,11 +145,11 @@ def test_a_trial_that_begins_again_shows_no_step_of_before(is_followed, images_r
     run = write_run(runs / "search", search_file(images_root), [], outcome=None)
     reported = [("reported", replace(first, curve=curve[:number])) for number in (1, 2)]
     append(run, ("started", first), *reported)
-    writer = writer_of(run)
-    writer.send()
+    follower = follower_of(run)
+    follower.turn()
     again = replace(first, outcome="pruned", curve=({**curve[0], "id_val/acc": 11.0},))
     append(run, ("started", first), ("reported", again))
-    (writer if is_followed else writer_of(run)).send(is_over=True)
+    (follower if is_followed else follower_of(run)).turn(is_over=True)
     child = found_runs(runs)["trial-000"]
     assert child.data.metrics["id_val/acc"] == 11.0
     assert [p[:2] for p in points(runs, child, "id_val/acc")] == [(40, 11.0)]
@@ -191,22 +166,21 @@ def test_a_moved_run_folder_has_the_same_runs(run):
 
 def test_what_was_deleted_is_made_again(run):
     """A run while the search is followed; then the parent, and the experiment."""
-    writer = writer_of(run)
-    writer.send()
+    follower = follower_of(run)
+    follower.turn()
     before, client = content(run.parent), MlflowClient(mlf.default_tracking_uri(run.parent))
     metrics = {row for row in before["metrics"] if "best/" not in row}
     deleted = found_runs(run.parent)["trial-001"]
     client.delete_run(deleted.info.run_id)
     append(run, ("started", fakes.trial(20)))
-    writer.send(is_over=True)
+    follower.turn(is_over=True)
     client.delete_run(found_runs(run.parent)[None].info.run_id)
     found = write(run)
     assert found["trial-001"].info.run_id != deleted.info.run_id
     assert metrics <= {*content(run.parent)["metrics"]}
 
     client.delete_experiment(deleted.info.experiment_id)
-    with pytest.raises(mlf.TrackingError, match="is deleted; restore it with `mlflow experiments"):
-        backfill(load_run(run))
+    assert "is deleted; restore it with `mlflow experiments" in complete_mlflow(load_run(run))
 
 
 def test_a_run_that_a_hung_server_made_twice_is_removed(run):
@@ -294,9 +268,9 @@ def test_trainings_of_confirm_stand_below_the_search(run):
     write_results(run, {("zero-shot", None): tested, ("ft", 1001): tested})
     write_results(run, {("trial-000", s): {**tested, "id_val/ece": 3.0} for s in (1001, 1002)})
     parent = write(run)[None].info
-    assert backfill(load_run(run)).endswith("has all of it")
+    assert complete_mlflow(load_run(run)).endswith("has all of it")
     before = content(run.parent)
-    backfill(load_run(run))
+    complete_mlflow(load_run(run))
     assert content(run.parent) == before
     client = MlflowClient(mlf.default_tracking_uri(run.parent))
     below = f"tags.`mlflow.parentRunId` = '{parent.run_id}' and tags.kind = 'confirm'"
@@ -317,7 +291,7 @@ def test_the_description_tells_what_confirm_has_found(run):
     for mean_acc in (None, 99.0):
         if mean_acc:
             write_results(run, {("trial-006", 1001): {"val/mean_acc": mean_acc}})
-        backfill(loaded)
+        complete_mlflow(loaded)
         note = write(run)[None].data.tags["mlflow.note.content"]
         assert note.split("\n\n") == [*conclusion(loaded.search, loaded.history.records).lines]
     assert "by the means over 1 fresh seed" in note
@@ -325,5 +299,5 @@ def test_the_description_tells_what_confirm_has_found(run):
 
 def test_a_run_folder_without_its_database_gets_none(run, tmp_path):
     copy = Path(shutil.copytree(run, tmp_path / "elsewhere" / "search"))
-    assert backfill(load_run(copy)).endswith("mlflow.db is not here")
+    assert complete_mlflow(load_run(copy)).endswith("mlflow.db is not here")
     assert not (copy.parent / "mlflow.db").exists()

@@ -2,24 +2,19 @@
 
 from __future__ import annotations
 
-import logging
-import threading
 import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from trainers.errors import StorageFailed
-from tuning.runs.callbacks import Callback
-from tuning.runs.journal import read_history
+from tuning.runs.follower import View
+from tuning.runs.journal import History
 from tuning.runs.ranking import best_finished
-from tuning.runs.records import SearchOutcome, SearchRecord, TrialRecord
+from tuning.runs.records import SearchRecord, TrialRecord
 from tuning.views.tables import write_tables
 
 if TYPE_CHECKING:
     from tuning.views.changed_images import Changed
-
-logger = logging.getLogger(__name__)
 
 PAUSE_SECONDS = 30.0
 """Time between two writes while the search runs."""
@@ -27,44 +22,29 @@ PAUSE_PER_WRITE = 50
 """The pause after a write is at least this many times its duration, so it takes at most 2 %."""
 
 
-class ResultsCallback(Callback):
-    """Writes tables and page from the journal, every 30 s in a thread of its own and at the end.
+class ResultsView(View):
+    """Tables and page, written every 30 s while the search runs.
 
     Args:
         checkpoints: folder or URL of the checkpoints of all trials, with predictions.
     """
 
+    name = "the page"
+
     def __init__(self, checkpoints: str | None = None, pause: float = PAUSE_SECONDS) -> None:
-        self._checkpoints, self._pause = checkpoints, pause
-        self._ended = threading.Event()
-        self._thread = threading.Thread(target=self._follow, daemon=True)
+        self._checkpoints = checkpoints
+        self.seconds = self._pause = pause
 
-    def search_started(self, search: SearchRecord) -> None:
-        """Follow the journal from now on."""
-        self._search = search
-        self._thread.start()
+    def write(self, history: History, is_over: bool) -> None:
+        """Write everything; the main figure and images that became right or wrong at the end.
 
-    def search_ended(self, records: Sequence[TrialRecord], outcome: SearchOutcome) -> None:
-        """Write everything with all trials."""
-        self._ended.set()
-        self._thread.join()
-        write_results(self._search, records, self._checkpoints)
-
-    def _follow(self) -> None:
-        pause, written = self._pause, -1.0
-        journal = self._search.run_folder / "journal.jsonl"
-        while not self._ended.wait(pause):
-            began = time.monotonic()
-            try:
-                changed = journal.stat().st_mtime
-                if changed != written:
-                    records = read_history(self._search.run_folder, live=True).records
-                    write_results(self._search, records, None, running=True)
-                    written = changed
-            except Exception as error:  # a page less is no reason to end a search
-                traced = not isinstance(error, StorageFailed)
-                logger.warning("the report cannot be written: %s", error, exc_info=traced)
-            pause = max(self._pause, PAUSE_PER_WRITE * (time.monotonic() - began))
+        Raises:
+            StorageFailed: the disk is full or fails.
+        """
+        began = time.monotonic()
+        checkpoints = self._checkpoints if is_over else None
+        write_results(self._search, history.records, checkpoints, running=not is_over)
+        self.seconds = max(self._pause, PAUSE_PER_WRITE * (time.monotonic() - began))
 
 
 def write_results(

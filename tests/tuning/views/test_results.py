@@ -1,4 +1,3 @@
-import threading
 from dataclasses import replace
 
 import pyarrow.parquet as pq
@@ -7,8 +6,9 @@ import pytest
 from tests.tuning import fakes
 from tests.tuning.confirmation.written import write_results
 from tests.waiting import wait_until
+from tuning.runs.follower import Follower
 from tuning.runs.journal import Journal
-from tuning.views.callback import ResultsCallback
+from tuning.views.results import ResultsView
 
 
 @pytest.fixture
@@ -23,17 +23,23 @@ def outcomes(folder):
     return {row["trial_id"]: row["outcome"] for row in rows[1:]}
 
 
+def follow(folder):
+    follower = Follower([ResultsView(pause=0.01)], tick=0.01)
+    follower.search_started(fakes.search_record(folder))
+    return follower
+
+
 def test_page_and_tables_follow_the_journal(tmp_path, journal):
-    callback = ResultsCallback(pause=0.01)
-    callback.search_started(fakes.search_record(tmp_path))
+    follower = follow(tmp_path)
     journal.session_started({})
-    running = fakes.trial(1, outcome="running", ended_at=None)
-    journal.trial_started(running)
-    wait_until(lambda: (tmp_path / "trials.parquet").is_file() and outcomes(tmp_path))
-    assert outcomes(tmp_path) == {"trial-001": "running"}
+    for number in (1, 2):
+        journal.trial_started(fakes.trial(number, outcome="running", ended_at=None))
+    running = {"trial-001": "running", "trial-002": "running"}
+    wait_until(lambda: (tmp_path / "trials.parquet").is_file() and outcomes(tmp_path) == running)
     wait_until((tmp_path / "report" / "index.html").is_file)
-    ended = [fakes.trial(1), fakes.trial(2, outcome="stopped")]
-    callback.search_ended(ended, "stopped")
+    journal.trial_reported(fakes.trial(1))
+    journal.trial_ended(fakes.trial(2, outcome="stopped"))
+    follower.search_ended([], "stopped")
     assert outcomes(tmp_path) == {"trial-001": "finished", "trial-002": "stopped"}
     page = (tmp_path / "report" / "index.html").read_text()
     assert 'http-equiv="refresh"' not in page
@@ -48,25 +54,23 @@ def test_a_resume_keeps_what_confirm_has_found_on_the_page(tmp_path, journal):
         text = page.read_text() if page.is_file() else ""
         return "Confirmed on fresh seeds" in text and "by the means over 1 fresh seed." in text
 
-    callback = ResultsCallback(pause=0.01)
-    callback.search_started(fakes.search_record(tmp_path))
+    follower = follow(tmp_path)
     journal.session_started({})
     trial = replace(fakes.trial(1), outcome="running")
     journal.trial_started(trial)
     journal.trial_reported(trial.with_end("finished", 2e9))
     wait_until(is_shown)
     page.unlink()
-    callback.search_ended([fakes.trial(1)], "finished")
+    follower.search_ended([], "finished")
     assert is_shown()
 
 
 def test_a_page_that_cannot_be_written_ends_nothing(tmp_path, journal, caplog):
     (tmp_path / "report").write_text("in the way")
-    callback = ResultsCallback(pause=0.01)
-    callback.search_started(fakes.search_record(tmp_path))
+    follower = follow(tmp_path)
     journal.session_started({})
-    wait_until(lambda: "the report cannot be written" in caplog.text)
-    assert any(thread is callback._thread for thread in threading.enumerate())
+    wait_until(lambda: "the page cannot be written" in caplog.text)
     (tmp_path / "report").unlink()
-    callback.search_ended([fakes.trial(1)], "finished")
+    follower.search_ended([], "finished")
     assert (tmp_path / "report" / "index.html").is_file()
+    assert caplog.records[0].exc_info is None

@@ -1,4 +1,4 @@
-"""The thread that writes to MLflow while a search runs, and the end of the search."""
+"""MLflow while a search runs, and at its end."""
 
 import os
 import threading
@@ -11,11 +11,12 @@ from tests.tuning import fakes
 from tests.tuning.run_folders import search_file, write_run
 from tests.tuning.views.mlflow.content import content, found_runs
 from tests.waiting import wait_until
+from tuning.runs.follower import Follower
 from tuning.runs.journal import Journal
 from tuning.runs.run_folder import load_run
-from tuning.views.mlflow import callback as mlflow_callback
-from tuning.views.mlflow.callback import MlflowCallback, backfill
+from tuning.views.completion import complete_mlflow
 from tuning.views.mlflow.client import default_tracking_uri
+from tuning.views.mlflow.writer import MlflowView
 
 TIMEOUT = "MLFLOW_HTTP_REQUEST_TIMEOUT"
 
@@ -26,13 +27,13 @@ def begun(images_root, runs):
 
 
 @pytest.fixture
-def callback(begun):
-    made = MlflowCallback(default_tracking_uri(begun.parent), interval_seconds=0.05)
+def follower(begun):
+    made = Follower([MlflowView(default_tracking_uri(begun.parent), seconds=0.05)], tick=0.05)
     made.search_started(load_run(begun).search)
     return made
 
 
-def finish(run, callback):
+def finish(run, follower):
     """A trial, and the end of the search."""
     trial = fakes.trial(0)
     with closing(Journal(run)) as journal:
@@ -40,30 +41,29 @@ def finish(run, callback):
         journal.trial_started(trial)
         journal.trial_reported(trial)
         journal.session_ended("finished")
-        callback.search_ended([trial], "stopped")
+        follower.search_ended([trial], "finished")
 
 
-def test_a_search_is_there_while_it_runs_and_complete_at_its_end(callback, begun):
+def test_a_search_is_there_while_it_runs_and_complete_at_its_end(follower, begun, caplog):
     wait_until(lambda: "zero-shot" in found_runs(begun.parent))
     assert found_runs(begun.parent)[None].info.status == "RUNNING"
     assert TIMEOUT in os.environ  # limits of requests
-    finish(begun, callback)
-    assert callback.is_complete.is_set()
+    finish(begun, follower)
     assert TIMEOUT not in os.environ
+    assert not caplog.records
     before = content(begun.parent)
-    backfill(load_run(begun))
+    complete_mlflow(load_run(begun))
     assert content(begun.parent) == before
-    assert not any(t.name == "mlflow" and not t.daemon for t in threading.enumerate())
 
 
 def test_an_outage_of_the_whole_search_is_one_warning_and_made_up_for(
-    begun, callback, monkeypatch, caplog
+    begun, follower, monkeypatch, caplog
 ):
     # The thread has written all that there is. On a busy machine, that takes seconds.
     wait_until(lambda: "zero-shot" in found_runs(begun.parent))
     wait_until(lambda: "outcome" in found_runs(begun.parent)[None].data.tags)
     with monkeypatch.context() as patch:
-        patch.setattr(mlflow_callback, "_PATIENCE_S", 0.2)
+        patch.setattr("tuning.runs.follower.PATIENCE_S", 0.2)
         is_asked, answers = threading.Event(), threading.Event()
 
         def hang(*args, **kwargs):
@@ -72,15 +72,15 @@ def test_an_outage_of_the_whole_search_is_one_warning_and_made_up_for(
             raise ConnectionError("http://a:b@c refused")
 
         patch.setattr(MlflowClient, "create_run", hang)
-        finish(begun, callback)
+        finish(begun, follower)
         assert is_asked.wait(60)
         answers.set()
         wait_until(lambda: len(caplog.records) > 1)
-        assert not callback.is_complete.is_set()
     said = sorted(record.message.partition("mlflow.db ")[2] for record in caplog.records)
+    assert said[0] == "cannot be written, and gets this later: http://***@c refused"
     assert said[1].endswith("`lipsum-tune report` of this run adds it.")
-    assert said[0].endswith("and gets it later: http://***@c refused")
-    wait_until(lambda: not any(t.name == "mlflow" for t in threading.enumerate()))
-    assert "trial-000" not in found_runs(begun.parent)  # nor is it tried, loudly, for ever
-    backfill(load_run(begun))
+    # Nor is it tried, loudly, for ever.
+    wait_until(lambda: not any(t.name == "follower" for t in threading.enumerate()))
+    assert "trial-000" not in found_runs(begun.parent)
+    complete_mlflow(load_run(begun))
     assert found_runs(begun.parent)["trial-000"].info.status == "FINISHED"

@@ -1,0 +1,146 @@
+import threading
+from contextlib import closing
+
+import pytest
+
+from tests.tuning import fakes
+from tests.waiting import wait_until
+from trainers.errors import ConfigError
+from tuning.runs import follower as module
+from tuning.runs.follower import Follower, View, complete
+from tuning.runs.journal import JOURNAL_FILE, Journal
+
+
+class Shown(View):
+    """Remembers what it gets. While `error` is set, it fails; while it is held, it hangs."""
+
+    def __init__(self, name="shown"):
+        self.name, self.error, self.closed = name, None, 0
+        self.events, self.outcomes, self.is_over = [], [], []
+        self.free = threading.Event()
+        self.free.set()
+
+    def take(self, event, record):
+        self.events.append((event["event"], record and record.outcome))
+
+    def write(self, history, is_over):
+        self.free.wait(60)
+        if self.error:
+            raise self.error
+        self.outcomes.append([record.outcome for record in history.records])
+        self.is_over.append(is_over)
+        self.num_written += 1
+
+    def close(self):
+        self.closed += 1
+
+
+@pytest.fixture
+def journal(tmp_path):
+    with closing(Journal(tmp_path)) as opened:
+        yield opened
+
+
+def begin(folder, *views):
+    follower = Follower(views, tick=0.01)
+    follower.search_started(fakes.search_record(folder))
+    return follower
+
+
+def train(journal, number, outcome="finished"):
+    journal.trial_started(fakes.trial(number, outcome="running", ended_at=None))
+    journal.trial_reported(fakes.trial(number, outcome=outcome))
+
+
+def test_views_get_every_event_in_turn_and_the_whole_history(tmp_path, journal):
+    first, second = Shown(), Shown()
+    follower = begin(tmp_path, first, second)
+    journal.session_started({})
+    train(journal, 0)
+    wait_until(lambda: ["finished"] in second.outcomes)
+    train(journal, 1, "pruned")
+    journal.trial_started(fakes.trial(2, outcome="running", ended_at=None))
+    follower.search_ended([], "stopped")
+    own = [("started", "running"), ("report", "running"), ("ended", "finished")]
+    pruned = [*own[:2], ("ended", "pruned")]
+    created = [("created", None), ("session", None)]
+    assert first.events == second.events == [*created, *own, *pruned, own[0]]
+    assert first.outcomes[-1] == second.outcomes[-1] == ["finished", "pruned", "stopped"]
+    assert (first.is_over.count(True), second.is_over.count(True)) == (1, 1)
+    assert (first.closed, second.closed) == (1, 1)
+    assert not any(thread.name == "follower" for thread in threading.enumerate())
+
+
+def test_a_view_is_due_after_its_pause_and_at_the_end(tmp_path, journal):
+    seldom, often = Shown(), Shown()
+    seldom.seconds = 3600.0
+    follower = begin(tmp_path, seldom, often)
+    train(journal, 0)
+    wait_until(lambda: ["finished"] in often.outcomes)
+    assert seldom.outcomes == []
+    follower.search_ended([], "finished")
+    assert seldom.outcomes == [["finished"]]
+
+
+@pytest.mark.parametrize("is_expected", [True, False])
+def test_a_view_that_fails_is_logged_once_and_made_up_for(tmp_path, journal, caplog, is_expected):
+    fails, other = Shown("the page"), Shown()
+    fails.expected = (OSError,) if is_expected else ()
+    fails.error = OSError("https://ann:pa55@host is full")
+    follower = begin(tmp_path, fails, other)
+    for number in range(3):
+        train(journal, number)
+        wait_until(lambda number=number: ["finished"] * (number + 1) in other.outcomes)
+    fails.error = None
+    follower.search_ended([], "finished")
+    assert caplog.messages == [
+        "the page cannot be written, and gets this later: OSError: https://***@host is full",
+        "the page can be written again and has everything.",
+    ]
+    assert (caplog.records[0].exc_info is None) == is_expected
+    assert fails.outcomes[-1] == ["finished"] * 3
+
+
+@pytest.mark.parametrize("hangs", [True, False])
+def test_the_end_does_not_wait_for_a_view_that_gets_nowhere(
+    tmp_path, journal, caplog, monkeypatch, hangs
+):
+    monkeypatch.setattr(module, "PATIENCE_S", 0.3)
+    lacks, whole = Shown("the server"), Shown("the page")
+    follower = begin(tmp_path, whole, lacks)
+    if hangs:
+        lacks.free.clear()
+    else:
+        lacks.error = OSError("down")
+    train(journal, 0)  # while the view hangs
+    follower.search_ended([], "finished")
+    assert caplog.messages[-1].startswith("the server lacks a part. Nothing is lost: `lipsum-tune")
+    assert whole.outcomes[-1] == ["finished"] or hangs
+    lacks.free.set()
+    wait_until(lambda: not follower._thread.is_alive())
+    assert complete(fakes.search_record(tmp_path), [again := Shown()]) == {}
+    assert again.outcomes == [["finished"]]
+
+
+def test_a_view_that_cannot_start_ends_the_search_and_closes_the_others(tmp_path, journal):
+    def refuse(search):
+        raise ConfigError("not reachable")
+
+    first, second = Shown(), Shown("the server")
+    second.start = refuse
+    with pytest.raises(ConfigError, match="not reachable"):
+        begin(tmp_path, first, second)
+    assert first.closed == 1
+    lacks = complete(fakes.search_record(tmp_path), [first, second])
+    assert {view.name: reason for view, reason in lacks.items()} == {
+        "the server": "ConfigError: not reachable"
+    }
+    assert first.is_over == [True]
+
+
+def test_a_journal_that_is_gone_is_said_once(tmp_path, journal, caplog):
+    follower = begin(tmp_path, Shown("the page"))
+    (tmp_path / JOURNAL_FILE).unlink()
+    follower.search_ended([], "stopped")
+    said = ["the views of the search are not written any more", "the page lacks a part."]
+    assert [text[: len(found)] for text, found in zip(caplog.messages, said, strict=True)] == said

@@ -1,0 +1,63 @@
+"""What is made of a run, brought up to date once no driver runs it.
+
+A driver brings its own run up to date: while there is one, nothing is written here.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from trainers.data.storage import url_of
+from trainers.errors import ConfigError
+from trainers.redact import redact
+from tuning.algorithms.studies import quiet_optuna
+from tuning.runs.follower import View, complete
+from tuning.runs.journal import JOURNAL_FILE, is_running, read_history
+from tuning.runs.run_folder import CONFIRM_FOLDER, TRAIN_FOLDER, LoadedRun
+from tuning.views.dashboard import DashboardView, open_storage
+from tuning.views.mlflow.client import sqlite_path, tracking_uri
+from tuning.views.mlflow.writer import MlflowView
+from tuning.views.results import ResultsView
+
+
+def complete_files(run: LoadedRun) -> list[str]:
+    """Write tables and page, and what the study of the dashboard lacks.
+
+    Returns:
+        What could not be written, in one line each.
+    """
+    if is_running(run.folder):
+        return []
+    views: list[View] = [ResultsView(url_of(run.home, TRAIN_FOLDER))]
+    problems = []
+    try:
+        storage = open_storage(run.folder, run.file.search.study_storage)
+        views.append(DashboardView(storage, run.file.search_space()))
+    except ConfigError as error:
+        problems.append(str(error))
+    with quiet_optuna():
+        lacks = complete(run.search, views)
+    return [*problems, *(f"{view.name} cannot be written: {lacks[view]}" for view in lacks)]
+
+
+def complete_mlflow(run: LoadedRun) -> str:
+    """Write what MLflow lacks of a search and of its confirmation.
+
+    Runs of MLflow that a killed driver left RUNNING are closed; a resume reopens them.
+
+    Returns:
+        What MLflow has now, in one line.
+    """
+    search, uri = run.search, tracking_uri(run.file.search.tracking.uri, run.folder.parent)
+    where, database = redact(uri), sqlite_path(uri)
+    if database is not None and not database.is_file():
+        return f"{where} is not here"  # the run folder was moved, or never had one
+    views = {run.folder: (search, MlflowView(uri))}
+    again = run.folder / CONFIRM_FOLDER
+    if (again / JOURNAL_FILE).is_file():
+        training = replace(search, run_folder=again, run_id=read_history(again).run_id)
+        views[again] = training, MlflowView(uri, confirms=search.run_id)
+    for folder, (of, view) in views.items():
+        if not is_running(folder) and (lacks := complete(of, [view])):
+            return f"{where} lacks a part of it; repeat this later ({lacks[view]})"
+    return f"{where} has all of it"
