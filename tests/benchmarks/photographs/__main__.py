@@ -48,7 +48,7 @@ SEARCHES = {
 """What each changes in `trial.yaml`, and the rule by which trials are confirmed."""
 
 
-def inputs(out, pixels=PIXELS):
+def inputs(out, pixels):
     """The model and the data that the stages before have made."""
     model = f"local-dir:{out.absolute() / f'clip-{pixels}'}"
     return {"trial.model.name": model, "trial.data.root": out.absolute() / "data"}
@@ -84,42 +84,58 @@ def confirmed(name, seed, out, given, console=None):
     return confirm(run, seeds=FRESH_SEEDS, rules=[rule], console=console)
 
 
-def main():
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--pacs", type=Path, required=True, help="folder <domain>/<class>/*")
+def parser_of(description):
+    """The arguments that this benchmark shares with that of the drawings."""
+    parser = argparse.ArgumentParser(description=description)
     parser.add_argument("--out", type=Path, required=True, help="for everything that is made")
     parser.add_argument("--results", type=Path, help="goes on with these; by default in OUT")
     parser.add_argument("--searches", nargs="+", choices=SEARCHES, default=list(SEARCHES))
     parser.add_argument("--seeds", nargs="+", type=int, default=SEEDS)
-    parser.add_argument("--pilot", action="store_true", help="only measure sizes of trials")
-    given = parser.parse_args()
-    out, suite = given.out, load_suite("pacs")
-    out.mkdir(parents=True, exist_ok=True)
-    path = given.results or out / "results.parquet"
+    return parser
+
+
+def completed(arguments, prepare):
+    """The results of the searches that are asked for. Each is stored once it is there.
+
+    Args:
+        prepare: called if any is missing; returns what is given to all searches.
+    """
+    path = arguments.results or arguments.out / "results.parquet"
     results = pd.read_parquet(path) if path.is_file() else pd.DataFrame()
     done = set() if results.empty else set(zip(results["search"], results["seed"], strict=True))
-    wanted = [(name, seed) for seed in given.seeds for name in given.searches]
-    missing = [search for search in wanted if search not in done]
-    sizes = pilot.PIXELS if given.pilot else (PIXELS,)
-    if missing or given.pilot:
-        for pixels in sizes:
-            if not (out / f"clip-{pixels}" / zero_shot_clip.WEIGHTS_FILE).is_file():
-                zero_shot_clip.build(out / f"clip-{pixels}", pixels)
-        data.prepare(given.pacs, out / "chosen", out / "data")
-    if given.pilot:
-        trials = {of: configuration(settings(inputs(out, of))).trial for of in sizes}
+    wanted = [(name, seed) for seed in arguments.seeds for name in arguments.searches]
+    if missing := [search for search in wanted if search not in done]:
+        given = settings(prepare())
+        for name, seed in missing:
+            new = results_of(name, seed, confirmed(name, seed, arguments.out, given))
+            results = pd.concat([results, new], ignore_index=True)
+            results.to_parquet(path)
+    return results.merge(pd.DataFrame(wanted, columns=["search", "seed"]))
+
+
+def main():
+    parser = parser_of(__doc__.splitlines()[0])
+    parser.add_argument("--pacs", type=Path, required=True, help="folder <domain>/<class>/*")
+    parser.add_argument("--pilot", action="store_true", help="only measure sizes of trials")
+    arguments = parser.parse_args()
+    out, suite = arguments.out, load_suite("pacs")
+    out.mkdir(parents=True, exist_ok=True)
+
+    def prepare(pixels=PIXELS):
+        if not (out / f"clip-{pixels}" / zero_shot_clip.WEIGHTS_FILE).is_file():
+            zero_shot_clip.build(out / f"clip-{pixels}", pixels)
+        data.prepare(arguments.pacs, out / "chosen", out / "data")
+        return inputs(out, pixels)
+
+    if arguments.pilot:
+        trials = {of: configuration(settings(prepare(of))).trial for of in pilot.PIXELS}
         pilot.run(out / "pilot.json", trials)
         return
-    for name, seed in missing:
-        new = results_of(name, seed, confirmed(name, seed, out, settings(inputs(out))))
-        results = pd.concat([results, new], ignore_index=True)
-        results.to_parquet(path)
-    asked = pd.DataFrame(wanted, columns=["search", "seed"])
-    shown = results.merge(asked)
-    if figure.MARKS.keys() <= set(shown["row"]):
-        figure.draw(shown, suite).savefig(out / "figure.png", dpi=160)
-    (out / "table.md").write_text(markdown(shown, suite), encoding="utf-8")
-    print(markdown(shown, suite))
+    results = completed(arguments, prepare)
+    if figure.MARKS.keys() <= set(results["row"]):
+        figure.draw(results, suite).savefig(out / "figure.png", dpi=160)
+    (out / "table.md").write_text(markdown(results, suite), encoding="utf-8")
+    print(markdown(results, suite))
 
 
 if __name__ == "__main__":
