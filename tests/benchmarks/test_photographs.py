@@ -62,7 +62,10 @@ def test_what_was_searched_and_confirmed_is_not_repeated(whole_root, tmp_path, m
     for where in ("tuning.resume", "tuning.confirmation.confirm"):
         options = partial(instant_options, SearchFile())
         monkeypatch.setattr(f"{where}.SearchOptions", options)
-    with without_ray(mlflow=False), patch("tuning.confirmation.confirm.write_results"):
+    with (
+        without_ray(mlflow=False),
+        patch("tuning.confirmation.confirm.complete_files", return_value=[]),
+    ):
         found = confirmed("untuned", 10, tmp_path, given)
         journals = {path: path.read_bytes() for path in tmp_path.rglob("journal.jsonl")}
         again = confirmed("untuned", 10, tmp_path, given)
