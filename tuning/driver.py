@@ -184,4 +184,4 @@ class Driver:
 
     def finish(self, outcome: SearchOutcome) -> History:
         """End the session, see `Recorder.finish`."""
-        return self.recorder.finish(outcome)
+        return self.recorder.finish(outcome, self.budget.over() or "")

@@ -29,3 +29,18 @@ def test_a_lost_process_ends_the_search_only_if_the_storage_failed(tmp_path):
     wrapped.__cause__ = StorageFailed("no space left")
     with pytest.raises(StorageFailed, match="no space left"):
         driver.lost(wrapped)
+
+
+def test_a_trial_that_a_budget_stops_has_the_reason_until_it_goes_on(tmp_path):
+    session = Session(fakes.search_record(tmp_path), SPACE)
+    trial_id = session.start().trial_id
+    session.driver.budget.is_ended = True
+    assert not session.driver.turn()
+    (stopped,) = session.driver.finish("finished").records
+    assert (stopped.outcome, stopped.reason) == ("stopped", "`lipsum-tune control --end`")
+    session.journal.close()
+    (again,) = Session(fakes.search_record(tmp_path), SPACE).driver.recorder.records.values()
+    assert again.reason == stopped.reason
+    session = Session(fakes.search_record(tmp_path), SPACE)
+    session.driver.started(trial_id)
+    assert session.recorder.records[trial_id].reason == ""

@@ -114,7 +114,7 @@ class Recorder:
                 self._fail(record, "the trial ended without its last report")
         return not self._record(trial_id).is_final
 
-    def finish(self, outcome: SearchOutcome) -> History:
+    def finish(self, outcome: SearchOutcome, reason: str = "") -> History:
         """End the session: trials that still run are `stopped`. Returns what is on the disk.
 
         The journal decides which trials still run. A signal may have interrupted an event after its
@@ -127,7 +127,7 @@ class Recorder:
             with suppress(StorageFailed):
                 for record in replay.history(live=True).records:
                     if record.outcome == "running":
-                        stopped = record.with_end("stopped", self._journal.now())
+                        stopped = record.with_end("stopped", self._journal.now(), reason=reason)
                         replay.add(*self._journal.trial_ended(stopped))
                         self._close(stopped)
                 replay.add(*self._journal.session_ended(outcome))

@@ -66,7 +66,8 @@ class TrialRecord:
     error: str | None = None
     """What a failed trial raised: a summary in the first line, then details."""
     reason: str = ""
-    """Why a pruned trial was stopped: `pruned by asha`, `stopped by the user`."""
+    """Why a trial was pruned (`pruned by asha`, `stopped by the user`), or the budget that stopped
+    it."""
     curve: tuple[Mapping[str, float], ...] = ()
     """Every report in order, each flat, with `step` among its keys."""
     train_curves: tuple[Mapping[str, Sequence[float]], ...] = field(default=(), compare=False)
@@ -109,6 +110,7 @@ class TrialRecord:
             self,
             outcome="running",
             error=None,
+            reason="",
             started_at=at,
             ended_at=None,
             gpus=gpus,

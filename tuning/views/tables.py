@@ -12,7 +12,7 @@ Columns have the names of the configuration and of the reports: parameters have 
 | kind | string | `trial`, `reference` (plain fine-tuning), `repeat` (another seed) or `zero_shot` |
 | outcome | string | `running`, `finished`, `pruned`, `failed`, `stopped` |
 | error | string | error of a failed trial with its traceback, else null |
-| reason | string | why a trial was pruned: `pruned by asha`, `stopped by the user`, else null |
+| reason | string | `pruned by asha`, `stopped by the user`, the budget that stopped it, else null |
 | step, total_steps | int64 | optimiser steps done, steps of a whole trial |
 | started_at, ended_at | timestamp, UTC | null if unknown |
 | seconds | double | wall time |
