@@ -52,7 +52,7 @@ class InlineTuner:
             if self._running:
                 self._ask([*self._running][self.choose(len(self._running))])
             for callback in self._driver.recorder._callbacks:
-                if isinstance(callback, Follower):
+                if isinstance(callback, Follower) and isinstance(callback._thread, JoinedThread):
                     callback.turn()
             if not self._driver.turn():
                 break
@@ -93,8 +93,12 @@ def run_inline(train, driver, concurrent, max_failures, callbacks=()):
 
 
 @contextmanager
-def without_ray(mlflow=True):
-    """Within the block, searches have instant trials, no Ray and no figures."""
+def without_ray(mlflow=True, follows=False):
+    """Within the block, searches have instant trials, no Ray and no figures.
+
+    Args:
+        follows: views are written by their thread, and not after each message.
+    """
     watch = SimpleNamespace(check=lambda: None, lost=None, record_end=None)
     session = {
         "ray_session": lambda *_, **__: nullcontext(True),
@@ -111,8 +115,9 @@ def without_ray(mlflow=True):
                 patches.enter_context(stand_in)
         for name, stand_in in session.items():
             patches.enter_context(patch(f"tuning.session.{name}", stand_in))
-        # A thread would outlive a driver that is killed in this process, and write its files.
-        patches.enter_context(patch("tuning.runs.follower.Thread", JoinedThread))
+        if not follows:
+            # A thread would outlive a driver that is killed in this process, and write its files.
+            patches.enter_context(patch("tuning.runs.follower.Thread", JoinedThread))
         patches.enter_context(patch("tuning.views.page.write_page"))
         patches.enter_context(patch("tuning.views.static.write_main_figure"))
         yield

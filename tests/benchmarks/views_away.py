@@ -1,0 +1,84 @@
+"""Does a search wait for its views? `python -m tests.benchmarks.views_away`
+
+Searches of instant trials without Ray, with the follower in its thread: the span of the journal,
+from the first proposal to the last report, while a storage of the dashboard takes 0.5 s for each
+write, the page 5 s, or MLflow's server hangs for 10 s, as ratios to a search with quick views. The
+end of the search, which waits for its views, is not part of the span.
+"""
+
+import argparse
+import tempfile
+import time
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from statistics import median
+from unittest.mock import patch
+
+from optuna.storages import InMemoryStorage
+
+from tests.tuning.agreement import journal_events
+from tests.tuning.execution.inline_tuner import without_ray
+from tests.tuning.execution.instant import instant_file, run_instantly
+from trainers.embedded_benchmark.build import ImageCounts, build
+from tuning.views.mlflow.writer import MlflowView
+from tuning.views.results import ResultsView
+
+
+@contextmanager
+def slower(owner, method, seconds, error=None):
+    """Within the block, a method takes so long, and raises an error if one is given."""
+    real = getattr(owner, method)
+
+    def call(*arguments, **options):
+        time.sleep(seconds)
+        if error is not None:
+            raise error
+        return real(*arguments, **options)
+
+    with patch.object(owner, method, call):
+        yield
+
+
+AWAY = {
+    "quick views": (),
+    "dashboard, 0.5 s a write": ((InMemoryStorage, "create_new_trial", 0.5),),
+    "page, 5 s": ((ResultsView, "write", 5.0),),
+    "MLflow hangs": ((MlflowView, "write", 10.0, ConnectionError("timed out")),),
+}
+AWAY["all three"] = tuple(one for views in AWAY.values() for one in views)
+
+
+def span(trials, images, runs, views):
+    """Seconds from the first event of a trial to the last one."""
+    file = instant_file(images, runs, search__budget__trials=trials)
+    with ExitStack() as stack:
+        stack.enter_context(without_ray(follows=True))
+        stack.enter_context(patch("tuning.runs.follower.PATIENCE_S", 0.1))
+        for view in views:
+            stack.enter_context(slower(*view))
+        found = run_instantly(file, storage=InMemoryStorage())
+    times = [event["time"] for event in journal_events(found.folder) if "trial" in event]
+    return times[-1] - times[0]
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--trials", type=int, default=200)
+    parser.add_argument("--rounds", type=int, default=5)
+    arguments = parser.parse_args()
+    spans = {name: [] for name in AWAY}
+    with tempfile.TemporaryDirectory(prefix="views-away-", ignore_cleanup_errors=True) as folder:
+        images, few = Path(folder) / "images", ImageCounts(1, 1, 1)
+        build(images, classes=("bus", "cat"), images=few, workers=1, progress=False)
+        for round_ in range(arguments.rounds):
+            for number, (name, views) in enumerate(AWAY.items()):
+                runs = Path(folder) / f"{round_}-{number}"
+                spans[name].append(span(arguments.trials, images, runs, views))
+    for name, found in spans.items():
+        ratios = sorted(one / quick for one, quick in zip(found, spans["quick views"], strict=True))
+        spread = f"{ratios[0]:.2f} to {ratios[-1]:.2f}"
+        print(f"{name:<26} {median(found):5.1f} s  ratio {median(ratios):.2f} ({spread})")
+
+
+if __name__ == "__main__":
+    main()
