@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+from contextlib import ExitStack
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Annotated, Any, Literal
 
 import typer
@@ -73,6 +75,28 @@ def export(
     register: Annotated[
         str | None, typer.Option(help="Add it to this model in MLflow's registry.", metavar="NAME")
     ] = None,
+    push: Annotated[
+        str | None,
+        typer.Option(
+            help="Send it to this repository of the Hugging Face hub, which is created as a "
+            "private one. The token is that of HF_TOKEN, or of `hf auth login`.",
+            metavar="USER/NAME",
+        ),
+    ] = None,
+    public: Annotated[
+        bool, typer.Option("--public", help="With --push: everybody may read the repository.")
+    ] = False,
+    license_: Annotated[
+        str | None,
+        typer.Option(
+            "--license",
+            help="With --push: the licence of the model, such as `mit`.",
+            metavar="NAME",
+        ),
+    ] = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="With --push: print what would be sent, send nothing.")
+    ] = False,
     trial: Annotated[
         str | None,
         typer.Option(help="ID of a trial, or `ft`. Default: what won, by `confirm` if it has run."),
@@ -101,29 +125,51 @@ def export(
 
     Example: lipsum-tune export quickstart --output exported
     """
-    if register is None and output is None:
-        raise ConfigError("give --output FOLDER, --register NAME or both")
+    if register is None and output is None and push is None:
+        raise ConfigError("give --output FOLDER, --register NAME, --push USER/NAME or several")
+    if push is None and (public or license_ or dry_run):
+        raise ConfigError("--public, --license and --dry-run are for --push")
     which: dict[str, Any] = {"trial": trial, "soup": soup, "top": top, "alpha": alpha}
-    if register is not None:
-        from tuning.runs.run_folder import load_run
-        from tuning.views.mlflow.client import redact, tracking_uri
-        from tuning.weights.registry import register_weights
+    with ExitStack() as stack:
+        folder = output
+        if push is not None:
+            from tuning.weights.hub import check_upload, complete_card, upload
 
-        version = register_weights(run, register, output, **which)
-        what = str(version.description).partition("\n")[0].lstrip("# ")
-        loaded = load_run(run)
-        uri = redact(tracking_uri(loaded.file.search.tracking.uri, loaded.folder.parent))
-        show("Registered", f"{what} as {version.name}, version {version.version}")
-        show("Load with", f'mlflow.set_tracking_uri("{uri}")')
-        show("", f'mlflow.pyfunc.load_model("models:/{version.name}/{version.version}")')
-    elif output is not None:
-        from tuning.weights.export import ABOUT, export_weights
+            check_upload(push, needs_token=not dry_run)
+            if folder is None:
+                scratch = stack.enter_context(TemporaryDirectory(prefix="lipsum-tune-"))
+                folder = Path(scratch, "model")
+        if register is not None:
+            from tuning.runs.run_folder import load_run
+            from tuning.views.mlflow.client import redact, tracking_uri
+            from tuning.weights.registry import register_weights
 
-        exported = export_weights(run, output, **which)
-        about = json.loads((exported / ABOUT).read_text(encoding="utf-8"))
-        if "chosen" in about and not trial:
-            show("Model", f"{about.get('trial') or soup}. {about['chosen']}")
-    if output is not None:
-        written = output.expanduser().absolute()
-        show("Exported", written)
-        show("Try it", f"python {written}/predict.py IMAGE ...")
+            version = register_weights(run, register, folder, **which)
+            what = str(version.description).partition("\n")[0].lstrip("# ")
+            loaded = load_run(run)
+            uri = redact(tracking_uri(loaded.file.search.tracking.uri, loaded.folder.parent))
+            show("Registered", f"{what} as {version.name}, version {version.version}")
+            show("Load with", f'mlflow.set_tracking_uri("{uri}")')
+            show("", f'mlflow.pyfunc.load_model("models:/{version.name}/{version.version}")')
+        elif folder is not None:
+            from tuning.weights.export import ABOUT, export_weights
+
+            exported = export_weights(run, folder, **which)
+            about = json.loads((exported / ABOUT).read_text(encoding="utf-8"))
+            if "chosen" in about and not trial:
+                show("Model", f"{about.get('trial') or soup}. {about['chosen']}")
+        if output is not None:
+            written = output.expanduser().absolute()
+            show("Exported", written)
+            show("Try it", f"python {written}/predict.py IMAGE ...")
+        if push is not None and folder is not None:
+            folder = folder.expanduser()
+            card = complete_card(folder, push, license_)
+            if dry_run:
+                access = "public" if public else "private"
+                show("Not sent", f"{push}, {access}")
+                for file in sorted(folder.iterdir()):
+                    show("", f"{file.name}, {file.stat().st_size:,} bytes")
+                show("README.md", *str(card).splitlines())
+            else:
+                show("Pushed", upload(folder, push, private=not public))

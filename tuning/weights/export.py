@@ -16,6 +16,7 @@ from trainers.models.image import image_input
 from trainers.weights.export import classifier, write_open_clip
 from tuning.runs.run_folder import load_run
 from tuning.weights import predict
+from tuning.weights.hub import card_data
 from tuning.weights.model_card import model_card
 from tuning.weights.soup import soup_of
 from tuning.weights.sources import SPLIT, Source, evaluation_crops, find_source, measured
@@ -86,13 +87,18 @@ def export_weights(
         metrics, test = {}, {}
     clip, head, class_names = load_classifier(source, None if alpha is None else alpha / point)
     pixels = dataclasses.asdict(image_input(clip))
+    origin: dict[str, str | None] = {"name": model.name, "pretrained": model.pretrained}
+    for path in model.paths:  # models are given away: the folders of this machine tell nobody
+        origin = {
+            key: value and value.replace(path, Path(path).name) for key, value in origin.items()
+        }
     about: dict[str, Any] = {
         "classes": list(data.rules.prompts(class_names).names),  # in the order of the head's rows
         "class_names": list(class_names),
         "logit_scale": cast(Tensor, clip.logit_scale).exp().item(),
         "id_domain": data.id_domain,
         "ood_domains": list(data.ood_domains),
-        "model": {"name": model.name, "pretrained": model.pretrained},
+        "model": origin,
         "preprocessing": {**pixels, "crop_pct": evaluation_crops(data)},
         "precision": source.trial.precision,
         **source.origin,
@@ -105,7 +111,7 @@ def export_weights(
         with appearing(output) as unfinished:
             about["tokenizer"] = write_open_clip(unfinished, model, clip, head)
             (unfinished / ABOUT).write_text(json.dumps(about, indent=2) + "\n", encoding="utf-8")
-            card = model_card(source.title, about)
+            card = model_card(source.title, about, card_data(source.title, source.trial, about))
             (unfinished / CARD).write_text(card, encoding="utf-8")
             shutil.copyfile(predict.__file__, unfinished / "predict.py")
             for file in unfinished.iterdir():

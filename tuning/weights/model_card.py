@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from huggingface_hub import ModelCardData
+
 from trainers.evaluation.metrics import ID, MEAN_OOD, MetricKey
 from tuning.runs.confirmation import SPLIT as TEST
 from tuning.views.formatting import format_value
@@ -26,13 +28,13 @@ precision was `{precision}`.
 """
 
 
-def model_card(title: str, about: Mapping[str, Any]) -> str:
-    """The card in Markdown: the `summary` and the code to use the model."""
+def model_card(title: str, about: Mapping[str, Any], data: ModelCardData) -> str:
+    """The card in Markdown: metadata for the hub, the `summary` and the code to use the model."""
     crops = about["preprocessing"]["crop_pct"]
     crop = crops[about["id_domain"]]
     others = "".join(f", of {name} {pct:g}" for name, pct in crops.items() if pct != crop)
     use = _USE.format(crop=crop, others=others, precision=about["precision"])
-    return f"# {title}\n\n{summary(about)}\n{use}"
+    return f"---\n{data.to_yaml()}\n---\n\n# {title}\n\n{summary(about)}\n{use}"
 
 
 def summary(about: Mapping[str, Any]) -> str:
