@@ -13,7 +13,7 @@ from huggingface_hub.utils import validate_repo_id
 from open_clip import get_pretrained_cfg
 
 from trainers.config import TrialConfig
-from trainers.data.data_root import read_record, stored_root
+from trainers.data.domain_files import read_record, stored_root
 from trainers.errors import ConfigError, StorageFailed, first_line
 from trainers.evaluation.metrics import ID, MetricKey
 from trainers.models.config import HUB, ModelConfig

@@ -21,6 +21,9 @@ from safetensors.torch import load_file
 from torch import Tensor
 from torchvision import transforms
 
+_BATCH = 64
+"""Images that `predict` classifies at a time."""
+
 
 class Classifier:
     """The model with its head, on a GPU if there is one."""
@@ -58,7 +61,9 @@ class Classifier:
 
     def predict(self, model_input: Any, params: Any = None) -> Any:
         """MLflow's: probabilities for the bytes of image files in the column `image`."""
-        rows = [self.probabilities([Image.open(io.BytesIO(file))]) for file in model_input["image"]]
+        files = [io.BytesIO(file) for file in model_input["image"]]
+        batches = [files[at : at + _BATCH] for at in range(0, len(files), _BATCH)]
+        rows = [self.probabilities(map(Image.open, batch)) for batch in batches]
         return type(model_input)(torch.cat(rows).double().numpy(), columns=self.classes)
 
 

@@ -146,7 +146,7 @@ def column(page, name):
     cells = page.locator(f'[role=row] [role=gridcell][col-id="{name}"]')
     expect(cells).to_have_count(NUM_RUNS)
     for cell in cells.all():
-        expect(cell).to_be_in_viewport()
+        expect(cell).to_be_in_viewport(ratio=1)
     texts = cells.evaluate_all(
         "cells => Object.fromEntries(cells.map(cell =>"
         " [cell.closest('[role=row]').getAttribute('row-index'), cell.innerText.trim()]))"
@@ -155,6 +155,7 @@ def column(page, name):
 
 
 def test_the_first_page_has_id_and_ood_accuracy_of_all_trials_best_first(address, page):
+    page.set_viewport_size({"width": 1280, "height": 1000})
     page.goto(address)
     page.get_by_role("link", name="trial-000").wait_for()
     rows = [(r.trial_id, r.metrics, r.outcome) for r in RECORDS]

@@ -1,8 +1,13 @@
 """Models in MLflow's registry, as somebody loads them who has MLflow and open_clip alone."""
 
 import io
+import json
+import os
+import shutil
+import signal
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -12,8 +17,11 @@ from PIL import Image
 
 from tests.conftest import CLASSES
 from tests.images import file_of
+from tests.ports import free_ports
+from tests.test_docs import ROOT, blocks
 from tests.trainers.exported import open_clip_logits
 from tests.tuning.databases import with_database
+from tests.waiting import wait_until
 from trainers.data.images import decode
 from trainers.data.transforms import normalise
 from trainers.errors import ConfigError
@@ -71,9 +79,8 @@ def test_a_registered_model_predicts_as_the_exported_one(real, tmp_path):
     assert (int(again.version), again.source != version.source) == (2, True)
 
     images = load_split(run.file.trial, "val")["sketch"]
-    pd.DataFrame({"image": [file_of(images.decode(index)) for index in range(5)]}).to_parquet(
-        tmp_path / "images.parquet"
-    )
+    files = 14 * [file_of(images.decode(index)) for index in range(5)]  # more than a batch
+    pd.DataFrame({"image": files}).to_parquet(tmp_path / "images.parquet")
     command = [sys.executable, "-c", PREDICT, uri]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
@@ -82,4 +89,33 @@ def test_a_registered_model_predicts_as_the_exported_one(real, tmp_path):
     model_input = image_input(load_clip(run.file.trial.model))
     views, _ = next(iter(images.eval_batches(model_input, 5)))
     logits = open_clip_logits(exported, normalise(views, model_input))
-    assert found.to_numpy() == pytest.approx(logits.softmax(dim=-1).numpy(), abs=1e-6)
+    expected = np.tile(logits.softmax(dim=-1).numpy(), (14, 1))
+    assert found.to_numpy() == pytest.approx(expected, abs=1e-6)
+
+
+@pytest.mark.nightly
+def test_a_served_model_takes_an_image_by_curl_as_documented(real, tmp_path):
+    folder = with_database(tmp_path / "runs")
+    complete_mlflow(load_run(shutil.copytree(real[0], folder / "mine")))
+    register_weights(folder / "mine", "shop-clip", tmp_path / "exported", trial="trial-003")
+    (block,) = [b for b in blocks(ROOT / "docs/searching.md") if "mlflow models serve" in b.code]
+    port = str(free_ports(1))
+    uri, serve, *send = block.code.replace("5001", port).splitlines()
+    image = load_split(load_run(real[0]).file.trial, "val")["real"].decode(0)
+    image.save(tmp_path / "image.jpg")
+    environment = os.environ | {"PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
+    shell = {"cwd": tmp_path, "env": environment, "text": True}
+    words = f"{uri}; exec {serve.removesuffix('&')}"
+    with subprocess.Popen(["bash", "-c", words], start_new_session=True, **shell) as server:
+        try:
+            ping = ["curl", "--silent", "--fail", f"http://127.0.0.1:{port}/ping"]
+            wait_until(lambda: subprocess.run(ping, check=False).returncode == 0, process=server)
+            answer = subprocess.check_output(["bash", "-c", "\n".join(send)], **shell)
+        finally:
+            os.killpg(server.pid, signal.SIGTERM)
+    (found,) = json.loads(answer)["predictions"]
+    script = [sys.executable, "predict.py", tmp_path / "image.jpg"]
+    shown = subprocess.check_output(script, cwd=tmp_path / "exported", text=True)
+    _, best, probability = shown.strip().split("\t")
+    assert max(found, key=found.get) == best
+    assert f"{found[best]:.3f}" == probability

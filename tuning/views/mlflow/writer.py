@@ -13,15 +13,19 @@ So a trial that begins again gets a new run.
 
 from __future__ import annotations
 
+import getpass
+import hashlib
+import json
 import math
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import replace
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tuning.runs.conclusion import conclusion
-from tuning.runs.environment import ENVIRONMENT_FILE
+from tuning.runs.environment import ENVIRONMENT_FILE, seen_at_start
 from tuning.runs.follower import View
 from tuning.runs.journal import Event, History
 from tuning.runs.ranking import best_finished, margin_of_mean, misses
@@ -155,8 +159,8 @@ class MlflowView(View):
         if self._confirms is None:
             own = {"search_id": search.run_id, "kind": "search"}
             if parent is None:
-                start_ms = round(1000 * self._created)
-                parent = client.create_run(self._experiment_id, start_ms, own, search.name)
+                start_ms, tags = round(1000 * self._created), own | self._origin()
+                parent = client.create_run(self._experiment_id, start_ms, tags, search.name)
             tags = {"search": search.name, "run_folder": str(search.run_folder.resolve())}
             # MLflow's params cannot change, and a resumed search may have another configuration.
             params = [p for p in mlf.params_of(search.config) if p.key not in parent.data.params]
@@ -164,7 +168,8 @@ class MlflowView(View):
             client.update_run(parent.info.run_id, name=search.name)  # its folder may be renamed
         elif parent is None:
             raise LookupError("it has no run of the search yet")
-        self._parent_id = str(parent.info.run_id)
+        self._parent_id, self._inputs = str(parent.info.run_id), self._dataset()
+        client.log_inputs(self._parent_id, self._inputs)
 
         below = f"tags.search_id = '{search.run_id}' and tags.kind != 'search'"
         found = client.search_runs([self._experiment_id], below, max_results=50_000)
@@ -178,6 +183,24 @@ class MlflowView(View):
         self._sent = {name: n for name, n in self._sent.items() if name in self._runs}
         self._written = {name: r for name, r in self._written.items() if name in self._runs}
         self._is_open = True
+
+    def _origin(self) -> dict[str, str]:
+        """Tags of a new run for MLflow's columns *Source* and *User*."""
+        found = {"mlflow.source.type": "LOCAL", "mlflow.source.name": "lipsum-tune"}
+        with suppress(OSError, KeyError):  # a container may have users without a name
+            found["mlflow.user"] = getpass.getuser()
+        return found
+
+    def _dataset(self) -> list[mlf.DatasetInput]:
+        """The images of the search for MLflow's column *Dataset*, by the hash of all splits."""
+        search = self._search
+        folder = search.run_folder if self._confirms is None else search.run_folder.parent
+        root = search.configured("trial", "data", "root")
+        name = Path(root.partition("?")[0]).name if isinstance(root, str) else search.id_domain
+        splits = json.dumps(seen_at_start(folder) or {}, sort_keys=True).encode()
+        digest = hashlib.sha256(splits).hexdigest()[:8]
+        source = mlf.redact(json.dumps({"uri": root}))
+        return [mlf.DatasetInput(mlf.Dataset(name, digest, "local", source))]
 
     def _write_trial(self, record: TrialRecord, records: Sequence[TrialRecord]) -> None:
         search, client, trial_id = self._search, self._client, record.trial_id
@@ -208,8 +231,11 @@ class MlflowView(View):
             tags["confirms"] = trial_id.partition("-seed-")[0]
         if trial_id not in self._runs:
             start_ms = round(1000 * (record.started_at or self._created))
-            run = client.create_run(self._experiment_id, start_ms, own, label)
+            at_start = own | self._origin()
+            run = client.create_run(self._experiment_id, start_ms, at_start, label)
             self._runs[trial_id] = str(run.info.run_id)
+        if trial_id not in self._written:  # MLflow keeps one of several equal inputs
+            client.log_inputs(self._runs[trial_id], self._inputs)
         run_id, reports = self._runs[trial_id], self._reports.get(trial_id, [])
         new = reports[self._sent.get(trial_id, 0) :]
         metrics = [metric for event in new for metric in self._points(event)]

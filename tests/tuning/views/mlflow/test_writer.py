@@ -1,5 +1,6 @@
 """What MLflow has of a search, written from its journal."""
 
+import getpass
 import json
 import shutil
 from contextlib import closing
@@ -66,6 +67,24 @@ def test_mlflow_has_what_the_journal_has_at_its_times(run):
     assert found["ft"].data.tags["kind"] == "reference"
     assert found["zero-shot"].data.tags["kind"] == "zero_shot"
     assert found["zero-shot"].data.metrics["id_val/acc"] == 82.4
+
+
+def test_each_run_has_its_data_source_and_user(run, images_root):
+    write(run)
+    found = write(run)  # again, which adds nothing
+    for one in found.values():
+        ((data, user),) = [
+            (i.dataset, one.data.tags["mlflow.user"]) for i in one.inputs.dataset_inputs
+        ]
+        assert (data.name, user) == (images_root.name, getpass.getuser())
+        assert json.loads(data.source) == {"uri": str(images_root)}
+        assert one.data.tags["mlflow.source.name"] == "lipsum-tune"
+    (digest,) = {one.inputs.dataset_inputs[0].dataset.digest for one in found.values()}
+    environment = json.loads((run / "environment.json").read_text())
+    environment["data"]["real/val"] = "other images"
+    (run / "environment.json").write_text(json.dumps(environment))
+    other = shutil.copytree(run, with_database(run.parents[1] / "other") / "search")
+    assert write(other)[None].inputs.dataset_inputs[0].dataset.digest != digest
 
 
 def test_a_search_that_is_followed_leaves_what_is_sent_at_once(run, tmp_path):
