@@ -92,7 +92,7 @@ class Driver:
             seeds=self.race,
             earlier=history.records,
         )
-        self.orders = Orders(search.run_folder, journal, orders_before)
+        self.orders = Orders(search.run_folder, journal, history, orders_before)
         self._is_exhausted = False
 
     @property

@@ -44,7 +44,7 @@ RESUMABLE = (*FREE, "search.sampler", "search.scheduler", "search.seeds")
 """Keys that a resume may change: none of them affects what a trial measures."""
 
 
-def more_trials(folder: str | Path, trials: int | str, overrides: Iterable[str] = ()) -> list[str]:
+def more_trials(run: LoadedRun, trials: int | str, overrides: Iterable[str] = ()) -> list[str]:
     """The overrides for a number of trials: `30`, or `+8` in addition to those of a run.
 
     A run that `search.budget.worth` has ended gets them whatever they are worth, unless other
@@ -56,7 +56,6 @@ def more_trials(folder: str | Path, trials: int | str, overrides: Iterable[str] 
     number = str(trials)
     if not re.fullmatch(r"\+?\d{1,9}", number):
         raise ConfigError("write a number, or +8 for eight more", key="trials", value=trials)
-    run = load_run(folder, whole=True)
     budget = run.file.search.budget
     existing = sum(record.kind != "reference" for record in run.history.records)
     is_early = run.history.outcome == "finished" and existing < budget.trials
@@ -89,13 +88,12 @@ def identity(file: SearchFile) -> dict[str, object]:
     return _without(file, FREE)
 
 
-def check_changes(folder: Path, file: SearchFile) -> None:
+def check_changes(run: LoadedRun, file: SearchFile) -> None:
     """Check that a configuration measures what the earlier trials of a run measured.
 
     Raises:
         ConfigError: a changed key, `search.yaml` was edited, or data, model or a plug-in changed.
     """
-    run = load_run(folder, whole=True)
     was, now = _without(run.file, RESUMABLE), _without(file, RESUMABLE)
     if changed := sorted(key for key in was | now if was.get(key) != now.get(key)):
         key = changed[0]
@@ -107,7 +105,7 @@ def check_changes(folder: Path, file: SearchFile) -> None:
             problem = f"{key} differs from what this search was run with"
             raise ConfigError(problem, source=CONFIG_FILE, hint=_hint(key))
     resolve_root(file.trial.data.root, file.trial.data.trial_parts)
-    check_same_inputs(folder, file.trial)
+    check_same_inputs(run.folder, file.trial)
 
 
 def _check_objects(run: LoadedRun, options: SearchOptions, named: Iterable[str] = ()) -> None:
@@ -169,12 +167,12 @@ def resume_search(
     loaded, overrides = load_run(folder, whole=True), list(overrides)
     run = loaded.folder
     if trials is not None:
-        overrides = more_trials(run, trials, overrides)
+        overrides = more_trials(loaded, trials, overrides)
     file = load_config(run / CONFIG_FILE, overrides)
     objects: dict[str, Any] = {"callbacks": callbacks, "address": address, "console": console}
     objects |= {"tune_callbacks": tune_callbacks, "pruner": pruner}
     changed, given = with_options(file, sampler=sampler, storage=storage, **objects)
-    check_changes(run, changed)
+    check_changes(loaded, changed)
     named = [] if sampler is None else ["search.sampler"]
     _check_objects(loaded, given, [*overrides, *named])
     return continue_search(run, changed, given)
@@ -195,6 +193,7 @@ def search_or_resume(file: SearchFile, *, address: str | None = None) -> SearchR
     if folder is None:
         return start_search(file, options)
     if (folder / JOURNAL_FILE).is_file():  # else its first session was killed before it began
-        check_changes(folder, file)
-        _check_objects(load_run(folder, whole=True), options)
+        loaded = load_run(folder, whole=True)
+        check_changes(loaded, file)
+        _check_objects(loaded, options)
     return continue_search(folder, file, options)

@@ -37,7 +37,7 @@ from tuning.execution.ray_session import runs_folder
 from tuning.run import Run
 from tuning.runs.callbacks import Callback
 from tuning.runs.follower import Follower
-from tuning.runs.journal import History, is_running, read_history, trial_events
+from tuning.runs.journal import History, Log, is_running, read_history
 from tuning.runs.orders import wanted_points
 from tuning.runs.records import SearchOutcome, SearchRecord, TrialRecord
 from tuning.runs.run_folder import create_run_folder, search_record, write_config
@@ -177,7 +177,8 @@ def continue_search(run_folder: Path, file: SearchFile, options: SearchOptions) 
     with open_session(run_folder, file, options, go_on) as session:
         # Preparation: everything that can be refused is checked before a trial starts.
         journal, checkpoints = session.journal, session.checkpoints
-        before = read_history(run_folder)
+        log = journal.log()
+        before = log.history()
         dashboard = dashboard_view(file, run_folder, before, options)
         has_begun = before.zero_shot is not None
         if not has_begun:
@@ -196,8 +197,9 @@ def continue_search(run_folder: Path, file: SearchFile, options: SearchOptions) 
                 journal.used_ood()  # later sessions may have another sampler, or lack earlier runs
             write_config(run_folder, file)
 
-        history = read_history(run_folder)
-        studies = prepare_studies(search, file, history, options, console, earlier)
+        history = log.history()
+        studies = prepare_studies(search, file, log, options, console, earlier)
+        del log  # and with it a record for each event
         kept = max(file.search.checkpoints.keep_top, LEADERS if file.search.seeds else 0)
         views = (
             CheckpointsView(checkpoints, kept),
@@ -227,7 +229,7 @@ def _guesses(search: SearchRecord, file: SearchFile) -> Iterator[str]:
 def prepare_studies(
     search: SearchRecord,
     file: SearchFile,
-    history: History,
+    log: Log,
     options: SearchOptions,
     console: Console,
     earlier: Earlier,
@@ -237,7 +239,7 @@ def prepare_studies(
     Raises:
         ConfigError: an earlier search cannot be used.
     """
-    sampler = options.sampler or file.search.sampler
+    history, sampler = log.history(), options.sampler or file.search.sampler
     scheduler = options.pruner or file.search.scheduler
     steps, every = file.trial.steps, file.trial.eval.every
     pruner, name = partial(create_pruner, scheduler, steps, every), name_of(scheduler)
@@ -249,9 +251,9 @@ def prepare_studies(
     for study in studies.studies:  # earlier results replace a prior, but not points that are given
         study.is_warm &= not file.search.space.has_initial_points(study.method)
     studies.enqueue_first_points()
-    for point in wanted_points(search.run_folder):
+    for point in wanted_points(history):
         studies.enqueue(point)
-    studies.replay(trial_events(search.run_folder) if history.records else ())
+    studies.replay(log.trial_events)
     show_phase(console, "Sampler", studies.describe())
     if name != "none":
         show_phase(console, "Stopping", f"{name}, once {LEAST_FINISHED} trials have finished")

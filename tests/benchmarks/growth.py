@@ -23,7 +23,7 @@ from tests.tuning.execution.inline_tuner import without_ray
 from tests.tuning.execution.instant import instant_file, resume_instantly, run_instantly
 from trainers.embedded_benchmark.build import ImageCounts, build
 from tuning.run import load_run
-from tuning.views.callback import write_results
+from tuning.views.results import write_results
 from tuning.views.dashboard import OPTUNA_FILE
 
 COLUMNS = {
@@ -59,7 +59,7 @@ def measure(sampler, trials, folder):
     changes = {"search__sampler": {"name": sampler}, "search__budget__trials": trials}
     file = instant_file(folder / "images", folder / "runs", **changes)
     run, before = folder / "runs" / "small", peak_mb()
-    with without_ray(mlflow=False):
+    with without_ray(mlflow=False, follows=True):
         searching = cpu_seconds(run_instantly, file)
         memory = peak_mb() - before
         resuming = cpu_seconds(resume_instantly, run)

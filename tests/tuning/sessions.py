@@ -7,7 +7,7 @@ from trainers.config import TrialConfig
 from tuning.algorithms.studies import create_studies
 from tuning.config.schema import BudgetConfig, SamplerConfig, SearchConfig, SearchFile, SeedsConfig
 from tuning.driver import Driver, Trial
-from tuning.runs.journal import Journal, read_history, trial_events
+from tuning.runs.journal import Journal, read_history
 from tuning.runs.messages import Ended, Failed, Reported
 from tuning.runs.records import TrialRecord
 
@@ -37,7 +37,7 @@ class Session:
         sampler = sampler or SamplerConfig.model_validate(settings)
         self.studies = create_studies(search, space, sampler, pruner)
         self.studies.enqueue_first_points()
-        self.studies.replay(trial_events(search.run_folder))
+        self.studies.replay(self.journal.log().trial_events)
         section = SearchConfig(
             references=references,
             budget=BudgetConfig(trials=trials, failures=None),

@@ -87,6 +87,8 @@ class History:
     """Identifier of the run. It stays the same when the run folder is moved."""
     used_ood: bool = False
     """Whether a session or a run of `search.warm_start` used OOD validation data."""
+    controls: tuple[Event, ...] = ()
+    """The events of `Journal.controlled`."""
     damage: str = ""
     """See `JournalReader.damage`."""
 
@@ -112,18 +114,23 @@ class Journal:
         self._writing = threading.Lock()  # the end may be written by the thread of `RayWatch`
         self._last_write = 0.0
         self._lines = self._size = 0  # of the file after the last write
+        self._log: Log | None = Log(run_folder, whole=True)
         try:
-            found = replayed(run_folder, whole=True)
+            found = self._log.history()
         except ConfigError:
             self.close()
             raise
         cut_torn_line(path)
         # A session goes on after the one before it, also if the clock was set back meanwhile.
-        self._clock_offset = max(time.time(), found.last) - time.monotonic()
-        known = found.history(live=True).run_id
-        self.run_id = known or secrets.token_hex(4)
-        if not known:
+        self._clock_offset = max(time.time(), self._log.last) - time.monotonic()
+        self.run_id = found.run_id or secrets.token_hex(4)
+        if not found.run_id:
             self._append({"event": "created", "format": FORMAT, "id": self.run_id})
+
+    def log(self) -> Log:
+        """What was read when the journal was opened. Only the first caller gets that."""
+        log, self._log = self._log or Log(self._path.parent, whole=True), None
+        return log
 
     def now(self) -> float:
         """Unix time in seconds. It never goes back, whatever happens to the clock."""
@@ -294,18 +301,34 @@ def replayed(run_folder: Path, whole: bool = False) -> Replay:
     return replay
 
 
-def trial_events(run_folder: Path) -> Iterator[tuple[str, TrialRecord]]:
-    """Every start, report and end of a trial in the order of the journal, with its record then.
+class Log:
+    """All of a journal, which is read once: each history continues where the one before ended.
 
-    The names of the events are `started`, `report` and `ended`.
-
-    Raises:
-        ConfigError: see `JournalReader.events`.
+    Args:
+        whole: see `JournalReader`.
     """
-    replay = Replay()
-    for event in _replayed(JournalReader(run_folder), replay):
-        if event["event"] in ("started", "report", "ended"):
-            yield event["event"], replay.records[event["trial"]]
+
+    def __init__(self, run_folder: Path, whole: bool = False) -> None:
+        self._reader, self._replay = JournalReader(run_folder, whole), Replay()
+        self.trial_events: list[tuple[str, TrialRecord]] = []
+        """Every `started`, `report` and `ended` of a trial up to the last history, in the order of
+        the journal, with the record of the trial then."""
+
+    def history(self) -> History:
+        """The contents so far. A session without an end was cut off by a kill.
+
+        Raises:
+            ConfigError: see `JournalReader.events`.
+        """
+        for event in _replayed(self._reader, self._replay):
+            if event["event"] in ("started", "report", "ended"):
+                self.trial_events.append((event["event"], self._replay.records[event["trial"]]))
+        return self._replay.history(live=False)
+
+    @property
+    def last(self) -> float:
+        """See `Replay.last`."""
+        return self._replay.last
 
 
 def _replayed(reader: JournalReader, replay: Replay) -> Iterator[Event]:
@@ -461,6 +484,8 @@ class Replay:
         self.last = max(self.last, at)
         if kind == "used_ood":
             self._found = replace(self._found, used_ood=True)
+        elif kind == "control":
+            self._found = replace(self._found, controls=(*self._found.controls, event))
         elif kind == "zero_shot":
             self._found = replace(self._found, zero_shot=_numbers(event["metrics"]))
         elif kind == "session_ended":

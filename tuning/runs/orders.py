@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, TypeAlias
 
 from trainers.errors import storage_failures
-from tuning.runs.journal import Journal, JournalReader, append_synced
+from tuning.runs.journal import History, Journal, append_synced
 from tuning.runs.records import ParamValue
 
 logger = logging.getLogger(__name__)
@@ -41,17 +41,14 @@ def size_of_orders(run_folder: Path) -> int:
     return path.stat().st_size if path.is_file() else 0
 
 
-def recorded_orders(run_folder: Path) -> tuple[list[Order], int]:
-    """The orders in the journal, and the place in the file of orders up to which they were read."""
-    events = [e for e in JournalReader(run_folder).events() if e["event"] == "control"]
-    orders = [order for event in events if (order := _order_of(event["order"]))]
-    return orders, max((event["read"] for event in events), default=0)
+def recorded_orders(history: History) -> list[Order]:
+    """The orders in a journal."""
+    return [order for event in history.controls if (order := _order_of(event["order"]))]
 
 
-def wanted_points(run_folder: Path) -> list[Mapping[str, ParamValue]]:
+def wanted_points(history: History) -> list[Mapping[str, ParamValue]]:
     """The points that were enqueued so far, with their method if several are compared."""
-    orders, _ = recorded_orders(run_folder)
-    return [order["enqueue"] for order in orders if "enqueue" in order]
+    return [order["enqueue"] for order in recorded_orders(history) if "enqueue" in order]
 
 
 def _order_of(value: object) -> Order | None:
@@ -71,13 +68,17 @@ class Orders:
     """The orders to one session.
 
     Args:
+        history: with the orders to earlier sessions.
         before: `size_of_orders` when the session began, before its preparation.
     """
 
-    def __init__(self, run_folder: Path, journal: Journal, before: int = 0) -> None:
+    def __init__(
+        self, run_folder: Path, journal: Journal, history: History, before: int = 0
+    ) -> None:
         self._path, self._journal, self._before = run_folder / CONTROL_FILE, journal, before
-        orders, self._read = recorded_orders(run_folder)
-        self.stopped = {order["stop"] for order in orders if "stop" in order}
+        self._read = max((event["read"] for event in history.controls), default=0)
+        """Place in the file of orders up to which it was read."""
+        self.stopped = {order["stop"] for order in recorded_orders(history) if "stop" in order}
         """Trials that the user has stopped, in any session."""
 
     def new(self) -> Iterator[Order]:

@@ -15,7 +15,7 @@ from tests.tuning.run_folders import LR, WEIGHT, ZERO_SHOT, search_file, trial
 from tuning.algorithms.expected_gain import expected_gain
 from tuning.config.objectives import Objective, parse_constraint
 from tuning.resume import more_trials
-from tuning.runs.run_folder import search_record
+from tuning.runs.run_folder import load_run, search_record
 
 AXIS = np.linspace(0, 1, 401)
 GRID = np.stack(np.meshgrid(AXIS, AXIS), axis=-1).reshape(-1, 2)
@@ -101,7 +101,7 @@ def test_a_search_ends_when_the_next_trial_is_not_worth_its_hours(ended):
 def test_a_worthless_search_goes_on_with_more_trials_only(ended):
     again = resume_instantly(ended.folder)
     assert (len(again.history.records), again.ended_by) == (6, ended.ended_by)
-    more = resume_instantly(ended.folder, *more_trials(ended.folder, "+3"))
+    more = resume_instantly(ended.folder, *more_trials(load_run(ended.folder), "+3"))
     assert (len(more.history.records), more.ended_by) == (9, None)
     assert disagreements(ended.folder) == []
 

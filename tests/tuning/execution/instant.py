@@ -20,7 +20,7 @@ from tuning.config.validation import load_config
 from tuning.execution.cluster_resources import DRIVER
 from tuning.resume import check_changes
 from tuning.runs.journal import read_history
-from tuning.runs.run_folder import write_config
+from tuning.runs.run_folder import load_run, write_config
 from tuning.search import SearchOptions, continue_search, start_search
 
 
@@ -63,7 +63,7 @@ def run_instantly(file, **options):
 def resume_instantly(folder, *overrides, **options):
     file = load_config(folder / "search.yaml", check=False)
     changed = load_config(folder / "search.yaml", overrides)
-    check_changes(folder, changed)
+    check_changes(load_run(folder, whole=True), changed)
     return continue_search(folder, changed, instant_options(file, **options))
 
 

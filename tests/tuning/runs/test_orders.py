@@ -149,10 +149,10 @@ def test_the_command_steers_a_search_on_a_real_ray(images_root, tmp_path):
     (tmp_path / HOLD).touch()
 
     def control(*words):
-        before = len(recorded_orders(folder)[0])
+        before = len(recorded_orders(read_history(folder)))
         done = CliRunner().invoke(app, ["control", str(folder), *words])
         assert done.exit_code == 0, done.output
-        wait_until(lambda: len(recorded_orders(folder)[0]) > before)
+        wait_until(lambda: len(recorded_orders(read_history(folder))) > before)
 
     with start(write_instant(tmp_path / "config", file), tmp_path / "log") as driver:
         wait_until(lambda: num_reports(folder) == 1)
