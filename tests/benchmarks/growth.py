@@ -23,8 +23,8 @@ from tests.tuning.execution.inline_tuner import without_ray
 from tests.tuning.execution.instant import instant_file, resume_instantly, run_instantly
 from trainers.embedded_benchmark.build import ImageCounts, build
 from tuning.run import load_run
-from tuning.views.results import write_results
 from tuning.views.dashboard import OPTUNA_FILE
+from tuning.views.results import write_results
 
 COLUMNS = {
     "driver, ms / trial": "{:.1f}",
