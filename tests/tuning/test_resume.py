@@ -234,7 +234,8 @@ def test_a_search_yaml_that_was_edited_is_refused(path, edited, run, went_on):
 
 
 def test_how_often_a_journal_is_parsed_whole(images_root, tmp_path, monkeypatch):
-    """At the end of a search. Of a resume also before its checks, and once it has the lock."""
+    """By the follower, and at the end of a search. Of a resume also before its checks, and once it
+    has the lock."""
     times = []
 
     def events(reader, read=JournalReader.events):
@@ -245,9 +246,9 @@ def test_how_often_a_journal_is_parsed_whole(images_root, tmp_path, monkeypatch)
     monkeypatch.setattr(JournalReader, "events", events)
     with without_ray(mlflow=False):
         folder = run_instantly(instant_file(images_root, tmp_path)).folder
-        assert len(times) == 1
+        assert len(times) == 2
         resume_search(folder, trials=3)  # those that it has
-    assert len(times) == 1 + 3
+    assert len(times) == 2 + 4
 
 
 def test_the_loser_of_two_resumes_at_once_writes_nothing(run):
