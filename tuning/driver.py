@@ -17,7 +17,8 @@ from tuning.algorithms.studies import Studies
 from tuning.config.schema import SearchFile
 from tuning.runs.callbacks import Callback
 from tuning.runs.errors import error_text, storage_failure
-from tuning.runs.journal import History, Journal
+from tuning.runs.history import History
+from tuning.runs.journal import Journal
 from tuning.runs.messages import Failed, Message, Reported
 from tuning.runs.orders import Orders
 from tuning.runs.recorder import Recorder

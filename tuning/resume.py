@@ -27,7 +27,7 @@ from tuning.config.validation import load_config
 from tuning.execution.ray_session import runs_folder
 from tuning.runs.callbacks import Callback
 from tuning.runs.environment import check_same_inputs
-from tuning.runs.journal import JOURNAL_FILE
+from tuning.runs.history import JOURNAL_FILE
 from tuning.runs.run_folder import CONFIG_FILE, LoadedRun, load_run, runs_named
 from tuning.search import SearchOptions, SearchResult, continue_search, start_search, with_options
 

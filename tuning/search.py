@@ -37,7 +37,8 @@ from tuning.execution.ray_session import runs_folder
 from tuning.run import Run
 from tuning.runs.callbacks import Callback
 from tuning.runs.follower import Follower
-from tuning.runs.journal import History, Log, is_running, read_history
+from tuning.runs.history import History, Log, read_history
+from tuning.runs.journal import is_running
 from tuning.runs.orders import wanted_points
 from tuning.runs.records import SearchOutcome, SearchRecord, TrialRecord
 from tuning.runs.run_folder import create_run_folder, search_record, write_config

@@ -30,7 +30,8 @@ from tuning.execution.tune_adapter import run_trials
 from tuning.execution.zero_shot import zero_shot_metrics
 from tuning.runs.callbacks import Callback
 from tuning.runs.errors import resumable, storage_failure
-from tuning.runs.journal import History, Journal
+from tuning.runs.history import History
+from tuning.runs.journal import Journal
 from tuning.runs.orders import size_of_orders
 from tuning.runs.records import SearchOutcome, SearchRecord, TrialRecord
 from tuning.runs.run_folder import TRAIN_FOLDER, checkpoint_home

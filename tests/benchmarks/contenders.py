@@ -18,7 +18,7 @@ from tuning.algorithms.seeds import SeedRace
 from tuning.algorithms.studies import create_studies
 from tuning.config.objectives import Objective
 from tuning.config.schema import BudgetConfig, SamplerConfig, SchedulerConfig, SeedsConfig
-from tuning.runs.journal import History
+from tuning.runs.history import History
 from tuning.runs.records import ParamValue, SearchRecord, TrialRecord, trial_name
 
 REACH = SamplerConfig().reach

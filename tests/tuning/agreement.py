@@ -9,7 +9,7 @@ from mlflow.tracking import MlflowClient
 
 from tuning.algorithms.studies import STATES, TRIAL_ID
 from tuning.run import load_run
-from tuning.runs.journal import JOURNAL_FILE
+from tuning.runs.history import JOURNAL_FILE
 from tuning.runs.ranking import pareto_front
 from tuning.views.dashboard import open_storage
 from tuning.views.mlflow.client import default_tracking_uri

@@ -10,7 +10,8 @@ from trainers.data.fingerprint import data_fingerprint
 from trainers.data.schema import part_path
 from trainers.overrides import nest
 from tuning.config.schema import SearchFile
-from tuning.runs.journal import JOURNAL_FILE, Journal, line_of
+from tuning.runs.history import JOURNAL_FILE, line_of
+from tuning.runs.journal import Journal
 from tuning.runs.run_folder import write_config
 
 LR, WEIGHT = "optim.lr", "method.reg_weight"

@@ -7,7 +7,8 @@ from trainers.config import TrialConfig
 from tuning.algorithms.studies import create_studies
 from tuning.config.schema import BudgetConfig, SamplerConfig, SearchConfig, SearchFile, SeedsConfig
 from tuning.driver import Driver, Trial
-from tuning.runs.journal import Journal, read_history
+from tuning.runs.history import read_history
+from tuning.runs.journal import Journal
 from tuning.runs.messages import Ended, Failed, Reported
 from tuning.runs.records import TrialRecord
 

@@ -25,7 +25,7 @@ from tuning.config.validation import load_config
 from tuning.planning.plan import CONFIRM_SEEDS, Plan
 from tuning.resume import identity
 from tuning.runs.confirmation import confirm_history, results_of
-from tuning.runs.journal import JOURNAL_FILE
+from tuning.runs.history import JOURNAL_FILE
 from tuning.runs.run_folder import load_run
 from tuning.zero_shot.evaluate import Row
 

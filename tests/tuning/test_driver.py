@@ -7,7 +7,7 @@ from tests.tuning import fakes
 from tests.tuning.sessions import Session
 from trainers.errors import StorageFailed
 from tuning.execution.ray_watch import RayLost, RayWatch
-from tuning.runs.journal import read_history
+from tuning.runs.history import read_history
 
 SPACE = SearchSpace(parameters={"optim.lr": Float(low=1e-5, high=1e-2, log=True)})
 

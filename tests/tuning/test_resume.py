@@ -27,7 +27,8 @@ from tuning.config.validation import load_config
 from tuning.confirmation.confirm import confirm
 from tuning.resume import earlier_run, resume_search, search_or_resume
 from tuning.runs.environment import check_same_inputs, environment
-from tuning.runs.journal import JOURNAL_FILE, Journal, JournalReader, read_history
+from tuning.runs.history import JOURNAL_FILE, JournalReader, read_history
+from tuning.runs.journal import Journal
 from tuning.runs.run_folder import CONFIG_FILE, create_run_folder, load_run, write_config
 
 

@@ -14,7 +14,7 @@ from tuning.algorithms.expected_gain import expected_gain
 from tuning.algorithms.pruning import LEAST_FINISHED
 from tuning.config.schema import BudgetConfig, SearchFile
 from tuning.runs.callbacks import Callback
-from tuning.runs.journal import History
+from tuning.runs.history import History
 from tuning.runs.ranking import best_trial, misses
 from tuning.runs.records import SearchRecord, TrialRecord
 

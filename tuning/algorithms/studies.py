@@ -207,7 +207,7 @@ class Studies(Callback):
         """Take the events of earlier sessions into account; unfinished trials are running then.
 
         Args:
-            events: see `tuning.runs.journal.Log.trial_events`.
+            events: see `tuning.runs.history.Log.trial_events`.
         """
         events = list(events)
         # Trials are proposed in the order of their numbers, and may start in another one.

@@ -19,7 +19,7 @@ from trainers.data.storage import Store
 from trainers.errors import system_words
 from tuning.checkpoints.files import keep_weights, list_trials, remove
 from tuning.runs.follower import View
-from tuning.runs.journal import History
+from tuning.runs.history import History
 from tuning.runs.ranking import misses, non_dominated, pareto_front, ranked
 from tuning.runs.records import SearchRecord, TrialRecord
 from tuning.selection.rules import choices

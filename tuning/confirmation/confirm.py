@@ -42,7 +42,7 @@ from tuning.runs.confirmation import (
 )
 from tuning.runs.environment import check_same_inputs
 from tuning.runs.follower import Follower, View
-from tuning.runs.journal import History
+from tuning.runs.history import History
 from tuning.runs.ranking import first_trial, ranked
 from tuning.runs.records import UNTUNED, ZERO_SHOT, SearchRecord, TrialRecord
 from tuning.runs.run_folder import TRAIN_FOLDER, LoadedRun, load_run, trial_path

@@ -26,7 +26,7 @@ from tuning.algorithms.pruning import LEAST_FINISHED
 from tuning.checkpoints.files import remove_folder
 from tuning.config.schema import SearchFile
 from tuning.execution.ray_session import runs_folder
-from tuning.runs.journal import History
+from tuning.runs.history import History
 from tuning.runs.records import SECONDS, SearchRecord, TrialRecord, trial_name
 from tuning.session import SearchOptions, fixed_only, open_session
 from tuning.views.formatting import format_hours, format_seconds, show_phase

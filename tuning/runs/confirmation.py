@@ -16,7 +16,7 @@ from scipy.special import ndtri, stdtrit
 
 from trainers.errors import first_line
 from trainers.evaluation.metrics import ID, MEAN_ID_OOD, MEAN_OOD, MetricKey
-from tuning.runs.journal import JOURNAL_FILE, History, read_history
+from tuning.runs.history import JOURNAL_FILE, History, read_history
 from tuning.runs.records import METHOD_KEY, ZERO_SHOT, SearchRecord, TrialRecord, zero_shot_record
 from tuning.runs.run_folder import CONFIRM_FOLDER as CONFIRM_FOLDER
 

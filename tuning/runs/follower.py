@@ -18,7 +18,7 @@ from threading import Thread
 from trainers.errors import StorageFailed, first_line
 from trainers.redact import redact
 from tuning.runs.callbacks import Callback
-from tuning.runs.journal import Event, History, JournalReader, Replay
+from tuning.runs.history import Event, History, JournalReader, Replay
 from tuning.runs.records import SearchOutcome, SearchRecord, TrialRecord
 
 logger = logging.getLogger(__name__)

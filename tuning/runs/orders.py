@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import Any, TypeAlias
 
 from trainers.errors import storage_failures
-from tuning.runs.journal import History, Journal, append_synced
+from tuning.runs.history import History
+from tuning.runs.journal import Journal, append_synced
 from tuning.runs.records import ParamValue
 
 logger = logging.getLogger(__name__)

@@ -12,7 +12,8 @@ from trainers.errors import StorageFailed
 from trainers.redact import redact
 from tuning.runs.callbacks import Callback
 from tuning.runs.errors import storage_failure
-from tuning.runs.journal import History, Journal, Replay, replayed
+from tuning.runs.history import History, Replay, replayed
+from tuning.runs.journal import Journal
 from tuning.runs.messages import Ended, Failed, Message, Progressed, Repeated, Reported
 from tuning.runs.records import SearchOutcome, SearchRecord, TrialRecord
 

@@ -24,7 +24,8 @@ from tuning.runs.environment import (
     package_version,
     seen_at_start,
 )
-from tuning.runs.journal import JOURNAL_FILE, History, is_running, read_history
+from tuning.runs.history import JOURNAL_FILE, History, read_history
+from tuning.runs.journal import is_running
 from tuning.runs.records import SearchRecord, TrialRecord
 
 RUNS = Path("runs")

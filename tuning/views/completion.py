@@ -12,7 +12,8 @@ from trainers.errors import ConfigError
 from trainers.redact import redact
 from tuning.algorithms.studies import quiet_optuna
 from tuning.runs.follower import View, complete
-from tuning.runs.journal import JOURNAL_FILE, is_running, read_history
+from tuning.runs.history import JOURNAL_FILE, read_history
+from tuning.runs.journal import is_running
 from tuning.runs.run_folder import CONFIRM_FOLDER, TRAIN_FOLDER, LoadedRun
 from tuning.views.dashboard import DashboardView, open_storage
 from tuning.views.mlflow.client import sqlite_path, tracking_uri

@@ -31,7 +31,8 @@ from tuning.algorithms.studies import (
     violations,
 )
 from tuning.runs.follower import View
-from tuning.runs.journal import History, cut_torn_line
+from tuning.runs.history import History
+from tuning.runs.journal import cut_torn_line
 from tuning.runs.records import (
     METHOD_KEY,
     STEP,

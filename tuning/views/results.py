@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tuning.runs.follower import View
-from tuning.runs.journal import History
+from tuning.runs.history import History
 from tuning.runs.ranking import best_finished
 from tuning.runs.records import SearchRecord, TrialRecord
 from tuning.views.tables import write_tables

@@ -7,7 +7,7 @@ from tests.tuning import fakes
 from tuning.algorithms.budget import Budget
 from tuning.config.objectives import Objective, parse_constraint
 from tuning.config.schema import BudgetConfig
-from tuning.runs.journal import History
+from tuning.runs.history import History
 
 
 class Clock:

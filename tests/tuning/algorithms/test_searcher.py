@@ -9,7 +9,7 @@ from trainers.config import TrialConfig
 from trainers.errors import ConfigError
 from tuning.algorithms.studies import TRIAL_ID
 from tuning.driver import End
-from tuning.runs.journal import read_history
+from tuning.runs.history import read_history
 
 FIRST = {"optim.lr": 1e-4, "method.text_length": 8}
 SPACE = SearchSpace(

@@ -14,7 +14,7 @@ from tuning.algorithms.seeds import LEADERS, chance_of_first
 from tuning.checkpoints.retention import kept_trials
 from tuning.config.objectives import parse_constraint
 from tuning.driver import End, Wait
-from tuning.runs.journal import read_history
+from tuning.runs.history import read_history
 from tuning.runs.ranking import deviation_of_seeds, margin_of_mean
 
 LR = "optim.lr"

@@ -11,7 +11,7 @@ from tests.tuning.run_folders import LR, WEIGHT, ZERO_SHOT, search_file, trial, 
 from trainers.errors import ConfigError
 from tuning.algorithms.studies import TRIAL_ID, create_studies
 from tuning.algorithms.warm_start import load_earlier, warm_start
-from tuning.runs.journal import JOURNAL_FILE
+from tuning.runs.history import JOURNAL_FILE
 from tuning.runs.records import METHOD_KEY
 from tuning.runs.run_folder import search_record
 

@@ -11,7 +11,7 @@ from trainers.checkpoints.format import STATE, WEIGHTS, Header, Progress, save_c
 from trainers.data.storage import open_store
 from tuning.checkpoints.retention import CheckpointsView, kept_trials
 from tuning.config.objectives import Objective, parse_constraint
-from tuning.runs.journal import History
+from tuning.runs.history import History
 from tuning.runs.ranking import best_trial, pareto_front
 from tuning.runs.records import TrialRecord
 from tuning.runs.run_folder import TRAIN_FOLDER, trial_path

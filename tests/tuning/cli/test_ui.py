@@ -24,7 +24,7 @@ from tests.tuning.databases import with_database
 from tests.tuning.execution.nodes import processes
 from tests.tuning.run_folders import search_file, trial, write_run
 from tests.waiting import wait_until
-from tuning.runs.journal import History
+from tuning.runs.history import History
 from tuning.runs.run_folder import load_run
 from tuning.views.completion import complete_files, complete_mlflow
 from tuning.views.dashboard import OPTUNA_FILE, DashboardView, open_storage

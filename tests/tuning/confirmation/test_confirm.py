@@ -49,7 +49,7 @@ from tuning.runs.confirmation import (
     results_of,
     results_path,
 )
-from tuning.runs.journal import History
+from tuning.runs.history import History
 from tuning.runs.run_folder import load_run
 from tuning.selection.rules import chosen_with_ood, rules_of
 from tuning.session import Session

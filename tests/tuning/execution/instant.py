@@ -19,7 +19,7 @@ from trainers.errors import ConfigError
 from tuning.config.validation import load_config
 from tuning.execution.cluster_resources import DRIVER
 from tuning.resume import check_changes
-from tuning.runs.journal import read_history
+from tuning.runs.history import read_history
 from tuning.runs.run_folder import load_run, write_config
 from tuning.search import SearchOptions, continue_search, start_search
 

@@ -15,7 +15,8 @@ from trainers.checkpoints.format import Header, Progress, save_checkpoint, saved
 from trainers.errors import StorageFailed
 from trainers.fine_tune import fine_tune
 from trainers.ray_trainer import SAVED, saved_locally
-from tuning.runs.journal import JOURNAL_FILE, Journal, read_history
+from tuning.runs.history import JOURNAL_FILE, read_history
+from tuning.runs.journal import Journal
 from tuning.runs.run_folder import CONFIG_FILE
 
 FULL = "No space left on device"

@@ -10,7 +10,7 @@ from tests.tuning.execution.real_searches import EQUAL_TRIALS, real_file, untime
 from tests.waiting import wait_until
 from trainers.checkpoints.format import load_checkpoint, load_weights, save_checkpoint, saved_step
 from tuning.checkpoints.files import kept_checkpoint
-from tuning.runs.journal import JOURNAL_FILE
+from tuning.runs.history import JOURNAL_FILE
 from tuning.runs.run_folder import load_run
 
 EVERY, STEPS = 240, 720

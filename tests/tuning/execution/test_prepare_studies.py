@@ -11,7 +11,7 @@ from rich.console import Console
 from tests.tuning.algorithms.test_warm_start import FAILED, POINTS, PRUNED, learning_rates, waiting
 from tests.tuning.run_folders import ZERO_SHOT, search_file, trial, write_run
 from tuning.algorithms.warm_start import load_earlier
-from tuning.runs.journal import Log
+from tuning.runs.history import Log
 from tuning.runs.run_folder import search_record
 from tuning.search import SearchOptions, prepare_studies
 

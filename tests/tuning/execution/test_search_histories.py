@@ -16,7 +16,7 @@ from tests.tuning.execution.instant import instant_file, resume_instantly, run_i
 from tests.tuning.execution.slot import BREAK, EVERY, STEPS
 from trainers.errors import ConfigError
 from tuning.run import load_run
-from tuning.runs.journal import read_history
+from tuning.runs.history import read_history
 from tuning.views.completion import complete_mlflow
 
 ASHA = {"name": "asha", "grace_steps": EVERY, "reduction_factor": 2}

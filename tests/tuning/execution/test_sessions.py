@@ -36,7 +36,7 @@ from tuning.algorithms.warm_start import load_earlier, warm_start_uses_ood
 from tuning.config.validation import load_config
 from tuning.run import load_run
 from tuning.runs.callbacks import Callback
-from tuning.runs.journal import JOURNAL_FILE, read_history
+from tuning.runs.history import JOURNAL_FILE, read_history
 from tuning.runs.run_folder import CONFIG_FILE
 from tuning.views.mlflow.client import TrackingError, tracking_uri
 

@@ -8,7 +8,8 @@ from tests.waiting import wait_until
 from trainers.errors import ConfigError
 from tuning.runs import follower as module
 from tuning.runs.follower import Follower, View, complete
-from tuning.runs.journal import JOURNAL_FILE, Journal
+from tuning.runs.history import JOURNAL_FILE
+from tuning.runs.journal import Journal
 
 
 class Shown(View):

@@ -14,16 +14,8 @@ import pytest
 from tests.tuning import fakes
 from tests.tuning.run_folders import edit_journal
 from trainers.errors import ConfigError
-from tuning.runs.journal import (
-    JOURNAL_FILE,
-    LOCK_FILE,
-    Journal,
-    JournalReader,
-    append_synced,
-    is_running,
-    line_of,
-    read_history,
-)
+from tuning.runs.history import JOURNAL_FILE, JournalReader, line_of, read_history
+from tuning.runs.journal import LOCK_FILE, Journal, append_synced, is_running
 
 STARTED = fakes.trial(0, is_first_point=True, outcome="running", ended_at=None, curve=())
 ENDED = fakes.trial(0, is_first_point=True)

@@ -21,7 +21,8 @@ from tests.tuning.execution.slot import HOLD
 from tests.tuning.run_folders import LR, WEIGHT
 from tests.waiting import wait_until
 from tuning.cli import app
-from tuning.runs.journal import Journal, read_history
+from tuning.runs.history import read_history
+from tuning.runs.journal import Journal
 from tuning.runs.orders import CONTROL_FILE, recorded_orders, send
 
 POINT = {LR: 3e-4, WEIGHT: 2.0}

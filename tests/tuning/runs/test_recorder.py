@@ -7,7 +7,8 @@ import pytest
 from tests.tuning import fakes
 from trainers.errors import StorageFailed
 from tuning.runs.callbacks import Callback
-from tuning.runs.journal import Journal, JournalReader, read_history
+from tuning.runs.history import JournalReader, read_history
+from tuning.runs.journal import Journal
 from tuning.runs.messages import Ended, Failed, Progressed, Repeated, Reported
 from tuning.runs.recorder import Recorder
 from tuning.runs.records import TrialRecord

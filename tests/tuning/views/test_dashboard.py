@@ -14,7 +14,7 @@ from trainers.errors import ConfigError
 from tuning.algorithms.studies import STATES, TRIAL_ID, quiet_optuna
 from tuning.config.objectives import Objective, parse_constraint
 from tuning.run import load_run
-from tuning.runs.journal import History
+from tuning.runs.history import History
 from tuning.runs.ranking import best_trial
 from tuning.runs.records import METHOD_KEY
 from tuning.views.dashboard import OPTUNA_FILE, DashboardView, open_storage

@@ -27,7 +27,7 @@ from typing import TYPE_CHECKING
 from tuning.runs.conclusion import conclusion
 from tuning.runs.environment import ENVIRONMENT_FILE, seen_at_start
 from tuning.runs.follower import View
-from tuning.runs.journal import Event, History
+from tuning.runs.history import Event, History
 from tuning.runs.ranking import best_finished, margin_of_mean, misses
 from tuning.runs.records import (
     STEP,

@@ -17,7 +17,8 @@ from tests.tuning.databases import with_database
 from tests.tuning.run_folders import search_file, write_run
 from tests.tuning.views.mlflow.content import content, follower_of, found_runs, points
 from tuning.runs.conclusion import conclusion
-from tuning.runs.journal import JOURNAL_FILE, Journal
+from tuning.runs.history import JOURNAL_FILE
+from tuning.runs.journal import Journal
 from tuning.runs.run_folder import CONFIG_FILE, load_run
 from tuning.views.completion import complete_mlflow
 from tuning.views.mlflow import client as mlf

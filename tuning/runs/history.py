@@ -1,0 +1,355 @@
+"""What a journal tells: its events, and the history of a search that follows from them.
+
+Each line has its number and a check sum. Lines that were damaged later are skipped, and named with
+those that are missing. Events and keys that are not known are skipped, so that later versions can
+add some.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import operator
+import re
+from collections.abc import Iterable, Iterator
+from contextlib import suppress
+from dataclasses import dataclass, field, replace
+from functools import cache
+from pathlib import Path
+from typing import Any, Final, TypeAlias, get_args
+from zlib import crc32
+
+from trainers.errors import ConfigError, listed
+from tuning.runs.records import TRAIN_CURVE, Outcome, SearchOutcome, TrialRecord
+
+JOURNAL_FILE = "journal.jsonl"
+FORMAT = 3
+_LOST: Final = {
+    "zero_shot": "the zero-shot metrics",
+    "started": "{trial}",
+    "report": "a report of {trial}",
+    "ended": "the end of {trial}",
+}
+"""What is missing without an event."""
+_MOST_MISSING: Final = 10_000
+"""Most lines that are counted between two."""
+_warn_once = cache(logging.getLogger(__name__).warning)
+Event: TypeAlias = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class History:
+    """The contents of a journal."""
+
+    records: tuple[TrialRecord, ...] = ()
+    """References, then trials in the order of their proposal. A trial that was running when the
+    driver was killed is `stopped` at the time of the last event."""
+    zero_shot: dict[str, float] | None = None
+    """Metrics of the model before any step; None until they are measured."""
+    seconds: float = 0.0
+    """Wall time of all sessions, each from its start to its last event."""
+    outcome: SearchOutcome | None = None
+    """How the last session ended; None if it was killed or is running."""
+    fingerprints: dict[str, str] = field(default_factory=dict)
+    """Fingerprints of the configuration of the last session."""
+    objects: dict[str, str] = field(default_factory=dict)
+    """Class of the `sampler` and of the `pruner` that the last session got as objects."""
+    run_id: str = ""
+    """Identifier of the run. It stays the same when the run folder is moved."""
+    used_ood: bool = False
+    """Whether a session or a run of `search.warm_start` used OOD validation data."""
+    controls: tuple[Event, ...] = ()
+    """The events of `Journal.controlled`."""
+    damage: str = ""
+    """See `JournalReader.damage`."""
+
+
+def line_of(event: Event, number: int) -> bytes:
+    """The line of a journal with its number, counted from 1, and the check sum of all before it."""
+    text = json.dumps({"line": number, **event}).encode()
+    return text[:-1] + _seal(text)
+
+
+def _seal(text: bytes) -> bytes:
+    """What stands in a line in place of the last brace of an event."""
+    return b', "crc": "%08x"}\n' % crc32(text)
+
+
+def _event_of(line: bytes) -> Event | None:
+    """The event of a line; None if the line is damaged."""
+    length = len(_seal(b""))
+    text = line[:-length] + b"}"
+    if line[-length:] != _seal(text):
+        return None
+    with suppress(ValueError, RecursionError):
+        event = json.loads(text)
+        if isinstance(event, dict) and isinstance(event.get("line"), int):
+            return event
+    return None
+
+
+def read_history(run_folder: Path, live: bool = False, whole: bool = False) -> History:
+    """The contents of a journal, without an incomplete last line and without damaged ones.
+
+    Args:
+        live: the driver is running. Otherwise, trials without an end were cut off by a kill.
+        whole: see `JournalReader`.
+
+    Raises:
+        ConfigError: see `JournalReader.events`.
+    """
+    return replayed(run_folder, whole).history(live)
+
+
+def replayed(run_folder: Path, whole: bool = False) -> Replay:
+    """The state after all events of a journal. See `read_history`."""
+    reader, replay = JournalReader(run_folder, whole), Replay()
+    for _ in _replayed(reader, replay):
+        pass
+    replay.damage = reader.damage
+    return replay
+
+
+class Log:
+    """All of a journal, which is read once: each history continues where the one before ended.
+
+    Args:
+        whole: see `JournalReader`.
+    """
+
+    def __init__(self, run_folder: Path, whole: bool = False) -> None:
+        self._reader, self._replay = JournalReader(run_folder, whole), Replay()
+        self.trial_events: list[tuple[str, TrialRecord]] = []
+        """Every `started`, `report` and `ended` of a trial up to the last history, in the order of
+        the journal, with the record of the trial then."""
+
+    def history(self) -> History:
+        """The contents so far. A session without an end was cut off by a kill.
+
+        Raises:
+            ConfigError: see `JournalReader.events`.
+        """
+        for event in _replayed(self._reader, self._replay):
+            if event["event"] in ("started", "report", "ended"):
+                self.trial_events.append((event["event"], self._replay.records[event["trial"]]))
+        return self._replay.history(live=False)
+
+    @property
+    def last(self) -> float:
+        """See `Replay.last`."""
+        return self._replay.last
+
+
+def _replayed(reader: JournalReader, replay: Replay) -> Iterator[Event]:
+    """The events of a journal, each once `replay` has it."""
+    for event in reader.events():
+        if reader.give(replay, event):
+            yield event
+
+
+class JournalReader:
+    """Reads a journal. A view that follows a running search goes on where it stopped before.
+
+    Args:
+        whole: refuse a journal of which lines are damaged or missing. Otherwise the log names them,
+            once, and the others are read.
+    """
+
+    def __init__(self, run_folder: Path, whole: bool = False) -> None:
+        self._folder, self._whole = run_folder, whole
+        self._offset = 0
+        self._last = self._last_sound = 0  # numbers of the last line, and of the last undamaged one
+        self._damaged: dict[int, str] = {}  # what is wrong with a line, by its number
+        self._lost: dict[str, None] = {}  # what may be missing, each once
+
+    def events(self) -> Iterator[Event]:
+        """The events since the last call, without an incomplete last line.
+
+        Raises:
+            ConfigError: there is no journal, its format is of another version, or its first line is
+                damaged or missing; if `whole`, any line.
+        """
+        path = self._folder / JOURNAL_FILE
+        if not path.is_file():
+            raise ConfigError(f"not a run folder: {JOURNAL_FILE} not found", source=self._folder)
+        with path.open("rb") as file:
+            file.seek(self._offset)
+            for line in file:
+                # With another byte in place of its end, a line is no incomplete one.
+                if not line.endswith(b"\n") and _event_of(line[:-1] + b"\n") is None:
+                    break
+                event = _event_of(line)
+                if self._offset == 0:
+                    self._check_first(line, event)
+                self._offset += len(line)
+                if event is None:
+                    self._count_damaged(line)
+                elif self._is_next(event["line"]):
+                    yield event
+        if self._damaged and self._whole:
+            problem = f"{self.damage}; such a run can be read and exported, but not continued"
+            raise ConfigError(problem, source=self._folder)
+        if self._damaged:
+            _warn_once(f"{self._folder.resolve()}: {self.damage}")
+
+    @property
+    def damage(self) -> str:
+        """Which lines so far are damaged or missing, and what they may have had, in one line.
+
+        Empty for a journal that is whole.
+        """
+        if not self._damaged:
+            return ""
+        what = " or ".join(sorted({*self._damaged.values()}))
+        numbers = listed(sorted(self._damaged))
+        lines = f"line {numbers} is" if len(self._damaged) == 1 else f"lines {numbers} are"
+        lost = f": {listed(self._lost)} may be missing" if self._lost else ""
+        return f"{JOURNAL_FILE}: {lines} {what}{lost}"
+
+    def give(self, replay: Replay, event: Event) -> bool:
+        """Add an event to a history. False if it needs another one that is missing.
+
+        Raises:
+            ConfigError: the event cannot be used, and no line before it is damaged or missing.
+        """
+        try:
+            replay.add(event)
+        except (ValueError, KeyError, TypeError, AttributeError):
+            if not self._damaged:
+                problem = f"{JOURNAL_FILE}: line {event['line']} is damaged"
+                raise ConfigError(problem, source=self._folder) from None
+            self._lost[str(event.get("trial"))] = None
+            return False
+        return True
+
+    def _check_first(self, line: bytes, event: Event | None) -> None:
+        try:
+            # Earlier formats have no check sums.
+            found = (event or json.loads(b"" if b'"crc"' in line else line))["format"]
+            is_damaged = event is None and found == FORMAT
+        except (ValueError, KeyError, TypeError, RecursionError):
+            is_damaged = True
+        if is_damaged:
+            raise ConfigError(f"{JOURNAL_FILE}: line 1 is damaged", source=self._folder)
+        if found != FORMAT:
+            raise ConfigError(
+                f"format {found} is of another version of lipsum-tune; this version reads {FORMAT}",
+                source=self._folder / JOURNAL_FILE,
+                hint="finish and export the run with that version",
+            )
+
+    def _count_damaged(self, line: bytes) -> None:
+        self._last += 1
+        self._damaged[self._last] = "damaged"
+        kind = re.search(rb'"event": "(\w+)"', line)
+        trial = re.search(rb'"trial": "([\w-]+)"', line)
+        text = _LOST.get(kind[1].decode(), "") if kind else ""
+        if text and (trial or "{" not in text):
+            self._lost[text.format(trial=trial and trial[1].decode())] = None
+
+    def _is_next(self, number: int) -> bool:
+        """Count an undamaged line. False if it has been read before."""
+        if number <= self._last_sound:
+            self._damaged[number] = "repeated"
+            return False
+        missing = range(self._last + 1, min(number, self._last + _MOST_MISSING))
+        self._damaged |= dict.fromkeys(missing, "missing")
+        self._damaged.pop(number, None)  # one damaged line may have become two
+        self._last = self._last_sound = number
+        return True
+
+
+class Replay:
+    """Builds a history from the events of a journal, in their order.
+
+    Args:
+        records: the state of trials before the first event.
+    """
+
+    def __init__(self, records: Iterable[TrialRecord] = ()) -> None:
+        self.records = {record.trial_id: record for record in records}
+        self.last = 0.0
+        """Largest time of the last session, in Unix seconds."""
+        self.damage = ""
+        """See `JournalReader.damage`."""
+        self._found = History()  # without the records and the last session's time
+        self._session_start: float | None = None
+
+    def add(self, *events: Event) -> None:
+        """Take the next events. One that is not known is skipped."""
+        for event in events:
+            self._add(event)
+
+    def _add(self, event: Event) -> None:
+        kind, at = event["event"], float(event["time"])
+        if kind == "created":
+            self._found = replace(self._found, run_id=event["id"])
+        if kind == "session":
+            self._close_session()
+            self._session_start = self.last = at
+            objects = dict(event.get("objects", {}))
+            found = {"fingerprints": event["fingerprints"], "objects": objects}
+            self._found = replace(self._found, outcome=None, **found)
+        self.last = max(self.last, at)
+        if kind == "used_ood":
+            self._found = replace(self._found, used_ood=True)
+        elif kind == "control":
+            self._found = replace(self._found, controls=(*self._found.controls, event))
+        elif kind == "zero_shot":
+            self._found = replace(self._found, zero_shot=_numbers(event["metrics"]))
+        elif kind == "session_ended":
+            self._found = replace(self._found, outcome=event["outcome"])
+            self._close_session()
+        elif kind in ("started", "report", "ended"):
+            trial_id = event["trial"]
+            record = self.records[trial_id] = self._changed(trial_id, kind, event, at)
+            if record.repeats and record.outcome == "finished":
+                self.records[record.repeats] = self.records[record.repeats].with_repeat(record)
+
+    def _changed(self, trial_id: str, kind: str, event: Event, at: float) -> TrialRecord:
+        """The record of a trial after an event. Events after a final outcome change nothing."""
+        if kind == "started":
+            if event.get("repeats"):
+                self.records[event["repeats"]]  # raises KeyError if its start is missing
+            new = TrialRecord(
+                trial_id,
+                operator.index(event["number"]),
+                event["kind"],
+                dict(event["params"]),
+                is_first_point=event.get("first_point", False),
+                sampler_state=event.get("sampler", {}),
+                repeats=event.get("repeats", ""),
+                labels=tuple(event.get("labels", ())),
+            )
+            return self.records.get(trial_id, new).with_attempt(at, event["gpus"])
+        record = self.records[trial_id]
+        if kind == "report":
+            return record.with_report(_numbers(event["report"]), event.get(TRAIN_CURVE))
+        if event["outcome"] not in get_args(Outcome):
+            raise ValueError
+        return record.with_end(event["outcome"], at, event["error"], event.get("reason", ""))
+
+    @property
+    def _seconds(self) -> float:
+        start = self.last if self._session_start is None else self._session_start
+        return self._found.seconds + self.last - start
+
+    def _close_session(self) -> None:
+        self._found, self._session_start = replace(self._found, seconds=self._seconds), None
+        for trial_id, record in self.records.items():
+            if record.outcome == "running":
+                self.records[trial_id] = record.with_end("stopped", self.last)
+
+    def history(self, live: bool) -> History:
+        """The history so far, see `read_history`."""
+        if not live:
+            self._close_session()
+        records = sorted(self.records.values(), key=lambda record: record.number)
+        found = replace(self._found, records=tuple(records), seconds=self._seconds)
+        return replace(found, damage=self.damage)
+
+
+def _numbers(metrics: dict[str, float]) -> dict[str, float]:
+    if not all(isinstance(value, int | float) for value in metrics.values()):
+        raise TypeError
+    return metrics
