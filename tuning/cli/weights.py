@@ -72,6 +72,9 @@ def export(
     output: Annotated[
         Path | None, typer.Option(help="A new folder, for open_clip's `local-dir:`.")
     ] = None,
+    onnx: Annotated[
+        bool, typer.Option("--onnx", help="Add model.onnx: image encoder and head in one file.")
+    ] = False,
     register: Annotated[
         str | None, typer.Option(help="Add it to this model in MLflow's registry.", metavar="NAME")
     ] = None,
@@ -130,6 +133,7 @@ def export(
     if push is None and (public or license_ or dry_run):
         raise ConfigError("--public, --license and --dry-run are for --push")
     which: dict[str, Any] = {"trial": trial, "soup": soup, "top": top, "alpha": alpha}
+    which["onnx"] = onnx
     with ExitStack() as stack:
         folder = output
         if push is not None:

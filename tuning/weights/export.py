@@ -18,6 +18,7 @@ from tuning.runs.run_folder import load_run
 from tuning.weights import predict
 from tuning.weights.hub import card_data
 from tuning.weights.model_card import model_card
+from tuning.weights.onnx import check_onnx, write_onnx
 from tuning.weights.soup import soup_of
 from tuning.weights.sources import SPLIT, Source, evaluation_crops, find_source, measured
 
@@ -41,6 +42,7 @@ def export_weights(
     soup: Literal["greedy"] | None = None,
     top: int = 5,
     alpha: float | None = None,
+    onnx: bool = False,
 ) -> Path:
     """Write fine-tuned weights as a folder for open_clip's `local-dir:`, with head and model card.
 
@@ -55,12 +57,15 @@ def export_weights(
         top: number of trials for the soup, if so many were kept (`checkpoints.keep_top`).
         alpha: of WiSE-FT, from 0 (zero-shot) to 1 (the end of the training); by default the point
             that the trial has chosen (`eval.line`).
+        onnx: add `model.onnx`, image encoder and head in one file, whose logits are compared with
+            those of PyTorch.
 
     Returns:
         The output, absolute.
 
     Raises:
-        ConfigError: no such weights, an alpha out of range, or an output that is in use.
+        ConfigError: no such weights, an alpha out of range, an output that is in use, or a package
+            or equal logits are missing for ONNX.
         StorageFailed: the weights cannot be copied here.
     """
     if alpha is not None and not 0 <= alpha <= 1:
@@ -69,6 +74,8 @@ def export_weights(
         raise ConfigError("no such recipe", key="--soup", value=soup, hint="greedy")
     if soup is not None and trial:
         raise ConfigError("cannot be used with --trial", key="--soup", value=soup)
+    if onnx:
+        check_onnx()
     output = Path(output).expanduser().absolute()
     if output.exists() and (not output.is_dir() or any(output.iterdir())):
         problem, hint = "is not an empty folder", "name another one, or remove it first"
@@ -113,6 +120,8 @@ def export_weights(
             (unfinished / ABOUT).write_text(json.dumps(about, indent=2) + "\n", encoding="utf-8")
             card = model_card(source.title, about, card_data(source.title, source.trial, about))
             (unfinished / CARD).write_text(card, encoding="utf-8")
+            if onnx:
+                write_onnx(unfinished, clip, head, about)
             shutil.copyfile(predict.__file__, unfinished / "predict.py")
             for file in unfinished.iterdir():
                 file.chmod(0o644)  # safetensors writes for their owner alone
