@@ -8,6 +8,7 @@ import tomllib
 from pathlib import Path
 
 import pytest
+import yaml
 from packaging.requirements import Requirement
 
 ROOT = Path(__file__).parent.parent
@@ -37,6 +38,53 @@ def test_constraints_have_one_allowed_version_of_each_package(python, platform):
         if not LEFT_OUT.fullmatch(name):
             (found,) = [pin for pin in there if pin.name == name]
             assert wanted.specifier.contains(str(found.specifier).removeprefix("=="))
+
+
+def test_the_citation_has_the_version_of_the_package():
+    version = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"]
+    cited = yaml.safe_load((ROOT / "CITATION.cff").read_text())
+    assert cited["version"] == version
+    assert f"## [{version}] - {cited['date-released']}\n" in (ROOT / "CHANGELOG.md").read_text()
+
+
+def test_windows_is_told_of_wsl():
+    code = "import sys; sys.platform = 'win32'; import cluster.cli"
+    command = [sys.executable, "-c", code]
+    done = subprocess.run(command, cwd=ROOT, stderr=subprocess.PIPE, text=True, check=False)
+    assert (done.returncode, len(done.stderr.splitlines())) == (2, 1)
+    assert "WSL" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("file", "text", "said"),
+    [
+        ("CHANGELOG.md", "## [Unreleased]\n", "CHANGELOG.md: no 9.9"),
+        ("CITATION.cff", "version: 9.8\n", "CITATION.cff: not 9.9"),
+        ("new.py", None, "commit or remove: ?? new.py"),
+        ("tag", None, "v9.9 exists"),
+    ],
+)
+def test_an_unfinished_release_is_refused(file, text, said, tmp_path):
+    files = {
+        "Makefile": f"include {ROOT}/Makefile\n",
+        "pyproject.toml": 'version = "9.9"\n',
+        "CHANGELOG.md": "## [9.9] - 2030-01-01\n",
+        "CITATION.cff": "version: 9.9\n",
+    }
+    for name, content in files.items():
+        (tmp_path / name).write_text(text if text and name == file else content)
+    git = ["git", "-c", "user.name=a", "-c", "user.email=a@b"]
+    for words in (["init"], ["add", "."], ["commit", "-m", "all"]):
+        subprocess.run([*git, *words], cwd=tmp_path, check=True, capture_output=True)
+    if file == "new.py":
+        (tmp_path / file).touch()
+    if file == "tag":
+        subprocess.run([*git, "tag", "v9.9"], cwd=tmp_path, check=True)
+    words = ["make", "release", "MAKE=echo built, not"]
+    done = subprocess.run(words, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.returncode != 0
+    assert said in done.stdout
+    assert "built" not in done.stdout
 
 
 def test_uv_gets_the_settings_of_pip(tmp_path):
