@@ -12,6 +12,7 @@ from trainers.data.domain_files import EMBEDDED, domain_files
 from trainers.data.schema import Header, split_header
 from trainers.embedded_benchmark.classes import DOMAINS, load_classes
 from trainers.errors import ConfigError, suggestion
+from trainers.loop.class_weights import check_names
 from trainers.models.clip import check_model
 from trainers.models.layers import check_frozen_layers
 
@@ -22,21 +23,27 @@ def check_trials(configs: Iterable[TrialConfig]) -> None:
     A model is loaded once. No images are read, and the embedded benchmark is not built. Models and
     data that several configurations have in common are checked once.
     """
-    data: list[DataConfig] = []
+    data: list[tuple[DataConfig, Sequence[str]]] = []
     for config in configs:
-        if config.data not in data:
-            check_data(config.data)
-            data.append(config.data)
+        found = next((classes for of, classes in data if of == config.data), None)
+        if found is None:
+            found = check_data(config.data)
+            data.append((config.data, found))
+        if isinstance(config.class_weights, dict):
+            check_names(config.class_weights, found)
         check_model(config.model)  # after the data: it may fetch weights
         check_frozen_layers(config.model, config.optim.frozen_layers)
         config.method.check(config.model)
 
 
-def check_data(data: DataConfig, parts: Sequence[tuple[str, str]] | None = None) -> None:
+def check_data(data: DataConfig, parts: Sequence[tuple[str, str]] | None = None) -> tuple[str, ...]:
     """Raise a ConfigError for data that are missing, unfinished or mislabelled.
 
     Args:
         parts: domain and split of each part, of the ID domain first. Default: `trial_parts`.
+
+    Returns:
+        The classes of the ID domain.
     """
     parts = parts or data.trial_parts
     if data.root == EMBEDDED:
@@ -52,3 +59,4 @@ def check_data(data: DataConfig, parts: Sequence[tuple[str, str]] | None = None)
     data.rules.prompts(id_classes)
     for (domain, _), header in headers.items():
         domain_class_map(data, id_classes, domain, header)
+    return id_classes

@@ -32,6 +32,7 @@ say_once = cache(logger.warning)
 
 PrecisionName: TypeAlias = Literal["auto", "fp32", "bf16", "fp16"]
 Beta: TypeAlias = Annotated[float, Field(ge=0, lt=1)]
+ClassWeight: TypeAlias = Annotated[float, Field(gt=0, le=1e6)]
 
 
 class OptimConfig(Frozen):
@@ -92,6 +93,10 @@ class TrialConfig(Frozen):
     epochs: float | None = Field(default=None, gt=0, le=1e6)
     """Passes over the training images, in place of `steps`: when a configuration is read, they
     become the number of steps that has so many images."""
+    class_weights: Literal["auto"] | dict[str, ClassWeight] | None = None
+    """Weights of classes in the cross-entropy, by the names of their folders; others have 1. `auto`
+    is the inverse of the number of training images. Their mean over the training images is made 1.
+    Methods whose loss has no such term refuse them."""
     seed: int = Field(default=0, ge=0, lt=2**63)
     """Seed of batches, image views and random texts: all are functions of (seed, step, sample)."""
     precision: PrecisionName = "auto"
@@ -146,6 +151,10 @@ class TrialConfig(Frozen):
                 key="method.name",
                 value=name,
                 hint="name its file or module under `plugins`",
+            )
+        if self.class_weights is not None and not self.method.weighs_classes:
+            raise ValueError(
+                f"class_weights: the loss of method.name = {name!r} has no such weights"
             )
         if self.eval.ema is not None and self.method.ema is not None:
             problem = f"eval.ema: method.name = {name!r} has a moving average of its own"

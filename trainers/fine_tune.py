@@ -22,6 +22,7 @@ from trainers.data.sampler import StepSampler
 from trainers.errors import TrainingDiverged
 from trainers.evaluation.metrics import RANDOM_TEXT_RANK
 from trainers.hang import alive, pause
+from trainers.loop.class_weights import class_weights
 from trainers.loop.evaluate_run import class_maps, evaluate_run
 from trainers.loop.lr_schedule import learning_rate
 from trainers.loop.snapshot import restore, snapshot
@@ -129,7 +130,10 @@ def fine_tune(
 
     mark_every = CHECK_EVERY * math.ceil(config.eval.every / (CHECK_EVERY * CURVE_POINTS))
     clock = Clock(run)
-    stepper, first = Stepper(run), run.progress.step
+    weights, first = None, run.progress.step
+    if config.class_weights is not None:
+        weights = class_weights(config.class_weights, train.labels, train.class_names)
+    stepper = Stepper(run, weights)
     # What is compiled by a first step or evaluation may take long.
     begin_phase = pause if config.compile else alive
     begin_phase()

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 import torch.distributed as dist
@@ -43,9 +43,14 @@ class MicroBatch:
 
 
 class Stepper:
-    """Takes the steps of one run."""
+    """Takes the steps of one run.
 
-    def __init__(self, run: TrainState) -> None:
+    Args:
+        class_weights: (K,) of `class_weights`.
+    """
+
+    def __init__(self, run: TrainState, class_weights: Tensor | None = None) -> None:
+        self._class_weights = None if class_weights is None else class_weights.to(run.device)
         self._run, self._method = run, run.config.method
         self._model = replicated(run.student, run.device)
 
@@ -136,7 +141,8 @@ class Stepper:
         for part in parts:
             share = len(part.labels) / images
             with self._reducing(part is parts[-1]):
-                batch = Batch(part.labels, self._student(part), *self._teachers(step, [part]))
+                outputs = (self._student(part), *self._teachers(step, [part]))
+                batch = Batch(part.labels, *outputs, class_weights=self._class_weights)
                 loss = self._method.loss(batch, step)
                 self._run.scaler.scale(share * loss.total).backward()
             values += share * _values(loss)
@@ -157,7 +163,9 @@ class Stepper:
                 outputs = Outputs(*(tensor.detach().requires_grad_() for tensor in outputs))
             labels = gather(torch.cat([part.labels for part in parts]))
             gathered = [None if of is None else _gathered(of) for of in (outputs, *teachers)]
-            loss = self._method.loss(Batch(labels, *gathered), step)  # type: ignore[arg-type]
+            batch = Batch(labels, *gathered)  # type: ignore[arg-type]
+            batch = replace(batch, class_weights=self._class_weights)
+            loss = self._method.loss(batch, step)
             self._run.scaler.scale(loss.total).backward()
         for part in parts if twice else ():
             rows = slice(part.first, part.first + len(part.labels))

@@ -63,6 +63,11 @@ class AutoFineTuning(Method):
         """False if images are compared with the texts of others."""
         return self.contrastive_weight == 0
 
+    @property
+    def weighs_classes(self) -> bool:
+        """True."""
+        return True
+
     def loss(self, batch: Batch, step: Step) -> Loss:
         """Cross-entropy, plus all other terms with their weights as the regulariser."""
         import torch

@@ -55,6 +55,8 @@ class Batch:
     """Outputs of the zero-shot model for the same views and texts, if `needs_zero_shot`."""
     average: Outputs | None = None
     """Outputs under the average of the parameters so far, if there is an `average_decay`."""
+    class_weights: Tensor | None = None
+    """(K,) weights of `class_weights`, which `cross_entropy` applies."""
 
 
 class RandomTextFeatures(Protocol):
@@ -216,6 +218,11 @@ class Method(Frozen):
         """
         return Loss(cross_entropy(batch))
 
+    @property
+    def weighs_classes(self) -> bool:
+        """Whether the loss uses `cross_entropy` of this module, which applies `class_weights`."""
+        return type(self).loss in (Method.loss, ZeroShotRegulariser.loss)
+
     def average_decay(self, step: int, steps: int) -> float | None:
         """d of ``average <- d average + (1 - d) weights`` after a step; None for no average.
 
@@ -269,7 +276,10 @@ def cross_entropy(batch: Batch) -> Tensor:
     """The task term of a classifier: the mean cross-entropy of the student's logits, a scalar."""
     from torch.nn import functional
 
-    return functional.cross_entropy(batch.student.logits, batch.labels)
+    if batch.class_weights is None:
+        return functional.cross_entropy(batch.student.logits, batch.labels)
+    losses = functional.cross_entropy(batch.student.logits, batch.labels, reduction="none")
+    return (batch.class_weights[batch.labels] * losses).mean()
 
 
 def scheduled(weight: float, schedule: Schedule, step: Step) -> float:

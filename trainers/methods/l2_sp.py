@@ -28,6 +28,11 @@ class L2SP(Method):
     reg_weight: float = Field(default=0.01, ge=0, le=1e6)
     """Weight of the regulariser."""
 
+    @property
+    def weighs_classes(self) -> bool:
+        """True."""
+        return True
+
     def loss(self, batch: Batch, step: Step) -> Loss:
         """Cross-entropy plus the squared distance from the initial weights."""
         import torch
