@@ -146,10 +146,9 @@ DIFFERENCE = [0] * 6 + [1, 1, 0, 0], [0] * 7 + [1, 0, 0]
 """Right images of Lipsum-FT less those of FT, without and with one more."""
 
 
-def test_the_figure_leads_from_plain_fine_tuning_to_the_tuned_row(results):
-    results["row"] = results["row"].replace("Lipsum-FT, random search", "Lipsum-FT, tuned")
+def test_the_figure_leads_from_the_end_of_plain_fine_tuning_to_its_line(results):
     (axes,) = figure.draw(results, SUITE).axes
     marks = np.array([mark.xy for mark in axes.texts[:3]])
-    assert marks == pytest.approx(np.array([(50, 50), (10, 20), (80, 40)]))
+    assert marks == pytest.approx(np.array([(50, 50), (10, 20), (65, 25)]))
     arrow = axes.texts[3]
     assert np.array([arrow.xyann, arrow.xy]) == pytest.approx(marks[1:])

@@ -7,7 +7,7 @@ from tests.benchmarks.photographs.table import columns, read_rows
 MARKS = {
     "zero-shot": ("zero-shot", "#5B616B", 7),
     "FT, untuned, at its end": ("plain fine-tuning,\nuntuned", "#D55E00", -27),
-    "Lipsum-FT, tuned": ("Lipsum-FT, tuned and\non its line", "#0072B2", 7),
+    "FT, untuned": ("the best point\nof its line", "#0072B2", 7),
 }
 """Rows of the table, with label, colour, and height of the label over the mark in points. An arrow
 leads from the second to the third."""
