@@ -208,7 +208,7 @@ def continue_search(run_folder: Path, file: SearchFile, options: SearchOptions) 
             ResultsView(checkpoints.url),
             MlflowView(uri),  # uploads them
         )
-        callbacks = (Follower(views), session.progress, *options.callbacks)
+        callbacks = (Follower(views, journal), session.progress, *options.callbacks)
         references = [TrialRecord(name, -1, "reference", {}) for name in file.search.references]
         driver = session.driver(search, history, callbacks, studies=studies, fixed=references)
         ended, outcome, ended_by = session.run(driver, begin=begin)

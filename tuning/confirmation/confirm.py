@@ -213,7 +213,7 @@ def _train(run: LoadedRun, wanted: Mapping[Key, TrialRecord], options: SearchOpt
         driver = session.driver(
             search,
             replace(history, records=tuple(earlier)),
-            [Follower(views), session.progress],
+            [Follower(views, journal), session.progress],
             fixed=points,
         )
         _, outcome, _ = session.run(driver, final_split=SPLIT)

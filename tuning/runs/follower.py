@@ -19,6 +19,7 @@ from trainers.errors import StorageFailed, first_line
 from trainers.redact import redact
 from tuning.runs.callbacks import Callback
 from tuning.runs.history import Event, History, JournalReader, Replay
+from tuning.runs.journal import Journal
 from tuning.runs.records import SearchOutcome, SearchRecord, TrialRecord
 
 logger = logging.getLogger(__name__)
@@ -70,11 +71,14 @@ class Follower(Callback):
 
     Args:
         views: in this order; one that may hang is best the last.
+        journal: of the driver, of which lines are read once they are synced; None without a driver.
         tick: seconds between two looks at the journal.
     """
 
-    def __init__(self, views: Sequence[View], tick: float = 1.0) -> None:
-        self._views, self._tick = views, tick
+    def __init__(
+        self, views: Sequence[View], journal: Journal | None = None, tick: float = 1.0
+    ) -> None:
+        self._views, self._journal, self._tick = views, journal, tick
         self._is_over, self._gives_up = threading.Event(), threading.Event()
         self._behind: set[View] = set()  # those that lack a part
         self._due: dict[View, float] = {}
@@ -121,7 +125,9 @@ class Follower(Callback):
         Raises:
             ConfigError: the journal cannot be read.
         """
-        for event in self._reader.events():
+        # A view that saw a line which is cut off again could remove what a resume needs.
+        until = None if self._journal is None else self._journal.synced
+        for event in self._reader.events(until):
             if not self._reader.give(self._replay, event) or event["event"] == "alive":
                 continue
             self._behind = {*self._views}

@@ -162,8 +162,11 @@ class JournalReader:
         self._damaged: dict[int, str] = {}  # what is wrong with a line, by its number
         self._lost: dict[str, None] = {}  # what may be missing, each once
 
-    def events(self) -> Iterator[Event]:
+    def events(self, until: int | None = None) -> Iterator[Event]:
         """The events since the last call, without an incomplete last line.
+
+        Args:
+            until: bytes of the file; lines that end after them are left for a later call.
 
         Raises:
             ConfigError: there is no journal, its format is of another version, or its first line is
@@ -177,6 +180,8 @@ class JournalReader:
             for line in file:
                 # With another byte in place of its end, a line is no incomplete one.
                 if not line.endswith(b"\n") and _event_of(line[:-1] + b"\n") is None:
+                    break
+                if until is not None and self._offset + len(line) > until:
                     break
                 event = _event_of(line)
                 if self._offset == 0:

@@ -70,6 +70,8 @@ class Journal:
             self.close()
             raise
         cut_torn_line(path)
+        self.synced = path.stat().st_size
+        """Bytes of the file that stay there. A line that could not be synced is cut off again."""
         # A session goes on after the one before it, also if the clock was set back meanwhile.
         self._clock_offset = max(time.time(), self._log.last) - time.monotonic()
         self.run_id = found.run_id or secrets.token_hex(4)
@@ -172,6 +174,7 @@ class Journal:
                 self.failure = error
                 raise
             self._lines, self._size = self._lines + len(events), size + len(content)
+            self.synced = self._size
         return written
 
 

@@ -1,3 +1,5 @@
+import errno
+import os
 import threading
 from contextlib import closing
 
@@ -5,7 +7,7 @@ import pytest
 
 from tests.tuning import fakes
 from tests.waiting import wait_until
-from trainers.errors import ConfigError
+from trainers.errors import ConfigError, StorageFailed
 from tuning.runs import follower as module
 from tuning.runs.follower import Follower, View, complete
 from tuning.runs.history import JOURNAL_FILE
@@ -145,3 +147,21 @@ def test_a_journal_that_is_gone_is_said_once(tmp_path, journal, caplog):
     follower.search_ended([], "stopped")
     said = ["the views of the search are not written any more", "the page lacks a part."]
     assert [text[: len(found)] for text, found in zip(caplog.messages, said, strict=True)] == said
+
+
+def test_views_see_no_line_that_the_disk_refuses(tmp_path, journal, monkeypatch):
+    follower = Follower([view := Shown()], journal, tick=60)  # this test takes its turns
+    follower.search_started(fakes.search_record(tmp_path))
+    journal.trial_started(fakes.trial(0, outcome="running", ended_at=None))
+    follower.turn()
+
+    def full(descriptor):
+        follower.turn()  # while the line is in the file, before it is cut off again
+        raise OSError(errno.ENOSPC, "no space")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(StorageFailed):
+        journal.trial_reported(fakes.trial(0, outcome="pruned"))
+    follower.search_ended([], "stopped")
+    assert view.outcomes[-1] == ["stopped"]
+    assert [event for event, _ in view.events] == ["created", "started"]
