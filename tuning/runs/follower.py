@@ -85,6 +85,7 @@ class Follower(Callback):
         self.errors: dict[View, Exception] = {}
         """Why the last update of a view failed."""
         self._told: set[View] = set()
+        self._is_unread = False  # the last turn has failed
 
     def search_started(self, search: SearchRecord) -> None:
         """Start the views, then the thread.
@@ -154,16 +155,24 @@ class Follower(Callback):
         self._due = {view: time.monotonic() + view.seconds for view in self._views}
 
     def _follow(self) -> None:
+        while not self._is_over.wait(self._tick):
+            self._try_turn()
+        self._behind = {*self._views}  # some change when a search ends
+        pause = 0.0
+        while self._behind and not self._gives_up.wait(pause):
+            self._try_turn(is_over=True)
+            pause = self._tick
+
+    def _try_turn(self, is_over: bool = False) -> None:
+        """A turn. A journal that cannot be read, which is logged once, may be readable later."""
         try:
-            while not self._is_over.wait(self._tick):
-                self.turn()
-                self._tell()
-            self._behind = {*self._views}  # some change when a search ends
-            while self._behind and not self._gives_up.wait(self._tick if self.errors else 0):
-                self.turn(is_over=True)
-                self._tell()
+            self.turn(is_over)
+            self._is_unread = False
         except Exception:
-            logger.exception("the views of the search are not written any more")
+            if not self._is_unread:
+                logger.exception("the views of the search cannot be written, and get this later")
+            self._is_unread = True
+        self._tell()
 
     def _tell(self) -> None:
         for view in self._told - self.errors.keys():
