@@ -204,9 +204,9 @@ def continue_search(run_folder: Path, file: SearchFile, options: SearchOptions) 
         kept = max(file.search.checkpoints.keep_top, LEADERS if file.search.seeds else 0)
         views = (
             CheckpointsView(checkpoints, kept),
-            *dashboard,
             ResultsView(checkpoints.url),
             MlflowView(uri),  # uploads them
+            *dashboard,  # the client of a database may wait for minutes
         )
         callbacks = (Follower(views, journal), session.progress, *options.callbacks)
         references = [TrialRecord(name, -1, "reference", {}) for name in file.search.references]
