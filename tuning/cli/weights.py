@@ -132,6 +132,8 @@ def export(
         raise ConfigError("give --output FOLDER, --register NAME, --push USER/NAME or several")
     if push is None and (public or license_ or dry_run):
         raise ConfigError("--public, --license and --dry-run are for --push")
+    if dry_run and register is not None:
+        raise ConfigError("--dry-run sends nothing, and --register would add a version to MLflow")
     which: dict[str, Any] = {"trial": trial, "soup": soup, "top": top, "alpha": alpha}
     which["onnx"] = onnx
     with ExitStack() as stack:

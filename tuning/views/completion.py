@@ -55,9 +55,12 @@ def complete_mlflow(run: LoadedRun) -> str:
         return f"{where} is not here"  # the run folder was moved, or never had one
     views = {run.folder: (search, MlflowView(uri))}
     again = run.folder / CONFIRM_FOLDER
-    if (again / JOURNAL_FILE).is_file():
-        training = replace(search, run_folder=again, run_id=read_history(again).run_id)
-        views[again] = training, MlflowView(uri, confirms=search.run_id)
+    try:
+        if (again / JOURNAL_FILE).is_file():
+            training = replace(search, run_folder=again, run_id=read_history(again).run_id)
+            views[again] = training, MlflowView(uri, confirms=search.run_id)
+    except ConfigError as error:
+        return f"{where} lacks a part of it ({error})"
     for folder, (of, view) in views.items():
         if not is_running(folder) and (lacks := complete(of, [view])):
             return f"{where} lacks a part of it; repeat this later ({lacks[view]})"
