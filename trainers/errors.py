@@ -91,6 +91,14 @@ MAY_CONTINUE = 75
 of sysexits.h."""
 
 
+def is_memory_exhausted(error: RuntimeError) -> bool:
+    """Whether a GPU has run out of memory: for tensors, or for the handles of cuBLAS and cuDNN.
+
+    PyTorch 2.13 reports the latter as plain RuntimeErrors (`CUBLAS_STATUS_ALLOC_FAILED`).
+    """
+    return type(error).__name__ == "OutOfMemoryError" or "_STATUS_ALLOC_FAILED" in str(error)
+
+
 class StorageFailed(Exception):
     """A checkpoint or record could not be written or read; the message has the place and reason.
 

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from trainers.data.class_map import ClassMap
 from trainers.data.dataset import ImageDataset
-from trainers.errors import ConfigError
+from trainers.errors import ConfigError, is_memory_exhausted
 from trainers.evaluation.batches import EvalBatches
 from trainers.evaluation.domain_sums import DomainSums
 from trainers.evaluation.predictions import Predictions
@@ -114,8 +114,8 @@ def _in_memory(
     """What is computed of a batch; if that does not fit into memory, of half as many at a time."""
     try:
         return compute(images)
-    except torch.OutOfMemoryError:
-        if len(images) == 1:
+    except RuntimeError as error:
+        if len(images) == 1 or not is_memory_exhausted(error):
             raise
     # Outside of the handler, whose traceback keeps what was computed in memory.
     halves = [_in_memory(compute, half) for half in images.chunk(2)]

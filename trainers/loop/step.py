@@ -22,7 +22,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from trainers.data.transforms import normalise
 from trainers.distributed import gather, replicated
-from trainers.errors import MicroBatchTooLarge
+from trainers.errors import MicroBatchTooLarge, is_memory_exhausted
 from trainers.loop.state import TrainState
 from trainers.methods.base import Batch, Loss, Step, StepRandom
 from trainers.models.student import Outputs
@@ -101,7 +101,9 @@ class Stepper:
                     parts.append(MicroBatch(views[rows], labels[rows], own, first))
                 try:
                     values = take(step, parts)
-                except torch.OutOfMemoryError as error:
+                except RuntimeError as error:
+                    if not is_memory_exhausted(error):
+                        raise
                     if run.micro_batch_size == 1:
                         problem = "single images do not fit into memory"
                         raise torch.OutOfMemoryError(problem) from error

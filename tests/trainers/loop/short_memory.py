@@ -4,8 +4,13 @@ import torch
 
 from trainers.loop.state import start
 
+EXHAUSTED = torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB.\nIt is.")
+NO_HANDLE = RuntimeError(
+    "CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"
+)
 
-def limit_images(most, where, from_step=0):
+
+def limit_images(most, where, from_step=0, error=EXHAUSTED):
     """`start` of a run in which more images at a time raise what PyTorch raises on a GPU.
 
     Args:
@@ -13,6 +18,7 @@ def limit_images(most, where, from_step=0):
         where: in the forward pass of the `student` or of the `teacher`, in the student's
             `backward` pass, or in the `evaluation` of both; the other passes fit.
         from_step: the first step in which that is so.
+        error: what is raised.
     """
 
     def start_limited(*arguments, **options):
@@ -22,7 +28,7 @@ def limit_images(most, where, from_step=0):
         def before(module, inputs):
             counts = run.student.training != (where == "evaluation")
             if counts and run.progress.step >= from_step and len(inputs[0]) > most:
-                raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB.\nIt is.")
+                raise error.with_traceback(None)
 
         def after(module, inputs, output):
             if output.requires_grad:

@@ -3,7 +3,7 @@ import torch
 from torch.nn import functional
 
 from tests.trainers.curves import PARTS, assert_near, curve, first_batch, short
-from tests.trainers.loop.short_memory import limit_images
+from tests.trainers.loop.short_memory import EXHAUSTED, NO_HANDLE, limit_images
 from trainers import fine_tune as loop
 from trainers.data.transforms import normalise
 from trainers.fine_tune import fine_tune
@@ -90,8 +90,8 @@ def test_clipping_is_pytorchs_and_reports_the_unclipped_norm(trial):
 def limited(monkeypatch):
     """Makes models of runs that begin from now on run out of memory above so many images."""
 
-    def limit(most, where="student", from_step=0):
-        monkeypatch.setattr(loop, "start", limit_images(most, where, from_step))
+    def limit(most, where="student", **options):
+        monkeypatch.setattr(loop, "start", limit_images(most, where, **options))
 
     return limit
 
@@ -114,10 +114,19 @@ def test_a_step_that_does_not_fit_is_retried_in_halves(trial, method, where, lim
     assert {report[PARTS] for report in halved} == {2}
 
 
-def test_an_evaluation_that_does_not_fit_goes_on_in_halves(trial, limited):
+def test_a_handle_that_does_not_fit_counts_as_memory_and_another_failure_does_not(trial, limited):
+    limited(4, error=NO_HANDLE)
+    assert curve(short(trial, "ft", steps=1))[0][PARTS] == 4
+    limited(4, error=RuntimeError("CUDA error: CUBLAS_STATUS_EXECUTION_FAILED"))
+    with pytest.raises(RuntimeError, match="EXECUTION_FAILED"):
+        curve(short(trial, "ft", steps=1))
+
+
+@pytest.mark.parametrize("error", [EXHAUSTED, NO_HANDLE], ids=["tensor", "handle"])
+def test_an_evaluation_that_does_not_fit_goes_on_in_halves(trial, limited, error):
     config = short(trial, "ft", steps=2)
     whole = curve(config)
-    limited(3, "evaluation")
+    limited(3, "evaluation", error=error)
     (halved,) = curve(config)
     assert halved == pytest.approx(whole[0], rel=1e-4)
 
