@@ -155,7 +155,7 @@ def holding(run: TrainState, weights: Weights) -> Iterator[None]:
 
     with swapped_in(run.student.trained, weights):
         if run.student.text is not None:
-            heads = heads_of(encode, run.zero_shot.tokenize, run.zero_shot.prompts)
+            heads = heads_of(encode, run.zero_shot.tokenize_once, run.zero_shot.prompts)
             run.student.head = heads.classes
         yield
 

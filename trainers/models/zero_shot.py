@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cache, cached_property
 from typing import Any, cast
 
 import torch
@@ -66,6 +67,12 @@ class ZeroShotModel:
     def tokenize(self, texts: Sequence[str]) -> Tensor:
         """Tokens (N, n) of texts, on the CPU, with n as short as the model allows."""
         return self.shortened(self.tokenizer(list(texts)))
+
+    @cached_property
+    def tokenize_once(self) -> Callable[[Sequence[str]], Tensor]:
+        """`tokenize`, which keeps the tokens: for prompts, the same ones in each evaluation."""
+        kept = cache(self.tokenize)
+        return lambda texts: kept(tuple(texts))
 
     def shortened(self, tokens: Tensor) -> Tensor:
         """Tokens (N, n) without padding, if the model allows it."""
