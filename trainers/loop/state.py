@@ -132,21 +132,32 @@ def start(config: TrialConfig, *, device: torch.device | str | None = None) -> T
     Raises:
         ConfigError: the data or the model do not fit the configuration.
     """
-    rank, world_size = world()
-    method, batch_size = config.method, config.optim.batch_size
     # `torchrun` starts a process for each GPU of a machine, of which it may see its own alone.
     gpu = f"cuda:{int(os.environ.get('LOCAL_RANK', 0)) % max(1, torch.cuda.device_count())}"
     where = torch.device(device or (gpu if torch.cuda.is_available() else "cpu"))
     names = id_classes(config.data)
-    method.check(config.model)
+    config.method.check(config.model)
     zero_shot = load_zero_shot(config.model, config.data.rules.prompts(names), where)
+    return state_of(config, zero_shot, names, where)
 
+
+def state_of(
+    config: TrialConfig, zero_shot: ZeroShotModel, names: tuple[str, ...], where: torch.device
+) -> TrainState:
+    """The state before the first step, from a zero-shot model on the device `where`.
+
+    Args:
+        names: (K,) the classes of its head.
+    """
+    rank, world_size = world()
+    method, batch_size = config.method, config.optim.batch_size
     student = Student(zero_shot)
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(config.seed)
         method.prepare(student)
     student.freeze(config.optim.frozen_layers)
-    student.to(where)
+    if where.type != "cpu":  # where all of it is made; fake tensors refuse to move
+        student.to(where)
     precision = Precision(config.precision, where)
     features = ZeroShotFeatures(zero_shot, config, precision, rank, world_size)
     if config.compile:

@@ -14,7 +14,18 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.console import Console
 
-from tuning.cli.options import Address, Config, Run, Set, check_run, shortest, show, warn, word_for
+from tuning.cli.options import (
+    Address,
+    Config,
+    Run,
+    Set,
+    check_run,
+    names,
+    shortest,
+    show,
+    warn,
+    word_for,
+)  # fmt: skip
 
 if TYPE_CHECKING:
     from tuning.config.schema import SearchFile
@@ -111,13 +122,39 @@ def resume_run(
 
 
 @app.command()
-def plan(config: Config, set_: Set = None, address: Address = None) -> None:
+def plan(
+    config: Config,
+    set_: Set = None,
+    address: Address = None,
+    on: Annotated[
+        str | None,
+        typer.Option(
+            help="Predict memory and hours on GPUs that are not here: names, such as "
+            "`A100-80GB,L4`. Needs neither weights nor images."
+        ),
+    ] = None,
+    images: Annotated[
+        int | None, typer.Option(min=1, help="With --on: training images, if there are no data.")
+    ] = None,
+    classes: Annotated[
+        int | None, typer.Option(min=2, help="With --on: classes, if there are no data.")
+    ] = None,
+) -> None:
     """Estimate what a search will cost, from a short measurement on this cluster.
 
-    Example: lipsum-tune plan quickstart
+    Examples: lipsum-tune plan quickstart; lipsum-tune plan vit_b16 --on A100-80GB,L4
     """
-    from tuning.config.validation import load_config
+    from tuning.config.validation import check_settings, load_config
 
+    if on is not None:
+        file = load_config(config, set_ or (), check=False)
+        check_settings(file)
+        from tuning.planning.cards import plan_on
+        from tuning.planning.cards import render as render_cards
+
+        data, plans = plan_on(file, names(on), images=images, classes=classes)
+        Console().print(render_cards(file, data, plans))
+        return
     _announce("Plan", load_config(config, set_ or (), check=False))
     file = load_config(config, set_ or ())
     _say_what_data_lack(file)

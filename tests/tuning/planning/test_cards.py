@@ -1,0 +1,74 @@
+"""Predictions for GPUs that are not here, by a step on fake tensors."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from tests.benchmarks.fake_step import compare, trial
+from tests.tuning.result_tables import text_of
+from trainers.errors import ConfigError
+from tuning.config.schema import SearchFile
+from tuning.planning import cards
+from tuning.planning.cards import CARDS, EFFICIENCY, FILLED, Card, plan_on, render
+from tuning.planning.fake_step import Operation
+
+SMALL = Card(memory_gb=0.065, bandwidth_gb_s=320, fp32_tflops=8, half_tflops=65)
+
+
+@pytest.mark.parametrize("method", ["ft", "lipsum_ft"])
+def test_memory_and_operations_are_those_of_a_real_step(method):
+    """With the CPU's kernels in both; `tests.benchmarks.fake_step` compares more of them."""
+    memory, flops = compare(trial("tiny-clip", method, 16))
+    assert memory[0] == pytest.approx(memory[1], rel=0.1)
+    assert flops[0] == flops[1]
+
+
+def test_a_kernel_takes_as_long_as_its_operations_or_its_bytes():
+    card = Card(80, bandwidth_gb_s=2000, fp32_tflops=20, half_tflops=300, tf32_tflops=150)
+    product = Operation(3 * 10**12, torch.bfloat16, 10**9, shared=False)
+    copy = Operation(0, torch.float32, 10**10, shared=True)
+    assert card.seconds([product, copy], "bf16") == pytest.approx((0.01 + 0.005) / EFFICIENCY)
+    assert card.seconds([product, copy], "bf16", shared=False) == pytest.approx(0.01 / EFFICIENCY)
+    single = product._replace(dtype=torch.float32)
+    assert card.seconds([single], "fp32") == pytest.approx(0.15 / EFFICIENCY)
+    assert card.seconds([single], "tf32") == pytest.approx(0.02 / EFFICIENCY)
+
+
+def test_precision_is_that_of_the_card():
+    config = trial("tiny-clip", "ft", 8, precision="auto")
+    assert [CARDS[name].precision(config) for name in ("T4", "L4")] == ["fp32", "bf16"]
+
+
+def test_a_search_on_two_cards(monkeypatch):
+    monkeypatch.setitem(cards.CARDS, "small", SMALL)
+    config = trial("tiny-clip", "lipsum_ft", 64, steps=1000)
+    file = SearchFile.model_validate({"trial": config, "search": {"budget": {"trials": 8}}})
+    data, (large, small) = plan_on(file, ["A100-80GB", "small"], images=7000, classes=10)
+    assert (data.classes, data.validation) == (10, [1000])
+    assert (large.micro_batch, small.micro_batch) == (64, 32)
+    assert small.step.peak_bytes <= FILLED * 1e9 * SMALL.memory_gb
+    assert small.step.flops == pytest.approx(large.step.flops, rel=0.01)
+    for found in (large, small):
+        evaluations_s = found.plan.full_s - 1000 * found.step_s
+        assert 0 < evaluations_s < 0.1 * found.plan.full_s
+        assert found.plan.prices[0].device_hours == pytest.approx(9 * found.plan.full_s / 3600)
+    lines = text_of(render(file, data, [large, small]), 120).splitlines()
+    assert "7,000 training images, 10 classes" in lines[0]
+    assert [line.split()[0] for line in lines[3:5]] == ["A100-80GB", "small"]
+    assert lines[-1].startswith("Predicted on ")
+
+
+def test_a_card_that_holds_no_image_is_too_small(monkeypatch):
+    monkeypatch.setitem(cards.CARDS, "tiny", replace(SMALL, memory_gb=1e-6))
+    config = trial("tiny-clip", "ft", 2)
+    file = SearchFile.model_validate({"trial": config})
+    data, plans = plan_on(file, ["tiny"], images=7000, classes=10)
+    assert plans[0].step is None
+    assert "too small" in text_of(render(file, data, plans), 120)
+
+
+def test_an_unknown_card_is_named_with_a_near_one():
+    with pytest.raises(ConfigError, match="did you mean 'A100-80GB'") as error:
+        plan_on(SearchFile(), ["A100-80"])
+    assert (error.value.key, error.value.value) == ("--on", "A100-80")

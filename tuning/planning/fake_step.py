@@ -1,0 +1,299 @@
+"""A training step on fake tensors: its operations, memory traffic and peak memory, without a GPU.
+
+Fake tensors (`FakeTensorMode`) have shapes and types, and nothing is computed. The step is the
+training loop's own (`Stepper`), so methods, precision and parts of a batch cost what they do there.
+The tensors are on a fake CPU, which every build of PyTorch has. Its attention is a flash kernel
+that keeps what that of a GPU keeps; `as_on_gpu` makes its autocast that of a GPU.
+"""
+
+from __future__ import annotations
+
+import warnings
+import weakref
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
+from typing import Any, NamedTuple, cast
+
+import torch
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode, unset_fake_temporarily
+from torch.overrides import TorchFunctionMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+from torch.utils.flop_counter import flop_registry
+from torch.utils.weak import WeakIdKeyDictionary
+
+from trainers.config import TrialConfig
+from trainers.data import transforms
+from trainers.loop.evaluate_run import classify
+from trainers.loop.state import TrainState, state_of
+from trainers.loop.step import Stepper
+from trainers.loop.zero_shot_features import ZeroShotFeatures
+from trainers.models.clip import load_tokenizer, skeleton
+from trainers.models.image import image_input, pooled_features
+from trainers.models.text import ignored_tokens
+from trainers.models.zero_shot import ZeroShotModel
+from trainers.texts.prompts import Prompts
+from trainers.texts.random_texts import Vocabulary, random_texts
+
+_aten = torch.ops.aten
+FLOPS = {
+    **flop_registry,
+    _aten._scaled_dot_product_flash_attention_for_cpu: flop_registry[
+        _aten._scaled_dot_product_flash_attention
+    ],
+    _aten._scaled_dot_product_flash_attention_for_cpu_backward: flop_registry[
+        _aten._scaled_dot_product_flash_attention_backward
+    ],
+}
+"""Operations of matrix products, convolutions and attention, by PyTorch's formulas."""
+
+_NO_KERNEL = ("aten::empty", "aten::new_empty", "aten::_unsafe_view", "aten::detach", "prim::")
+"""Beginnings of the names of operators that move no memory, besides views."""
+
+
+class Operation(NamedTuple):
+    """A kernel: what it computes in which type, and the bytes that it reads and writes."""
+
+    flops: int
+    dtype: torch.dtype
+    moved: int
+    shared: bool
+    """Whether only the first trial needs it, whose zero-shot features the others read."""
+
+
+class Recorder(TorchDispatchMode):
+    """Records the operations in the block, and the bytes of all tensors that live there."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.operations: list[Operation] = []
+        self.live = self.peak = 0
+        self.shared = False
+        self._known = WeakIdKeyDictionary()
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        out = func(*args, **kwargs)
+        outputs = [leaf for leaf in tree_leaves(out) if isinstance(leaf, Tensor)]
+        for tensor in outputs:
+            self._track(tensor.untyped_storage())
+        if outputs and not func.is_view and not func._schema.name.startswith(_NO_KERNEL):
+            inputs = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
+            moved = sum(map(_nbytes, {id(t): t for t in (*inputs, *outputs)}.values()))
+            formula = FLOPS.get(func._overloadpacket)
+            flops = formula(*args, **kwargs, out_val=out) if formula else 0
+            self.operations.append(Operation(flops, outputs[0].dtype, moved, self.shared))
+        return out
+
+    def _track(self, storage: torch.UntypedStorage) -> None:
+        if storage not in self._known:
+            self._known[storage] = True
+            self.live += storage.nbytes()
+            self.peak = max(self.peak, self.live)
+            weakref.finalize(storage, self._freed, storage.nbytes())
+
+    def _freed(self, nbytes: int) -> None:
+        self.live -= nbytes
+
+
+def _nbytes(tensor: Tensor) -> int:
+    """Bytes that a kernel touches: those of an expanded tensor lie in memory once."""
+    return min(tensor.nbytes, tensor.untyped_storage().nbytes())
+
+
+class _GpuAutocast(TorchFunctionMode):
+    """Autocast of GPUs normalises layers in float32, that of CPUs does not."""
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        if func is nn.functional.layer_norm and torch.is_autocast_enabled("cpu"):
+            args = (args[0].float(), *args[1:])
+        return func(*args, **(kwargs or {}))
+
+
+@dataclass(frozen=True)
+class StepCost:
+    """What a step needs on one worker."""
+
+    peak_bytes: int
+    """Most bytes of tensors at a time, in the second step: AdamW's moments are there."""
+    parts: float
+    """Parts of the batch; the last one may be a share of a part."""
+    of_parts: Sequence[Operation]
+    """Forward and backward passes of the recorded parts, at most two."""
+    recorded_parts: int
+    of_optimizer: Sequence[Operation]
+    """After the backward passes."""
+    width: int
+    """Of a feature vector, D."""
+
+    @property
+    def flops(self) -> float:
+        """Operations of all parts."""
+        return self.parts / self.recorded_parts * sum(op.flops for op in self.of_parts)
+
+
+def step_cost(config: TrialConfig, *, classes: int, as_on_gpu: bool = True) -> StepCost:
+    """Take two steps of a configuration on fake tensors.
+
+    A batch of more than two parts is recorded as two of them.
+
+    Args:
+        config: its batch is that of one worker. `auto` as precision is float32.
+        classes: of the ID domain.
+        as_on_gpu: with the types of a GPU's autocast, not of a CPU's.
+    """
+    batch = config.optim.batch_size
+    part = min(config.optim.micro_batch_size or batch, batch)
+    recorded = min(batch, 2 * part)
+    with fake_run(config, classes, as_on_gpu=as_on_gpu) as (run, recorder):
+        stepper, marks = Stepper(run), list[int]()
+        run.optimizer.register_step_pre_hook(lambda *_: marks.append(len(recorder.operations)))
+        size = run.zero_shot.image_input.size
+        others = torch.empty(batch - recorded, 3, size, size, dtype=torch.uint8)  # stays on the GPU
+        for number in range(2):
+            recorder.peak = recorder.live
+            recorder.operations.clear()
+            views = torch.empty(recorded, 3, size, size, dtype=torch.uint8)
+            with unset_fake_temporarily():
+                labels = torch.arange(recorded) % classes
+            stepper.step(number, views, labels, lr=config.optim.lr)
+        del others
+        done, recorded_parts = recorder.operations, -(-recorded // part)
+        return StepCost(
+            peak_bytes=recorder.peak,
+            parts=batch / part,
+            of_parts=done[: marks[1]],
+            recorded_parts=recorded_parts,
+            of_optimizer=done[marks[1] :],
+            width=run.student.head.shape[1],
+        )
+
+
+def evaluation_cost(
+    config: TrialConfig, *, classes: int
+) -> tuple[list[Operation], list[Operation]]:
+    """The operations of an evaluated batch, and of as many texts of a head that is made again; none
+    if the text encoder does not train."""
+    with fake_run(config, classes) as (run, recorder):
+        size = run.zero_shot.image_input.size
+        images = torch.empty(config.eval.batch_size, 3, size, size)
+        recorder.operations.clear()
+        classify(run, images)
+        of_images, texts = list(recorder.operations), list[Operation]()
+        if run.student.text is not None:
+            tokens = run.zero_shot.tokenize(run.zero_shot.prompts.of("class 10")[:1])
+            recorder.operations.clear()
+            with torch.no_grad():
+                run.student(None, tokens.repeat(config.eval.batch_size, 1)[None])
+            texts = list(recorder.operations)
+        return of_images, texts
+
+
+@contextmanager
+def fake_run(
+    config: TrialConfig,
+    classes: int,
+    *,
+    as_on_gpu: bool = True,
+    device: torch.device | str = "cpu",
+) -> Iterator[tuple[TrainState, Recorder]]:
+    """Within the block, a run on fake tensors, which reads neither weights nor images."""
+    config = config.model_copy(update={"zero_shot_cache_gb": 0.0})
+    clip, tokenizer = skeleton(config.model).eval(), load_tokenizer(config.model)
+    names, where = tuple(f"class {number}" for number in range(classes)), torch.device(device)
+    prompts = Prompts(names, config.data.rules.all_templates)
+    visual = cast(nn.Module, clip.visual)
+    trainable = frozenset(name for name, p in visual.named_parameters() if p.requires_grad)
+    vocabulary = Vocabulary(tokenizer, ignored_tokens(clip))
+    transforms._mean_and_std.cache_clear()  # neither real tensors in the block nor fake ones after
+    try:
+        with (
+            warnings.catch_warnings(action="ignore", category=UserWarning),  # of copied tensors
+            _Mode(allow_non_fake_inputs=True),
+            Recorder() as recorder,
+        ):
+            _make_fake(clip, where)
+            size = image_input(clip).size
+            with torch.no_grad():
+                features = pooled_features(visual, torch.empty(1, 3, size, size, device=where))
+            width = features.shape[1]
+            zero_shot = _ZeroShot(
+                clip=clip.requires_grad_(False),
+                head=torch.empty(classes, width, device=where),
+                contexts=torch.empty(len(prompts.templates), width, device=where),
+                prompts=prompts,
+                logit_scale=100.0,
+                image_input=image_input(clip),
+                vocabulary=vocabulary,
+                tokenizer=tokenizer,
+                trainable=trainable,
+                digest="",
+            )
+            run = state_of(config, zero_shot, names, where)
+            run.zero_shot_features = _Features(zero_shot, config, run.precision)
+            run.zero_shot_features.recorder = recorder
+            with _GpuAutocast() if as_on_gpu else nullcontext():
+                yield run, recorder
+    finally:
+        transforms._mean_and_std.cache_clear()
+
+
+def _make_fake(module: nn.Module, where: torch.device) -> None:
+    """Replace the tensors of a module on the meta device by fake ones."""
+    made: dict[int, Tensor] = {}
+    for part in module.modules():
+        for tensors in (part._parameters, part._buffers):
+            for name, tensor in tensors.items():
+                if tensor is not None:
+                    if id(tensor) not in made:
+                        fake = torch.empty(tensor.shape, dtype=tensor.dtype, device=where)
+                        is_parameter = isinstance(tensor, nn.Parameter)
+                        made[id(tensor)] = nn.Parameter(fake) if is_parameter else fake
+                    tensors[name] = made[id(tensor)]  # type: ignore[assignment]
+
+
+class _Mode(FakeTensorMode):
+    """A copied tensor has the mode of its original; PyTorch 2.13 copies the mode, too."""
+
+    def __deepcopy__(self, memo: dict[int, object]) -> FakeTensorMode:
+        return self
+
+
+class _ZeroShot(ZeroShotModel):
+    """A fake model with a real tokenizer."""
+
+    def tokenize(self, texts: Sequence[str]) -> Tensor:
+        """Real tokens, whose number depends on the texts."""
+        with unset_fake_temporarily():
+            return super().tokenize(texts)
+
+
+class _Features(ZeroShotFeatures):
+    """Features of a fake zero-shot model."""
+
+    recorder: Recorder
+
+    def of_views(self, views: Tensor, step: int, first: int, at_once: int) -> Tensor:
+        """As the base class."""
+        with self._recorded_as_shared():
+            return super().of_views(views, step, first, at_once)
+
+    def of_random_texts(self, count: int, length: int, step: int) -> Tensor:
+        """As the base class, of real tokens."""
+        with unset_fake_temporarily():
+            texts = random_texts(self._zero_shot.vocabulary, count, length, seed=0, step=step)
+            texts = self._zero_shot.shortened(texts)
+        with self._recorded_as_shared():
+            return self._zero_shot.encode_tokens(texts.to(self._zero_shot.device))
+
+    @contextmanager
+    def _recorded_as_shared(self) -> Iterator[None]:
+        self.recorder.shared = True
+        yield
+        self.recorder.shared = False
