@@ -28,7 +28,14 @@ class Precision:
             # GPUs before Ampere emulate bfloat16, which is slower than float32.
             has_bf16 = torch.cuda.is_bf16_supported(including_emulation=False)
             return torch.bfloat16 if has_bf16 else torch.float32
-        return {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[self.name]
+        sixteen_bits = {"bf16": torch.bfloat16, "fp16": torch.float16}
+        return sixteen_bits.get(self.name, torch.float32)
+
+    def set_matrix_products(self) -> None:
+        """Let float32 matrix products of this process be TF32, backward passes included, for
+        `tf32`. Convolutions are TF32 by PyTorch's default."""
+        if self.name == "tf32":
+            torch.set_float32_matmul_precision("high")
 
     def autocast(self) -> AbstractContextManager[object]:
         """Within the block, suitable operations are computed in `dtype`."""

@@ -159,6 +159,7 @@ def state_of(
     if where.type != "cpu":  # where all of it is made; fake tensors refuse to move
         student.to(where)
     precision = Precision(config.precision, where)
+    precision.set_matrix_products()
     features = ZeroShotFeatures(zero_shot, config, precision, rank, world_size)
     if config.compile:
         for encoder in (student.visual, student.text):

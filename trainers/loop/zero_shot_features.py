@@ -169,7 +169,8 @@ class ZeroShotFeatures:
         on_gpu = where.type == "cuda"
         computed_by = torch.cuda.get_device_name(where) if on_gpu else torch.get_num_threads()
         texts = hashlib.sha256(self._zero_shot.vocabulary.ids.tobytes()).hexdigest()
-        return self._zero_shot.digest, texts, computed_by
+        products = torch.get_float32_matmul_precision()
+        return self._zero_shot.digest, texts, computed_by, products
 
     @cached_property
     def _of_images(self) -> tuple[object, ...]:

@@ -9,6 +9,7 @@ from trainers.fine_tune import fine_tune, training_batches
 from trainers.loop.precision import Precision
 from trainers.loop.state import open_images, start
 from trainers.loop.step import Stepper
+from trainers.process_state import restored_state
 
 CPU = torch.device("cpu")
 SCALE = 256.0
@@ -27,8 +28,8 @@ def test_auto_is_bfloat16_where_a_gpu_does_not_emulate_it(native, monkeypatch):
 
 @pytest.mark.parametrize(
     ("name", "dtype"),
-    [("auto", torch.float32), ("fp32", torch.float32), ("bf16", torch.bfloat16),
-     ("fp16", torch.float16)],
+    [("auto", torch.float32), ("fp32", torch.float32), ("tf32", torch.float32),
+     ("bf16", torch.bfloat16), ("fp16", torch.float16)],
 )  # fmt: skip
 def test_matrix_products_without_a_gpu_have_the_precision(name, dtype):
     """And float16 alone scales its losses."""
@@ -37,6 +38,14 @@ def test_matrix_products_without_a_gpu_have_the_precision(name, dtype):
     assert precision.scaler().is_enabled() == (name == "fp16")
     with precision.autocast():
         assert (torch.ones(2, 2) @ torch.ones(2, 2)).dtype == dtype
+
+
+def test_tf32_is_that_of_its_run_alone(trial):
+    for name, products in (("fp32", "highest"), ("tf32", "high")):
+        with restored_state():
+            start(short(trial, "ft", precision=name))
+            assert torch.get_float32_matmul_precision() == products
+    assert torch.get_float32_matmul_precision() == "highest"
 
 
 @pytest.mark.parametrize("method", ["lipsum_ft", "flyp"])
