@@ -48,12 +48,13 @@ def test_a_search_on_two_cards(monkeypatch):
     assert (data.classes, data.validation) == (10, [1000])
     assert (large.micro_batch, small.micro_batch) == (64, 32)
     assert small.step.peak_bytes <= FILLED * 1e9 * SMALL.memory_gb
-    assert small.step.flops == pytest.approx(large.step.flops, rel=0.01)
+    # Each part encodes the random texts again.
+    assert large.step.flops < small.step.flops < 1.1 * large.step.flops
     for found in (large, small):
         evaluations_s = found.plan.full_s - 1000 * found.step_s
         assert 0 < evaluations_s < 0.1 * found.plan.full_s
         assert found.plan.prices[0].device_hours == pytest.approx(9 * found.plan.full_s / 3600)
-    lines = text_of(render(file, data, [large, small]), 120).splitlines()
+    lines = text_of(render(file, data, [large, small]), 160).splitlines()
     assert "7,000 training images, 10 classes" in lines[0]
     assert [line.split()[0] for line in lines[3:5]] == ["A100-80GB", "small"]
     assert lines[-1].startswith("Predicted on ")
