@@ -93,7 +93,7 @@ CARDS = {
     "L40S": Card(48, 864, 91.6, 362, 183),
     "A100-40GB": Card(40, 1555, 19.5, 312, 156),
     "A100-80GB": Card(80, 2039, 19.5, 312, 156),
-    "H100-80GB": Card(80, 3350, 67, 989, 494),
+    "H100": Card(80, 3350, 67, 989, 494),
     "H200": Card(141, 4800, 67, 989, 494),
 }
 """By the names of `--on`. H100 and H200 are those with SXM."""
@@ -141,8 +141,9 @@ def plan_on(
     """
     for name in cards:
         if name not in CARDS:
+            problem = f"not one of {', '.join(CARDS)}"
             hint = suggestion(name, CARDS)
-            raise ConfigError("not in the table of cards", key="--on", value=name, hint=hint)
+            raise ConfigError(problem, key="--on", value=name, hint=hint)
     data, resources = data_size(file.trial, images, classes), file.search.resources
     workers = resources.workers
     share = {"optim.batch_size": file.trial.optim.batch_size // workers}
@@ -226,8 +227,7 @@ def render(file: SearchFile, data: DataSize, plans: Sequence[CardPlan]) -> Rende
     """The predictions as a table."""
     trial, trials = file.trial, file.most_trials
     table = borderless_table(
-        "card", "memory GB", "images at once", "s/step", "CPU cores", "GPU-hours of a trial",
-        f"of {trials} trials", "of confirm",
+        "card", "GB", "images", "s/step", "cores", "trial, h", "search, h", "confirm, h",
     )  # fmt: skip
     for found in plans:
         if found.step is None:
@@ -249,7 +249,8 @@ def render(file: SearchFile, data: DataSize, plans: Sequence[CardPlan]) -> Rende
         f"images, {trial.method.name} of {trial.model.name}; {data.origin}"
     )
     limit = (
-        f"Predicted on {date.today()}, not measured: tensors of a step without CUDA's own memory, "
-        f"kernels at {EFFICIENCY:.0%} of the card's data sheet"
+        f"Predicted on {date.today()}, not measured: GB of tensors at the peak of a step, without "
+        "CUDA's own memory; images of a batch that fit at once; CPU cores that decode its images; "
+        f"GPU-hours with kernels at {EFFICIENCY:.0%} of the card's data sheet."
     )
     return Group(Text(what), "", table, "", Text(limit))
