@@ -178,6 +178,14 @@ def confirm(
             "the trial that the search began with; may be repeated. Default: all but pareto."
         ),
     ] = None,
+    again: Annotated[
+        bool,
+        typer.Option(
+            "--again",
+            help="Confirm other trials than those whose test accuracies are known. Reports, model "
+            "cards and MLflow count that.",
+        ),
+    ] = False,
     address: Address = None,
 ) -> None:
     """Train the chosen trials again with fresh seeds, then evaluate the test splits, once.
@@ -194,7 +202,9 @@ def confirm(
     from tuning.views.result_table import fit_table
 
     with _stopped("the results so far are kept, and the same command goes on from them"):
-        found = confirm_choices(run, top=top, seeds=seeds, rules=rule or (), address=address)
+        found = confirm_choices(
+            run, top=top, seeds=seeds, rules=rule or (), again=again, address=address
+        )
     console, loaded = Console(), load_run(run)
     table = confirmation_table(found)
     console.print(fit_table(table, console.width, word_for(loaded.folder)))

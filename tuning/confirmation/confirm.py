@@ -37,6 +37,7 @@ from tuning.runs.confirmation import (
     confirm_history,
     failures_of,
     predictions_path,
+    readings_of,
     results_of,
     training_name,
 )
@@ -65,6 +66,7 @@ def confirm(
     top: int = 1,
     seeds: int = 5,
     rules: Sequence[str] = (),
+    again: bool = False,
     address: str | None = None,
     console: Console | None = None,
 ) -> Confirmation:
@@ -77,12 +79,15 @@ def confirm(
         top: number of trials to confirm, best first by the search's objective.
         rules: names of `tuning.selection.rules` whose choices are confirmed, and `first`, the trial
             that the search began with; by default all but the Pareto front.
+        again: confirm a choice of other trials after test accuracies of earlier ones were shown.
+            Other seeds of the same trials do not need it. The conclusion counts both.
         address: of a Ray cluster; by default the one in `RAY_ADDRESS`, or a new local one.
         console: for the display of progress; by default the standard error.
 
     Raises:
         ConfigError: no trial has finished, no such rule, fewer than two seeds or more than
-            `MOST_SEEDS`, a domain without a test split, or data that changed since the search.
+            `MOST_SEEDS`, a domain without a test split, data that changed since the search, or
+            another choice without `again`.
         StorageFailed: results or checkpoints cannot be written.
         KeyboardInterrupt: the same call continues from the checkpoints.
     """
@@ -92,7 +97,14 @@ def confirm(
         raise ConfigError(problem, key="--seeds", value=seeds)
     run = load_run(folder)
     search, file, records = run.search, run.file, run.history.records
-    configurations = (REFERENCE, *chosen(search, records, top, rules))
+    trials = chosen(search, records, top, rules)
+    known = dict.fromkeys(name for reading in readings_of(run.folder) for name in reading)
+    others = [one.trial_id for one in trials if one.trial_id not in known]
+    if known and others and not again:
+        problem = f"is another choice than {', '.join(known)}, whose test accuracies are known"
+        hint = "--again confirms it; report, model card and MLflow say that it came after them"
+        raise ConfigError(f"{', '.join(others)} {problem}", source=run.folder, hint=hint)
+    configurations = (REFERENCE, *trials)
     fresh = fresh_seeds(file.trial.seed, records, seeds)
     # Seed by seed, so that pairs complete early.
     wanted: dict[Key, TrialRecord] = {
@@ -104,7 +116,6 @@ def confirm(
         check_data(data, parts)
         resolve_root(data.root, parts)
         check_same_inputs(run.folder, file.trial)
-        _, *trials = configurations  # after FT
         named = [f"{one.trial_id} ({', '.join(one.labels)})" for one in trials]
         what = f"{', '.join(['zero-shot', UNTUNED, *named])}; all but zero-shot are trained on"
         show_phase(console, "Confirm", f"{what} {seeds} seeds: {len(wanted)} trainings")
@@ -112,18 +123,20 @@ def confirm(
         if lost := [name for name in names if kept_checkpoint(run.checkpoints, name) is None]:
             lost_of = f"those of {', '.join(lost)} were deleted, so `export` cannot write them"
             show_phase(console, "Weights", lost_of)
-        _train(run, wanted, SearchOptions(address=address, console=console))
+        _train(run, wanted, names, SearchOptions(address=address, console=console))
     history = confirm_history(run.folder)
+    results = results_of(history)
     home = url_of(run.home, CONFIRM_FOLDER, TRAIN_FOLDER)
     if all(record.is_final for record in history.records):
         with suppress(OSError):  # what cannot be copied now is kept for the next call
             for record in history.records:
                 keep_predictions(run.folder, open_store(home), record)
             remove_folder(home)
-    write_table(run.folder / CONFIRM_FOLDER, "results", results_table(results_of(history)))
+    write_table(run.folder / CONFIRM_FOLDER, "results", results_table(results))
     failures = failures_of(history)
     failed = {key: failures[key][-1].error_line for key in wanted if key in failures}
-    confirmation = Confirmation(search, fresh, configurations, results_of(history), failed)
+    readings = readings_of(run.folder)
+    confirmation = Confirmation(search, fresh, configurations, results, failed, readings)
     run = load_run(folder)  # the search may have gone on
     for problem in complete_files(run):  # the results are stored, and the command prints them
         console.print(f"note: {problem}", soft_wrap=True)
@@ -180,7 +193,12 @@ def chosen(
     raise ConfigError(problem, key="--rule", value=", ".join(rules))
 
 
-def _train(run: LoadedRun, wanted: Mapping[Key, TrialRecord], options: SearchOptions) -> None:
+def _train(
+    run: LoadedRun,
+    wanted: Mapping[Key, TrialRecord],
+    names: Sequence[str],
+    options: SearchOptions,
+) -> None:
     """Run the trainings that have no result yet, in the run folder of the confirmation.
 
     Raises:
@@ -192,7 +210,7 @@ def _train(run: LoadedRun, wanted: Mapping[Key, TrialRecord], options: SearchOpt
     home = url_of(run.home, CONFIRM_FOLDER)
     with open_session(folder, file, options, go_on, home) as session:
         journal, history = session.journal, confirm_history(run.folder)
-        journal.session_started(same_test_splits(history, file.trial.data))
+        journal.session_started(same_test_splits(history, file.trial.data), names)
         zero_shot = session.zero_shot(history, SPLIT)
         search = replace(
             run.search,
@@ -203,8 +221,8 @@ def _train(run: LoadedRun, wanted: Mapping[Key, TrialRecord], options: SearchOpt
             run_id=journal.run_id,
         )
         points = trainings(history, wanted)
-        names = {point.trial_id for point in points}
-        earlier = [r for r in history.records if r.trial_id in names]
+        wanted_names = {point.trial_id for point in points}
+        earlier = [r for r in history.records if r.trial_id in wanted_names]
         uri = tracking_uri(file.search.tracking.uri, run.folder.parent)
         views = [
             _Trained(run.folder, session.checkpoints),

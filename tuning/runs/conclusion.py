@@ -6,6 +6,7 @@ the run folder has: trials, references, and the fresh seeds of `confirm`.
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -67,7 +68,9 @@ class Conclusion:
             return [export]
         if won.kind == "trial":
             rules = "--rule objective --rule first" if self.has_gain else "--rule objective"
-            confirm = f"lipsum-tune confirm {run} {rules}"
+            known = {*itertools.chain(*self.confirmation.readings)} if self.confirmation else set()
+            again = " --again" if known and won.trial_id not in known else ""
+            confirm = f"lipsum-tune confirm {run} {rules}{again}"
             return [f"{confirm}   # fresh seeds, then the test splits, once", export]
         return [f"lipsum-tune resume {run} --trials +8   # no trial is better yet", export]
 
@@ -89,6 +92,8 @@ def conclusion(search: SearchRecord, records: Sequence[TrialRecord]) -> Conclusi
     except ConfigError as error:
         confirmation = None
         notes.append(f"Results of confirm are left out: {error}")
+    if confirmation is not None and confirmation.readings:
+        notes.append(readings_in_words(confirmation.readings))
     if confirmation is not None and (again := _with_common_seeds(search, confirmation, best)):
         search, records = _over_fresh_seeds(search, records, again)
         best = best_trial(search, records) or best
@@ -189,6 +194,21 @@ def _margin(
         if number
     ]
     return math.hypot(*parts) / len(accs) if len(parts) == len(values) else 0.0
+
+
+def readings_in_words(readings: Sequence[tuple[str, ...]]) -> str:
+    """How often, and for which trials, `confirm` has read the test splits.
+
+    Trials of another choice stand after those whose test accuracies were known when it was made.
+    """
+    known, parts = set[str](), list[str]()
+    for names in readings:
+        if new := [name for name in names if name not in known]:
+            parts.append(", ".join(new))
+        known.update(names)
+    often = {1: "once", 2: "twice"}.get(len(readings), f"{len(readings)} times")
+    late = ", chosen when test accuracies were known" if len(parts) > 1 else ""
+    return f"Test splits read {often}, for {'; then for '.join(parts)}{late}."
 
 
 def _is_tie(gap: Difference) -> bool:

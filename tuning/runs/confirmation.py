@@ -16,7 +16,7 @@ from scipy.special import ndtri, stdtrit
 
 from trainers.errors import first_line
 from trainers.evaluation.metrics import ID, MEAN_ID_OOD, MEAN_OOD, MetricKey
-from tuning.runs.history import JOURNAL_FILE, History, read_history
+from tuning.runs.history import JOURNAL_FILE, History, JournalReader, read_history
 from tuning.runs.records import METHOD_KEY, ZERO_SHOT, SearchRecord, TrialRecord, zero_shot_record
 from tuning.runs.run_folder import CONFIRM_FOLDER as CONFIRM_FOLDER
 
@@ -36,6 +36,8 @@ Key: TypeAlias = tuple[str, int | None]
 """Trial id and seed; the seed of the zero-shot model is None."""
 Right: TypeAlias = Mapping[str, np.ndarray]
 """Of each domain, whether its images are classified correctly, as 1 or 0."""
+_SEED: Final = "-seed-"
+"""Between trial and seed in the name of a training."""
 REFERENCE: Final = TrialRecord(FT, -1, "reference", {METHOD_KEY: FT})
 """Plain fine-tuning, which is trained again beside the trials."""
 
@@ -124,6 +126,8 @@ class Confirmation:
     report of each has the metrics of the test splits."""
     failed: Mapping[Key, str]
     """Trainings that failed, with the error in one line; the next call tries them again."""
+    readings: Sequence[tuple[str, ...]] = ()
+    """See `readings_of`."""
 
     @property
     def zero_shot(self) -> Mapping[str, float]:
@@ -248,12 +252,12 @@ def read_right(path: Path) -> dict[str, Right]:
 def training_name(key: Key, attempt: int = 1) -> str:
     """Name of a training in the journal: `trial-007-seed-1003`, then `...-try-2` if it failed."""
     trial_id, seed = key
-    return f"{trial_id}-seed-{seed}" + (f"-try-{attempt}" if attempt > 1 else "")
+    return f"{trial_id}{_SEED}{seed}" + (f"-try-{attempt}" if attempt > 1 else "")
 
 
 def key_of(record: TrialRecord) -> Key:
     """What a training of the journal confirms, and with which seed."""
-    return record.trial_id.partition("-seed-")[0], int(record.params["seed"])
+    return record.trial_id.partition(_SEED)[0], int(record.params["seed"])
 
 
 def results_path(run_folder: Path) -> Path:
@@ -269,6 +273,27 @@ def confirm_history(run_folder: Path) -> History:
     """
     path = results_path(run_folder)
     return read_history(path.parent) if path.is_file() else History()
+
+
+def readings_of(run_folder: Path) -> list[tuple[str, ...]]:
+    """The trials for which each session of `confirm` has read the test splits, in their order.
+
+    Only sessions with the result of a training count: the others have shown no test accuracy.
+
+    Raises:
+        ConfigError: the journal is damaged.
+    """
+    path = results_path(run_folder)
+    chosen, counted = [dict[str, None]()], set[int]()
+    for event in JournalReader(path.parent).events() if path.is_file() else ():
+        if event["event"] == "session":
+            chosen.append(dict.fromkeys(event.get("chosen", ())))
+        elif event["event"] == "started":  # 0.3.0 and before do not have what was chosen
+            chosen[-1][event["trial"].partition(_SEED)[0]] = None
+        elif event["event"] == "ended" and event["outcome"] == "finished":
+            counted.add(len(chosen))
+    found = (tuple(one for one in chosen[i - 1] if one != FT) for i in sorted(counted))
+    return [trials for trials in found if trials]
 
 
 def results_of(history: History) -> dict[Key, TrialRecord]:
@@ -324,4 +349,5 @@ def read_confirmation(search: SearchRecord) -> Confirmation | None:
         found[trial_id] = replace(result, trial_id=trial_id, params=params, labels=labels)
     seeds = sorted({seed for _, seed in results if seed is not None})
     failed = {key: attempts[-1].error_line for key, attempts in failures_of(history).items()}
-    return Confirmation(search, tuple(seeds), tuple(found.values()), results, failed)
+    readings = readings_of(search.run_folder)
+    return Confirmation(search, tuple(seeds), tuple(found.values()), results, failed, readings)

@@ -20,7 +20,7 @@ import os
 import secrets
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from io import FileIO
 from pathlib import Path
@@ -87,10 +87,17 @@ class Journal:
         """Unix time in seconds. It never goes back, whatever happens to the clock."""
         return self._clock_offset + time.monotonic()
 
-    def session_started(self, fingerprints: Mapping[str, str], **objects: str) -> None:
-        """A driver starts or resumes a search with these `History.fingerprints` and `objects`."""
+    def session_started(
+        self, fingerprints: Mapping[str, str], chosen: Sequence[str] = (), **objects: str
+    ) -> None:
+        """A driver starts or resumes a search with these `History.fingerprints` and `objects`.
+
+        Args:
+            chosen: IDs of the trials that `confirm` trains again.
+        """
         started = {"event": "session", "fingerprints": dict(fingerprints)}
-        self._append(started | ({"objects": objects} if objects else {}))
+        seldom = {"chosen": list(chosen), "objects": objects}
+        self._append(started | {key: value for key, value in seldom.items() if value})
         self.in_session = True
 
     def used_ood(self) -> None:

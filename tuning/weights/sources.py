@@ -23,7 +23,7 @@ from trainers.errors import ConfigError, StorageFailed, did_you_mean, validate
 from trainers.evaluation.metrics import ID, MetricKey
 from trainers.yaml_text import read_yaml
 from tuning.checkpoints.files import fetched, kept_checkpoint
-from tuning.runs.conclusion import conclusion
+from tuning.runs.conclusion import conclusion, readings_in_words
 from tuning.runs.confirmation import FT, read_confirmation
 from tuning.runs.confirmation import SPLIT as TEST
 from tuning.runs.ranking import best_trial
@@ -91,7 +91,9 @@ def write_trial(folder: Path, trial: TrialConfig) -> None:
 
 def _of_trial(run: LoadedRun, trial_id: str | None, may_be_zero_shot: bool) -> Source:
     search, records = run.search, {r.trial_id: r for r in run.history.records}
-    why, looks_at_ood = "Named by hand.", None
+    again = read_confirmation(search)
+    said = readings_in_words(again.readings) if again and again.readings else ""
+    why, looks_at_ood = f"Named by hand. {said}".rstrip(), None
     best = best_trial(search, run.history.records)
     if trial_id is None:
         found = conclusion(search, run.history.records)

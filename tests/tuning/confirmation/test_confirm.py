@@ -46,6 +46,7 @@ from tuning.runs.confirmation import (
     REFERENCE,
     confirm_history,
     read_confirmation,
+    readings_of,
     results_of,
     results_path,
 )
@@ -230,7 +231,7 @@ def instant(images_root, whole_root, tmp_path):
 
     def run(**arguments):
         with patch("tuning.confirmation.confirm.SearchOptions", options):
-            return confirm(folder, console=QUIET, rules=["objective"], **arguments)
+            return confirm(folder, console=QUIET, **{"rules": ["objective"], **arguments})
 
     with (
         without_ray(mlflow=False),
@@ -259,6 +260,44 @@ def test_chosen_trials_and_plain_fine_tuning_run_with_each_seed(instant):
     rows = pq.read_table(folder / "confirm" / "results.parquet").to_pylist()
     assert [(row["trial_id"], row["seed"]) for row in rows] == list(more.results)
     assert [row["kind"] for row in rows[:3]] == ["zero_shot", "reference", "trial"]
+
+
+def test_another_choice_after_test_accuracies_needs_again(instant):
+    folder, run, _ = instant
+    run(seeds=2)
+    before = results_path(folder).read_bytes()
+    with pytest.raises(ConfigError, match="trial-001 is another choice than trial-000") as error:
+        run(seeds=2, top=2)
+    assert error.value.hint.startswith("--again")
+    assert results_path(folder).read_bytes() == before
+    run(seeds=3)  # more seeds of the same choice
+    found = run(seeds=2, top=2, again=True)
+    assert found.readings == [("trial-000",), ("trial-000",), ("trial-000", "trial-001")]
+    assert read_confirmation(found.search).readings == found.readings
+    assert run(seeds=3, top=2).readings == [*found.readings, ("trial-000", "trial-001")]
+
+
+@pytest.mark.parametrize(
+    ("interrupted", "readings"), [("ft", []), ("trial-000", [("trial-000", "trial-001")])]
+)
+def test_an_interrupted_confirmation_counts_once_a_training_has_ended(
+    interrupted, readings, instant, monkeypatch
+):
+    """With all that was chosen: plain fine-tuning comes first, and trial-001 has not started."""
+    folder, run, _ = instant
+    step = InstantSlot.step
+
+    def interrupt(slot):
+        if slot.progress.parent.name.startswith(f"train-{interrupted}"):
+            signal.raise_signal(signal.SIGINT)
+        return step(slot)
+
+    with monkeypatch.context() as broken:
+        broken.setattr(InstantSlot, "step", interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            run(seeds=2, top=2)
+    assert readings_of(folder) == readings
+    assert run(seeds=2, top=2).readings == [*readings, ("trial-000", "trial-001")]
 
 
 def test_predictions_that_a_killed_driver_left_are_kept(instant):
