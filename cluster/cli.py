@@ -11,7 +11,7 @@ import typer
 from rich.console import Console
 
 from tuning.cli import app, main
-from tuning.cli.options import Address, Config, Set
+from tuning.cli.options import Address, Config, Json, Set, print_json
 
 __all__ = ["app", "main"]
 
@@ -66,6 +66,7 @@ def doctor(
     ] = None,
     address: Address = None,
     set_: Set = None,
+    as_json: Json = False,
 ) -> None:
     """Show each node of a cluster: devices, versions, free disk, storage and data, and its faults.
 
@@ -83,6 +84,8 @@ def doctor(
     with Console(stderr=True).status("asking the nodes"):
         nodes = examine(file, address=address)
     Console().print(render(nodes))
+    if as_json:
+        print_json({"nodes": nodes})
     if any(node.faults for node in nodes):
         raise typer.Exit(1)
 

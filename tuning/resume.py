@@ -178,7 +178,9 @@ def resume_search(
     return continue_search(run, changed, given)
 
 
-def search_or_resume(file: SearchFile, *, address: str | None = None) -> SearchResult:
+def search_or_resume(
+    file: SearchFile, *, address: str | None = None, callbacks: Sequence[Callback] = ()
+) -> SearchResult:
     """Resume the run of this name and configuration, or start it if there is none.
 
     For jobs of Ray, Kubernetes or Slurm, which submit the same command again after an interruption.
@@ -188,7 +190,7 @@ def search_or_resume(file: SearchFile, *, address: str | None = None) -> SearchR
     Raises:
         ConfigError: see `run_search` and `resume_search`.
     """
-    options = SearchOptions(address=address)
+    options = SearchOptions(callbacks, address=address)
     folder = earlier_run(file, runs_folder(file.search.storage))
     if folder is None:
         return start_search(file, options)

@@ -10,7 +10,7 @@ import typer
 from rich.console import Console
 from typer.core import TyperCommand
 
-from tuning.cli.options import Set, names
+from tuning.cli.options import Json, Set, names, print_json
 
 app = typer.Typer()
 
@@ -149,6 +149,7 @@ def zero_shot(
             "list them in near_duplicates.csv.",
         ),
     ] = False,
+    as_json: Json = False,
 ) -> None:
     """Evaluate the zero-shot model: a check of class names, templates, masks and preprocessing.
 
@@ -166,12 +167,15 @@ def zero_shot(
     if len(config) > 1 and (expect or check_duplicates or split == "test"):
         problem = "--expect, --check-duplicates and --split test are for one configuration"
         raise ConfigError(problem, hint="several are ranked by their val splits")
+    if as_json and check_duplicates:
+        raise ConfigError("is not for --check-duplicates, which writes a CSV", key="--json")
     from trainers.data.remarks import remarks_on
 
     # With torch, after mistakes in the configuration were reported.
+    from tuning.cli.documents import of_zero_shot
     from tuning.zero_shot import evaluate
     from tuning.zero_shot.duplicates import duplicates_table, near_duplicates
-    from tuning.zero_shot.ranking import rank, ranking_table
+    from tuning.zero_shot.ranking import Ranked, rank, ranking_table
 
     console, trial = Console(), files[0].trial
     status = Console(stderr=True).status("starting")
@@ -180,6 +184,8 @@ def zero_shot(
         with status:
             ranked = rank(trials, status.update)
         console.print(ranking_table(ranked))
+        if as_json:
+            print_json(of_zero_shot("val", ranked))
         return
     which = split or ("test" if expect else "val")
     try:
@@ -201,6 +207,8 @@ def zero_shot(
     parts = [(domain, which) for domain in trial.data.domains]
     for line in (*evaluate.guesses(rows), *remarks_on(trial.data.root, parts)):
         print(f"! {line}")
+    if as_json:
+        print_json(of_zero_shot(which, [Ranked(config[0], rows)]))
     if likely := evaluate.causes(rows):
         print(likely, file=sys.stderr)
         raise typer.Exit(1)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import webbrowser
 from pathlib import Path
 from typing import Annotated
@@ -10,7 +9,7 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from tuning.cli.options import found, shortest, show, warn, word_for
+from tuning.cli.options import Json, found, print_json, shortest, show, warn, word_for
 
 app = typer.Typer()
 
@@ -26,18 +25,21 @@ def report(
         ),
     ] = None,
     open_: Annotated[bool, typer.Option("--open", help="Open the report in a browser.")] = False,
-    as_json: Annotated[
-        bool, typer.Option("--json", help="Print the trials as JSON, and write nothing.")
-    ] = False,
+    as_json: Json = False,
 ) -> None:
     """Show the trials of a run, which may be running; write its tables and report, complete MLflow.
 
+    With --json, print one run and write nothing.
+
     Example: lipsum-tune report quickstart --open
     """
+    from trainers.errors import ConfigError
     from tuning.runs.run_folder import load_run, places_of_runs, runs_in
-    from tuning.views.overview import as_plain, comparison, runs_table, state_of
+    from tuning.views.overview import comparison, runs_table, state_of
 
     console = Console()
+    if as_json and len(run or ()) != 1:
+        raise ConfigError("is for one run", key="--json")
     if not run:
         folders = [folder for place in places_of_runs() for folder in runs_in(place)]
         console.print(runs_table(folders))
@@ -53,7 +55,9 @@ def report(
     loaded = load_run(run[0])
     state = state_of(loaded)
     if as_json:
-        print(json.dumps(as_plain(loaded), indent=2, allow_nan=False))
+        from tuning.cli.documents import of_run
+
+        print_json(of_run(loaded))
         return
     if loaded.history.zero_shot is None and state == "running":
         show("State", "running, evaluating the zero-shot model")

@@ -6,7 +6,7 @@ import json
 import shlex
 import shutil
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -17,18 +17,21 @@ from rich.console import Console
 from tuning.cli.options import (
     Address,
     Config,
+    Json,
     Run,
     Set,
     check_run,
     names,
+    print_json,
     shortest,
     show,
     warn,
     word_for,
-)  # fmt: skip
+)
 
 if TYPE_CHECKING:
     from tuning.config.schema import SearchFile
+    from tuning.runs.callbacks import Callback
     from tuning.runs.conclusion import Conclusion
     from tuning.search import SearchResult
 
@@ -54,6 +57,7 @@ def search(
         ),
     ] = False,
     address: Address = None,
+    as_json: Json = False,
 ) -> None:
     """Run a search.
 
@@ -93,8 +97,9 @@ def search(
     from tuning.search import run_search
 
     with _stopped():
-        result = (search_or_resume if resume else run_search)(file, address=address)
-    _show(result, allow_failed_trials)
+        run = search_or_resume if resume else run_search
+        result = run(file, address=address, callbacks=_events(as_json))
+    _show(result, allow_failed_trials, as_json=as_json)
 
 
 @app.command("resume")
@@ -105,6 +110,7 @@ def resume_run(
     ] = None,
     set_: Set = None,
     address: Address = None,
+    as_json: Json = False,
 ) -> None:
     """Continue a search that was interrupted, or with more trials, hours or another sampler.
 
@@ -117,8 +123,10 @@ def resume_run(
     from tuning.resume import resume_search
 
     with _stopped(f"`lipsum-tune resume {word_for(run)}` continues it"):
-        result = resume_search(run, set_ or (), trials=trials, address=address)
-    _show(result)
+        result = resume_search(
+            run, set_ or (), trials=trials, address=address, callbacks=_events(as_json)
+        )
+    _show(result, as_json=as_json)
 
 
 @app.command()
@@ -139,6 +147,7 @@ def plan(
     classes: Annotated[
         int | None, typer.Option(min=2, help="With --on: classes, if there are no data.")
     ] = None,
+    as_json: Json = False,
 ) -> None:
     """Estimate what a search will cost, from a short measurement on this cluster.
 
@@ -146,6 +155,8 @@ def plan(
     """
     from tuning.config.validation import check_settings, load_config
 
+    if on is not None and as_json:
+        raise ConfigError("--json is of a plan that is measured, not of --on")
     if on is not None:
         file = load_config(config, set_ or (), check=False)
         check_settings(file)
@@ -163,6 +174,10 @@ def plan(
     with _stopped("nothing of a plan is kept"):
         planned = plan_search(file, address=address)
     Console().print(render(planned))
+    if as_json:
+        from tuning.cli.documents import of_plan
+
+        print_json(of_plan(planned))
     check_budget(planned)
 
 
@@ -187,6 +202,7 @@ def confirm(
         ),
     ] = False,
     address: Address = None,
+    as_json: Json = False,
 ) -> None:
     """Train the chosen trials again with fresh seeds, then evaluate the test splits, once.
 
@@ -211,6 +227,10 @@ def confirm(
     concluded = conclusion(loaded.search, loaded.history.records)
     show("Result", *concluded.lines)
     _show_next(concluded, loaded.folder)
+    if as_json:
+        from tuning.cli.documents import of_run
+
+        print_json(of_run(loaded))
     if found.failed:
         raise typer.Exit(1)
 
@@ -254,7 +274,15 @@ def _say_what_data_lack(file: SearchFile) -> None:
         print(f"! {line}", file=sys.stderr)
 
 
-def _show(result: SearchResult, allow_failed_trials: bool = False) -> None:
+def _events(as_json: bool) -> Sequence[Callback]:
+    from tuning.cli.documents import Events
+
+    return [Events(print_json)] if as_json else []
+
+
+def _show(
+    result: SearchResult, allow_failed_trials: bool = False, *, as_json: bool = False
+) -> None:
     """Print the results of a search, and exit with a status for how it ended."""
     from trainers.errors import MAY_CONTINUE, ConfigError
     from trainers.redact import redact
@@ -265,6 +293,10 @@ def _show(result: SearchResult, allow_failed_trials: bool = False) -> None:
     from tuning.views.mlflow.client import default_tracking_uri
     from tuning.views.page import REPORT_FILE, REPORT_FOLDER
 
+    if as_json:
+        from tuning.cli.documents import of_run
+
+        print_json({"event": "search_ended", "ended_by": result.ended_by, "run": of_run(result)})
     console, search, records = Console(), result.search, result.history.records
     table = full_report(search, records, console.width, SHOWN, seconds=result.history.seconds)
     console.print(table, highlight=False)

@@ -1,4 +1,4 @@
-"""Runs as a list, side by side and as plain values, and the ready configurations."""
+"""Runs as a list and side by side, and the ready configurations."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from datetime import datetime
 from itertools import takewhile
 from pathlib import Path
-from typing import Any
 
 from rich.markup import escape
 from rich.table import Table
@@ -17,7 +16,7 @@ from trainers.overrides import flat
 from tuning.config.loading import find_config, ready_configs
 from tuning.runs.journal import is_running
 from tuning.runs.ranking import baselines, best_finished
-from tuning.runs.records import TrialRecord, trial_label, zero_shot_record
+from tuning.runs.records import trial_label
 from tuning.runs.run_folder import LoadedRun, last_written, load_run
 from tuning.views.formatting import format_params, format_percent, format_seconds, format_value
 from tuning.views.result_table import borderless_table
@@ -79,31 +78,6 @@ def _facts(folder: Path) -> dict[str, str]:
         return {**found, "all trials": format_seconds(seconds), "last event": when}
     except Exception as error:  # damaged, or of another version: the others are still listed
         return {"state": f"unreadable: {shortened(first_line(error), 60)}", "last event": when}
-
-
-def as_plain(run: LoadedRun) -> dict[str, Any]:
-    """State and trials for JSON, with null for a number that is not finite."""
-    trials = [
-        {
-            "trial_id": record.trial_id,
-            "kind": record.kind,
-            "outcome": record.outcome,
-            "params": dict(record.params),
-            "metrics": _numbers(record),
-        }
-        for record in run.history.records
-    ]
-    return {
-        "name": run.folder.name,
-        "state": state_of(run),
-        "objectives": [{"metric": o.metric, "mode": o.mode} for o in run.file.objectives],
-        "zero_shot": _numbers(zero_shot_record(run.history.zero_shot or {})),
-        "trials": trials,
-    }
-
-
-def _numbers(record: TrialRecord) -> dict[str, float | None]:
-    return {name: record.last(name) for name in record.metrics}
 
 
 def configs_table() -> Table:
