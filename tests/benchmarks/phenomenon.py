@@ -5,6 +5,8 @@ shaped to show the effect of Lipsum-FT within minutes: this table demonstrates t
 evidence for it.
 """
 
+from pathlib import Path
+
 from tests.benchmarks.photographs.__main__ import completed, parser_of
 from tests.benchmarks.photographs.table import markdown
 from trainers.data.suite import Suite
@@ -23,7 +25,9 @@ GIVEN = {
 
 
 def main():
-    arguments = parser_of(__doc__.splitlines()[0]).parse_args()
+    parser = parser_of(__doc__.splitlines()[0])
+    parser.add_argument("--out", type=Path, required=True, help="for everything that is made")
+    arguments = parser.parse_args()
     arguments.out.mkdir(parents=True, exist_ok=True)
     results = completed(arguments, lambda: GIVEN)
     data = QUICKSTART.data

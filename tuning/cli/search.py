@@ -151,13 +151,15 @@ def plan(
 ) -> None:
     """Estimate what a search will cost, from a short measurement on this cluster.
 
-    Examples: lipsum-tune plan quickstart; lipsum-tune plan vit_b16 --on A100-80GB,L4
+    Example: lipsum-tune plan vit_b16 --on A100-80GB,L4
     """
     from tuning.config.validation import check_settings, load_config
 
-    if on is not None and as_json:
-        raise ConfigError("--json is of a plan that is measured, not of --on")
     if on is not None:
+        if as_json:
+            from trainers.errors import ConfigError
+
+            raise ConfigError("--json is of a plan that is measured, not of --on")
         file = load_config(config, set_ or (), check=False)
         check_settings(file)
         from tuning.planning.cards import plan_on

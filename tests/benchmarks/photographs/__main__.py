@@ -87,7 +87,6 @@ def confirmed(name, seed, out, given, console=None):
 def parser_of(description):
     """The arguments that this benchmark shares with that of the drawings."""
     parser = argparse.ArgumentParser(description=description)
-    parser.add_argument("--out", type=Path, required=True, help="for everything that is made")
     parser.add_argument("--results", type=Path, help="goes on with these; by default in OUT")
     parser.add_argument("--searches", nargs="+", choices=SEARCHES, default=list(SEARCHES))
     parser.add_argument("--seeds", nargs="+", type=int, default=SEEDS)
@@ -115,6 +114,7 @@ def completed(arguments, prepare):
 
 def main():
     parser = parser_of(__doc__.splitlines()[0])
+    parser.add_argument("--out", type=Path, required=True, help="for everything that is made")
     parser.add_argument("--pacs", type=Path, required=True, help="folder <domain>/<class>/*")
     parser.add_argument("--pilot", action="store_true", help="only measure sizes of trials")
     arguments = parser.parse_args()

@@ -1,7 +1,11 @@
-"""`--json`: documents alone on the standard output."""
+"""`--json`: documents alone on the standard output, and a client that needs nothing else."""
 
 import json
+import os
+import subprocess
+import sys
 from collections.abc import Mapping
+from pathlib import Path
 from unittest.mock import patch
 
 import pytest
@@ -108,3 +112,46 @@ def test_search_and_confirm_print_nothing_but_documents(images_root, whole_root,
     best = ended["run"]["conclusion"]["won"]
     assert again["confirmation"]["readings"] == [[best]]
     assert again["trials"] == ended["run"]["trials"]
+
+
+@pytest.mark.ray
+@pytest.mark.nightly
+def test_a_client_goes_from_plan_to_export_by_json_alone(whole_root, tmp_path, local_ray):
+    """Real trainings of two steps. The client knows the first command, and then does what is next
+    until a model is exported."""
+    settings = {
+        "trial.data.root": whole_root, "trial.steps": 2, "trial.eval.every": 2,
+        "trial.optim.batch_size": 8, "trial.method.text_count": 16,
+        "search.scheduler": "{name: none}", "search.budget.trials": 2, "search.name": "mine",
+    }  # fmt: skip
+    overrides = [word for key, value in settings.items() for word in ("--set", f"{key}={value}")]
+    calls = []
+
+    def call(*words):
+        calls.append(words[0])
+        command = [sys.executable, "-c", "from cluster.cli import main; main()", *words]
+        done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, env=os.environ)
+        assert done.returncode == 0, done.stderr
+        return documents_of(done.stdout) if words[-1] == "--json" else done.stdout
+
+    (nodes,) = call("doctor", "quickstart", *overrides, "--json")
+    assert not any(node["faults"] for node in nodes["nodes"])
+    (zero_shot,) = call("zero-shot", "quickstart", *overrides, "--json")
+    assert zero_shot["models"][0]["acc"] > 0
+    (planned,) = call("plan", "quickstart", *overrides, "--json")
+    assert planned["prices"][0]["hours"] < 1
+    *_, ended = call("search", "quickstart", *overrides, "--json")
+    run = ended["run"]
+    while (words := run["conclusion"]["next"][0][1:])[0] != "export":
+        if words[0] == "resume":  # no trial is better than the reference: export that
+            words = run["conclusion"]["next"][-1][1:]
+            break
+        (run,) = call(*words, "--seeds", "2", "--json")
+    call(*words)
+    assert calls[-1] == "export"
+    assert len(calls) <= 12
+    about = json.loads((tmp_path / "model" / "classes.json").read_text())
+    assert about["trial"] == run["conclusion"]["won"]
+    if run["confirmation"]:
+        assert about["chosen"] == " ".join(run["conclusion"]["lines"])
+    assert Path(tmp_path / "model" / "open_clip_model.safetensors").is_file()
