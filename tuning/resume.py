@@ -190,7 +190,7 @@ def search_or_resume(
     Raises:
         ConfigError: see `run_search` and `resume_search`.
     """
-    options = SearchOptions(callbacks, address=address)
+    options = SearchOptions(callbacks=callbacks, address=address)
     folder = earlier_run(file, runs_folder(file.search.storage))
     if folder is None:
         return start_search(file, options)
