@@ -239,10 +239,10 @@ def test_how_often_a_journal_is_parsed_whole(images_root, tmp_path, monkeypatch)
     has the lock."""
     times = []
 
-    def events(reader, read=JournalReader.events):
+    def events(reader, *until, read=JournalReader.events):
         has_trials = b'"started"' in (reader._folder / JOURNAL_FILE).read_bytes()
         times.extend([reader] * (has_trials and reader._offset == 0))
-        return read(reader)
+        return read(reader, *until)
 
     monkeypatch.setattr(JournalReader, "events", events)
     with without_ray(mlflow=False):
