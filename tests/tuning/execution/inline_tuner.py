@@ -36,6 +36,8 @@ class InlineTuner:
 
     def __init__(self, train, driver, concurrent, max_failures):
         self._train, self._driver = train, driver
+        # A driver of a script has none.
+        self._callbacks = driver.recorder._callbacks if hasattr(driver, "recorder") else ()
         self._concurrent, self._max_failures = concurrent, max_failures
         self._running, self._configs, self._failures = {}, {}, Counter()
         self._free = []
@@ -51,7 +53,7 @@ class InlineTuner:
                 self._start(found.for_slot)
             if self._running:
                 self._ask([*self._running][self.choose(len(self._running))])
-            for callback in self._driver.recorder._callbacks:
+            for callback in self._callbacks:
                 if isinstance(callback, Follower) and isinstance(callback._thread, JoinedThread):
                     callback.turn()
             if not self._driver.turn():
