@@ -39,7 +39,7 @@ class View:
     """What the log calls it."""
     seconds: float = 0.0
     """Shortest time between two updates."""
-    expected: tuple[type[Exception], ...] = (StorageFailed,)
+    expected: tuple[type[Exception], ...] = (StorageFailed, OSError)
     """Errors that the log tells without a traceback."""
     num_written = 0
     """It grows while an update gets on."""
