@@ -130,10 +130,8 @@ def fine_tune(
 
     mark_every = CHECK_EVERY * math.ceil(config.eval.every / (CHECK_EVERY * CURVE_POINTS))
     clock = Clock(run)
-    weights, first = None, run.progress.step
-    if config.class_weights is not None:
-        weights = class_weights(config.class_weights, train.labels, train.class_names)
-    stepper = Stepper(run, weights)
+    weights = class_weights(config.class_weights, train.labels, train.class_names)
+    stepper, first = Stepper(run, weights), run.progress.step
     # What is compiled by a first step or evaluation may take long.
     begin_phase = pause if config.compile else alive
     begin_phase()

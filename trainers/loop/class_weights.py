@@ -13,9 +13,11 @@ from trainers.errors import ConfigError, suggestion
 
 
 def class_weights(
-    given: Literal["auto"] | Mapping[str, float], labels: np.ndarray, class_names: Sequence[str]
-) -> Tensor:
-    """The (K,) weights, whose mean over the training images is 1.
+    given: Literal["auto"] | Mapping[str, float] | None,
+    labels: np.ndarray,
+    class_names: Sequence[str],
+) -> Tensor | None:
+    """The (K,) weights, whose mean over the training images is 1; None without weights.
 
     The loss of an image times the weight of its class can therefore be averaged over any part of a
     batch, and the learning rate keeps its meaning.
@@ -27,6 +29,8 @@ def class_weights(
     Raises:
         ConfigError: no class has such a name.
     """
+    if given is None:
+        return None
     counts = np.bincount(labels, minlength=len(class_names))
     if given == "auto":
         weights = 1 / np.maximum(counts, 1)

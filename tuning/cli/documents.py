@@ -42,7 +42,7 @@ def plain(value: Any) -> Any:
 
 def of_plan(plan: Plan) -> Document:
     """The price of a search, and the measured durations."""
-    measured = {field.name: getattr(plan, field.name) for field in fields(plan)[1:]}
+    measured = {f.name: getattr(plan, f.name) for f in fields(plan) if f.name != "file"}
     return {
         "name": plan.file.search.name,
         "trials": plan.file.most_trials,

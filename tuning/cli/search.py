@@ -159,7 +159,7 @@ def plan(
         if as_json:
             from trainers.errors import ConfigError
 
-            raise ConfigError("--json is of a plan that is measured, not of --on")
+            raise ConfigError("is for a plan that is measured, not for --on", key="--json")
         file = load_config(config, set_ or (), check=False)
         check_settings(file)
         from tuning.planning.cards import plan_on

@@ -134,8 +134,8 @@ def export(
         raise ConfigError("--public, --license and --dry-run are for --push")
     if dry_run and register is not None:
         raise ConfigError("--dry-run sends nothing, and --register would add a version to MLflow")
-    which: dict[str, Any] = {"trial": trial, "soup": soup, "top": top, "alpha": alpha}
-    which["onnx"] = onnx
+    which: dict[str, Any]
+    which = {"trial": trial, "soup": soup, "top": top, "alpha": alpha, "onnx": onnx}
     with ExitStack() as stack:
         folder = output
         if push is not None:
@@ -146,17 +146,7 @@ def export(
                 scratch = stack.enter_context(TemporaryDirectory(prefix="lipsum-tune-"))
                 folder = Path(scratch, "model")
         if register is not None:
-            from tuning.runs.run_folder import load_run
-            from tuning.views.mlflow.client import redact, tracking_uri
-            from tuning.weights.registry import register_weights
-
-            version = register_weights(run, register, folder, **which)
-            what = str(version.description).partition("\n")[0].lstrip("# ")
-            loaded = load_run(run)
-            uri = redact(tracking_uri(loaded.file.search.tracking.uri, loaded.folder.parent))
-            show("Registered", f"{what} as {version.name}, version {version.version}")
-            show("Load with", f'mlflow.set_tracking_uri("{uri}")')
-            show("", f'mlflow.pyfunc.load_model("models:/{version.name}/{version.version}")')
+            _register(run, register, folder, which)
         elif folder is not None:
             from tuning.weights.export import ABOUT, export_weights
 
@@ -172,10 +162,24 @@ def export(
             folder = folder.expanduser()
             card = complete_card(folder, push, license_)
             if dry_run:
-                access = "public" if public else "private"
-                show("Not sent", f"{push}, {access}")
+                show("Not sent", f"{push}, {'public' if public else 'private'}")
                 for file in sorted(folder.iterdir()):
                     show("", f"{file.name}, {file.stat().st_size:,} bytes")
                 show("README.md", *str(card).splitlines())
             else:
                 show("Pushed", upload(folder, push, private=not public))
+
+
+def _register(run: Path, name: str, output: Path | None, which: dict[str, Any]) -> None:
+    """Add weights to MLflow's registry, and show how they are loaded."""
+    from tuning.runs.run_folder import load_run
+    from tuning.views.mlflow.client import redact, tracking_uri
+    from tuning.weights.registry import register_weights
+
+    version = register_weights(run, name, output, **which)
+    what = str(version.description).partition("\n")[0].lstrip("# ")
+    loaded = load_run(run)
+    uri = redact(tracking_uri(loaded.file.search.tracking.uri, loaded.folder.parent))
+    show("Registered", f"{what} as {version.name}, version {version.version}")
+    show("Load with", f'mlflow.set_tracking_uri("{uri}")')
+    show("", f'mlflow.pyfunc.load_model("models:/{version.name}/{version.version}")')

@@ -63,7 +63,7 @@ class Operation(NamedTuple):
     """Whether only the first trial needs it, whose zero-shot features the others read."""
 
 
-class Recorder(TorchDispatchMode):
+class Operations(TorchDispatchMode):
     """Records the operations in the block, and the bytes of all tensors that live there."""
 
     def __init__(self) -> None:
@@ -202,7 +202,7 @@ def fake_run(
     *,
     as_on_gpu: bool = True,
     device: torch.device | str = "cpu",
-) -> Iterator[tuple[TrainState, Recorder]]:
+) -> Iterator[tuple[TrainState, Operations]]:
     """Within the block, a run on fake tensors, which reads neither weights nor images."""
     config = config.model_copy(update={"zero_shot_cache_gb": 0.0})
     clip, tokenizer = skeleton(config.model).eval(), load_tokenizer(config.model)
@@ -216,7 +216,7 @@ def fake_run(
         with (
             warnings.catch_warnings(action="ignore", category=UserWarning),  # of copied tensors
             _Mode(allow_non_fake_inputs=True),
-            Recorder() as recorder,
+            Operations() as recorder,
         ):
             _make_fake(clip, where)
             size = image_input(clip).size
@@ -277,7 +277,7 @@ class _ZeroShot(ZeroShotModel):
 class _Features(ZeroShotFeatures):
     """Features of a fake zero-shot model."""
 
-    recorder: Recorder
+    recorder: Operations
 
     def of_views(self, views: Tensor, step: int, first: int, at_once: int) -> Tensor:
         """As the base class."""

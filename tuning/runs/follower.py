@@ -30,9 +30,9 @@ server may take to fail. Ctrl-C ends the wait."""
 
 
 class View:
-    """Base class of what a journal is shown in. All methods but `start` are called by one thread.
+    """Base class of everything that is made of a journal. One thread calls all methods but `start`.
 
-    A view is written anew from the whole history, or adds what it lacks: it may get a record again.
+    A view writes all of itself anew, or adds what it lacks. It may get the same record twice.
     """
 
     name: str
