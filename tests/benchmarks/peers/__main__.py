@@ -33,6 +33,7 @@ from tuning.config.validation import load_config
 
 HERE = Path(__file__).parent
 OURS, MAX = "this project", "val/mean_acc"
+NO_LINE = "this project, line: off"
 POLL_S = 0.5
 Job = dict[str, Any]
 
@@ -51,12 +52,12 @@ class Run:
         return {json.dumps(report["params"], sort_keys=True): report[MAX] for report in last}
 
 
-def module(name):
+def module(name, **options):
     """Starts a contender that is a module and reads the job from a file."""
 
     def start(job):
         path = Path(job["output"]) / "job.json"
-        path.write_text(json.dumps(job))
+        path.write_text(json.dumps({**job, **options}))
         return popen([sys.executable, "-m", f"tests.benchmarks.peers.{name}", str(path)], job)
 
     return start
@@ -76,6 +77,7 @@ def shell_loop(job):
 
 CONTENDERS: dict[str, Callable[[Job], subprocess.Popen[str]]] = {
     OURS: module("ours"),
+    NO_LINE: module("ours", line="off"),
     "shell loop": shell_loop,
     "Ray Tune": module("ray_tune"),
     "Optuna": module("optuna_study"),

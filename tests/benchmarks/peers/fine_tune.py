@@ -28,6 +28,7 @@ from trainers.models.config import ModelConfig
 from trainers.models.zero_shot import load_zero_shot
 
 DATA = DataConfig()
+BICUBIC = v2.InterpolationMode.BICUBIC
 BATCH_SIZE, EVAL_BATCH_SIZE, TEXTS, WARM_UP = 64, 64, 80, 0.1
 ENDS = (2046, 2047)
 """Start and end token."""
@@ -38,7 +39,7 @@ class TrainViews(Dataset[tuple[Tensor, Tensor]]):
         self.images = images
         self.transform = v2.Compose(
             [
-                v2.RandomResizedCrop(size, (0.4, 1.0), interpolation=v2.InterpolationMode.BICUBIC),
+                v2.RandomResizedCrop(size, DATA.crop_area, interpolation=BICUBIC),
                 v2.RandomHorizontalFlip(),
             ]
         )

@@ -28,6 +28,7 @@ def main():
     settings = {
         "trial.steps": job["steps"],
         "trial.eval.every": job["every"],
+        **({"trial.eval.line": job["line"]} if "line" in job else {}),
         "search.storage": output / "runs",
         "search.references": [],
         "search.resources.max_concurrent": 2,
