@@ -126,7 +126,7 @@ def node_facts(asked: dict[str, Any]) -> tuple[dict[str, str], list[str]]:
         if not (url := asked.get(use)):
             continue
         try:
-            from trainers.data.storage import open_store
+            from trainers.data.store import open_store
 
             store, name = open_store(url), f".lipsum-tune-{uuid4().hex}"
             if use == "checkpoints":

@@ -30,7 +30,7 @@ from tests.s3 import anywhere as anywhere
 from tests.s3 import bucket as bucket
 from trainers.config import TrialConfig
 from trainers.data.schema import LabelledImage, read_header, write_images
-from trainers.data.storage import CACHE_VARIABLE, open_store
+from trainers.data.store import CACHE_VARIABLE, open_store
 from trainers.embedded_benchmark.build import ImageCounts, build
 from trainers.methods.registry import _LOADED, _TEXTS, METHODS, SEARCH_SPACES
 

@@ -8,7 +8,7 @@ import pytest
 from moto.server import ThreadedMotoServer
 
 from tests.ports import free_ports
-from trainers.data.storage import open_store
+from trainers.data.store import open_store
 from tuning.execution.ray_session import LOCALHOST
 
 SECRET = "a-secret-of-tests"

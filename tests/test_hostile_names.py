@@ -9,7 +9,7 @@ from tests.tuning.run_folders import search_file, trial, write_run
 from trainers.data.prepare import Options
 from trainers.data.prepare import prepare as prepare_domains
 from trainers.data.sources import Source
-from trainers.data.storage import open_store
+from trainers.data.store import open_store
 from trainers.errors import ConfigError
 from tuning.config.validation import load_config
 from tuning.preparation.prepare import sources_of

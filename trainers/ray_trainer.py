@@ -42,7 +42,7 @@ from trainers.checkpoints.storage import (
     remove_other_checkpoints,
     write_checkpoint,
 )
-from trainers.data.storage import Store, open_store
+from trainers.data.store import Store, open_store
 from trainers.errors import (
     FULL,
     MicroBatchTooLarge,

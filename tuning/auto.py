@@ -29,7 +29,7 @@ from trainers.config import with_overrides
 from trainers.data.domain_files import without_split
 from trainers.data.prepare import Options, prepare
 from trainers.data.sources import Source
-from trainers.data.storage import open_store
+from trainers.data.store import open_store
 from trainers.errors import ConfigError, quoted
 from trainers.evaluation.metrics import ID_ACC
 from trainers.overrides import nest

@@ -28,7 +28,7 @@ from tuning.execution.ray_session import runs_folder
 from tuning.runs.callbacks import Callback
 from tuning.runs.environment import check_same_inputs
 from tuning.runs.history import JOURNAL_FILE
-from tuning.runs.run_folder import CONFIG_FILE, LoadedRun, load_run, runs_named
+from tuning.runs.run_folder import CONFIG_FILE, RunFolder, load_run, runs_named
 from tuning.search import SearchOptions, SearchResult, continue_search, start_search, with_options
 
 logger = logging.getLogger(__name__)
@@ -44,7 +44,7 @@ RESUMABLE = (*FREE, "search.sampler", "search.scheduler", "search.seeds")
 """Keys that a resume may change: none of them affects what a trial measures."""
 
 
-def more_trials(run: LoadedRun, trials: int | str, overrides: Iterable[str] = ()) -> list[str]:
+def more_trials(run: RunFolder, trials: int | str, overrides: Iterable[str] = ()) -> list[str]:
     """The overrides for a number of trials: `30`, or `+8` in addition to those of a run.
 
     A run that `search.budget.worth` has ended gets them whatever they are worth, unless other
@@ -88,7 +88,7 @@ def identity(file: SearchFile) -> dict[str, object]:
     return _without(file, FREE)
 
 
-def check_changes(run: LoadedRun, file: SearchFile) -> None:
+def check_changes(run: RunFolder, file: SearchFile) -> None:
     """Check that a configuration measures what the earlier trials of a run measured.
 
     Raises:
@@ -108,7 +108,7 @@ def check_changes(run: LoadedRun, file: SearchFile) -> None:
     check_same_inputs(run.folder, file.trial)
 
 
-def _check_objects(run: LoadedRun, options: SearchOptions, named: Iterable[str] = ()) -> None:
+def _check_objects(run: RunFolder, options: SearchOptions, named: Iterable[str] = ()) -> None:
     """Refuse to go on without a sampler or pruner that the last session got as an object.
 
     Lines of `--set` may name another one.

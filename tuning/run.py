@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from tuning.runs import run_folder
 from tuning.runs.ranking import best_trial
 from tuning.runs.records import TrialRecord
-from tuning.runs.run_folder import LoadedRun
+from tuning.runs.run_folder import RunFolder
 
 if TYPE_CHECKING:
     import optuna
@@ -55,7 +55,7 @@ class BestTrial:
 
 
 @dataclass(frozen=True, repr=False)
-class Run(LoadedRun):
+class Run(RunFolder):
     """The contents of a run folder, with tables, studies and figures of them."""
 
     @cached_property

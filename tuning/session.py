@@ -16,7 +16,7 @@ from ray.tune import Callback as TuneCallback
 from rich.console import Console
 
 from trainers.data.domain_files import EMBEDDED
-from trainers.data.storage import Store, open_store, url_of
+from trainers.data.store import Store, open_store, url_of
 from trainers.methods.registry import texts_of
 from tuning.algorithms.studies import Studies, quiet_optuna
 from tuning.config.schema import BudgetConfig, ResourcesConfig, SchedulerConfig, SearchFile
@@ -34,7 +34,7 @@ from tuning.runs.history import History
 from tuning.runs.journal import Journal
 from tuning.runs.orders import size_of_orders
 from tuning.runs.records import SearchOutcome, SearchRecord, TrialRecord
-from tuning.runs.run_folder import TRAIN_FOLDER, checkpoint_home
+from tuning.runs.run_folder import TRAIN_FOLDER, checkpoint_root_of
 from tuning.views.formatting import show_phase
 from tuning.views.progress import ProgressCallback
 
@@ -166,14 +166,18 @@ class Session:
 
 @contextmanager
 def open_session(
-    folder: Path, file: SearchFile, options: SearchOptions, go_on: str, home: str | None = None
+    folder: Path,
+    file: SearchFile,
+    options: SearchOptions,
+    go_on: str,
+    checkpoint_root: str | None = None,
 ) -> Iterator[Session]:
     """Lock the journal of a run folder, connect to Ray, and see what fits there.
 
     Args:
         folder: exists; nothing is written there before the journal is locked.
         go_on: how to continue after a failure of the storage.
-        home: folder or URL of all checkpoints; by default that of a search.
+        checkpoint_root: folder or URL of all checkpoints; by default that of a search.
 
     Raises:
         ConfigError: another process has the run folder open, or not even one trial fits.
@@ -187,15 +191,17 @@ def open_session(
         ray_session(options.address, console=console) as is_own_ray,
         watched_ray(go_on) as watch,
         quiet_optuna(),
-        closing(ProgressCallback(console, journal.now, shows_best=home is None)) as progress,
+        closing(
+            ProgressCallback(console, journal.now, shows_best=checkpoint_root is None)
+        ) as progress,
     ):
-        if home is None:
+        if checkpoint_root is None:
             storage, name = file.search.checkpoints.storage, file.search.name
-            home = checkpoint_home(folder, storage, name, journal.run_id)
+            checkpoint_root = checkpoint_root_of(folder, storage, name, journal.run_id)
         concurrent = concurrent_trials(file.search.resources, is_own_ray=is_own_ray)
         if is_own_ray:
             check_shared_memory(concurrent * shared_memory(file.trial, file.search.resources))
-        checkpoints = open_store(url_of(home, TRAIN_FOLDER))
+        checkpoints = open_store(url_of(checkpoint_root, TRAIN_FOLDER))
         yield Session(
             file, options, journal, checkpoints, concurrent, console, progress, watch,
             is_own_ray, orders,

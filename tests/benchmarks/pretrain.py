@@ -32,7 +32,7 @@ from torch import nn
 
 from tests.benchmarks.captions import all_class_drawings, all_drawings, caption, tidy_name
 from trainers.data.config import DataConfig
-from trainers.data.storage import open_store
+from trainers.data.store import open_store
 from trainers.data.transforms import normalise, train_view
 from trainers.embedded_benchmark.arrays import SIZE
 from trainers.embedded_benchmark.classes import DOMAINS

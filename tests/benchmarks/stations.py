@@ -50,7 +50,7 @@ SHORT = PLAIN | {
 
 
 class InProcess:
-    """In place of `WarmWorkers`, `Exchange`, `serve` and `train`: only `serve` is a station."""
+    """In place of `KeptWorkers`, `Exchange`, `serve` and `train`: only `serve` is a station."""
 
     def __init__(self, hang_after_s, options):
         self._reports = None
@@ -138,7 +138,7 @@ class Follower:
 
 
 def search(config, follower):
-    with without_ray(mlflow=False), patch("tuning.execution.trainable.WarmWorkers", InProcess):
+    with without_ray(mlflow=False), patch("tuning.execution.trainable.KeptWorkers", InProcess):
         sys.setprofile(follower)
         run = start_search(load_config(config), SearchOptions(console=Console(quiet=True)))
         sys.setprofile(None)

@@ -13,7 +13,7 @@ from tests.trainers.curves import changed, untimed
 from trainers.checkpoints.format import STATE, whole_header
 from trainers.checkpoints.storage import newest_checkpoint
 from trainers.data.schema import LabelledImage, part_path, write_images
-from trainers.data.storage import open_store
+from trainers.data.store import open_store
 from trainers.errors import TrainingDiverged
 from trainers.fine_tune import fine_tune, training_batches
 from trainers.loop.evaluate_run import class_maps, evaluate_run
@@ -42,7 +42,7 @@ import sys
 from pathlib import Path
 from trainers.checkpoints.storage import prepare_folder, write_checkpoint
 from trainers.config import TrialConfig
-from trainers.data.storage import open_store
+from trainers.data.store import open_store
 from trainers.fine_tune import fine_tune
 
 config, folder = TrialConfig.model_validate_json(sys.argv[1]), Path(sys.argv[2])

@@ -16,7 +16,7 @@ from tests.trainers.curves import changed
 from trainers import ray_trainer
 from trainers.checkpoints.format import Header, Progress, save_checkpoint
 from trainers.checkpoints.storage import prepare_folder, write_checkpoint
-from trainers.data.storage import open_store
+from trainers.data.store import open_store
 from trainers.errors import ConfigError, StorageFailed
 from trainers.ray_trainer import (
     _told_to_the_search,

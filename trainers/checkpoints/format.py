@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 from safetensors import SafetensorError
 
-from trainers.data.storage import Store, open_store
+from trainers.data.store import Store, open_store
 from trainers.errors import ConfigError, StorageFailed, first_line, system_error, system_words
 
 if TYPE_CHECKING:

@@ -18,7 +18,7 @@ from pathlib import Path
 from pyarrow import fs
 
 from trainers.checkpoints.format import PREDICTIONS, STATE, WEIGHTS, saved_step
-from trainers.data.storage import Store
+from trainers.data.store import Store
 from trainers.errors import StorageFailed, storage_failures
 
 CHECKPOINT = "checkpoint_"

@@ -7,7 +7,7 @@ from collections.abc import Collection, Mapping
 
 from trainers.data.domain_files import EMBEDDED, draw, read_record, stored_root
 from trainers.data.sources import Source
-from trainers.data.storage import Store
+from trainers.data.store import Store
 
 logger = logging.getLogger(__name__)
 

@@ -31,7 +31,7 @@ from trainers.data.domain_files import domain_files
 from trainers.data.images import BadImage, decode, is_too_large, orientation
 from trainers.data.sampler import StepSampler
 from trainers.data.schema import Header, split_header
-from trainers.data.storage import CACHE_VARIABLE, Store, cache_folder, open_store
+from trainers.data.store import CACHE_VARIABLE, Store, cache_folder, open_store
 from trainers.data.transforms import augmentation, eval_view, train_view
 from trainers.errors import ConfigError, StorageFailed, first_line, storage_failures
 from trainers.folders import appearing

@@ -11,7 +11,7 @@ import platformdirs
 from pyarrow import fs
 
 from trainers.data.sources import Source
-from trainers.data.storage import Store, cache_folder, open_store
+from trainers.data.store import Store, cache_folder, open_store
 from trainers.errors import ConfigError, did_you_mean, unreadable
 
 EMBEDDED = "openmoji"

@@ -23,7 +23,7 @@ import filelock
 import torch
 from torch import Tensor
 
-from trainers.data.storage import cache_folder
+from trainers.data.store import cache_folder
 
 FORMAT = 1
 """Increase it when the same identity gives other features than before."""

@@ -11,7 +11,7 @@ from trainers.data.config import DataConfig
 from trainers.data.data_root import resolve_root
 from trainers.data.domain_files import domain_files
 from trainers.data.schema import read_headers
-from trainers.data.storage import Store
+from trainers.data.store import Store
 
 
 def data_fingerprint(data: DataConfig) -> dict[str, str]:

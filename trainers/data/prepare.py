@@ -35,7 +35,7 @@ from trainers.data.images import BadImage, encode
 from trainers.data.remarks import DUPLICATES, remarks
 from trainers.data.schema import LabelledImage, open_parquet, write_images
 from trainers.data.sources import GENERAL, Source, carve, open_domain
-from trainers.data.storage import Store
+from trainers.data.store import Store
 from trainers.data.suite import is_domain_name
 from trainers.errors import DENIED, WRONG_PATH, ConfigError, first_line
 

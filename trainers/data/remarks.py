@@ -9,7 +9,7 @@ from typing import Any
 
 from trainers.data.domain_files import EMBEDDED, domain_files, stored_root
 from trainers.data.schema import split_header
-from trainers.data.storage import Store
+from trainers.data.store import Store
 from trainers.errors import listed
 
 DUPLICATES = "duplicates.csv"

@@ -23,7 +23,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from trainers.data.storage import Store
+from trainers.data.store import Store
 from trainers.errors import ConfigError, StorageFailed, first_line, unreadable
 
 MEANING = ("class_map", "crop_pct")

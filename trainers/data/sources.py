@@ -25,7 +25,7 @@ from trainers.data.published import (
     read_imagenet,
     read_wilds,
 )
-from trainers.data.storage import cache_folder
+from trainers.data.store import cache_folder
 from trainers.errors import ConfigError, first_line, listed
 
 if TYPE_CHECKING:

@@ -19,18 +19,18 @@ from tuning.config.schema import ELSEWHERE, SearchFile
 from tuning.runs.environment import check_same_inputs, seen_at_start
 from tuning.runs.ranking import ranked
 from tuning.runs.records import METHOD_KEY, SearchRecord, TrialRecord
-from tuning.runs.run_folder import LoadedRun, load_run
+from tuning.runs.run_folder import RunFolder, load_run
 
 _KEY = "search.warm_start.runs"
 
-Earlier: TypeAlias = Mapping[str, LoadedRun | ConfigError]
+Earlier: TypeAlias = Mapping[str, RunFolder | ConfigError]
 """Earlier runs by their folders in the configuration; the error, if one cannot be read."""
 
 
 def load_earlier(file: SearchFile) -> Earlier:
     """The runs of `search.warm_start.runs`."""
 
-    def load(folder: str) -> LoadedRun | ConfigError:
+    def load(folder: str) -> RunFolder | ConfigError:
         try:
             return load_run(Path(folder).expanduser())
         except ConfigError as error:
@@ -88,7 +88,7 @@ def warm_start_uses_ood(file: SearchFile, earlier: Earlier) -> bool:
     return any(search.sees_ood or search.id_domain in domains for search in searches)
 
 
-def same_task(run: LoadedRun, record: TrialRecord, file: SearchFile, study: MethodStudy) -> bool:
+def same_task(run: RunFolder, record: TrialRecord, file: SearchFile, study: MethodStudy) -> bool:
     """Whether a trial of that run would measure the same in this search, for the same objectives.
 
     Its trial, data, weights of the model and plug-ins are then the same.
@@ -108,7 +108,7 @@ def same_task(run: LoadedRun, record: TrialRecord, file: SearchFile, study: Meth
     return True
 
 
-def _learn(study: MethodStudy, run: LoadedRun, file: SearchFile, search: SearchRecord) -> str:
+def _learn(study: MethodStudy, run: RunFolder, file: SearchFile, search: SearchRecord) -> str:
     """Give a study its trials of a run; returns a line about them, empty if there are none."""
     wanted, then = study.method or file.trial.method.name, run.search
 

@@ -1,10 +1,10 @@
 """Folders of the trials' checkpoints, on a disk or in a bucket.
 
-    <home>/train/train-<trial>/checkpoint_<time>/
+    <checkpoint root>/train/train-<trial>/checkpoint_<time>/
         {student.safetensors, predictions.parquet, training_state.pt}
 
-The home is the run folder, or a folder of its own in `search.checkpoints.storage`. The files of one
-trial are those of `trainers.checkpoints.storage`.
+The checkpoint root is the run folder, or a folder of its own in `search.checkpoints.storage`. The
+files of one trial are those of `trainers.checkpoints.storage`.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from pathlib import Path
 from trainers.checkpoints import storage
 from trainers.checkpoints.format import STATE, WEIGHTS
 from trainers.checkpoints.storage import CHECKPOINT, fetch_checkpoint, newest_checkpoint
-from trainers.data.storage import Store, open_store
+from trainers.data.store import Store, open_store
 from tuning.runs.run_folder import TRIAL_PREFIX, trial_path
 
 

@@ -15,7 +15,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterable, Sequence
 
-from trainers.data.storage import Store
+from trainers.data.store import Store
 from trainers.errors import system_words
 from tuning.checkpoints.files import keep_weights, list_trials, remove
 from tuning.runs.follower import View

@@ -95,7 +95,7 @@ def prepare(
     from trainers.data.prepare import Options
     from trainers.data.prepare import prepare as run_preparation
     from trainers.data.sources import Source
-    from trainers.data.storage import open_store
+    from trainers.data.store import open_store
     from trainers.errors import validate
     from trainers.yaml_text import read_text
     from tuning.preparation.prepare import render, sources_of

@@ -17,7 +17,7 @@ from tuning.runs.callbacks import Callback
 from tuning.runs.conclusion import conclusion
 from tuning.runs.confirmation import FT, SPLIT, Confirmation
 from tuning.runs.records import SearchRecord, TrialRecord, zero_shot_record
-from tuning.runs.run_folder import LoadedRun
+from tuning.runs.run_folder import RunFolder
 from tuning.views.overview import state_of
 
 if TYPE_CHECKING:
@@ -67,7 +67,7 @@ def of_zero_shot(split: str, ranked: Sequence[Ranked]) -> Document:
     return {"split": split, "models": models}
 
 
-def of_run(run: LoadedRun) -> Document:
+def of_run(run: RunFolder) -> Document:
     """State and trials of a run, what it has found, and what `confirm` has measured."""
     found = None
     if run.history.zero_shot is not None:

@@ -27,7 +27,7 @@ from trainers.methods.registry import load_plugins
 from trainers.overrides import METHOD_KEY
 from tuning.config.objectives import Constraint, Objective, check_constraints, parse_constraint
 from tuning.config.prior import PriorConfig
-from tuning.config.search_space import Lines, SpaceConfig, one_or_several, resolve_space
+from tuning.config.search_space import SpaceConfig, Strings, one_or_several, resolve_space
 
 
 class SamplerConfig(Frozen):
@@ -156,7 +156,7 @@ class WarmStartConfig(Frozen):
     """Earlier searches whose results are used: as observations of the sampler if trial, data and
     objectives are the same, else their best points are tried first."""
 
-    runs: Lines = ()
+    runs: Strings = ()
     """Run folders of the earlier searches, or names of folders in `runs/`."""
     top: int = Field(default=4, ge=1, le=1_000_000)
     """Number of points to try first from each run."""
@@ -237,7 +237,7 @@ class SearchConfig(Frozen):
         Field(min_length=1),
     ] = (ObjectiveConfig(),)
     """One metric, or a list of several."""
-    constraints: Lines = ()
+    constraints: Strings = ()
     """One line or several, such as `id_val/acc >= zero_shot.id_val/acc`; see
     `tuning.config.objectives`."""
     warm_start: WarmStartConfig = WarmStartConfig()

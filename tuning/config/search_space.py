@@ -36,7 +36,7 @@ def one_or_several(value: Any) -> Any:
     return (value,) if isinstance(value, str | Mapping | BaseModel) else value
 
 
-Lines: TypeAlias = Annotated[
+Strings: TypeAlias = Annotated[
     tuple[str, ...], BeforeValidator(one_or_several, json_schema_input_type=str | tuple[str, ...])
 ]
 
@@ -122,7 +122,7 @@ class SpaceConfig(_Section):
     name: str | None = AUTO
     """A ready space of `search_spaces`; `auto` is that of `trial.method`, or an empty one if
     the method has none; null is an empty one."""
-    methods: Lines = ()
+    methods: Strings = ()
     """Methods to compare, each tuned separately in as many trials; `all` is every method of this
     package."""
     by_method: dict[str, MethodSpaceConfig] = Field(default_factory=dict)

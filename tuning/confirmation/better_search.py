@@ -11,14 +11,14 @@ from tuning.runs.confirmation import confirm_history, read_confirmation
 from tuning.runs.environment import seen_at_start
 from tuning.runs.ranking import accuracy_margin, best_finished, misses
 from tuning.runs.records import SearchRecord, TrialRecord
-from tuning.runs.run_folder import LoadedRun
+from tuning.runs.run_folder import RunFolder
 
-Best: TypeAlias = tuple[LoadedRun, TrialRecord]
+Best: TypeAlias = tuple[RunFolder, TrialRecord]
 """A search and its best trial."""
 IMAGES: Final = "images"
 
 
-def better_search(runs: Sequence[LoadedRun]) -> str:
+def better_search(runs: Sequence[RunFolder]) -> str:
     """Which of several searches has found the best trial, as far as they can be compared.
 
     The best trials are compared by the objectives, on the validation splits; a difference within
@@ -49,10 +49,10 @@ def better_search(runs: Sequence[LoadedRun]) -> str:
     return f"{text} {again}"
 
 
-def _differences(runs: Sequence[LoadedRun]) -> list[str]:
+def _differences(runs: Sequence[RunFolder]) -> list[str]:
     """What makes the values of searches incomparable, as the user knows it."""
 
-    def of(run: LoadedRun) -> dict[str, object]:
+    def of(run: RunFolder) -> dict[str, object]:
         trial, data = run.file.trial, run.file.trial.data
         images = seen_at_start(run.folder) or data.root
         files = seen_at_start(run.folder, "model") or {}

@@ -25,7 +25,7 @@ from trainers.checks import check_data
 from trainers.data.config import DataConfig
 from trainers.data.data_root import resolve_root
 from trainers.data.fingerprint import split_fingerprint
-from trainers.data.storage import Store, open_store, url_of
+from trainers.data.store import Store, open_store, url_of
 from trainers.errors import ConfigError, did_you_mean, quoted
 from tuning.checkpoints.files import kept_checkpoint, remove_folder
 from tuning.runs.confirmation import (
@@ -46,7 +46,7 @@ from tuning.runs.follower import Follower, View
 from tuning.runs.history import History
 from tuning.runs.ranking import first_trial, ranked
 from tuning.runs.records import UNTUNED, ZERO_SHOT, SearchRecord, TrialRecord
-from tuning.runs.run_folder import TRAIN_FOLDER, LoadedRun, load_run, trial_path
+from tuning.runs.run_folder import TRAIN_FOLDER, RunFolder, load_run, trial_path
 from tuning.selection.rules import BY_METHOD, FIRST, OBJECTIVE, PARETO, RULES, choices
 from tuning.session import SearchOptions, fixed_only, open_session
 from tuning.views.completion import complete_files, complete_mlflow
@@ -126,12 +126,12 @@ def confirm(
         _train(run, wanted, names, SearchOptions(address=address, console=console))
     history = confirm_history(run.folder)
     results = results_of(history)
-    home = url_of(run.home, CONFIRM_FOLDER, TRAIN_FOLDER)
+    checkpoint_root = url_of(run.checkpoint_root, CONFIRM_FOLDER, TRAIN_FOLDER)
     if all(record.is_final for record in history.records):
         with suppress(OSError):  # what cannot be copied now is kept for the next call
             for record in history.records:
-                keep_predictions(run.folder, open_store(home), record)
-            remove_folder(home)
+                keep_predictions(run.folder, open_store(checkpoint_root), record)
+            remove_folder(checkpoint_root)
     write_table(run.folder / CONFIRM_FOLDER, "results", results_table(results))
     failures = failures_of(history)
     failed = {key: failures[key][-1].error_line for key in wanted if key in failures}
@@ -194,7 +194,7 @@ def chosen(
 
 
 def _train(
-    run: LoadedRun,
+    run: RunFolder,
     wanted: Mapping[Key, TrialRecord],
     names: Sequence[str],
     options: SearchOptions,
@@ -207,8 +207,8 @@ def _train(
     folder, file = run.folder / CONFIRM_FOLDER, fixed_only(run.file, len(wanted))
     folder.mkdir(exist_ok=True)
     go_on = "put that right, and the same command goes on from the results so far"
-    home = url_of(run.home, CONFIRM_FOLDER)
-    with open_session(folder, file, options, go_on, home) as session:
+    checkpoint_root = url_of(run.checkpoint_root, CONFIRM_FOLDER)
+    with open_session(folder, file, options, go_on, checkpoint_root) as session:
         journal, history = session.journal, confirm_history(run.folder)
         journal.session_started(same_test_splits(history, file.trial.data), names)
         zero_shot = session.zero_shot(history, SPLIT)

@@ -11,14 +11,14 @@ from typing import Any
 from ray import tune
 
 from trainers.checkpoints.storage import prepare_folder
-from trainers.data.storage import Store, open_store
+from trainers.data.store import Store, open_store
 from trainers.errors import TrainingDiverged, storage_failures
 from trainers.exchange import Request
 from trainers.ray_trainer import location
 from tuning.config.schema import ResourcesConfig
 from tuning.execution.cluster_resources import DRIVER
+from tuning.execution.kept_workers import KeptWorkers
 from tuning.execution.retries import Attempts, FaultyNodes, TrainingHangs
-from tuning.execution.warm_workers import WarmWorkers
 from tuning.runs.errors import error_text, storage_failure
 from tuning.runs.messages import MESSAGE, Failed, Message, Progressed, Repeated, Reported
 
@@ -60,7 +60,7 @@ class Slot(tune.Trainable):
 
     def setup(self, config: dict[str, Any]) -> None:
         """Start the first trial; its workers start at the first step."""
-        self._workers: WarmWorkers | None = None
+        self._workers: KeptWorkers | None = None
         self._nodes = FaultyNodes(self.resources)
         self.reset_config(config)
 
@@ -95,7 +95,7 @@ class Slot(tune.Trainable):
                 prepare_folder(self._folder)
             if self._workers is None:
                 options = self.resources.per_trial() | self._nodes.placement()
-                self._workers = WarmWorkers(self.resources.hang_after_s, options)
+                self._workers = KeptWorkers(self.resources.hang_after_s, options)
             request = Request(location(self._folder), self._trial, self.final_split, self.plugins)
             answer = self._workers.ask(request)
         except Exception as error:

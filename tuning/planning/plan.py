@@ -19,7 +19,7 @@ from rich.text import Text
 
 from trainers.config import with_overrides
 from trainers.data.data_root import resolve_root
-from trainers.data.storage import url_of
+from trainers.data.store import url_of
 from trainers.errors import ConfigError
 from trainers.folders import temporary_folder
 from tuning.algorithms.pruning import LEAST_FINISHED
@@ -138,10 +138,10 @@ def plan_search(
             folder = stack.enter_context(temporary_folder(".plan-", storage))
         except OSError as error:
             raise ConfigError(f"search.storage = {str(storage)!r}: {error}") from None
-        home = str(folder) if keep is None else url_of(keep, folder.name)
-        stack.callback(remove_folder, home)
+        root = str(folder) if keep is None else url_of(keep, folder.name)
+        stack.callback(remove_folder, root)
         short = fixed_only(file.model_copy(update={"trial": base}), 2 * AT_ONCE)
-        session = stack.enter_context(open_session(folder, short, options, "plan again", home))
+        session = stack.enter_context(open_session(folder, short, options, "plan again", root))
         wanted = file.most_trials + len(file.search.references)
         concurrent = min(session.concurrent, wanted)
         at_once = min(concurrent, AT_ONCE)

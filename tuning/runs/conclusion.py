@@ -24,11 +24,11 @@ from tuning.runs.confirmation import (
 )
 from tuning.runs.ranking import (
     accuracy_margin,
-    baselines,
     best_trial,
     finished_trials,
     first_trial,
     misses,
+    references,
     stronger_reference,
 )
 from tuning.runs.records import STEP, SearchRecord, TrialRecord, trial_label
@@ -137,7 +137,7 @@ def _result(
         return (
             f"No trial meets the constraints: {best.trial_id} comes closest and misses {amounts}."
         )
-    reference, *_ = baselines(search, records)
+    reference, *_ = references(search, records)
     gaps = _differences(search, best, reference, again)
     if not gaps:
         return f"{best.trial_id} has the best {metric}: {best.last(metric):.4g}."

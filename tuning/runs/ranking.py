@@ -101,7 +101,7 @@ def first_trial(records: Iterable[TrialRecord]) -> TrialRecord | None:
     return next((r for r in found if r.number == 0 and r.is_first_point), None)
 
 
-def baselines(search: SearchRecord, records: Iterable[TrialRecord]) -> list[TrialRecord]:
+def references(search: SearchRecord, records: Iterable[TrialRecord]) -> list[TrialRecord]:
     """What trials are compared with: the finished references, and last the zero-shot model."""
     finished = [r for r in records if r.kind == "reference" and r.outcome == "finished"]
     return [*finished, zero_shot_record(search.zero_shot)]
@@ -123,7 +123,7 @@ def stronger_reference(search: SearchRecord, records: Sequence[TrialRecord]) -> 
     bests = search.bests(records)
     stronger = [
         (values, record)
-        for record in baselines(search, records)
+        for record in references(search, records)
         if (values := search.values(record)) is not None
         and all(values != own and all(map(operator.ge, values, own)) for own in best)
         and all(amount <= 0 for amount in search.violations(record.last, bests).values())

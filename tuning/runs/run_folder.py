@@ -14,7 +14,7 @@ from typing import Final
 import yaml
 
 from trainers.config import TrialConfig
-from trainers.data.storage import Store, open_store, url_of
+from trainers.data.store import Store, open_store, url_of
 from trainers.errors import ConfigError, suggestion
 from tuning.config.schema import SearchFile
 from tuning.config.validation import load_config
@@ -34,12 +34,12 @@ CONFIG_FILE = "search.yaml"
 CONFIRM_FOLDER = "confirm"
 """The run folder of the confirmation, in that of the search."""
 TRAIN_FOLDER: Final = "train"
-"""Folder of all trials, below a home."""
+"""Folder of all trials, below a checkpoint root."""
 TRIAL_PREFIX: Final = "train-"
 
 
 @dataclass(frozen=True)
-class LoadedRun:
+class RunFolder:
     """The contents of a run folder."""
 
     folder: Path
@@ -47,10 +47,10 @@ class LoadedRun:
     history: History
 
     @property
-    def home(self) -> str:
+    def checkpoint_root(self) -> str:
         """The folder or URL that contains all checkpoints of the run."""
         storage = self.file.search.checkpoints.storage
-        return checkpoint_home(self.folder, storage, self.file.search.name, self.history.run_id)
+        return checkpoint_root_of(self.folder, storage, self.file.search.name, self.history.run_id)
 
     @property
     def checkpoints(self) -> Store:
@@ -59,7 +59,7 @@ class LoadedRun:
         Raises:
             StorageFailed: it cannot be reached.
         """
-        return open_store(url_of(self.home, TRAIN_FOLDER))
+        return open_store(url_of(self.checkpoint_root, TRAIN_FOLDER))
 
     @property
     def search(self) -> SearchRecord:
@@ -77,7 +77,7 @@ class LoadedRun:
         return replace(search, damage=found.damage)
 
 
-def checkpoint_home(run_folder: Path, storage: str | None, name: str, run_id: str) -> str:
+def checkpoint_root_of(run_folder: Path, storage: str | None, name: str, run_id: str) -> str:
     """Folder or URL of all checkpoints of a run.
 
     Args:
@@ -131,7 +131,7 @@ def last_written(run: Path) -> float:
     return (journal if journal.is_file() else run / CONFIG_FILE).stat().st_mtime
 
 
-def load_run(folder: str | Path, whole: bool = False) -> LoadedRun:
+def load_run(folder: str | Path, whole: bool = False) -> RunFolder:
     """Read a run folder, or the one that `find_run` finds. The run may be in progress.
 
     Its data need not be reachable.
@@ -157,7 +157,7 @@ def load_run(folder: str | Path, whole: bool = False) -> LoadedRun:
             for record in history.records
         ]
         history = replace(history, records=tuple(records))
-    return LoadedRun(folder.resolve(), load_config(config, check=False), history)
+    return RunFolder(folder.resolve(), load_config(config, check=False), history)
 
 
 def config_of(file: SearchFile, record: TrialRecord) -> TrialConfig:

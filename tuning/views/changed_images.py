@@ -22,7 +22,7 @@ from trainers.data.dataset import ImageDataset
 from trainers.data.domain_files import stored_root
 from trainers.data.fingerprint import split_fingerprint
 from trainers.data.sources import Source
-from trainers.data.storage import Store, open_store
+from trainers.data.store import Store, open_store
 from tuning.checkpoints.files import kept_checkpoint
 from tuning.runs.environment import seen_at_start
 from tuning.runs.records import SearchRecord

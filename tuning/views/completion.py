@@ -7,21 +7,21 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from trainers.data.storage import url_of
+from trainers.data.store import url_of
 from trainers.errors import ConfigError
 from trainers.redact import redact
 from tuning.algorithms.studies import quiet_optuna
 from tuning.runs.follower import View, complete
 from tuning.runs.history import JOURNAL_FILE, read_history
 from tuning.runs.journal import is_running
-from tuning.runs.run_folder import CONFIRM_FOLDER, TRAIN_FOLDER, LoadedRun
+from tuning.runs.run_folder import CONFIRM_FOLDER, TRAIN_FOLDER, RunFolder
 from tuning.views.dashboard import DashboardView, open_storage
 from tuning.views.mlflow.client import sqlite_path, tracking_uri
 from tuning.views.mlflow.writer import MlflowView
 from tuning.views.results import ResultsView
 
 
-def complete_files(run: LoadedRun) -> list[str]:
+def complete_files(run: RunFolder) -> list[str]:
     """Write tables and page, and what the study of the dashboard lacks.
 
     Returns:
@@ -29,7 +29,7 @@ def complete_files(run: LoadedRun) -> list[str]:
     """
     if is_running(run.folder):
         return []
-    views: list[View] = [ResultsView(url_of(run.home, TRAIN_FOLDER))]
+    views: list[View] = [ResultsView(url_of(run.checkpoint_root, TRAIN_FOLDER))]
     problems = []
     try:
         storage = open_storage(run.folder, run.file.search.study_storage)
@@ -41,7 +41,7 @@ def complete_files(run: LoadedRun) -> list[str]:
     return [*problems, *(f"{view.name} cannot be written: {lacks[view]}" for view in lacks)]
 
 
-def complete_mlflow(run: LoadedRun) -> str:
+def complete_mlflow(run: RunFolder) -> str:
     """Write what MLflow lacks of a search and of its confirmation.
 
     Runs of MLflow that a killed driver left RUNNING are closed; a resume reopens them.

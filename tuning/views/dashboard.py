@@ -41,7 +41,7 @@ from tuning.runs.records import (
 )
 
 if TYPE_CHECKING:
-    from tuning.runs.run_folder import LoadedRun
+    from tuning.runs.run_folder import RunFolder
 
 OPTUNA_FILE = "optuna.journal"
 
@@ -199,7 +199,7 @@ class DashboardView(View):
             storage.set_trial_state_values(trial_id, new.state, new.values)
 
 
-def study_of(run: LoadedRun) -> optuna.Study:
+def study_of(run: RunFolder) -> optuna.Study:
     """The study of a run, in memory.
 
     Raises:

@@ -30,7 +30,7 @@ from rich.console import Console
 
 from trainers.evaluation.metrics import ID_ACC, OOD_MEAN_ACC, val_acc
 from tuning.algorithms.studies import STATES, quiet_optuna
-from tuning.runs.ranking import baselines, best_finished, by_objectives, finished_trials
+from tuning.runs.ranking import best_finished, by_objectives, finished_trials, references
 from tuning.runs.records import (
     AVERAGED,
     EVAL_IMAGES,
@@ -136,7 +136,7 @@ class Plots:
             group = [record for record in early if record.outcome == outcome]
             marker = {"size": 8, "symbol": "triangle-down-open", "color": SOFT}
             _add_trials(drawn, search, group, f"{outcome} ({len(group)})", marker, hidden=True)
-        for record in baselines(search, records):
+        for record in references(search, records):
             if accs_of(record) is not None:
                 marker = {"size": 13, "symbol": "x", "color": SOFT}
                 marker |= {"size": 14, "symbol": "star"} if record.trial_id == ZERO_SHOT else {}
@@ -199,7 +199,7 @@ class Plots:
     def domains(self) -> go.Figure:
         """Validation accuracy by domain: zero-shot, the references, and the best trial."""
         search, records = self.search, self.records
-        models = {trial_label(r): r.metrics for r in reversed(baselines(search, records))}
+        models = {trial_label(r): r.metrics for r in reversed(references(search, records))}
         if best := best_finished(search, records):
             models[best.trial_id] = best.means
         names = [f"{search.id_domain} (ID)", *search.ood_domains]

@@ -15,14 +15,14 @@ from trainers.evaluation.metrics import ID_ACC, OOD_MEAN_ACC
 from trainers.overrides import flat
 from tuning.config.loading import find_config, ready_configs
 from tuning.runs.journal import is_running
-from tuning.runs.ranking import baselines, best_finished
+from tuning.runs.ranking import best_finished, references
 from tuning.runs.records import trial_label
-from tuning.runs.run_folder import LoadedRun, last_written, load_run
+from tuning.runs.run_folder import RunFolder, last_written, load_run
 from tuning.views.formatting import format_params, format_percent, format_seconds, format_value
 from tuning.views.result_table import borderless_table
 
 
-def state_of(run: LoadedRun) -> str:
+def state_of(run: RunFolder) -> str:
     """`running`, `killed`, or how the last session ended."""
     return "running" if is_running(run.folder) else run.history.outcome or "killed"
 
@@ -67,7 +67,7 @@ def _facts(folder: Path) -> dict[str, str]:
             best = best_finished(search, records)
             value = None if best is None else best.last(metric)
             found |= {"value": "" if value is None else format_value(value), "objective": metric}
-            models = {trial_label(r): r.metrics for r in reversed(baselines(search, records))}
+            models = {trial_label(r): r.metrics for r in reversed(references(search, records))}
             if best is not None:
                 found["best"] = f"{best.trial_id}  {format_params(best.params)}"
                 models = {"best": best.means, **models}

@@ -14,7 +14,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 from plotly.offline import get_plotlyjs
 
-from trainers.data.storage import open_store
+from trainers.data.store import open_store
 from trainers.errors import storage_failures
 from tuning.runs.conclusion import conclusion
 from tuning.runs.ranking import finished_trials

@@ -15,8 +15,8 @@ from matplotlib.collections import PathCollection
 from matplotlib.colors import LogNorm, Normalize
 from matplotlib.figure import Figure
 
-from trainers.data.storage import open_store
-from tuning.runs.ranking import baselines, best_finished
+from trainers.data.store import open_store
+from tuning.runs.ranking import best_finished, references
 from tuning.runs.records import ZERO_SHOT, SearchRecord, TrialRecord, trial_label
 from tuning.views.lines import accs_of, frontier, line_of
 
@@ -80,7 +80,7 @@ def main_figure(search: SearchRecord, records: Sequence[TrialRecord]) -> Figure:
         drawn.colorbar(shown, label="weight of the regulariser")
     elif trials:
         _draw(axes, trials, color=BLUE)
-    for record in baselines(search, records):
+    for record in references(search, records):
         if accs_of(record):
             marker = "*" if record.trial_id == ZERO_SHOT else "X"
             _draw(axes, [record], color="#22262B", marker=marker)

@@ -43,7 +43,7 @@ import pyarrow as pa
 import pyarrow.csv
 import pyarrow.parquet as pq
 
-from trainers.data.storage import open_store
+from trainers.data.store import open_store
 from tuning.runs.confirmation import FT, Key
 from tuning.runs.ranking import best_finished, margin_of_mean
 from tuning.runs.records import STEP, ZERO_SHOT, SearchRecord, TrialRecord, zero_shot_record

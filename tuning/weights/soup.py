@@ -13,7 +13,7 @@ from rich.console import Console
 
 from trainers.checkpoints.format import whole_header
 from trainers.data.data_root import resolve_root
-from trainers.data.storage import Store
+from trainers.data.store import Store
 from trainers.errors import ConfigError, storage_failures
 from trainers.evaluation.metrics import ID_ACC, OOD_MEAN_ACC
 from trainers.weights.soups import Merit, build_soup
@@ -21,11 +21,11 @@ from tuning.checkpoints.files import fetched, kept_checkpoint
 from tuning.runs.environment import check_same_inputs
 from tuning.runs.ranking import misses, ranked
 from tuning.runs.records import TrialRecord
-from tuning.runs.run_folder import LoadedRun, config_of
+from tuning.runs.run_folder import RunFolder, config_of
 from tuning.weights.sources import Source
 
 
-def soup_of(run: LoadedRun, top: int) -> Source:
+def soup_of(run: RunFolder, top: int) -> Source:
     """Build a soup of at most `top` of a search's best trials, and evaluate it in this process.
 
     A trial is kept if it lowers no objective of the soup, and does not move it away from meeting a
@@ -75,7 +75,7 @@ def soup_of(run: LoadedRun, top: int) -> Source:
     return Source(title, lambda: (soup.weights, soup.class_names), trial, origin, soup.metrics)
 
 
-def ingredients(run: LoadedRun, top: int) -> list[tuple[TrialRecord, Store]]:
+def ingredients(run: RunFolder, top: int) -> list[tuple[TrialRecord, Store]]:
     """The best finished trials that meet the constraints and whose weights were kept.
 
     The best one is first. Those that cannot be averaged with it are left out: of another model,

@@ -18,7 +18,7 @@ from trainers.data.config import DataConfig
 from trainers.data.data_root import resolve_root
 from trainers.data.domain_files import domain_files
 from trainers.data.schema import read_header
-from trainers.data.storage import Store, open_store
+from trainers.data.store import Store, open_store
 from trainers.errors import ConfigError, StorageFailed, did_you_mean, validate
 from trainers.evaluation.metrics import ID, MetricKey
 from trainers.yaml_text import read_yaml
@@ -28,7 +28,7 @@ from tuning.runs.confirmation import FT, read_confirmation
 from tuning.runs.confirmation import SPLIT as TEST
 from tuning.runs.ranking import best_trial
 from tuning.runs.records import UNTUNED, ZERO_SHOT, trial_label
-from tuning.runs.run_folder import CONFIG_FILE, LoadedRun, config_of, load_run
+from tuning.runs.run_folder import CONFIG_FILE, RunFolder, config_of, load_run
 
 TRIAL_FILE = "trial.yaml"
 """Configuration, beside the checkpoint of `lipsum-tune train`."""
@@ -89,7 +89,7 @@ def write_trial(folder: Path, trial: TrialConfig) -> None:
     (folder / TRIAL_FILE).write_text(text, encoding="utf-8")
 
 
-def _of_trial(run: LoadedRun, trial_id: str | None, may_be_zero_shot: bool) -> Source:
+def _of_trial(run: RunFolder, trial_id: str | None, may_be_zero_shot: bool) -> Source:
     search, records = run.search, {r.trial_id: r for r in run.history.records}
     again = read_confirmation(search)
     said = readings_in_words(again.readings) if again and again.readings else ""
@@ -142,7 +142,7 @@ def _of_trial(run: LoadedRun, trial_id: str | None, may_be_zero_shot: bool) -> S
     return Source(title, partial(_read, checkpoint), config, origin, report, alpha, test)
 
 
-def _test_accuracies(run: LoadedRun, label: str, trial_id: str) -> dict[str, dict[str, Any]]:
+def _test_accuracies(run: RunFolder, label: str, trial_id: str) -> dict[str, dict[str, Any]]:
     """Label -> number of fresh seeds and mean test metrics: the model, FT and zero-shot."""
     found: dict[str, dict[str, Any]] = {}
     if confirmation := read_confirmation(run.search):

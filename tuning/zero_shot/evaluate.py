@@ -154,8 +154,8 @@ def zero_shot_table(rows: Sequence[Row], *, title: str, id_domain: str) -> Table
         if not compared:
             lines[-1] += [f"{row.nll:.3f}", f"{row.ece:.2f}"]
         elif row.expected is not None:
-            verdict = Text("agrees", "green") if row.agrees else Text("off", "bold red")
-            lines[-1] += [f"{row.expected:.2f}", f"{row.acc - row.expected:+.2f}", verdict]
+            agreement = Text("agrees", "green") if row.agrees else Text("off", "bold red")
+            lines[-1] += [f"{row.expected:.2f}", f"{row.acc - row.expected:+.2f}", agreement]
     shifts = [row for row in rows if row.domain != id_domain]
     if len(shifts) > 1:
         mean = fmean(row.acc for row in shifts)

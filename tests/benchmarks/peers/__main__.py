@@ -28,7 +28,7 @@ from rich.table import Table
 
 from tests.benchmarks.spread import spread
 from trainers.data.data_root import resolve_root
-from trainers.data.storage import CACHE_VARIABLE
+from trainers.data.store import CACHE_VARIABLE
 from tuning.config.validation import load_config
 
 HERE = Path(__file__).parent

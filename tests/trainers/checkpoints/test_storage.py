@@ -31,7 +31,7 @@ from trainers.checkpoints.storage import (
     remove_other_checkpoints,
     write_checkpoint,
 )
-from trainers.data.storage import open_store
+from trainers.data.store import open_store
 from trainers.errors import StorageFailed
 
 EARLY, LATE = "checkpoint_2030-01-01_10-00-00.000000", "checkpoint_2030-01-01_11-00-00.000000"

@@ -22,7 +22,7 @@ from trainers.data.config import DataConfig
 from trainers.data.dataset import ImageDataset, stratified, train_batches
 from trainers.data.sampler import StepSampler
 from trainers.data.schema import LabelledImage, part_path, write_images
-from trainers.data.storage import CACHE_VARIABLE, Store, open_store
+from trainers.data.store import CACHE_VARIABLE, Store, open_store
 from trainers.errors import ConfigError, StorageFailed
 from trainers.models.image import ImageInput
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from trainers.data.feature_cache import FeatureFile, _warn
-from trainers.data.storage import CACHE_VARIABLE
+from trainers.data.store import CACHE_VARIABLE
 
 ROWS, WIDTH, RECORDS = 4, 8, 6
 RECORD_BYTES = ROWS * WIDTH * 2 + 4

@@ -22,7 +22,7 @@ from trainers.data.prepare import Options, prepare
 from trainers.data.published import objectnet_class_map, wordnet_ids
 from trainers.data.sources import GENERAL, Source, open_domain
 from trainers.data.sources import LAYOUTS as DESCRIBED
-from trainers.data.storage import CACHE_VARIABLE, open_store
+from trainers.data.store import CACHE_VARIABLE, open_store
 from trainers.errors import ConfigError
 from tuning.preparation.prepare import sources_of
 

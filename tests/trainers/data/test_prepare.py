@@ -15,7 +15,7 @@ from trainers.data.prepare import BAD, Options, find_duplicates, prepare
 from trainers.data.remarks import DUPLICATES, remarks
 from trainers.data.schema import LabelledImage, part_path, write_images
 from trainers.data.sources import Source, carve, open_domain
-from trainers.data.storage import open_store
+from trainers.data.store import open_store
 from trainers.errors import ConfigError
 
 PNG = file_of(Image.new("RGB", (6, 6), "red"))

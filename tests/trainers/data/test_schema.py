@@ -8,7 +8,7 @@ from PIL import Image
 
 from tests.images import file_of
 from trainers.data.schema import LabelledImage, part_path, read_header, write_images
-from trainers.data.storage import open_store
+from trainers.data.store import open_store
 from trainers.errors import ConfigError
 
 IMAGES = [LabelledImage(b"first", "a.jpg", 1), LabelledImage(b"second", "b.jpg", 0)]

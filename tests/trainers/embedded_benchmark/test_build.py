@@ -15,7 +15,7 @@ from trainers.data.data_root import resolve_root
 from trainers.data.fingerprint import image_counts
 from trainers.data.folders import SPLITS
 from trainers.data.schema import part_path, read_header
-from trainers.data.storage import open_store
+from trainers.data.store import open_store
 from trainers.embedded_benchmark import build as building
 from trainers.embedded_benchmark.build import ImageCounts, build
 from trainers.embedded_benchmark.classes import DOMAINS, load_classes, split_drawings

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from tests.trainers.curves import changed, configured, first_batch, untimed
-from trainers.data.storage import CACHE_VARIABLE
+from trainers.data.store import CACHE_VARIABLE
 from trainers.data.transforms import normalise
 from trainers.fine_tune import fine_tune
 from trainers.loop.evaluate_run import evaluate_run

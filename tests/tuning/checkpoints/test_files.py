@@ -17,7 +17,7 @@ from trainers.checkpoints.format import (
     save_checkpoint,
     saved_step,
 )
-from trainers.data.storage import Store
+from trainers.data.store import Store
 from tuning.checkpoints.files import fetched, keep_weights, kept_checkpoint, list_trials, remove
 from tuning.runs.run_folder import trial_path
 

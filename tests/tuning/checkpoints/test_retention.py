@@ -8,7 +8,7 @@ import torch
 
 from tests.tuning.fakes import DOMAINS, reference, report, search_record, trial
 from trainers.checkpoints.format import STATE, WEIGHTS, Header, Progress, save_checkpoint
-from trainers.data.storage import open_store
+from trainers.data.store import open_store
 from tuning.checkpoints.retention import CheckpointsView, kept_trials
 from tuning.config.objectives import Objective, parse_constraint
 from tuning.runs.history import History

@@ -30,7 +30,7 @@ from tests.tuning.run_folders import trial as searched
 from tests.waiting import wait_until
 from trainers.checkpoints.format import PREDICTIONS, Header, Progress, save_checkpoint
 from trainers.checkpoints.storage import prepare_folder
-from trainers.data.storage import open_store
+from trainers.data.store import open_store
 from trainers.errors import ConfigError
 from trainers.exchange import Request
 from trainers.fine_tune import fine_tune
@@ -39,8 +39,8 @@ from trainers.loop.state import load_split
 from tuning.config.objectives import Objective
 from tuning.config.schema import ResourcesConfig
 from tuning.confirmation.confirm import chosen, confirm, fresh_seeds, same_test_splits
+from tuning.execution.kept_workers import KeptWorkers
 from tuning.execution.ray_session import ray_session
-from tuning.execution.warm_workers import WarmWorkers
 from tuning.runs.confirmation import (
     END,
     REFERENCE,
@@ -471,7 +471,7 @@ def test_two_workers_read_the_test_splits_once(trial, whole_root, tmp_path):
     request = Request(str(tmp_path / "two"), config.model_dump_json(), "test")
 
     def last_report():
-        workers = WarmWorkers(600, ResourcesConfig(workers=2).per_trial())
+        workers = KeptWorkers(600, ResourcesConfig(workers=2).per_trial())
         while (answer := workers.ask(request)).metrics.get("step") != STEPS:
             assert answer.diverged is None
         workers.end()

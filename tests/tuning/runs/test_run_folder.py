@@ -17,7 +17,7 @@ from tuning.runs import environment
 from tuning.runs.journal import Journal
 from tuning.runs.run_folder import (
     CONFIG_FILE,
-    checkpoint_home,
+    checkpoint_root_of,
     create_run_folder,
     find_run,
     load_run,
@@ -120,7 +120,9 @@ def test_a_trial_that_a_resumed_search_continues_is_running(file, tmp_path):
 
 
 def test_a_run_has_its_own_folder_in_the_storage(tmp_path):
-    assert checkpoint_home(tmp_path / "moved", None, "mine", "ab12") == str(tmp_path / "moved")
-    assert checkpoint_home(tmp_path / "moved", "s3://b/x/", "mine", "ab12") == "s3://b/x/mine-ab12"
-    queried = checkpoint_home(tmp_path, "s3://b/x?region=eu", "mine", "ab12")
+    assert checkpoint_root_of(tmp_path / "moved", None, "mine", "ab12") == str(tmp_path / "moved")
+    assert (
+        checkpoint_root_of(tmp_path / "moved", "s3://b/x/", "mine", "ab12") == "s3://b/x/mine-ab12"
+    )
+    queried = checkpoint_root_of(tmp_path, "s3://b/x?region=eu", "mine", "ab12")
     assert queried == "s3://b/x/mine-ab12?region=eu"

@@ -29,7 +29,7 @@ ANSWER_S = 30.0
 """Time that nodes have to look for stacks of workers that hung."""
 
 
-class WarmWorkers:
+class KeptWorkers:
     """Workers that run one trial after the other.
 
     They start in the background. An error of one ends all, and the object cannot be used again.

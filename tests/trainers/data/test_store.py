@@ -2,7 +2,7 @@
 
 import pytest
 
-from trainers.data.storage import open_store
+from trainers.data.store import open_store
 from trainers.errors import ConfigError
 
 

@@ -18,14 +18,14 @@ from tests.tuning.execution.real_searches import EQUAL_TRIALS, real_file, untime
 from trainers.checkpoints.format import WEIGHTS
 from trainers.checkpoints.storage import prepare_folder
 from trainers.config import TrialConfig
-from trainers.data.storage import open_store
+from trainers.data.store import open_store
 from trainers.exchange import Request
 from trainers.methods.registry import texts_of
 from trainers.ray_trainer import torch_trainer
 from tuning.config.schema import ResourcesConfig
+from tuning.execution.kept_workers import KeptWorkers
 from tuning.execution.ray_session import ray_session
 from tuning.execution.retries import machine_failure
-from tuning.execution.warm_workers import WarmWorkers
 from tuning.runs.callbacks import Callback
 from tuning.search import run_search
 
@@ -64,10 +64,10 @@ def test_a_trial_equals_the_same_one_in_a_fresh_process(num_workers, trial, tmp_
     """
     trial = trial.model_copy(update={"zero_shot_cache_gb": 1})
     options = ResourcesConfig(workers=num_workers).per_trial()
-    fresh = WarmWorkers(HOUR_S, options)
+    fresh = KeptWorkers(HOUR_S, options)
     expected = run(fresh, trial, tmp_path / "fresh", 2)
     fresh.end()
-    workers = WarmWorkers(HOUR_S, options)
+    workers = KeptWorkers(HOUR_S, options)
     other = trial.model_copy(update={"seed": 5})
     run(workers, other, tmp_path / "ended", 2)
     run(workers, other, tmp_path / "stopped", 1)
@@ -85,11 +85,11 @@ def test_a_trial_equals_the_same_one_in_a_fresh_process(num_workers, trial, tmp_
 
 
 def test_workers_end_with_their_next_report(trial, tmp_path, monkeypatch):
-    monkeypatch.setattr("tuning.execution.warm_workers.POLL_S", 0.01)
+    monkeypatch.setattr("tuning.execution.kept_workers.POLL_S", 0.01)
     long = trial.model_validate(trial.model_dump() | {"steps": 2000, "eval": {"every": 20}})
     prepare_folder(open_store(tmp_path))
     request = Request(str(tmp_path), long.model_dump_json())
-    workers = WarmWorkers(HOUR_S, ResourcesConfig().per_trial())
+    workers = KeptWorkers(HOUR_S, ResourcesConfig().per_trial())
     answer = workers.ask(request)
     while answer.metrics or not answer.train_curve:  # they start, or have just reported
         answer = workers.ask(request)
@@ -102,13 +102,13 @@ def test_workers_end_with_their_next_report(trial, tmp_path, monkeypatch):
 
 
 def test_workers_that_wait_for_a_place_say_so(trial, tmp_path, monkeypatch):
-    monkeypatch.setattr("tuning.execution.warm_workers.POLL_S", 0.1)
-    monkeypatch.setattr("tuning.execution.warm_workers.START_S", 0.0)
+    monkeypatch.setattr("tuning.execution.kept_workers.POLL_S", 0.1)
+    monkeypatch.setattr("tuning.execution.kept_workers.START_S", 0.0)
     group = ray.util.placement_group([{"CPU": 2}])  # all of this Ray
     ray.get(group.ready())
     prepare_folder(open_store(tmp_path))
     request = Request(str(tmp_path), trial.model_dump_json())
-    workers = WarmWorkers(HOUR_S, ResourcesConfig().per_trial())
+    workers = KeptWorkers(HOUR_S, ResourcesConfig().per_trial())
     assert all(workers.ask(request).waits for _ in range(5))
     ray.util.remove_placement_group(group)
     while not (answer := workers.ask(request)).metrics:
@@ -134,7 +134,7 @@ def test_workers_import_a_plugin_as_the_search_did(trial, tmp_path):
     request = Request(
         str(tmp_path / "trial"), config.model_dump_json(), plugins=texts_of(config.plugins)
     )
-    workers = WarmWorkers(HOUR_S, ResourcesConfig().per_trial())
+    workers = KeptWorkers(HOUR_S, ResourcesConfig().per_trial())
     while not (answer := workers.ask(request)).metrics:
         pass
     assert answer.metrics["step"] == 3
