@@ -30,7 +30,7 @@ END = Request("", None)
 
 @dataclass(frozen=True)
 class Answer:
-    """A report, the end of a trial that left the workers as they were, or how far a trial is."""
+    """A report, how far a trial is, or the end of one that diverged, which its workers survive."""
 
     metrics: Mapping[str, float] = field(default_factory=dict)
     """Empty if the trial has not reported yet, or has diverged."""

@@ -1,11 +1,11 @@
 """A Ray Train `TorchTrainer` around `fine_tune`: workers, checkpoints, reports.
 
 The only module of this package that imports Ray. Between a trial and its trainer there is little:
-the trial is one JSON text, its checkpoints lie in one folder, and its reports go to Ray Train
-without a checkpoint. Workers find the newest checkpoint in the folder whenever they start, be it
-for a new attempt or after a lost node.
+the trial is one JSON text, its checkpoints lie in one folder, and its reports reach the search
+through `trainers.exchange`. Workers find the newest checkpoint in the folder whenever they start,
+be it for a new attempt or after a lost node.
 
-The driver of a trial imports this module before a worker does, so it imports neither open_clip nor
+The process of a slot imports this module before a worker does, so it imports neither open_clip nor
 the training loop at its top.
 """
 
@@ -66,8 +66,9 @@ if TYPE_CHECKING:
 CONTEXT_BYTES = 600 * 2**20
 """GPU memory that the CUDA context of a process takes, approximately. PyTorch does not count it."""
 
-REPORT_POLL_S = 0.2
-"""Interval at which Ray's controller takes a report; its default of 2 s makes short trials wait."""
+WORKER_POLL_S = 0.2
+"""Interval at which Ray's controller looks at its workers; with its default of 2 s, the end of a
+training is noticed late."""
 
 COLLECTIVE_TIMEOUT_S = 1200
 """Time after which workers that wait for another one in a collective operation fail. Filling the
@@ -80,7 +81,7 @@ FETCHED, SAVED = "lipsum-tune-fetched-", "lipsum-tune-saved-"
 """Prefixes of temporary folders: of a checkpoint to continue from, and of one that is written."""
 
 WORKER_ENVIRONMENT = {
-    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": str(REPORT_POLL_S),
+    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": str(WORKER_POLL_S),
     "RAY_TRAIN_PREEMPTION_POLL_INTERVAL_S": "1",
     "RAY_TRAIN_V2_ENABLED": "1",
 }

@@ -129,8 +129,8 @@ class Driver:
     def answered(self, trial_id: str, message: Message) -> bool:
         """Record a message of a trial, and decide whether the trial goes on.
 
-        A trial that has done all its steps ends by itself, whatever its report. One whose workers
-        train a step cannot be stopped before its next report.
+        A trial that has done all its steps ends in any case, see `Recorder.answered`. A stop takes
+        effect at the next report of the trial.
         """
         reason = ""
         match message:

@@ -1,4 +1,4 @@
-"""Run a search: Ray Tune runs the trials, Optuna proposes them, callbacks follow them.
+"""Run a search: Ray Tune runs the trials, Optuna proposes them, views follow them.
 
 New, resumed and extended searches are the same: everything that the journal of the run folder
 contains is passed to studies, budget and callbacks, and the rest is run.

@@ -1,12 +1,15 @@
 """Does a search wait for its views? `python -m tests.benchmarks.views_away`
 
-Searches of instant trials without Ray, with the follower in its thread: the span of the journal,
-from the first proposal to the last report, while a storage of the dashboard takes 0.5 s for each
-write, the page 5 s, or MLflow's server hangs for 10 s, as ratios to a search with quick views. The
-end of the search, which waits for its views, is not part of the span.
+Searches of instant trials without Ray, each in a process of its own, with the follower in its
+thread: the span of the journal, from the first proposal to the last report, while a storage of the
+dashboard takes 0.5 s for each write, the page 5 s, or MLflow's server hangs for 10 s, as ratios to
+a search with quick views. The end of the search, which waits for its views, is not part of the
+span.
 """
 
 import argparse
+import subprocess
+import sys
 import tempfile
 import time
 from contextlib import ExitStack, contextmanager
@@ -68,19 +71,30 @@ def span(trials, images, runs, views):
     return times[-1] - times[0]
 
 
+def in_new_process(*arguments):
+    command = [sys.executable, "-m", __spec__.name, "--one", *map(str, arguments)]
+    found = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout
+    return float(found.split()[-1])
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--trials", type=int, default=200)
     parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--one", nargs=3, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
+    if arguments.one:
+        name, images, runs = arguments.one
+        return print(span(arguments.trials, Path(images), Path(runs), AWAY[name]))
     spans = {name: [] for name in AWAY}
     with tempfile.TemporaryDirectory(prefix="views-away-", ignore_cleanup_errors=True) as folder:
         images, few = Path(folder) / "images", ImageCounts(1, 1, 1)
         build(images, classes=("bus", "cat"), images=few, workers=1, progress=False)
         for round_ in range(arguments.rounds):
-            for number, (name, views) in enumerate(AWAY.items()):
+            for number, name in enumerate(AWAY):
                 runs = Path(folder) / f"{round_}-{number}"
-                spans[name].append(span(arguments.trials, images, runs, views))
+                one = (name, images, runs, "--trials", arguments.trials)
+                spans[name].append(in_new_process(*one))
     for name, found in spans.items():
         ratios = sorted(one / quick for one, quick in zip(found, spans["quick views"], strict=True))
         spread = f"{ratios[0]:.2f} to {ratios[-1]:.2f}"

@@ -13,7 +13,7 @@ from tuning.runs.history import JOURNAL_FILE
 from tuning.runs.ranking import pareto_front
 from tuning.views.dashboard import open_storage
 from tuning.views.mlflow.client import default_tracking_uri
-from tuning.views.mlflow.view import main_metrics
+from tuning.views.mlflow.shared_view import main_metrics
 
 STATUS = {"finished": "FINISHED", "pruned": "FINISHED", "failed": "FAILED"}
 

@@ -15,7 +15,7 @@ from tuning.runs.records import TrialRecord, trial_name
 class TrialProposer:
     """Proposes unfinished trials first, then fixed points, then points of the samplers.
 
-    How trials go on reaches the studies through the recorder.
+    The studies learn of reports from the driver, and of ends from the recorder.
 
     Args:
         fixed: trials to run in any case, such as references; those in `earlier` have run.

@@ -61,7 +61,7 @@ def ui(
         links["MLflow"] = redact(recorded)
     elif (folder.parent / "mlflow.db").is_file():
         from tuning.views.mlflow.client import connect, default_tracking_uri, search_run
-        from tuning.views.mlflow.view import view_path
+        from tuning.views.mlflow.shared_view import view_path
 
         try:
             socket.create_server((_HOST, port)).close()

@@ -20,7 +20,7 @@ from tuning.execution.cluster_resources import DRIVER
 from tuning.execution.kept_workers import KeptWorkers
 from tuning.execution.retries import Attempts, FaultyNodes, TrainingHangs
 from tuning.runs.errors import error_text, storage_failure
-from tuning.runs.messages import MESSAGE, Failed, Message, Progressed, Repeated, Reported
+from tuning.runs.messages import MESSAGE, Failed, Message, Progressed, Reported, SteppedBack
 
 
 def trainable(
@@ -118,7 +118,7 @@ class Slot(tune.Trainable):
         if workers is not None:
             workers.end()
             try:
-                return Repeated(self._attempts.failed(error, workers.stacks))  # Tune asks again
+                return SteppedBack(self._attempts.failed(error, workers.stacks))  # Tune asks again
             except Exception as final:
                 error = final
         if storage_failure(error):

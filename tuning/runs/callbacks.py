@@ -1,4 +1,4 @@
-"""Callbacks: the events of a search, for tables, MLflow, checkpoints, the display and users."""
+"""Callbacks: the events of a search, for the display, the follower and users."""
 
 from __future__ import annotations
 

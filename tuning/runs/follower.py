@@ -32,7 +32,8 @@ server may take to fail. Ctrl-C ends the wait."""
 class View:
     """Base class of everything that is made of a journal. One thread calls all methods but `start`.
 
-    A view writes all of itself anew, or adds what it lacks. It may get the same record twice.
+    The folder of checkpoints is one: which are on the disk follows from the journal. A view writes
+    all of itself anew, or adds what it lacks. It may get the same record twice.
     """
 
     name: str

@@ -2,7 +2,8 @@
 
 The journal is the source of truth. Optuna studies, tables, MLflow and a resumed search are derived
 from it. A line is written and synced to disk before anything else learns of the event, and is never
-changed, so after any kill the journal is correct up to its last complete line. An incomplete last
+changed, so after any kill the journal is correct up to its last complete line. Only the pruner sees
+a report earlier, since the end that it decides on is part of the same write. An incomplete last
 line is cut off when the journal is opened again. If a line cannot be written (disk full), nothing
 more is written in that session: later events would depend on one that is not recorded. A report
 that a killed driver did not write comes again: a trial is at most one report ahead, and repeats its

@@ -30,7 +30,7 @@ class Progressed:
 
 
 @dataclass(frozen=True)
-class Repeated:
+class SteppedBack:
     """The trial goes back to its newest checkpoint, because a machine failed."""
 
     reason: str
@@ -51,7 +51,7 @@ class Ended:
     """The process of the trial has no more messages."""
 
 
-Message: TypeAlias = Reported | Progressed | Repeated | Failed | Ended
+Message: TypeAlias = Reported | Progressed | SteppedBack | Failed | Ended
 
 MESSAGE = "message"
 """Key of a message in a result of Ray Tune. The metrics of a report stand beside it."""

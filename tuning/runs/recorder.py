@@ -14,7 +14,7 @@ from tuning.runs.callbacks import Callback
 from tuning.runs.errors import storage_failure
 from tuning.runs.history import History, Replay, replayed
 from tuning.runs.journal import Journal
-from tuning.runs.messages import Ended, Failed, Message, Progressed, Repeated, Reported
+from tuning.runs.messages import Ended, Failed, Message, Progressed, Reported, SteppedBack
 from tuning.runs.records import SearchOutcome, SearchRecord, TrialRecord
 
 logger = logging.getLogger(__name__)
@@ -100,7 +100,7 @@ class Recorder:
         if record.is_final:
             return False
         match message:
-            case Repeated():
+            case SteppedBack():
                 logger.warning(redact(message.reason))
                 self._progress(record, Progressed())  # it goes back to its last checkpoint
             case Progressed():

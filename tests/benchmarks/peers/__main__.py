@@ -15,6 +15,7 @@ import shlex
 import subprocess
 import sys
 import time
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 from importlib import import_module
@@ -43,8 +44,13 @@ class Run:
     """What one contender took, and what it reported."""
 
     wall: float
-    cpu: float
+    seconds: Counter[str]
+    """CPU time by the name of the processes."""
     reports: list[dict[str, Any]]
+
+    @property
+    def cpu(self) -> float:
+        return self.seconds.total()
 
     def final(self, steps):
         """Objective at the last step of each trial, by its parameters."""
@@ -104,13 +110,13 @@ def measured(start, job):
     import_module("ray")  # brings psutil
     psutil = import_module("psutil")
 
-    this, seconds = psutil.Process(), dict[Any, float]()
+    this, seconds = psutil.Process(), dict[Any, tuple[str, float]]()
 
     def read():
         for process in {*this.children(recursive=True), *seconds}:
             try:
-                times = process.cpu_times()
-                seconds[process] = times.user + times.system
+                name, times = process.name().partition(".")[0], process.cpu_times()
+                seconds[process] = name, times.user + times.system
             except psutil.NoSuchProcess:
                 pass
 
@@ -124,7 +130,10 @@ def measured(start, job):
     if process.returncode:
         raise RuntimeError(f"{process.args} ended with {process.returncode}:\n{log[-3000:]}")
     lines = (Path(job["output"]) / "results.jsonl").read_text().splitlines()
-    return Run(wall, sum(seconds.values()), [json.loads(line) for line in lines])
+    by_name = Counter[str]()
+    for name, used in seconds.values():
+        by_name[name] += used
+    return Run(wall, by_name, [json.loads(line) for line in lines])
 
 
 def main():
@@ -145,8 +154,12 @@ def main():
         for name in runs if repeat % 2 == 0 else reversed(runs):
             with TemporaryDirectory(prefix="peers-") as output:
                 runs[name].append(measured(CONTENDERS[name], {**job, "output": output}))
-            wall, cpu, load = runs[name][-1].wall, runs[name][-1].cpu, os.getloadavg()[0]
-            print(f"{name}: {wall:.0f} s, {cpu:.0f} s of CPU, load {load:.1f}", flush=True)
+            run, load = runs[name][-1], os.getloadavg()[0]
+            print(f"{name}: {run.wall:.0f} s, {run.cpu:.0f} s of CPU, load {load:.1f}", flush=True)
+            most = run.seconds.most_common(8)
+            print(
+                "  CPU:", ", ".join(f"{process} {used:.0f}" for process, used in most), flush=True
+            )
     Console(width=110).print(same_trials(runs, job))
 
 

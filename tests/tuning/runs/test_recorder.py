@@ -9,7 +9,7 @@ from trainers.errors import StorageFailed
 from tuning.runs.callbacks import Callback
 from tuning.runs.history import JournalReader, read_history
 from tuning.runs.journal import Journal
-from tuning.runs.messages import Ended, Failed, Progressed, Repeated, Reported
+from tuning.runs.messages import Ended, Failed, Progressed, Reported, SteppedBack
 from tuning.runs.recorder import Recorder
 from tuning.runs.records import TrialRecord
 
@@ -77,7 +77,7 @@ def test_every_event_is_in_the_journal_and_reaches_all_callbacks(tmp_path):
         r.started(trial_id)
     report(r, 120, "ft")
     r.answered("ft", Progressed({"step": [130.0, 140.0], "train/loss": [0.5, 0.4]}))
-    r.answered("ft", Repeated("its machine was lost"))
+    r.answered("ft", SteppedBack("its machine was lost"))
     r.answered("ft", Progressed())  # its workers have only started
     report(r, 240, "ft")
     for trial_id in ("ft", "trial-000"):
@@ -146,7 +146,7 @@ def test_the_time_of_a_wait_for_gpus_is_not_that_of_gpus(tmp_path, monkeypatch, 
     at(120, Progressed(waits=True))
     at(3000, Progressed(waits=True))
     at(3720, Progressed())
-    at(3750, Repeated("its machine was lost"))
+    at(3750, SteppedBack("its machine was lost"))
     at(3780, Reported(fakes.report(fakes.TOTAL_STEPS, 84.0, 61.0), is_last=True))
     for record in (*r.finish("finished").records, r.records["trial-000"]):
         assert record.gpu_seconds(0.0) == pytest.approx(2 * 180, abs=2)

@@ -41,7 +41,7 @@ from tuning.runs.records import (
 from tuning.runs.run_folder import CONFIG_FILE
 from tuning.views.formatting import format_params
 from tuning.views.mlflow import client as mlf
-from tuning.views.mlflow.view import main_metrics, order_key, share_view
+from tuning.views.mlflow.shared_view import main_metrics, order_key, share_view
 
 if TYPE_CHECKING:
     from mlflow.entities import Metric
@@ -301,7 +301,8 @@ class MlflowView(View):
     def _points(self, event: Event) -> Iterator[Metric]:
         """A report, and the training curve since the last one, which goes on at the report's step.
 
-        A report's own loss is the mean since the last report, which is another curve.
+        At that step the curve's value replaces the report's own loss, which is the mean since the
+        last report.
         """
         report, curve = event["report"], event.get(TRAIN_CURVE, {})
         points = {int(report[STEP]): dict(report)}

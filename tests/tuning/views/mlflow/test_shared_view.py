@@ -12,7 +12,7 @@ from tuning.runs.journal import Journal
 from tuning.runs.ranking import best_trial
 from tuning.runs.run_folder import load_run
 from tuning.views.mlflow.client import connect, default_tracking_uri, metrics_of
-from tuning.views.mlflow.view import share_view, view_path
+from tuning.views.mlflow.shared_view import share_view, view_path
 
 
 def shared(runs, search):
