@@ -227,7 +227,7 @@ def tune_workarounds() -> Iterator[None]:
             class_cache.ENV_VARS_TO_PROPAGATE = {n for n in names if not n.startswith("AWS_")}
 
         # Tune handles RayActorError and RayTaskError only. Any other RayError, such as the
-        # OutOfMemoryError of a trial's driver that was killed, would end its loop and with it the
+        # OutOfMemoryError of a slot's process that was killed, would end its loop and with it the
         # search (Ray 2.60; no issue found).
         if (manager := internal("errors of actors")) is not None:
             for name in ("_actor_task_failed", "_actor_start_failed"):

@@ -1,6 +1,6 @@
 """What Ray Tune runs: processes that keep workers and train one trial after the other in them.
 
-The driver of a slot imports this module. So it imports neither MLflow, matplotlib nor open_clip.
+The process of a slot imports this module. So it imports neither MLflow, matplotlib nor open_clip.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from trainers.errors import TrainingDiverged, storage_failures
 from trainers.exchange import Request
 from trainers.ray_trainer import location
 from tuning.config.schema import ResourcesConfig
-from tuning.execution.cluster_resources import DRIVER
+from tuning.execution.cluster_resources import SLOT
 from tuning.execution.kept_workers import KeptWorkers
 from tuning.execution.retries import Attempts, FaultyNodes, TrainingHangs
 from tuning.runs.errors import error_text, storage_failure
@@ -42,7 +42,7 @@ def trainable(
         "final_split": final_split,
         "plugins": plugins,
     }
-    return tune.with_resources(type("Slot", (Slot,), common), DRIVER)
+    return tune.with_resources(type("Slot", (Slot,), common), SLOT)
 
 
 class Slot(tune.Trainable):

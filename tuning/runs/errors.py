@@ -12,7 +12,7 @@ from trainers.redact import redact
 def error_text(error: BaseException) -> str:
     """In one line the error that a worker raised, and below it its traceback, without secrets.
 
-    Ray's error of a trial's driver wraps Ray Train's error of its workers, which wraps the error of
+    Ray's error of a slot's process wraps Ray Train's error of its workers, which wraps the error of
     one of them.
     """
     cause = root_cause(error)

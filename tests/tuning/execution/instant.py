@@ -17,7 +17,7 @@ from tests.tuning.execution.slot import EVERY, METRICS, STEPS, InstantSlot
 from tests.tuning.run_folders import search_file
 from trainers.errors import ConfigError
 from tuning.config.validation import load_config
-from tuning.execution.cluster_resources import DRIVER
+from tuning.execution.cluster_resources import SLOT
 from tuning.resume import check_changes
 from tuning.runs.history import read_history
 from tuning.runs.run_folder import load_run, write_config
@@ -45,7 +45,7 @@ def instant_options(file, **options):
         common = {"folder": Path(checkpoints), "runs": Path(file.search.storage)}
         common["final_split"] = final_split
         slot = type("InstantSlot", (InstantSlot,), common)
-        return tune.with_resources(slot, DRIVER)
+        return tune.with_resources(slot, SLOT)
 
     options = {"console": Console(quiet=True), **options}
     return SearchOptions(trainable=trainable, **options)

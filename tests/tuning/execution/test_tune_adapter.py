@@ -12,7 +12,7 @@ from tests.tuning import fakes
 from tests.tuning.execution.inline_tuner import InlineTuner
 from trainers.errors import StorageFailed
 from tuning.driver import End, Trial, Wait
-from tuning.execution.cluster_resources import DRIVER
+from tuning.execution.cluster_resources import SLOT
 from tuning.execution.ray_session import ray_session
 from tuning.execution.tune_adapter import run_trials
 from tuning.runs.errors import storage_failure
@@ -145,7 +145,7 @@ def played(run, folder, is_process):
     """The calls of a search, and of another one that goes on after its end."""
     folder.mkdir()
     common = {"folder": folder, "is_process": is_process}
-    slot = tune.with_resources(type("Played", (Played,), common), DRIVER)
+    slot = tune.with_resources(type("Played", (Played,), common), SLOT)
     calls = []
     for trials, story in ((TRIALS, STORY), (dict.fromkeys("fe", 0), RESUMED), ({"g": 0}, FULL)):
         driver = Scripted(folder, trials, story)
