@@ -15,9 +15,9 @@ from tuning.config.schema import ResourcesConfig
 HEAD: Final = "node:__internal_head__"
 """Resource of which Ray's head node has 1 and all other nodes have none."""
 SLOT: Final = {HEAD: 0.001}
-"""Resources of the process that drives a trial. It runs on the head, so that a trial is not lost
-with a node that only hosts its driver. No CPU is reserved: with whole CPUs, drivers could take all
-CPUs that the workers wait for; with a fraction, the last worker of an exact fit would not start."""
+"""Resources of the process of a slot. It runs on the head, so that a trial is not lost with a node
+that only hosts that process. No CPU is reserved: whole ones could take all CPUs that the workers
+wait for; with a fraction, the last worker of an exact fit would not start."""
 _SLACK = 1e-6
 """Tolerance of sums of fractions."""
 
