@@ -77,6 +77,7 @@ def auto(
     hours: float | None = None,
     gpu_hours: float | None = None,
     name: str | None = None,
+    again: bool = False,
     address: str | None = None,
     console: Console | None = None,
 ) -> Path:
@@ -93,6 +94,7 @@ def auto(
         hours: of wall clock for everything from the call on.
         gpu_hours: of search and `confirm`, instead of `hours`.
         name: of the run; by default that of the folder of images, or `auto`.
+        again: confirm a trial that became the best after test accuracies were known, see `confirm`.
         address: of a Ray cluster; by default the one in `RAY_ADDRESS`, or a new local one.
         console: for tables and commands; by default the standard output.
 
@@ -155,7 +157,8 @@ def auto(
     words |= {"--name": name, f"--{unit.replace('_', '-')}": f"{limit:g}"}
     command = _command("auto", *([given] if given else []), *_options(words))
     state = State(
-        command, name, given, sources, base, values, unit, limit, address, console, config, began
+        command, name, given, sources, base, values, unit, limit, again, address, console,
+        config, began,
     )  # fmt: skip
     with _alone(state):
         state = replace(state, is_planned=_is_planned(config, command))
@@ -184,6 +187,8 @@ class State:
     unit: str
     """Of the limit: `hours` or `gpu_hours`."""
     limit: float
+    again: bool
+    """Whether `confirm` may confirm another trial than before."""
     address: str | None
     """Of a Ray cluster; None for a local one."""
     console: Console
@@ -338,9 +343,11 @@ def _search(state: State) -> State:
 
 def _confirm(state: State) -> State:
     run = state.run
-    words = ("--rule", RULE, "--seeds", CONFIRM_SEEDS)
+    words = "--rule", RULE, "--seeds", CONFIRM_SEEDS, *(["--again"] if state.again else ())
     state.announce("5 Confirm", "confirm", run.name, *words)
-    found = confirm(run, seeds=CONFIRM_SEEDS, rules=[RULE], address=state.address)
+    found = confirm(
+        run, seeds=CONFIRM_SEEDS, rules=[RULE], again=state.again, address=state.address
+    )
     state.console.print(fit_table(confirmation_table(found), state.console.width, run.name))
     loaded = load_run(run)
     seeds = conclusion(loaded.search, loaded.history.records).seeds

@@ -26,6 +26,8 @@ from tuning.planning.plan import CONFIRM_SEEDS, Plan
 from tuning.resume import identity
 from tuning.runs.confirmation import confirm_history, results_of
 from tuning.runs.history import JOURNAL_FILE
+from tuning.runs.orders import send
+from tuning.runs.ranking import best_trial
 from tuning.runs.run_folder import load_run
 from tuning.zero_shot.evaluate import Row
 
@@ -145,7 +147,7 @@ def instant(shop, monkeypatch):
     """With trials of no time, a plan by hand, and an export that leaves a file."""
 
     def options(**given):
-        return instant_options(SearchFile(), **{"console": Console(stderr=True), **given})
+        return instant_options(SearchFile(), **{**given, "console": Console(stderr=True)})
 
     def export(run, output):
         output.mkdir()
@@ -154,7 +156,7 @@ def instant(shop, monkeypatch):
     tiny = yaml.safe_load(Path("tiny.yaml").read_text())
     tiny["trial"]["model"] = {"name": model_of_short_texts(Path.cwd()).name}  # cuts a range
     Path("tiny.yaml").write_text(yaml.safe_dump(tiny))
-    for where in ("tuning.resume", "tuning.confirmation.confirm"):
+    for where in ("tuning.resume", "tuning.search", "tuning.confirmation.confirm"):
         monkeypatch.setattr(f"{where}.SearchOptions", options)
     monkeypatch.setattr("tuning.confirmation.confirm.complete_files", lambda _: [])
     by_hand = plan_of()
@@ -215,6 +217,26 @@ def test_a_call_that_is_stopped_in_any_step_goes_on_there(monkeypatch):
 
 def stop(*_, **__):
     raise KeyboardInterrupt
+
+
+@pytest.mark.usefixtures("instant")
+def test_a_trial_that_became_better_is_confirmed_and_exported_with_again():
+    assert invoke(*SHOP).exit_code == 0
+    run = Path("runs", "shop")
+    (first,) = run.glob("model-*")
+    loaded = load_run(run)
+    params = best_trial(loaded.search, loaded.history.records).params
+    send(run, {"enqueue": {**params, "optim.lr": params["optim.lr"] / 1.1}})
+    more = CliRunner().invoke(app, ["resume", str(run), "--trials", "+1"])
+    assert more.exit_code == 0, more.exception
+    refused = invoke(*SHOP)
+    assert "trial-006 is another choice than" in str(refused.exception)
+    assert refused.exception.hint.startswith("--again")
+    done = invoke(*SHOP, "--again")
+    assert done.exit_code == 0, done.exception
+    assert steps_of(done) == ["prepare", "search", "confirm", "export"]
+    assert {*run.glob("model-*")} == {first, run / "model-trial-006"}
+    assert "then for trial-006, chosen when test accuracies were known" in done.output
 
 
 @pytest.mark.usefixtures("instant")

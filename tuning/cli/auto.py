@@ -34,6 +34,13 @@ def auto(
     name: Annotated[
         str | None, typer.Option(help="Name of the run folder. Default: that of DATA.")
     ] = None,
+    again: Annotated[
+        bool,
+        typer.Option(
+            "--again",
+            help="Confirm another trial than before, for instance a better one after `resume`.",
+        ),
+    ] = False,
     address: Address = None,
 ) -> None:
     """From a folder of images to a confirmed, exported model; run it again after a kill.
@@ -50,7 +57,7 @@ def auto(
         with resumable("the same command goes on"):
             run_auto(
                 data, id_domain=id_, ood=names(ood), model=model, hours=hours,
-                gpu_hours=gpu_hours, name=name, address=address,
+                gpu_hours=gpu_hours, name=name, again=again, address=address,
             )  # fmt: skip
     except KeyboardInterrupt:
         warn("stopped; the same command goes on")
