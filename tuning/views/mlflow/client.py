@@ -49,8 +49,7 @@ def brief_requests(retries: int = 1) -> Iterator[None]:
 with brief_requests():  # MLflow 3.17 starts its telemetry when it is imported
     from mlflow.entities import Dataset as Dataset
     from mlflow.entities import DatasetInput as DatasetInput
-    from mlflow.entities import Metric as Metric
-    from mlflow.entities import Param, Run, RunTag
+    from mlflow.entities import Metric, Param, Run, RunTag
     from mlflow.exceptions import MlflowException as MlflowException
     from mlflow.tracking import MlflowClient
 

@@ -8,7 +8,8 @@ makes, opens it with other columns, order and filter. It is a tag of the experim
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+import math
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from trainers.evaluation.metrics import ID_ACC, MEAN_ACC, OOD_MEAN_ACC, val_acc
@@ -31,12 +32,22 @@ def main_metrics(search: SearchRecord) -> tuple[str, ...]:
     return tuple(dict.fromkeys(names))
 
 
-def order_key(search: SearchRecord) -> str:
-    """The metric that orders the view: the objective of a finished trial that can be chosen.
+def order_of(search: SearchRecord, record: TrialRecord, missed: Mapping[str, float]) -> str:
+    """The tag by which the view sorts runs: trials that can be chosen, references, repeats and
+    trials that miss a constraint (best first), those not at their end (by step), then failed ones.
 
-    It is NaN for other finished runs, which come next, and missing for the rest.
+    MLflow sorts by one key, and tags as text: what is better has a smaller number of fixed width.
+
+    Args:
+        missed: amounts by which the trial misses constraints.
     """
-    return key_of(f"final/{search.objectives[0].metric}")
+    group, score = (5 if record.outcome == "failed" else 4), float(record.step)
+    if record.outcome == "finished":
+        group = 2 if record.kind == "reference" else 3 if missed or record.kind == "repeat" else 1
+        value = record.last(search.objectives[0].metric)
+        score = -math.inf if value is None else search.objectives[0].signed(value)
+        score = -sum(missed.values()) if missed else score
+    return f"{group} {1e9 - min(max(score, -1e9), 1e9):017.6f}"
 
 
 def share_view(
@@ -51,8 +62,8 @@ def share_view(
     columns[3:3] = ["tags.`outcome`", *(f"params.`{key_of(name)}`" for name in params)]
     state = {
         "searchFilter": f"tags.search_id = '{search.run_id}' and tags.kind != 'search'",
-        "orderByKey": f"metrics.`{order_key(search)}`",
-        "orderByAsc": search.objectives[0].mode == "min",
+        "orderByKey": "tags.`order`",
+        "orderByAsc": True,
         "selectedColumns": columns,
         "columnOrder": ["attributes.`Run Name`", "runDateAndNestInfo", *columns],
         # In pixels. MLflow 3.17 pins the column *Created*, of which the mark of the outcome is

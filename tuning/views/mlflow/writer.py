@@ -16,7 +16,6 @@ from __future__ import annotations
 import getpass
 import hashlib
 import json
-import math
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, suppress
@@ -41,7 +40,7 @@ from tuning.runs.records import (
 from tuning.runs.run_folder import CONFIG_FILE
 from tuning.views.formatting import format_params
 from tuning.views.mlflow import client as mlf
-from tuning.views.mlflow.shared_view import main_metrics, order_key, share_view
+from tuning.views.mlflow.shared_view import main_metrics, order_of, share_view
 
 if TYPE_CHECKING:
     from mlflow.entities import Metric
@@ -82,7 +81,7 @@ class MlflowView(View):
         self._is_open = False
         self._runs: dict[str, str] = {}
         self._sent: dict[str, int] = {}  # number of reports
-        self._written: dict[str, TrialRecord] = {}
+        self._written: dict[str, tuple[TrialRecord, str]] = {}  # with the tag `order`
 
     def start(self, search: SearchRecord) -> None:
         """Connect.
@@ -131,14 +130,19 @@ class MlflowView(View):
         Raises:
             Exception: MLflow lacks a part, which the next call sends.
         """
-        records = [*self._zero_shot, *history.records]
+        search, records = self._search, [*self._zero_shot, *history.records]
+        missed = misses(search, history.records)
+        orders = [order_of(search, one, missed.get(one.trial_id, {})) for one in records]
         try:
             is_new = not self._is_open or is_over
             if is_new:
                 self._open()
-            new = [r for r in records if self._written.get(r.trial_id) is not r]
-            for record in new:
-                self._write_trial(record, records)
+            new = list[TrialRecord]()
+            for record, order in zip(records, orders, strict=True):
+                written, its_order = self._written.get(record.trial_id, (None, ""))
+                if written is not record or its_order != order:
+                    self._write_trial(record, order)
+                    new.append(record)
             if is_new or any(record.repeats for record in new):
                 self._write_means(history.records)
             if self._confirms is None and (new or is_new):
@@ -202,7 +206,7 @@ class MlflowView(View):
         source = mlf.redact(json.dumps({"uri": root}))
         return [mlf.DatasetInput(mlf.Dataset(name, digest, "local", source))]
 
-    def _write_trial(self, record: TrialRecord, records: Sequence[TrialRecord]) -> None:
+    def _write_trial(self, record: TrialRecord, order: str) -> None:
         search, client, trial_id = self._search, self._client, record.trial_id
         pruned = f" (pruned {record.step})" if record.outcome == "pruned" else ""
         label = f"{trial_label(record)}{pruned} {format_params(record.params)}".strip()
@@ -225,6 +229,7 @@ class MlflowView(View):
             "repeats": record.repeats,
             "labels": ", ".join(record.labels),
             "returns": str(self._returns[trial_id] or ""),
+            "order": order if self._confirms is None else "",
         }
         if self._confirms is not None:
             own["kind"], label = "confirm", f"confirm {label}"
@@ -239,16 +244,12 @@ class MlflowView(View):
         run_id, reports = self._runs[trial_id], self._reports.get(trial_id, [])
         new = reports[self._sent.get(trial_id, 0) :]
         metrics = [metric for event in new for metric in self._points(event)]
-        if record.outcome == "finished" and self._confirms is None:
-            at = self._latest if record.repetitions else record.ended_at or 0.0
-            is_choice = record.kind == "trial" and not misses(search, records)[trial_id]
-            metrics.append(self._order(record, is_choice, at))
         params = {} if trial_id == ZERO_SHOT else record.params or search.reference_params
         client.log_batch(run_id, metrics, mlf.params_of(params), mlf.tags_of(own | tags))
         client.update_run(run_id, STATUS[record.outcome], label)
         if record.ended_at is not None:
             client.set_terminated(run_id, STATUS[record.outcome], round(1000 * record.ended_at))
-        self._sent[trial_id], self._written[trial_id] = len(reports), record
+        self._sent[trial_id], self._written[trial_id] = len(reports), (record, order)
         self.num_written += 1
 
     def _write_means(self, records: Sequence[TrialRecord]) -> None:
@@ -282,11 +283,6 @@ class MlflowView(View):
         for key in client.get_run(self._parent_id).data.tags.keys() - tags.keys():
             if key.startswith("best/"):  # the best before a resume was of another method
                 client.delete_tag(self._parent_id, key)
-        missed = misses(search, records)
-        for record in records:  # `best - 0.5` may be missed only once a better trial has ended
-            if record.outcome == "finished" and missed.get(record.trial_id):
-                order = [self._order(record, False, at)]
-                client.log_batch(self._runs[record.trial_id], order)
 
     def _upload(self) -> None:
         """Copy tables, report, configuration and environment to the parent's artifacts."""
@@ -321,8 +317,3 @@ class MlflowView(View):
         more = [n for n in report if has_all or (self._confirms and "test/" in n)]
         names = dict.fromkeys((*main_metrics(self._search), *more))
         return {name: report[name] for name in names if name in report and name != STEP}
-
-    def _order(self, record: TrialRecord, is_choice: bool, at: float) -> Metric:
-        value = record.last(self._search.objectives[0].metric) if is_choice else None
-        value = math.nan if value is None else value
-        return mlf.Metric(order_key(self._search), value, round(1000 * at), record.step)

@@ -1,6 +1,7 @@
 """The page of MLflow that shows a search, as its server reads it."""
 
 import json
+import math
 from contextlib import closing
 from dataclasses import replace
 
@@ -12,7 +13,7 @@ from tuning.runs.journal import Journal
 from tuning.runs.ranking import best_trial
 from tuning.runs.run_folder import load_run
 from tuning.views.mlflow.client import connect, default_tracking_uri, metrics_of
-from tuning.views.mlflow.shared_view import share_view, view_path
+from tuning.views.mlflow.shared_view import order_of, share_view, view_path
 
 
 def shared(runs, search):
@@ -40,6 +41,7 @@ def test_finished_trials_come_first_and_the_best_before_all(images_root, runs):
         fakes.trial(2, 99.0, 99.0, outcome="pruned"),
         fakes.trial(3, 95.0, 46.0),
         fakes.trial(4, 98.0, 98.0, outcome="failed"),
+        fakes.trial(5, 70.0, 70.0, outcome="pruned", curve=fakes.trial(5).curve[:2]),
     ]
     file = search_file(images_root, search__constraints=["id_val/acc >= best - 10"])
     run = write_run(runs / "search", file, records[:4])
@@ -57,8 +59,7 @@ def test_finished_trials_come_first_and_the_best_before_all(images_root, runs):
     found = rows(runs, search)
     assert found[:2] == ["trial-003", "trial-000"]
     assert found[0] == best_trial(search, records).trial_id
-    assert {*found[2:5]} == {"ft", "zero-shot", "trial-001"}
-    assert {*found[5:]} == {"trial-002", "trial-004"}
+    assert found[2:] == ["ft", "zero-shot", "trial-001", "trial-002", "trial-005", "trial-004"]
     columns = shared(runs, search)["selectedColumns"]
     assert columns[:2] == ["metrics.`id_val/acc`", "metrics.`ood_val/mean_acc`"]
     assert columns[2:4] == ["metrics.`val/mean_acc`", "tags.`outcome`"]
@@ -72,7 +73,12 @@ def test_less_of_an_objective_may_be_better_and_domains_may_have_any_name(runs):
     client, experiment_id = connect(default_tracking_uri(runs), "lipsum-tune")
     share_view(client, experiment_id, search, [fakes.trial(0)])
     view = shared(runs, search)
-    assert (view["orderByKey"], view["orderByAsc"]) == ("metrics.`final/id_val/nll`", True)
+    assert (view["orderByKey"], view["orderByAsc"]) == ("tags.`order`", True)
+    orders = [
+        order_of(search, fakes.trial(0, curve=({"step": 1, "id_val/nll": nll},)), {})
+        for nll in (-1e12, -0.5, 0.0, 2e-6, 9.9, 10.0, 1e12, math.inf)
+    ]
+    assert orders == sorted(orders)
     run = client.create_run(experiment_id)
     report = {f"ood_val/{domain}/acc": float(i) for i, domain in enumerate(domains)}
     client.log_batch(run.info.run_id, metrics_of(report, 1, 0.0))
