@@ -78,6 +78,7 @@ class CheckpointsView(View):
     """
 
     name = "the folder of checkpoints"
+    behind = "has files that are no longer needed: `lipsum-tune resume` of this run removes them"
 
     def __init__(self, train: Store, keep_top: int = 0) -> None:
         self._train, self._keep_top = train, keep_top

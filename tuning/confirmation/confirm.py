@@ -257,6 +257,7 @@ class _Trained(View):
     kept in the run folder, their checkpoints are removed."""
 
     name = "the folder of checkpoints"
+    behind = "has files that are no longer needed: the same `lipsum-tune confirm` removes them"
 
     def __init__(self, run_folder: Path, checkpoints: Store) -> None:
         self._run_folder, self._checkpoints = run_folder, checkpoints

@@ -42,6 +42,8 @@ class View:
     """Shortest time between two updates."""
     expected: tuple[type[Exception], ...] = (StorageFailed, OSError)
     """Errors that the log tells without a traceback."""
+    behind = "lacks a part. Nothing is lost: `lipsum-tune report` of this run adds it"
+    """What the log says of it if a search ends before it is up to date."""
     num_written = 0
     """It grows while an update gets on."""
 
@@ -118,8 +120,7 @@ class Follower(Callback):
             self._gives_up.set()
             for view in self._views:
                 if view in self._behind:
-                    what = "lacks a part. Nothing is lost: `lipsum-tune report` of this run adds it"
-                    logger.warning("%s %s.", view.name, what)
+                    logger.warning("%s %s.", view.name, view.behind)
 
     def turn(self, is_over: bool = False) -> None:
         """Read what is new, and update the views that are due; all of them if the search is over.
