@@ -1,14 +1,19 @@
 """README and docs/: commands are parsed or run, configurations are loaded, Python is run.
 
 What else a shell block contains, or a Python block that cannot run here, stands below a comment
-`<!-- not run: reason -->`.
+`<!-- not run: reason -->`. `python -m tests.test_docs` runs the search that the notebook names, and
+writes the notebook with its outputs.
 """
 
 import ast
 import importlib
+import os
 import re
 import shlex
+import socket
 import subprocess
+import sys
+import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 from unittest.mock import create_autospec
@@ -23,7 +28,6 @@ import tuning
 from cluster.cli import app
 from docs import build
 from tests.trainers.curves import curve, short
-from tests.tuning import fakes
 from tests.tuning.run_folders import search_file, trial, write_run
 from trainers.errors import ConfigError
 from tuning.config.validation import load_config
@@ -32,6 +36,7 @@ from tuning.runs.run_folder import load_run
 from tuning.search import SearchResult
 
 ROOT = Path(__file__).parent.parent
+NOTEBOOK = ROOT / "docs" / "notebook.ipynb"
 OTHERS = ("CONTRIBUTING.md", "SECURITY.md", "CHANGELOG.md")
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 BLOCK = re.compile(
@@ -145,29 +150,44 @@ def test_configurations(block, tmp_path, monkeypatch):
     load_config("documented.yaml", check=False).search_space()
 
 
+def executed_notebook(folder):
+    """The notebook of docs/ with the outputs that it has after the search that it names."""
+    notebook = nbformat.read(NOTEBOOK, as_version=4)
+    (words,) = commands(re.search(r"`(lipsum-tune search [^`]+)`", notebook.cells[0].source)[1])
+    env = os.environ | {"PYTHONPATH": str(ROOT), "PLOTLY_RENDERER": "plotly_mimetype"}
+    env["PYTHONWARNINGS"] = "ignore"  # tqdm misses widgets
+    search = [sys.executable, "-m", "tuning", *words[1:]]
+    subprocess.run(search, cwd=folder, env=env, check=True, capture_output=True)
+    resources = {"metadata": {"path": folder}}
+    client = NotebookClient(notebook, startup_timeout=600, record_timing=False, resources=resources)
+    client.execute(env=env)
+    notebook.metadata["language_info"] = {"name": "python"}  # without the version
+    return notebook
+
+
+def structure(notebook):
+    """Of each output: its types, the headers of its tables, and its text without numbers."""
+    found = []
+    for output in (o for cell in notebook.cells for o in cell.get("outputs", ())):
+        data = output.get("data", {})
+        text = re.sub(r"-?\d[\d.]*(e[-+]?\d+)?", "0", data.get("text/plain", ""))
+        headers = re.findall(r"<th>([^<\d]*)</th>", data.get("text/html", ""))
+        found.append((output.output_type, sorted(data), headers, text.split()))
+    return found
+
+
 @pytest.mark.ray
-def test_the_notebook(images_root, tmp_path, monkeypatch):
-    write_run(tmp_path / "runs" / "quickstart", search_file(images_root), fakes.finished_search())
-    monkeypatch.setenv("PYTHONPATH", str(ROOT))
-    notebook = nbformat.read(ROOT / "docs" / "notebook.ipynb", as_version=4)
-    assert not any(cell.get("outputs") for cell in notebook.cells)
-    folder = {"metadata": {"path": tmp_path}}
-    NotebookClient(notebook, startup_timeout=600, resources=folder).execute()
-    shown = [
-        {kind for output in cell.outputs for kind in output.get("data", ())} - {"text/plain"}
-        for cell in notebook.cells
-        if cell.cell_type == "code"
-    ]
-    plotly = {"application/vnd.plotly.v1+json"}
-    assert [kinds & plotly or kinds for kinds in shown] == [
-        {"text/html"}, {"text/html"}, {"text/html"}, plotly, plotly, set(),
-    ]  # fmt: skip
-    first = notebook.cells[1].outputs[-1]["data"]
-    folder = tmp_path / "runs" / "quickstart"
-    assert first["text/plain"] == f"<Run {folder}: 14 trials>"
-    html = first["text/html"]
-    assert "plotly" in html
-    assert all(f"trial-{number:03d}" in html for number in range(14))
+@pytest.mark.nightly
+def test_the_outputs_of_the_notebook_are_those_of_its_search(tmp_path):
+    again, kept = executed_notebook(tmp_path), nbformat.read(NOTEBOOK, as_version=4)
+    assert structure(again) == structure(kept)
+    assert len(structure(kept)) == sum(cell.cell_type == "code" for cell in kept.cells)
+
+
+def test_the_notebook_names_no_machine():
+    text = re.sub(r'"image/png": "[^"]*"', "", NOTEBOOK.read_text(encoding="utf-8"))
+    assert not re.search(r"[\s\"'<(]/(home|root|tmp|work|Users)/|localhost|127\.0\.0\.1", text)
+    assert not re.search(rf"\b{re.escape(socket.gethostname())}\b", text)
 
 
 @in_language("python")
@@ -233,3 +253,8 @@ def test_links_lead_to_files_of_the_repository(page):
     tracked = subprocess.check_output(["git", "ls-files"], cwd=ROOT, text=True).splitlines()
     files = {ROOT / file for file in tracked}
     assert [link for link in links if (page.parent / link).resolve() not in files] == []
+
+
+if __name__ == "__main__":
+    with tempfile.TemporaryDirectory() as folder:
+        nbformat.write(executed_notebook(Path(folder)), NOTEBOOK)

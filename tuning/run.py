@@ -92,7 +92,7 @@ class Run(RunFolder):
 
     def __repr__(self) -> str:
         trials = sum(record.kind == "trial" for record in self.history.records)
-        return f"<Run {self.folder}: {trials} trials>"
+        return f"<Run {self.folder.name}: {trials} trials>"
 
     def _repr_html_(self) -> str | None:
         # None is shown as text: the search has only begun.

@@ -76,7 +76,8 @@ class Plots:
         """The main figure and the leaderboard."""
         # The script comes from a content network, as notebooks do with Plotly's figures.
         figure = self.id_vs_ood().to_html(full_html=False, include_plotlyjs="cdn")
-        console = Console(record=True, width=120, file=io.StringIO())
+        # In Jupyter, a console would show what it records.
+        console = Console(record=True, width=120, file=io.StringIO(), force_jupyter=False)
         console.print(report(self.search, self.records, 120))
         text = console.export_text()
         return f"{figure}<pre>{escape(text)}</pre>"
