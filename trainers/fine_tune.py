@@ -43,6 +43,10 @@ from trainers.texts.random_texts import effective_rank
 CHECK_EVERY = 10
 """Steps between two checks of the loss: each one waits for the GPU."""
 
+LEAST_SCALE = 1e-4
+"""Of losses in float16. The scaler halves it at each overflow, 65,536 at first; at less, the loss
+itself is no longer finite."""
+
 CURVE_POINTS = 50
 """Limit of the points of a training curve between two reports, which are `CHECK_EVERY` steps or a
 multiple of that apart."""
@@ -156,7 +160,9 @@ def fine_tune(
         is_due = run.is_done or run.progress.step % config.eval.every == 0
         must_save = not is_due and save_now is not None and save_now()
         must_check = is_due or must_save or run.progress.step % CHECK_EVERY == 0
-        if must_check and not bool(run.since.sums.isfinite().all()):
+        if must_check and not (
+            bool(run.since.sums.isfinite().all()) and run.scaler.get_scale() > LEAST_SCALE
+        ):
             raise TrainingDiverged(
                 f"the training loss is not a finite number at step {run.progress.step}"
             )

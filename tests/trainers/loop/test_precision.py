@@ -1,14 +1,17 @@
 import math
+from dataclasses import replace
 
 import pytest
 import torch
 
 from tests.trainers.curves import short, untimed
 from trainers import fine_tune as loop
+from trainers.errors import TrainingDiverged
 from trainers.fine_tune import fine_tune, training_batches
 from trainers.loop.precision import Precision
 from trainers.loop.state import open_images, start
 from trainers.loop.step import Stepper
+from trainers.methods.ft import FineTuning
 from trainers.process_state import restored_state
 
 CPU = torch.device("cpu")
@@ -90,6 +93,39 @@ def test_a_float16_run_outlives_overflows_and_resumes_with_its_scale(trial, tmp_
     assert untimed(again) == untimed(last)
     pairs = zip(last.run.student.parameters(), again.run.student.parameters(), strict=True)
     assert all(torch.equal(one, other) for one, other in pairs)
+
+
+class Overflowing(FineTuning):
+    """Its loss is infinite in some steps."""
+
+    def loss(self, batch, step):
+        whole = super().loss(batch, step)
+        return replace(whole, task=whole.task * math.inf) if step.number in self._at else whole
+
+    _at = (1,)
+
+
+def test_a_skipped_step_of_float16_is_no_divergence(trial):
+    config = short(trial, "ft", precision="fp16", steps=4, eval__every=4)
+    (report,) = fine_tune(config.model_copy(update={"method": Overflowing()}))
+    assert all(math.isfinite(value) for value in report.metrics.values())
+    taken = {int(state["step"]) for state in report.run.optimizer.state.values()}
+    assert taken == {3}
+    assert report.run.scaler.get_scale() == 2.0**15
+
+
+def test_float16_that_overflows_in_every_step_has_diverged(trial, monkeypatch):
+    monkeypatch.setattr(Overflowing, "_at", range(12))
+    monkeypatch.setattr(loop, "LEAST_SCALE", 2.0**6)  # ten halvings
+    config = short(trial, "ft", precision="fp16", steps=12, eval__every=12)
+    with pytest.raises(TrainingDiverged, match="step 10"):
+        list(fine_tune(config.model_copy(update={"method": Overflowing()})))
+
+
+def test_an_infinite_loss_in_float32_has_diverged(trial):
+    config = short(trial, "ft", steps=4, eval__every=4)
+    with pytest.raises(TrainingDiverged, match="step 4"):
+        list(fine_tune(config.model_copy(update={"method": Overflowing()})))
 
 
 def _start_at_a_great_scale(*arguments, **options):
