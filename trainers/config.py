@@ -56,10 +56,12 @@ class OptimConfig(Frozen):
     also the first block, and so on."""
     batch_size: int = Field(default=256, ge=1, le=10**6)
     """Images of a step over all workers."""
-    micro_batch_size: int | None = Field(default=None, ge=1, le=10**6)
+    micro_batch_size: Annotated[int, Field(ge=1, le=10**6)] | Literal["auto"] | None = None
     """Images that go through a worker's model at once. A step then has several parts, with the
-    same gradient. null is a worker's whole share. It is halved if GPU memory runs out: by a worker
-    that is alone on the spot, by several in a new attempt from the last checkpoint."""
+    same gradient. null is a worker's whole share; `auto` halves it before the first step until, by
+    the prediction of `lipsum-tune plan --on`, it fits into the memory of the worker's GPU. Either
+    is halved if memory runs out: by a worker that is alone on the spot, by several in a new attempt
+    from the last checkpoint."""
     clip_grad_norm: float | None = Field(default=None, gt=0, le=1e6)
     """Maximum norm of all gradients together; null does not clip."""
     warmup_fraction: float = Field(default=0.1, ge=0, lt=1)
@@ -70,6 +72,12 @@ class OptimConfig(Frozen):
     """AdamW's decay rates of the moment estimates."""
     eps: float = Field(default=1e-8, gt=0, le=1)
     """AdamW's term for numerical stability."""
+
+    def at_once(self, share: int) -> int:
+        """Images of a worker's share that go through the model at once; `auto` is all of them."""
+        return (
+            min(self.micro_batch_size, share) if isinstance(self.micro_batch_size, int) else share
+        )
 
 
 class TrialConfig(Frozen):

@@ -117,9 +117,13 @@ def fine_tune(
         MicroBatchTooLarge: one of several workers has run out of memory.
     """
     run = start(config, device=device)
+    method, optim = config.method, config.optim
+    if optim.micro_batch_size == "auto":
+        from trainers.loop.fake_step import planned_part
+
+        run.micro_batch_size = planned_part(run)
     if resume_from is not None:
         restore(run, resume_from)
-    method, optim = config.method, config.optim
     train = open_images(config.data, config.data.id_domain, "train")
     held_out = load_split(config, "val")
     sampled = {d: i.sampled(config.eval.rung_images) for d, i in held_out.items()}

@@ -24,13 +24,13 @@ from trainers.config import TrialConfig
 from trainers.data.dataset import ImageDataset
 from trainers.data.schema import LabelledImage, write_images
 from trainers.data.transforms import train_view
+from trainers.loop.fake_step import evaluation_cost, step_cost
 from trainers.loop.state import state_of
 from trainers.loop.step import Stepper
 from trainers.models.image import ImageInput
 from trainers.models.zero_shot import load_zero_shot
 from trainers.seeding import generator
 from tuning.planning.cards import CARDS, EFFICIENCY
-from tuning.planning.fake_step import evaluation_cost, step_cost
 
 MODELS = ("tiny-clip", "resnet", "timm")
 """The embedded one, and two of `tests.trainers.tiny_models`: a ResNet and an EfficientNet."""

@@ -187,7 +187,7 @@ def state_of(
         class_names=names,
         initial=initial,
         since=SinceReport.now(0, where),
-        micro_batch_size=min(config.optim.micro_batch_size or share, share),
+        micro_batch_size=config.optim.at_once(share),
         average={n: v.clone() for n, v in initial.items()} if has_average else None,
         ema={n: v.clone() for n, v in initial.items()} if has_ema else None,
         ema_decay=at_rungs if kept_decay is None else kept_decay,

@@ -12,7 +12,7 @@ import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from datetime import date
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 
 import torch
@@ -24,17 +24,21 @@ from trainers.data.data_root import resolve_root
 from trainers.data.domain_files import domain_files
 from trainers.data.schema import read_headers
 from trainers.errors import ConfigError, first_line, suggestion
+from trainers.loop.fake_step import (
+    Operation,
+    StepCost,
+    evaluation_cost,
+    fitting_part,
+    step_cost,
+)
 from trainers.loop.state import id_classes
 from tuning.config.schema import SearchFile
-from tuning.planning.fake_step import Operation, StepCost, evaluation_cost, step_cost
 from tuning.planning.plan import Plan
 from tuning.views.formatting import format_hours
 from tuning.views.result_table import borderless_table
 
 EFFICIENCY = 0.8
 """Share of a card's peak that kernels reach, from a published training speed: docs/results.md."""
-FILLED = 0.9
-"""Share of a card's memory that tensors may take, beside CUDA itself and gaps between tensors."""
 IMAGES_A_CORE = 500
 """JPEGs of 500 x 375 pixels that a CPU core decodes and crops in a second."""
 VALIDATION = 1 / 7
@@ -169,14 +173,11 @@ def plan_on(
     batch = trial.optim.batch_size
     found = []
     for name in cards:
-        card, at_once = CARDS[name], min(trial.optim.micro_batch_size or batch, batch)
+        card = CARDS[name]
         used = card.precision(trial)
         precision = {"fp16": "bf16", "tf32": "fp32"}.get(used, used)  # whose tensors are as large
-        limit = FILLED * 1e9 * card.memory_gb
-        step: StepCost | None = cost(precision, at_once)
-        while step and step.peak_bytes > limit:
-            at_once = (at_once + 1) // 2
-            step = cost(precision, at_once) if at_once > 1 else None
+        begin, memory = trial.optim.at_once(batch), 1e9 * card.memory_gb
+        at_once, step = fitting_part(partial(cost, precision), begin, memory)
         if step is None:
             found.append(CardPlan(name, None, 0, used, math.nan, 0, Plan(on_gpus, 1, *6 * [0.0])))
             continue

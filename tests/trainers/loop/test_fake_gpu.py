@@ -16,11 +16,11 @@ from torch._subclasses.fake_tensor import (
 )
 
 from trainers.config import TrialConfig
+from trainers.loop.fake_step import fake_run
 from trainers.loop.step import Stepper
 from trainers.methods.base import Loss
 from trainers.methods.ft import FineTuning
 from trainers.models.averaging import update_average
-from tuning.planning.fake_step import fake_run
 
 BATCH = 6
 LABELS = torch.arange(BATCH) % 4

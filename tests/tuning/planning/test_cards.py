@@ -8,10 +8,10 @@ import torch
 from tests.benchmarks.fake_step import compare, trial
 from tests.tuning.result_tables import text_of
 from trainers.errors import ConfigError
+from trainers.loop.fake_step import FILLED, Operation
 from tuning.config.schema import SearchFile
 from tuning.planning import cards
-from tuning.planning.cards import CARDS, EFFICIENCY, FILLED, Card, plan_on, render
-from tuning.planning.fake_step import Operation
+from tuning.planning.cards import CARDS, EFFICIENCY, Card, plan_on, render
 
 SMALL = Card(memory_gb=0.065, bandwidth_gb_s=320, fp32_tflops=8, half_tflops=65)
 

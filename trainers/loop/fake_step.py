@@ -1,5 +1,7 @@
 """A training step on fake tensors: its operations, memory traffic and peak memory, without a GPU.
 
+`lipsum-tune plan --on` prices a search by it, and `micro_batch_size: auto` asks it what fits.
+
 Fake tensors (`FakeTensorMode`) have shapes and types, and nothing is computed. The step is the
 training loop's own (`Stepper`), so methods, precision and parts of a batch cost what they do there.
 The tensors are on a fake CPU, which every build of PyTorch has. Its attention is a flash kernel
@@ -8,9 +10,11 @@ that keeps what that of a GPU keeps; `as_on_gpu` makes its autocast that of a GP
 
 from __future__ import annotations
 
+import json
+import logging
 import warnings
 import weakref
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any, NamedTuple, cast
@@ -26,6 +30,8 @@ from torch.utils.weak import WeakIdKeyDictionary
 
 from trainers.config import TrialConfig
 from trainers.data import transforms
+from trainers.distributed import alone
+from trainers.errors import first_line
 from trainers.loop.evaluate_run import classify
 from trainers.loop.state import TrainState, state_of
 from trainers.loop.step import Stepper
@@ -36,6 +42,11 @@ from trainers.models.text import ignored_tokens
 from trainers.models.zero_shot import ZeroShotModel
 from trainers.texts.prompts import Prompts
 from trainers.texts.random_texts import Vocabulary, random_texts
+
+logger = logging.getLogger(__name__)
+
+FILLED = 0.9
+"""Share of a GPU's memory that tensors may take, beside CUDA itself and gaps between tensors."""
 
 _aten = torch.ops.aten
 FLOPS = {
@@ -131,6 +142,8 @@ class StepCost:
     """After the backward passes."""
     width: int
     """Of a feature vector, D."""
+    image_size: int
+    """Pixels of a side."""
 
     @property
     def flops(self) -> float:
@@ -149,7 +162,7 @@ def step_cost(config: TrialConfig, *, classes: int, as_on_gpu: bool = True) -> S
         as_on_gpu: with the types of a GPU's autocast, not of a CPU's.
     """
     batch = config.optim.batch_size
-    part = min(config.optim.micro_batch_size or batch, batch)
+    part = config.optim.at_once(batch)
     recorded = min(batch, 2 * part)
     with fake_run(config, classes, as_on_gpu=as_on_gpu) as (run, recorder):
         stepper, marks = Stepper(run), list[int]()
@@ -172,7 +185,62 @@ def step_cost(config: TrialConfig, *, classes: int, as_on_gpu: bool = True) -> S
             recorded_parts=recorded_parts,
             of_optimizer=done[marks[1] :],
             width=run.student.head.shape[1],
+            image_size=size,
         )
+
+
+def fitting_part(
+    cost: Callable[[int], StepCost], at_once: int, memory_bytes: float
+) -> tuple[int, StepCost | None]:
+    """Images at once, halved until a step fits into the memory of a GPU, and what it costs; None if
+    single images do not fit.
+
+    Args:
+        cost: of a step with so many images at once.
+    """
+    step: StepCost | None = cost(at_once)
+    while step is not None and step.peak_bytes > FILLED * memory_bytes:
+        at_once = (at_once + 1) // 2
+        step = cost(at_once) if at_once > 1 else None
+    return at_once, step
+
+
+_planned: dict[tuple[object, ...], int] = {}
+"""Results of `planned_part` in this process, whose trials often differ in factors alone."""
+
+
+def planned_part(run: TrainState) -> int:
+    """Images at once that are predicted to fit into the memory of the run's GPU; without a GPU, or
+    if its method's step needs real tensors, all images of the worker."""
+    share, device = run.micro_batch_size, run.device
+    if device.type != "cuda":
+        return share
+    share_of_gpu = torch.cuda.get_per_process_memory_fraction(device)
+    memory = share_of_gpu * torch.cuda.get_device_properties(device).total_memory
+    precision = "fp32" if run.precision.dtype == torch.float32 else "bf16"  # as large as float16
+    config = run.config.model_copy(update={"precision": precision, "seed": 0})
+    key = (json.dumps(_shapes(config.model_dump(mode="json"))), share, memory)
+
+    def cost(at_once: int) -> StepCost:
+        parts = {"batch_size": share, "micro_batch_size": at_once}
+        optim = config.optim.model_copy(update=parts)
+        own = config.model_copy(update={"optim": optim})
+        return step_cost(own, classes=len(run.class_names))
+
+    if key not in _planned:
+        try:
+            _planned[key], _ = fitting_part(cost, share, memory)
+        except RuntimeError as error:  # an operation that fake tensors do not have
+            logger.warning("micro_batch_size: auto: no prediction, %s", first_line(error))
+            _planned[key] = share
+    return _planned[key]
+
+
+def _shapes(value: Any) -> Any:
+    """A configuration without the values of its factors, which change no tensor but at 0."""
+    if isinstance(value, dict):
+        return {key: _shapes(each) for key, each in value.items()}
+    return bool(value) if isinstance(value, float) else value
 
 
 def evaluation_cost(
@@ -204,7 +272,7 @@ def fake_run(
     device: torch.device | str = "cpu",
 ) -> Iterator[tuple[TrainState, Operations]]:
     """Within the block, a run on fake tensors, which reads neither weights nor images."""
-    config = config.model_copy(update={"zero_shot_cache_gb": 0.0})
+    config = config.model_copy(update={"zero_shot_cache_gb": 0.0, "compile": False})
     clip, tokenizer = skeleton(config.model).eval(), load_tokenizer(config.model)
     names, where = tuple(f"class {number}" for number in range(classes)), torch.device(device)
     prompts = Prompts(names, config.data.rules.all_templates)
@@ -214,6 +282,7 @@ def fake_run(
     transforms._mean_and_std.cache_clear()  # neither real tensors in the block nor fake ones after
     try:
         with (
+            alone(),
             warnings.catch_warnings(action="ignore", category=UserWarning),  # of copied tensors
             _Mode(allow_non_fake_inputs=True),
             Operations() as recorder,
