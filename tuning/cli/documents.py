@@ -21,6 +21,8 @@ from tuning.runs.run_folder import RunFolder
 from tuning.views.overview import state_of
 
 if TYPE_CHECKING:
+    from tuning.config.schema import SearchFile
+    from tuning.planning.cards import CardPlan
     from tuning.planning.plan import Plan
     from tuning.zero_shot.ranking import Ranked
 
@@ -50,6 +52,25 @@ def of_plan(plan: Plan) -> Document:
         "device": plan.device,
         "prices": [*plan.prices, plan.confirm_price],
     }
+
+
+def of_cards(file: SearchFile, plans: Sequence[CardPlan]) -> Document:
+    """Predictions for GPUs that are not at hand; null where single images do not fit."""
+    cards = [
+        {
+            "card": found.name,
+            "peak_gb": found.step and found.step.peak_bytes / 1e9,
+            "micro_batch": found.step and found.micro_batch,
+            "precision": found.precision,
+            "step_s": found.step_s,
+            "cores": found.step and found.cores,
+            "views_gb": found.views_gb,
+            "gpu_hours": found.gpu_hours,
+        }
+        for found in plans
+    ]
+    trials = file.most_trials
+    return {"name": file.search.name, "trials": trials, "predicted": True, "cards": cards}
 
 
 def of_zero_shot(split: str, ranked: Sequence[Ranked]) -> Document:

@@ -156,10 +156,6 @@ def plan(
     from tuning.config.validation import check_settings, load_config
 
     if on is not None:
-        if as_json:
-            from trainers.errors import ConfigError
-
-            raise ConfigError("is for a plan that is measured, not for --on", key="--json")
         file = load_config(config, set_ or (), check=False)
         check_settings(file)
         from tuning.planning.cards import plan_on
@@ -167,6 +163,10 @@ def plan(
 
         data, plans = plan_on(file, names(on), images=images, classes=classes)
         Console().print(render_cards(file, data, plans))
+        if as_json:
+            from tuning.cli.documents import of_cards
+
+            print_json(of_cards(file, plans))
         return
     _announce("Plan", load_config(config, set_ or (), check=False))
     file = load_config(config, set_ or ())

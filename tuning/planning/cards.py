@@ -21,6 +21,7 @@ from rich.text import Text
 
 from trainers.config import TrialConfig, with_overrides
 from trainers.data.data_root import resolve_root
+from trainers.data.dataset import KEEP_BYTES, KEPT_BYTES
 from trainers.data.domain_files import domain_files
 from trainers.data.schema import read_headers
 from trainers.errors import ConfigError, first_line, suggestion
@@ -86,6 +87,11 @@ class Card:
             / EFFICIENCY
         )
 
+    def step_s(self, step: StepCost, precision: str, *, shared: bool = True) -> float:
+        """Predicted time of a step; the arguments are those of `seconds`."""
+        of_part = self.seconds(step.of_parts, precision, shared=shared) / step.recorded_parts
+        return step.parts * of_part + self.seconds(step.of_optimizer, precision)
+
 
 CARDS = {
     "T4": Card(16, 320, 8.1, 65),
@@ -127,7 +133,19 @@ class CardPlan:
     """Of a trial that reads zero-shot features which the first one has stored, if it can."""
     cores: int
     """CPU cores that decode the images of a GPU."""
+    views_gb: float
+    """Decoded validation images that a worker keeps in RAM, at most."""
     plan: Plan
+
+    @property
+    def gpu_hours(self) -> dict[str, float]:
+        """Of a trial, of all trials in full with the references, and of `confirm`."""
+        gpus = self.plan.file.search.resources.gpus_per_trial
+        return {
+            "trial": gpus * self.plan.full_s / 3600,
+            "search": self.plan.prices[0].device_hours,
+            "confirm": self.plan.confirm_price.device_hours,
+        }
 
 
 def plan_on(
@@ -179,17 +197,18 @@ def plan_on(
         begin, memory = trial.optim.at_once(batch), 1e9 * card.memory_gb
         at_once, step = fitting_part(partial(cost, precision), begin, memory)
         if step is None:
-            found.append(CardPlan(name, None, 0, used, math.nan, 0, Plan(on_gpus, 1, *6 * [0.0])))
+            unknown = Plan(on_gpus, 1, *6 * [math.nan])
+            found.append(CardPlan(name, None, 0, used, math.nan, 0, math.nan, unknown))
             continue
         stored_gb = 2e-9 * file.trial.steps * batch * workers * step.width  # in float16
         shared = stored_gb > file.trial.zero_shot_cache_gb
-        of_part = card.seconds(step.of_parts, used, shared=shared) / step.recorded_parts
-        step_s = step.parts * of_part + card.seconds(step.of_optimizer, used)
+        step_s = card.step_s(step, used, shared=shared)
         of_images, of_texts = (card.seconds(ops, used) for ops in evaluation(precision))
         rung_s, eval_s = _evaluation_s(trial, data, of_images / trial.eval.batch_size, of_texts)
         cores = math.ceil(batch / step_s / IMAGES_A_CORE)
         plan = Plan(on_gpus, 1, 0, 0, step_s, 0, rung_s / workers, eval_s / workers)
-        found.append(CardPlan(name, step, at_once, used, step_s, cores, plan))
+        kept_gb = views_gb(trial, data, step.image_size, workers)
+        found.append(CardPlan(name, step, at_once, used, step_s, cores, kept_gb, plan))
     return data, found
 
 
@@ -224,6 +243,16 @@ def _evaluation_s(
     return of(evaluation.rung_images) + head_s, of(0) + head_s + on_line
 
 
+def views_gb(trial: TrialConfig, data: DataSize, size: int, workers: int) -> float:
+    """10^9 bytes of the validation images of size x size pixels that a worker keeps decoded: the
+    whole set of a domain and its samples, as far as they are small."""
+    evaluation = trial.eval
+    samples = (0, evaluation.rung_images, evaluation.line_images)
+    sets = ({min(sample or n, n) for sample in samples} for n in data.validation)
+    views = [3 * size**2 * images / workers for of_domain in sets for images in of_domain]
+    return min(sum(of for of in views if of <= KEEP_BYTES), KEPT_BYTES) / 1e9
+
+
 def render(file: SearchFile, data: DataSize, plans: Sequence[CardPlan]) -> RenderableType:
     """The predictions as a table."""
     trial, trials = file.trial, file.most_trials
@@ -234,16 +263,13 @@ def render(file: SearchFile, data: DataSize, plans: Sequence[CardPlan]) -> Rende
         if found.step is None:
             table.add_row(found.name, "too small", *6 * [""])
             continue
-        gpus = found.plan.file.search.resources.gpus_per_trial
         table.add_row(
             found.name,
             f"{found.step.peak_bytes / 1e9:.1f}",
             str(found.micro_batch),
             f"{found.step_s:.2g} ({found.precision})",
             str(found.cores),
-            format_hours(gpus * found.plan.full_s / 3600),
-            format_hours(found.plan.prices[0].device_hours),
-            format_hours(found.plan.confirm_price.device_hours),
+            *map(format_hours, found.gpu_hours.values()),
         )
     what = (
         f"{file.search.name}: {trials} trials of {trial.steps} steps of {trial.optim.batch_size} "
@@ -254,4 +280,7 @@ def render(file: SearchFile, data: DataSize, plans: Sequence[CardPlan]) -> Rende
         "CUDA's own memory; images of a batch that fit at once; CPU cores that decode its images; "
         f"GPU-hours with kernels at {EFFICIENCY:.0%} of the card's data sheet."
     )
+    views = [found.views_gb for found in plans if found.step is not None]
+    if views:
+        limit += f" In RAM, a worker keeps {views[0]:.1f} GB of decoded validation images."
     return Group(Text(what), "", table, "", Text(limit))

@@ -67,6 +67,9 @@ class Plan:
     """An evaluation before the last step."""
     eval_s: float
     """The evaluation after the last step, with the points of the line."""
+    memory_gb: float = 0.0
+    """Memory of the first worker's process, with the decoded images that it keeps for evaluations;
+    without processes that decode images for training."""
 
     @property
     def device(self) -> str:
@@ -191,7 +194,9 @@ def plan_of(
     one = order[0]
     workers_s = (one.seconds or 0.0) - one.metrics[SECONDS]
     setup_s = (one.started_at or began) - began + workers_s + eval_s  # of the zero-shot model
-    return Plan(file, concurrent, setup_s, start_s, step_s, save_s, rung_s, eval_s)
+    memory_gb = max(record.curve[-1].get("cost/memory_gb", 0.0) for record in order)
+    durations = (setup_s, start_s, step_s, save_s, rung_s, eval_s)
+    return Plan(file, concurrent, *durations, memory_gb)
 
 
 def check_budget(plan: Plan) -> None:
@@ -224,7 +229,7 @@ def render(plan: Plan) -> RenderableType:
     measured = (
         f"step {plan.step_s:.2g} s, evaluation {plan.rung_s:.2g} s (after the last step "
         f"{plan.eval_s:.2g} s), checkpoint {plan.save_s:.2g} s, start of a trial "
-        f"{plan.start_s:.2g} s"
+        f"{plan.start_s:.2g} s, memory of a worker {plan.memory_gb:.1f} GB"
     )
     table = borderless_table("", "wall clock", f"{plan.device}-hours")
     for price in (*plan.prices, plan.confirm_price):

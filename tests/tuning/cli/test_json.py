@@ -23,7 +23,8 @@ from tests.tuning.execution.slot import EVERY, STEPS
 from tests.tuning.planning.test_plan import make_plan
 from tests.tuning.planning.test_plan import search_file as planned_file
 from tests.tuning.run_folders import search_file, trial, write_run
-from tuning.cli.documents import Events, of_plan, of_run, of_zero_shot, plain
+from tuning.cli.documents import Events, of_cards, of_plan, of_run, of_zero_shot, plain
+from tuning.planning.cards import CardPlan
 from tuning.runs.run_folder import load_run
 from tuning.zero_shot.evaluate import Row
 from tuning.zero_shot.ranking import Ranked
@@ -60,6 +61,13 @@ def run(images_root, tmp_path):
 def test_no_key_changes_unnoticed(run):
     rows = [Row("real", 100, 9, 80.0, 0.5, 3.0)]
     found = [
+        (
+            "on",
+            of_cards(
+                planned_file(),
+                [CardPlan("L4", None, 0, "bf16", 1.0, 0, 0.0, make_plan(planned_file()))],
+            ),
+        ),
         ("plan", of_plan(make_plan(planned_file()))),
         ("doctor", {"nodes": [Node("10.0.0.1", {"CPUs": "4"}, ("no answer",))]}),
         ("zero-shot", of_zero_shot("val", [Ranked("quickstart", rows)])),

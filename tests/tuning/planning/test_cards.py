@@ -9,9 +9,10 @@ from tests.benchmarks.fake_step import compare, trial
 from tests.tuning.result_tables import text_of
 from trainers.errors import ConfigError
 from trainers.loop.fake_step import FILLED, Operation
+from tuning.cli.documents import of_cards
 from tuning.config.schema import SearchFile
 from tuning.planning import cards
-from tuning.planning.cards import CARDS, EFFICIENCY, Card, plan_on, render
+from tuning.planning.cards import CARDS, EFFICIENCY, Card, DataSize, plan_on, render, views_gb
 
 SMALL = Card(memory_gb=0.065, bandwidth_gb_s=320, fp32_tflops=8, half_tflops=65)
 
@@ -58,6 +59,20 @@ def test_a_search_on_two_cards(monkeypatch):
     assert "7,000 training images, 10 classes" in lines[0]
     assert [line.split()[0] for line in lines[3:5]] == ["A100-80GB", "small"]
     assert any(line.startswith("Predicted on ") for line in lines)
+    assert large.views_gb == 3 * large.step.image_size**2 * 1000 / 1e9
+    document = of_cards(file, [large, small])
+    assert [card["micro_batch"] for card in document["cards"]] == [64, 32]
+    assert document["cards"][0]["gpu_hours"]["trial"] == large.plan.full_s / 3600
+
+
+@pytest.mark.parametrize(
+    ("validation", "images"),
+    [([3000], 3000 + 2000), ([20_000], 2000), ([20_000, 500], 2000 + 500), ([3000] * 20, None)],
+)
+def test_a_worker_keeps_small_sets_and_samples_of_decoded_images(validation, images):
+    """Those of 224 x 224 pixels fill 512 MiB from 3,567 on."""
+    kept = views_gb(trial("tiny-clip", "ft", 8), DataSize(10, validation, ""), 224, workers=1)
+    assert kept == pytest.approx((4 * 2**30 if images is None else images * 224 * 224 * 3) / 1e9)
 
 
 def test_a_card_that_holds_no_image_is_too_small(monkeypatch):
