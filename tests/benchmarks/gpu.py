@@ -1,5 +1,6 @@
-"""What only a GPU can show, in at most 9 minutes: `python -m tests.benchmarks.gpu --out FOLDER`
+"""What only a GPU can show, in at most 10 minutes: `python -m tests.benchmarks.gpu --out FOLDER`
 
+The first part prints what `lipsum-tune plan --on` predicts for this card beside what is measured.
 Every part runs in a process of its own, so that one that fails or takes too long leaves the others
 their results, and its own rows so far. The figures and the card's name are written to `gpu.json`
 after each part, and printed. Weights are random (`model.pretrained: random`), since time and memory
@@ -11,6 +12,7 @@ import argparse
 import gc
 import json
 import os
+import re
 import statistics
 import subprocess
 import sys
@@ -30,20 +32,13 @@ from torch.utils.flop_counter import FlopCounterMode
 from trainers.config import TrialConfig
 from trainers.data.transforms import normalise
 from trainers.embedded_benchmark.build import ImageCounts, build
+from trainers.loop.fake_step import FILLED, step_cost
 from trainers.loop.state import start
 from trainers.loop.step import Stepper
 from trainers.models.image import pooled_features
+from tuning.planning.cards import CARDS
 
 CLASSES = ("apple", "bus", "cactus", "cat", "clock", "fish", "house", "umbrella", "banana", "bird")
-
-PEAK_FLOPS = {
-    "H100 80GB HBM3": 989e12,
-    "H200": 989e12,
-    "A100": 312e12,
-    "L40S": 362e12,
-    "L4": 121e12,
-}
-"""Dense bfloat16 operations a second, from data sheets, by a part of the card's name."""
 
 WARM_UP = 3
 """Steps before those that are timed."""
@@ -63,6 +58,61 @@ def trial(root, dry, **settings):
         **settings,
     }
     return TrialConfig.model_validate(values)
+
+
+CASES = (
+    ("ViT-B-32", "ft", 256, None, "bf16"),
+    ("ViT-B-16", "lipsum_ft", 256, None, "bf16"),
+    ("ViT-B-16", "lipsum_ft", 256, 128, "bf16"),
+    ("ViT-B-16", "flyp", 128, None, "fp32"),
+    ("ViT-L-14", "lipsum_ft", 64, None, "bf16"),
+)
+"""Model, method, images of a step, images at once, precision."""
+
+
+def predictions(root, dry):
+    """Memory and seconds of a step, predicted as by `plan --on` and measured: the peak of tensors
+    without CUDA's own, and the median. Without a GPU, memory is that of the CPU's kernels."""
+    name, cases = card(), [("tiny-clip", "lipsum_ft", 8, None, "fp32")] if dry else CASES
+    for model, method, batch, parts, precision in cases:
+        pretrained = {} if dry else {"pretrained": "random"}
+        config = trial(
+            root,
+            dry,
+            model={"name": model, **pretrained},
+            method={"name": method},
+            optim={"lr": 1e-5, "batch_size": batch, "micro_batch_size": parts},
+            precision=precision,
+            zero_shot_cache_gb=0,
+        )
+        predicted = step_cost(config, classes=len(CLASSES), as_on_gpu=not dry)
+        row = {"model": model, "method": method, "images": batch, "at once": parts or batch}
+        row |= {"precision": precision, "GB, predicted": predicted.peak_bytes / 1e9}
+        seconds = name and CARDS[name].step_s(predicted, precision)
+        row |= {"GB, measured": None, "s, predicted": seconds, "s, measured": None}
+        if is_on_gpu := torch.cuda.is_available():
+            memory = torch.cuda.get_device_properties(0).total_memory
+            if predicted.peak_bytes > FILLED * memory:
+                yield {**row, "GB, measured": "too large"}
+                continue
+            gc.collect()
+            torch.cuda.empty_cache()
+            torch.cuda.reset_peak_memory_stats()
+        steps = {model: product_steps(config)}
+        (times,) = interleaved(steps, rounds=2 if dry else 10, repeats=1).values()
+        if is_on_gpu:
+            row["GB, measured"] = torch.cuda.max_memory_allocated() / 1e9
+        yield {**row, "s, measured": statistics.median(times)}
+        del steps
+
+
+def table(rows):
+    """Rows with the same keys as a table of Markdown."""
+    lines = [[*rows[0]], ["---"] * len(rows[0])]
+    for row in rows:
+        found = ["" if value is None else value for value in row.values()]
+        lines.append([f"{f:.3g}" if isinstance(f, float) else str(f) for f in found])
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
 def throughput(root, dry):
@@ -102,7 +152,7 @@ def throughput(root, dry):
                     "images/s": batch / median,
                     "spread": [batch / max(seconds), batch / min(seconds)],
                     "time / bare": median / bare,
-                    "mfu": None if peak_flops() is None else flops / median / peak_flops(),
+                    "mfu": card() and flops / median / (1e12 * CARDS[card()].half_tflops),
                 }
             del steps
             torch.compiler.reset()
@@ -280,13 +330,14 @@ def searches(root, dry):
 
 
 PARTS: dict[str, tuple[Callable[[Path, bool], Rows], int]] = {
+    "predictions": (predictions, 60),
     "throughput": (throughput, 210),
     "out of memory": (out_of_memory, 60),
     "float16": (float16, 45),
     "nccl": (nccl, 60),
     "searches": (searches, 150),
 }
-"""Each part, and the seconds after which it is given up; together less than 9 minutes. A CPU gets
+"""Each part, and the seconds after which it is given up; together less than 10 minutes. A CPU gets
 four times as long."""
 
 
@@ -312,10 +363,11 @@ def synchronise():
         torch.cuda.synchronize()
 
 
-def peak_flops():
-    """The card's peak; None if it is not known."""
-    name = torch.cuda.get_device_name() if torch.cuda.is_available() else ""
-    return next((flops for part, flops in PEAK_FLOPS.items() if part in name), None)
+def card():
+    """The name of this card in `plan --on`, such as A100-80GB of "NVIDIA A100-SXM4-80GB"; None if
+    it is not known there."""
+    words = re.findall(r"\w+", torch.cuda.get_device_name() if torch.cuda.is_available() else "")
+    return next((name for name in CARDS if {*name.split("-")} <= {*words}), None)
 
 
 def main():
@@ -335,8 +387,8 @@ def main():
         parser.error("PyTorch sees no GPU; --dry tries the command on the CPU")
 
     environment = {**os.environ, **({"CUDA_VISIBLE_DEVICES": ""} if dry else {})}
-    card = "CPU, dry run" if dry else torch.cuda.get_device_name()
-    found: dict[str, Any] = {"card": card, "torch": torch.__version__, "cuda": torch.version.cuda}
+    name = "CPU, dry run" if dry else torch.cuda.get_device_name()
+    found: dict[str, Any] = {"card": name, "torch": torch.__version__, "cuda": torch.version.cuda}
     found["parts"] = {}
     out.mkdir(parents=True, exist_ok=True)
     with TemporaryDirectory() as folder:
@@ -355,6 +407,8 @@ def main():
             found["parts"][part] = result
             (out / "gpu.json").write_text(json.dumps(found, indent=2) + "\n")
     print((out / "gpu.json").read_text())
+    if rows := found["parts"].get("predictions", {}).get("rows"):
+        print(f"{name}, predicted and measured:\n\n{table(rows)}")
 
 
 if __name__ == "__main__":

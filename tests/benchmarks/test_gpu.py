@@ -6,6 +6,8 @@ import sys
 
 import pytest
 
+from tests.benchmarks.gpu import table
+
 
 @pytest.mark.nightly  # two searches, in minutes
 def test_the_dry_run_measures_every_part(tmp_path):
@@ -15,6 +17,9 @@ def test_the_dry_run_measures_every_part(tmp_path):
     assert found["card"] == "CPU, dry run"
     parts = found["parts"]
     assert all("error" not in part for part in parts.values()), parts
+    (row,) = parts["predictions"]["rows"]
+    assert (row["GB, predicted"] > 0, row["s, measured"] > 0) == (True, True)
+    assert table([row]).splitlines()[0].startswith("| model | method | images |")
     loops = [row["loop"] for row in parts["throughput"]["rows"]]
     teachers = ["Lipsum-FT, live teacher", "Lipsum-FT, shared teacher"]
     assert loops == ["bare loop", "FT", *teachers]
