@@ -9,6 +9,7 @@ from __future__ import annotations
 import io
 import re
 import warnings
+from typing import Any
 
 import numpy as np
 from PIL import ExifTags, Image, UnidentifiedImageError
@@ -20,7 +21,10 @@ FORMATS = (
 
 _PLAIN = ("JPEG", "MPO", "PNG")
 _LOSSY = ("AVIF", "JPEG", "JPEG2000", "MPO", "WEBP")
-_QUALITY = 95  # of the JPEGs that are written
+_WHOLE: dict[str, Any] = {"quality": 95, "subsampling": "4:4:4"}
+_RESIZED: dict[str, Any] = {"quality": 90, "subsampling": "4:2:0"}
+"""How JPEGs are written, of images that keep their size and of others; see
+`tests.benchmarks.loading`."""
 _PNG_BIT_DEPTH = 24  # offset of that byte in a PNG
 _MAX_RATIO = 600
 """Long by short side. Evaluation resizes the whole image before it crops: with 384 pixels of the
@@ -47,18 +51,20 @@ def encode(data: bytes, *, resize: int | None = None, border: int = 0) -> bytes:
     """The image file `data` as it is stored.
 
     An 8-bit JPEG or PNG that needs no change stays byte for byte. Others become RGB: PNG if the
-    source is lossless and the size stays, else JPEG with 4:4:4 chroma. Of an animation the first
-    frame is taken. Colour profiles and EXIF are dropped from what is encoded again.
+    source is lossless and the size stays, else JPEG of quality 95 with 4:4:4 chroma. Of an
+    animation the first frame is taken. Colour profiles and EXIF are dropped from what is encoded
+    again.
 
     Args:
-        resize: pixels of the short side; smaller images keep their size.
+        resize: pixels of the short side; smaller images keep their size. Larger ones become JPEG of
+            quality 90 with 4:2:0 chroma, which takes less time to decode.
         border: pixels that are cut off every side first.
 
     Raises:
         BadImage: it cannot be decoded to its end, is too large or thin, or cannot be stored.
     """
     image, as_it_is = _decode(data)
-    is_lossless = image.format not in _LOSSY
+    is_lossless, how = image.format not in _LOSSY, _WHOLE
     width, height = image.size
     if min(width, height) <= 2 * border:
         raise BadImage(f"too small: {width} x {height} pixels, a border of {border}")
@@ -72,6 +78,7 @@ def encode(data: bytes, *, resize: int | None = None, border: int = 0) -> bytes:
             width, height = (int(resize * side / min(image.size)) for side in image.size)
             image = image.convert("RGB").resize((width, height), Image.Resampling.BICUBIC)
             as_it_is = is_lossless = False
+            how = _RESIZED
         if as_it_is:
             return data
         target, image = io.BytesIO(), image.convert("RGB")
@@ -79,7 +86,7 @@ def encode(data: bytes, *, resize: int | None = None, border: int = 0) -> bytes:
         if is_lossless:
             image.save(target, "PNG")
         else:
-            image.save(target, "JPEG", quality=_QUALITY, subsampling=0)
+            image.save(target, "JPEG", **how)
         return target.getvalue()
     except Exception as error:  # one image must not stop the others
         raise BadImage(f"cannot be encoded: {_one_line(error)}") from None

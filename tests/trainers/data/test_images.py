@@ -162,9 +162,8 @@ def test_the_short_side_is_made_smaller_and_never_larger():
     wide = Image.fromarray(RNG.integers(0, 256, (60, 101, 3), dtype=np.uint8))
     encoded = encode(file_of(wide), resize=30)
     assert opened(encoded).format == "JPEG"
-    assert [layer[1:3] for layer in opened(encoded).layer] == [(1, 1)] * 3  # chroma in full
-    directly = np.asarray(wide.resize((50, 30), Image.Resampling.BICUBIC)).astype(int)
-    assert np.abs(pixels(encoded) - directly).mean() < 4  # what the JPEG costs
+    directly = wide.resize((50, 30), Image.Resampling.BICUBIC)
+    assert encoded == file_of(directly, "JPEG", quality=90, subsampling="4:2:0")
     tall = encode(file_of(wide.rotate(90, expand=True), "JPEG"), resize=30)
     assert pixels(tall).shape == (50, 30, 3)
     small = file_of(wide, "JPEG")
