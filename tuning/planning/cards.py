@@ -42,6 +42,8 @@ EFFICIENCY = 0.8
 """Share of a card's peak that kernels reach, from a published training speed: docs/results.md."""
 IMAGES_A_CORE = 500
 """JPEGs of 500 x 375 pixels that a CPU core decodes and crops in a second."""
+SMALLER_IMAGES = 1.7
+"""How many times as many if `prepare --resize 256` wrote them, by `tests.benchmarks.loading`."""
 VALIDATION = 1 / 7
 """Validation images of each domain by training images, as `prepare` splits by default."""
 
@@ -283,4 +285,14 @@ def render(file: SearchFile, data: DataSize, plans: Sequence[CardPlan]) -> Rende
     views = [found.views_gb for found in plans if found.step is not None]
     if views:
         limit += f" In RAM, a worker keeps {views[0]:.1f} GB of decoded validation images."
-    return Group(Text(what), "", table, "", Text(limit))
+    lines = [Text(limit)]
+    has = file.search.resources.cpus_per_worker
+    if short := [found for found in plans if found.cores > has]:
+        fewer = (f"{f.name} {math.ceil(f.cores / SMALLER_IMAGES)}" for f in short)
+        advice = (
+            f"A worker has {has} cores (search.resources.cpus_per_worker), fewer than some cards "
+            "need. Raise it and trial.data.workers, or prepare the images with `--resize 256`, "
+            f"which need fewer: {', '.join(fewer)}."
+        )
+        lines.append(Text(advice))
+    return Group(Text(what), "", table, "", *lines)

@@ -75,6 +75,15 @@ def test_a_worker_keeps_small_sets_and_samples_of_decoded_images(validation, ima
     assert kept == pytest.approx((4 * 2**30 if images is None else images * 224 * 224 * 3) / 1e9)
 
 
+def test_cards_that_need_more_cores_than_a_worker_has_are_named_with_what_to_do():
+    file = SearchFile.model_validate({"search": {"resources": {"cpus_per_worker": 8}}})
+    data, (found,) = plan_on(file, ["A100-80GB"], images=7000, classes=10)
+    slow, fast = (replace(found, name=name, cores=n) for name, n in (("slow", 8), ("fast", 18)))
+    text = " ".join(text_of(render(file, data, [slow, fast]), 160).split())
+    assert "`--resize 256`, which need fewer: fast 11." in text
+    assert "which need fewer" not in text_of(render(file, data, [slow]), 160)
+
+
 def test_a_card_that_holds_no_image_is_too_small(monkeypatch):
     monkeypatch.setitem(cards.CARDS, "tiny", replace(SMALL, memory_gb=1e-6))
     config = trial("tiny-clip", "ft", 2)
