@@ -3,7 +3,8 @@
 1. Peak memory and operations of steps on a CPU, with PyTorch's CPU kernels in both: fake tensors
    against the profiler's allocations and PyTorch's counter, in float32.
 2. Published images per second, and the efficiency that would follow.
-3. JPEGs that a core decodes and crops in a second.
+3. Published memory of fine-tuning.
+4. JPEGs that a core decodes and crops in a second.
 """
 
 import io
@@ -16,6 +17,7 @@ from tempfile import TemporaryDirectory
 import numpy as np
 import torch
 from PIL import Image
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.profiler import ProfilerActivity, profile, record_function
 from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, sdpa_flop_count
 
@@ -58,9 +60,30 @@ PUBLISHED = [
     ("forward", "RTX-4090", "ViT-B-32-quickgelu", 1024, 8389),
     ("forward", "RTX-4090", "ViT-B-16-quickgelu", 1024, 2270),
     ("forward", "RTX-4090", "ViT-L-14-quickgelu", 1024, 566),
+    ("clip", "A100-40GB", "ViT-B-32", 256, 108_845 / 128),
+    ("clip", "A100-40GB", "ViT-B-16", 256, 136_371 / 344),
+    ("clip", "A100-40GB", "ViT-L-14", 448, 35_525 / 200),
 ]
-"""Images per second with automatic mixed precision, from the tables in `results/` of
-huggingface/pytorch-image-models (aa4b585): training with PyTorch 1.12, forward passes with 2.4."""
+"""Images per second and GPU with automatic mixed precision. `train` and `forward` are from the
+tables in `results/` of huggingface/pytorch-image-models (aa4b585), with PyTorch 1.12 and 2.4.
+`clip` trains both encoders on captions of 77 tokens: the fastest run of each model in
+trained_models_info.csv of LAION-AI/scaling-laws-openclip (652b1e7), with reading of images, the
+exchange between hundreds of GPUs, and gradient checkpointing if memory requires it.
+"""
+
+PUBLISHED_GB = [
+    ("facebookresearch/MetaCLIP#47", "flyp", "ViT-B-16-quickgelu", 256, "bf16", "26"),
+    ("facebookresearch/MetaCLIP#47", "flyp", "ViT-B-16-quickgelu", 512, "bf16", "more than 32"),
+    ("mlfoundations/open_clip#85", "flyp", "ViT-B-32", 416, "bf16", "at most 24"),
+    ("mlfoundations/open_clip#85", "flyp", "ViT-B-32", 512, "bf16", "more than 24"),
+    ("locuslab/FLYP#14", "flyp", "ViT-B-16", 512, "fp32", "three GPUs of 48"),
+    ("VRF, NeurIPS 2024", "ft", "ViT-B-16", 192, "fp32", "at most 48"),
+]
+"""GB of a GPU, of training on captions of 77 tokens or of plain fine-tuning, without gradient
+checkpointing, as users or authors state them. In VRF, 384 images are the most for two A6000."""
+
+CAPTION = "a " * 80 + "{}."
+"""Has more than 77 tokens."""
 
 
 def trial(model, method, batch, **settings):
@@ -112,12 +135,18 @@ def compare(config):
 
 @cache
 def operations(kind, model, batch):
-    """The operations of a step of plain fine-tuning, or of a forward pass, in bfloat16."""
-    config = trial(model, "ft", batch, precision="bf16")
+    """The operations of a step, or of a forward pass, in bfloat16."""
     if kind == "forward":
+        config = trial(model, "ft", batch, precision="bf16")
         return evaluation_cost(config, classes=1000)[0]
-    cost = step_cost(config, classes=1000)
+    cost = with_long_captions("flyp" if kind == "clip" else "ft", model, batch, "bf16")
     return [*cost.of_parts, *cost.of_optimizer]
+
+
+def with_long_captions(method, model, batch, precision):
+    """What a step on captions of 77 tokens costs; plain fine-tuning has none."""
+    data = {"root": "none", "suite": {"id_domain": "real", "templates": [CAPTION]}}
+    return step_cost(trial(model, method, batch, precision=precision, data=data), classes=1000)
 
 
 def at_data_sheet(kind, name, model, batch):
@@ -175,6 +204,14 @@ def main():
         at_peak = at_data_sheet(kind, card, model, batch)
         row = f"| {kind} | {card} | {model} | {published:,} | {at_peak:,.0f} | "
         print(f"{row}{published / at_peak:.2f} |", flush=True)
+    print("\n| source | method | model | images | precision | GB, published | flash | plain |")
+    print("|---|---|---|---|---|---|---|---|")
+    for source, *case, published in PUBLISHED_GB:
+        flash = with_long_captions(*case).peak_bytes / 1e9
+        with sdpa_kernel(SDPBackend.MATH):  # as before PyTorch 2
+            plain = with_long_captions(*case).peak_bytes / 1e9
+        row = f"| {source} | {' | '.join(map(str, case))} | {published} | "
+        print(f"{row}{flash:.1f} | {plain:.1f} |", flush=True)
     print(f"\n{rate:.0f} JPEGs of {size / 1e3:.0f} KB in a second of a core")
 
 

@@ -39,7 +39,7 @@ from tuning.views.formatting import format_hours
 from tuning.views.result_table import borderless_table
 
 EFFICIENCY = 0.8
-"""Share of a card's peak that kernels reach, from a published training speed: docs/results.md."""
+"""Share of a card's peak that kernels reach, from published training speeds: docs/results.md."""
 IMAGES_A_CORE = 500
 """JPEGs of 500 x 375 pixels that a CPU core decodes and crops in a second."""
 SMALLER_IMAGES = 1.7
