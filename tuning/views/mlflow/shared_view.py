@@ -33,21 +33,21 @@ def main_metrics(search: SearchRecord) -> tuple[str, ...]:
 
 
 def order_of(search: SearchRecord, record: TrialRecord, missed: Mapping[str, float]) -> str:
-    """The tag by which the view sorts runs: trials that can be chosen, references, repeats and
-    trials that miss a constraint (best first), those not at their end (by step), then failed ones.
+    """The tag by which the view sorts runs: finished trials, references, repeats and trials that
+    miss a constraint, those not at their end, failed ones. Within these, the order of `ranked`.
 
-    MLflow sorts by one key, and tags as text: what is better has a smaller number of fixed width.
+    MLflow sorts by one key, and tags as text: what is better has smaller numbers of fixed width.
 
     Args:
         missed: amounts by which the trial misses constraints.
     """
-    group, score = (5 if record.outcome == "failed" else 4), float(record.step)
-    if record.outcome == "finished":
+    group = {"finished": 1, "failed": 5}.get(record.outcome, 4)
+    if group == 1:
         group = 2 if record.kind == "reference" else 3 if missed or record.kind == "repeat" else 1
-        value = record.last(search.objectives[0].metric)
-        score = -math.inf if value is None else search.objectives[0].signed(value)
-        score = -sum(missed.values()) if missed else score
-    return f"{group} {1e9 - min(max(score, -1e9), 1e9):017.6f}"
+    value = record.last(search.objectives[0].metric)
+    merit = -math.inf if value is None else search.objectives[0].signed(value)
+    merits = (record.step, -sum(missed.values()), merit)
+    return " ".join([str(group), *(f"{1e9 - min(max(m, -1e9), 1e9):017.6f}" for m in merits)])
 
 
 def share_view(
