@@ -61,7 +61,7 @@ def ui(
         links["MLflow"] = redact(recorded)
     elif (folder.parent / "mlflow.db").is_file():
         from tuning.views.mlflow.client import connect, default_tracking_uri, search_run
-        from tuning.views.mlflow.shared_view import view_path
+        from tuning.views.mlflow.shared_view import summary_path, view_path
 
         try:
             socket.create_server((_HOST, port)).close()
@@ -73,8 +73,7 @@ def ui(
             client, experiment = connect(uri, tracking.experiment)
             links["MLflow"] = address + view_path(experiment, loaded.search)
             if whole := search_run(client, experiment, loaded.search.run_id):
-                summary = f"{address}/#/experiments/{experiment}/runs/{whole.info.run_id}"
-                links["Summary"] = summary
+                links["Summary"] = address + summary_path(experiment, whole)
         # One worker process: each takes 0.5 GB and seconds to start. No line for each request.
         options = ["--backend-store-uri", uri, "--registry-store-uri", uri, "--workers", "1"]
         options += ["--uvicorn-opts", "--log-level warning"]

@@ -25,10 +25,12 @@ from tests.tuning.execution.nodes import processes
 from tests.tuning.run_folders import search_file, trial, write_run
 from tests.waiting import wait_until
 from tuning.runs.history import History
+from tuning.runs.ranking import ranked
+from tuning.runs.records import trial_label
 from tuning.runs.run_folder import load_run
 from tuning.views.completion import complete_files, complete_mlflow
 from tuning.views.dashboard import OPTUNA_FILE, DashboardView, open_storage
-from tuning.views.page import REPORT_FILE, write_page
+from tuning.views.page import write_page
 
 pytestmark = pytest.mark.nightly
 
@@ -154,38 +156,33 @@ def column(page, name):
     return [texts[row] for row in sorted(texts, key=int)]
 
 
-def test_the_first_page_has_id_and_ood_accuracy_of_all_trials_best_first(address, page):
+def test_the_first_page_has_id_and_ood_accuracy_of_all_trials_best_first(run, address, page):
     page.set_viewport_size({"width": 1280, "height": 1000})
     page.goto(address)
     page.get_by_role("link", name="trial-000").wait_for()
-    rows = [(r.trial_id, r.metrics, r.outcome) for r in RECORDS]
-    rows.append(("zero-shot", fakes.report(0, 82.4, 61.0), "finished"))
-    best = sorted(
-        (row for row in rows if row[2] == "finished" and row[0].startswith("trial")),
-        key=lambda row: -row[1]["val/mean_acc"],
-    )
-    names = [
-        re.findall(r"trial-\d+|FT|zero-shot", text)
-        for text in column(page, "attributes.`Run Name`")
-    ]
-    assert names[: len(best)] == [[name] for name, *_ in best]
-    assert sorted(names[len(best) : len(best) + 2]) == [["FT"], ["zero-shot"]]
-    by_name = {name.replace("ft", "FT"): metrics for name, metrics, _ in rows}
+    best = ranked(load_run(run).search, RECORDS)
+    ends = sum(record.outcome == "finished" for record in best)
+    expected = [record.trial_id for record in best]
+    expected[ends:ends] = ["untuned FT", "zero-shot"]
+    names = column(page, "attributes.`Run Name`")
+    shown = [re.search(r"trial-\d+|untuned FT|zero-shot", name)[0] for name in names]
+    assert shown == expected
+    by_name = {trial_label(record): record.metrics for record in RECORDS}
+    by_name["zero-shot"] = fakes.report(0, 82.4, 61.0)
     for metric in ("id_val/acc", "ood_val/mean_acc"):
-        shown = [float(text) for text in column(page, f"metrics.`{metric}`")]
-        assert shown == pytest.approx([by_name[name][metric] for (name,) in names], abs=1e-3)
+        values = [float(text) for text in column(page, f"metrics.`{metric}`")]
+        assert values == pytest.approx([by_name[name][metric] for name in shown], abs=1e-3)
 
 
-def test_the_search_has_a_description_and_its_report(links, page):
+def test_the_search_opens_on_its_report_and_has_a_description(links, page):
     page.goto(links["Summary"])
-    best = page.get_by_text("trial-006 has")
-    best.scroll_into_view_if_needed()
-    expect(best).to_be_in_viewport()
-    page.get_by_role("tab", name="Artifacts").click()
-    page.get_by_text(REPORT_FILE).click()
     report = page.frame_locator("iframe")
     expect(report.get_by_role("heading", name="Curves")).to_be_attached()
     expect(report.locator("#id_vs_ood .main-svg").first).to_be_attached()
+    page.get_by_role("tab", name="Overview").click()
+    best = page.get_by_text("trial-006 has")
+    best.scroll_into_view_if_needed()
+    expect(best).to_be_in_viewport()
 
 
 @pytest.fixture

@@ -17,7 +17,11 @@ from tuning.runs.records import SECONDS, TRAIN_LOSS, SearchRecord, TrialRecord
 from tuning.views.mlflow.client import key_of
 
 if TYPE_CHECKING:
+    from mlflow.entities import Run
     from mlflow.tracking import MlflowClient
+
+_PAGES = "workflowType=machine_learning"
+"""MLflow 3.17 shows the menu for language models without it."""
 
 
 def main_metrics(search: SearchRecord) -> tuple[str, ...]:
@@ -76,5 +80,10 @@ def share_view(
 
 def view_path(experiment_id: str, search: SearchRecord) -> str:
     """The part of the view's address after that of the server."""
-    query = f"workflowType=machine_learning&viewStateShareKey={search.run_id}"
-    return f"/#/experiments/{experiment_id}/runs?{query}"
+    return f"/#/experiments/{experiment_id}/runs?{_PAGES}&viewStateShareKey={search.run_id}"
+
+
+def summary_path(experiment_id: str, run: Run) -> str:
+    """The same of the parent run of a search: its report, which it gets at the end."""
+    tab = "" if run.info.status == "RUNNING" else "/artifacts/index.html"
+    return f"/#/experiments/{experiment_id}/runs/{run.info.run_id}{tab}?{_PAGES}"
