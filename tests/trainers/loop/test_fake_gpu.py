@@ -1,7 +1,8 @@
 """Steps on a device that is not the CPU, without a GPU.
 
 Fake tensors on PyTorch's meta device stand for those of a GPU: operations on tensors of two devices
-raise, and so does whatever needs a value of one, for which a GPU would have to be waited for.
+raise, and so does whatever needs a value of one, for which a GPU would have to be waited for. Whole
+runs, in the types of a GPU, are in `fake_cuda`.
 """
 
 from contextlib import nullcontext
@@ -15,6 +16,7 @@ from torch._subclasses.fake_tensor import (
     DynamicOutputShapeException,
 )
 
+from tests.trainers.loop.fake_cuda.device import moved
 from trainers.config import TrialConfig
 from trainers.loop.fake_step import fake_run
 from trainers.loop.step import Stepper
@@ -24,17 +26,6 @@ from trainers.models.averaging import update_average
 
 BATCH = 6
 LABELS = torch.arange(BATCH) % 4
-
-
-def moved(module, change):
-    """`Module._apply`, which in PyTorch cannot exchange fake parameters."""
-    for part in module.modules():
-        for tensors in (part._parameters, part._buffers):
-            for name, tensor in tensors.items():
-                if tensor is not None and (new := change(tensor)) is not tensor:
-                    trains = isinstance(tensor, nn.Parameter)
-                    tensors[name] = nn.Parameter(new, tensor.requires_grad) if trains else new
-    return module
 
 
 @pytest.fixture
