@@ -76,9 +76,10 @@ WHEEL := .venv-wheel
 dist:
 	rm -rf dist $(WHEEL)
 	$(PYTHON) -m venv $(WHEEL)
-	$(WHEEL)/bin/python -m pip install --quiet build
+	$(WHEEL)/bin/python -m pip install --quiet build uv
 	$(WHEEL)/bin/python -m build --outdir dist
-	$(WHEEL)/bin/python -m pip install --quiet dist/*.whl
+	$(call pip-settings,$(WHEEL)/bin) | $(WHEEL)/bin/uv pip install --quiet --requirements - \
+		--python $(WHEEL)/bin/python dist/*.whl
 	cd dist && ../$(WHEEL)/bin/lipsum-tune --version && ../$(WHEEL)/bin/lipsum-tune config --list
 	cd dist && ../$(WHEEL)/bin/lipsum-tune config domainnet_vit_b16 > /dev/null
 	rm -rf $(WHEEL)
@@ -86,7 +87,8 @@ dist:
 VERSION = $(shell sed -n 's/^version = "\(.*\)"/\1/p' pyproject.toml)
 release:
 	@test -z "$$(git status --porcelain)" || { echo "commit or remove: $$(git status --short)"; exit 1; }
-	@grep -q '^## \[$(VERSION)\] - ' CHANGELOG.md || { echo "CHANGELOG.md: no $(VERSION)"; exit 1; }
+	@grep -m 1 '^## ' CHANGELOG.md | grep -q '^## \[$(VERSION)\] - ' || \
+		{ echo "CHANGELOG.md: $(VERSION) with its date is not the first section"; exit 1; }
 	@grep -q '^version: $(VERSION)$$' CITATION.cff || { echo "CITATION.cff: not $(VERSION)"; exit 1; }
 	@! git rev-parse --quiet --verify refs/tags/v$(VERSION) || { echo "v$(VERSION) exists"; exit 1; }
 	$(MAKE) dist
