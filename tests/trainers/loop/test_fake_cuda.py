@@ -1,6 +1,6 @@
 """Whole runs on a GPU without a GPU: fake tensors of `cuda:0`, with CUDA's own autocast.
 
-Operations on tensors of two devices raise, and so do waits for the GPU that `device.WAITS` does not
+Operations on tensors of two devices raise, and so do waits for the GPU that `device` does not
 list. `tests/trainers/loop/test_fake_gpu.py` needs no compiler and takes steps alone.
 """
 

@@ -20,10 +20,10 @@ from torch.utils._pytree import tree_map_only
 
 import trainers
 from trainers.loop import zero_shot_features
+from trainers.loop.fake_step import Operations, _Features
 from trainers.loop.zero_shot_features import ZeroShotFeatures
 from trainers.models.zero_shot import ZeroShotModel
 from trainers.texts.random_texts import Vocabulary
-from tuning.planning.fake_step import Operations, _Features
 
 aten = torch.ops.aten
 GPU = torch.device("cuda", 0)

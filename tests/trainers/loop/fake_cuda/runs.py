@@ -25,11 +25,11 @@ from trainers import fine_tune as loop
 from trainers.checkpoints.format import save_checkpoint
 from trainers.config import TrialConfig, with_overrides
 from trainers.loop import evaluate_run
+from trainers.loop.fake_step import fake_run
 from trainers.loop.snapshot import snapshot
 from trainers.loop.step import Stepper
 from trainers.methods.base import Loss, Method, cross_entropy
 from tuning.config.validation import load_config
-from tuning.planning.fake_step import fake_run
 
 BATCH, CLASSES, IMAGES = 6, 4, 4
 
