@@ -19,7 +19,7 @@ from torch.nn.utils import parametrize
 from torch.utils._pytree import tree_map_only
 
 import trainers
-from trainers.loop import zero_shot_features
+from trainers.loop import fake_step, zero_shot_features
 from trainers.loop.fake_step import Operations, _Features
 from trainers.loop.zero_shot_features import ZeroShotFeatures
 from trainers.models.zero_shot import ZeroShotModel
@@ -69,7 +69,7 @@ PHASES = {
     "evaluation": "classify",
 }
 """End of the name of a function within which memory runs out."""
-PACKAGE = str(Path(trainers.__file__).parent)
+PACKAGE, MODE = str(Path(trainers.__file__).parent), fake_step.__file__
 
 
 class Waited(Exception):
@@ -135,8 +135,8 @@ class FakeGpu(Operations):
     def _wait(self, source, is_copy=False):
         """Refuse a wait for a value of the GPU, or for a copy to it, that is not listed."""
         if source.device.type == "cuda" or is_copy:
-            names = (name for file, name in _callers() if file.startswith(PACKAGE))
-            function = next(names, "a backward pass").partition(".<locals>")[0]
+            own = (name for file, name in _callers() if file.startswith(PACKAGE) and file != MODE)
+            function = next(own, "a backward pass").partition(".<locals>")[0]
             if function not in (VALUES if source.device.type == "cuda" else COPIES):
                 raise Waited(f"{function}, which is not listed for this in {__name__}")
 
