@@ -130,7 +130,8 @@ class Plots:
                 _, key, name = min(numbers, key=lambda number: number[0])
                 values, ticks = _scaled([record.params[key] for record in finished])
                 marker |= {"color": values, "colorscale": SCALE}
-                marker["colorbar"] = {"title": name, "thickness": 12, **ticks}
+                title = {"text": name, "side": "right"}  # a long name fits beside it alone
+                marker["colorbar"] = {"title": title, "thickness": 12, **ticks}
             _add_trials(drawn, search, finished, "finished", marker)
         early = [record for record in trials if record.outcome != "finished"]
         for outcome in dict.fromkeys(record.outcome for record in early):
@@ -147,7 +148,7 @@ class Plots:
             (x, y), look = accs_of(best) or (math.nan, math.nan), {"width": 2}
             drawn.add_scatter(
                 x=[x], y=[y], mode="markers+text", text=[best.trial_id], textposition="top center",
-                textfont={"color": BEST}, name="best", hoverinfo="skip",
+                textfont={"color": BEST}, name="best", hoverinfo="skip", cliponaxis=False,
                 marker={"size": 20, "symbol": "circle-open", "color": BEST, "line": look},
             )  # fmt: skip
         return drawn.update_layout(showlegend=True)  # also for the zero-shot model alone
