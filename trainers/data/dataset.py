@@ -138,17 +138,21 @@ class ImageDataset:
         rank: int = 0,
         world_size: int = 1,
         workers: int = 0,
+        *,
+        pin_memory: bool = False,
     ) -> Iterator[tuple[Tensor, Tensor]]:
         """One worker's share as ((B, 3, size, size) uint8, (B,) int64), each image once.
 
         The last batch may be smaller. Views of small sets are kept by the process; those of larger
-        sets are decoded at each evaluation, by `workers` processes (0: by this one).
+        sets are decoded at each evaluation, by `workers` processes (0: by this one), into
+        page-locked memory if `pin_memory`.
         """
         mine = self.eval_rows[rank::world_size]
-        decoded = _batches(
-            _EvalViews(self, image_input), batch_size, workers, batch_size=batch_size, sampler=mine
-        )
-        if len(mine) * 3 * image_input.size**2 > KEEP_BYTES:
+        is_large = len(mine) * 3 * image_input.size**2 > KEEP_BYTES
+        options = {"batch_size": batch_size, "pin_memory": pin_memory and is_large}
+        views_of = _EvalViews(self, image_input)
+        decoded = _batches(views_of, batch_size, workers, sampler=mine, **options)
+        if is_large:
             yield from decoded
             return
         set_of_views = (self.store.url, self.name, self.version, self.crop_pct, self._sample_size)

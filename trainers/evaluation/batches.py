@@ -27,8 +27,11 @@ class EvalBatches:
 
     def of(self, images: ImageDataset) -> Iterator[tuple[Tensor, Tensor]]:
         """Normalised views (B, 3, H, W) on the device, and their labels (B,) on the CPU."""
-        share = (self.rank, self.world_size, self.workers)
-        for views, labels in images.eval_batches(self.image_input, self.batch_size, *share):
+        share, pin_memory = (self.rank, self.world_size, self.workers), self.device.type == "cuda"
+        for views, labels in images.eval_batches(
+            self.image_input, self.batch_size, *share, pin_memory=pin_memory
+        ):
             if len(labels):  # a worker may have no share of a very small domain
-                yield normalise(views.to(self.device), self.image_input), labels
+                views = views.to(self.device, non_blocking=True)
+                yield normalise(views, self.image_input), labels
                 alive()

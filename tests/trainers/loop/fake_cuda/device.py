@@ -53,7 +53,6 @@ COPIES = {
     "holding": "tokens of prompts, for an evaluation",
     "heads_of": "a sum that starts as 0",
     "validation_gradient": "views and labels",
-    "EvalBatches.of": "evaluated views, from memory that is not pinned",
     "evaluate": "their labels and zero-shot features",
     "ClassMap.columns": "columns of a domain's classes",
     "ClassMap.project": "the ID classes of a domain",

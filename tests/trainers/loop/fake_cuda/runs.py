@@ -71,7 +71,7 @@ class Images:
     def sampled(self, size):
         return self
 
-    def eval_batches(self, image_input, batch_size, *_):
+    def eval_batches(self, image_input, batch_size, *_, pin_memory):
         for first in range(0, IMAGES, batch_size):
             labels = real(torch.from_numpy)(self.labels[first : first + batch_size])
             yield views(len(labels), image_input.size), labels
