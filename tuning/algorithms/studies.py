@@ -94,8 +94,9 @@ class MethodStudy:
         # A bound relative to the best of now is a number for this proposal. The trials of a study
         # in memory can be changed, also those that have ended.
         trials = self.study.get_trials(deepcopy=False)
-        bests = self.search.bests(self.finished.values())
-        for number, record in self.finished.items():
+        bounded = self.finished if self.search.constraints else {}
+        bests = self.search.bests(bounded.values())
+        for number, record in bounded.items():
             for text, violation in violations(self.search, record, bests).items():
                 # Not set_constraint, which keeps the first value.
                 trials[number].system_attrs[f"constraints:{text}"] = violation

@@ -28,6 +28,8 @@ from tuning.views.lines import learning_rate_hint
 RATE = "train/images_per_s"
 LINE_SECONDS = 60.0
 """Between two lines about the training of a trial in a log."""
+PACE_SECONDS = 1.0
+"""Between two lines of a log with the state of the search, for which all trials are looked at."""
 
 
 class ProgressCallback(Callback):
@@ -54,6 +56,7 @@ class ProgressCallback(Callback):
         self._console, self._clock, self._shows_best = console, clock, shows_best
         self._records: dict[str, TrialRecord] = {}
         self._printed: dict[str, tuple[float, str]] = {}  # when, and what, by trial ID
+        self._paced_at = 0.0
         self._bars: Progress | None = None
         self._tasks: dict[str, TaskID] = {}
 
@@ -140,7 +143,9 @@ class ProgressCallback(Callback):
             if text:
                 self._printed[name] = self._clock(), text
                 # No markup, no colour, and no wrapping at the 80 columns assumed for a log file.
-                pace = f"  ({self._pace()})" if is_over else ""
+                now, pace = self._clock(), ""
+                if is_over and now - self._paced_at >= PACE_SECONDS:
+                    self._paced_at, pace = now, f"  ({self._pace()})"
                 self._console.out(f"{name}  {text.rstrip()}{pace}", highlight=False)
             return
         if is_over:
