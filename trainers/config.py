@@ -12,7 +12,7 @@ from functools import cache
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self, TypeAlias
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from trainers.config_model import Frozen
 from trainers.data.config import DataConfig
@@ -72,6 +72,14 @@ class OptimConfig(Frozen):
     """AdamW's decay rates of the moment estimates."""
     eps: float = Field(default=1e-8, gt=0, le=1)
     """AdamW's term for numerical stability."""
+
+    @field_validator("micro_batch_size", mode="before")
+    @classmethod
+    def _images_are_counted(cls, images: Any) -> Any:
+        is_number = type(images) is int and 1 <= images <= 10**6
+        if not (images is None or images == "auto" or is_number):
+            raise ValueError("expected null, auto, or a number from 1 to 1000000")
+        return images
 
     def at_once(self, share: int) -> int:
         """Images of a worker's share that go through the model at once; `auto` is all of them."""

@@ -152,7 +152,12 @@ def fine_tune(
             run.student.head_alone = stage.head_alone
 
         lr = learning_rate(step - stage.first, stage.steps, optim, stage.lr)
-        run.since.sums += stepper.step(step, views, labels, lr=lr)
+        figures = stepper.step(step, views, labels, lr=lr)
+        if run.scaler.is_enabled() and step > run.since.step:
+            # A loss that overflows in float16 changes no weight, and counts as the mean before it.
+            mean = run.since.sums / (step - run.since.step)
+            figures = torch.where(figures.isfinite(), figures, mean)
+        run.since.sums += figures
         decay = method.average_decay(step, config.steps)
         if decay is not None and run.average is not None:
             update_average(run.average, run.weights, decay)

@@ -14,6 +14,7 @@ import os
 import platform
 import re
 import shlex
+import shutil
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -52,7 +53,7 @@ from tuning.views.leaderboard import SHOWN
 from tuning.views.leaderboard import report as leaderboard
 from tuning.views.page import REPORT_FILE, REPORT_FOLDER
 from tuning.views.result_table import fit_table
-from tuning.weights.export import export_weights
+from tuning.weights.export import ABOUT, export_weights
 from tuning.zero_shot.evaluate import Row, guesses, measure, zero_shot_table
 
 EPOCHS: Final = 10
@@ -363,6 +364,9 @@ def _export(state: State) -> State:
     assert found.won is not None  # otherwise there was nothing to confirm
     model_folder = run / f"model-{found.won.trial_id}"
     state.announce("6 Export", "export", run.name, "--output", model_folder)
+    about = model_folder / ABOUT
+    if about.is_file() and json.loads(about.read_text())["chosen"] != " ".join(found.lines):
+        shutil.rmtree(model_folder)  # `confirm` has read the test splits again since
     if not model_folder.is_dir():
         export_weights(run, model_folder)
     show_phase(state.console, "Result", *found.lines)

@@ -1,4 +1,4 @@
-"""Temporary folders of workers. Tests of warm workers and of searches train on a real Ray."""
+"""Temporary folders of workers. Tests of kept workers and of searches train on a real Ray."""
 
 import errno
 import os

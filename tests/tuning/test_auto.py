@@ -26,8 +26,6 @@ from tuning.planning.plan import CONFIRM_SEEDS, Plan
 from tuning.resume import identity
 from tuning.runs.confirmation import confirm_history, results_of
 from tuning.runs.history import JOURNAL_FILE
-from tuning.runs.orders import send
-from tuning.runs.ranking import best_trial
 from tuning.runs.run_folder import load_run
 from tuning.zero_shot.evaluate import Row
 
@@ -224,9 +222,6 @@ def test_a_trial_that_became_better_is_confirmed_and_exported_with_again():
     assert invoke(*SHOP).exit_code == 0
     run = Path("runs", "shop")
     (first,) = run.glob("model-*")
-    loaded = load_run(run)
-    params = best_trial(loaded.search, loaded.history.records).params
-    send(run, {"enqueue": {**params, "optim.lr": params["optim.lr"] / 1.1}})
     more = CliRunner().invoke(app, ["resume", str(run), "--trials", "+1"])
     assert more.exit_code == 0, more.exception
     refused = invoke(*SHOP)

@@ -151,7 +151,13 @@ class StepCost:
         return self.parts / self.recorded_parts * sum(op.flops for op in self.of_parts)
 
 
-def step_cost(config: TrialConfig, *, classes: int, as_on_gpu: bool = True) -> StepCost:
+def step_cost(
+    config: TrialConfig,
+    *,
+    classes: int,
+    prompts: Prompts | None = None,
+    as_on_gpu: bool = True,
+) -> StepCost:
     """Take two steps of a configuration on fake tensors.
 
     A batch of more than two parts is recorded as two of them.
@@ -159,12 +165,13 @@ def step_cost(config: TrialConfig, *, classes: int, as_on_gpu: bool = True) -> S
     Args:
         config: its batch is that of one worker. `auto` as precision is float32.
         classes: of the ID domain.
+        prompts: of these classes, if their names are known.
         as_on_gpu: with the types of a GPU's autocast, not of a CPU's.
     """
     batch = config.optim.batch_size
     part = config.optim.at_once(batch)
     recorded = min(batch, 2 * part)
-    with fake_run(config, classes, as_on_gpu=as_on_gpu) as (run, recorder):
+    with fake_run(config, classes, prompts=prompts, as_on_gpu=as_on_gpu) as (run, recorder):
         stepper, marks = Stepper(run), list[int]()
         run.optimizer.register_step_pre_hook(lambda *_: marks.append(len(recorder.operations)))
         size = run.zero_shot.image_input.size
@@ -198,10 +205,10 @@ def fitting_part(
     Args:
         cost: of a step with so many images at once.
     """
-    step: StepCost | None = cost(at_once)
-    while step is not None and step.peak_bytes > FILLED * memory_bytes:
+    while (step := cost(at_once)).peak_bytes > FILLED * memory_bytes:
+        if at_once == 1:
+            return 1, None
         at_once = (at_once + 1) // 2
-        step = cost(at_once) if at_once > 1 else None
     return at_once, step
 
 
@@ -210,8 +217,8 @@ _planned: dict[tuple[object, ...], int] = {}
 
 
 def planned_part(run: TrainState) -> int:
-    """Images at once that are predicted to fit into the memory of the run's GPU; without a GPU, or
-    if its method's step needs real tensors, all images of the worker."""
+    """Images at once that are predicted to fit into the memory of the run's GPU; all images of the
+    worker without a GPU, or where there is no prediction."""
     share, device = run.micro_batch_size, run.device
     if device.type != "cuda":
         return share
@@ -225,14 +232,18 @@ def planned_part(run: TrainState) -> int:
         parts = {"batch_size": share, "micro_batch_size": at_once}
         optim = config.optim.model_copy(update=parts)
         own = config.model_copy(update={"optim": optim})
-        return step_cost(own, classes=len(run.class_names))
+        return step_cost(own, classes=len(run.class_names), prompts=run.zero_shot.prompts)
 
     if key not in _planned:
         try:
-            _planned[key], _ = fitting_part(cost, share, memory)
-        except RuntimeError as error:  # an operation that fake tensors do not have
+            _planned[key], step = fitting_part(cost, share, memory)
+        except Exception as error:  # of operations that need real tensors, or of a user's method
             logger.warning("micro_batch_size: auto: no prediction, %s", first_line(error))
             _planned[key] = share
+        else:
+            if step is None:
+                logger.warning("micro_batch_size: auto: not even one image fits by the prediction")
+                _planned[key] = share
     return _planned[key]
 
 
@@ -268,14 +279,17 @@ def fake_run(
     config: TrialConfig,
     classes: int,
     *,
+    prompts: Prompts | None = None,
     as_on_gpu: bool = True,
     device: torch.device | str = "cpu",
 ) -> Iterator[tuple[TrainState, Operations]]:
     """Within the block, a run on fake tensors, which reads neither weights nor images."""
     config = config.model_copy(update={"zero_shot_cache_gb": 0.0, "compile": False})
     clip, tokenizer = skeleton(config.model).eval(), load_tokenizer(config.model)
-    names, where = tuple(f"class {number}" for number in range(classes)), torch.device(device)
-    prompts = Prompts(names, config.data.rules.all_templates)
+    if prompts is None:
+        names = tuple(f"class {number}" for number in range(classes))
+        prompts = Prompts(names, config.data.rules.all_templates)
+    where = torch.device(device)
     visual = cast(nn.Module, clip.visual)
     trainable = frozenset(name for name, p in visual.named_parameters() if p.requires_grad)
     vocabulary = Vocabulary(tokenizer, ignored_tokens(clip))
@@ -304,7 +318,7 @@ def fake_run(
                 trainable=trainable,
                 digest="",
             )
-            run = state_of(config, zero_shot, names, where)
+            run = state_of(config, zero_shot, prompts.names, where)
             run.zero_shot_features = _Features(zero_shot, config, run.precision)
             run.zero_shot_features.recorder = recorder
             with _GpuAutocast() if as_on_gpu else nullcontext():

@@ -58,7 +58,7 @@ class Stepper:
         """Take one optimiser step; return loss, task loss, regulariser and gradient norm, float64.
 
         If it runs out of memory, a worker that is alone takes it again with parts of half the size.
-        In float16, a step that overflows changes no weight, and what is not finite counts as 0.
+        In float16, a step that overflows changes no weight, and its gradient norm counts as 0.
 
         Args:
             number: of the step, from 0. By it, features of the zero-shot model are stored.
@@ -127,16 +127,15 @@ class Stepper:
         norm = nn.utils.get_total_norm(gradients)
         if config.optim.clip_grad_norm is not None:
             nn.utils.clip_grads_with_norm_(parameters, config.optim.clip_grad_norm, norm)
-        figures = torch.cat([values, norm.double().reshape(1)])
         if run.scaler.is_enabled():  # the scaler skips a step whose gradients overflowed
-            figures = torch.where(norm.isfinite(), figures, figures.nan_to_num(0, 0, 0))
+            norm = norm.nan_to_num(0, 0, 0)
 
         for group in run.optimizer.param_groups:
             group["lr"] = lr * group["lr_factor"]
         with method.updating(run.student.trained, run.initial):
             run.scaler.step(run.optimizer)
         run.scaler.update()
-        return figures
+        return torch.cat([values, norm.double().reshape(1)])
 
     def _per_image(self, step: Step, parts: Sequence[MicroBatch]) -> Tensor:
         """Gradients of a loss that is a mean over images, part by part; its values (3,)."""

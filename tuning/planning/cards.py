@@ -196,7 +196,8 @@ def plan_on(
         card = CARDS[name]
         used = card.precision(trial)
         precision = {"fp16": "bf16", "tf32": "fp32"}.get(used, used)  # whose tensors are as large
-        begin, memory = trial.optim.at_once(batch), 1e9 * card.memory_gb
+        begin = trial.optim.at_once(batch)
+        memory = 1e9 * card.memory_gb * min(1.0, file.search.resources.gpus_per_worker or 1.0)
         at_once, step = fitting_part(partial(cost, precision), begin, memory)
         if step is None:
             unknown = Plan(on_gpus, 1, *6 * [math.nan])
@@ -290,8 +291,8 @@ def render(file: SearchFile, data: DataSize, plans: Sequence[CardPlan]) -> Rende
     if short := [found for found in plans if found.cores > has]:
         fewer = (f"{f.name} {math.ceil(f.cores / SMALLER_IMAGES)}" for f in short)
         advice = (
-            f"A worker has {has} cores (search.resources.cpus_per_worker), fewer than some cards "
-            "need. Raise it and trial.data.workers, or prepare the images with `--resize 256`, "
+            f"search.resources.cpus_per_worker is {has}, less than the cores that some cards need. "
+            "Raise it and trial.data.workers, or prepare the images with `--resize 256`, "
             f"which need fewer: {', '.join(fewer)}."
         )
         lines.append(Text(advice))

@@ -115,11 +115,28 @@ def test_a_skipped_step_of_float16_is_no_divergence(trial):
 
 
 def test_float16_that_overflows_in_every_step_has_diverged(trial, monkeypatch):
-    monkeypatch.setattr(Overflowing, "_at", range(12))
+    monkeypatch.setattr(Overflowing, "_at", range(1, 12))
     monkeypatch.setattr(loop, "LEAST_SCALE", 2.0**6)  # ten halvings
     config = short(trial, "ft", precision="fp16", steps=12, eval__every=12)
-    with pytest.raises(TrainingDiverged, match="step 10"):
+    with pytest.raises(TrainingDiverged, match="step 12"):
         list(fine_tune(config.model_copy(update={"method": Overflowing()})))
+
+
+def test_float16_without_a_finite_loss_has_diverged(trial, monkeypatch):
+    monkeypatch.setattr(Overflowing, "_at", range(4))
+    config = short(trial, "ft", precision="fp16", steps=4, eval__every=4)
+    with pytest.raises(TrainingDiverged, match="step 4"):
+        list(fine_tune(config.model_copy(update={"method": Overflowing()})))
+
+
+def test_a_loss_that_overflows_in_float16_counts_as_the_mean_before_it(trial, monkeypatch):
+    def loss_of(steps, at):
+        monkeypatch.setattr(Overflowing, "_at", at)
+        config = short(trial, "ft", precision="fp16", steps=steps, eval__every=steps)
+        (report,) = fine_tune(config.model_copy(update={"method": Overflowing()}))
+        return report.metrics["train/loss"]
+
+    assert loss_of(2, at=(1,)) == pytest.approx(loss_of(1, at=()))
 
 
 def test_an_infinite_loss_in_float32_has_diverged(trial):

@@ -62,7 +62,7 @@ HANDLERS = {"_actor_task_failed": "tracked_actor_task", "_actor_start_failed": "
 
 
 def fail(handler, monkeypatch):
-    """What Tune's callbacks get when a driver of a trial was killed for lack of memory."""
+    """What Tune's callbacks get when a process of a slot was killed for lack of memory."""
     manager, lost = RayActorManager(FixedResourceManager({"CPU": 1})), LostActor()
     monkeypatch.setattr(manager, "_cleanup_actor", lambda tracked_actor: None)
     error = OutOfMemoryError("the node ran low on memory")

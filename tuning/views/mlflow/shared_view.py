@@ -36,7 +36,9 @@ def main_metrics(search: SearchRecord) -> tuple[str, ...]:
     return tuple(dict.fromkeys(names))
 
 
-def order_of(search: SearchRecord, record: TrialRecord, missed: Mapping[str, float]) -> str:
+def order_of(
+    search: SearchRecord, record: TrialRecord, missed: Mapping[str, float], position: int = 0
+) -> str:
     """The tag by which the view sorts runs: finished trials, references, repeats and trials that
     miss a constraint, those not at their end, failed ones. Within these, the order of `ranked`.
 
@@ -44,13 +46,16 @@ def order_of(search: SearchRecord, record: TrialRecord, missed: Mapping[str, flo
 
     Args:
         missed: amounts by which the trial misses constraints.
+        position: in `ranked`, which replaces the objective if there are several.
     """
     group = {"finished": 1, "failed": 5}.get(record.outcome, 4)
     if group == 1:
         group = 2 if record.kind == "reference" else 3 if missed or record.kind == "repeat" else 1
     value = record.last(search.objectives[0].metric)
     merit = -math.inf if value is None else search.objectives[0].signed(value)
-    merits = (record.step, -sum(missed.values()), merit)
+    merit = -position if len(search.objectives) > 1 else merit
+    # Of equal trials, the earlier one comes first.
+    merits = (record.step, -sum(missed.values()), merit, -record.number)
     return " ".join([str(group), *(f"{1e9 - min(max(m, -1e9), 1e9):017.6f}" for m in merits)])
 
 

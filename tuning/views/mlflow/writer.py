@@ -27,7 +27,7 @@ from tuning.runs.conclusion import conclusion
 from tuning.runs.environment import ENVIRONMENT_FILE, seen_at_start
 from tuning.runs.follower import View
 from tuning.runs.history import Event, History
-from tuning.runs.ranking import best_finished, margin_of_mean, misses
+from tuning.runs.ranking import best_finished, margin_of_mean, misses, ranked
 from tuning.runs.records import (
     STEP,
     TRAIN_CURVE,
@@ -132,7 +132,12 @@ class MlflowView(View):
         """
         search, records = self._search, [*self._zero_shot, *history.records]
         missed = misses(search, history.records)
-        orders = [order_of(search, one, missed.get(one.trial_id, {})) for one in records]
+        ordered = ranked(search, history.records) if len(search.objectives) > 1 else []
+        positions = {record.trial_id: position for position, record in enumerate(ordered)}
+        orders = [
+            order_of(search, r, missed.get(r.trial_id, {}), positions.get(r.trial_id, 0))
+            for r in records
+        ]
         try:
             is_new = not self._is_open or is_over
             if is_new:

@@ -79,6 +79,8 @@ def test_less_of_an_objective_may_be_better_and_domains_may_have_any_name(runs):
         for nll in (-1e12, -0.5, 0.0, 2e-6, 9.9, 10.0, 1e12, math.inf)
     ]
     assert orders == sorted(orders)
+    first, second = (order_of(search, fakes.trial(number), {}) for number in (9, 10))
+    assert first < second  # they are equal
     run = client.create_run(experiment_id)
     report = {f"ood_val/{domain}/acc": float(i) for i, domain in enumerate(domains)}
     client.log_batch(run.info.run_id, metrics_of(report, 1, 0.0))
