@@ -47,6 +47,8 @@ from tuning.views.lines import accs_of, frontier, line_of
 MIN_TRIALS = 15
 """Finished trials from which on importance and contours are shown: of fewer, chance decides which
 hyperparameter comes first."""
+NEEDS_TWO = "Needs two hyperparameters that vary."
+IN_THE_MIDDLE: Any = {"x": 0.5, "y": 0.5, "xref": "paper", "yref": "paper", "showarrow": False}
 CONTOUR_TRIALS = 100
 TREE_DEPTH = 8
 """Of fANOVA. Full trees of 1,000 trials take 8 times as long; importance changes by 0.01."""
@@ -280,9 +282,12 @@ class Plots:
     def contours(self) -> go.Figure:
         """The objective over the two most important hyperparameters, interpolated.
 
-        Of many trials, the best ones: the grid of the interpolation grows with their square.
+        Of many trials, the best ones: the grid of the interpolation grows with their square. A
+        sentence in their place if fewer than two hyperparameters vary in them.
         """
         records = by_objectives(self.search, finished_trials(self.records))[:CONTOUR_TRIALS]
+        if len(_explaining(records)) < 2:
+            return _figure("", "").add_annotation(text=NEEDS_TWO, **IN_THE_MIDDLE)
         study, metric = display_study(self.search, records), self.search.objectives[0].metric
         shares = _shares(study, _explaining(records))
         names = sorted(shares, key=lambda name: -shares[name])[:2]
@@ -301,8 +306,7 @@ class Plots:
         study, names = self._study, _explaining(self.records)
         drawn = _figure("share of the variation (fANOVA)", "")
         if lacks := importance_lacks(self.records):
-            where = {"x": 0.5, "y": 0.5, "xref": "paper", "yref": "paper"}
-            return drawn.add_annotation(text=lacks, showarrow=False, **where)
+            return drawn.add_annotation(text=lacks, **IN_THE_MIDDLE)
         for label, metric, colour in (
             ("ID accuracy", ID_ACC, COLOURS[0]),
             ("OOD accuracy", OOD_MEAN_ACC, BEST),
@@ -334,7 +338,7 @@ def importance_lacks(records: Sequence[TrialRecord]) -> str | None:
     number = len(finished_trials(records))
     if number < MIN_TRIALS:
         return f"Needs {MIN_TRIALS} finished trials; there are {number}."
-    return None if len(_explaining(records)) > 1 else "Needs two hyperparameters that vary."
+    return None if len(_explaining(records)) > 1 else NEEDS_TWO
 
 
 def display_study(search: SearchRecord, records: Iterable[TrialRecord]) -> optuna.Study:

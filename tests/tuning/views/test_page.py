@@ -12,7 +12,7 @@ from tests.tuning.confirmation.written import write_results
 from tuning.config.objectives import Objective, parse_constraint
 from tuning.runs.conclusion import conclusion
 from tuning.views.changed_images import Changed
-from tuning.views.figures import Plots, importance_lacks
+from tuning.views.figures import CONTOUR_TRIALS, NEEDS_TWO, Plots, importance_lacks
 from tuning.views.page import SCRIPT_FILE, write_page
 
 SEARCH = fakes.search_record(Path("run"))
@@ -138,6 +138,14 @@ def test_trials_of_equal_accuracy_have_a_page(tmp_path):
     records = [replace(trial, curve=fakes.trial(0, 100.0).curve) for trial in scattered(15)]
     assert 'id="importance"' in page_of(records, tmp_path)
     assert {share for bar in Plots(SEARCH, records).importance().data for share in bar.x} == {0}
+
+
+def test_best_trials_that_differ_in_one_parameter_have_a_page(tmp_path):
+    same = [replace(t, params={**t.params, "optim.lr": 1e-5}) for t in scattered(CONTOUR_TRIALS)]
+    worse = [fakes.trial(200 + n, 1.0, 1.0, params={**same[0].params, "optim.lr": lr})
+             for n, lr in enumerate((1e-6, 1e-4))]  # fmt: skip
+    page = page_of([*same, *worse], tmp_path)
+    assert NEEDS_TWO in page
 
 
 def test_a_choice_of_many_is_left_out_of_importance():
