@@ -58,7 +58,11 @@ def test_windows_is_told_of_wsl():
 @pytest.mark.parametrize(
     ("file", "text", "said"),
     [
-        ("CHANGELOG.md", "## [Unreleased]\n", "CHANGELOG.md: no 9.9"),
+        (
+            "CHANGELOG.md",
+            "## [Unreleased]\n",
+            "CHANGELOG.md: 9.9 with its date is not the first section",
+        ),
         ("CITATION.cff", "version: 9.8\n", "CITATION.cff: not 9.9"),
         ("new.py", None, "commit or remove: ?? new.py"),
         ("tag", None, "v9.9 exists"),
