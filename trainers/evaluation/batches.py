@@ -27,10 +27,11 @@ class EvalBatches:
 
     def of(self, images: ImageDataset) -> Iterator[tuple[Tensor, Tensor]]:
         """Normalised views (B, 3, H, W) on the device, and their labels (B,) on the CPU."""
-        share, pin_memory = (self.rank, self.world_size, self.workers), self.device.type == "cuda"
-        for views, labels in images.eval_batches(
-            self.image_input, self.batch_size, *share, pin_memory=pin_memory
-        ):
+        share = (self.rank, self.world_size, self.workers)
+        batches = images.eval_batches(
+            self.image_input, self.batch_size, *share, pin_memory=self.device.type == "cuda"
+        )
+        for views, labels in batches:
             if len(labels):  # a worker may have no share of a very small domain
                 views = views.to(self.device, non_blocking=True)
                 yield normalise(views, self.image_input), labels

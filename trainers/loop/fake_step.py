@@ -236,14 +236,13 @@ def planned_part(run: TrainState) -> int:
 
     if key not in _planned:
         try:
-            _planned[key], step = fitting_part(cost, share, memory)
+            part, step = fitting_part(cost, share, memory)
+            problem = "" if step is not None else "not even one image would fit"
         except Exception as error:  # of operations that need real tensors, or of a user's method
-            logger.warning("micro_batch_size: auto: no prediction, %s", first_line(error))
-            _planned[key] = share
-        else:
-            if step is None:
-                logger.warning("micro_batch_size: auto: not even one image fits by the prediction")
-                _planned[key] = share
+            problem = first_line(error)
+        if problem:
+            logger.warning("micro_batch_size: auto: no prediction, %s", problem)
+        _planned[key] = share if problem else part
     return _planned[key]
 
 
