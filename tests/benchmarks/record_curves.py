@@ -2,14 +2,19 @@
 
 Trains points of the quickstart's space on the embedded benchmark at full length, each with its line
 (`trial.eval.line: auto`) and evaluated on the *validation* splits at four steps, as in a search of
-the quickstart. The last row of a training has the metrics at the chosen point, as `end/...` those
-at the end of the training, and as `beyond/...` those a quarter of the line beyond it, where no
-trial looks. The points are a Sobol sequence, so they cover the space evenly, whatever their number;
-the length of the random texts is fixed, as it hardly matters. What the file holds already is not
-trained again, so the command may be interrupted.
+the quickstart. With `--photographs OUT`, the trial is that of `tests.benchmarks.photographs`, which
+has made its model and its images in OUT, and is evaluated at its last step. That row has the
+metrics at the chosen point, as `end/...` those at the end of the training, and as `averaged/...`
+those at the same point of the line to the moving average of the weights over the last quarter.
+
+The points are a Sobol sequence, so they cover the space evenly, whatever their number; the length
+of the random texts is fixed, as it hardly matters. `--predictions` keeps the predictions on
+validation images as well. What the file holds already is not trained again, so the command may be
+interrupted, and may be given more points or seeds.
 """
 
 import argparse
+import io
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from multiprocessing import get_context
 from pathlib import Path
@@ -20,6 +25,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 
+from tests.benchmarks.photographs import __main__ as photographs
 from trainers.data.data_root import resolve_root
 from trainers.embedded_benchmark.build import available_cores
 from trainers.errors import TrainingDiverged
@@ -31,20 +37,28 @@ from tuning.config.validation import load_config
 
 DOMAINS = ("real", "painting", "clipart", "infograph", "sketch")
 COSTS = ("cost/seconds", "cost/eval_seconds", "cost/cpu_seconds")
-END, BEYOND = "end/", "beyond/"
+END, AVERAGED = "end/", "averaged/"
+SPACE = b"space"
+"""Key of the searched parameters in the metadata of a file."""
+TEXTS = "method.text_length: {type: categorical, choices: [8]}"
 
 
 def record(number, params, config):
-    """The rows of one configuration, one a report; runs in a process of its own."""
+    """The rows of one configuration, one a report, and its predictions as a Parquet file.
+
+    Runs in a process of its own.
+    """
     torch.set_num_threads(1)
-    rows: list[dict[str, Any]] = []
+    rows, predictions = list[dict[str, Any]](), None
     try:
         for report in fine_tune(config):
             found = dict(report.metrics)
             if report.step == config.steps:
                 run, images = report.run, load_split(config, "val")
-                for prefix, a in ((END, 1.0), (BEYOND, 1.25)):
-                    with holding(run, interpolate(run.initial, run.weights, a)):
+                predictions = run.predictions
+                points = ((END, run.weights, 1.0), (AVERAGED, run.ema, found["line/a"]))
+                for prefix, weights, a in points:
+                    with holding(run, interpolate(run.initial, weights, a)):
                         at_point = measure(run, "val", images)
                     found |= {prefix + name: value for name, value in at_point.items()}
             metrics = {
@@ -56,7 +70,7 @@ def record(number, params, config):
             rows.append({**key, **params, "step": report.step, **metrics})
     except TrainingDiverged:
         pass  # the curve ends here, as it would in a search
-    return rows
+    return rows, predictions
 
 
 def sobol(file, count):
@@ -71,6 +85,37 @@ def sobol(file, count):
     return points
 
 
+def drawings(id_domain, every):
+    """The quickstart with its line, and rungs as searches with early stopping use them."""
+    ood = [domain for domain in DOMAINS if domain != id_domain]
+    overrides = [
+        f"trial.eval.every={every}",
+        "trial.eval.rung_images=200",
+        "trial.eval.rung_weights=averaged",
+        f"trial.data.id_domain={id_domain}",
+        f"trial.data.ood_domains=[{', '.join(ood)}]",
+        f"search.space.parameters={{{TEXTS}}}",
+    ]
+    return load_config("quickstart", overrides)
+
+
+def of_photographs(out):
+    """The trial of the benchmark of photographs, with the ranges of its searches."""
+    given = photographs.settings(photographs.inputs(out, photographs.PIXELS))
+    ranges = given["search.space.parameters"].removesuffix("}")
+    given |= {"search.space.parameters": f"{ranges}, {TEXTS}}}"}
+    return photographs.configuration(given | {"trial.eval.rung_weights": "averaged"})
+
+
+def predictions_of(key, content):
+    """A row for each domain: labels and predicted classes of its validation images."""
+    table = pq.read_table(io.BytesIO(content)).to_pandas()
+    return [
+        {**key, "domain": str(domain), "label": of["label"], "predicted": of["predicted"]}
+        for domain, of in table.groupby("domain", observed=True)
+    ]
+
+
 def main():
     """Train what the table lacks, and write it after each configuration."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -78,21 +123,20 @@ def main():
     parser.add_argument("--configurations", type=int, default=48)
     parser.add_argument("--seeds", type=int, default=2)
     parser.add_argument("--id-domain", choices=DOMAINS, default="real")
+    parser.add_argument("--every", type=int, default=30, help="steps between evaluations")
+    parser.add_argument("--photographs", type=Path, metavar="OUT")
+    parser.add_argument("--predictions", type=Path, metavar="FILE")
     arguments = parser.parse_args()
     optuna.logging.set_verbosity(optuna.logging.WARNING)
-    ood = [domain for domain in DOMAINS if domain != arguments.id_domain]
-    overrides = [
-        "trial.eval.every=30",
-        "trial.eval.rung_images=200",
-        "trial.eval.rung_weights=averaged",
-        "trial.eval.line=auto",
-        f"trial.data.id_domain={arguments.id_domain}",
-        f"trial.data.ood_domains=[{', '.join(ood)}]",
-        "search.space.parameters={method.text_length: {type: categorical, choices: [8]}}",
-    ]
-    file = load_config("quickstart", overrides)
+    if arguments.photographs:
+        file = of_photographs(arguments.photographs)
+    else:
+        file = drawings(arguments.id_domain, arguments.every)
     resolve_root(file.trial.data.root, file.trial.data.trial_parts)
-    rows = pq.read_table(arguments.file).to_pylist() if arguments.file.is_file() else []
+    rows, predicted = (
+        pq.read_table(path).to_pylist() if path and path.is_file() else []
+        for path in (arguments.file, arguments.predictions)
+    )
     recorded = {(row["configuration"], row["seed"]) for row in rows}
     points = sobol(file, arguments.configurations)
     wanted = [(n, seed) for seed in range(arguments.seeds) for n in range(len(points))]
@@ -103,11 +147,21 @@ def main():
             if (n, seed) not in recorded
         ]
         for job in as_completed(jobs):
-            rows += job.result()
+            found, content = job.result()
+            rows += found
             rows.sort(key=lambda row: (row["configuration"], row["seed"], row["step"]))
             columns = dict.fromkeys(key for row in rows for key in row)  # the last rows have more
-            table = {key: [row.get(key) for row in rows] for key in columns}
-            pq.write_table(pa.table(table), arguments.file)
+            table = pa.table({key: [row.get(key) for row in rows] for key in columns})
+            space = file.search_space().model_dump_json().encode()
+            pq.write_table(table.replace_schema_metadata({SPACE: space}), arguments.file)
+            if arguments.predictions and content is not None:
+                key = {name: found[-1][name] for name in ("configuration", "seed")}
+                predicted += predictions_of(key, content)
+                types = {"label": pa.list_(pa.int16()), "predicted": pa.list_(pa.int16())}
+                arrays = {
+                    k: pa.array([r[k] for r in predicted], types.get(k)) for k in predicted[0]
+                }
+                pq.write_table(pa.table(arrays), arguments.predictions, compression="zstd")
             done = {(row["configuration"], row["seed"]) for row in rows}
             print(f"{len(done)} of {len(wanted)}", flush=True)
 

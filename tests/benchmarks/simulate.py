@@ -43,8 +43,10 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
+from search_spaces import SearchSpace
 from tests.benchmarks.contenders import CONTENDERS, Problem
 from tests.benchmarks.curve_table import Costs, read_table
+from tests.benchmarks.record_curves import SPACE
 from tests.benchmarks.simulator import simulate
 from tests.benchmarks.surface import SimulatedTrainings, Surfaces, prior_center
 from trainers.config import TrialConfig
@@ -187,7 +189,11 @@ def parse_arguments(argv):
 
 
 def read_setting(arguments):
-    space = load_config("quickstart", check=False).search_space()
+    recorded = (pq.read_metadata(arguments.file).metadata or {}).get(SPACE)
+    if recorded:
+        space = SearchSpace.model_validate_json(recorded)
+    else:  # of a file that was recorded before it noted its space
+        space = load_config("quickstart", check=False).search_space()
     rows = pq.read_table(arguments.file, columns=list(space.parameters)).to_pylist()
     # A parameter that was fixed in the recording is not searched.
     varied = {k: p for k, p in space.parameters.items() if len({row[k] for row in rows}) > 1}
