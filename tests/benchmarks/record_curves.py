@@ -111,7 +111,7 @@ def predictions_of(key, content):
     """A row for each domain: labels and predicted classes of its validation images."""
     table = pq.read_table(io.BytesIO(content)).to_pandas()
     return [
-        {**key, "domain": str(domain), "label": of["label"], "predicted": of["predicted"]}
+        {**key, "domain": str(domain), **of[["label", "predicted"]].to_dict("list")}
         for domain, of in table.groupby("domain", observed=True)
     ]
 
