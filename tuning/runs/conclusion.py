@@ -23,6 +23,7 @@ from tuning.runs.confirmation import (
     read_confirmation,
 )
 from tuning.runs.ranking import (
+    QUANTILE,
     accuracy_margin,
     best_trial,
     finished_trials,
@@ -31,7 +32,8 @@ from tuning.runs.ranking import (
     references,
     stronger_reference,
 )
-from tuning.runs.records import STEP, SearchRecord, TrialRecord, trial_label
+from tuning.runs.records import STEP, ZERO_SHOT, SearchRecord, TrialRecord, trial_label
+from tuning.runs.seed_noise import deviation_between_seeds
 
 Difference: TypeAlias = tuple[str, float, float]
 """`OOD` or `ID`, how much more accuracy one model has than another in points, and half the 95 %
@@ -98,17 +100,21 @@ def conclusion(search: SearchRecord, records: Sequence[TrialRecord]) -> Conclusi
         search, records = _over_fresh_seeds(search, records, again)
         best = best_trial(search, records) or best
     stronger = stronger_reference(search, records)
-    lines, has_gain = [_result(search, records, best, stronger, again)], False
+    deviations = {} if again else _deviations(search, records)
+    lines, has_gain = [_result(search, records, best, stronger, again, deviations)], False
     if stronger is None and first is not None and number > 1:
         if first.trial_id == best.trial_id:
             lines.append("It is the first trial: the search has gained nothing over it.")
-        elif gaps := _differences(search, best, first, again):
+        elif gaps := _differences(search, best, first, again, deviations):
             is_optimistic = again is None and not all(_is_tie(gap) for gap in gaps)
             why = f" (optimistic, as the best of {number})" if is_optimistic else ""
             lines.append(f"It has {in_words(gaps, 'the first trial')}{why}.")
             has_gain = True
     limit = f"Chosen on validation data{', OOD included' if search.sees_ood else ''}"
     if again is None:
+        if deviations:
+            what = " and ".join(f"{d:.1f} {what}" for what, d in deviations.items())
+            limit += f"; ± holds for new images and new seeds, which differ by about {what} points"
         limit += ". Confirm it on fresh seeds before you report it."
     else:
         limit += f", by the means over {len(again.seeds)} fresh seed{'s' * (len(again.seeds) > 1)}"
@@ -123,6 +129,7 @@ def _result(
     best: TrialRecord,
     stronger: TrialRecord | None,
     again: Confirmation | None,
+    deviations: Mapping[str, float],
 ) -> str:
     metric = search.objectives[0].metric
     missed = misses(search, records)[best.trial_id]
@@ -138,24 +145,42 @@ def _result(
             f"No trial meets the constraints: {best.trial_id} comes closest and misses {amounts}."
         )
     reference, *_ = references(search, records)
-    gaps = _differences(search, best, reference, again)
+    gaps = _differences(search, best, reference, again, deviations)
     if not gaps:
         return f"{best.trial_id} has the best {metric}: {best.last(metric):.4g}."
     where = "" if again is None else ", on the test splits"
     return f"{best.trial_id} has {in_words(gaps, trial_label(reference))}{where}."
 
 
+def _deviations(search: SearchRecord, records: Sequence[TrialRecord]) -> dict[str, float]:
+    """Standard deviation between seeds by `OOD` and `ID`, as far as the trials tell it."""
+    keys = {**({"OOD": OOD_MEAN_ACC} if search.ood_domains else {}), "ID": ID_ACC}
+    found = {what: deviation_between_seeds(search, records, key) for what, key in keys.items()}
+    return {what: deviation for what, deviation in found.items() if deviation is not None}
+
+
 def _differences(
-    search: SearchRecord, ours: TrialRecord, its: TrialRecord, again: Confirmation | None
+    search: SearchRecord,
+    ours: TrialRecord,
+    its: TrialRecord,
+    again: Confirmation | None,
+    deviations: Mapping[str, float],
 ) -> list[Difference]:
-    """How two models differ in accuracy: in the search, or on the test splits over fresh seeds."""
+    """How two models differ in accuracy: in the search, or on the test splits over fresh seeds.
+
+    In the search, the interval covers other images and other seeds.
+    """
     if again is not None:
         return differences_on_test(again, ours.trial_id, again, its.trial_id)
     ood, found = {domain: val_acc(domain) for domain in search.ood_domains}, []
     for what, key, accs in (("OOD", OOD_MEAN_ACC, ood), ("ID", ID_ACC, {search.id_domain: ID_ACC})):
         own, other = ours.last(key), its.last(key)
         if accs and own is not None and other is not None:
-            found.append((what, own - other, _margin(search, accs, ours, its)))
+            images = _margin(search, accs, ours, its)
+            trained = [model for model in (ours, its) if model.trial_id != ZERO_SHOT]
+            share = math.sqrt(sum(1 / (1 + len(model.repetitions)) for model in trained))
+            seeds = QUANTILE * deviations.get(what, 0.0) * share
+            found.append((what, own - other, math.hypot(images, seeds)))
     return found
 
 

@@ -6,10 +6,12 @@ import math
 import operator
 from collections.abc import Callable, Iterable, Sequence
 from statistics import NormalDist, fmean
-from typing import Any, TypeAlias
+from typing import Any, Final, TypeAlias
 
 from tuning.runs.records import SearchRecord, TrialRecord, zero_shot_record
 
+QUANTILE: Final = NormalDist().inv_cdf(0.975)
+"""Half-width of a 95 % interval in standard deviations of a normal distribution."""
 Measure: TypeAlias = Callable[[TrialRecord], Any]
 """What a rule compares trials by, more is better; None for a trial that it cannot compare."""
 
@@ -179,11 +181,15 @@ def distances_to_ideal(points: Sequence[tuple[float, ...]]) -> list[float]:
 
 
 def deviation_of_seeds(search: SearchRecord, records: Sequence[TrialRecord]) -> tuple[float, int]:
-    """Standard deviation of the first objective between seeds, and its degrees of freedom.
+    """`spread_between_seeds` of the first objective."""
+    return spread_between_seeds(records, search.objectives[0].metric)
+
+
+def spread_between_seeds(records: Iterable[TrialRecord], metric: str) -> tuple[float, int]:
+    """Standard deviation of a metric between seeds, and its degrees of freedom.
 
     Pooled over the trials that have several; 0 and 0 if there is none.
     """
-    metric = search.objectives[0].metric
     groups = [values for r in records if r.repetitions and (values := r.over_seeds(metric))]
     freedom = sum(len(values) - 1 for values in groups)
     squares = sum((value - fmean(of)) ** 2 for of in groups for value in of)
@@ -208,6 +214,6 @@ def accuracy_margin(acc: float, images: int) -> float:
 
     Not with scipy, whose import takes longer than the commands that show it.
     """
-    z, share = NormalDist().inv_cdf(0.975), acc / 100
+    z, share = QUANTILE, acc / 100
     spread = math.sqrt(share * (1 - share) / images + (z / (2 * images)) ** 2)
     return 100 * z * spread / (1 + z**2 / images)

@@ -17,6 +17,7 @@ from tests.tuning.confirmation.written import SEEDS, confirmed, write_results
 from tuning.config.objectives import Objective, parse_constraint
 from tuning.runs.conclusion import conclusion
 from tuning.runs.confirmation import confirm_history, results_of
+from tuning.runs.seed_noise import deviation_between_seeds
 
 SEARCH = fakes.search_record(Path("run"))
 
@@ -110,6 +111,38 @@ def test_the_uncertainty_holds_for_two_models_of_equal_accuracy():
     )  # fmt: skip
     margin = float(re.search(r"the same OOD accuracy within ± (.*)\.$", first)[1])
     assert (np.abs(gaps) <= margin).mean() == pytest.approx(0.95, abs=0.015)
+
+
+def test_the_uncertainty_covers_other_seeds_as_far_as_the_trials_tell():
+    """A tie for new seeds, though not for new images alone."""
+    search = replace(SEARCH, val_images=IMAGES)
+    rng = np.random.default_rng(0)
+    trials = [
+        fakes.trial(n, id_acc, ood_acc, params={"optim.lr": 1e-5 * (1 + n)})
+        for n, (id_acc, ood_acc) in enumerate(rng.normal((84.0, 58.0), 1.5, (9, 2)))
+    ]
+    records = [fakes.reference(), *trials, fakes.trial(9, 88.0, 60.0, params={"optim.lr": 3e-5})]
+    first, limit = lines(search, records)
+    ood, id_acc = (
+        deviation_between_seeds(search, records, metric)
+        for metric in ("ood_val/mean_acc", "id_val/acc")
+    )
+    of_images = lines(search, [fakes.reference(), records[-1]])[0]
+    images = float(re.search(r"± ([\d.]+) points more OOD", of_images)[1])
+    both = math.hypot(images, 1.96 * math.sqrt(2) * ood)
+    shown = float(re.search(r"the same OOD accuracy[^,]* within ± ([\d.]+)", first)[1])
+    assert shown == pytest.approx(both, abs=0.1)
+    assert f"new seeds, which differ by about {ood:.1f} OOD and {id_acc:.1f} ID points." in limit
+
+
+def test_the_zero_shot_model_has_no_seeds():
+    search = replace(SEARCH, val_images=IMAGES)
+    records = [fakes.trial(n, 85.0 - n, 66.0 - n % 3) for n in range(6)]
+    records = [replace(r, params={"optim.lr": 1e-5 * (1 + r.number)}) for r in records]
+    deviation = deviation_between_seeds(search, records, "ood_val/mean_acc")
+    (alone, *_), (first, *_) = lines(search, records[:1]), lines(search, records)
+    images, both = (float(re.search(r"± ([\d.]+)", line)[1]) for line in (alone, first))
+    assert both == pytest.approx(math.hypot(images, 1.96 * deviation), abs=0.1)
 
 
 def test_the_limit_says_whether_ood_data_chose():

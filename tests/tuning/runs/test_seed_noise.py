@@ -1,0 +1,112 @@
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from scipy.stats import multivariate_t
+
+from tests.tuning import fakes
+from trainers.evaluation.metrics import OOD_MEAN_ACC
+from tuning.runs import seed_noise
+from tuning.runs.seed_noise import coordinates, deviation_between_seeds, noise
+
+SEARCH = fakes.search_record(Path("run"))
+
+
+def smooth(points):
+    return 60 - 8 * (points[:, 0] - 0.4) ** 2 + 3 * points[:, 1]
+
+
+def trials(values, lrs=None):
+    lrs = np.geomspace(1e-5, 1e-3, len(values)) if lrs is None else lrs
+    return [
+        fakes.trial(number, 85.0, value, params={"optim.lr": float(lr)})
+        for number, (value, lr) in enumerate(zip(values, lrs, strict=True))
+    ]
+
+
+@pytest.mark.parametrize("deviation", [0.3, 1.0])
+def test_noise_around_a_smooth_function_is_told_from_it(deviation):
+    rng, found = np.random.default_rng(0), []
+    for _ in range(20):
+        points = rng.uniform(size=(20, 2))
+        found.append(noise(points, smooth(points) + deviation * rng.standard_normal(20)))
+    assert np.exp(np.log(found).mean()) == pytest.approx(deviation, rel=0.25)
+
+
+def test_kernels_are_weighted_by_their_marginal_likelihood(monkeypatch):
+    """Which is that of a multivariate t distribution."""
+    monkeypatch.setattr(seed_noise, "_DRAWS", 7)
+    rng = np.random.default_rng(1)
+    points, values = rng.uniform(size=(6, 2)), rng.standard_normal(6)
+    scaled = (values - values.mean()) / values.std()
+    draws = np.random.default_rng(0)
+    lengths = np.exp(draws.uniform(np.log(0.15), np.log(5), (7, 2)))
+    shares = np.exp(draws.uniform(np.log(0.02), np.log(3), 7))
+    weights, variances = [], []
+    for length, share in zip(lengths, shares, strict=True):
+        r = np.array(
+            [[np.sqrt(5 * (((a - b) / length) ** 2).sum()) for b in points] for a in points]
+        )
+        covariance = (1 + r + r**2 / 3) * np.exp(-r) + 4 + share * np.eye(6)
+        weights.append(multivariate_t.pdf(scaled, shape=covariance / 2, df=2))
+        # The mean of an inverse gamma distribution with its parameters after six values.
+        rate = 0.5 + scaled @ np.linalg.inv(covariance) @ scaled / 2
+        variances.append(share * rate / (1 + 6 / 2 - 1))
+    expected = values.std() * np.sqrt(np.average(variances, weights=weights))
+    assert noise(points, values) == pytest.approx(expected)
+
+
+def test_a_metric_that_does_not_vary_has_no_noise():
+    assert noise(np.random.default_rng(0).uniform(size=(6, 2)), np.full(6, 70.0)) == 0
+
+
+def test_numbers_over_a_decade_count_by_their_logarithm_and_choices_by_equality():
+    params = [
+        {"lr": 1e-5, "decay": 0.1, "length": 8, "loss": "a"},
+        {"lr": 1e-4, "decay": 0.3, "length": 8, "loss": "b"},
+        {"lr": 1e-3, "decay": 0.2, "length": 8, "loss": "b"},
+    ]
+    found = coordinates([fakes.trial(n, params=of) for n, of in enumerate(params)])
+    assert found == pytest.approx(np.array([[0, 0, 1, 0], [0.5, 1, 0, 1], [1, 0.5, 0, 1]]))
+
+
+def test_few_trials_tell_nothing():
+    assert deviation_between_seeds(SEARCH, trials([60.0, 61.0, 59.0, 62.0]), OOD_MEAN_ACC) is None
+
+
+def test_trials_that_collapsed_are_no_noise():
+    rng = np.random.default_rng(0)
+    good = 60 + 0.5 * rng.standard_normal(12)
+    both = np.concatenate([good, [20.0, 35.0, 12.0, 28.0]])
+    found = deviation_between_seeds(SEARCH, trials(both), OOD_MEAN_ACC)
+    assert found == pytest.approx(0.5, rel=0.5)
+
+
+def test_repeats_are_pooled_with_the_trials():
+    of = trials([60.0, 61.0, 59.5, 60.5, 61.5, 60.2])
+    alone = deviation_between_seeds(SEARCH, of, OOD_MEAN_ACC)
+    of[0] = replace(of[0], repetitions={7: fakes.report(240, 85.0, 66.0)})
+    assert len(of[0].over_seeds(OOD_MEAN_ACC)) == 2
+    # The best trial has the mean of its seeds now, by which the trials are ordered and modelled.
+    means = [replace(r, curve=(fakes.report(240, 85.0, r.last(OOD_MEAN_ACC)),)) for r in of]
+    modelled = deviation_between_seeds(
+        SEARCH, [replace(r, repetitions={}) for r in means], OOD_MEAN_ACC
+    )
+    found = deviation_between_seeds(SEARCH, of, OOD_MEAN_ACC)
+    assert found == pytest.approx(np.sqrt((4 * modelled**2 + 6.0**2 / 2) / 5))
+    assert found > alone
+
+
+def test_of_a_method_that_is_behind_nothing_is_read():
+    ahead = trials([60.0, 61.0, 60.0, 61.0, 60.0, 61.0])
+    ahead = [replace(r, params={**r.params, "method.name": "ft"}) for r in ahead]
+    behind = [
+        fakes.trial(9 + n, 70.0, 30.0 + 9 * n, params={"method.name": "kd", "optim.lr": 1e-5})
+        for n in range(6)
+    ]
+    alone, both = (
+        deviation_between_seeds(SEARCH, records, OOD_MEAN_ACC)
+        for records in (ahead, [*ahead, *behind])
+    )
+    assert both == alone
