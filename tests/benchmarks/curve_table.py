@@ -16,7 +16,10 @@ import pyarrow.parquet as pq
 from search_spaces import SearchSpace
 from tests.benchmarks.record_curves import END
 from trainers.evaluation.line import POINTS
+from trainers.evaluation.metrics import MEAN_ACC
 
+COLLAPSE = 5.0
+"""Percentage points."""
 Row: TypeAlias = Mapping[str, Any]
 Curve: TypeAlias = Mapping[int, Mapping[str, float]]
 """Step -> the metrics of the evaluation there."""
@@ -76,7 +79,26 @@ class CurveTable:
 def read_table(path, space):
     """The curves of a file that `record_curves` wrote, and what they cost."""
     rows = pq.read_table(path).to_pylist()
-    return curve_table(rows, space), median_costs(rows)
+    return curve_table(without_collapse(rows), space), median_costs(rows)
+
+
+def without_collapse(rows):
+    """Rows in which trainings that collapsed report what the worst of the others did.
+
+    A surface through both would be one of collapse alone. Collapsed are those that end more than
+    `COLLAPSE` points below the zero-shot model, of which no search chooses one.
+    """
+    last = {_training(row): row for row in rows if row["line/a"] is not None}
+    lost = {k for k, r in last.items() if r[MEAN_ACC] < r[f"line/0/{MEAN_ACC}"] - COLLAPSE}
+    worst = min((key for key in last if key not in lost), key=lambda key: last[key][MEAN_ACC])
+    instead = {row["step"]: row for row in rows if _training(row) == worst}
+    own = ("configuration", "seed", "optim.lr", "method.reg_weight")
+    return [
+        {**instead[row["step"]], **{key: row[key] for key in own}}
+        if _training(row) in lost
+        else row
+        for row in rows
+    ]
 
 
 def curve_table(rows, space):
@@ -93,12 +115,15 @@ def median_costs(rows):
     """Median CPU seconds of a step, and of the evaluations.
 
     CPU seconds are counted for all together; they are shared out as the wall clock was. The first
-    row of each configuration is left out, for it contains the loading of model and data. The line
-    is measured on as many images, at each of its points, as an evaluation before the last step.
+    row of each configuration is left out, for it contains the loading of model and data, unless it
+    is the only one. The line is measured on as many images, at each of its points, as an evaluation
+    before the last step; without one, as the last evaluation.
     """
     steps, evaluations, finals = [], [], []
     for _, of in groupby(rows, key=_training):
         curve = list(of)
+        if len(curve) == 1:
+            curve = [dict.fromkeys(curve[0], 0), *curve]
         for before, after in pairwise(curve):
             cpu, wall, evaluating = (
                 after[f"cost/{name}"] - before[f"cost/{name}"]
@@ -107,6 +132,7 @@ def median_costs(rows):
             share = evaluating / wall
             (evaluations if after["line/a"] is None else finals).append(share * cpu)
             steps.append((1 - share) * cpu / (after["step"] - before["step"]))
+    evaluations = evaluations or [final / (len(POINTS) + 2) for final in finals]
     line = (len(POINTS) + 1) * median(evaluations)
     return Costs(median(steps), median(evaluations), median(finals) - line, line)
 

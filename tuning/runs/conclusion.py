@@ -33,7 +33,7 @@ from tuning.runs.ranking import (
     stronger_reference,
 )
 from tuning.runs.records import STEP, ZERO_SHOT, SearchRecord, TrialRecord, trial_label
-from tuning.runs.seed_noise import deviation_between_seeds
+from tuning.runs.seed_noise import deviation_between_seeds, expected_value
 
 Difference: TypeAlias = tuple[str, float, float]
 """`OOD` or `ID`, how much more accuracy one model has than another in points, and half the 95 %
@@ -110,6 +110,11 @@ def conclusion(search: SearchRecord, records: Sequence[TrialRecord]) -> Conclusi
             why = f" (optimistic, as the best of {number})" if is_optimistic else ""
             lines.append(f"It has {in_words(gaps, 'the first trial')}{why}.")
             has_gain = True
+    if again is None and stronger is None and len(search.objectives) == 1:
+        metric, expected = search.objectives[0].metric, expected_value(search, records, best)
+        shown = None if expected is None else f"{expected:.4g}"
+        if shown is not None and shown != (seen := f"{best.last(metric):.4g}"):
+            lines.append(f"With a new seed, expect {metric} {shown} of it in place of {seen}.")
     limit = f"Chosen on validation data{', OOD included' if search.sees_ood else ''}"
     if again is None:
         if deviations:

@@ -1,4 +1,4 @@
-"""How much a metric varies between seeds, told from trials that have one seed each.
+"""What new seeds would change, told from trials that have one seed each.
 
 Trials with similar hyperparameters differ by their hyperparameters, which act smoothly, and by
 chance. A Gaussian process through the trials tells the two apart.
@@ -15,10 +15,12 @@ import numpy as np
 from tuning.runs.ranking import by_objectives, finished_trials, spread_between_seeds
 from tuning.runs.records import SearchRecord, TrialRecord
 
-_LEAST_TRIALS: Final = 5
-_MOST_TRIALS: Final = 30
-_LEADING: Final = 2 / 3
-"""Share of the trials that are looked at, the best ones: others may have collapsed."""
+_LEAST: Final = 5
+"""Trials without which nothing is said of the deviation."""
+_LEAST_EXPECTED: Final = 10
+"""Trials without which nothing is said of a single one: the means of fewer are too low."""
+_MOST: Final = 30
+"""The best trials, near which the deviation matters."""
 _WORTH: Final = 4
 """Repeats that the process counts for."""
 _DRAWS: Final = 200
@@ -33,21 +35,55 @@ def deviation_between_seeds(
 ) -> float | None:
     """Standard deviation of a metric between seeds, in its unit.
 
-    It is the noise of a Gaussian process through the best trials of the method that is ahead,
-    pooled with the deviation of repeated trials, for which the process counts as four repeats. None
+    It is the noise of a Gaussian process through the trials of the method that is ahead, pooled
+    with the deviation of repeated trials, for which the process counts as four repeats. None
     without repeats and with fewer than five such trials.
+
+    Args:
+        metric: the better, the higher.
     """
     repeated, freedom = spread_between_seeds(records, metric)
-    trials = [r for r in finished_trials(records) if r.last(metric) is not None]
-    ahead = by_objectives(search, trials)
-    of_method = [r for r in ahead if search.method(r) == search.method(ahead[0])]
-    if len(of_method) < _LEAST_TRIALS:
+    trials = _ahead(search, records, metric)
+    if len(trials) < _LEAST:
         return repeated if freedom else None
-    number = max(_LEAST_TRIALS, math.ceil(_LEADING * len(of_method)))
-    leading = of_method[: min(number, _MOST_TRIALS)]
-    modelled = noise(coordinates(leading), np.array([r.last(metric) for r in leading]))
+    modelled, _ = fit(coordinates(trials), _raised(trials, metric))
     squares = _WORTH * modelled**2 + freedom * repeated**2
     return math.sqrt(squares / (_WORTH + freedom))
+
+
+def expected_value(
+    search: SearchRecord, records: Sequence[TrialRecord], trial: TrialRecord
+) -> float | None:
+    """What the first objective of one of the best trials is expected to be with a new seed.
+
+    It is the mean of the Gaussian process there. None with fewer than ten trials, and for others.
+    """
+    objective = search.objectives[0]
+    trials = _ahead(search, records, objective.metric)
+    names = [record.trial_id for record in trials]
+    if len(trials) < _LEAST_EXPECTED or trial.trial_id not in names:
+        return None
+    sign = objective.signed(1.0)
+    _, means = fit(coordinates(trials), _raised(trials, objective.metric, sign))
+    return sign * float(means[names.index(trial.trial_id)])
+
+
+def _ahead(search: SearchRecord, records: Sequence[TrialRecord], metric: str) -> list[TrialRecord]:
+    """The best trials of the method that is ahead."""
+    ordered = by_objectives(
+        search, [r for r in finished_trials(records) if r.last(metric) is not None]
+    )
+    return [r for r in ordered if search.method(r) == search.method(ordered[0])][:_MOST]
+
+
+def _raised(trials: Sequence[TrialRecord], metric: str, sign: float = 1.0) -> np.ndarray:
+    """Values (n,), the better, the higher, in which trainings that collapsed are not so bad.
+
+    They are at most twice as far below the median as the best one is above it.
+    """
+    values = sign * np.array([record.last(metric) for record in trials], float)
+    median = np.median(values)
+    return np.maximum(values, median - 2 * (values.max() - median))
 
 
 def coordinates(trials: Sequence[TrialRecord]) -> np.ndarray:
@@ -70,30 +106,35 @@ def coordinates(trials: Sequence[TrialRecord]) -> np.ndarray:
     return np.stack(columns, axis=1) if columns else np.zeros((len(trials), 0))
 
 
-def noise(points: np.ndarray, values: np.ndarray) -> float:
-    """Standard deviation of the noise in values (n,) of a smooth function at points (n, d).
+def fit(points: np.ndarray, values: np.ndarray) -> tuple[float, np.ndarray]:
+    """Noise in values (n,) of a smooth function at points (n, d), and the function there.
 
-    The expectation under a Gaussian process with a constant mean, a Matérn kernel of 5/2 with a
-    length for each dimension, and noise. Lengths and noise are drawn from log-uniform priors and
-    weighted by their marginal likelihood, in which the variance of the process is integrated out
-    (an inverse gamma prior, worth two values). So few trials, which do not tell noise from short
-    lengths, give a deviation between the two.
+    A Gaussian process with a constant mean, a Matérn kernel of 5/2 with a length for each
+    dimension, and noise. Lengths and noise are drawn from log-uniform priors and weighted by their
+    marginal likelihood, in which the variance of the process is integrated out (an inverse gamma
+    prior, worth two values). So few trials, which do not tell noise from short lengths, give a
+    deviation between the two.
+
+    Returns:
+        Standard deviation of the noise, and the expected values without noise (n,).
     """
     spread = values.std()
     if spread == 0:
-        return 0.0
+        return 0.0, values
     (count, dimensions), rng = points.shape, np.random.default_rng(0)
     centred = (values - values.mean()) / spread
-    lengths = np.exp(rng.uniform(*np.log(_LENGTHS), (_DRAWS, dimensions)))
-    shares = np.exp(rng.uniform(*np.log(_NOISE), _DRAWS))
+    (short, long), (least, most) = np.log(_LENGTHS), np.log(_NOISE)
+    lengths = np.exp(rng.uniform(short, long, (_DRAWS, dimensions)))
+    shares = np.exp(rng.uniform(least, most, _DRAWS))
     steps = (points[:, None] - points)[None] / lengths[:, None, None]
     distances = math.sqrt(5) * np.sqrt(np.square(steps).sum(axis=-1))  # (draws, n, n)
-    covariances = (1 + distances + distances**2 / 3) * np.exp(-distances)
-    # The constant mean, whose deviation is twice that of the process.
-    covariances += 4 + shares[:, None, None] * np.eye(count)
+    smooth = (1 + distances + distances**2 / 3) * np.exp(-distances)
+    smooth += 4  # the constant mean, whose deviation is twice that of the process
+    covariances = smooth + shares[:, None, None] * np.eye(count)
     solved = np.linalg.solve(covariances, np.tile(centred[:, None], (_DRAWS, 1, 1)))[..., 0]
     shape, rate = 1 + count / 2, (1 + solved @ centred) / 2  # of the variance, inverse gamma
     likelihoods = -np.linalg.slogdet(covariances)[1] / 2 - shape * np.log(rate)
     weights = np.exp(likelihoods - likelihoods.max())
     variance = np.average(shares * rate / (shape - 1), weights=weights)
-    return float(spread * math.sqrt(variance))
+    means = np.average((smooth @ solved[..., None])[..., 0], axis=0, weights=weights)
+    return float(spread * math.sqrt(variance)), values.mean() + spread * means

@@ -17,7 +17,7 @@ from tests.tuning.confirmation.written import SEEDS, confirmed, write_results
 from tuning.config.objectives import Objective, parse_constraint
 from tuning.runs.conclusion import conclusion
 from tuning.runs.confirmation import confirm_history, results_of
-from tuning.runs.seed_noise import deviation_between_seeds
+from tuning.runs.seed_noise import deviation_between_seeds, expected_value
 
 SEARCH = fakes.search_record(Path("run"))
 
@@ -133,6 +133,20 @@ def test_the_uncertainty_covers_other_seeds_as_far_as_the_trials_tell():
     shown = float(re.search(r"the same OOD accuracy[^,]* within ± ([\d.]+)", first)[1])
     assert shown == pytest.approx(both, abs=0.1)
     assert f"new seeds, which differ by about {ood:.1f} OOD and {id_acc:.1f} ID points." in limit
+
+
+def test_a_lucky_best_trial_is_not_expected_again():
+    rng = np.random.default_rng(0)
+    records = [
+        fakes.trial(n, 85.0, 62.0 + ood_acc, params={"optim.lr": 1e-5 * (1 + n)})
+        for n, ood_acc in enumerate(rng.standard_normal(10))
+    ]
+    best = max(records, key=lambda record: record.last("val/mean_acc"))
+    expected = expected_value(SEARCH, records, best)
+    seen = f"{best.last('val/mean_acc'):.4g}"
+    sentence = f"With a new seed, expect val/mean_acc {expected:.4g} of it in place of {seen}."
+    assert sentence in lines(SEARCH, records)
+    assert not any("With a new seed" in line for line in lines(SEARCH, records[:9]))
 
 
 def test_the_zero_shot_model_has_no_seeds():

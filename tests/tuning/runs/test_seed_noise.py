@@ -3,12 +3,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from scipy.spatial.distance import cdist
 from scipy.stats import multivariate_t
 
 from tests.tuning import fakes
 from trainers.evaluation.metrics import OOD_MEAN_ACC
+from tuning.config.objectives import Objective
 from tuning.runs import seed_noise
-from tuning.runs.seed_noise import coordinates, deviation_between_seeds, noise
+from tuning.runs.seed_noise import coordinates, deviation_between_seeds, expected_value, fit
 
 SEARCH = fakes.search_record(Path("run"))
 
@@ -27,11 +29,17 @@ def trials(values, lrs=None):
 
 @pytest.mark.parametrize("deviation", [0.3, 1.0])
 def test_noise_around_a_smooth_function_is_told_from_it(deviation):
-    rng, found = np.random.default_rng(0), []
+    rng, found, errors = np.random.default_rng(0), [], []
     for _ in range(20):
         points = rng.uniform(size=(20, 2))
-        found.append(noise(points, smooth(points) + deviation * rng.standard_normal(20)))
+        true = smooth(points)
+        values = true + deviation * rng.standard_normal(20)
+        noise, means = fit(points, values)
+        found.append(noise)
+        errors.append([np.square(of - true).mean() for of in (means, values)])
     assert np.exp(np.log(found).mean()) == pytest.approx(deviation, rel=0.25)
+    of_means, of_values = np.mean(errors, axis=0)
+    assert of_means < 0.6 * of_values
 
 
 def test_kernels_are_weighted_by_their_marginal_likelihood(monkeypatch):
@@ -43,22 +51,26 @@ def test_kernels_are_weighted_by_their_marginal_likelihood(monkeypatch):
     draws = np.random.default_rng(0)
     lengths = np.exp(draws.uniform(np.log(0.15), np.log(5), (7, 2)))
     shares = np.exp(draws.uniform(np.log(0.02), np.log(3), 7))
-    weights, variances = [], []
+    weights, variances, means = [], [], []
     for length, share in zip(lengths, shares, strict=True):
-        r = np.array(
-            [[np.sqrt(5 * (((a - b) / length) ** 2).sum()) for b in points] for a in points]
-        )
+        r = np.sqrt(5) * cdist(points / length, points / length)
         covariance = (1 + r + r**2 / 3) * np.exp(-r) + 4 + share * np.eye(6)
         weights.append(multivariate_t.pdf(scaled, shape=covariance / 2, df=2))
         # The mean of an inverse gamma distribution with its parameters after six values.
         rate = 0.5 + scaled @ np.linalg.inv(covariance) @ scaled / 2
         variances.append(share * rate / (1 + 6 / 2 - 1))
-    expected = values.std() * np.sqrt(np.average(variances, weights=weights))
-    assert noise(points, values) == pytest.approx(expected)
+        # What the noise leaves of the values.
+        means.append(scaled - share * np.linalg.inv(covariance) @ scaled)
+    noise, found = fit(points, values)
+    assert noise == pytest.approx(values.std() * np.sqrt(np.average(variances, weights=weights)))
+    expected = values.mean() + values.std() * np.average(means, axis=0, weights=weights)
+    assert found == pytest.approx(expected)
 
 
 def test_a_metric_that_does_not_vary_has_no_noise():
-    assert noise(np.random.default_rng(0).uniform(size=(6, 2)), np.full(6, 70.0)) == 0
+    noise, means = fit(np.random.default_rng(0).uniform(size=(6, 2)), np.full(6, 70.0))
+    assert noise == 0
+    assert (means == 70).all()
 
 
 def test_numbers_over_a_decade_count_by_their_logarithm_and_choices_by_equality():
@@ -96,6 +108,18 @@ def test_repeats_are_pooled_with_the_trials():
     found = deviation_between_seeds(SEARCH, of, OOD_MEAN_ACC)
     assert found == pytest.approx(np.sqrt((4 * modelled**2 + 6.0**2 / 2) / 5))
     assert found > alone
+
+
+@pytest.mark.parametrize("mode", ["max", "min"])
+def test_the_luckiest_of_equal_trials_is_expected_to_be_like_the_others(mode):
+    search = replace(SEARCH, objectives=(Objective(OOD_MEAN_ACC, mode),))
+    values = 60 + np.random.default_rng(0).standard_normal(12)
+    of = trials(values, np.random.default_rng(1).permutation(np.geomspace(1e-5, 1e-3, 12)))
+    best = of[(values.argmax if mode == "max" else values.argmin)()]
+    found = expected_value(search, of, best)
+    assert abs(found - values.mean()) < 0.5 * abs(best.last(OOD_MEAN_ACC) - values.mean())
+    assert expected_value(search, of[:9], of[0]) is None
+    assert expected_value(search, of, fakes.reference()) is None
 
 
 def test_of_a_method_that_is_behind_nothing_is_read():
