@@ -122,7 +122,7 @@ def test_the_uncertainty_covers_other_seeds_as_far_as_the_trials_tell():
         for n, (id_acc, ood_acc) in enumerate(rng.normal((84.0, 58.0), 1.5, (9, 2)))
     ]
     records = [fakes.reference(), *trials, fakes.trial(9, 88.0, 60.0, params={"optim.lr": 3e-5})]
-    first, limit = lines(search, records)
+    first, *_, limit = lines(search, records)
     ood, id_acc = (
         deviation_between_seeds(search, records, metric)
         for metric in ("ood_val/mean_acc", "id_val/acc")
