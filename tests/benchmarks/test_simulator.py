@@ -4,6 +4,7 @@ from itertools import islice
 
 import numpy as np
 import optuna
+import pandas as pd
 import pytest
 from optuna.trial import TrialState
 from ray.tune.schedulers import FIFOScheduler
@@ -20,7 +21,14 @@ from tests.benchmarks.contenders import (
     Problem,
     ours,
 )
-from tests.benchmarks.curve_table import Costs, curve_table, median_costs, unit_point
+from tests.benchmarks.curve_table import (
+    Costs,
+    curve_table,
+    median_costs,
+    unit_point,
+    without_collapse,
+)
+from tests.benchmarks.noise import SeededSurfaces
 from tests.benchmarks.scripted import Script, StopsBelow
 from tests.benchmarks.simulate import Setting, recorded_setting, regrets, start_points
 from tests.benchmarks.simulator import simulate
@@ -116,6 +124,48 @@ def test_costs_are_medians_without_what_each_first_row_has_of_loading():
     assert costs.eval_seconds == pytest.approx(2.0)
     assert costs.line_seconds == pytest.approx(4 * 2.0)
     assert costs.final_seconds == pytest.approx(11.2 - 8.0)
+
+
+def test_a_single_evaluation_has_the_cost_of_its_line():
+    cost = {"cost/cpu_seconds": 60.0, "cost/seconds": 120.0, "cost/eval_seconds": 40.0}
+    rows = [{"configuration": n, "seed": 0, "step": 40, "line/a": 0.5, **cost} for n in range(3)]
+    costs = median_costs(rows)
+    assert costs.step_seconds == pytest.approx(40 / 40)
+    assert costs.final_seconds + costs.line_seconds == pytest.approx(20)
+    assert costs.line_seconds == pytest.approx(4 * costs.final_seconds)
+
+
+def test_a_training_that_collapsed_reports_what_the_worst_of_the_others_did():
+    def at(number, acc):
+        params = {"optim.lr": number, "method.reg_weight": -number}
+        key = {"configuration": number, "seed": 0, "step": 40, "line/a": 1.0}
+        return {**key, **params, "val/mean_acc": acc, "line/0/val/mean_acc": 60.0}
+
+    rows = without_collapse([at(0, 66.0), at(1, 12.0), at(2, 55.5)])
+    assert [row["val/mean_acc"] for row in rows] == [66.0, 55.5, 55.5]
+    assert [(row["optim.lr"], row["method.reg_weight"]) for row in rows] == [
+        (0, 0),
+        (1, -1),
+        (2, -2),
+    ]
+
+
+def test_a_simulated_seed_deviates_alike_in_similar_trainings_and_as_much_as_recorded_ones():
+    """Recorded seeds are 0.5 above and below a hill on its left, and below and above it right."""
+    rng, rows = np.random.default_rng(0), []
+    for number, lr in enumerate(np.geomspace(1e-4, 1e-2, 24)):
+        offset = math.log10(lr / 1e-3)
+        for seed in range(2):
+            acc = 80 - 4 * offset**2 + (0.5 - seed) * np.tanh(4 * offset) + 0.05 * rng.normal()
+            known = {"seed": seed, "id_val/acc": acc, "id_val/nll": math.exp(-acc / 100)}
+            rows.append(row(number, LAST, float(lr), 1 + number % 5) | known)
+    surfaces = SeededSurfaces(curve_table(rows, SPACE), ("id_val/acc",), pd.DataFrame(rows))
+    points = rng.uniform(0.1, 0.9, (400, 2))
+    drawn = [surfaces.draw_seed(p, 0, rng)[0] - surfaces.at(p[None])[0, -1, 0] for p in points]
+    side = np.sign(points[:, 0] - 0.5) * (np.abs(points[:, 0] - 0.5) > 0.1)
+    # Recorded seeds are closer to their mean than to the true one, by the root of 2.
+    assert np.mean(np.array(drawn)[side > 0]) == pytest.approx(0.5 * math.sqrt(2), rel=0.2)
+    assert np.mean(np.array(drawn)[side < 0]) == pytest.approx(-0.5 * math.sqrt(2), rel=0.2)
 
 
 def rows_of_a_hill():
