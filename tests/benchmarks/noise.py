@@ -13,8 +13,8 @@ plain fine-tuning, for which the least weight of the space stands. After 8, 10 a
 
 - what `deviation_between_seeds` estimates, as a share of the true deviation (geometric mean, and
   the root mean square of its logarithm);
-- true regret, and reported less true value, of the best observation, reported as it is and by
-  `expected_value`; of the best mean of a Gaussian process through all trials; and of the better
+- true regret, and reported less true value, of the best observation, reported as it is and, from
+  ten trials on, by `expected_value`; of the best mean of a Gaussian process through all trials; and of the better
   mean, where the last two trainings were second seeds of the best trial and of the runner-up;
 - how many headlines claim a difference to the reference, and how many of these claims have the
   right sign in the true means: by the sentences of `conclusion`, for one seed of each, and where
@@ -199,9 +199,11 @@ def choices(search, trials, number):
     _, means = fit(points, np.array([record.last(MEAN_ACC) for record in single]))
     found = {
         "best observation": (best, single[best].last(MEAN_ACC)),
-        "best observation, `expected_value`": (best, expected_value(search, single, single[best])),
         "best mean of a model": (int(means.argmax()), float(means.max())),
     }
+    expected = expected_value(search, single, single[best])
+    if expected is not None:
+        found["best observation, `expected_value`"] = best, expected
     order = sorted(range(number - 2), key=lambda n: -single[n].last(MEAN_ACC))[:2]
     again = [trials[n].with_seeds(1) for n in order]
     better = best_of(again)
