@@ -14,8 +14,9 @@ plain fine-tuning, for which the least weight of the space stands. After 8, 10 a
 - what `deviation_between_seeds` estimates, as a share of the true deviation (geometric mean, and
   the root mean square of its logarithm);
 - true regret, and reported less true value, of the best observation, reported as it is and, from
-  ten trials on, by `expected_value`; of the best mean of a Gaussian process through all trials; and of the better
-  mean, where the last two trainings were second seeds of the best trial and of the runner-up;
+  ten trials on, by `expected_value`; of the best mean of a Gaussian process through all trials; and
+  of the better mean, where the last two trainings were second seeds of the best trial and of the
+  runner-up;
 - how many headlines claim a difference to the reference, and how many of these claims have the
   right sign in the true means: by the sentences of `conclusion`, for one seed of each, and where
   the last two trainings were second seeds of the best trial and of the reference.
