@@ -7,6 +7,7 @@ those of the clock, which other work on the recording machine stretches.
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from itertools import groupby, pairwise
+from pathlib import Path
 from statistics import median
 from typing import Any, TypeAlias
 
@@ -18,6 +19,9 @@ from tests.benchmarks.record_curves import END
 from trainers.evaluation.line import POINTS
 from trainers.evaluation.metrics import MEAN_ACC
 
+DRAWINGS = ("clipart", "infograph", "plane", "sketch")
+RECORDED = [Path(__file__).with_name(f"{name}.parquet") for name in DRAWINGS]
+"""Curves of the quickstart, on the domain of their name and on that of the quickstart."""
 COLLAPSE = 5.0
 """Percentage points."""
 Row: TypeAlias = Mapping[str, Any]

@@ -7,7 +7,6 @@ and prints the ratios of their CPU time.
 """
 
 import argparse
-from pathlib import Path
 from statistics import median
 from types import SimpleNamespace
 
@@ -15,6 +14,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import torch
 
+from tests.benchmarks.curve_table import RECORDED
 from tests.benchmarks.record_curves import END
 from trainers.config import with_overrides
 from trainers.data.data_root import resolve_root
@@ -41,7 +41,7 @@ def print_cost(base, pairs):
 
 def print_recorded():
     """What the chosen points of the recorded trainings gain over the ends, and the eight best."""
-    for file in sorted(Path(__file__).parent.glob("*.parquet")):
+    for file in RECORDED:
         last = [row for row in pq.read_table(file).to_pylist() if row["line/a"] is not None]
         chosen = np.array([row[MEAN_ACC] for row in last])
         ends = np.array([row[END + MEAN_ACC] for row in last])
@@ -58,7 +58,7 @@ def print_hints():
     By cubics in the logarithm of the learning rate, fitted to the trainings whose regulariser has a
     small weight, at the chosen points and at the ends of training.
     """
-    for file in sorted(Path(__file__).parent.glob("*.parquet")):
+    for file in RECORDED:
         rows = [row for row in pq.read_table(file).to_pylist() if row["line/a"] is not None]
         rows = [row for row in rows if row["method.reg_weight"] < 1]
         lrs = np.log10([row["optim.lr"] for row in rows])

@@ -15,13 +15,13 @@ two points' accuracies, which a trial could only estimate. Rules that draw the c
 """
 
 import argparse
-from pathlib import Path
 
 import numpy as np
 import pyarrow.parquet as pq
 from scipy.interpolate import PchipInterpolator
 from scipy.special import ndtri
 
+from tests.benchmarks.curve_table import RECORDED
 from trainers.evaluation.line import GRID, POINTS, LineGoal, choose_point
 from trainers.evaluation.metrics import MEAN_ACC
 
@@ -105,7 +105,7 @@ TARGETS = (0.5, 0.75, 1.0)
 def recorded():
     """A true curve for each configuration: the mean over its seeds."""
     curves = {}
-    for file in sorted(Path(__file__).parent.glob("*.parquet")):
+    for file in RECORDED:
         rows = [row for row in pq.read_table(file).to_pylist() if row["line/a"] is not None]
         lines = {}
         for row in rows:
