@@ -22,7 +22,13 @@ from tests.benchmarks.contenders import (
 )
 from tests.benchmarks.curve_table import Costs, curve_table, median_costs, unit_point
 from tests.benchmarks.scripted import Script, StopsBelow
-from tests.benchmarks.simulate import Setting, recorded_setting, regrets, start_points
+from tests.benchmarks.simulate import (
+    Setting,
+    differences,
+    recorded_setting,
+    regrets,
+    start_points,
+)
 from tests.benchmarks.simulator import simulate
 from tests.benchmarks.surface import SimulatedTrainings, Surfaces
 from tuning.config.objectives import Objective
@@ -159,6 +165,30 @@ def test_the_surface_is_the_truth_and_its_noise_that_between_seeds(setting):
     assert [known for known, _ in draws] == pytest.approx([truth] * 300)
     assert np.mean(seen) == pytest.approx(truth, abs=0.1)
     assert np.std(seen) == pytest.approx(0.3, rel=0.5)
+
+
+def test_the_last_report_has_the_line_and_the_point_that_it_chooses():
+    rows = rows_of_a_hill()
+    for of in rows:
+        if of["step"] == LAST:  # best half way
+            of |= {f"line/{a}/id_val/acc": 70.0 - 40 * (a - 0.5) ** 2 for a in (0, 0.5, 1)}
+    line = [f"line/{a}/id_val/acc" for a in (0, 0.5, 1)]
+    surfaces = Surfaces(curve_table(rows, SPACE), ("id_val/acc", *line))
+    _, curve = surfaces.draw(np.array([0.5, 0.5]), np.random.default_rng(0))
+    assert curve[10].keys() == {"id_val/acc"}
+    assert [curve[LAST][name] for name in line] == pytest.approx([60, 70, 60])
+    assert curve[LAST]["line/a"] == 0.5
+
+
+def test_differences_are_paired_by_seed():
+    noise = np.random.default_rng(0).normal(size=(5, 20))
+    found = {("mine", 0.2): noise - 1, ("other", 0.2): noise, ("mine", None): noise}
+    shown = differences(found, "other")
+    assert [list(column.cells) for column in shown.columns[:3]] == [
+        ["mine - other"],
+        ["0.2"],
+        ["-1.00 [-1.00, -1.00]"],
+    ]
 
 
 def test_a_point_that_is_trained_again_keeps_its_number_and_its_truth(setting):
