@@ -11,6 +11,7 @@ from ray.tune.utils import flatten_dict
 
 from search_spaces import Float, Int, SearchSpace
 from tests.benchmarks.contenders import (
+    ALONG_LINE,
     CONTENDERS,
     NO_LINE,
     OURS,
@@ -266,6 +267,21 @@ def test_all_contenders_with_a_prior_begin_at_its_points(setting):
         asked = [flatten_dict(searcher.suggest(str(i)), delimiter=".") for i in range(4)]
         found = [{key: proposal[key] for key in SPACE.parameters} for proposal in asked]
         assert (found == list(points)) == contender.prior, name
+
+
+def test_along_the_line_points_gather_where_the_best_line_points(setting):
+    around = [{"optim.lr": lr, "method.text_length": 2} for lr in (1e-3, 4e-3, 5e-4)]
+    searcher, _ = CONTENDERS[ALONG_LINE].create(replace(setting.problem, points=around), 0)
+
+    def tried(name, acc, a):
+        lr = searcher.suggest(name)["optim.lr"]
+        report = {"step": LAST, "id_val/acc": acc, "id_val/nll": 1.0, "line/a": a}
+        searcher.on_trial_complete(name, report)
+        return lr
+
+    assert tried("0", 70.0, 0.5) == 1e-3
+    assert tried("1", 60.0, 1.0) == pytest.approx(0.5e-3 * math.sqrt(4))
+    assert tried("2", 80.0, 1.0) == pytest.approx(0.5e-3 * math.sqrt(0.5))
 
 
 def test_the_regret_is_of_the_trial_with_the_best_observed_value(setting):
