@@ -22,6 +22,7 @@ from tuning.runs.history import History
 from tuning.runs.records import ParamValue, SearchRecord, TrialRecord, trial_name
 
 REACH = SamplerConfig().reach
+LR = "optim.lr"
 
 
 @dataclass(frozen=True)
@@ -88,6 +89,32 @@ class Ours(Searcher):
             self.records[first] = self.records[first].with_repeat(ended)
 
 
+class AlongLine(Ours):
+    """Points around a prior's centre, moved along the learning rate as the best line says.
+
+    A point at a of the line is about as good as the end of a training with a times the learning
+    rate. A line that is best at its end asks for twice the rate. Around that, a point keeps half of
+    its own distance to the centre, on the scale of the range.
+    """
+
+    def suggest(self, trial_id):
+        study, objective = self.studies.studies[0], self.search.objectives[0]
+        done = [record for record in self.records.values() if record.outcome == "finished"]
+        if study.queue and done:
+            best = max(done, key=lambda record: objective.signed(record.last(objective.metric)))
+            a, point, parameter = best.last("line/a"), study.queue[0], study.space.parameters[LR]
+            target, own, centre = (
+                parameter.unit(lr)
+                for lr in (
+                    best.params[LR] * (2 if a == 1 else a),
+                    point[LR],
+                    study.space.initial_points[0][LR],
+                )
+            )
+            study.queue[0] = {**point, LR: parameter.at(target + (own - centre) / 2)}
+        return super().suggest(trial_id)
+
+
 class Pruned(FIFOScheduler):
     """This project's early stopping behind the interface of Ray's schedulers."""
 
@@ -123,12 +150,14 @@ def ours(
     reach=REACH,
     prior=False,
     has_seeds=False,
+    kind=Ours,
 ):
     """A search by this project's own searcher and scheduler.
 
     Args:
         metric, reach: of the sampler, see `SamplerConfig`.
         has_seeds: whether the leading trials are repeated at the end.
+        kind: of searcher.
     """
 
     def create(problem, seed):
@@ -138,7 +167,7 @@ def ours(
             grace_steps=problem.grace_steps,
             reduction_factor=problem.reduction_factor,
         )
-        searcher = Ours(problem, SamplerConfig.model_validate(settings), stopping, prior, has_seeds)
+        searcher = kind(problem, SamplerConfig.model_validate(settings), stopping, prior, has_seeds)
         return searcher, Pruned(searcher)
 
     def evaluate_at(problem):
@@ -212,6 +241,7 @@ OURS = "ours"
 SEEDS = "ours, seeds"
 WITH_ASHA = "ours with ASHA"
 """Once six trials have finished."""
+ALONG_LINE = "ours, along the line"
 NO_LINE = ", no line"
 _WITH_LINE = (
     ours(RANDOM, "random"),
@@ -224,9 +254,10 @@ _WITH_LINE = (
     ours("ours, anywhere", "gp", metric="auto", reach=1, prior=True),
     ours("ours on the objective", "gp", prior=True),
 )
+_ALONG_LINE = ours(ALONG_LINE, "gp", metric="auto", prior=True, kind=AlongLine)
 CONTENDERS = {
     contender.name: contender
     for of in _WITH_LINE
     for contender in (of, replace(of, name=of.name + NO_LINE, line=False))
-}
+} | {ALONG_LINE: _ALONG_LINE}
 """By name, in the order of the table."""

@@ -50,6 +50,7 @@ from tests.benchmarks.record_curves import SPACE
 from tests.benchmarks.simulator import simulate
 from tests.benchmarks.surface import SimulatedTrainings, Surfaces, prior_center
 from trainers.config import TrialConfig
+from trainers.evaluation.line import POINTS
 from tuning.config.objectives import Objective, sampler_objectives
 from tuning.config.prior import PriorConfig, prior_points
 from tuning.config.validation import load_config
@@ -161,6 +162,16 @@ def summary(found, title="True regret in percentage points"):
     return shown
 
 
+def differences(found, against):
+    """The summary of each other contender less that one, with the same prior and seeds."""
+    paired = {
+        (f"{name} - {against}", distance): of - found[against, distance]
+        for (name, distance), of in found.items()
+        if name != against and (against, distance) in found
+    }
+    return summary(paired, "Paired differences")
+
+
 def mean_and_interval(values):
     """A mean over seeds and its 95 % percentile bootstrap."""
     draws = np.random.default_rng(0).integers(len(values), size=(RESAMPLES, len(values)))
@@ -184,6 +195,7 @@ def parse_arguments(argv):
     parser.add_argument("--process-seconds", type=float, default=0.0)
     parser.add_argument("--distances", nargs="+", type=float, default=[0, 0.2, 0.4])
     parser.add_argument("--contenders", nargs="+", choices=CONTENDERS, default=list(CONTENDERS))
+    parser.add_argument("--against", choices=CONTENDERS, help="adds paired differences to it")
     parser.add_argument("--workers", type=int, default=2)
     return parser.parse_args(argv)
 
@@ -213,7 +225,8 @@ def read_setting(arguments):
         "start_seconds": arguments.start_seconds,
         "process_seconds": arguments.process_seconds,
     }
-    lines, ends = Surfaces(table, metrics), Surfaces(table.at_ends(), metrics)
+    points = tuple(f"line/{a:g}/{objective.metric}" for a in (0, *POINTS, 1))
+    lines, ends = Surfaces(table, (*metrics, *points)), Surfaces(table.at_ends(), metrics)
     prior = PriorConfig(points=arguments.points, width=arguments.width)
     costs = replace(costs, **starts)
     return Setting(problem, lines, ends, costs, arguments.gpus, arguments.shows, prior)
@@ -260,6 +273,8 @@ def main(argv=tuple(sys.argv[1:])):
             print(f"{time.perf_counter() - began:5.0f} s  {job}", flush=True)
     titles = {"error": "Observed less true objective", "trainings": "Trainings"}
     console.print(summary(found, *filter(None, [titles.get(arguments.shows)])))
+    if arguments.against:
+        console.print(differences(found, arguments.against))
 
 
 if __name__ == "__main__":

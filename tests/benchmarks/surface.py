@@ -18,6 +18,7 @@ from sklearn.gaussian_process import GaussianProcessRegressor
 from sklearn.gaussian_process.kernels import ConstantKernel, Matern, WhiteKernel
 
 from tests.benchmarks.curve_table import unit_point
+from trainers.evaluation.line import LineGoal, choose_point
 
 DONORS = 10
 """Recorded configurations whose deviations may be drawn at a point."""
@@ -28,7 +29,8 @@ class Surfaces:
     """Surfaces of some metrics at all recorded steps, with one kernel.
 
     Args:
-        metrics: the objective first. NLLs are modelled by their logarithms.
+        metrics: the objective first. NLLs are modelled by their logarithms. Those of the line, if
+            any, are reported with the last step alone, and with them the point that they choose.
     """
 
     def __init__(self, table, metrics):
@@ -38,7 +40,8 @@ class Surfaces:
         trainings: dict[tuple[float, ...], list[np.ndarray]] = {}  # those of a point are its seeds
         for params, curve in zip(table.params, table.curves, strict=True):
             if self.total_steps in curve:
-                values = np.array([[curve[s][m] for m in metrics] for s in self.steps])
+                last = curve[self.total_steps]
+                values = np.array([[curve[s].get(m, last[m]) for m in metrics] for s in self.steps])
                 values[:, self._is_nll] = np.log(values[:, self._is_nll])
                 point = tuple(unit_point(table.space, params))
                 trainings.setdefault(point, []).append(values.ravel())
@@ -52,6 +55,7 @@ class Surfaces:
         self.matters = np.atleast_1d(self._kernel.k1.k2.length_scale) < 10
         """Whether each parameter changes the objective within the cube, (parameters,)."""
         self._mean, self._scale = flat.mean(axis=0), flat.std(axis=0)
+        self._scale[self._scale == 0] = 1  # the beginning of the line, which is zero-shot
         inverse = np.linalg.inv(self._kernel(self._points))
         self._weights = inverse @ ((flat - self._mean) / self._scale)
         self._finals = self.at(self._points)[:, -1, 0]
@@ -86,9 +90,17 @@ class Surfaces:
         seen = truth + rng.choice(self.noise_at(truth[-1, 0])).reshape(truth.shape)
         seen[:, self._is_nll] = np.exp(seen[:, self._is_nll])
         curve = {
-            step: dict(zip(self.metrics, map(float, row), strict=True))
+            step: {
+                metric: float(value)
+                for metric, value in zip(self.metrics, row, strict=True)
+                if step == self.total_steps or not metric.startswith("line/")
+            }
             for step, row in zip(self.steps, seen, strict=True)
         }
+        last, objective = curve[self.total_steps], self.metrics[0]
+        names = [metric for metric in self.metrics if metric.startswith("line/")]
+        if line := {float(name.split("/")[1]): {objective: last[name]} for name in names}:
+            last["line/a"] = choose_point(line, LineGoal(objectives=((objective, "max"),)))
         return float(truth[-1, 0]), curve
 
 

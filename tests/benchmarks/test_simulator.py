@@ -12,6 +12,7 @@ from ray.tune.utils import flatten_dict
 
 from search_spaces import Float, Int, SearchSpace
 from tests.benchmarks.contenders import (
+    ALONG_LINE,
     CONTENDERS,
     NO_LINE,
     OURS,
@@ -30,7 +31,13 @@ from tests.benchmarks.curve_table import (
 )
 from tests.benchmarks.noise import SeededSurfaces
 from tests.benchmarks.scripted import Script, StopsBelow
-from tests.benchmarks.simulate import Setting, recorded_setting, regrets, start_points
+from tests.benchmarks.simulate import (
+    Setting,
+    differences,
+    recorded_setting,
+    regrets,
+    start_points,
+)
 from tests.benchmarks.simulator import simulate
 from tests.benchmarks.surface import SimulatedTrainings, Surfaces
 from tuning.config.objectives import Objective
@@ -211,6 +218,30 @@ def test_the_surface_is_the_truth_and_its_noise_that_between_seeds(setting):
     assert np.std(seen) == pytest.approx(0.3, rel=0.5)
 
 
+def test_the_last_report_has_the_line_and_the_point_that_it_chooses():
+    rows = rows_of_a_hill()
+    for of in rows:
+        if of["step"] == LAST:  # best half way
+            of |= {f"line/{a}/id_val/acc": 70.0 - 40 * (a - 0.5) ** 2 for a in (0, 0.5, 1)}
+    line = [f"line/{a}/id_val/acc" for a in (0, 0.5, 1)]
+    surfaces = Surfaces(curve_table(rows, SPACE), ("id_val/acc", *line))
+    _, curve = surfaces.draw(np.array([0.5, 0.5]), np.random.default_rng(0))
+    assert curve[10].keys() == {"id_val/acc"}
+    assert [curve[LAST][name] for name in line] == pytest.approx([60, 70, 60])
+    assert curve[LAST]["line/a"] == 0.5
+
+
+def test_differences_are_paired_by_seed():
+    noise = np.random.default_rng(0).normal(size=(5, 20))
+    found = {("mine", 0.2): noise - 1, ("other", 0.2): noise, ("mine", None): noise}
+    shown = differences(found, "other")
+    assert [list(column.cells) for column in shown.columns[:3]] == [
+        ["mine - other"],
+        ["0.2"],
+        ["-1.00 [-1.00, -1.00]"],
+    ]
+
+
 def test_a_point_that_is_trained_again_keeps_its_number_and_its_truth(setting):
     trainings = SimulatedTrainings(setting.lines, np.random.default_rng(0))
     configs = [{"optim.lr": lr, "method.text_length": 1} for lr in (1e-3, 2e-3, 1e-3)]
@@ -286,6 +317,21 @@ def test_all_contenders_with_a_prior_begin_at_its_points(setting):
         asked = [flatten_dict(searcher.suggest(str(i)), delimiter=".") for i in range(4)]
         found = [{key: proposal[key] for key in SPACE.parameters} for proposal in asked]
         assert (found == list(points)) == contender.prior, name
+
+
+def test_along_the_line_points_gather_where_the_best_line_points(setting):
+    around = [{"optim.lr": lr, "method.text_length": 2} for lr in (1e-3, 4e-3, 5e-4)]
+    searcher, _ = CONTENDERS[ALONG_LINE].create(replace(setting.problem, points=around), 0)
+
+    def tried(name, acc, a):
+        lr = searcher.suggest(name)["optim.lr"]
+        report = {"step": LAST, "id_val/acc": acc, "id_val/nll": 1.0, "line/a": a}
+        searcher.on_trial_complete(name, report)
+        return lr
+
+    assert tried("0", 70.0, 0.5) == 1e-3
+    assert tried("1", 60.0, 1.0) == pytest.approx(0.5e-3 * math.sqrt(4))
+    assert tried("2", 80.0, 1.0) == pytest.approx(0.5e-3 * math.sqrt(0.5))
 
 
 def test_the_regret_is_of_the_trial_with_the_best_observed_value(setting):
