@@ -60,8 +60,9 @@ def soup_of(run: RunFolder, top: int) -> Source:
     )
     aims = " and ".join(objective.metric for objective in search.objectives)
     chosen = (
-        f"The mean of {those}: the best trial, and those of the {len(found)} best that do not make "
-        f"{aims} of the mean worse. Validation accuracy against {best.trial_id}: {against}."
+        f"The mean of {those}: the best trial, and those of the {len(found)} best with kept "
+        f"weights that do not make {aims} of the mean worse. Validation accuracy against "
+        f"{best.trial_id}: {against}."
     )
     origin = {
         "run": search.name,
