@@ -202,7 +202,7 @@ def choices(search, trials, number):
         "best observation": (best, single[best].last(MEAN_ACC)),
         "best mean of a model": (int(means.argmax()), float(means.max())),
     }
-    expected = expected_value(search, single, single[best])
+    expected = expected_value(search, single)
     if expected is not None:
         found["best observation, `expected_value`"] = best, expected
     order = sorted(range(number - 2), key=lambda n: -single[n].last(MEAN_ACC))[:2]

@@ -110,16 +110,14 @@ def conclusion(search: SearchRecord, records: Sequence[TrialRecord]) -> Conclusi
             why = f" (optimistic, as the best of {number})" if is_optimistic else ""
             lines.append(f"It has {in_words(gaps, 'the first trial')}{why}.")
             has_gain = True
-    if again is None and stronger is None and len(search.objectives) == 1:
-        metric, expected = search.objectives[0].metric, expected_value(search, records, best)
-        shown = None if expected is None else f"{expected:.4g}"
-        if shown is not None and shown != (seen := f"{best.last(metric):.4g}"):
-            lines.append(f"With a new seed, expect {metric} {shown} of it in place of {seen}.")
+    if again is None and stronger is None:
+        lines += _luck(search, records, best)
     limit = f"Chosen on validation data{', OOD included' if search.sees_ood else ''}"
     if again is None:
-        if deviations:
-            what = " and ".join(f"{d:.1f} {what}" for what, d in deviations.items())
-            limit += f"; ± holds for new images and new seeds, which differ by about {what} points"
+        if deviations and any("±" in line for line in lines):
+            of_seeds = " and ".join(f"{d:.1f} {what}" for what, d in deviations.items())
+            covered = f"new {'images and new ' if search.val_images else ''}seeds"
+            limit += f"; ± covers {covered} (standard deviation about {of_seeds} points)"
         limit += ". Confirm it on fresh seeds before you report it."
     else:
         limit += f", by the means over {len(again.seeds)} fresh seed{'s' * (len(again.seeds) > 1)}"
@@ -157,6 +155,19 @@ def _result(
     return f"{best.trial_id} has {in_words(gaps, trial_label(reference))}{where}."
 
 
+def _luck(search: SearchRecord, records: Sequence[TrialRecord], best: TrialRecord) -> list[str]:
+    """A sentence on the objective with a new seed, if it is expected to be worse."""
+    if len(search.objectives) > 1 or misses(search, records)[best.trial_id]:
+        return []
+    (objective,), expected = search.objectives, expected_value(search, records)
+    own = best.last(objective.metric)
+    if expected is None or own is None or objective.signed(expected) >= objective.signed(own):
+        return []
+    shown, seen = f"{expected:.3g}", f"{own:.3g}"
+    luck = f"Its {objective.metric} of {seen} is partly luck: expect about {shown} with a new seed."
+    return [luck] if shown != seen else []
+
+
 def _deviations(search: SearchRecord, records: Sequence[TrialRecord]) -> dict[str, float]:
     """Standard deviation between seeds by `OOD` and `ID`, as far as the trials tell it."""
     keys = {**({"OOD": OOD_MEAN_ACC} if search.ood_domains else {}), "ID": ID_ACC}
@@ -183,7 +194,7 @@ def _differences(
         if accs and own is not None and other is not None:
             images = _margin(search, accs, ours, its)
             trained = [model for model in (ours, its) if model.trial_id != ZERO_SHOT]
-            share = math.sqrt(sum(1 / (1 + len(model.repetitions)) for model in trained))
+            share = math.sqrt(sum(1 / len(model.over_seeds(key)) for model in trained))
             seeds = QUANTILE * deviations.get(what, 0.0) * share
             found.append((what, own - other, math.hypot(images, seeds)))
     return found

@@ -12,15 +12,15 @@ from typing import Final
 
 import numpy as np
 
-from tuning.runs.ranking import by_objectives, finished_trials, spread_between_seeds
-from tuning.runs.records import SearchRecord, TrialRecord
+from tuning.runs.ranking import ranked, spread_between_seeds
+from tuning.runs.records import SearchRecord, TrialRecord, zero_shot_record
 
 _LEAST: Final = 5
 """Trials without which nothing is said of the deviation."""
 _LEAST_EXPECTED: Final = 10
 """Trials without which nothing is said of a single one: the means of fewer are too low."""
-_MOST: Final = 30
-"""The best trials, near which the deviation matters."""
+_MOST: Final = 50
+"""Those nearest to the best trial, where the deviation matters."""
 _WORTH: Final = 4
 """Repeats that the process counts for."""
 _DRAWS: Final = 200
@@ -35,49 +35,64 @@ def deviation_between_seeds(
 ) -> float | None:
     """Standard deviation of a metric between seeds, in its unit.
 
-    It is the noise of a Gaussian process through the trials of the method that is ahead, pooled
-    with the deviation of repeated trials, for which the process counts as four repeats. None
-    without repeats and with fewer than five such trials.
+    It is the noise of a Gaussian process through the trials of the best trial's method, pooled with
+    the deviation of repeated trials, for which the process counts as four repeats. None without
+    repeats and with fewer than five such trials, and where they do not differ.
 
     Args:
         metric: the better, the higher.
     """
     repeated, freedom = spread_between_seeds(records, metric)
-    trials = _ahead(search, records, metric)
+    trials = _around_best(search, records, metric)
     if len(trials) < _LEAST:
-        return repeated if freedom else None
+        return repeated or None
     modelled, _ = fit(coordinates(trials), _raised(trials, metric))
     squares = _WORTH * modelled**2 + freedom * repeated**2
-    return math.sqrt(squares / (_WORTH + freedom))
+    return math.sqrt(squares / (_WORTH + freedom)) or None
 
 
-def expected_value(
-    search: SearchRecord, records: Sequence[TrialRecord], trial: TrialRecord
-) -> float | None:
-    """What the first objective of one of the best trials is expected to be with a new seed.
+def expected_value(search: SearchRecord, records: Sequence[TrialRecord]) -> float | None:
+    """What the first objective of the best trial is expected to be with a new seed.
 
-    It is the mean of the Gaussian process there. None with fewer than ten trials, and for others.
+    It is the mean of the Gaussian process there. None with fewer than ten trials, and if the best
+    one has several seeds.
     """
     objective = search.objectives[0]
-    trials = _ahead(search, records, objective.metric)
-    names = [record.trial_id for record in trials]
-    if len(trials) < _LEAST_EXPECTED or trial.trial_id not in names:
+    trials = _around_best(search, records, objective.metric)
+    if len(trials) < _LEAST_EXPECTED or trials[0].repetitions:
         return None
     sign = objective.signed(1.0)
     _, means = fit(coordinates(trials), _raised(trials, objective.metric, sign))
-    return sign * float(means[names.index(trial.trial_id)])
+    return sign * float(means[0])
 
 
-def _ahead(search: SearchRecord, records: Sequence[TrialRecord], metric: str) -> list[TrialRecord]:
-    """The best trials of the method that is ahead."""
-    ordered = by_objectives(
-        search, [r for r in finished_trials(records) if r.last(metric) is not None]
-    )
-    return [r for r in ordered if search.method(r) == search.method(ordered[0])][:_MOST]
+def _around_best(
+    search: SearchRecord, records: Sequence[TrialRecord], metric: str
+) -> list[TrialRecord]:
+    """The best trial and those of its method nearest to it, without those that collapsed.
+
+    These are farther below the zero-shot model than the best trial is above it.
+    """
+    found = [
+        (r, values[0])
+        for r in ranked(search, records)
+        if r.outcome == "finished" and (values := search.values(r)) and r.last(metric) is not None
+    ]
+    found = [(r, value) for r, value in found if search.method(r) == search.method(found[0][0])]
+    zero_shot = search.values(zero_shot_record(search.zero_shot))
+    if found and zero_shot and found[0][1] > zero_shot[0]:
+        least = 2 * zero_shot[0] - found[0][1]
+        found = [(r, value) for r, value in found if value >= least]
+    trials = [record for record, _ in found]
+    if len(trials) > _MOST:
+        points = coordinates(trials)
+        nearest = np.square(points - points[0]).sum(axis=1).argsort(kind="stable")
+        trials = [trials[index] for index in nearest[:_MOST]]
+    return trials
 
 
 def _raised(trials: Sequence[TrialRecord], metric: str, sign: float = 1.0) -> np.ndarray:
-    """Values (n,), the better, the higher, in which trainings that collapsed are not so bad.
+    """Values (n,), the better, the higher, in which bad trainings are not so bad.
 
     They are at most twice as far below the median as the best one is above it.
     """
@@ -89,16 +104,17 @@ def _raised(trials: Sequence[TrialRecord], metric: str, sign: float = 1.0) -> np
 def coordinates(trials: Sequence[TrialRecord]) -> np.ndarray:
     """Hyperparameters of trials, (trials, dimensions), each with a range of 0 to 1.
 
-    A number whose values are positive and span a decade counts by its logarithm. A choice has a
-    dimension for each value.
+    A number whose positive values span a decade counts by its logarithm, and 0 as a tenth of the
+    least. A choice has a dimension for each value.
     """
     columns: list[np.ndarray] = []
     for key in trials[0].params:
         values = [record.params.get(key) for record in trials]
         if all(type(value) in (int, float) for value in values):
             column = np.array(values, float)
-            if column.min() > 0 and column.max() >= 10 * column.min():
-                column = np.log(column)
+            least = column[column > 0].min(initial=np.inf)
+            if column.min() >= 0 and column.max() >= 10 * least:
+                column = np.log(np.maximum(column, least / 10))
             span = np.ptp(column)
             columns += [(column - column.min()) / span] if span > 0 else []
         elif len(kinds := sorted(set(map(str, values)))) > 1:
@@ -126,8 +142,8 @@ def fit(points: np.ndarray, values: np.ndarray) -> tuple[float, np.ndarray]:
     (short, long), (least, most) = np.log(_LENGTHS), np.log(_NOISE)
     lengths = np.exp(rng.uniform(short, long, (_DRAWS, dimensions)))
     shares = np.exp(rng.uniform(least, most, _DRAWS))
-    steps = (points[:, None] - points)[None] / lengths[:, None, None]
-    distances = math.sqrt(5) * np.sqrt(np.square(steps).sum(axis=-1))  # (draws, n, n)
+    squares = np.square(points[:, None] - points) @ (lengths**-2).T  # (n, n, draws)
+    distances = np.moveaxis(np.sqrt(5 * squares), -1, 0)
     smooth = (1 + distances + distances**2 / 3) * np.exp(-distances)
     smooth += 4  # the constant mean, whose deviation is twice that of the process
     covariances = smooth + shares[:, None, None] * np.eye(count)

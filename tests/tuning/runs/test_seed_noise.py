@@ -8,7 +8,7 @@ from scipy.stats import multivariate_t
 
 from tests.tuning import fakes
 from trainers.evaluation.metrics import OOD_MEAN_ACC
-from tuning.config.objectives import Objective
+from tuning.config.objectives import Objective, parse_constraint
 from tuning.runs import seed_noise
 from tuning.runs.seed_noise import coordinates, deviation_between_seeds, expected_value, fit
 
@@ -75,16 +75,48 @@ def test_a_metric_that_does_not_vary_has_no_noise():
 
 def test_numbers_over_a_decade_count_by_their_logarithm_and_choices_by_equality():
     params = [
-        {"lr": 1e-5, "decay": 0.1, "length": 8, "loss": "a"},
-        {"lr": 1e-4, "decay": 0.3, "length": 8, "loss": "b"},
-        {"lr": 1e-3, "decay": 0.2, "length": 8, "loss": "b"},
+        {"lr": 1e-5, "decay": 0.1, "weight": 0, "length": 8, "loss": "a"},
+        {"lr": 1e-4, "decay": 0.3, "weight": 0.1, "length": 8, "loss": "b"},
+        {"lr": 1e-3, "decay": 0.2, "weight": 10, "length": 8, "loss": "b"},
     ]
     found = coordinates([fakes.trial(n, params=of) for n, of in enumerate(params)])
-    assert found == pytest.approx(np.array([[0, 0, 1, 0], [0.5, 1, 0, 1], [1, 0.5, 0, 1]]))
+    assert found == pytest.approx(
+        np.array([[0, 0, 0, 1, 0], [0.5, 1, 1 / 3, 0, 1], [1, 0.5, 1, 0, 1]])
+    )
 
 
 def test_few_trials_tell_nothing():
     assert deviation_between_seeds(SEARCH, trials([60.0, 61.0, 59.0, 62.0]), OOD_MEAN_ACC) is None
+
+
+def test_the_trials_around_the_best_one_tell_its_luck():
+    """Of many, the best ones alone would all be lucky."""
+    rng, points = np.random.default_rng(0), np.geomspace(1e-5, 1e-3, 120)
+    of = trials(62 + rng.standard_normal(120), rng.permutation(points))
+    assert abs(expected_value(SEARCH, of) - (85 + 62) / 2) < 0.25  # half of the noise counts
+    assert deviation_between_seeds(SEARCH, of, OOD_MEAN_ACC) == pytest.approx(1, rel=0.25)
+
+
+def test_where_most_trials_collapsed_nothing_is_told():
+    of = trials([62.0, 63.0, 61.0, 62.5, *[5.0 + n for n in range(8)]])
+    assert deviation_between_seeds(SEARCH, of, OOD_MEAN_ACC) is None
+    of = trials([62.0, 63.0, 61.0, 62.5, 61.5, *[5.0 + n for n in range(8)]])
+    assert deviation_between_seeds(SEARCH, of, OOD_MEAN_ACC) < 2
+
+
+def test_equal_trials_tell_nothing():
+    assert deviation_between_seeds(SEARCH, trials([62.0] * 6), OOD_MEAN_ACC) is None
+
+
+def test_the_method_of_the_best_trial_within_the_constraints_counts():
+    within = [replace(r, params={**r.params, "method.name": "ft"}) for r in trials([62.0, 63] * 3)]
+    beyond = [
+        fakes.trial(9 + n, 50.0, 90.0 + 3 * n, params={"method.name": "kd", "optim.lr": 1e-5})
+        for n in range(6)
+    ]
+    search = replace(SEARCH, constraints=(parse_constraint("id_val/acc >= 80", SEARCH.zero_shot),))
+    alone = deviation_between_seeds(search, within, OOD_MEAN_ACC)
+    assert deviation_between_seeds(search, [*within, *beyond], OOD_MEAN_ACC) == alone
 
 
 def test_trials_that_collapsed_are_no_noise():
@@ -113,13 +145,15 @@ def test_repeats_are_pooled_with_the_trials():
 @pytest.mark.parametrize("mode", ["max", "min"])
 def test_the_luckiest_of_equal_trials_is_expected_to_be_like_the_others(mode):
     search = replace(SEARCH, objectives=(Objective(OOD_MEAN_ACC, mode),))
-    values = 60 + np.random.default_rng(0).standard_normal(12)
+    above = 4 if mode == "max" else -4  # better than the zero-shot model
+    values = 61 + above + np.random.default_rng(0).standard_normal(12)
     of = trials(values, np.random.default_rng(1).permutation(np.geomspace(1e-5, 1e-3, 12)))
     best = of[(values.argmax if mode == "max" else values.argmin)()]
-    found = expected_value(search, of, best)
+    found = expected_value(search, of)
     assert abs(found - values.mean()) < 0.5 * abs(best.last(OOD_MEAN_ACC) - values.mean())
-    assert expected_value(search, of[:9], of[0]) is None
-    assert expected_value(search, of, fakes.reference()) is None
+    assert expected_value(search, of[:9]) is None
+    again = [replace(r, repetitions={7: r.metrics}) if r is best else r for r in of]
+    assert expected_value(search, again) is None
 
 
 def test_of_a_method_that_is_behind_nothing_is_read():
