@@ -124,7 +124,7 @@ class Study:
         }
         self.store(trials=soup.origin["trials"], a=mean["line/a"], val=val)
 
-    def test(self):
+    def read_test(self):
         """Store the accuracies on the test splits of what was chosen."""
         found = self.stored()
         if "test" in found:
@@ -189,7 +189,7 @@ def main():
     with ProcessPoolExecutor(PROCESSES, get_context("spawn"), torch.set_num_threads, (1,)) as pool:
         for job in [pool.submit(train, *one) for study in studies for one in study.missing()]:
             job.result()
-        for step in (Study.choose, Study.test):
+        for step in (Study.choose, Study.read_test):
             for job in [pool.submit(step, study) for study in studies]:
                 job.result()
     show(studies)

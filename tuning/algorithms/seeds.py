@@ -17,7 +17,7 @@ import numpy as np
 
 from tuning.algorithms.budget import Budget
 from tuning.config.schema import SeedsConfig
-from tuning.runs.ranking import by_objectives, contenders, deviation_of_seeds
+from tuning.runs.ranking import by_objectives, contenders, deviation_of_repeats
 from tuning.runs.records import SearchRecord, TrialRecord
 
 LEADERS: Final = 8
@@ -74,7 +74,7 @@ class SeedRace:
             )
             return None
         means = [sum(search.values(record) or ()) for record in trials]
-        deviation, freedom = deviation_of_seeds(search, trials)
+        deviation, freedom = deviation_of_repeats(trials, search.objectives[0].metric)
         deviation = deviation if freedom else stdev(means[:LEADERS])
         normal = NormalDist()
 
@@ -107,7 +107,7 @@ def chance_of_first(search: SearchRecord, trials: Sequence[TrialRecord]) -> floa
     as long as there is none.
     """
     metric, trials = search.objectives[0], trials[:_COMPARED]
-    deviation, freedom = deviation_of_seeds(search, trials)
+    deviation, freedom = deviation_of_repeats(trials, metric.metric)
     if not freedom:
         return 0.0
     rng = np.random.default_rng(0)

@@ -180,12 +180,7 @@ def distances_to_ideal(points: Sequence[tuple[float, ...]]) -> list[float]:
     ]
 
 
-def deviation_of_seeds(search: SearchRecord, records: Sequence[TrialRecord]) -> tuple[float, int]:
-    """`spread_between_seeds` of the first objective."""
-    return spread_between_seeds(records, search.objectives[0].metric)
-
-
-def spread_between_seeds(records: Iterable[TrialRecord], metric: str) -> tuple[float, int]:
+def deviation_of_repeats(records: Iterable[TrialRecord], metric: str) -> tuple[float, int]:
     """Standard deviation of a metric between seeds, and its degrees of freedom.
 
     Pooled over the trials that have several; 0 and 0 if there is none.
@@ -205,7 +200,7 @@ def margin_of_mean(
         return None
     from scipy.stats import t  # slow to import
 
-    deviation, freedom = deviation_of_seeds(search, records)
+    deviation, freedom = deviation_of_repeats(records, search.objectives[0].metric)
     return float(t.ppf(0.975, freedom)) * deviation / math.sqrt(seeds)
 
 

@@ -12,7 +12,7 @@ from typing import Final
 
 import numpy as np
 
-from tuning.runs.ranking import ranked, spread_between_seeds
+from tuning.runs.ranking import deviation_of_repeats, ranked
 from tuning.runs.records import SearchRecord, TrialRecord, zero_shot_record
 
 _LEAST: Final = 5
@@ -42,7 +42,7 @@ def deviation_between_seeds(
     Args:
         metric: the better, the higher.
     """
-    repeated, freedom = spread_between_seeds(records, metric)
+    repeated, freedom = deviation_of_repeats(records, metric)
     trials = _around_best(search, records, metric)
     if len(trials) < _LEAST:
         return repeated or None

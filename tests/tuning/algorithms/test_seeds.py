@@ -15,7 +15,7 @@ from tuning.checkpoints.retention import kept_trials
 from tuning.config.objectives import parse_constraint
 from tuning.driver import End, Wait
 from tuning.runs.history import read_history
-from tuning.runs.ranking import deviation_of_seeds, margin_of_mean
+from tuning.runs.ranking import deviation_of_repeats, margin_of_mean
 
 LR = "optim.lr"
 SPACE = SearchSpace(parameters={LR: Float(low=1e-5, high=1e-2, log=True)})
@@ -190,7 +190,7 @@ def test_the_race_waits_for_trials_that_still_train(search):
 
 def test_the_chance_is_that_of_students_t(search):
     trials = [with_seeds(0, 60.0, 60.6, 60.9), with_seeds(1, 59.5, 60.1)]
-    deviation, freedom = deviation_of_seeds(search, trials)
+    deviation, freedom = deviation_of_repeats(trials, search.objectives[0].metric)
     assert freedom == 3
     assert deviation**2 == pytest.approx((0.42 + 0.18) / 3)
     ratio = (60.5 - 59.8) / (deviation * math.sqrt(1 / 3 + 1 / 2))
