@@ -203,8 +203,9 @@ def choices(search, trials, number):
         "best mean of a model": (int(means.argmax()), float(means.max())),
     }
     expected = expected_value(search, single)
-    if expected is not None:
-        found["best observation, `expected_value`"] = best, expected
+    if number >= 10:  # else, and where many collapsed, nothing is stated but the observation
+        value = single[best].last(MEAN_ACC) if expected is None else expected
+        found["best observation, `expected_value`"] = best, value
     order = sorted(range(number - 2), key=lambda n: -single[n].last(MEAN_ACC))[:2]
     again = [trials[n].with_seeds(1) for n in order]
     better = best_of(again)
