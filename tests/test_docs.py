@@ -39,6 +39,7 @@ ROOT = Path(__file__).parent.parent
 NOTEBOOK = ROOT / "docs" / "notebook.ipynb"
 OTHERS = ("CONTRIBUTING.md", "SECURITY.md", "CHANGELOG.md")
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+DECISIONS = ROOT / "docs" / "decisions.md"
 BLOCK = re.compile(
     r"(?:<!-- not run: (?P<reason>[^>]+) -->\n\n?)?"
     r"^(?P<fence>```+)(?P<language>\w*)\n(?P<code>.*?)^(?P=fence)$",
@@ -121,7 +122,16 @@ def test_commands(block, runs, monkeypatch):
                 assert not block.is_run, f"not tested: {shlex.join(words)}"
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_each_decision_names_the_commit_where_it_ran():
+    rows = [line for line in DECISIONS.read_text("utf-8").splitlines() if line.startswith("| ")]
+    assert len(rows) > 40
+    for row in rows[1:]:
+        *cells, where = row.strip("| ").split(" | ")
+        assert len(cells) == 3, row
+        assert re.match(r"[0-9a-f]{8}, \S", where), row
+
+
+@pytest.mark.parametrize("page", sorted({*PAGES} - {DECISIONS}), ids=lambda p: p.name)
 def test_commands_within_the_text(page):
     text = BLOCK.sub("", page.read_text(encoding="utf-8"))
     for name, rest in re.findall(r"`lipsum-tune ([a-z][a-z-]*)([^`]*)`", text):
