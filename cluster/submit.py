@@ -32,10 +32,10 @@ from trainers.errors import ConfigError, first_line
 from trainers.overrides import flat
 from trainers.redact import has_password, is_secret_name
 from tuning.config.loading import read_layers
+from tuning.config.recorded import FREE, compared
 from tuning.config.schema import SearchFile
 from tuning.config.validation import check_settings, load_config
 from tuning.execution.signals import environment_variables
-from tuning.resume import identity
 
 STOP_SECONDS = 20
 """Time between SIGTERM and SIGKILL of a stopped job. Ray's 3 s are too few to save trials."""
@@ -253,7 +253,7 @@ def _check_size(working_dir: Path) -> None:
 
 def submission_base(file: SearchFile) -> str:
     """Id of the search's first job, equal for all configurations that resume the same run."""
-    text = json.dumps(identity(file), sort_keys=True)
+    text = json.dumps(compared(file, FREE), sort_keys=True)
     return f"{file.search.name}-{hashlib.sha256(text.encode()).hexdigest()[:8]}"
 
 

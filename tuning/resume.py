@@ -21,9 +21,9 @@ from rich.console import Console
 
 from trainers.data.data_root import resolve_root
 from trainers.errors import ConfigError
-from trainers.overrides import flat
-from tuning.config.schema import ELSEWHERE, SamplerConfig, SearchFile
-from tuning.config.validation import load_config
+from tuning.config.recorded import FREE, check_followed, differences
+from tuning.config.schema import SamplerConfig, SearchFile
+from tuning.config.validation import load_recorded
 from tuning.execution.ray_session import runs_folder
 from tuning.runs.callbacks import Callback
 from tuning.runs.environment import check_same_inputs
@@ -32,16 +32,6 @@ from tuning.runs.run_folder import CONFIG_FILE, RunFolder, load_run, runs_named
 from tuning.search import SearchOptions, SearchResult, continue_search, start_search, with_options
 
 logger = logging.getLogger(__name__)
-FREE = (
-    "search.budget",
-    "search.resources",
-    "search.tracking",
-    "search.checkpoints.keep_top",
-    *(f"trial.data.{key}" for key in ELSEWHERE),
-)
-"""Keys that do not make a configuration another search."""
-RESUMABLE = (*FREE, "search.sampler", "search.scheduler", "search.seeds")
-"""Keys that a resume may change: none of them affects what a trial measures."""
 
 
 def more_trials(run: RunFolder, trials: int | str, overrides: Iterable[str] = ()) -> list[str]:
@@ -71,21 +61,15 @@ def earlier_run(file: SearchFile, storage: Path) -> Path | None:
     """The last run of this name and configuration in a folder, apart from keys of FREE."""
     for folder in reversed(runs_named(storage, file.search.name)):
         try:
-            earlier = load_config(folder / CONFIG_FILE, check=False)
+            earlier, unknown = load_recorded(folder / CONFIG_FILE)
         except ConfigError as error:  # of another version, or its plug-in is gone: not this search
             logger.warning("%s is not continued: %s", folder, error)
             continue
-        was, now = identity(earlier), identity(file)
-        if was == now:
+        keys = differences(earlier, file, unknown, FREE)
+        if not keys:
             return folder
-        keys = sorted(key for key in was | now if was.get(key) != now.get(key))
         logger.warning("%s is not continued, since it differs in %s", folder, ", ".join(keys))
     return None
-
-
-def identity(file: SearchFile) -> dict[str, object]:
-    """Plain values that are equal if `search --resume` continues a run of the other's."""
-    return _without(file, FREE)
 
 
 def check_changes(run: RunFolder, file: SearchFile) -> None:
@@ -94,11 +78,10 @@ def check_changes(run: RunFolder, file: SearchFile) -> None:
     Raises:
         ConfigError: a changed key, `search.yaml` was edited, or data, model or a plug-in changed.
     """
-    was, now = _without(run.file, RESUMABLE), _without(file, RESUMABLE)
-    if changed := sorted(key for key in was | now if was.get(key) != now.get(key)):
-        key = changed[0]
-        problem = f"it was {was.get(key)!r} in this search and must not change"
-        raise ConfigError(problem, key=f"--set {key}", value=now.get(key), hint=_hint(key))
+    check_followed(run.unknown, run.folder / CONFIG_FILE)
+    for key, (was, now) in differences(run.file, file).items():
+        problem = f"it was {was!r} in this search and must not change"
+        raise ConfigError(problem, key=f"--set {key}", value=now, hint=_hint(key))
     known = run.history.fingerprints
     for key, fingerprint in file.fingerprints().items():
         if known.get(key, fingerprint) != fingerprint:  # search.yaml was edited
@@ -121,17 +104,6 @@ def _check_objects(run: RunFolder, options: SearchOptions, named: Iterable[str] 
             problem = f"the {name} was an object, {kind}, which only Python can pass"
             hint = f"`{again}`, or choose another with --set {key}.name=..."
             raise ConfigError(problem, source=run.folder, hint=hint)
-
-
-def _without(file: SearchFile, keys: tuple[str, ...]) -> dict[str, object]:
-    """A configuration as dotted keys, without some sections.
-
-    Earlier runs have their names only, since they may have been moved.
-    """
-    left_out = tuple(f"{key}." for key in keys)
-    values = flat(file.model_dump(mode="json"))
-    values["search.warm_start.runs"] = [Path(run).name for run in file.search.warm_start.runs]
-    return {key: value for key, value in values.items() if not f"{key}.".startswith(left_out)}
 
 
 def _hint(key: str) -> str:
@@ -168,7 +140,7 @@ def resume_search(
     run = loaded.folder
     if trials is not None:
         overrides = more_trials(loaded, trials, overrides)
-    file = load_config(run / CONFIG_FILE, overrides)
+    file, _ = load_recorded(run / CONFIG_FILE, overrides, check=True)
     objects: dict[str, Any] = {"callbacks": callbacks, "address": address, "console": console}
     objects |= {"tune_callbacks": tune_callbacks, "pruner": pruner}
     changed, given = with_options(file, sampler=sampler, storage=storage, **objects)

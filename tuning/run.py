@@ -114,4 +114,4 @@ def load_run(folder: str | Path) -> Run:
         ConfigError: it is not a run folder, or one of another version.
     """
     loaded = run_folder.load_run(folder)
-    return Run(loaded.folder, loaded.file, loaded.history)
+    return Run(loaded.folder, loaded.file, loaded.history, unknown=loaded.unknown)

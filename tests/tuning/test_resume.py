@@ -228,7 +228,7 @@ def test_a_search_yaml_that_was_edited_is_refused(path, edited, run, went_on):
     values = yaml.safe_load((run / CONFIG_FILE).read_text())
     reduce(getitem, sections, values)[last] = edited
     (run / CONFIG_FILE).write_text(yaml.safe_dump(values, sort_keys=False))
-    changed = path[0] if path[0] == "trial" else ".".join(path[:2])
+    changed = ".".join(path[:2])
     with pytest.raises(ConfigError, match=rf"search\.yaml: {changed} differs"):
         resume_search(run)
     assert went_on == []
@@ -306,10 +306,10 @@ def test_the_same_command_again_finds_the_run_of_its_name_and_configuration(
     write_run(tmp_path / "mine-2", other, [trial(0, 85.0, 62.0)])
     assert earlier_run(other, tmp_path) == tmp_path / "mine-2"
     config = write_run(tmp_path / "mine-3", first, [trial(0, 85.0, 62.0)]) / CONFIG_FILE
-    config.write_text("trial: {key_of_another_version: 1}")
+    config.write_text(config.read_text().replace("trial:", "trial:\n  of_later: 1", 1))
     more = named(images_root, tmp_path, search__budget__trials=77)
     assert earlier_run(more, tmp_path) == earlier_run(first, tmp_path) == run
-    assert "mine-3 is not continued: " in caplog.text
+    assert "mine-3 is not continued, since it differs in trial.of_later" in caplog.text
     assert "mine-2 is not continued, since it differs in search.sampler.seed" in caplog.text
     search_or_resume(more)
     assert [file.search.budget.trials for file in went_on] == [77]

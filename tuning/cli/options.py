@@ -100,10 +100,10 @@ def warn(problem: object) -> None:
 
 def check_run(run: Path, overrides: Sequence[str] = (), whole: bool = False) -> SearchFile:
     """Report mistakes in a run folder or a key before Ray and torch are imported."""
-    from tuning.config.validation import load_config
+    from tuning.config.validation import load_recorded
     from tuning.runs.run_folder import CONFIG_FILE, load_run
 
-    return load_config(load_run(run, whole).folder / CONFIG_FILE, overrides, check=False)
+    return load_recorded(load_run(run, whole).folder / CONFIG_FILE, overrides)[0]
 
 
 def names(listed: str | None) -> tuple[str, ...]:

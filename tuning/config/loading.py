@@ -23,11 +23,14 @@ _SUITE = "trial.data.suite"
 
 
 def read_layers(
-    source: str | Path, overrides: Iterable[str] = ()
+    source: str | Path,
+    overrides: Iterable[str] = (),
+    prepare: Callable[[dict[str, Any]], object] = lambda values: None,
 ) -> tuple[Callable[[str | None], str], dict[str, Any]]:
     """A function that names the source of a mistake in a key, and the merged, unchecked values.
 
-    The arguments are those of `load_config`.
+    The arguments are those of `load_config`; `prepare` may change the values of the file before
+    the overrides are merged over them.
 
     Raises:
         ConfigError: the file does not exist, something is not valid YAML, or a value is a literal
@@ -38,6 +41,7 @@ def read_layers(
     version = values.pop("version", None)  # in run folders
     written = "" if version is None else f" (of lipsum-tune {shortened(str(version), 20)})"
     given = dict(map(_parse_override, overrides))
+    prepare(values)
 
     def source_of(key: str | None) -> str:
         if any(f"{key}.".startswith(f"{own}.") for own in given):

@@ -8,6 +8,7 @@ and checks configurations.
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Mapping
 from functools import cached_property
 from math import prod
@@ -24,7 +25,7 @@ from trainers.errors import ConfigError, validate
 from trainers.evaluation.line import LineGoal
 from trainers.evaluation.metrics import direction, metric_names
 from trainers.methods.registry import load_plugins
-from trainers.overrides import METHOD_KEY
+from trainers.overrides import METHOD_KEY, flat
 from tuning.config.objectives import Constraint, Objective, check_constraints, parse_constraint
 from tuning.config.prior import PriorConfig
 from tuning.config.search_space import SpaceConfig, Strings, one_or_several, resolve_space
@@ -388,9 +389,16 @@ class SearchFile(Frozen):
         return trial.model_copy(update={"eval": changed})
 
     def fingerprints(self) -> dict[str, str]:
-        """Hashes of the parts that must not change when a search is resumed."""
-        parts = {
-            "trial": self.trial.model_dump_json(exclude={"data": set(ELSEWHERE)}),
+        """Hashes of what must not change when a search is resumed: of `trial`, by dotted key.
+
+        A key that a later version adds or removes does not change those of the others.
+        """
+        trial = self.trial.model_dump(mode="json", exclude={"data": {*ELSEWHERE, "suite"}})
+        parts = {f"trial.{key}": json.dumps(value) for key, value in flat(trial).items()}
+        suite = self.trial.data.suite
+        own = suite.model_dump_json(exclude_defaults=True) if isinstance(suite, Suite) else suite
+        parts["trial.data.suite"] = json.dumps(own)
+        parts |= {
             "search.objective": repr(self.objectives),
             "search.constraints": repr(self.search.constraints),
             "search.space": self.search_space().canonical(),

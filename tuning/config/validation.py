@@ -17,6 +17,7 @@ from trainers.errors import ConfigError, suggestion, validate
 from trainers.evaluation.metrics import DIRECTIONS, ID_ACC, REPORTED, direction, metric_names
 from trainers.overrides import METHOD_KEY
 from tuning.config.loading import read_layers, refuse_secrets
+from tuning.config.recorded import drop_unknown
 from tuning.config.schema import SearchFile
 from tuning.config.search_space import ParameterChange
 
@@ -41,13 +42,39 @@ def load_config(
         ConfigError: with one line for each mistake: file or `--set`, key, value and problem.
     """
     source_of, values = read_layers(source, overrides)
+    return _validated(source_of, values, check)
+
+
+def load_recorded(
+    source: Path, overrides: Iterable[str] = (), *, check: bool = False
+) -> tuple[SearchFile, dict[str, Any]]:
+    """Read the `search.yaml` of a run folder, which may be of another version.
+
+    Returns:
+        Beside the configuration, the keys that this version does not know, with their values.
+
+    Raises:
+        ConfigError: as `load_config`.
+    """
+    unknown: dict[str, Any] = {}
+
+    def skip(values: dict[str, Any]) -> None:
+        unknown.update(drop_unknown(SearchFile, values))
+
+    source_of, values = read_layers(source, overrides, skip)
+    return _validated(source_of, values, check), unknown
+
+
+def _validated(
+    source_of: Callable[[str | None], str], values: dict[str, Any], check: bool
+) -> SearchFile:
     file = validate(SearchFile, values, source_of)
-    if check:
-        try:
-            return check_search(file)
-        except ConfigError as error:
-            raise error.within(source_of(error.key)) from None
-    return file
+    if not check:
+        return file
+    try:
+        return check_search(file)
+    except ConfigError as error:
+        raise error.within(source_of(error.key)) from None
 
 
 def load_trial(source: str | Path, overrides: Iterable[str] = ()) -> TrialConfig:

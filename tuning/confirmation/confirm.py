@@ -28,6 +28,7 @@ from trainers.data.fingerprint import split_fingerprint
 from trainers.data.store import Store, open_store, url_of
 from trainers.errors import ConfigError, did_you_mean, quoted
 from tuning.checkpoints.files import kept_checkpoint, remove_folder
+from tuning.config.recorded import check_followed
 from tuning.runs.confirmation import (
     CONFIRM_FOLDER,
     REFERENCE,
@@ -46,7 +47,7 @@ from tuning.runs.follower import Follower, View
 from tuning.runs.history import History
 from tuning.runs.ranking import first_trial, ranked
 from tuning.runs.records import UNTUNED, ZERO_SHOT, SearchRecord, TrialRecord
-from tuning.runs.run_folder import TRAIN_FOLDER, RunFolder, load_run, trial_path
+from tuning.runs.run_folder import CONFIG_FILE, TRAIN_FOLDER, RunFolder, load_run, trial_path
 from tuning.selection.rules import BY_METHOD, FIRST, OBJECTIVE, PARETO, RULES, choices
 from tuning.session import SearchOptions, fixed_only, open_session
 from tuning.views.completion import complete_files, complete_mlflow
@@ -96,6 +97,7 @@ def confirm(
         problem = f"must be 2, for an interval, to {MOST_SEEDS}"
         raise ConfigError(problem, key="--seeds", value=seeds)
     run = load_run(folder)
+    check_followed(run.unknown, run.folder / CONFIG_FILE)
     search, file, records = run.search, run.file, run.history.records
     trials = chosen(search, records, top, rules)
     known = dict.fromkeys(name for reading in readings_of(run.folder) for name in reading)

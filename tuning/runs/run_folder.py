@@ -4,20 +4,23 @@ from __future__ import annotations
 
 import itertools
 import json
+import logging
 import re
 import shutil
+from collections.abc import Mapping
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
+from functools import cache
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 import yaml
 
 from trainers.config import TrialConfig
 from trainers.data.store import Store, open_store, url_of
-from trainers.errors import ConfigError, suggestion
+from trainers.errors import ConfigError, listed, suggestion
 from tuning.config.schema import SearchFile
-from tuning.config.validation import load_config
+from tuning.config.validation import load_recorded
 from tuning.runs.environment import (
     ENVIRONMENT_FILE,
     environment,
@@ -27,6 +30,8 @@ from tuning.runs.environment import (
 from tuning.runs.history import JOURNAL_FILE, History, read_history
 from tuning.runs.journal import is_running
 from tuning.runs.records import SearchRecord, TrialRecord
+
+_warn_once = cache(logging.getLogger(__name__).warning)
 
 RUNS = Path("runs")
 """The default of `search.storage`."""
@@ -45,6 +50,8 @@ class RunFolder:
     folder: Path
     file: SearchFile
     history: History
+    unknown: Mapping[str, Any] = field(default_factory=dict, kw_only=True)
+    """Keys of `search.yaml` that this version does not know, with their values."""
 
     @property
     def checkpoint_root(self) -> str:
@@ -157,7 +164,11 @@ def load_run(folder: str | Path, whole: bool = False) -> RunFolder:
             for record in history.records
         ]
         history = replace(history, records=tuple(records))
-    return RunFolder(folder.resolve(), load_config(config, check=False), history)
+    file, unknown = load_recorded(config)
+    if unknown:
+        keys = listed(sorted(unknown))
+        _warn_once(f"{config.resolve()}: keys that this version does not know are skipped: {keys}")
+    return RunFolder(folder.resolve(), file, history, unknown=unknown)
 
 
 def config_of(file: SearchFile, record: TrialRecord) -> TrialConfig:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -19,16 +20,19 @@ from trainers.data.data_root import resolve_root
 from trainers.data.domain_files import domain_files
 from trainers.data.schema import read_header
 from trainers.data.store import Store, open_store
-from trainers.errors import ConfigError, StorageFailed, did_you_mean, validate
+from trainers.errors import ConfigError, StorageFailed, did_you_mean, listed, validate
 from trainers.evaluation.metrics import ID, MetricKey
 from trainers.yaml_text import read_yaml
 from tuning.checkpoints.files import fetched, kept_checkpoint
+from tuning.config.recorded import drop_unknown
 from tuning.runs.conclusion import conclusion, readings_in_words
 from tuning.runs.confirmation import FT, read_confirmation
 from tuning.runs.confirmation import SPLIT as TEST
 from tuning.runs.ranking import best_trial
 from tuning.runs.records import UNTUNED, ZERO_SHOT, trial_label
 from tuning.runs.run_folder import CONFIG_FILE, RunFolder, config_of, load_run
+
+logger = logging.getLogger(__name__)
 
 TRIAL_FILE = "trial.yaml"
 """Configuration, beside the checkpoint of `lipsum-tune train`."""
@@ -72,7 +76,10 @@ def find_source(folder: Path, trial: str | None = None, *, may_be_zero_shot: boo
     if trial:
         raise ConfigError("is for runs, not for one training", key="--trial", value=trial)
     header = whole_header(folder)
-    config = validate(TrialConfig, read_yaml(folder / TRIAL_FILE), str(folder / TRIAL_FILE))
+    values = read_yaml(folder / TRIAL_FILE)
+    if unknown := drop_unknown(TrialConfig, values):
+        logger.warning("%s: skipped, not known to this version: %s", folder, listed(unknown))
+    config = validate(TrialConfig, values, str(folder / TRIAL_FILE))
     name = folder.resolve().name
     origin = {"run": name, "method": config.method.name, "step": header.step}
     return Source(name, partial(_read, open_store(folder)), config, origin, header.metrics)
