@@ -4,7 +4,6 @@ from itertools import islice
 
 import numpy as np
 import optuna
-import pandas as pd
 import pytest
 from optuna.trial import TrialState
 from ray.tune.schedulers import FIFOScheduler
@@ -29,7 +28,6 @@ from tests.benchmarks.curve_table import (
     unit_point,
     without_collapse,
 )
-from tests.benchmarks.noise import SeededSurfaces
 from tests.benchmarks.scripted import Script, StopsBelow
 from tests.benchmarks.simulate import (
     Setting,
@@ -155,24 +153,6 @@ def test_a_training_that_collapsed_reports_what_the_worst_of_the_others_did():
         (1, -1),
         (2, -2),
     ]
-
-
-def test_a_simulated_seed_deviates_alike_in_similar_trainings_and_as_much_as_recorded_ones():
-    """Recorded seeds are 0.5 above and below a hill on its left, and below and above it right."""
-    rng, rows = np.random.default_rng(0), []
-    for number, lr in enumerate(np.geomspace(1e-4, 1e-2, 24)):
-        offset = math.log10(lr / 1e-3)
-        for seed in range(2):
-            acc = 80 - 4 * offset**2 + (0.5 - seed) * np.tanh(4 * offset) + 0.05 * rng.normal()
-            known = {"seed": seed, "id_val/acc": acc, "id_val/nll": math.exp(-acc / 100)}
-            rows.append(row(number, LAST, float(lr), 1 + number % 5) | known)
-    surfaces = SeededSurfaces(curve_table(rows, SPACE), ("id_val/acc",), pd.DataFrame(rows))
-    points = rng.uniform(0.1, 0.9, (400, 2))
-    drawn = [surfaces.draw_seed(p, 0, rng)[0] - surfaces.at(p[None])[0, -1, 0] for p in points]
-    side = np.sign(points[:, 0] - 0.5) * (np.abs(points[:, 0] - 0.5) > 0.1)
-    # Recorded seeds are closer to their mean than to the true one, by the root of 2.
-    assert np.mean(np.array(drawn)[side > 0]) == pytest.approx(0.5 * math.sqrt(2), rel=0.2)
-    assert np.mean(np.array(drawn)[side < 0]) == pytest.approx(-0.5 * math.sqrt(2), rel=0.2)
 
 
 def rows_of_a_hill():

@@ -23,8 +23,7 @@ _PLAIN = ("JPEG", "MPO", "PNG")
 _LOSSY = ("AVIF", "JPEG", "JPEG2000", "MPO", "WEBP")
 _WHOLE: dict[str, Any] = {"quality": 95, "subsampling": "4:4:4"}
 _RESIZED: dict[str, Any] = {"quality": 90, "subsampling": "4:2:0"}
-"""How JPEGs are written, of images that keep their size and of others; see
-`tests.benchmarks.loading`."""
+"""How JPEGs are written, of images that keep their size and of others."""
 _PNG_BIT_DEPTH = 24  # offset of that byte in a PNG
 _MAX_RATIO = 600
 """Long by short side. Evaluation resizes the whole image before it crops: with 384 pixels of the

@@ -23,7 +23,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from tests.benchmarks.photographs import data, figure, pilot, zero_shot_clip
+from tests.benchmarks.photographs import data, figure, zero_shot_clip
 from tests.benchmarks.photographs.table import markdown, results_of
 from trainers.data.suite import load_suite
 from trainers.loop.lr_schedule import first_learning_rate
@@ -116,21 +116,16 @@ def main():
     parser = parser_of(__doc__.splitlines()[0])
     parser.add_argument("--out", type=Path, required=True, help="for everything that is made")
     parser.add_argument("--pacs", type=Path, required=True, help="folder <domain>/<class>/*")
-    parser.add_argument("--pilot", action="store_true", help="only measure sizes of trials")
     arguments = parser.parse_args()
     out, suite = arguments.out, load_suite("pacs")
     out.mkdir(parents=True, exist_ok=True)
 
-    def prepare(pixels=PIXELS):
-        if not (out / f"clip-{pixels}" / zero_shot_clip.WEIGHTS_FILE).is_file():
-            zero_shot_clip.build(out / f"clip-{pixels}", pixels)
+    def prepare():
+        if not (out / f"clip-{PIXELS}" / zero_shot_clip.WEIGHTS_FILE).is_file():
+            zero_shot_clip.build(out / f"clip-{PIXELS}", PIXELS)
         data.prepare(arguments.pacs, out / "chosen", out / "data")
-        return inputs(out, pixels)
+        return inputs(out, PIXELS)
 
-    if arguments.pilot:
-        trials = {of: configuration(settings(prepare(of))).trial for of in pilot.PIXELS}
-        pilot.run(out / "pilot.json", trials)
-        return
     results = completed(arguments, prepare)
     if figure.MARKS.keys() <= set(results["row"]):
         figure.draw(results, suite).savefig(out / "figure.png", dpi=160)
