@@ -27,7 +27,7 @@ _GONE = {
     "extend": "`resume`, such as lipsum-tune resume quickstart --trials +8",
     "list": "`report` for the runs and `config` for the ready configurations, both without a name",
     "schema": "`config --schema`",
-    "soup": "`export`, such as lipsum-tune export quickstart --soup greedy --output model",
+    "soup": "`confirm`, which builds the model of a search, and `export`",
     "status": "`report`, such as lipsum-tune report quickstart",
 }
 """Commands of 0.2, and what they are now."""

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import json
-from contextlib import ExitStack
 from pathlib import Path
-from tempfile import TemporaryDirectory
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 import typer
 
@@ -78,49 +76,17 @@ def export(
     register: Annotated[
         str | None, typer.Option(help="Add it to this model in MLflow's registry.", metavar="NAME")
     ] = None,
-    push: Annotated[
-        str | None,
-        typer.Option(
-            help="Send it to this repository of the Hugging Face hub, which is created as a "
-            "private one. The token is that of HF_TOKEN, or of `hf auth login`.",
-            metavar="USER/NAME",
-        ),
-    ] = None,
-    public: Annotated[
-        bool, typer.Option("--public", help="With --push: everybody may read the repository.")
-    ] = False,
-    license_: Annotated[
-        str | None,
-        typer.Option(
-            "--license",
-            help="With --push: the licence of the model, such as `mit`.",
-            metavar="NAME",
-        ),
-    ] = None,
-    dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="With --push: print what would be sent, send nothing.")
-    ] = False,
     trial: Annotated[
         str | None,
         typer.Option(help="ID of a trial, or `ft`. Default: what won, by `confirm` if it has run."),
     ] = None,
-    soup: Annotated[
-        Literal["greedy"] | None,
-        typer.Option(
-            help="Average the best trials: greedy takes those that lower no objective of the mean.",
-        ),
-    ] = None,
-    top: Annotated[
-        int,
-        typer.Option(min=1, help="Trials of a soup; see search.checkpoints.keep_top."),
-    ] = 5,
     alpha: Annotated[
         float | None,
         typer.Option(
             min=0,
             max=1,
-            help="Point of the line: 0 is the zero-shot model, 1 the end of the training. Default: "
-            "the point that the trial chose.",
+            help="With --trial: point of the line, from 0, the zero-shot model, to 1, the end of "
+            "the training. Default: the point that the trial chose.",
         ),
     ] = None,
 ) -> None:
@@ -128,46 +94,22 @@ def export(
 
     Example: lipsum-tune export quickstart --output exported
     """
-    if register is None and output is None and push is None:
-        raise ConfigError("give --output FOLDER, --register NAME, --push USER/NAME or several")
-    if push is None and (public or license_ or dry_run):
-        raise ConfigError("--public, --license and --dry-run are for --push")
-    if dry_run and register is not None:
-        raise ConfigError("--dry-run sends nothing, and --register would add a version to MLflow")
-    which: dict[str, Any]
-    which = {"trial": trial, "soup": soup, "top": top, "alpha": alpha, "onnx": onnx}
-    with ExitStack() as stack:
-        folder = output
-        if push is not None:
-            from tuning.weights.hub import check_upload, complete_card, upload
+    if register is None and output is None:
+        raise ConfigError("give --output FOLDER, --register NAME or both")
+    which: dict[str, Any] = {"trial": trial, "alpha": alpha, "onnx": onnx}
+    if register is not None:
+        _register(run, register, output, which)
+    elif output is not None:
+        from tuning.weights.export import ABOUT, export_weights
 
-            check_upload(push, needs_token=not dry_run)
-            if folder is None:
-                scratch = stack.enter_context(TemporaryDirectory(prefix="lipsum-tune-"))
-                folder = Path(scratch, "model")
-        if register is not None:
-            _register(run, register, folder, which)
-        elif folder is not None:
-            from tuning.weights.export import ABOUT, export_weights
-
-            exported = export_weights(run, folder, **which)
-            about = json.loads((exported / ABOUT).read_text(encoding="utf-8"))
-            if "chosen" in about and not trial:
-                show("Model", f"{about.get('trial') or soup}. {about['chosen']}")
-        if output is not None:
-            written = output.expanduser().absolute()
-            show("Exported", written)
-            show("Try it", f"python {written}/predict.py IMAGE ...")
-        if push is not None and folder is not None:
-            folder = folder.expanduser()
-            card = complete_card(folder, push, license_)
-            if dry_run:
-                show("Not sent", f"{push}, {'public' if public else 'private'}")
-                for file in sorted(folder.iterdir()):
-                    show("", f"{file.name}, {file.stat().st_size:,} bytes")
-                show("README.md", *str(card).splitlines())
-            else:
-                show("Pushed", upload(folder, push, private=not public))
+        exported = export_weights(run, output, **which)
+        about = json.loads((exported / ABOUT).read_text(encoding="utf-8"))
+        if "chosen" in about and not trial:
+            show("Model", f"{about['trial']}. {about['chosen']}")
+    if output is not None:
+        written = output.expanduser().absolute()
+        show("Exported", written)
+        show("Try it", f"python {written}/predict.py IMAGE ...")
 
 
 def _register(run: Path, name: str, output: Path | None, which: dict[str, Any]) -> None:

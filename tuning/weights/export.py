@@ -6,7 +6,7 @@ import dataclasses
 import json
 import shutil
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Any, cast
 
 from torch import Tensor, nn
 
@@ -14,13 +14,17 @@ from trainers.errors import ConfigError
 from trainers.folders import appearing
 from trainers.models.image import image_input
 from trainers.weights.export import classifier, write_open_clip
-from tuning.runs.run_folder import load_run
 from tuning.weights import predict
-from tuning.weights.hub import card_data
-from tuning.weights.model_card import model_card
+from tuning.weights.card import card_data, model_card
 from tuning.weights.onnx import check_onnx, write_onnx
-from tuning.weights.soup import soup_of
-from tuning.weights.sources import SPLIT, Source, evaluation_crops, find_source, measured
+from tuning.weights.sources import (
+    SPLIT,
+    TRIAL_FILE,
+    Source,
+    evaluation_crops,
+    find_source,
+    measured,
+)
 
 ABOUT, CARD = "classes.json", "README.md"
 
@@ -39,8 +43,6 @@ def export_weights(
     output: Path | str,
     *,
     trial: str | None = None,
-    soup: Literal["greedy"] | None = None,
-    top: int = 5,
     alpha: float | None = None,
     onnx: bool = False,
 ) -> Path:
@@ -52,11 +54,8 @@ def export_weights(
         folder: of a run, or of `lipsum-tune train`.
         output: a new folder, or an empty one.
         trial: of the run, or `ft` or `zero-shot`; by default what won, see `conclusion`.
-        soup: average the best trials of the run, see `tuning.weights.soup`. The soup is evaluated
-            on the validation splits.
-        top: number of trials for the soup, if so many were kept (`checkpoints.keep_top`).
-        alpha: of WiSE-FT, from 0 (zero-shot) to 1 (the end of the training); by default the point
-            that the trial has chosen (`eval.line`).
+        alpha: of a named trial, or of what `train` wrote: the point of the line from 0 (zero-shot)
+            to 1 (the end of the training); by default the one that it has chosen (`eval.line`).
         onnx: add `model.onnx`, image encoder and head in one file, whose logits are compared with
             those of PyTorch.
 
@@ -64,28 +63,26 @@ def export_weights(
         The output, absolute.
 
     Raises:
-        ConfigError: no such weights, an alpha out of range, an output that is in use, or a package
-            or equal logits are missing for ONNX.
+        ConfigError: no such weights, an alpha out of range or of weights without a line, an output
+            that is in use, or a package or equal logits are missing for ONNX.
         StorageFailed: the weights cannot be copied here.
     """
     if alpha is not None and not 0 <= alpha <= 1:
         raise ConfigError("must be from 0 to 1", key="--alpha", value=alpha)
-    if soup not in (None, "greedy"):
-        raise ConfigError("no such recipe", key="--soup", value=soup, hint="greedy")
-    if soup is not None and trial:
-        raise ConfigError("cannot be used with --trial", key="--soup", value=soup)
+    if alpha is not None and not trial and not (Path(folder) / TRIAL_FILE).is_file():
+        raise ConfigError("is for one training: name it by --trial", key="--alpha", value=alpha)
     if onnx:
         check_onnx()
     output = Path(output).expanduser().absolute()
     if output.exists() and (not output.is_dir() or any(output.iterdir())):
         problem, hint = "is not an empty folder", "name another one, or remove it first"
         raise ConfigError(problem, key="--output", value=str(output), hint=hint)
-    if soup is None:
-        source = find_source(Path(folder), trial, may_be_zero_shot=alpha is None)
-    else:
-        source = soup_of(load_run(folder), top)
+    source = find_source(Path(folder), trial)
     if alpha and source.alpha == 0:
         raise ConfigError("is for trained weights", key="--alpha", value=alpha)
+    if alpha is not None and not source.trial.method.has_line:
+        problem = f"{source.trial.method.name} has an alpha of its own, `method.alpha`"
+        raise ConfigError(problem, key="--alpha", value=alpha)
     data, model, metrics, test = source.trial.data, source.trial.model, source.metrics, source.test
     point = metrics.get("line/a", 1.0)  # at which the weights of the checkpoint are
     if alpha is None:

@@ -16,8 +16,8 @@ from tuning.execution.signals import environment_variables
 from tuning.runs.run_folder import load_run
 from tuning.views.mlflow import client as mlf
 from tuning.weights import predict
+from tuning.weights.card import summary
 from tuning.weights.export import ABOUT, export_weights
-from tuning.weights.model_card import summary
 
 if TYPE_CHECKING:
     from mlflow.entities.model_registry import ModelVersion

@@ -49,9 +49,9 @@ class Source:
     load: Callable[[], tuple[Mapping[str, Tensor], tuple[str, ...]]]
     """Reads the weights and the (K,) class names of their head."""
     trial: TrialConfig
-    """The configuration of the training; for a soup, of the best of its trials."""
+    """The configuration of the training."""
     origin: Mapping[str, Any]
-    """Plain values: run, trial or soup, method, params, and how the weights were chosen."""
+    """Plain values: run, trial, method, params, and how the weights were chosen."""
     metrics: Mapping[str, float]
     """The last report, on validation splits; accuracies in percent."""
     alpha: float | None = None
@@ -60,19 +60,18 @@ class Source:
     """What `confirm` measured of it and beside it: label -> number of `seeds`, mean `metrics`."""
 
 
-def find_source(folder: Path, trial: str | None = None, *, may_be_zero_shot: bool = True) -> Source:
+def find_source(folder: Path, trial: str | None = None) -> Source:
     """Find the weights that a user names.
 
     Args:
         folder: a run folder, or one that `lipsum-tune train` wrote.
         trial: `ft` and `zero-shot` included; by default what won, see `conclusion`.
-        may_be_zero_shot: whether that may be the zero-shot model; otherwise the best trial.
 
     Raises:
         ConfigError: they do not exist or were not kept, or the results of `confirm` are damaged.
     """
     if (folder / CONFIG_FILE).is_file() or not (folder / TRIAL_FILE).is_file():
-        return _of_trial(load_run(folder), trial, may_be_zero_shot)
+        return _of_trial(load_run(folder), trial)
     if trial:
         raise ConfigError("is for runs, not for one training", key="--trial", value=trial)
     header = whole_header(folder)
@@ -96,7 +95,7 @@ def write_trial(folder: Path, trial: TrialConfig) -> None:
     (folder / TRIAL_FILE).write_text(text, encoding="utf-8")
 
 
-def _of_trial(run: RunFolder, trial_id: str | None, may_be_zero_shot: bool) -> Source:
+def _of_trial(run: RunFolder, trial_id: str | None) -> Source:
     search, records = run.search, {r.trial_id: r for r in run.history.records}
     again = read_confirmation(search)
     said = readings_in_words(again.readings) if again and again.readings else ""
@@ -108,8 +107,6 @@ def _of_trial(run: RunFolder, trial_id: str | None, may_be_zero_shot: bool) -> S
             raise ConfigError("no trial has a value of the objective yet", source=run.folder)
         trial_id, looks_at_ood = found.won.trial_id, search.sees_ood
         why = " ".join(found.lines)
-        if trial_id == ZERO_SHOT and not may_be_zero_shot:
-            trial_id = best.trial_id
         if trial_id == FT and FT not in records:
             hint = f"--trial {best.trial_id} exports the best trial; search.references has `ft`"
             problem = f"this search has no weights of the winner. {why}"

@@ -380,7 +380,7 @@ MISTAKES = [
             ("report", ""),
             ("control", "--end"),
             ("confirm", ""),
-            ("export", "--output out --soup greedy"),
+            ("export", "--output out"),
         )
     ),
     ("report damaged", " is damaged"),
@@ -389,10 +389,8 @@ MISTAKES = [
     ("confirm mine --seeds 1", "--seeds = 1"),
     ("confirm mine --seeds 1000000000", "--seeds = 1000000000: must be 2, for an interval, to"),
     ("export mine --output out", "the weights of trial-000 (finished)"),
-    ("export mine", "give --output FOLDER, --register NAME, --push USER/NAME or several"),
-    ("export mine --output a --dry-run", "--public, --license and --dry-run are for --push"),
-    ("export mine --push a/b --register c --dry-run", "--dry-run sends nothing"),
-    ("export mine --output out --soup greedy", "keep_top = 5"),
+    ("export mine", "give --output FOLDER, --register NAME or both"),
+    ("export mine --output out --alpha 1", "--alpha = 1"),
     ("resume mine --set trial.steps", "write it as key=value"),
     ("resume mine --set trial.seed=9", "start a new search"),
     ("resume mine --trials +x", "write a number, or +8"),
@@ -401,7 +399,7 @@ MISTAKES = [
     ("list", "`report` for the runs"),
     ("status quickstart --json", "lipsum-tune report quickstart"),
     ("schema", "`config --schema`"),
-    ("soup mine --name greedy", "`soup` is now `export`"),
+    ("soup mine --name greedy", "`soup` is now `confirm`"),
     ("extend quickstart --trials 8", "`resume`"),
 ]
 LONG = "x" * 300

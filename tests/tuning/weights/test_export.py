@@ -77,15 +77,13 @@ def test_the_default_is_the_trial_that_the_objective_chooses(real, tmp_path):
 
 
 def test_a_zero_shot_model_that_wins_is_exported_with_its_head(real, tmp_path):
-    run, records = copy_with_zero_shot(real[0], tmp_path / "run", mean_acc=99), real[1]
+    run = copy_with_zero_shot(real[0], tmp_path / "run", mean_acc=99)
     written, search = export(run, tmp_path / "model"), load_run(run).search
     recorded = about(written)
     assert (recorded["trial"], recorded["params"], recorded["step"]) == ("zero-shot", {}, 0)
     assert recorded["chosen"].startswith("No trial is better than zero-shot: ")
     assert recorded["metrics"] == measured(search.zero_shot)
     torch.testing.assert_close(head_of(written), zero_shot_head(run), rtol=1e-5, atol=1e-6)
-    half = about(export(run, tmp_path / "half", alpha=0.5))
-    assert half["trial"] == best_trial(search, records).trial_id
 
 
 def test_a_named_trial_is_exported_with_classes_origin_and_card(real, tmp_path):
@@ -220,8 +218,18 @@ def test_alpha_is_a_point_of_the_line_from_its_end(trial, tmp_path):
         torch.testing.assert_close(weights[name], value, rtol=1e-4, atol=1e-6)
     with pytest.raises(ConfigError, match="not for one training"):
         export(trained, tmp_path / "other", trial="trial-000")
-    with pytest.raises(ConfigError, match="not a run folder"):
-        export(trained, tmp_path / "other", soup="greedy")
+
+
+@pytest.mark.parametrize("method", ["wise_ft", "r_adapter"])
+def test_a_method_with_an_alpha_of_its_own_has_no_other(method, trial, tmp_path):
+    """The weights before its own alpha are not kept: 1 would be the exported ones."""
+    changes = {"method.name": method, "steps": 1, "eval.every": 1}
+    (last,) = fine_tune(with_overrides(trial, changes, "test"))
+    last.save(tmp_path)
+    write_trial(tmp_path, last.run.config)
+    with pytest.raises(ConfigError) as caught:
+        export(tmp_path, tmp_path / "model", alpha=1)
+    assert (caught.value.key, method in caught.value.problem) == ("--alpha", True)
 
 
 @pytest.mark.parametrize(
@@ -229,8 +237,8 @@ def test_alpha_is_a_point_of_the_line_from_its_end(trial, tmp_path):
     [
         ({"trial": "trial-1"}, "--trial", "did you mean 'trial-001'"),
         ({"trial": "trial-004"}, None, "search.checkpoints.keep_top"),
-        ({"soup": "greedy", "trial": "trial-000"}, "--soup", "--trial"),
         ({"alpha": math.nan}, "--alpha", "from 0 to 1"),
+        ({"alpha": 0.5}, "--alpha", "name it by --trial"),
         ({"output": "used"}, "--output", "is not an empty folder (name another"),
         ({"output": "used/thesis.tex/model"}, "--output", ""),
     ],
