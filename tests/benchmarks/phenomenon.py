@@ -13,6 +13,7 @@ from trainers.data.suite import Suite
 from tuning import load_config
 
 QUICKSTART = load_config("quickstart").trial
+SUITE = Suite(id_domain=QUICKSTART.data.id_domain, ood_domains=QUICKSTART.data.ood_domains)
 GIVEN = {
     "trial.model.name": QUICKSTART.model.name,
     "trial.data.root": QUICKSTART.data.root,
@@ -30,10 +31,8 @@ def main():
     arguments = parser.parse_args()
     arguments.out.mkdir(parents=True, exist_ok=True)
     results = completed(arguments, lambda: GIVEN)
-    data = QUICKSTART.data
-    suite = Suite(id_domain=data.id_domain, ood_domains=data.ood_domains)
-    (arguments.out / "table.md").write_text(markdown(results, suite), encoding="utf-8")
-    print(markdown(results, suite))
+    (arguments.out / "table.md").write_text(markdown(results, SUITE), encoding="utf-8")
+    print(markdown(results, SUITE))
 
 
 if __name__ == "__main__":

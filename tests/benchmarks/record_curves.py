@@ -101,7 +101,7 @@ def drawings(id_domain, every):
 
 def of_photographs(out):
     """The trial of the benchmark of photographs, with the ranges of its searches."""
-    given = photographs.settings(photographs.inputs(out, photographs.PIXELS))
+    given = photographs.settings(photographs.inputs(out))
     ranges = given["search.space.parameters"].removesuffix("}")
     given |= {"search.space.parameters": f"{ranges}, {TEXTS}}}"}
     return photographs.configuration(given | {"trial.eval.rung_weights": "averaged"})

@@ -7,9 +7,8 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from open_clip import OPENAI_IMAGENET_TEMPLATES, SimpleTokenizer
 
-from tests.benchmarks.photographs import figure, zero_shot_clip
+from tests.benchmarks.photographs import zero_shot_clip
 from tests.benchmarks.photographs.__main__ import SEARCHES, configuration, confirmed, settings
 from tests.benchmarks.photographs.table import markdown, results_of
 from tests.tuning.execution.inline_tuner import without_ray
@@ -27,15 +26,6 @@ def test_the_target_of_a_name_is_the_mean_of_its_classes():
     assert targets["elephant"][[101, 385, 386]].tolist() == pytest.approx([3**-0.5] * 3)
     pacs = {"dog", "elephant", "giraffe", "guitar", "horse", "house", "person"}
     assert pacs <= targets.keys()
-
-
-def test_the_cut_tokenizer_splits_names_as_clips(tmp_path):
-    names = ["stringed instrument", "Maltese dog", "giraffe"]
-    cut, whole = zero_shot_clip.cut_tokenizer(tmp_path / "bpe.txt.gz", names), SimpleTokenizer()
-    assert cut.vocab_size < 2000
-    for text in (OPENAI_IMAGENET_TEMPLATES[5](name) for name in names):
-        parts = [[of.decoder[token] for token in of.encode(text)] for of in (cut, whole)]
-        assert parts[0] == parts[1]
 
 
 DRAWINGS = {
@@ -122,12 +112,15 @@ def results(tmp_path):
     return pd.concat(parts, ignore_index=True)
 
 
+def cells(results):
+    """Mean and half-width of each cell of both tables, as printed, by row."""
+    lines = [line.strip("| \n").split(" | ") for line in markdown(results, SUITE).splitlines()]
+    return {name: [c.split(" ± ") for c in of] for name, *of in lines if of}
+
+
 def test_rows_pool_the_seeds_of_all_searches_and_pair_them(results):
-    lines = markdown(results, SUITE).splitlines()
-    rows = {cells[1].strip(): cells[2:] for line in lines if len(cells := line.split("|")) > 2}
-    means = {
-        name: [cell.split("±")[0].strip() for cell in cells[:-1]] for name, cells in rows.items()
-    }
+    found = cells(results)
+    means = {name: [mean for mean, *_ in of] for name, of in found.items()}
     assert means["zero-shot"] == ["50.0", "50.0", "20.0", "80.0"]
     assert means["FT, untuned, at its end"] == ["10.0", "20.0", "20.0", "20.0"]
     assert means["FT, untuned"] == ["65.0", "25.0", "40.0", "10.0"]
@@ -136,9 +129,8 @@ def test_rows_pool_the_seeds_of_all_searches_and_pair_them(results):
     paired = estimate(
         [20, 20, 10, 10], [(100, np.array([DIFFERENCE[0]] * 2 + [DIFFERENCE[1]] * 2))]
     )
-    shown = rows["Lipsum-FT, untuned - FT, untuned"][0].split("±")[1].strip()
-    assert shown == f"{paired.high - paired.mean:.1f}"
-    assert "searches: {'random': 2, 'untuned': 2}, each with 2 fresh seeds" in lines[-1]
+    _, half = found["Lipsum-FT, untuned - FT, untuned"][0]
+    assert half == f"{paired.high - paired.mean:.1f}"
     assert set(results["params"]) == {"{}", '{"method.name": "lipsum_ft", "optim.lr": 0.1}'}
 
 
@@ -146,9 +138,12 @@ DIFFERENCE = [0] * 6 + [1, 1, 0, 0], [0] * 7 + [1, 0, 0]
 """Right images of Lipsum-FT less those of FT, without and with one more."""
 
 
-def test_the_figure_leads_from_the_end_of_plain_fine_tuning_to_its_line(results):
-    (axes,) = figure.draw(results, SUITE).axes
-    marks = np.array([mark.xy for mark in axes.texts[:3]])
-    assert marks == pytest.approx(np.array([(50, 50), (10, 20), (65, 25)]))
-    arrow = axes.texts[3]
-    assert np.array([arrow.xyann, arrow.xy]) == pytest.approx(marks[1:])
+def test_the_trainings_of_one_search_count_once(results):
+    """Two searches, with 3 and 2 right images of 5 in each of their two trainings."""
+    _, half = cells(results)["Lipsum-FT, random search"][2]
+    right = np.array([[1, 1, 1, 0, 0], [1, 1, 0, 0, 0]])
+    found = estimate([60, 40], [(100, right)])
+    assert half == f"{found.high - found.mean:.1f}"
+    one = results[results["seed"] == 0]
+    assert cells(one)["Lipsum-FT, random search"][2] == ["60.0"]
+    assert len(cells(one)["Lipsum-FT, untuned"][2]) == 2

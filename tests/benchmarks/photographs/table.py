@@ -1,24 +1,27 @@
-"""The results of the benchmark of photographs, and the table of their test accuracies.
+"""The results of the benchmark of photographs: tables and the figure of their test accuracies.
 
 Results are a data frame: which test images of a domain a training classifies correctly. It has a
 row for each kind of search, its seed, each row of the table, fresh seed and domain.
 """
 
 import json
-from dataclasses import dataclass, field
+import math
+from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
+from matplotlib.figure import Figure
 
 from tuning.runs.confirmation import END, FT, SPLIT, estimate
 from tuning.runs.records import ZERO_SHOT
 
+UNTUNED = "untuned"
 BEST = "best "
 ROWS = {
-    "zero-shot": ("untuned", ZERO_SHOT),
-    "FT, untuned, at its end": ("untuned", FT, END),
-    "FT, untuned": ("untuned", FT),
-    "Lipsum-FT, untuned": ("untuned", BEST + "lipsum_ft"),
+    "zero-shot": (UNTUNED, ZERO_SHOT),
+    "FT, untuned, at its end": (UNTUNED, FT, END),
+    "FT, untuned": (UNTUNED, FT),
+    "Lipsum-FT, untuned": (UNTUNED, BEST + "lipsum_ft"),
     "FT, tuned": ("tuned", BEST + "ft"),
     "Lipsum-FT, tuned": ("tuned", BEST + "lipsum_ft"),
     "Lipsum-FT, random search": ("random", BEST + "lipsum_ft"),
@@ -34,6 +37,13 @@ PAIRS = (
     ("Lipsum-FT, tuned", "Lipsum-FT, random search"),
 )
 """Rows whose difference is shown."""
+MARKS = {
+    "zero-shot": ("zero-shot", "#5B616B", 7),
+    "FT, untuned, at its end": ("plain fine-tuning,\nuntuned", "#D55E00", -27),
+    "FT, untuned": ("the best point\nof its line", "#0072B2", 7),
+}
+"""Rows in the figure, with label, colour, and height of the label over the mark in points. An arrow
+leads from the second to the third."""
 
 
 def results_of(kind, seed, found):
@@ -55,85 +65,131 @@ def results_of(kind, seed, found):
     return pd.DataFrame(rows, columns=columns)
 
 
-@dataclass
+@dataclass(frozen=True)
 class Row:
-    """The trainings of a row by their seeds, of which no two searches share one.
+    """The trainings of a row of the table, or their differences from those of another one.
 
-    Of each domain: 1 for a test image that is classified correctly, 0 for another; in a difference,
-    1, 0 or -1.
+    Trainings are independent of each other, except for those of a search that chose what was
+    trained: there, the search is what was drawn, and its trainings count as one, their mean.
     """
 
-    right: dict[int, dict[str, np.ndarray]] = field(default_factory=dict)
+    right: dict[tuple[int, int], dict[str, np.ndarray]]
+    """By seed of the search and fresh seed, for each domain: 1 for a test image that is classified
+    correctly, 0 for another; in a difference, 1, 0 or -1."""
+    is_chosen: bool
+    """Whether a search chose the hyperparameters among its trials."""
 
     def __sub__(self, other):
-        return Row(
-            {
-                seed: {domain: images - other.right[seed][domain] for domain, images in of.items()}
-                for seed, of in self.right.items()
-                if seed in other.right
-            }
-        )
+        """Paired by seeds and images."""
+        differences = {
+            seeds: {domain: images - other.right[seeds][domain] for domain, images in of.items()}
+            for seeds, of in self.right.items()
+            if seeds in other.right
+        }
+        return Row(differences, self.is_chosen or other.is_chosen)
 
     def estimate(self, weights):
-        """Mean and interval over seeds and images, as `confirm` computes them for one search.
+        """Mean and interval over what was drawn and over the images.
 
         Args:
             weights: the domains of a metric with their shares in percent.
         """
-        values = [
-            sum(share * of[domain].mean() for domain, share in weights.items())
-            for of in self.right.values()
-        ]
-        images = [
-            (share, np.stack([of[domain] for of in self.right.values()]))
-            for domain, share in weights.items()
-        ]
-        return estimate(values, images)
+        units = {}
+        for (search, fresh), of in self.right.items():
+            units.setdefault(search if self.is_chosen else (search, fresh), []).append(of)
+        images = {
+            domain: np.stack(
+                [np.mean([of[domain] for of in unit], axis=0) for unit in units.values()]
+            )
+            for domain in weights
+        }
+        of_units = [images[domain].mean(axis=1) * share for domain, share in weights.items()]
+        pairs = [(share, images[domain]) for domain, share in weights.items()]
+        return estimate(np.sum(of_units, axis=0).tolist(), pairs)
 
 
 def read_rows(results):
     """The rows of the table whose searches are there."""
     rows = {}
     for name, of_row in results.groupby("row"):
-        right = rows.setdefault(name, Row()).right
-        for fresh, domain, images in zip(
-            of_row["fresh_seed"], of_row["domain"], of_row["right"], strict=True
-        ):
-            right.setdefault(fresh, {})[domain] = np.asarray(images, np.int8)
+        right = {}
+        keys = (of_row[column] for column in ("seed", "fresh_seed", "domain", "right"))
+        for seed, fresh, domain, images in zip(*keys, strict=True):
+            right.setdefault((seed, fresh), {})[domain] = np.asarray(images, np.int8)
+        rows[name] = Row(right, is_chosen=ROWS[name][0] != UNTUNED)
     return {name: rows[name] for name in ROWS if name in rows}
 
 
 def columns(suite):
     """The weights of domains in a metric, by the heading of its column."""
-    ood, alone = suite.ood_domains, [suite.id_domain, *suite.ood_domains]
+    ood = suite.ood_domains
     found = {f"{suite.id_domain} (ID)": {suite.id_domain: 100.0}}
-    found["OOD mean"] = dict.fromkeys(ood, 100.0 / len(ood))
-    return found | {domain: {domain: 100.0} for domain in alone[1:]}
+    found["mean OOD"] = dict.fromkeys(ood, 100.0 / len(ood))
+    return found | {domain: {domain: 100.0} for domain in ood}
 
 
-def markdown(results, suite):
-    """Means ± half-widths of 95 % intervals, then differences, of the searches so far."""
-    rows, of_metrics = read_rows(results), columns(suite)
-    differences = {
+def accuracies(results, of_metrics):
+    """The table of test accuracies: means ± half-widths of 95 % intervals."""
+    return table("test accuracy, %", read_rows(results), of_metrics)
+
+
+def differences(results, of_metrics):
+    """The table of differences between rows."""
+    rows = read_rows(results)
+    found = {
         f"{better} - {worse}": rows[better] - rows[worse]
         for better, worse in PAIRS
         if better in rows and worse in rows
     }
-    lines = []
-    for title, part, sign in (("test accuracy", rows, ""), ("difference", differences, "+")):
-        lines += [f"| {' | '.join([title, *of_metrics])} |", "|---" * (1 + len(of_metrics)) + "|"]
-        for name, row in part.items():
-            texts = [text(row.estimate(weights), sign) for weights in of_metrics.values()]
-            lines.append("| " + " | ".join([name, *texts]) + " |")
-        lines.append("")
-    seeds = results.groupby("search")["seed"].nunique().to_dict()
-    fresh = results.groupby(["search", "seed"])["fresh_seed"].nunique().max()
-    lines.append(
-        f"± is half of the 95 % interval over seeds and test images; searches: {seeds}, each with "
-        f"{fresh} fresh seeds, by which and by image differences are paired."
-    )
-    return "\n".join(lines) + "\n"
+    return table("difference, points", found, of_metrics, sign="+")
+
+
+def table(title, rows, of_metrics, sign=""):
+    lines = [[title, *of_metrics], ["---"] * (1 + len(of_metrics))]
+    for name, row in rows.items():
+        cells = [text(row.estimate(weights), sign) for weights in of_metrics.values()]
+        lines.append([name, *cells])
+    return "".join(f"| {' | '.join(cells)} |\n" for cells in lines)
 
 
 def text(found, sign):
-    return f"{found.mean:{sign}.1f} ± {(found.high - found.low) / 2:.1f}"
+    """Mean and half-width; without the latter where one search is all there is."""
+    mean = f"{round(found.mean, 1) + 0.0:{sign}.1f}"  # without -0.0
+    half = (found.high - found.low) / 2
+    return mean if math.isnan(half) else f"{mean} ± {half:.1f}"
+
+
+def markdown(results, suite):
+    """Both tables of the searches so far, for all domains."""
+    searches = results.groupby("search")["seed"].nunique().to_dict()
+    fresh = results.groupby(["search", "seed"])["fresh_seed"].nunique().max()
+    note = (
+        "± is half of the 95 % interval over test images and fresh seeds; where a search chose the "
+        "hyperparameters, over images and searches. "
+        f"Searches: {searches}, each with {fresh} fresh seeds."
+    )
+    of_metrics = columns(suite)
+    return "\n".join([accuracies(results, of_metrics), differences(results, of_metrics), note, ""])
+
+
+def figure(results, suite):
+    """Test accuracies, ID to the right and OOD upwards, with their intervals."""
+    rows, metrics = read_rows(results), list(columns(suite).values())[:2]
+    drawn = Figure(figsize=(6.4, 4.0), layout="constrained")
+    axes = drawn.add_subplot(
+        xlabel="accuracy on new images of the training domain (photo), %",
+        ylabel="on other domains (art, cartoon, sketch), %",
+    )
+    axes.grid(color="#ECEEF1")
+    axes.set_axisbelow(True)
+    places = []
+    for name, (label, colour, height) in MARKS.items():
+        x, y = (rows[name].estimate(weights) for weights in metrics)
+        places.append((x.mean, y.mean))
+        errors = (y.high - y.low) / 2, (x.high - x.low) / 2
+        axes.errorbar(*places[-1], *errors, fmt="o", ms=9, color=colour)
+        axes.annotate(label, places[-1], (9, height), textcoords="offset points", color=colour)
+    arrow = {"arrowstyle": "-|>", "shrinkA": 9, "shrinkB": 9, "color": "#0072B2"}
+    axes.annotate("", places[2], places[1], arrowprops=arrow)
+    axes.margins(0.25)
+    return drawn
