@@ -52,8 +52,7 @@ def examine(file: SearchFile | None = None, *, address: str | None = None) -> li
         search, trial = file.search, file.trial
         asked["checkpoints"] = search.checkpoints.storage or str(job_runs(search.storage))
         asked["files"] = [str(path) for path in trial.model.paths]
-        root = trial.data.root  # sources are prepared in the cache of each node
-        asked["data"] = root if isinstance(root, str) and root != EMBEDDED else None
+        asked["data"] = trial.data.root if trial.data.root != EMBEDDED else None
     cloudpickle.register_pickle_by_value(sys.modules[__name__])
     try:
         with ray_session(address):

@@ -10,7 +10,6 @@ from pydantic import BeforeValidator, Field, field_validator, model_validator
 
 from trainers.config_model import Frozen
 from trainers.data.domain_files import EMBEDDED
-from trainers.data.sources import Source
 from trainers.data.suite import Suite, is_domain_name, load_suite, resolve_suite
 from trainers.errors import ConfigError
 
@@ -69,11 +68,9 @@ class Augment(Frozen):
 class DataConfig(Frozen):
     """Where the images are, and which domain is in-distribution (ID)."""
 
-    root: str | dict[str, Source] = EMBEDDED
+    root: str = EMBEDDED
     """Folder or URL (`s3://bucket/data`) with `<domain>/<split>/*.parquet`; `openmoji` is the
-    embedded benchmark. Or the source of each domain, the ID domain first, which each machine
-    prepares once in its cache: `studio: {path: /data/studio}`, `photo: {layout: hub, path:
-    owner/name, revision: main, domain_column: domain}`."""
+    embedded benchmark."""
     suite: Annotated[str | Suite | None, BeforeValidator(resolve_suite)] = None
     """Name of a packaged suite, or your own as a YAML file or its keys, which become part of the
     configuration. It has the domains, unless the next two keys are given, and the class names in
@@ -109,12 +106,8 @@ class DataConfig(Frozen):
 
     @field_validator("root")
     @classmethod
-    def _root_is_absolute(cls, root: str | dict[str, Source]) -> str | dict[str, Source]:
+    def _root_is_absolute(cls, root: str) -> str:
         """Workers and resumed runs may have another working directory."""
-        if isinstance(root, dict):
-            if not root:
-                raise ValueError("expected the source of each domain")
-            return {name: source.absolute() for name, source in root.items()}
         if root == EMBEDDED or "://" in root:
             return root
         return str(Path(root).expanduser().absolute())
@@ -129,9 +122,6 @@ class DataConfig(Frozen):
         except ConfigError:
             return values  # reported by the field's own validation
         if suite is None:
-            if isinstance(root := values.get("root"), Mapping) and root:
-                first, *rest = root
-                return {"id_domain": first, "ood_domains": rest, **values}
             return values
         rules = load_suite(suite) if isinstance(suite, str) else suite
         filled = {"id_domain": rules.id_domain, **values, "suite": suite}
@@ -147,8 +137,6 @@ class DataConfig(Frozen):
         for name in names:
             if not is_domain_name(name):
                 raise ValueError(f"the domain {name!r} is not the name of a folder")
-        if isinstance(self.root, dict) and next(iter(self.root)) != self.id_domain:
-            raise ValueError(f"the first source of root is not that of {self.id_domain!r}")
         twice = sorted({name for name in names if names.count(name) > 1})
         if twice:
             raise ValueError(f"the domain {twice[0]!r} is named twice in id_domain and ood_domains")

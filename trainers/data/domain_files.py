@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable
 from typing import Any
 
 import platformdirs
 from pyarrow import fs
 
-from trainers.data.sources import Source
-from trainers.data.store import Store, cache_folder, open_store
+from trainers.data.store import Store, open_store
 from trainers.errors import ConfigError, did_you_mean, unreadable
 
 EMBEDDED = "openmoji"
@@ -31,12 +29,8 @@ def draw(store: Store, parts: Collection[tuple[str, str]], *, progress: bool = F
     build(store.local_path(), [part for part in PARTS if part in parts], progress=progress)
 
 
-def stored_root(root: str | Mapping[str, Source]) -> Store:
+def stored_root(root: str) -> Store:
     """The folder of `resolve_root`, without writing anything there."""
-    if not isinstance(root, str):
-        text = json.dumps({name: source.model_dump(mode="json") for name, source in root.items()})
-        key = hashlib.sha256(text.encode()).hexdigest()[:16]
-        return open_store(cache_folder() / "lipsum-tune-prepared" / key)
     if root != EMBEDDED:
         return open_store(root)
     return open_store(platformdirs.user_cache_path("lipsum-tune") / EMBEDDED)
@@ -80,9 +74,7 @@ def domain_files(store: Store, domain: str, split: str) -> list[str]:
         raise unreadable(error, store.url, key="data.root", value=store.url) from None
 
 
-def without_split(
-    root: str | Mapping[str, Source], domains: Iterable[str], split: str
-) -> list[str]:
+def without_split(root: str, domains: Iterable[str], split: str) -> list[str]:
     """The domains that lack a split; the embedded benchmark has them all."""
     store = stored_root(root)
     return [d for d in domains if root != EMBEDDED and not store.exists(f"{d}/{split}")]

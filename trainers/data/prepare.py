@@ -168,7 +168,7 @@ def _record(source: Source, splits: Mapping[Split, Found], options: Options) -> 
         names.update(json.dumps([split, found.class_names, list(labels)]).encode())
     return {
         "format": FORMAT,
-        "source": source.model_dump(mode="json"),
+        "source": source.absolute().model_dump(mode="json"),
         "settings": options.model_dump(),
         "images_sha256": names.hexdigest(),
     }

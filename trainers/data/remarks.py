@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from typing import Any
 
 from trainers.data.domain_files import EMBEDDED, domain_files, stored_root
@@ -16,7 +16,7 @@ DUPLICATES = "duplicates.csv"
 """In the root of prepared data, written by `prepare`."""
 
 
-def remarks_on(root: str | Mapping[str, Any], parts: Iterable[tuple[str, str]]) -> list[str]:
+def remarks_on(root: str, parts: Iterable[tuple[str, str]]) -> list[str]:
     """`remarks` on the images of a configuration; none on the embedded benchmark."""
     return [] if root == EMBEDDED else remarks(stored_root(root), parts)
 

@@ -218,7 +218,7 @@ def plan_on(
 def data_size(trial: TrialConfig, images: int | None, classes: int | None) -> DataSize:
     """From the prepared data in a folder, or else as given or assumed."""
     data, root = trial.data, trial.data.root
-    if images is None and classes is None and isinstance(root, str) and Path(root).is_dir():
+    if images is None and classes is None and Path(root).is_dir():
         store = resolve_root(root)
         headers = (read_headers(store, domain_files(store, d, "val")) for d in data.domains)
         val = [sum(header.rows for header in of_domain) for of_domain in headers]

@@ -15,13 +15,11 @@ from typing import Any, Final
 
 import pyarrow.parquet as pq
 from PIL import Image
-from pydantic import TypeAdapter
 
 from trainers.checkpoints.format import PREDICTED_CLASSES, PREDICTIONS
 from trainers.data.dataset import ImageDataset
 from trainers.data.domain_files import stored_root
 from trainers.data.fingerprint import split_fingerprint
-from trainers.data.sources import Source
 from trainers.data.store import Store, open_store
 from tuning.checkpoints.files import kept_checkpoint
 from tuning.runs.environment import seen_at_start
@@ -64,7 +62,7 @@ def changed_images(search: SearchRecord, checkpoints: str, trial_id: str) -> lis
             table = pq.read_table(file)
         classes: dict[str, list[str]] = json.loads(table.schema.metadata[PREDICTED_CLASSES])
         root = search.configured("trial", "data", "root")
-        store = stored_root(TypeAdapter(str | dict[str, Source]).validate_python(root))
+        store = stored_root(root)
         seen = seen_at_start(search.run_folder) or {}
         number = max(1, min(NUM_SHOWN, MAX_SHOWN // (2 * len(classes))))
         frame, found = table.to_pandas(), []

@@ -93,7 +93,7 @@ def card_data(title: str, trial: TrialConfig, about: Mapping[str, Any]) -> Model
     validation splits are optimistic.
     """
     sources, root = _hub_sources(trial), trial.data.root
-    folder = Path(root.partition("?")[0]).name if isinstance(root, str) else ""
+    folder = Path(root.partition("?")[0]).name
     tested: Mapping[str, Mapping[str, Any]] = about["test"]
     label, measured = next(iter(tested.items())) if tested else ("", {})
     seeds = measured.get("seeds")

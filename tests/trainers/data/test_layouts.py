@@ -15,8 +15,6 @@ from PIL import Image
 
 from tests.images import file_of
 from tests.trainers.data.layouts import LAYOUTS, write_table, write_tar
-from trainers.data.config import DataConfig
-from trainers.data.data_root import resolve_root
 from trainers.data.dataset import ImageDataset
 from trainers.data.prepare import Options, prepare
 from trainers.data.published import objectnet_class_map, wordnet_ids
@@ -88,26 +86,6 @@ def test_every_image_is_read_in_its_split_with_its_class(source, tmp_path):
         assert ("train" in found) == (is_carved or "train" in known)
     again = prepare(sources, open_store(target), Options(), id_domain=id_domain)
     assert {domain.status for domain in again.domains} == {"kept"}
-
-
-def test_a_trial_prepares_sources_in_its_cache(tmp_path):
-    LAYOUTS["hub"](tmp_path / "hub")
-    LAYOUTS["folders"](tmp_path / "own")
-    column = {"domain_column": "style", "subset": "pets", "label_column": "label"}
-    pets = {"layout": "hub", "path": str(tmp_path / "hub"), **column}
-    data = DataConfig(root={"photo": pets, "art": pets})
-    store = resolve_root(data.root, data.trial_parts)
-    assert [len(ImageDataset(store, d, s)) for d, s in data.trial_parts] == [6, 2, 4]
-    assert resolve_root(DataConfig(**data.model_dump()).root).url == store.url
-    with pytest.raises(ValueError, match="the first source of root is not that of 'art'"):
-        DataConfig(root=data.root, id_domain="art", ood_domains=("photo",))
-    folder = DataConfig(root={"studio": {"path": str(tmp_path / "own/studio")}})
-    assert folder.domains == ("studio",)
-    before = ImageDataset(resolve_root(folder.root), "studio", "train").labels.tolist()
-    (tmp_path / "own/studio/cup/new.png").write_bytes(b"no image")
-    assert ImageDataset(resolve_root(folder.root), "studio", "train").labels.tolist() == before
-    with pytest.raises(ConfigError, match="prepared from other images"):  # of a running search
-        resolve_root(folder.root, folder.trial_parts)
 
 
 def test_of_objectnet_the_class_map_and_of_shifts_the_order_are_kept(tmp_path):

@@ -205,7 +205,7 @@ class MlflowView(View):
         search = self._search
         folder = search.run_folder if self._confirms is None else search.run_folder.parent
         root = search.configured("trial", "data", "root")
-        name = Path(root.partition("?")[0]).name if isinstance(root, str) else search.id_domain
+        name = Path(root.partition("?")[0]).name
         splits = json.dumps(seen_at_start(folder) or {}, sort_keys=True).encode()
         digest = hashlib.sha256(splits).hexdigest()[:8]
         source = mlf.redact(json.dumps({"uri": root}))
