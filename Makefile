@@ -27,7 +27,7 @@ export UV_INDEX_STRATEGY ?= unsafe-best-match
 
 .PHONY: quickstart test test-ray test-cluster test-nightly test-random nightly test-lowest docs dist release lint lock clean
 
-quickstart: $(VENV)/.benchmark
+quickstart: $(VENV)/.plain
 	$(BIN)/lipsum-tune search quickstart
 
 test: $(VENV)/.dev
@@ -119,9 +119,9 @@ $(BIN)/uv:
 	test -x $(BIN)/pip || $(PYTHON) -m venv --clear $(VENV)
 	$(BIN)/python -m pip install --quiet uv
 
-# Each stamp file stands for one extra, which is installed again when a version changes.
+# Each stamp file stands for one extra (`plain`: none), installed again when a version changes.
 $(VENV)/.%: pyproject.toml constraints.txt | $(BIN)/uv
 	@echo "Installing into $(VENV): about a minute"
 	$(call pip-settings,$(BIN)) | $(BIN)/uv pip install --quiet --compile-bytecode --requirements - \
-		--python $(BIN)/python --constraint constraints.txt --editable '.[$*]'
+		--python $(BIN)/python --constraint constraints.txt --editable '.$(if $(filter-out plain,$*),[$*])'
 	touch $@

@@ -17,7 +17,7 @@ from ray import cloudpickle
 from rich.console import Group, RenderableType
 from rich.text import Text
 
-from trainers.data.domain_files import EMBEDDED
+from trainers.data.store import EMBEDDED
 from trainers.errors import ConfigError, first_line
 from tuning.config.schema import SearchFile
 from tuning.execution.cluster_resources import fitting_trials, shared_memory

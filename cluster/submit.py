@@ -27,7 +27,7 @@ from aiohttp import ClientError
 from ray.exceptions import AuthenticationError
 from ray.job_submission import JobDetails, JobStatus, JobSubmissionClient
 
-from trainers.data.domain_files import EMBEDDED
+from trainers.data.store import EMBEDDED
 from trainers.errors import ConfigError, first_line
 from trainers.overrides import flat
 from trainers.redact import has_password, is_secret_name

@@ -24,6 +24,7 @@ import pytest
 import ray
 from hypothesis import settings
 
+from tests.images import write_first_images
 from tests.ray_head import running_head
 from tests.s3 import ENVIRONMENT as S3_ENVIRONMENT
 from tests.s3 import anywhere as anywhere
@@ -31,7 +32,6 @@ from tests.s3 import bucket as bucket
 from trainers.config import TrialConfig
 from trainers.data.schema import LabelledImage, read_header, write_images
 from trainers.data.store import CACHE_VARIABLE, open_store
-from trainers.embedded_benchmark.build import ImageCounts, build
 from trainers.methods.registry import _LOADED, _TEXTS, METHODS, SEARCH_SPACES
 
 settings.register_profile("many", max_examples=1000)  # of --hypothesis-profile many
@@ -144,7 +144,7 @@ def _methods_of_this_test():
 def whole_root(tmp_path_factory):
     """The five domains of the embedded benchmark with eight classes and few images."""
     root = tmp_path_factory.mktemp("data") / "images"
-    return build(root, classes=CLASSES, images=ImageCounts(6, 3, 2), workers=1, progress=False)
+    return write_first_images(root, CLASSES, train=6, val=3, test=2)
 
 
 @pytest.fixture(scope="session")

@@ -3,9 +3,12 @@
 import io
 import struct
 
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
 from PIL import Image
 
-from trainers.data.schema import LabelledImage, part_path, write_images
+from trainers.data.schema import LabelledImage, part_path, read_header, write_images
+from trainers.data.store import EMBEDDED, open_root
 
 
 def file_of(image, kind="PNG", **options):
@@ -29,6 +32,26 @@ def write_split(root, domain, split, classes, metadata=None, *, part=0, red=200)
     path = part_path(root, domain, split, part)
     write_images(path, images, classes, metadata or {})
     return path
+
+
+def write_first_images(root, classes, train, val, test):
+    """The first images of some classes of the embedded benchmark, in all its domains and splits.
+
+    train, val, test: how many of each class.
+    """
+    benchmark = open_root(EMBEDDED)
+    counts = {"train": train, "val": val, "test": test}
+    for path in sorted(benchmark.local_path().glob("*/*/*.parquet")):
+        file = benchmark.relative(benchmark.filesystem.get_file_info(str(path)))
+        domain, split, name = file.split("/")
+        header, table = read_header(benchmark, file), pq.read_table(path)
+        images = []
+        for label, of_class in enumerate(sorted(classes)):
+            rows = pc.indices_nonzero(pc.equal(table["label"], header.class_names.index(of_class)))
+            for row in table["image"].take(rows[: counts[split]]).to_pylist():
+                images.append(LabelledImage(row["bytes"], row["path"], label))
+        write_images(root / domain / split / name, images, sorted(classes), header.metadata)
+    return root
 
 
 def write_photo_and_sketch(root, classes):

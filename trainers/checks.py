@@ -7,11 +7,9 @@ from collections.abc import Iterable, Sequence
 from trainers.config import TrialConfig
 from trainers.data.class_map import domain_class_map
 from trainers.data.config import DataConfig
-from trainers.data.data_root import resolve_root
-from trainers.data.domain_files import EMBEDDED, domain_files
-from trainers.data.schema import Header, split_header
-from trainers.embedded_benchmark.classes import DOMAINS, load_classes
-from trainers.errors import ConfigError, suggestion
+from trainers.data.domain_files import domain_files
+from trainers.data.schema import split_header
+from trainers.data.store import open_root
 from trainers.loop.class_weights import check_names
 from trainers.models.clip import check_model
 from trainers.models.layers import check_frozen_layers
@@ -20,8 +18,8 @@ from trainers.models.layers import check_frozen_layers
 def check_trials(configs: Iterable[TrialConfig]) -> None:
     """Raise a ConfigError for a model, method or data that cannot work, alone or together.
 
-    A model is loaded once. No images are read, and the embedded benchmark is not built. Models and
-    data that several configurations have in common are checked once.
+    A model is loaded once. No images are read. Models and data that several configurations have
+    in common are checked once.
     """
     data: list[tuple[DataConfig, Sequence[str]]] = []
     for config in configs:
@@ -46,15 +44,8 @@ def check_data(data: DataConfig, parts: Sequence[tuple[str, str]] | None = None)
         The classes of the ID domain.
     """
     parts = parts or data.trial_parts
-    if data.root == EMBEDDED:
-        for domain, _ in parts:
-            if domain not in DOMAINS:
-                problem = f"the embedded benchmark has no domain {domain!r}"
-                raise ConfigError(problem, key="data", hint=suggestion(domain, DOMAINS))
-        headers = dict.fromkeys(parts, Header(tuple(load_classes()), {}, rows=0))  # if not built
-    else:
-        store = resolve_root(data.root)
-        headers = {part: split_header(store, domain_files(store, *part)) for part in parts}
+    store = open_root(data.root)
+    headers = {part: split_header(store, domain_files(store, *part)) for part in parts}
     id_classes = headers[parts[0]].class_names
     data.rules.prompts(id_classes)
     for (domain, _), header in headers.items():

@@ -16,9 +16,9 @@ from pydantic import Field, field_validator, model_validator
 
 from trainers.config_model import Frozen
 from trainers.data.config import DataConfig
-from trainers.data.data_root import resolve_root
 from trainers.data.domain_files import domain_files
 from trainers.data.schema import read_headers
+from trainers.data.store import open_root
 from trainers.errors import ConfigError, suggestion, validate
 from trainers.evaluation.config import EvalConfig
 from trainers.evaluation.metrics import metric_names
@@ -147,7 +147,7 @@ class TrialConfig(Frozen):
         if "steps" in self.model_fields_set:
             raise ValueError("epochs: steps is given, too; leave one of them out")
         data, batch_size = self.data, self.optim.batch_size
-        store = resolve_root(data.root)
+        store = open_root(data.root)
         files = domain_files(store, data.id_domain, "train")
         images = sum(header.rows for header in read_headers(store, files))
         steps = max(1, round(self.epochs * images / batch_size))

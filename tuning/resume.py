@@ -19,7 +19,6 @@ from optuna.storages import BaseStorage
 from ray.tune import Callback as TuneCallback
 from rich.console import Console
 
-from trainers.data.data_root import resolve_root
 from trainers.errors import ConfigError
 from tuning.config.recorded import FREE, check_followed, differences
 from tuning.config.schema import SamplerConfig, SearchFile
@@ -87,7 +86,6 @@ def check_changes(run: RunFolder, file: SearchFile) -> None:
         if known.get(key, fingerprint) != fingerprint:  # search.yaml was edited
             problem = f"{key} differs from what this search was run with"
             raise ConfigError(problem, source=CONFIG_FILE, hint=_hint(key))
-    resolve_root(file.trial.data.root, file.trial.data.trial_parts)
     check_same_inputs(run.folder, file.trial)
 
 

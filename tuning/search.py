@@ -21,9 +21,9 @@ from ray.tune import Callback as TuneCallback
 from rich.console import Console
 
 from search_spaces import SearchSpace
-from trainers.data.data_root import resolve_root
-from trainers.data.domain_files import domain_files, stored_root
+from trainers.data.domain_files import domain_files
 from trainers.data.schema import split_header
+from trainers.data.store import open_root
 from trainers.errors import ConfigError, validate
 from trainers.evaluation.metrics import ID, MetricKey
 from tuning.algorithms.pruning import LEAST_FINISHED, create_pruner, name_of
@@ -138,7 +138,6 @@ def start_search(file: SearchFile, options: SearchOptions) -> SearchResult:
     for run in load_earlier(file).values():
         if isinstance(run, ConfigError):  # before minutes of preparation
             raise run
-    resolve_root(file.trial.data.root, file.trial.data.trial_parts)
     run_folder = create_run_folder(file, runs_folder(file.search.storage))
     try:
         return continue_search(run_folder, file, options)
@@ -166,7 +165,6 @@ def continue_search(run_folder: Path, file: SearchFile, options: SearchOptions) 
     if options.pruner is not None and len(file.objectives) > 1:
         problem = "no trial can be stopped early with several objectives"
         raise ConfigError(problem, key="pruner", value=type(options.pruner).__name__)
-    resolve_root(file.trial.data.root, file.trial.data.trial_parts)
     uri = tracking_uri(file.search.tracking.uri, run_folder.parent)
     earlier = load_earlier(file)
     console = options.console or Console(stderr=True)
@@ -217,7 +215,7 @@ def continue_search(run_folder: Path, file: SearchFile, options: SearchOptions) 
 
 def _guesses(search: SearchRecord, file: SearchFile) -> Iterator[str]:
     """A line for each domain whose zero-shot accuracy may be that of a guess."""
-    data, store = file.trial.data, stored_root(file.trial.data.root)
+    data, store = file.trial.data, open_root(file.trial.data.root)
     for domain, images in search.val_images.items():
         key = MetricKey("val", ID if domain == data.id_domain else domain, "acc")
         acc = search.zero_shot.get(str(key))

@@ -15,7 +15,6 @@ from optuna.storages import BaseStorage
 from ray.tune import Callback as TuneCallback
 from rich.console import Console
 
-from trainers.data.domain_files import EMBEDDED
 from trainers.data.store import Store, open_store, url_of
 from trainers.methods.registry import texts_of
 from tuning.algorithms.studies import Studies, quiet_optuna
@@ -86,8 +85,8 @@ class Session:
             return history.zero_shot
         trial, resources = self.file.trial, self.file.search.resources
         # The cache of images may take hours for large data sets.
-        cached = "" if trial.data.root == EMBEDDED else ", once the images are cached"
-        show_phase(self.console, "Zero-shot", f"evaluating {trial.model.name}{cached}")
+        what = f"evaluating {trial.model.name}, once the images are cached"
+        show_phase(self.console, "Zero-shot", what)
         found = zero_shot_metrics(trial, resources, here=self.is_own_ray, final_split=final_split)
         self.journal.zero_shot(found)
         return found

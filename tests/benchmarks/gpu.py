@@ -29,9 +29,9 @@ from torch import nn
 from torch.nn import functional
 from torch.utils.flop_counter import FlopCounterMode
 
+from tests.images import write_first_images
 from trainers.config import TrialConfig
 from trainers.data.transforms import normalise
-from trainers.embedded_benchmark.build import ImageCounts, build
 from trainers.loop.fake_step import FILLED, step_cost
 from trainers.loop.state import start
 from trainers.loop.step import Stepper
@@ -392,7 +392,7 @@ def main():
     found["parts"] = {}
     out.mkdir(parents=True, exist_ok=True)
     with TemporaryDirectory() as folder:
-        root = build(Path(folder) / "images", classes=CLASSES, images=ImageCounts(24, 8, 1))
+        root = write_first_images(Path(folder) / "images", CLASSES, train=24, val=8, test=1)
         for part in arguments.parts:
             own = ["--out", folder, "--images", root, "--parts", part, *(["--dry"] if dry else [])]
             command = [sys.executable, "-m", "tests.benchmarks.gpu", *map(str, own)]

@@ -19,9 +19,9 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
+from tests.images import write_first_images
 from tests.tuning.execution.inline_tuner import without_ray
 from tests.tuning.execution.instant import instant_file, resume_instantly, run_instantly
-from trainers.embedded_benchmark.build import ImageCounts, build
 from tuning.run import load_run
 from tuning.views.dashboard import OPTUNA_FILE
 from tuning.views.results import write_results
@@ -49,13 +49,7 @@ def peak_mb():
 
 def measure(sampler, trials, folder):
     """The values of all columns."""
-    build(
-        folder / "images",
-        classes=("bus", "cat"),
-        images=ImageCounts(1, 1, 1),
-        workers=1,
-        progress=False,
-    )
+    write_first_images(folder / "images", ("bus", "cat"), train=1, val=1, test=1)
     sampling = {"name": sampler, "metric": "objective"}  # instant trials report no NLL
     changes = {"search__sampler": sampling, "search__budget__trials": trials}
     file = instant_file(folder / "images", folder / "runs", **changes)

@@ -26,8 +26,6 @@ import pyarrow.parquet as pq
 import torch
 
 from tests.benchmarks.photographs import __main__ as photographs
-from trainers.data.data_root import resolve_root
-from trainers.embedded_benchmark.build import available_cores
 from trainers.errors import TrainingDiverged
 from trainers.fine_tune import fine_tune
 from trainers.loop.evaluate_run import holding, measure
@@ -132,7 +130,6 @@ def main():
         file = of_photographs(arguments.photographs)
     else:
         file = drawings(arguments.id_domain, arguments.every)
-    resolve_root(file.trial.data.root, file.trial.data.trial_parts)
     rows, predicted = (
         pq.read_table(path).to_pylist() if path and path.is_file() else []
         for path in (arguments.file, arguments.predictions)
@@ -140,7 +137,7 @@ def main():
     recorded = {(row["configuration"], row["seed"]) for row in rows}
     points = sobol(file, arguments.configurations)
     wanted = [(n, seed) for seed in range(arguments.seeds) for n in range(len(points))]
-    with ProcessPoolExecutor(available_cores(), get_context("spawn")) as pool:
+    with ProcessPoolExecutor(mp_context=get_context("spawn")) as pool:
         jobs = [
             pool.submit(record, n, points[n], file.trial_config({**points[n], "seed": seed}))
             for n, seed in wanted

@@ -17,7 +17,6 @@ from rich.table import Table
 
 from tests.benchmarks.gpu import synchronise
 from trainers.config import with_overrides
-from trainers.data.data_root import resolve_root
 from trainers.fine_tune import training_batches
 from trainers.loop.state import open_images, start
 from trainers.loop.step import Stepper
@@ -65,7 +64,6 @@ def ratios(seconds):
 
 if __name__ == "__main__":
     base = load_config("quickstart").trial
-    resolve_root(base.data.root, base.data.trial_parts)
     trials = {name: with_overrides(base, of, name) for name, of in CONTENDERS.items()}
     compare({"shared": trials["lipsum_ft, shared"]})  # stores the features
     Console(width=120).print(ratios(compare(trials)))

@@ -19,10 +19,10 @@ from unittest.mock import patch
 
 from optuna.storages import InMemoryStorage
 
+from tests.images import write_first_images
 from tests.tuning.agreement import journal_events
 from tests.tuning.execution.inline_tuner import without_ray
 from tests.tuning.execution.instant import instant_file, run_instantly
-from trainers.embedded_benchmark.build import ImageCounts, build
 from tuning.views.mlflow.writer import MlflowView
 from tuning.views.results import ResultsView
 
@@ -88,8 +88,7 @@ def main():
         return print(span(arguments.trials, Path(images), Path(runs), AWAY[name]))
     spans = {name: [] for name in AWAY}
     with tempfile.TemporaryDirectory(prefix="views-away-", ignore_cleanup_errors=True) as folder:
-        images, few = Path(folder) / "images", ImageCounts(1, 1, 1)
-        build(images, classes=("bus", "cat"), images=few, workers=1, progress=False)
+        images = write_first_images(Path(folder) / "images", ("bus", "cat"), train=1, val=1, test=1)
         for round_ in range(arguments.rounds):
             for number, name in enumerate(AWAY):
                 runs = Path(folder) / f"{round_}-{number}"

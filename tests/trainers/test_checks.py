@@ -3,7 +3,6 @@ import json
 import pytest
 
 from tests.images import write_photo_and_sketch, write_split
-from trainers import checks
 from trainers.checks import check_data
 from trainers.data.config import DataConfig
 from trainers.errors import ConfigError
@@ -51,15 +50,3 @@ def test_the_id_validation_split_is_checked_too(root):
 def test_class_names_without_a_prompt_are_an_error(root):
     names = {"id_domain": "photo", "name": "mine", "class_names": {"ant": "an ant", "bee": "bee"}}
     refused(root, "suite 'mine': class_names: has no name for 'cat'", suite=names)
-
-
-def test_the_embedded_benchmark_is_checked_unbuilt(monkeypatch):
-    monkeypatch.setattr(checks, "resolve_root", None)
-    check_data(DataConfig())
-    with pytest.raises(ConfigError, match=r"no domain 'skech' \(did you mean 'sketch'\?\)"):
-        check_data(DataConfig(ood_domains=("skech",)))
-    with pytest.raises(ConfigError, match="real: it has 100 classes, and the suite expects 345"):
-        check_data(DataConfig(suite="domainnet"))
-    names = {"id_domain": "real", "name": "mine", "class_names": {"apple": "an apple"}}
-    with pytest.raises(ConfigError, match=r"suite 'mine': class_names: has no name for"):
-        check_data(DataConfig.model_validate({"suite": names}))

@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal, Self, TypeAlias
 from pydantic import BeforeValidator, Field, field_validator, model_validator
 
 from trainers.config_model import Frozen
-from trainers.data.domain_files import EMBEDDED
+from trainers.data.store import EMBEDDED
 from trainers.data.suite import Suite, is_domain_name, load_suite, resolve_suite
 from trainers.errors import ConfigError
 

@@ -1,52 +1,27 @@
-"""Where the Parquet files of each domain lie; those of the embedded benchmark are drawn."""
+"""Where the Parquet files of each domain lie."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Collection, Iterable
+from collections.abc import Iterable
 from typing import Any
 
-import platformdirs
 from pyarrow import fs
 
-from trainers.data.store import Store, open_store
-from trainers.errors import ConfigError, did_you_mean, unreadable
-
-EMBEDDED = "openmoji"
+from trainers.data.store import Store, open_root
+from trainers.errors import ConfigError, did_you_mean, listed, unreadable
 
 PREPARATION_FILE = "preparation.json"
 """Record of `lipsum-tune prepare` in a domain's folder, with its status."""
 
 
-def draw(store: Store, parts: Collection[tuple[str, str]], *, progress: bool = False) -> None:
-    """Draw the parts of the embedded benchmark that are not there yet."""
-    try:
-        from trainers.embedded_benchmark.build import PARTS, build
-    except ImportError as error:
-        problem = f"the embedded benchmark needs {error.name!r}"
-        hint = "install it with: pip install 'lipsum-tune[benchmark]'"
-        raise ConfigError(problem, key="data.root", value=EMBEDDED, hint=hint) from error
-    build(store.local_path(), [part for part in PARTS if part in parts], progress=progress)
-
-
-def stored_root(root: str) -> Store:
-    """The folder of `resolve_root`, without writing anything there."""
-    if root != EMBEDDED:
-        return open_store(root)
-    return open_store(platformdirs.user_cache_path("lipsum-tune") / EMBEDDED)
-
-
 def domain_files(store: Store, domain: str, split: str) -> list[str]:
     """Paths of the Parquet files of a domain and split, in the order of their names.
-
-    The embedded benchmark's are drawn first if they are not there.
 
     Raises:
         ConfigError: there are none, the domain's preparation is not done, or the root cannot be
             read.
     """
-    if store == stored_root(EMBEDDED):
-        draw(store, [(domain, split)])
     try:
         files = [
             store.relative(info)
@@ -63,21 +38,29 @@ def domain_files(store: Store, domain: str, split: str) -> list[str]:
         if not store.exists():
             hint = "`lipsum-tune prepare` writes it"
             raise ConfigError("no such folder", key="data.root", value=store.url, hint=hint)
-        for path, kind, name in (("", "domain", domain), (domain, "split", split)):
-            there = [i.base_name for i in store.list(path) if i.type == fs.FileType.Directory]
-            if name not in there:
-                problem = f"it has no {kind} {name!r}{did_you_mean(name, there)}"
-                hint = "`lipsum-tune prepare` makes a data set of a folder of images"
-                raise ConfigError(problem, hint=hint, source=f"{store.url}/{path}".rstrip("/"))
+        domains, splits = _folders(store), _folders(store, domain)
+        hint = "`lipsum-tune prepare` makes a data set of a folder of images"
+        if domain not in domains:
+            problem = f"it has no domain {domain!r}{did_you_mean(domain, domains)}"
+            raise ConfigError(problem, hint=hint, source=store.url)
+        if split not in splits:
+            problem = f"it has no split {split!r}{did_you_mean(split, splits)}"
+            if others := [name for name in domains if store.exists(f"{name}/{split}")]:
+                hint = f"only {listed(others)} has one"
+            raise ConfigError(problem, hint=hint, source=f"{store.url}/{domain}")
         raise ConfigError("no *.parquet file here", source=f"{store.url}/{domain}/{split}")
     except OSError as error:
         raise unreadable(error, store.url, key="data.root", value=store.url) from None
 
 
+def _folders(store: Store, path: str = "") -> list[str]:
+    return [info.base_name for info in store.list(path) if info.type == fs.FileType.Directory]
+
+
 def without_split(root: str, domains: Iterable[str], split: str) -> list[str]:
-    """The domains that lack a split; the embedded benchmark has them all."""
-    store = stored_root(root)
-    return [d for d in domains if root != EMBEDDED and not store.exists(f"{d}/{split}")]
+    """The domains that lack a split."""
+    store = open_root(root)
+    return [domain for domain in domains if not store.exists(f"{domain}/{split}")]
 
 
 def read_record(domain: Store) -> dict[str, Any] | None:

@@ -8,21 +8,20 @@ from __future__ import annotations
 import hashlib
 
 from trainers.data.config import DataConfig
-from trainers.data.data_root import resolve_root
 from trainers.data.domain_files import domain_files
 from trainers.data.schema import read_headers
-from trainers.data.store import Store
+from trainers.data.store import Store, open_root
 
 
 def data_fingerprint(data: DataConfig) -> dict[str, str]:
     """Hash for each domain and split that a trial reads, by names such as `real/train`."""
-    store = resolve_root(data.root)
+    store = open_root(data.root)
     return {"/".join(part): split_fingerprint(store, *part) for part in data.trial_parts}
 
 
 def image_counts(data: DataConfig, split: str) -> dict[str, int]:
     """Number of images of each domain in a split, from the Parquet footers."""
-    store = resolve_root(data.root)
+    store = open_root(data.root)
     headers = {d: read_headers(store, domain_files(store, d, split)) for d in data.domains}
     return {domain: sum(header.rows for header in found) for domain, found in headers.items()}
 

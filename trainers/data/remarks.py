@@ -7,9 +7,9 @@ from collections import Counter
 from collections.abc import Iterable
 from typing import Any
 
-from trainers.data.domain_files import EMBEDDED, domain_files, stored_root
+from trainers.data.domain_files import domain_files
 from trainers.data.schema import split_header
-from trainers.data.store import Store
+from trainers.data.store import Store, open_root
 from trainers.errors import listed
 
 DUPLICATES = "duplicates.csv"
@@ -17,8 +17,8 @@ DUPLICATES = "duplicates.csv"
 
 
 def remarks_on(root: str, parts: Iterable[tuple[str, str]]) -> list[str]:
-    """`remarks` on the images of a configuration; none on the embedded benchmark."""
-    return [] if root == EMBEDDED else remarks(stored_root(root), parts)
+    """`remarks` on the images of a configuration."""
+    return remarks(open_root(root), parts)
 
 
 def remarks(store: Store, parts: Iterable[tuple[str, str]]) -> list[str]:

@@ -20,6 +20,9 @@ from pyarrow import ArrowInvalid, fs
 from trainers.errors import ConfigError, StorageFailed
 from trainers.redact import WRITE_NAME, has_password, redact
 
+EMBEDDED = "openmoji"
+"""Root of the images that come with this package: the embedded benchmark."""
+
 CACHE_VARIABLE = "HF_DATASETS_CACHE"
 """Environment variable of the package `datasets` for the folder of this machine's caches."""
 
@@ -146,6 +149,18 @@ def open_store(url: str | Path | Store) -> Store:
     if not str(path).strip("/"):
         raise ConfigError("names no bucket or folder", source=text)
     return Store(filesystem, str(path).rstrip("/"), text)
+
+
+def open_root(root: str) -> Store:
+    """The folder of `trial.data.root`: a path or URL, or that of the embedded benchmark.
+
+    Raises:
+        ConfigError, StorageFailed: as `open_store`.
+    """
+    if root != EMBEDDED:
+        return open_store(root)
+    folder = Path(__file__).parents[1] / "benchmark"
+    return Store(fs.LocalFileSystem(), folder.as_posix(), EMBEDDED)
 
 
 def url_of(folder: str, *path: str) -> str:

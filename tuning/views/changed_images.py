@@ -18,9 +18,8 @@ from PIL import Image
 
 from trainers.checkpoints.format import PREDICTED_CLASSES, PREDICTIONS
 from trainers.data.dataset import ImageDataset
-from trainers.data.domain_files import stored_root
 from trainers.data.fingerprint import split_fingerprint
-from trainers.data.store import Store, open_store
+from trainers.data.store import Store, open_root, open_store
 from tuning.checkpoints.files import kept_checkpoint
 from tuning.runs.environment import seen_at_start
 from tuning.runs.records import SearchRecord
@@ -62,7 +61,7 @@ def changed_images(search: SearchRecord, checkpoints: str, trial_id: str) -> lis
             table = pq.read_table(file)
         classes: dict[str, list[str]] = json.loads(table.schema.metadata[PREDICTED_CLASSES])
         root = search.configured("trial", "data", "root")
-        store = stored_root(root)
+        store = open_root(str(root))
         seen = seen_at_start(search.run_folder) or {}
         number = max(1, min(NUM_SHOWN, MAX_SHOWN // (2 * len(classes))))
         frame, found = table.to_pandas(), []

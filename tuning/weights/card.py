@@ -11,7 +11,8 @@ from huggingface_hub import EvalResult, ModelCardData
 from open_clip import get_pretrained_cfg
 
 from trainers.config import TrialConfig
-from trainers.data.domain_files import read_record, stored_root
+from trainers.data.domain_files import read_record
+from trainers.data.store import open_root
 from trainers.errors import ConfigError, StorageFailed
 from trainers.evaluation.metrics import ID, MEAN_OOD, MetricKey
 from trainers.models.config import HUB, ModelConfig
@@ -140,7 +141,7 @@ def _hub_sources(trial: TrialConfig) -> dict[str, Mapping[str, Any]]:
     """Domain -> source, of the domains that were prepared from a data set of the hub."""
     found = {}
     with suppress(ConfigError, OSError, StorageFailed):  # data may be gone since the search
-        store = stored_root(trial.data.root)
+        store = open_root(trial.data.root)
         for domain in trial.data.domains:
             source = (read_record(store.at(domain)) or {}).get("source", {})
             # A copy in a folder has an absolute path.

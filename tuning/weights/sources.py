@@ -16,10 +16,9 @@ from torch import Tensor
 from trainers.checkpoints.format import load_weights, saved_step, whole_header
 from trainers.config import TrialConfig
 from trainers.data.config import DataConfig
-from trainers.data.data_root import resolve_root
 from trainers.data.domain_files import domain_files
 from trainers.data.schema import read_header
-from trainers.data.store import Store, open_store
+from trainers.data.store import Store, open_root, open_store
 from trainers.errors import ConfigError, StorageFailed, did_you_mean, listed, validate
 from trainers.evaluation.metrics import ID, MetricKey
 from trainers.yaml_text import read_yaml
@@ -166,7 +165,7 @@ def evaluation_crops(data: DataConfig) -> dict[str, float]:
     """
     crops = dict.fromkeys(data.domains, data.crop_pct)
     with suppress(ConfigError, OSError, StorageFailed):
-        store = resolve_root(data.root)
+        store = open_root(data.root)
         for domain in data.domains:
             header = read_header(store, domain_files(store, domain, SPLIT)[0])
             crops[domain] = float(header.metadata.get("crop_pct", crops[domain]))

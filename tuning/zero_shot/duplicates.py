@@ -23,8 +23,8 @@ from rich.text import Text
 from torch import Tensor
 
 from trainers.config import TrialConfig
-from trainers.data.data_root import resolve_root
 from trainers.data.dataset import ImageDataset
+from trainers.data.store import open_root
 from trainers.data.transforms import eval_view, normalise
 from trainers.evaluation.batches import EvalBatches
 from trainers.evaluation.evaluate import image_features
@@ -71,7 +71,7 @@ def near_duplicates(
     """
     data = config.data
     parts = [(data.id_domain, "train"), *((d, s) for d in data.domains for s in ("val", "test"))]
-    store = resolve_root(data.root, parts)
+    store = open_root(data.root)
     there = [part for part in parts if store.exists("/".join(part))]
     sets = [open_images(data, *part) for part in there or parts[:1]]
     began("the model")

@@ -28,7 +28,6 @@ from rich.console import Console
 from rich.table import Table
 
 from tests.benchmarks.spread import spread
-from trainers.data.data_root import resolve_root
 from trainers.data.store import CACHE_VARIABLE
 from tuning.config.validation import load_config
 
@@ -143,8 +142,6 @@ def main():
     parser.add_argument("--steps", type=int, default=120)
     parser.add_argument("--contenders", nargs="+", choices=CONTENDERS, default=list(CONTENDERS))
     arguments = parser.parse_args()
-    data = load_config("quickstart").trial.data
-    resolve_root(data.root, data.trial_parts)
     job: Job = {"steps": arguments.steps, "every": max(1, arguments.steps // 3)}
     space = load_config("quickstart", [f"search.prior.points={arguments.trials - 1}"])
     points = space.search_space().initial_points

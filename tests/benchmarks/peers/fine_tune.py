@@ -22,8 +22,8 @@ from torch.utils.data import DataLoader, Dataset
 from torchvision.transforms import v2
 
 from trainers.data.config import DataConfig
-from trainers.data.data_root import resolve_root
 from trainers.data.dataset import ImageDataset
+from trainers.data.store import open_root
 from trainers.models.config import ModelConfig
 from trainers.models.zero_shot import load_zero_shot
 
@@ -55,7 +55,7 @@ class TrainViews(Dataset[tuple[Tensor, Tensor]]):
 @cache
 def zero_shot_model():
     """The model that is fine-tuned, with a head of class prompts."""
-    train = ImageDataset(resolve_root(DATA.root), DATA.id_domain, "train")
+    train = ImageDataset(open_root(DATA.root), DATA.id_domain, "train")
     return load_zero_shot(ModelConfig(name="tiny-clip"), DATA.rules.prompts(train.class_names))
 
 
@@ -64,7 +64,7 @@ def validation_images():
     """Views (N, 3, H, W) uint8 and labels (N,) of each domain, decoded once in a process."""
     image_input, found = zero_shot_model().image_input, {}
     for domain in DATA.domains:
-        images = ImageDataset(resolve_root(DATA.root), domain, "val")
+        images = ImageDataset(open_root(DATA.root), domain, "val")
         views, labels = zip(*images.eval_batches(image_input, EVAL_BATCH_SIZE), strict=True)
         found[domain] = torch.cat(views), torch.cat(labels)
     return found
@@ -90,7 +90,7 @@ def train(lr, reg_weight, text_length, *, steps=120, every=40, seed=0):
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
     pixels_of = zero_shot.image_input
     mean, std = (torch.tensor(v).view(3, 1, 1) for v in (pixels_of.mean, pixels_of.std))
-    images = ImageDataset(resolve_root(DATA.root), DATA.id_domain, "train")
+    images = ImageDataset(open_root(DATA.root), DATA.id_domain, "train")
     views = TrainViews(images, pixels_of.size)
     loader = DataLoader(views, BATCH_SIZE, shuffle=True, drop_last=True)
 

@@ -267,7 +267,9 @@ def test_ood_data_of_a_warm_start_are_disclosed(images_root, tmp_path):
     assert not uses_ood(warm(alone))
 
     suite = {"id_domain": "sketch", "ood_domains": ["clipart"]}
-    other = instant_file(images_root, tmp_path / "runs", trial__data__suite=suite, **blind)
+    sketches = Path(shutil.copytree(images_root, tmp_path / "images"))
+    shutil.copytree(sketches / "real" / "train", sketches / "sketch" / "train")
+    other = instant_file(sketches, tmp_path / "runs", trial__data__suite=suite, **blind)
     now_ood = write_run(tmp_path / "now_ood", other)
     assert not load_run(now_ood).search.sees_ood
     assert uses_ood(warm(now_ood))

@@ -19,10 +19,10 @@ from typer.testing import CliRunner
 
 from cluster.cli import app
 from tests.conftest import CLASSES
+from tests.images import write_first_images
 from tests.tuning import fakes
 from tests.tuning.confirmation.written import write_results
 from tests.tuning.run_folders import search_file, trial, write_run
-from trainers.embedded_benchmark.build import ImageCounts, build
 from tuning.run import load_run
 from tuning.runs.confirmation import read_confirmation
 from tuning.runs.environment import ENVIRONMENT_FILE, environment
@@ -62,8 +62,7 @@ def write(folder, version):
         short(trial(4, 82.5, 61.0), (40,), outcome="stopped"),
     ]
     with TemporaryDirectory() as images, chdir(images):
-        counts = ImageCounts(6, 3, 2)
-        build(Path("images"), classes=CLASSES, images=counts, workers=1, progress=False)
+        write_first_images(Path("images"), CLASSES, train=6, val=3, test=2)
         file = search_file("images", search__name="kept", search__budget__trials=6)
         write_run(folder, file, records, outcome=None)
         described = environment(file.trial)

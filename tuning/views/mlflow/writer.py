@@ -204,7 +204,7 @@ class MlflowView(View):
         """The images of the search for MLflow's column *Dataset*, by the hash of all splits."""
         search = self._search
         folder = search.run_folder if self._confirms is None else search.run_folder.parent
-        root = search.configured("trial", "data", "root")
+        root = str(search.configured("trial", "data", "root"))
         name = Path(root.partition("?")[0]).name
         splits = json.dumps(seen_at_start(folder) or {}, sort_keys=True).encode()
         digest = hashlib.sha256(splits).hexdigest()[:8]
