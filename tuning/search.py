@@ -181,7 +181,7 @@ def continue_search(run_folder: Path, file: SearchFile, options: SearchOptions) 
         dashboard = dashboard_view(file, run_folder, before, options)
         has_begun = before.zero_shot is not None
         if not has_begun:
-            journal.session_started(file.fingerprints(), **objects)
+            journal.session_started(file.fingerprints(), objects)
         zero_shot = session.zero_shot(before)
         used_ood = before.used_ood or warm_start_uses_ood(file, earlier)
         search = search_record(file, run_folder, zero_shot, journal.run_id, used_ood)
@@ -191,7 +191,7 @@ def continue_search(run_folder: Path, file: SearchFile, options: SearchOptions) 
         def begin() -> None:
             # Only then, so that a refused change leaves the run as it was.
             if has_begun:
-                journal.session_started(file.fingerprints(), **objects)
+                journal.session_started(file.fingerprints(), objects)
             if search.sees_ood and not before.used_ood:
                 journal.used_ood()  # later sessions may have another sampler, or lack earlier runs
             write_config(run_folder, file)

@@ -45,12 +45,7 @@ def report(
         console.print(runs_table(folders))
         return
     if len(run) > 1:
-        from tuning.confirmation.better_search import better_search
-
-        loaded_runs = [load_run(one) for one in run]  # before the table: one may be no run
         console.print(comparison(run))
-        if text := better_search(loaded_runs):
-            console.print(f"\n{text}", highlight=False, markup=False)
         return
     loaded = load_run(run[0])
     state = state_of(loaded)

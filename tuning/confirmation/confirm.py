@@ -39,6 +39,7 @@ from tuning.runs.confirmation import (
     predictions_path,
     readings_of,
     results_of,
+    sessions_of,
     training_name,
 )
 from tuning.runs.environment import check_same_inputs
@@ -99,7 +100,8 @@ def confirm(
     check_followed(run.unknown, run.folder / CONFIG_FILE)
     search, file, records = run.search, run.file, run.history.records
     trials = chosen(search, records, top, rules)
-    known = dict.fromkeys(name for reading in readings_of(run.folder) for name in reading)
+    readings = readings_of(sessions_of(run.folder))
+    known = dict.fromkeys(name for reading in readings for name in reading)
     others = [one.trial_id for one in trials if one.trial_id not in known]
     if known and others and not again:
         problem = f"is another choice than {', '.join(known)}, whose test accuracies are known"
@@ -135,8 +137,8 @@ def confirm(
     write_table(run.folder / CONFIRM_FOLDER, "results", results_table(results))
     failures = failures_of(history)
     failed = {key: failures[key][-1].error_line for key in wanted if key in failures}
-    readings = readings_of(run.folder)
-    confirmation = Confirmation(search, fresh, configurations, results, failed, readings)
+    readings = readings_of(sessions_of(run.folder))
+    confirmation = Confirmation(search, fresh, configurations, results, failed, readings, seeds)
     run = load_run(folder)  # the search may have gone on
     for problem in complete_files(run):  # the results are stored, and the command prints them
         console.print(f"note: {problem}", soft_wrap=True)
@@ -210,7 +212,9 @@ def _train(
     checkpoint_root = url_of(run.checkpoint_root, CONFIRM_FOLDER)
     with open_session(folder, file, options, go_on, checkpoint_root) as session:
         journal, history = session.journal, confirm_history(run.folder)
-        journal.session_started(same_test_splits(history, file.trial.data), names)
+        seeds = len({seed for _, seed in wanted})
+        splits = same_test_splits(history, file.trial.data)
+        journal.session_started(splits, chosen=names, seeds=seeds)
         zero_shot = session.zero_shot(history, SPLIT)
         search = replace(
             run.search,

@@ -1,43 +1,39 @@
-"""What a search has found: who won, by how much, how far that holds, and what to type next.
+"""What a search has found: the model to use, how it differs from others, and what to type next.
 
 Terminal, page, MLflow, notebooks and exported models show this conclusion. It is made from all that
 the run folder has: trials, references, and the fresh seeds of `confirm`.
+
+A search shows what it observed. Its differences have no interval: each model has one seed, and the
+best trial is the luckiest of many. `confirm` measures the differences, with an interval.
 """
 
 from __future__ import annotations
 
-import itertools
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import TypeAlias
 
 from trainers.errors import ConfigError
-from trainers.evaluation.metrics import ID, ID_ACC, MEAN_OOD, OOD_MEAN_ACC, MetricKey, val_acc
+from trainers.evaluation.metrics import ID, ID_ACC, MEAN_OOD, OOD_MEAN_ACC, MetricKey
 from tuning.runs.confirmation import (
     FT,
     REFERENCE,
     SPLIT,
     Confirmation,
-    difference,
+    Estimate,
     read_confirmation,
 )
 from tuning.runs.ranking import (
-    QUANTILE,
-    accuracy_margin,
     best_trial,
     finished_trials,
     first_trial,
     misses,
+    ranked,
     references,
     stronger_reference,
 )
 from tuning.runs.records import STEP, ZERO_SHOT, SearchRecord, TrialRecord, trial_label
-from tuning.runs.seed_noise import deviation_between_seeds, expected_value
-
-Difference: TypeAlias = tuple[str, float, float]
-"""`OOD` or `ID`, how much more accuracy one model has than another in points, and half the 95 %
-interval of that, 0 if it is not known."""
+from tuning.runs.seed_noise import expected_value
 
 
 @dataclass(frozen=True)
@@ -49,15 +45,23 @@ class Conclusion:
     yet."""
     lines: Sequence[str]
     """Sentences: the result, what it is beside the first trial, and the limit."""
+    compared: Sequence[str] = ()
+    """IDs of the trials that `confirm` should train: the best one, and the first one."""
+    means: dict[str, float] | None = None
+    """Of what `confirm` has trained, trials best first and then FT: mean of the first objective
+    over the fresh seeds. None if the search's own trainings decided."""
     seeds: Sequence[int] = ()
-    """The fresh seeds of `confirm` that decided; none: the search's own trainings did."""
-    has_gain: bool = False
-    """Whether the first trial stands beside it."""
+    """These seeds."""
     confirmation: Confirmation | None = None
     """All results of `confirm`; None before the first, or if they are damaged."""
 
+    @property
+    def is_half_done(self) -> bool:
+        """Whether `confirm` was interrupted before all of its seeds were trained."""
+        return 0 < len(self.seeds) < (self.confirmation.wanted if self.confirmation else 0)
+
     def commands(self, run: str) -> list[str]:
-        """Confirm the trial that won, or look for a better one than the reference; then export it.
+        """Confirm what the search has found, or look for a better trial; then export it.
 
         Args:
             run: what a user types for the run folder.
@@ -66,15 +70,19 @@ class Conclusion:
         if won is None or won.outcome == "running":
             return []
         export = f"lipsum-tune export {run} --output model   # {trial_label(won)}, for open_clip"
-        if self.seeds or won.outcome != "finished":
+        if won.outcome != "finished" or (self.seeds and not self.is_half_done):
             return [export]
-        if won.kind == "trial":
-            rules = "--rule objective --rule first" if self.has_gain else "--rule objective"
-            known = {*itertools.chain(*self.confirmation.readings)} if self.confirmation else set()
-            again = " --again" if known and won.trial_id not in known else ""
-            confirm = f"lipsum-tune confirm {run} {rules}{again}"
-            return [f"{confirm}   # fresh seeds, then the test splits, once", export]
-        return [f"lipsum-tune resume {run} --trials +8   # no trial is better yet", export]
+        confirm = f"lipsum-tune confirm {run} --rule objective"
+        confirm += " --rule first" * (len(self.compared) > 1)
+        again = self.confirmation
+        if self.is_half_done and again:
+            confirm += f" --seeds {again.wanted}"
+        known = {name for names in again.readings for name in names} if again else set()
+        confirm += " --again" * bool(known and not known.issuperset(self.compared))
+        confirm += "   # fresh seeds, then the test splits, once"
+        resume = f"lipsum-tune resume {run} --trials +8   # no trial is better yet"
+        more = [resume] if won.kind == "reference" and not self.seeds else []
+        return [confirm, *more, export]
 
 
 def conclusion(search: SearchRecord, records: Sequence[TrialRecord]) -> Conclusion:
@@ -84,80 +92,160 @@ def conclusion(search: SearchRecord, records: Sequence[TrialRecord]) -> Conclusi
     trained the best trial again, all that it trained with the same fresh seeds are compared by
     their means on the validation splits: the test splits choose nothing, they measure differences.
     """
-    best, notes = best_trial(search, records), [search.damage] if search.damage else []
+    notes = [search.damage] if search.damage else []
+    best = best_trial(search, records)
     if best is None or best.outcome != "finished":
         return Conclusion(best, ["No trial has finished yet.", *notes])
-    number, first = len(finished_trials(records)), first_trial(records)
-    again = None
+    confirmation = None
     try:
         confirmation = read_confirmation(search)
     except ConfigError as error:
-        confirmation = None
         notes.append(f"Results of confirm are left out: {error}")
     if confirmation is not None and confirmation.readings:
         notes.append(readings_in_words(confirmation.readings))
-    if confirmation is not None and (again := _with_common_seeds(search, confirmation, best)):
-        search, records = _over_fresh_seeds(search, records, again)
-        best = best_trial(search, records) or best
+    again = confirmation and _with_common_seeds(search, confirmation, best)
+    if again is None:
+        found = _of_search(search, records, best)
+    else:
+        found = _of_fresh_seeds(search, records, best, again)
+    first = first_trial(records)
+    others = [] if first is None or first.trial_id == best.trial_id else [first.trial_id]
+    return replace(
+        found,
+        lines=[*found.lines, *notes],
+        compared=[best.trial_id, *others],
+        confirmation=confirmation,
+    )
+
+
+def _of_search(
+    search: SearchRecord, records: Sequence[TrialRecord], best: TrialRecord
+) -> Conclusion:
+    """By the search's own trainings, with one seed each."""
     stronger = stronger_reference(search, records)
-    deviations = {} if again else _deviations(search, records)
-    lines, has_gain = [_result(search, records, best, stronger, again, deviations)], False
+    missed = misses(search, records)[best.trial_id]
+    reference, *_ = references(search, records)
+    number = len(finished_trials(records))
+    seeds = "one seed" if (stronger or reference).trial_id == ZERO_SHOT else "one seed each"
+    if stronger is not None:
+        lines = [f"{_none_is_above(search, best, stronger, bool(missed))}: {seeds}."]
+    elif missed:
+        lines = [_closest(best, missed)]
+    else:
+        seeds += f", the best of {number}" if number > 1 else ""
+        gaps = _gaps(best, reference)
+        what = f"{gaps} points against {trial_label(reference)}" if gaps else _value(search, best)
+        lines = [f"{best.trial_id} has {what}: {seeds}. Confirm it."]
+    first = first_trial(records)
     if stronger is None and first is not None and number > 1:
         if first.trial_id == best.trial_id:
-            lines.append("It is the first trial: the search has gained nothing over it.")
-        elif gaps := _differences(search, best, first, again, deviations):
-            is_optimistic = again is None and not all(_is_tie(gap) for gap in gaps)
-            why = f" (optimistic, as the best of {number})" if is_optimistic else ""
-            lines.append(f"It has {in_words(gaps, 'the first trial')}{why}.")
-            has_gain = True
-    if again is None and stronger is None:
+            lines.append(f"It is the first trial: no other one was {_better(search)}.")
+        elif gaps := _gaps(best, first):
+            lines.append(f"It has {gaps} points against the first trial.")
+    if stronger is None and not missed:
         lines += _luck(search, records, best)
-    limit = f"Chosen on validation data{', OOD included' if search.sees_ood else ''}"
-    if again is None:
-        if deviations and any("±" in line for line in lines):
-            of_seeds = " and ".join(f"{d:.1f} {what}" for what, d in deviations.items())
-            covered = f"new {'images and new ' if search.val_images else ''}seeds"
-            limit += f"; ± covers {covered} (standard deviation about {of_seeds} points)"
-        limit += ". Confirm it on fresh seeds before you report it."
-    else:
-        limit += f", by the means over {len(again.seeds)} fresh seed{'s' * (len(again.seeds) > 1)}"
-        limit += f"{holds_for(again) if '±' in lines[0] else ''}."
-    seeds = () if again is None else again.seeds
-    return Conclusion(stronger or best, [*lines, limit, *notes], seeds, has_gain, confirmation)
+    lines.append(f"{_chosen_on(search)}.")
+    return Conclusion(stronger or best, lines)
 
 
-def _result(
+def _of_fresh_seeds(
     search: SearchRecord,
     records: Sequence[TrialRecord],
     best: TrialRecord,
-    stronger: TrialRecord | None,
-    again: Confirmation | None,
-    deviations: Mapping[str, float],
-) -> str:
-    metric = search.objectives[0].metric
-    missed = misses(search, records)[best.trial_id]
+    again: Confirmation,
+) -> Conclusion:
+    """By the means over fresh seeds of what `confirm` has trained."""
+    found = _over_fresh_seeds(search, records, again)
+    winner = best_trial(search, found) or best
+    stronger = stronger_reference(search, found)
+    missed = misses(search, found)[winner.trial_id]
+    count = len(again.seeds)
+    over = f"{count} fresh seed{'s' * (count > 1)}"
+    lines = []
     if stronger is not None:
-        label, values = trial_label(stronger), (stronger.last(metric), best.last(metric))
-        shown = " against ".join(f"{value:.4g}" for value in values if value is not None)
-        if missed:
-            return f"{label} meets the constraints, and no trial does: {metric} {shown}."
-        return f"No trial is better than {label}: {metric} {shown} of {best.trial_id}."
-    if missed:
-        amounts = " and ".join(f"{text} by {amount:.2g}" for text, amount in missed.items())
-        return (
-            f"No trial meets the constraints: {best.trial_id} comes closest and misses {amounts}."
-        )
-    reference, *_ = references(search, records)
-    gaps = _differences(search, best, reference, again, deviations)
-    if not gaps:
-        return f"{best.trial_id} has the best {metric}: {best.last(metric):.4g}."
-    where = "" if again is None else ", on the test splits"
-    return f"{best.trial_id} has {in_words(gaps, trial_label(reference))}{where}."
+        none = _none_is_above(search, winner, stronger, bool(missed))
+        lines.append(f"{none}, by the means over {over}.")
+    elif missed:
+        lines.append(_closest(winner, missed))
+    elif winner.trial_id != best.trial_id:
+        lines.append(f"{winner.trial_id} is ahead of {best.trial_id} over {over}.")
+    tested = [_on_test_splits(again, winner.trial_id, FT, trial_label(REFERENCE))]
+    if not tested[0]:
+        tested = [_on_test_splits(again, winner.trial_id, ZERO_SHOT, ZERO_SHOT)]
+    first = first_trial(records)
+    if first is not None and first.trial_id != best.trial_id:
+        tested.append(_on_test_splits(again, best.trial_id, first.trial_id, "the first trial"))
+    lines += [line for line in tested if line]
+    if count < again.wanted:
+        over = f"{count} of {again.wanted} seeds so far"
+    holds = f"; ± holds for new seeds {'and new images' if again.has_predictions else 'alone'}"
+    covered = holds if any("±" in line for line in tested) else ""
+    lines.append(f"{_chosen_on(search)}, by the means over {over}{covered}.")
+    metric = search.objectives[0].metric
+    ordered = [*ranked(search, found), *(r for r in found if r.kind == "reference")]
+    means = {r.trial_id: value for r in ordered if (value := r.last(metric)) is not None}
+    return Conclusion(stronger or winner, lines, means=means, seeds=again.seeds)
+
+
+def _none_is_above(
+    search: SearchRecord, best: TrialRecord, reference: TrialRecord, is_missed: bool
+) -> str:
+    """Which reference beats all trials, without the end of the sentence.
+
+    Args:
+        is_missed: no trial meets the constraints.
+    """
+    label, metric = trial_label(reference), search.objectives[0].metric
+    values = [value for one in (reference, best) if (value := one.last(metric)) is not None]
+    shown = " against ".join(_shown(metric, values))
+    if is_missed:
+        return f"{label} meets the constraints, and no trial does ({metric} {shown})"
+    return f"No trial has a {_better(search)} {metric} than {label} ({shown})"
+
+
+def _closest(best: TrialRecord, missed: dict[str, float]) -> str:
+    amounts = " and ".join(f"{text} by {amount:.2g}" for text, amount in missed.items())
+    return f"No trial meets the constraints: {best.trial_id} comes closest and misses {amounts}."
+
+
+def _better(search: SearchRecord) -> str:
+    """How a value of the objective is called that beats another one.
+
+    Of several objectives none is ahead alone, and a higher value may miss the constraints.
+    """
+    if len(search.objectives) > 1 or search.constraints:
+        return "better"
+    return "higher" if search.objectives[0].mode == "max" else "lower"
+
+
+def _value(search: SearchRecord, best: TrialRecord) -> str:
+    """`the best id_val/nll, 0.41`, where accuracies are not known."""
+    metric = search.objectives[0].metric
+    value = best.last(metric)
+    return f"the best {metric}, {_shown(metric, [math.nan if value is None else value])[0]}"
+
+
+def _shown(metric: str, values: Sequence[float]) -> list[str]:
+    """Values of a metric as tables have them, with more digits where they would be equal."""
+    key = MetricKey.parse(metric)
+    in_percent = key is not None and key.measure in ("acc", "class_acc", "ece")
+    shown = [f"{value:.1f}" if in_percent else f"{value:.3g}" for value in values]
+    return shown if len({*shown}) == len(shown) else [f"{value:.5g}" for value in values]
+
+
+def _gaps(ours: TrialRecord, its: TrialRecord) -> str:
+    """`+9.0 OOD and -0.2 ID`: how two trainings differ in accuracy; empty if it is not known."""
+    found = []
+    for what, metric in (("OOD", OOD_MEAN_ACC), ("ID", ID_ACC)):
+        own, other = ours.last(metric), its.last(metric)
+        if own is not None and other is not None:
+            found.append(f"{own - other:+z.1f} {what}")
+    return " and ".join(found)
 
 
 def _luck(search: SearchRecord, records: Sequence[TrialRecord], best: TrialRecord) -> list[str]:
     """A sentence on the objective with a new seed, if it is expected to be worse."""
-    if len(search.objectives) > 1 or misses(search, records)[best.trial_id]:
+    if len(search.objectives) > 1:
         return []
     (objective,), expected = search.objectives, expected_value(search, records)
     own = best.last(objective.metric)
@@ -168,73 +256,32 @@ def _luck(search: SearchRecord, records: Sequence[TrialRecord], best: TrialRecor
     return [luck] if shown != seen else []
 
 
-def _deviations(search: SearchRecord, records: Sequence[TrialRecord]) -> dict[str, float]:
-    """Standard deviation between seeds by `OOD` and `ID`, as far as the trials tell it."""
-    keys = {**({"OOD": OOD_MEAN_ACC} if search.ood_domains else {}), "ID": ID_ACC}
-    found = {what: deviation_between_seeds(search, records, key) for what, key in keys.items()}
-    return {what: deviation for what, deviation in found.items() if deviation is not None}
+def _chosen_on(search: SearchRecord) -> str:
+    return f"Chosen on validation data{', OOD included' if search.sees_ood else ''}"
 
 
-def _differences(
-    search: SearchRecord,
-    ours: TrialRecord,
-    its: TrialRecord,
-    again: Confirmation | None,
-    deviations: Mapping[str, float],
-) -> list[Difference]:
-    """How two models differ in accuracy: in the search, or on the test splits over fresh seeds.
-
-    In the search, the interval covers other images and other seeds.
-    """
-    if again is not None:
-        return differences_on_test(again, ours.trial_id, again, its.trial_id)
-    ood, found = {domain: val_acc(domain) for domain in search.ood_domains}, []
-    for what, key, accs in (("OOD", OOD_MEAN_ACC, ood), ("ID", ID_ACC, {search.id_domain: ID_ACC})):
-        own, other = ours.last(key), its.last(key)
-        if accs and own is not None and other is not None:
-            images = _margin(search, accs, ours, its)
-            trained = [model for model in (ours, its) if model.trial_id != ZERO_SHOT]
-            share = math.sqrt(sum(1 / len(model.over_seeds(key)) for model in trained))
-            seeds = QUANTILE * deviations.get(what, 0.0) * share
-            found.append((what, own - other, math.hypot(images, seeds)))
-    return found
+def _on_test_splits(again: Confirmation, trial_id: str, other_id: str, other: str) -> str:
+    """A sentence on how two models differ on the test splits; empty if they share no seed."""
+    gaps = {
+        what: again.against(other_id, trial_id, str(MetricKey(SPLIT, domain, "acc")))
+        for what, domain in (("OOD", MEAN_OOD), ("ID", ID))
+    }
+    found = [f"{what} {_in_words(gap)}" for what, gap in gaps.items() if gap is not None]
+    text = f"{trial_id} against {other}, on the test splits: {'; '.join(found)}."
+    return text if found else ""
 
 
-def differences_on_test(
-    ours: Confirmation, trial_id: str, its: Confirmation, other_id: str
-) -> list[Difference]:
-    """How two models of one or two searches differ on the test splits, over two seeds or more."""
-    found = []
-    for what, domain in (("OOD", MEAN_OOD), ("ID", ID)):
-        metric = str(MetricKey(SPLIT, domain, "acc"))
-        gap = difference(ours, trial_id, its, other_id, metric)
-        if gap is not None and not math.isnan(gap.low):
-            found.append((what, gap.mean, gap.high - gap.mean))
-    return found
-
-
-def _margin(
-    search: SearchRecord, accs: Mapping[str, str], one: TrialRecord, other: TrialRecord
-) -> float:
-    """Half the 95 % interval of the difference of two models' mean accuracy, for new images.
-
-    As if they saw different images, so it is too wide rather than too narrow: on the same images
-    their errors are alike, and a training with another seed differs as well.
-
-    Args:
-        accs: domain -> metric.
-
-    Returns:
-        0 if the run did not record the numbers of images.
-    """
-    images = [search.val_images.get(domain) for domain in accs]
-    values = [model.last(key) for model in (one, other) for key in accs.values()]
-    parts = [
-        accuracy_margin(50.0 if acc is None else acc, number)
-        for acc, number in zip(values, 2 * images, strict=True)
-        if number
-    ]
-    return math.hypot(*parts) / len(accs) if len(parts) == len(values) else 0.0
+def _in_words(gap: Estimate) -> str:
+    """`+1.1 ± 12.7: not told apart`; of one seed the difference alone."""
+    shown = f"{gap.mean:+z.1f}"
+    if math.isnan(gap.low):
+        return f"{shown} (one seed: no interval)"
+    verdict = "not told apart"
+    if gap.low > 0:
+        verdict = "higher"
+    elif gap.high < 0:
+        verdict = "lower"
+    return f"{shown} ± {gap.high - gap.mean:.1f}: {verdict}"
 
 
 def readings_in_words(readings: Sequence[tuple[str, ...]]) -> str:
@@ -250,35 +297,6 @@ def readings_in_words(readings: Sequence[tuple[str, ...]]) -> str:
     often = {1: "once", 2: "twice"}.get(len(readings), f"{len(readings)} times")
     late = ", chosen when test accuracies were known" if len(parts) > 1 else ""
     return f"Test splits read {often}, for {'; then for '.join(parts)}{late}."
-
-
-def _is_tie(gap: Difference) -> bool:
-    _, difference, margin = gap
-    return abs(difference) <= margin or round(difference, 1) == 0
-
-
-def holds_for(*found: Confirmation) -> str:
-    """The end of a sentence with intervals of test accuracies."""
-    images = "and new images" if all(one.has_predictions for one in found) else "alone"
-    return f"; ± holds for new seeds {images}"
-
-
-def in_words(gaps: Sequence[Difference], other: str) -> str:
-    """The larger gain first, which is the news; the other accuracy is what it costs."""
-    first, *rest = sorted(gaps, key=lambda gap: (_is_tie(gap), -gap[1]))
-    return _words(first, other) + "".join(f", at {_words(gap)}" for gap in rest)
-
-
-def _words(gap: Difference, other: str = "") -> str:
-    """`4.4 ± 2.4 points more OOD accuracy than untuned FT`, or `the same OOD accuracy ...`."""
-    what, difference, margin = gap
-    if _is_tie(gap):
-        within = f" within ± {margin:.1f}" if margin else ""
-        return f"the same {what} accuracy" + (f" as {other}" if other else "") + within
-    size, more = f"{abs(difference):.1f}", "more" if difference > 0 else "less"
-    unit = "point" if size == "1.0" and not margin else "points"
-    size += f" ± {margin:.1f}" if margin else ""
-    return f"{size} {unit} {more} {what} accuracy" + (f" than {other}" if other else "")
 
 
 def _seeds_of(search: SearchRecord, confirmation: Confirmation, trial_id: str) -> set[int]:
@@ -299,18 +317,15 @@ def _with_common_seeds(
 
 def _over_fresh_seeds(
     search: SearchRecord, records: Sequence[TrialRecord], again: Confirmation
-) -> tuple[SearchRecord, list[TrialRecord]]:
-    """The trials and FT with their means over fresh seeds as only report, and what compares them.
+) -> list[TrialRecord]:
+    """The trials and FT with their means over fresh seeds as only report.
 
-    Without those that lack one of the seeds.
+    Without those that lack one of the seeds. A bound relative to the best trial is that of these
+    means: single trainings are optimistic, and means held against the best of them would miss it.
     """
-    # Bounds relative to the best trial are those that the search itself has set.
-    bests = search.bests(records)
-    bounds = [(c, c.bound(search.zero_shot, bests.get(c.text))) for c in search.constraints]
-    fixed = [replace(c, anchor=None, offset=b) for c, b in bounds if b is not None]
     known = {record.trial_id: record for record in records}
     known[FT] = replace(REFERENCE, outcome="finished")
-    found = [
+    return [
         replace(
             known[one.trial_id],
             repetitions={},  # their seeds have chosen the trial
@@ -319,4 +334,3 @@ def _over_fresh_seeds(
         for one in again.configurations
         if one.trial_id in known and {*again.seeds} <= _seeds_of(search, again, one.trial_id)
     ]
-    return replace(search, constraints=tuple(fixed)), found

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -128,6 +128,8 @@ class Confirmation:
     """Trainings that failed, with the error in one line; the next call tries them again."""
     readings: Sequence[tuple[str, ...]] = ()
     """See `readings_of`."""
+    wanted: int = 0
+    """Number of seeds that the last call was asked for."""
 
     @property
     def zero_shot(self) -> Mapping[str, float]:
@@ -275,25 +277,36 @@ def confirm_history(run_folder: Path) -> History:
     return read_history(path.parent) if path.is_file() else History()
 
 
-def readings_of(run_folder: Path) -> list[tuple[str, ...]]:
-    """The trials for which each session of `confirm` has read the test splits, in their order.
+@dataclass
+class Session:
+    """A call of `confirm`."""
 
-    Only sessions with the result of a training count: the others have shown no test accuracy.
+    chosen: tuple[str, ...]
+    """The trials that it trains, without FT."""
+    seeds: int
+    """Fresh seeds of each."""
+    has_result: bool = False
+    """Whether a training has finished: until then no test accuracy was shown."""
+
+
+def sessions_of(run_folder: Path) -> list[Session]:
+    """The calls of `confirm` that have begun to train, in their order.
 
     Raises:
         ConfigError: the journal is damaged.
     """
-    path = results_path(run_folder)
-    chosen, counted = [dict[str, None]()], set[int]()
+    path, found = results_path(run_folder), list[Session]()
     for event in JournalReader(path.parent).events() if path.is_file() else ():
         if event["event"] == "session":
-            chosen.append(dict.fromkeys(event.get("chosen", ())))
-        elif event["event"] == "started":  # 0.3.0 and before do not have what was chosen
-            chosen[-1][event["trial"].partition(_SEED)[0]] = None
+            found.append(Session(tuple(event.get("chosen", ())), event.get("seeds", 0)))
         elif event["event"] == "ended" and event["outcome"] == "finished":
-            counted.add(len(chosen))
-    found = (tuple(one for one in chosen[i - 1] if one != FT) for i in sorted(counted))
-    return [trials for trials in found if trials]
+            found[-1].has_result = True
+    return found
+
+
+def readings_of(sessions: Iterable[Session]) -> list[tuple[str, ...]]:
+    """The trials for which each call of `confirm` has read the test splits."""
+    return [session.chosen for session in sessions if session.has_result and session.chosen]
 
 
 def results_of(history: History) -> dict[Key, TrialRecord]:
@@ -349,5 +362,7 @@ def read_confirmation(search: SearchRecord) -> Confirmation | None:
         found[trial_id] = replace(result, trial_id=trial_id, params=params, labels=labels)
     seeds = sorted({seed for _, seed in results if seed is not None})
     failed = {key: attempts[-1].error_line for key, attempts in failures_of(history).items()}
-    readings = readings_of(search.run_folder)
-    return Confirmation(search, tuple(seeds), tuple(found.values()), results, failed, readings)
+    sessions = sessions_of(search.run_folder)
+    wanted = sessions[-1].seeds if sessions else 0
+    readings, configurations = readings_of(sessions), tuple(found.values())
+    return Confirmation(search, tuple(seeds), configurations, results, failed, readings, wanted)

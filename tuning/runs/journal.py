@@ -89,15 +89,21 @@ class Journal:
         return self._clock_offset + time.monotonic()
 
     def session_started(
-        self, fingerprints: Mapping[str, str], chosen: Sequence[str] = (), **objects: str
+        self,
+        fingerprints: Mapping[str, str],
+        objects: Mapping[str, str] | None = None,
+        *,
+        chosen: Sequence[str] = (),
+        seeds: int = 0,
     ) -> None:
         """A driver starts or resumes a search with these `History.fingerprints` and `objects`.
 
         Args:
-            chosen: IDs of the trials that `confirm` trains again.
+            chosen: IDs of the trials that `confirm` trains again, without FT.
+            seeds: with so many seeds each.
         """
         started = {"event": "session", "fingerprints": dict(fingerprints)}
-        seldom = {"chosen": list(chosen), "objects": objects}
+        seldom = {"chosen": list(chosen), "seeds": seeds, "objects": objects}
         self._append(started | {key: value for key, value in seldom.items() if value})
         self.in_session = True
 

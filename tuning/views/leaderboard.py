@@ -71,24 +71,9 @@ def _notes(search: SearchRecord, records: Sequence[TrialRecord]) -> Iterator[str
     if failed := [record for record in records if record.outcome == "failed"]:
         first = failed[0]
         yield f"{len(failed)} failed: {first.trial_id}, {first.error_line or 'no error'}"
-    if below := [trial_label(record) for record in records if _is_below_zero_shot(search, record)]:
-        why = "worse than zero-shot at every point of the line: the learning rate may be too high"
-        yield f"{', '.join(below)}: {why}"
     trials = [record for record in records if record.kind == "trial"]
     if trials and all(record.is_first_point for record in trials):
         yield "All trials are given points or the prior's: the sampler has proposed none."
-
-
-def _is_below_zero_shot(search: SearchRecord, record: TrialRecord) -> bool:
-    """Whether all measured points of its line, the end included, have worse objectives."""
-    for objective in search.objectives:
-        name = re.compile(rf"line/([^/]+)/{re.escape(objective.metric)}")
-        found = ((name.fullmatch(key), value) for key, value in record.metrics.items())
-        line = {match[1]: objective.signed(value) for match, value in found if match}
-        zero_shot = line.pop("0", None)
-        if zero_shot is None or max(line.values()) >= zero_shot:
-            return False
-    return True
 
 
 @dataclass(frozen=True)

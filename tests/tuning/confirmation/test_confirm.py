@@ -49,6 +49,7 @@ from tuning.runs.confirmation import (
     readings_of,
     results_of,
     results_path,
+    sessions_of,
 )
 from tuning.runs.history import History
 from tuning.runs.run_folder import load_run
@@ -296,7 +297,7 @@ def test_an_interrupted_confirmation_counts_once_a_training_has_ended(
         broken.setattr(InstantSlot, "step", interrupt)
         with pytest.raises(KeyboardInterrupt):
             run(seeds=2, top=2)
-    assert readings_of(folder) == readings
+    assert readings_of(sessions_of(folder)) == readings
     assert run(seeds=2, top=2).readings == [*readings, ("trial-000", "trial-001")]
 
 

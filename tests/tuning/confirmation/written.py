@@ -36,16 +36,18 @@ def write_predictions(folder, key, right):
     pq.write_table(pa.table({"domain": domains, "label": [1] * len(domains), **columns}), path)
 
 
-def write_results(folder, found, labels=("objective #1",), splits=None):
+def write_results(folder, found, labels=("objective #1",), splits=None, seeds=0):
     """Add results to a confirmation: trial and seed -> metrics, or -> error.
 
     Args:
         splits: fingerprints of the test splits.
+        seeds: that were asked for.
     """
     path = results_path(folder)
     path.parent.mkdir(parents=True, exist_ok=True)
     journal = Journal(path.parent)
-    journal.session_started(splits or {})
+    chosen = dict.fromkeys(name for name, _ in found if name not in ("ft", ZERO_SHOT))
+    journal.session_started(splits or {}, chosen=[*chosen], seeds=seeds)
     for number, (key, metrics) in enumerate(found.items()):
         if key[0] == ZERO_SHOT:
             journal.zero_shot(metrics)
@@ -57,7 +59,7 @@ def write_results(folder, found, labels=("objective #1",), splits=None):
     journal.close()
 
 
-def confirmed(folder, seeds=SEEDS, off=0.0, **accs):
+def confirmed(folder, seeds=SEEDS, off=0.0, wanted=0, **accs):
     """Write results of `confirm`: mean validation accuracy over two seeds, and on the test splits.
 
     The seeds are two points apart.
@@ -75,4 +77,4 @@ def confirmed(folder, seeds=SEEDS, off=0.0, **accs):
         for name, (validated, tested) in accs.items()
         for seed, noise in zip(seeds, (-1.0, 1.0), strict=False)
     }
-    write_results(folder, results)
+    write_results(folder, results, seeds=wanted)

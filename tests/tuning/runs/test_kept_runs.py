@@ -73,7 +73,7 @@ def write(folder, version):
     kept = {key: value for key, value in described.items() if key not in of_machine}
     (folder / ENVIRONMENT_FILE).write_text(json.dumps(kept, indent=2) + "\n")
     journal = Journal(folder)
-    journal.session_started(file.fingerprints(), sampler="TPESampler")
+    journal.session_started(file.fingerprints(), {"sampler": "TPESampler"})
     journal.used_ood()
     journal.controlled({"stop": "trial-001"}, 22)
     journal.session_ended("stopped")

@@ -81,7 +81,7 @@ def test_a_zero_shot_model_that_wins_is_exported_with_its_head(real, tmp_path):
     written, search = export(run, tmp_path / "model"), load_run(run).search
     recorded = about(written)
     assert (recorded["trial"], recorded["params"], recorded["step"]) == ("zero-shot", {}, 0)
-    assert recorded["chosen"].startswith("No trial is better than zero-shot: ")
+    assert recorded["chosen"].startswith("No trial has a higher val/mean_acc than zero-shot ")
     assert recorded["metrics"] == measured(search.zero_shot)
     torch.testing.assert_close(head_of(written), zero_shot_head(run), rtol=1e-5, atol=1e-6)
 
