@@ -5,14 +5,14 @@ It knows no Ray. `tuning.execution.tune_adapter` calls it from the loop of Ray T
 
 from __future__ import annotations
 
+import itertools
+from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from trainers.config import TrialConfig
 from tuning.algorithms.budget import Budget
-from tuning.algorithms.searcher import TrialProposer
-from tuning.algorithms.seeds import SeedRace
 from tuning.algorithms.studies import Studies
 from tuning.config.schema import SearchFile
 from tuning.runs.callbacks import Callback
@@ -22,7 +22,7 @@ from tuning.runs.journal import Journal
 from tuning.runs.messages import Failed, Message, Reported
 from tuning.runs.orders import Orders
 from tuning.runs.recorder import Recorder
-from tuning.runs.records import SearchOutcome, SearchRecord, TrialRecord
+from tuning.runs.records import SearchOutcome, SearchRecord, TrialRecord, trial_name
 from tuning.runs.run_folder import config_of
 
 
@@ -45,7 +45,7 @@ class Trial:
 
 
 class Wait:
-    """Nothing may start before a trial that still trains has ended: ask again."""
+    """The sampler has no more points, but a user may enqueue one while trials run: ask again."""
 
 
 class End:
@@ -61,7 +61,7 @@ class Driver:
         history: whose unfinished trials continue, and which counts towards the budgets.
         callbacks: see `Recorder`.
         studies: with the trials of the history; by default nothing is proposed.
-        fixed: trials to run in any case, such as references.
+        fixed: trials to run in any case, such as references; those of the history have run.
         orders_before: `size_of_orders` when the session began, before its preparation.
         check_ray: raises if Ray is gone. A trial is not to blame for an error that comes from that.
     """
@@ -80,19 +80,18 @@ class Driver:
         check_ray: Callable[[], None] = lambda: None,
     ) -> None:
         self.search, self._file, self._journal, self._check_ray = search, file, journal, check_ray
-        self.studies, limits, seeds = studies or Studies(()), file.search.budget, file.search.seeds
-        self.budget = Budget(limits, search, history, journal.now, file)
-        self.race = SeedRace(seeds, search, file.trial.seed, self.budget) if seeds else None
+        self.studies = studies or Studies(())
+        self.budget = Budget(file.search.budget, history, journal.now)
         gpus, deciders = file.search.resources.gpus_per_trial, (self.studies, self.budget)
         self.recorder = Recorder(search, journal, callbacks, history.records, gpus, deciders)
-        self.proposer = TrialProposer(
-            self.recorder,
-            fixed=fixed,
-            studies=self.studies,
-            may_propose=self.budget.allows,
-            seeds=self.race,
-            earlier=history.records,
-        )
+        # A kill may have lost a proposal whose process had not started, but not a later one.
+        used = {record.number for record in history.records}
+        self._unused = (number for number in itertools.count() if number not in used)
+        self._number = next(self._unused)
+        # Unfinished trials keep their names, by which their checkpoints are found.
+        self._waiting = deque(record for record in history.records if record.outcome == "stopped")
+        started = {record.trial_id for record in history.records}
+        self._waiting.extend(record for record in fixed if record.trial_id not in started)
         self.orders = Orders(search.run_folder, journal, history, orders_before)
         self._is_exhausted = False
 
@@ -107,7 +106,7 @@ class Driver:
 
     def next(self) -> Trial | Wait | End:
         """What to start next. The driver may be asked again after each message of a trial."""
-        while (record := self.proposer.next()) is not None:
+        while (record := self._next_record()) is not None:
             try:
                 config = config_of(self._file, record)
             except Exception as error:  # of a combination of parameters, or a plug-in's own check
@@ -117,10 +116,22 @@ class Driver:
                 continue
             self.recorder.proposed(record)
             return Trial(record, config)
-        if self.race is not None and self.race.waits:
+        is_running = any(not record.is_final for record in self.recorder.records.values())
+        if is_running and self.budget.allows(self._number):
             return Wait()
         self._is_exhausted = True
         return End()
+
+    def _next_record(self) -> TrialRecord | None:
+        """An unfinished trial, then a fixed one, then what the studies propose."""
+        if self._waiting:
+            return self._waiting.popleft()
+        if not self.budget.allows(self._number):
+            return None
+        record = self.studies.propose(self._number, trial_name(self._number))
+        if record is not None:
+            self._number = next(self._unused)
+        return record
 
     def started(self, trial_id: str) -> None:
         """Record that a trial starts or continues."""
@@ -180,8 +191,7 @@ class Driver:
     @property
     def ended_by(self) -> str | None:
         """The limit other than the number of trials that has ended the search, if one has."""
-        raced = self.race.ended_by if self.race and self.outcome == "finished" else None
-        return self.budget.ended_by or raced
+        return self.budget.over()
 
     def finish(self, outcome: SearchOutcome) -> History:
         """End the session, see `Recorder.finish`."""

@@ -36,9 +36,6 @@ logger = logging.getLogger(__name__)
 def more_trials(run: RunFolder, trials: int | str, overrides: Iterable[str] = ()) -> list[str]:
     """The overrides for a number of trials: `30`, or `+8` in addition to those of a run.
 
-    A run that `search.budget.worth` has ended gets them whatever they are worth, unless other
-    overrides set that.
-
     Raises:
         ConfigError: neither.
     """
@@ -48,12 +45,9 @@ def more_trials(run: RunFolder, trials: int | str, overrides: Iterable[str] = ()
     budget = run.file.search.budget
     existing = sum(record.kind != "reference" for record in run.history.records)
     is_early = run.history.outcome == "finished" and existing < budget.trials
-    is_worthless = is_early and budget.worth is not None
     if number.startswith("+"):
-        planned = 0 if is_early and run.file.search.seeds is None else budget.trials
-        number = str(max(existing, planned) + int(number))
-    worth = ["search.budget.worth=null"] if is_worthless else []
-    return [*worth, *overrides, f"search.budget.trials={number}"]
+        number = str(max(existing, 0 if is_early else budget.trials) + int(number))
+    return [*overrides, f"search.budget.trials={number}"]
 
 
 def earlier_run(file: SearchFile, storage: Path) -> Path | None:

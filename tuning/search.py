@@ -27,7 +27,6 @@ from trainers.data.store import open_root
 from trainers.errors import ConfigError, validate
 from trainers.evaluation.metrics import ID, MetricKey
 from tuning.algorithms.pruning import LEAST_FINISHED, create_pruner, name_of
-from tuning.algorithms.seeds import LEADERS
 from tuning.algorithms.studies import Studies, create_studies
 from tuning.algorithms.warm_start import Earlier, load_earlier, warm_start, warm_start_uses_ood
 from tuning.checkpoints.retention import CheckpointsView
@@ -199,9 +198,8 @@ def continue_search(run_folder: Path, file: SearchFile, options: SearchOptions) 
         history = log.history()
         studies = prepare_studies(search, file, log, options, console, earlier)
         del log  # and with it a record for each event
-        kept = max(file.search.checkpoints.keep_top, LEADERS if file.search.seeds else 0)
         views = (
-            CheckpointsView(checkpoints, kept),
+            CheckpointsView(checkpoints, file.search.checkpoints.keep_top),
             ResultsView(checkpoints.url),
             MlflowView(uri),  # uploads them
             *dashboard,  # the client of a database may wait for minutes

@@ -210,6 +210,6 @@ def open_session(
 def fixed_only(file: SearchFile, trials: int) -> SearchFile:
     """The configuration of a run whose trials are all fixed: nothing stops or limits them."""
     budget = BudgetConfig(trials=trials, failures=None)
-    changes = {"budget": budget, "references": (), "seeds": None}
+    changes = {"budget": budget, "references": ()}
     changes |= {"scheduler": SchedulerConfig(name="none")}
     return file.model_copy(update={"search": file.search.model_copy(update=changes)})

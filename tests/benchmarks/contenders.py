@@ -12,13 +12,10 @@ from ray.tune.search import Searcher
 from ray.tune.search.optuna import OptunaSearch
 
 from search_spaces import SearchSpace
-from tuning.algorithms.budget import Budget
 from tuning.algorithms.pruning import create_pruner
-from tuning.algorithms.seeds import SeedRace
 from tuning.algorithms.studies import create_studies
 from tuning.config.objectives import Objective
-from tuning.config.schema import BudgetConfig, SamplerConfig, SchedulerConfig, SeedsConfig
-from tuning.runs.history import History
+from tuning.config.schema import SamplerConfig, SchedulerConfig
 from tuning.runs.records import ParamValue, SearchRecord, TrialRecord, trial_name
 
 REACH = SamplerConfig().reach
@@ -43,7 +40,7 @@ class Problem:
 class Ours(Searcher):
     """This project's studies behind the interface of Ray's searchers."""
 
-    def __init__(self, problem, sampler, scheduler, prior, has_seeds):
+    def __init__(self, problem, sampler, scheduler, prior):
         super().__init__(metric=problem.objective.metric, mode=problem.objective.mode)
         self.search = _search_record(problem, sampler.metric)
         points = [dict(point) for point in problem.points] if prior else []
@@ -54,18 +51,11 @@ class Ours(Searcher):
         self.studies.enqueue_first_points()
         self.study = self.studies.studies[0].study
         self.records: dict[str, TrialRecord] = {}
-        budget = Budget(BudgetConfig(trials=problem.trials), self.search, History(), lambda: 0.0)
-        seeds = SeedRace(SeedsConfig(), self.search, 0, budget)
-        self._seeds = seeds if has_seeds else None
 
     def suggest(self, trial_id):
-        """The next repeat or point of the sampler."""
-        records = list(self.records.values())
-        if self._seeds is not None and self._seeds.begins(len(records), records):
-            record = self._seeds.next(records)
-        else:
-            number = sum(record.kind == "trial" for record in records)
-            record = self.studies.propose(number, trial_name(number))
+        """The next point of the sampler."""
+        number = len(self.records)
+        record = self.studies.propose(number, trial_name(number))
         if record is None:
             return Searcher.FINISHED
         self.records[trial_id] = record
@@ -84,9 +74,6 @@ class Ours(Searcher):
         ended = ended.with_end("failed" if error else "finished" if is_done else "pruned", 0.0)
         self.records[trial_id] = ended
         self.studies.trial_ended(ended)
-        if ended.repeats and ended.outcome == "finished":
-            first = next(k for k, r in self.records.items() if r.trial_id == ended.repeats)
-            self.records[first] = self.records[first].with_repeat(ended)
 
 
 class AlongLine(Ours):
@@ -149,14 +136,12 @@ def ours(
     metric="objective",
     reach=REACH,
     prior=False,
-    has_seeds=False,
     kind=Ours,
 ):
     """A search by this project's own searcher and scheduler.
 
     Args:
         metric, reach: of the sampler, see `SamplerConfig`.
-        has_seeds: whether the leading trials are repeated at the end.
         kind: of searcher.
     """
 
@@ -167,7 +152,7 @@ def ours(
             grace_steps=problem.grace_steps,
             reduction_factor=problem.reduction_factor,
         )
-        searcher = kind(problem, SamplerConfig.model_validate(settings), stopping, prior, has_seeds)
+        searcher = kind(problem, SamplerConfig.model_validate(settings), stopping, prior)
         return searcher, Pruned(searcher)
 
     def evaluate_at(problem):
@@ -238,7 +223,6 @@ RANDOM = "random"
 STOCK = "Ray's OptunaSearch + ASHA, prior"
 OURS = "ours"
 """The defaults: a prior, and a Gaussian process on the NLL, near the best trial."""
-SEEDS = "ours, seeds"
 WITH_ASHA = "ours with ASHA"
 """Once six trials have finished."""
 ALONG_LINE = "ours, along the line"
@@ -249,7 +233,6 @@ _WITH_LINE = (
     stock(STOCK, prior=True),
     ours("TPE, prior", "tpe", prior=True),
     ours(OURS, "gp", metric="auto", prior=True),
-    ours(SEEDS, "gp", metric="auto", prior=True, has_seeds=True),
     ours(WITH_ASHA, "gp", "asha", metric="auto", prior=True),
     ours("ours, anywhere", "gp", metric="auto", reach=1, prior=True),
     ours("ours on the objective", "gp", prior=True),

@@ -64,18 +64,6 @@ def trial(number, id_acc=85.0, ood_acc=62.0, **changes):
     return replace(record, **changes)
 
 
-def repeat(record, seed, id_acc, ood_acc):
-    return trial(
-        record.number,
-        id_acc,
-        ood_acc,
-        trial_id=f"{record.trial_id}-seed-{seed}",
-        kind="repeat",
-        params={**record.params, "seed": seed},
-        repeats=record.trial_id,
-    )
-
-
 def measured(number, id_acc, ood_accs, **changes):
     """A finished trial with these accuracies at its last step, their means as reports have them."""
     mean = sum(ood_accs.values()) / len(ood_accs) if ood_accs else math.nan

@@ -5,7 +5,7 @@ from unittest.mock import patch
 from tests.tuning import fakes
 from trainers.config import TrialConfig
 from tuning.algorithms.studies import create_studies
-from tuning.config.schema import BudgetConfig, SamplerConfig, SearchConfig, SearchFile, SeedsConfig
+from tuning.config.schema import BudgetConfig, SamplerConfig, SearchConfig, SearchFile
 from tuning.driver import Driver, Trial
 from tuning.runs.history import read_history
 from tuning.runs.journal import Journal
@@ -27,7 +27,6 @@ class Session:
         config_of=lambda record: TrialConfig(),
         pruner=lambda: None,
         sampler=None,
-        seeds=None,
         check_ray=lambda: None,
         **settings,
     ):
@@ -42,14 +41,13 @@ class Session:
         section = SearchConfig(
             references=references,
             budget=BudgetConfig(trials=trials, failures=None),
-            seeds=None if seeds is None else SeedsConfig(**seeds),
         )
         fixed = [TrialRecord(name, -1, "reference", {}) for name in references]
         self.driver = Driver(
             SearchFile(search=section), search, history, self.journal, callbacks,
             studies=self.studies, fixed=fixed, check_ray=check_ray,
         )  # fmt: skip
-        self.recorder, self.race = self.driver.recorder, self.driver.race
+        self.recorder = self.driver.recorder
         self._config_of = config_of
 
     def __enter__(self):

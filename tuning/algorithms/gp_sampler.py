@@ -7,22 +7,24 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 import optuna
 from optuna.distributions import BaseDistribution, FloatDistribution, IntDistribution
+from optuna.samplers import GPSampler
 from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 from threadpoolctl import threadpool_limits
 
-from tuning.algorithms.optuna_workarounds import ObservedGPSampler
+if TYPE_CHECKING:
+    from optuna._gp.acqf import BaseAcquisitionFunc  # imports PyTorch
 
 _ANYWHERE_EVERY: Final = 4
 """Of this many proposals, one is not limited to a region."""
 
 
-class RobustGPSampler(ObservedGPSampler):
+class RobustGPSampler(GPSampler):
     """Optuna's Gaussian process, which also learns from pruned, failed and bad trials.
 
     The GPSampler of Optuna 5.0 sees complete trials only, so it would propose a point again that
@@ -104,6 +106,19 @@ class RobustGPSampler(ObservedGPSampler):
         # many times as long. Optuna limits those of PyTorch.
         with threadpool_limits(1, user_api="blas"):
             return super().sample_relative(seen, seen.get_trials(deepcopy=False)[-1], search_space)
+
+    def _optimize_acqf(
+        self, acqf: BaseAcquisitionFunc, best_params: np.ndarray | None
+    ) -> np.ndarray:
+        """Optimise within the region alone.
+
+        Optuna 5.0 starts at the best of all trials, which may lie outside where the space of a
+        proposal is a part of the whole one.
+        """
+        if best_params is not None:
+            numeric = best_params[:, ~acqf.search_space.is_categorical]
+            best_params = best_params[(np.abs(numeric - 0.5) <= 0.5 + 1e-9).all(axis=1)]
+        return super()._optimize_acqf(acqf, best_params)
 
 
 def region_around(

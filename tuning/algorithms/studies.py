@@ -147,14 +147,6 @@ class MethodStudy:
         else:
             self.study.tell(trial, state=state)
 
-    def tell_repeat(self, repeat: TrialRecord) -> None:
-        """Give the trial that was repeated, if it is of this study, the means over its seeds."""
-        for trial in self.study.get_trials(deepcopy=False):
-            if trial.user_attrs.get(TRIAL_ID) == repeat.repeats and trial.number in self.finished:
-                record = self.finished[trial.number].with_repeat(repeat)
-                self.finished[trial.number] = record
-                _, trial.values = self._result(record)
-
     def _value(self, report: Mapping[str, Any]) -> float:
         return float(report.get(self.search.sampler_objectives[0].metric, math.nan))
 
@@ -299,9 +291,6 @@ class Studies(Callback):
         if record.trial_id in self._running:
             study, trial = self._running.pop(record.trial_id)
             study.tell(trial, record)
-        if record.repeats and record.outcome == "finished":
-            for study in self.studies:
-                study.tell_repeat(record)
 
 
 def create_studies(

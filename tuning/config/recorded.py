@@ -18,7 +18,9 @@ from trainers.errors import ConfigError
 from trainers.overrides import flat
 from tuning.config.schema import ELSEWHERE, SearchFile
 
-REMOVED_KEYS: Final[Mapping[str, Any]] = {}
+REMOVED_KEYS: Final[Mapping[str, Any]] = {
+    "search.seeds": None,
+}
 """Dotted key that a former version had -> the value with which it changed nothing. `*` stands for
 any text."""
 
@@ -30,7 +32,7 @@ FREE: Final = (
     *(f"trial.data.{key}" for key in ELSEWHERE),
 )
 """Keys that do not make a configuration another search."""
-RESUMABLE: Final = (*FREE, "search.sampler", "search.scheduler", "search.seeds")
+RESUMABLE: Final = (*FREE, "search.sampler", "search.scheduler")
 """Keys that a resume may change: none of them affects what a trial measures."""
 
 

@@ -93,8 +93,8 @@ class ObjectiveConfig(Frozen):
 class BudgetConfig(Frozen):
     """Limits that end the search, whichever is reached first. They count across resumes.
 
-    After `trials` and `worth`, running trials may finish. The other limits stop running trials at
-    once; a resume with a larger budget continues them.
+    After `trials`, running trials may finish. The other limits stop running trials at once; a
+    resume with a larger budget continues them.
     """
 
     trials: int = Field(default=20, ge=1, le=1_000_000)
@@ -104,32 +104,10 @@ class BudgetConfig(Frozen):
     gpu_hours: float | None = Field(default=None, gt=0, le=1e9)
     """Reserved GPUs times hours, including failed and repeated trials and references. The start
     of workers counts, and of a wait for GPUs the first two minutes."""
-    target: float | None = None
-    """End as soon as the objective of the best trial reaches this value."""
-    worth: float | None = Field(default=None, gt=0, le=1e9)
-    """End when the next trial is expected to gain less than so much of the objective per GPU-hour
-    (per CPU-hour without GPUs), such as 0.05 points of accuracy: never before 6 have finished. The
-    expectation is the improvement over the best trial under a Gaussian process."""
     failures: int | None = Field(default=10, ge=1, le=1_000_000)
     """Stop after so many failed trials in a row, counted from the start of the command: the cause
     lies elsewhere than in their parameters. Once it is removed, `lipsum-tune resume` goes on. null:
     never."""
-
-
-class SeedsConfig(Frozen):
-    """Seeds of the leading trials, for which the last third of the budget is kept.
-
-    Then no new point is proposed (unless by `lipsum-tune control`). The leading trials are trained
-    again, the next seed always where it most changes which of them has the best mean. A repeat
-    counts as one of `search.budget.trials`; a trial's figures are its means over the seeds. Given
-    from the start, so that the weights of leading trials are kept.
-    """
-
-    max: int = Field(default=5, ge=2, le=1000)
-    """Trainings of a trial at most, the first one included."""
-    confident: float = Field(default=0.8, gt=0, lt=1)
-    """End the search once the leader is the best trial with this probability, from the means and
-    one standard deviation between seeds for all trials."""
 
 
 class CheckpointsConfig(Frozen):
@@ -243,9 +221,6 @@ class SearchConfig(Frozen):
     `tuning.config.objectives`."""
     warm_start: WarmStartConfig = WarmStartConfig()
     budget: BudgetConfig = BudgetConfig()
-    seeds: SeedsConfig | None = None
-    """Train the leading trials again with fresh seeds at the end; `{}` has the defaults, null is
-    one seed a trial. Needs a single objective."""
     checkpoints: CheckpointsConfig = CheckpointsConfig()
     references: tuple[Literal["ft"], ...] = ("ft",)
     """Baselines that run beside the search, with the trial's own settings, never stopped early."""

@@ -186,25 +186,11 @@ def check_settings(file: SearchFile) -> None:
         more = f"trial.eval.every = {trial.eval.every}: not below trial.steps = {trial.steps}"
         logger.warning("%s, so no trial can be stopped early", more)
     refuse_secrets(file.model_dump(mode="json"))  # one made in Python was not read from a file
-    budget, methods, several = search.budget, len(search.space.methods), len(file.objectives) > 1
+    budget, methods = search.budget, len(search.space.methods)
     if budget.gpu_hours is not None and not search.resources.gpus_per_worker:
         problem = "trials take no GPU (search.resources.gpus_per_worker = 0)"
         key, hint = "search.budget.gpu_hours", "use search.budget.hours"
         raise ConfigError(problem, key=key, value=budget.gpu_hours, hint=hint)
-    if budget.target is not None and several:
-        problem = "a target needs a single objective"
-        raise ConfigError(problem, key="search.budget.target", value=budget.target)
-    if budget.worth is not None and (several or methods > 1):
-        problem = "needs a single objective and a single method"
-        raise ConfigError(problem, key="search.budget.worth", value=budget.worth)
-    if search.seeds is not None and (several or "seed" in searched):
-        problem = "needs a single objective, and a seed that is not searched"
-        raise ConfigError(problem, key="search.seeds")
-    if search.seeds is not None and (budget.target is not None or budget.worth is not None):
-        problem = "does not go with search.budget.target or worth, which look at single trainings"
-        raise ConfigError(problem, key="search.seeds")
-    if search.seeds is not None and search.sampler.name == "grid":
-        raise ConfigError("does not go with a grid, which is tried in full", key="search.seeds")
     if trial.optim.batch_size % search.resources.workers:
         problem = f"not divisible by {search.resources.workers} workers"
         raise ConfigError(problem, key="trial.optim.batch_size", value=trial.optim.batch_size)

@@ -328,7 +328,6 @@ def _over_fresh_seeds(
     return [
         replace(
             known[one.trial_id],
-            repetitions={},  # their seeds have chosen the trial
             curve=({STEP: search.total_steps, **again.means(one.trial_id)},),
         )
         for one in again.configurations

@@ -307,15 +307,11 @@ class Replay:
             self._close_session()
         elif kind in ("started", "report", "ended"):
             trial_id = event["trial"]
-            record = self.records[trial_id] = self._changed(trial_id, kind, event, at)
-            if record.repeats and record.outcome == "finished":
-                self.records[record.repeats] = self.records[record.repeats].with_repeat(record)
+            self.records[trial_id] = self._changed(trial_id, kind, event, at)
 
     def _changed(self, trial_id: str, kind: str, event: Event, at: float) -> TrialRecord:
         """The record of a trial after an event. Events after a final outcome change nothing."""
         if kind == "started":
-            if event.get("repeats"):
-                self.records[event["repeats"]]  # raises KeyError if its start is missing
             new = TrialRecord(
                 trial_id,
                 operator.index(event["number"]),
@@ -323,7 +319,6 @@ class Replay:
                 dict(event["params"]),
                 is_first_point=event.get("first_point", False),
                 sampler_state=event.get("sampler", {}),
-                repeats=event.get("repeats", ""),
                 labels=tuple(event.get("labels", ())),
             )
             return self.records.get(trial_id, new).with_attempt(at, event["gpus"])

@@ -129,7 +129,6 @@ class Journal:
         seldom = {
             "sampler": dict(record.sampler_state),
             "first_point": record.is_first_point,
-            "repeats": record.repeats,
             "labels": list(record.labels),
         }
         return self._append(start | {key: value for key, value in seldom.items() if value})

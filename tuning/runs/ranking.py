@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import operator
 from collections.abc import Callable, Iterable, Sequence
-from statistics import NormalDist, fmean
+from statistics import NormalDist
 from typing import Any, Final, TypeAlias
 
 from tuning.runs.records import SearchRecord, TrialRecord, zero_shot_record
@@ -93,7 +93,7 @@ def ranked(search: SearchRecord, records: Iterable[TrialRecord]) -> list[TrialRe
 
 
 def finished_trials(records: Iterable[TrialRecord]) -> list[TrialRecord]:
-    """The trials that have done all their steps, without references and repeats."""
+    """The trials that have done all their steps, without references."""
     return [r for r in records if r.kind == "trial" and r.outcome == "finished"]
 
 
@@ -178,30 +178,6 @@ def distances_to_ideal(points: Sequence[tuple[float, ...]]) -> list[float]:
         math.hypot(*((b - v) / s for b, v, s in zip(best, point, scales, strict=True)))
         for point in points
     ]
-
-
-def deviation_of_repeats(records: Iterable[TrialRecord], metric: str) -> tuple[float, int]:
-    """Standard deviation of a metric between seeds, and its degrees of freedom.
-
-    Pooled over the trials that have several; 0 and 0 if there is none.
-    """
-    groups = [values for r in records if r.repetitions and (values := r.over_seeds(metric))]
-    freedom = sum(len(values) - 1 for values in groups)
-    squares = sum((value - fmean(of)) ** 2 for of in groups for value in of)
-    return (math.sqrt(squares / freedom) if freedom else 0.0), freedom
-
-
-def margin_of_mean(
-    search: SearchRecord, records: Sequence[TrialRecord], record: TrialRecord
-) -> float | None:
-    """Half the 95 % interval of a trial's mean of the first objective; None with a single seed."""
-    seeds = len(record.over_seeds(search.objectives[0].metric))
-    if seeds < 2:
-        return None
-    from scipy.stats import t  # slow to import
-
-    deviation, freedom = deviation_of_repeats(records, search.objectives[0].metric)
-    return float(t.ppf(0.975, freedom)) * deviation / math.sqrt(seeds)
 
 
 def accuracy_margin(acc: float, images: int) -> float:

@@ -191,8 +191,6 @@ class Recorder:
         for decider in self._deciders:
             decider.trial_ended(record)
         self._close(record)
-        if record.repeats and record.outcome == "finished":
-            self._close(self._record(record.repeats))
 
     def _close(self, ended: TrialRecord) -> None:
         self._replay.records[ended.trial_id] = _kept(ended)

@@ -16,7 +16,6 @@ import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from statistics import fmean
 from typing import Any, Final, Literal, TypeAlias
 
 from trainers.evaluation.metrics import MetricKey
@@ -24,9 +23,8 @@ from trainers.overrides import METHOD_KEY as METHOD_KEY
 from tuning.config.objectives import Constraint, Mode, Objective, sampler_objectives
 
 Outcome: TypeAlias = Literal["running", "finished", "pruned", "failed", "stopped"]
-Kind: TypeAlias = Literal["trial", "reference", "repeat"]
-"""A reference is plain fine-tuning beside the search, for comparison; no sampler proposed it. A
-repeat is a trial with another seed, see `search.seeds`: it counts through the trial's means."""
+Kind: TypeAlias = Literal["trial", "reference"]
+"""A reference is plain fine-tuning beside the search, for comparison; no sampler proposed it."""
 SearchOutcome: TypeAlias = Literal["finished", "failed", "stopped"]
 ParamValue: TypeAlias = bool | int | float | str
 
@@ -91,10 +89,6 @@ class TrialRecord:
     is_first_point: bool = False
     """Whether the search was given it, as a point of the prior, of `search.space.initial_points` or
     of a warm start: the sampler did not propose it."""
-    repeats: str = ""
-    """Of a repeat: the name of its trial."""
-    repetitions: Mapping[int, Mapping[str, float]] = field(default_factory=dict)
-    """Seed -> last report, of the finished repeats of this trial."""
     labels: tuple[str, ...] = ()
     """In a run of `confirm`: the rules that chose the configuration, such as `objective #1` or
     `leave_one_domain_out/sketch+clipart`."""
@@ -146,11 +140,6 @@ class TrialRecord:
         ended = replace(self, outcome=outcome, error=error, reason=reason)
         return replace(ended, ended_at=ended_at, progress={})
 
-    def with_repeat(self, repeat: TrialRecord) -> TrialRecord:
-        """The record after one of its repeats has finished."""
-        seed = int(repeat.params["seed"])
-        return replace(self, repetitions={**self.repetitions, seed: repeat.metrics})
-
     @property
     def is_final(self) -> bool:
         """Whether the trial never runs again."""
@@ -195,24 +184,8 @@ class TrialRecord:
         return replace(self, curve=self.curve[-1:], train_curves=())
 
     def last(self, metric: str) -> float | None:
-        """The metric in the last report; None if it is missing or not finite.
-
-        Of a trial with finished repeats, the mean over its seeds.
-        """
-        own = _finite(self.metrics.get(metric))
-        return own if own is None or not self.repetitions else fmean(self.over_seeds(metric))
-
-    def over_seeds(self, metric: str) -> list[float]:
-        """The finite values of the metric in the last reports of the trial and its repeats."""
-        found = (_finite(of.get(metric)) for of in (self.metrics, *self.repetitions.values()))
-        return [value for value in found if value is not None]
-
-    @property
-    def means(self) -> Mapping[str, float]:
-        """The last report; of a trial with finished repeats, its means over the seeds."""
-        if not self.repetitions:
-            return self.metrics
-        return {name: fmean(self.over_seeds(name) or [math.nan]) for name in self.metrics}
+        """The metric in the last report; None if it is missing or not finite."""
+        return _finite(self.metrics.get(metric))
 
     def best(self, metric: str, mode: Mode) -> float | None:
         """The best finite value of the curve; None if there is none."""

@@ -12,7 +12,7 @@ from typing import Final
 
 import numpy as np
 
-from tuning.runs.ranking import deviation_of_repeats, ranked
+from tuning.runs.ranking import ranked
 from tuning.runs.records import SearchRecord, TrialRecord, zero_shot_record
 
 _LEAST: Final = 5
@@ -21,8 +21,6 @@ _LEAST_EXPECTED: Final = 10
 """Trials without which nothing is said of a single one: the means of fewer are too low."""
 _MOST: Final = 50
 """Those nearest to the best trial, where the deviation matters."""
-_WORTH: Final = 4
-"""Repeats that the process counts for."""
 _DRAWS: Final = 200
 _LENGTHS: Final = (0.15, 5.0)
 """Of the process, as shares of the range that the trials span."""
@@ -35,31 +33,27 @@ def deviation_between_seeds(
 ) -> float | None:
     """Standard deviation of a metric between seeds, in its unit.
 
-    It is the noise of a Gaussian process through the trials of the best trial's method, pooled with
-    the deviation of repeated trials, for which the process counts as four repeats. None without
-    repeats and with fewer than five such trials, and where they do not differ.
+    It is the noise of a Gaussian process through the trials of the best trial's method. None with
+    fewer than five such trials, and where they do not differ.
 
     Args:
         metric: the better, the higher.
     """
-    repeated, freedom = deviation_of_repeats(records, metric)
     trials = _around_best(search, records, metric)
     if len(trials) < _LEAST:
-        return repeated or None
-    modelled, _ = fit(coordinates(trials), _raised(trials, metric))
-    squares = _WORTH * modelled**2 + freedom * repeated**2
-    return math.sqrt(squares / (_WORTH + freedom)) or None
+        return None
+    deviation, _ = fit(coordinates(trials), _raised(trials, metric))
+    return deviation or None
 
 
 def expected_value(search: SearchRecord, records: Sequence[TrialRecord]) -> float | None:
     """What the first objective of the best trial is expected to be with a new seed.
 
-    It is the mean of the Gaussian process there. None with fewer than ten trials, and if the best
-    one has several seeds.
+    It is the mean of the Gaussian process there. None with fewer than ten trials.
     """
     objective = search.objectives[0]
     trials = _around_best(search, records, objective.metric)
-    if len(trials) < _LEAST_EXPECTED or trials[0].repetitions:
+    if len(trials) < _LEAST_EXPECTED:
         return None
     sign = objective.signed(1.0)
     _, means = fit(coordinates(trials), _raised(trials, objective.metric, sign))

@@ -3,7 +3,7 @@
 Its values are the objectives; states, names and numbers are those of the journal. With one
 objective and no constraint, `study.best_trial` is the best trial of the search. Accuracies and NLLs
 are user attributes. The study is found by the id of the run, and what it lacks is added: nothing is
-ever deleted. Optuna changes no finished trial, so one with repeats keeps its first value.
+ever deleted.
 """
 
 from __future__ import annotations

@@ -205,7 +205,7 @@ class Plots:
         search, records = self.search, self.records
         models = {trial_label(r): r.metrics for r in reversed(references(search, records))}
         if best := best_finished(search, records):
-            models[best.trial_id] = best.means
+            models[best.trial_id] = best.metrics
         names = [f"{search.id_domain} (ID)", *search.ood_domains]
         keys = [ID_ACC, *(val_acc(domain) for domain in search.ood_domains)]
         drawn = _figure("", "validation accuracy, %")

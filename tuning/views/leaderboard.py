@@ -15,7 +15,7 @@ from rich.text import Text
 
 from trainers.evaluation.metrics import ID_ACC, OOD_MEAN_ACC, val_acc
 from tuning.runs.conclusion import conclusion
-from tuning.runs.ranking import best_finished, margin_of_mean, misses, pareto_front, ranked
+from tuning.runs.ranking import best_finished, misses, pareto_front, ranked
 from tuning.runs.records import METHOD_KEY, SearchRecord, TrialRecord, trial_label, zero_shot_record
 from tuning.views.formatting import (
     format_metric,
@@ -93,15 +93,13 @@ def trial_table(
 ) -> tuple[dict[str, str], list[TrialRow]]:
     """The header of each column by its key; zero-shot model, references, and trials, best first.
 
-    Accuracies are in percent, of a trial with repeats the means over its seeds. A trial that ended
-    early has none: they belong to another step.
+    Accuracies are in percent. A trial that ended early has none: they belong to another step.
     """
     params = param_names(records)
     metrics = {ID_ACC: "ID", **({OOD_MEAN_ACC: "OOD"} if search.ood_domains else {})}
     metrics |= {o.metric: o.metric for o in search.objectives if o.metric not in metrics}
     more = {"line/a": "a", **{val_acc(domain): domain for domain in search.ood_domains}}
     columns = {"#": "#", "trial": "trial", **metrics, **params, **more}
-    columns |= {"seeds": "seeds"} if any(record.repetitions for record in records) else {}
     columns |= {"misses": "misses"} if search.constraints else {}
     columns |= {"outcome": "outcome", "time": "time"}
 
@@ -116,7 +114,7 @@ def trial_table(
         if not is_trial:
             given = {} if record is zero_shot else search.reference_params
         own = {key: given[key] for key in params if key in given}
-        values = {**own, **(record.means if is_done else {})}
+        values = {**own, **(record.metrics if is_done else {})}
         cells: dict[str, tuple[str, Any]] = dict.fromkeys(columns, ("", None))
         for key in columns.keys() & values.keys():
             style: Callable[[Any], str] = format_value if key in params else format_metric(key)
@@ -124,13 +122,10 @@ def trial_table(
         number = (str(rank) if is_done else "-") + "*" * (record in front)
         amount = max(missed.get(record.trial_id, {}).values(), default=0.0) if is_done else 0.0
         at = "" if is_done or not record.step else f" at {record.step}"
-        count, margin = 1 + len(record.repetitions), margin_of_mean(search, records, record)
         cells |= {
             "#": (number if is_trial else "", rank),
             "trial": (trial_label(record), record.number),
             "parameters": (format_params(own), None),
-            # Of the objective's mean, half its 95 % interval.
-            "seeds": ("" if margin is None else f"{count} ±{margin:.2g}", count),
             "misses": (f"{amount:.2g}" if amount else "", amount),
             "outcome": ("" if record is zero_shot else record.outcome + at, record.outcome),
             "time": (format_seconds(record.seconds), record.seconds),
@@ -154,7 +149,7 @@ def leaderboard(
     visible = trials if shown is None else (finished or trials)[:shown]
     accs = [ID_ACC, OOD_MEAN_ACC] if search.ood_domains else [ID_ACC]
     metrics = dict.fromkeys((*accs, *(objective.metric for objective in search.objectives)))
-    others = ["line/a", *metrics, "seeds", "misses"]
+    others = ["line/a", *metrics, "misses"]
     others += ["outcome"] if any(row.record.outcome != "finished" for row in visible) else []
     compared = [*models, *visible]
     for shown_params, is_broken in product((param_names(records), ["parameters"]), (False, True)):

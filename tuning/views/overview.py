@@ -70,7 +70,7 @@ def _facts(folder: Path) -> dict[str, str]:
             models = {trial_label(r): r.metrics for r in reversed(references(search, records))}
             if best is not None:
                 found["best"] = f"{best.trial_id}  {format_params(best.params)}"
-                models = {"best": best.means, **models}
+                models = {"best": best.metrics, **models}
             for name, key in (("ID", ID_ACC), ("OOD", OOD_MEAN_ACC)):
                 for label, metrics in models.items():
                     found[f"{name}, {label}"] = format_percent(metrics.get(key))

@@ -98,7 +98,6 @@ def write_page(
 
 
 def _about(search: SearchRecord, records: Sequence[TrialRecord]) -> str:
-    # Repeats are of the budget.
     done = sum(record.kind != "reference" and record.is_final for record in records)
     text = f"{done} of {search.budget_trials} trials of {search.total_steps} steps done"
     text += f" ({outcomes})" if (outcomes := format_outcomes(records)) else ""

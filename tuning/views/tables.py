@@ -9,7 +9,7 @@ Columns have the names of the configuration and of the reports: parameters have 
 |---|---|---|
 | trial_id | string | `trial-007`, `ft`; `zero-shot` in the first row |
 | number | int64 | order of proposal; null for zero-shot |
-| kind | string | `trial`, `reference` (plain fine-tuning), `repeat` (another seed) or `zero_shot` |
+| kind | string | `trial`, `reference` (plain fine-tuning) or `zero_shot` |
 | outcome | string | `running`, `finished`, `pruned`, `failed`, `stopped` |
 | error | string | error of a failed trial with its traceback, else null |
 | reason | string | `pruned by asha`, `stopped by the user`, the budget that stopped it, else null |
@@ -17,8 +17,6 @@ Columns have the names of the configuration and of the reports: parameters have 
 | started_at, ended_at | timestamp, UTC | null if unknown |
 | seconds | double | wall time |
 | objective, objective_best | double | the (first) objective at the last step, and at its best |
-| seeds, margin | int64, double | seeds whose mean is `objective`, and half its 95 % interval |
-| repeats | string | of a repeat, its trial |
 | is_best | bool | whether `best_finished` chooses it |
 | is_first_point | bool | whether it was given and not proposed; null for zero-shot |
 | one per parameter | int64, double, bool or string | null if the row has no value |
@@ -45,7 +43,7 @@ import pyarrow.parquet as pq
 
 from trainers.data.store import open_store
 from tuning.runs.confirmation import FT, Key
-from tuning.runs.ranking import best_finished, margin_of_mean
+from tuning.runs.ranking import best_finished
 from tuning.runs.records import STEP, ZERO_SHOT, SearchRecord, TrialRecord, zero_shot_record
 
 _TYPES = {
@@ -62,9 +60,6 @@ _TYPES = {
     "seconds": pa.float64(),
     "objective": pa.float64(),
     "objective_best": pa.float64(),
-    "seeds": pa.int64(),
-    "margin": pa.float64(),
-    "repeats": pa.string(),
     "is_best": pa.bool_(),
     "is_first_point": pa.bool_(),
 }
@@ -88,11 +83,8 @@ def trials_table(search: SearchRecord, records: Sequence[TrialRecord]) -> pa.Tab
             "started_at": _utc(record.started_at),
             "ended_at": _utc(record.ended_at),
             "seconds": record.seconds,
-            "objective": record.means.get(first.metric),
+            "objective": record.metrics.get(first.metric),
             "objective_best": record.best(first.metric, first.mode),
-            "seeds": 1 + len(record.repetitions),
-            "margin": margin_of_mean(search, records, record),
-            "repeats": record.repeats or None,
             "is_best": best is not None and record.trial_id == best.trial_id,
             "is_first_point": None if is_model else record.is_first_point,
         }

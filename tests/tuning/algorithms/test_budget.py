@@ -1,11 +1,7 @@
 from dataclasses import replace
-from pathlib import Path
-
-import pytest
 
 from tests.tuning import fakes
 from tuning.algorithms.budget import Budget
-from tuning.config.objectives import Objective, parse_constraint
 from tuning.config.schema import BudgetConfig
 from tuning.runs.history import History
 
@@ -18,10 +14,9 @@ class Clock:
         return self.now
 
 
-def budget(clock, records=(), seconds=0.0, search=None, **limits):
+def budget(clock, records=(), seconds=0.0, **limits):
     config = BudgetConfig.model_validate({"trials": 10, **limits})
-    record = fakes.search_record(Path("unused"), **(search or {}))
-    return Budget(config, record, History(tuple(records), {}, seconds), clock)
+    return Budget(config, History(tuple(records), {}, seconds), clock)
 
 
 def scored(number, accuracy, **changes):
@@ -61,15 +56,6 @@ def test_a_trial_whose_driver_is_lost_counts_once():
     spent.trial_started(started.with_attempt(10_030.0, 2.0))
     clock.now += 40
     assert spent.gpu_seconds == 2 * 40
-
-
-def test_the_share_is_that_of_the_limit_that_is_used_most():
-    clock = Clock()
-    spent = budget(clock, [scored(0, 60.0)], seconds=900.0, hours=2.0, gpu_hours=0.1)
-    assert spent.share(1) == pytest.approx(2 * 60 / 360)
-    clock.now += 3600
-    assert spent.share(1) == pytest.approx(4500 / 7200)
-    assert spent.share(9) == 0.9
 
 
 def test_wall_clock_counts_earlier_sessions():
@@ -115,27 +101,3 @@ def test_an_end_that_is_told_again_after_a_resume_is_counted_once():
         spent.trial_ended(record)
     assert spent.gpu_seconds == 3 * 120
     assert spent.allows(3)
-
-
-def test_a_target_ends_the_search_at_once_and_only_a_finished_trial_reaches_it():
-    spent = budget(Clock(), target=70.0)
-    end(spent, scored(0, 71.0, outcome="pruned"))
-    end(spent, scored(1, 69.9))
-    assert spent.over() is None
-    end(spent, scored(2, 70.0))
-    assert "target" in str(spent.over())
-
-
-def test_a_better_best_rules_out_a_trial_that_would_have_reached_the_target():
-    constraint = parse_constraint("id_val/acc >= best - 0.5", ["id_val/acc"])
-    search = {"objectives": (Objective("ood_val/mean_acc"),), "constraints": (constraint,)}
-    ends = [(80.0, 63.0), (87.0, 55.0), (86.0, 64.5), (86.8, 64.2)]
-    records = [fakes.trial(number, *accuracies) for number, accuracies in enumerate(ends)]
-    spent = budget(Clock(), search=search, target=64)
-    for record in records[:3]:
-        end(spent, record)
-        assert spent.over() is None
-    assert budget(Clock(), records[:3], search=search, target=64).over() is None
-    end(spent, records[3])
-    assert spent.over() == "search.budget.target = 64 is reached"
-    assert budget(Clock(), records, search=search, target=64).over() == spent.over()

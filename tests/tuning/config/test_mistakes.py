@@ -133,13 +133,7 @@ MISTAKES = [
     # Budgets, resources and the rest.
     ({"search.budget.trials": 0}, "search.budget.trials", "greater than or equal to 1"),
     ({"search.budget.gpu_hours": 2}, "search.budget.gpu_hours", r"no GPU .*search\.budget\.hours"),
-    (search(objective=BOTH, budget={"target": 80}), "search.budget.target", "single"),
-    (search(objective=BOTH, budget={"worth": 1}), "search.budget.worth", "single objective"),
-    (compared("ft", "kd") | search(budget={"worth": 1}), "search.budget.worth", "single method"),
     (search(objective=BOTH, scheduler={"name": "asha"}), "search.scheduler.name", "several obj"),
-    (search(objective=BOTH, seeds={}), "search.seeds", "single"),
-    (search(budget={"trials": 9, "worth": 1}, seeds={}), "search.seeds", "worth"),
-    (search(sampler={"name": "grid"}, seeds={}), "search.seeds", "grid"),
     (search(resources={"workers": 3}), "trial.optim.batch_size", "divisible by 3"),
     ({"search.checkpoints.storage": "here"}, "search.checkpoints.storage", "absolute path"),
     ({"search.checkpoints.storage": "s3://me:hunter2@b/x"}, "search.checkpoints.storage",

@@ -32,7 +32,7 @@ def numbers(schema, key=""):
 
 def test_every_number_has_limits():
     found = list(numbers(SearchFile.model_json_schema()))
-    checked_otherwise = {"crop_area", "target", "low", "high", "step", "choices"}
+    checked_otherwise = {"crop_area", "low", "high", "step", "choices"}
     checked_otherwise |= {"bounds"}  # of constraints, which are checked where they are written
     assert len(found) > 60
     for limit in ("Minimum", "Maximum"):

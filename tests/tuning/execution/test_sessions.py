@@ -162,19 +162,6 @@ def test_the_best_trial_of_a_constrained_search_is_the_best_of_those_that_meet_i
 
 
 @pytest.mark.usefixtures("inline")
-def test_the_leader_is_repeated_before_a_search_ends(images_root, tmp_path):
-    changes = {"search__budget__trials": 9, "search__seeds": {}}
-    found = run_instantly(instant_file(images_root, tmp_path, **changes))
-    assert found.outcome == "finished"
-    assert str(found.ended_by).startswith("search.seeds.confident = 0.8: ")  # all seeds are equal
-    *trials, repeat = sorted(found.history.records, key=lambda record: record.started_at)
-    assert [record.kind for record in trials] == ["trial"] * 6
-    assert repeat.trial_id == f"{found.best.trial_id}-seed-1"
-    more = resume_instantly(found.folder, "search.budget.trials=12")
-    assert outcomes(more) == outcomes(found) | {"trial-006": "finished"}
-
-
-@pytest.mark.usefixtures("inline")
 def test_failures_in_a_row_stop_a_search_that_then_goes_on(images_root, tmp_path):
     limits = {"search__budget__trials": 4, "search__budget__failures": 2}
     (tmp_path / BREAK).write_text("AcceleratorError: unspecified launch failure")

@@ -170,14 +170,6 @@ def test_fresh_seeds_decide_and_test_splits_do_not(of_second, result, tmp_path):
     assert found.lines == [result, tested, limit, read]
 
 
-def test_repeats_that_chose_the_trial_do_not_vote_again(tmp_path):
-    search, (ft, first, _) = searched(tmp_path, (86.0, 64.0), (80.0, 60.0))
-    lucky = first.with_repeat(fakes.repeat(first, 1, 99.0, 99.0))
-    confirmed(tmp_path, ft=(76.0, 76.0), trial_000=(75.0, 75.0))
-    found = conclusion(search, [ft, lucky])
-    assert found.won.trial_id == "ft"
-
-
 def test_damaged_results_of_confirm_are_left_out(tmp_path):
     search, records = searched(tmp_path, (86.0, 64.0))
     before = lines(search, records)

@@ -127,21 +127,6 @@ def test_trials_that_collapsed_are_no_noise():
     assert found == pytest.approx(0.5, rel=0.5)
 
 
-def test_repeats_are_pooled_with_the_trials():
-    of = trials([60.0, 61.0, 59.5, 60.5, 61.5, 60.2])
-    alone = deviation_between_seeds(SEARCH, of, OOD_MEAN_ACC)
-    of[0] = replace(of[0], repetitions={7: fakes.report(240, 85.0, 66.0)})
-    assert len(of[0].over_seeds(OOD_MEAN_ACC)) == 2
-    # The best trial has the mean of its seeds now, by which the trials are ordered and modelled.
-    means = [replace(r, curve=(fakes.report(240, 85.0, r.last(OOD_MEAN_ACC)),)) for r in of]
-    modelled = deviation_between_seeds(
-        SEARCH, [replace(r, repetitions={}) for r in means], OOD_MEAN_ACC
-    )
-    found = deviation_between_seeds(SEARCH, of, OOD_MEAN_ACC)
-    assert found == pytest.approx(np.sqrt((4 * modelled**2 + 6.0**2 / 2) / 5))
-    assert found > alone
-
-
 @pytest.mark.parametrize("mode", ["max", "min"])
 def test_the_luckiest_of_equal_trials_is_expected_to_be_like_the_others(mode):
     search = replace(SEARCH, objectives=(Objective(OOD_MEAN_ACC, mode),))
@@ -152,8 +137,6 @@ def test_the_luckiest_of_equal_trials_is_expected_to_be_like_the_others(mode):
     found = expected_value(search, of)
     assert abs(found - values.mean()) < 0.5 * abs(best.last(OOD_MEAN_ACC) - values.mean())
     assert expected_value(search, of[:9]) is None
-    again = [replace(r, repetitions={7: r.metrics}) if r is best else r for r in of]
-    assert expected_value(search, again) is None
 
 
 def test_of_a_method_that_is_behind_nothing_is_read():

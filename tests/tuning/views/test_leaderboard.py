@@ -50,14 +50,6 @@ def test_the_point_of_the_line_has_a_column():
     assert row[5:] == ["0.6", "88.0", "62.0", "75.0"]
 
 
-def test_a_trial_with_several_seeds_has_their_means_and_the_interval():
-    trial = fakes.trial(1, 80, 60)
-    again = fakes.repeat(trial, 1, 82, 62)
-    _, row, other = lines(SEARCH, [trial.with_repeat(again), fakes.trial(2, 60, 60), again])
-    assert row[5:] == ["81.0", "61.0", "71.0", "2", "±13"]  # 12.7 times the deviation / sqrt(2)
-    assert other[5:] == ["60.0", "60.0", "60.0"]
-
-
 @pytest.mark.parametrize("width", [60, 80, 120])
 def test_it_fits_the_terminal_with_every_parameter(width):
     params = {f"method.weight_{index}": 0.123 for index in range(8)} | {"optim.lr": 1e-4}

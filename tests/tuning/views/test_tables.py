@@ -28,17 +28,6 @@ def test_the_trials_table_has_a_row_per_trial_and_zero_shot():
     assert failed["seconds"] == 360.0
 
 
-def test_the_objective_is_the_mean_over_the_seeds():
-    trial = fakes.trial(1, 80, 60)
-    again = fakes.repeat(trial, 1, 82, 62)
-    _, row, other = trials_table(SEARCH, [trial.with_repeat(again), again]).to_pylist()
-    assert (row["objective"], row["seeds"], row["repeats"]) == (71.0, 2, None)
-    assert row["margin"] == pytest.approx(12.706, abs=0.001)
-    assert (row["val/mean_acc"], row["seed"]) == (70.0, None)
-    assert (other["objective"], other["seeds"], other["margin"]) == (72.0, 1, None)
-    assert (other["kind"], other["repeats"], other["seed"]) == ("repeat", "trial-001", 1)
-
-
 def test_column_types_do_not_depend_on_the_results():
     fixed = len(tables._TYPES)
     empty, full = trials_table(SEARCH, []), trials_table(SEARCH, fakes.finished_search())

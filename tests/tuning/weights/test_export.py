@@ -27,7 +27,7 @@ from tuning.runs.conclusion import conclusion
 from tuning.runs.ranking import best_trial
 from tuning.runs.run_folder import load_run
 from tuning.weights.export import export_weights as export
-from tuning.weights.sources import find_source, measured, write_trial
+from tuning.weights.sources import measured, write_trial
 
 FILES = {
     "open_clip_config.json", "open_clip_model.safetensors", "head.safetensors", "classes.json",
@@ -104,18 +104,6 @@ def test_a_named_trial_is_exported_with_classes_origin_and_card(real, tmp_path):
     accuracy = f"{records[3].metrics['id_val/acc']:.1f}"
     for part in ("trial-003", "flyp", "`optim.lr` 0.0001", "bpe.txt.gz", "optimistic", accuracy):
         assert part in (written / "README.md").read_text()
-
-
-def test_a_repeat_with_another_seed_has_its_own_parameters(real, tmp_path):
-    run = shutil.copytree(real[0], tmp_path / "run")
-
-    def changed(events):
-        next(event for event in events if event.get("kind") == "trial")["kind"] = "repeat"
-        return events
-
-    edit_journal(run, changed)
-    assert load_run(run).history.records[0].kind == "repeat"
-    assert find_source(run, "trial-000").origin["params"] == real[1][0].params
 
 
 def test_with_alpha_only_the_evaluated_point_has_metrics(real, tmp_path):

@@ -39,8 +39,8 @@ def main_metrics(search: SearchRecord) -> tuple[str, ...]:
 def order_of(
     search: SearchRecord, record: TrialRecord, missed: Mapping[str, float], position: int = 0
 ) -> str:
-    """The tag by which the view sorts runs: finished trials, references, repeats and trials that
-    miss a constraint, those not at their end, failed ones. Within these, the order of `ranked`.
+    """The tag by which the view sorts runs: finished trials, references, trials that miss a
+    constraint, those not at their end, failed ones. Within these, the order of `ranked`.
 
     MLflow sorts by one key, and tags as text: what is better has smaller numbers of fixed width.
 
@@ -50,7 +50,7 @@ def order_of(
     """
     group = {"finished": 1, "failed": 5}.get(record.outcome, 4)
     if group == 1:
-        group = 2 if record.kind == "reference" else 3 if missed or record.kind == "repeat" else 1
+        group = 2 if record.kind == "reference" else 3 if missed else 1
     value = record.last(search.objectives[0].metric)
     merit = -math.inf if value is None else search.objectives[0].signed(value)
     merit = -position if len(search.objectives) > 1 else merit
@@ -66,8 +66,6 @@ def share_view(
     params = dict.fromkeys(key for record in records for key in record.params)
     main = [name for name in main_metrics(search) if not name.startswith(("train/", "cost/"))]
     columns = [f"metrics.`{key_of(name)}`" for name in (*main, SECONDS)]
-    if search.configured("search", "seeds"):  # the order is that of the means
-        columns[3:3] = [f"metrics.`{key_of('seeds/' + search.objectives[0].metric)}`"]
     columns[3:3] = ["tags.`outcome`", *(f"params.`{key_of(name)}`" for name in params)]
     state = {
         "searchFilter": f"tags.search_id = '{search.run_id}' and tags.kind != 'search'",

@@ -27,7 +27,7 @@ from tuning.runs.conclusion import conclusion
 from tuning.runs.environment import ENVIRONMENT_FILE, seen_at_start
 from tuning.runs.follower import View
 from tuning.runs.history import Event, History
-from tuning.runs.ranking import best_finished, margin_of_mean, misses, ranked
+from tuning.runs.ranking import best_finished, misses, ranked
 from tuning.runs.records import (
     STEP,
     TRAIN_CURVE,
@@ -142,15 +142,13 @@ class MlflowView(View):
             is_new = not self._is_open or is_over
             if is_new:
                 self._open()
-            new = list[TrialRecord]()
+            is_changed = is_new
             for record, order in zip(records, orders, strict=True):
                 written, its_order = self._written.get(record.trial_id, (None, ""))
                 if written is not record or its_order != order:
                     self._write_trial(record, order)
-                    new.append(record)
-            if is_new or any(record.repeats for record in new):
-                self._write_means(history.records)
-            if self._confirms is None and (new or is_new):
+                    is_changed = True
+            if self._confirms is None and is_changed:
                 outcome = history.outcome or ("stopped" if is_over else "running")
                 self._write_parent(history.records, outcome)
                 if is_over:
@@ -231,7 +229,6 @@ class MlflowView(View):
             "outcome": record.outcome,
             "error": error,
             "reason": record.reason,
-            "repeats": record.repeats,
             "labels": ", ".join(record.labels),
             "returns": str(self._returns[trial_id] or ""),
             "order": order if self._confirms is None else "",
@@ -257,16 +254,6 @@ class MlflowView(View):
         self._sent[trial_id], self._written[trial_id] = len(reports), (record, order)
         self.num_written += 1
 
-    def _write_means(self, records: Sequence[TrialRecord]) -> None:
-        """Number of seeds, mean and half its 95 % interval of the objective, of repeated trials."""
-        metric = self._search.objectives[0].metric
-        for record in records:
-            if (margin := margin_of_mean(self._search, records, record)) is not None:
-                values = {"seeds/number": 1 + len(record.repetitions), "seeds/margin": margin}
-                values[f"seeds/{metric}"] = record.means[metric]
-                logged = mlf.metrics_of(values, record.step, self._latest)
-                self._client.log_batch(self._runs[record.trial_id], logged)
-
     def _write_parent(self, records: Sequence[TrialRecord], outcome: str) -> None:
         search, client, at = self._search, self._client, self._latest
         share_view(client, self._experiment_id, search, records)
@@ -278,7 +265,7 @@ class MlflowView(View):
             # Tags, not params: a resumed search may find better ones.
             tags |= {f"best/{key}": str(value) for key, value in best.params.items()}
             tags["best/trial"] = best.trial_id
-            values = {f"best/{name}": value for name, value in self._shown(best.means).items()}
+            values = {f"best/{name}": value for name, value in self._shown(best.metrics).items()}
             metrics = mlf.metrics_of(values, best.step, at)
         client.log_batch(self._parent_id, metrics, tags=mlf.tags_of(tags))
         if outcome == "running":

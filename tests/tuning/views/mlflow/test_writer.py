@@ -269,20 +269,6 @@ def test_a_better_trial_of_another_method_leaves_no_parameter_of_the_former(run)
     assert best() == wanted
 
 
-def test_a_repeat_is_a_run_and_its_trial_has_the_mean(images_root, runs):
-    trials = [fakes.trial(1, 84.0, 60.0), fakes.trial(2, 87.0, 63.0)]
-    again = fakes.repeat(trials[1], 1, 85.0, 63.0)
-    found = write(write_run(runs / "search", search_file(images_root), [*trials, again]))
-    tags = found["trial-002-seed-1"].data.tags
-    assert (tags["kind"], tags["repeats"]) == ("repeat", "trial-002")
-    metrics = found["trial-002"].data.metrics
-    assert metrics["seeds/number"] == 2
-    assert metrics["seeds/val/mean_acc"] == pytest.approx(74.5)
-    assert metrics["seeds/margin"] == pytest.approx(12.706 * 0.5, abs=0.001)
-    assert metrics["id_val/acc"] == pytest.approx(87.0)
-    assert found[None].data.metrics["best/id_val/acc"] == pytest.approx(86.0)
-
-
 def test_trainings_of_confirm_stand_below_the_search(run):
     tested = {"id_test/acc": 90.0, "ood_test/sketch/nll": 1.0, "line/1/id_test/acc": 89.0}
     write_results(run, {("zero-shot", None): tested, ("ft", 1001): tested})
