@@ -156,7 +156,7 @@ def images_root(whole_root, tmp_path_factory):
         header = read_header(open_store(root), str(path.relative_to(root)))
         labels = pq.read_table(path)["label"].to_pylist()
         sealed = [LabelledImage(b"sealed", "sealed", label) for label in labels]
-        write_images(path, sealed, header.class_names, header.metadata)
+        write_images(path, sealed, header.class_names)
     return root
 
 

@@ -25,12 +25,12 @@ def exif_of(tags):
     return b"Exif\x00\x00II*\x00\x08\x00\x00\x00" + directory + bytes(4)
 
 
-def write_split(root, domain, split, classes, metadata=None, *, part=0, red=200):
+def write_split(root, domain, split, classes, *, part=0, red=200):
     """A Parquet file with an image of each class; returns its path."""
     image = file_of(Image.new("RGB", (8, 8), (red, 30, 60)))
     images = [LabelledImage(image, f"{name}.png", label) for label, name in enumerate(classes)]
     path = part_path(root, domain, split, part)
-    write_images(path, images, classes, metadata or {})
+    write_images(path, images, classes)
     return path
 
 
@@ -50,7 +50,7 @@ def write_first_images(root, classes, train, val, test):
             rows = pc.indices_nonzero(pc.equal(table["label"], header.class_names.index(of_class)))
             for row in table["image"].take(rows[: counts[split]]).to_pylist():
                 images.append(LabelledImage(row["bytes"], row["path"], label))
-        write_images(root / domain / split / name, images, sorted(classes), header.metadata)
+        write_images(root / domain / split / name, images, sorted(classes))
     return root
 
 

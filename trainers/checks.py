@@ -49,5 +49,5 @@ def check_data(data: DataConfig, parts: Sequence[tuple[str, str]] | None = None)
     id_classes = headers[parts[0]].class_names
     data.rules.prompts(id_classes)
     for (domain, _), header in headers.items():
-        domain_class_map(data, id_classes, domain, header)
+        domain_class_map(data, id_classes, domain, header.class_names)
     return id_classes

@@ -1,5 +1,3 @@
-import json
-
 import pytest
 
 from tests.images import write_photo_and_sketch, write_split
@@ -25,8 +23,9 @@ def test_sound_data_and_parts_of_the_classes_pass(root):
     check_data(data(root))
     write_split(root, "sketch", "val", ("cat", "ant"))
     check_data(data(root))
-    write_split(root, "sketch", "val", ("pet",), {"class_map": json.dumps({"pet": ["cat"]})})
-    check_data(data(root))
+    write_split(root, "sketch", "val", ("pet",))
+    rules = {"sketch": {"class_map": {"pet": ["cat"]}}}
+    check_data(data(root, suite={"id_domain": "photo", "domains": rules}))
 
 
 def refused(root, said, **values):

@@ -163,7 +163,7 @@ def test_a_domain_may_reorder_or_omit_classes(trial, images_root, tmp_path):
             for row in rows
             if CLASSES[row["label"]] in classes
         ]
-        write_images(part_path(tmp_path, "sketch", "val"), images, classes, {})
+        write_images(part_path(tmp_path, "sketch", "val"), images, classes)
         run, split = start(config), load_split(config, "val")
         metrics = evaluate_run(run, "val", split)
         if len(classes) == len(CLASSES):

@@ -52,7 +52,7 @@ def search(images_root, tmp_path_factory):
     good, broken = str(images_root), folder / "broken"
     shutil.copytree(images_root, broken)
     rows = [LabelledImage(b"no image", "broken.jpg", label=i % len(CLASSES)) for i in range(48)]
-    write_images(part_path(broken, "real", "train"), rows, CLASSES, {})
+    write_images(part_path(broken, "real", "train"), rows, CLASSES)
     points = [
         {"optim.lr": 1e-3, "data.root": good},
         {"optim.lr": 1e3, "data.root": good},

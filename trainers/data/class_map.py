@@ -1,8 +1,8 @@
 """Maps logits of the ID classes to the classes of another domain.
 
 A domain may have a part of the ID classes (ImageNet-R and -A: 200 of 1000), the same ones in
-another order, or classes that each stand for one or several ID classes (ObjectNet). Its images are
-always scored in its own label space: a softmax over its own classes.
+another order, or classes that each stand for one or several ID classes. Its images are always
+scored in its own label space: a softmax over its own classes.
 
 A class that stands for no ID class cannot be scored, and a domain with such a class is refused,
 since an accuracy over the rest would pass for the accuracy of the domain. If a model is fine-tuned
@@ -12,7 +12,6 @@ on 100 of ImageNet's classes and evaluated on those of ImageNet-V2, the suite se
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -22,8 +21,6 @@ import torch
 from torch import Tensor
 
 from trainers.data.config import DataConfig
-from trainers.data.dataset import ImageDataset
-from trainers.data.schema import Header
 from trainers.data.suite import near
 from trainers.errors import ConfigError, quoted
 
@@ -77,15 +74,15 @@ class ClassMap:
 
 
 def domain_class_map(
-    data: DataConfig, id_classes: Sequence[str], domain: str, described: ImageDataset | Header
+    data: DataConfig, id_classes: Sequence[str], domain: str, domain_classes: Sequence[str]
 ) -> ClassMap:
-    """The map of one of a configuration's domains, by its suite or else by its files' metadata.
+    """The map of one of a configuration's domains, by its suite or else by names.
 
     Raises:
         ConfigError: not the number of classes that the suite expects, a class that stands for no ID
             class, or two classes with one name or with the same ID classes.
     """
-    rule, id_domain, domain_classes = data.rules.rule(domain), data.id_domain, described.class_names
+    rule, id_domain = data.rules.rule(domain), data.id_domain
     if rule.num_classes is not None and rule.num_classes != len(domain_classes):
         problem = f"it has {len(domain_classes)} classes, and the suite expects {rule.num_classes}"
         raise ConfigError(problem, source=domain)
@@ -93,10 +90,8 @@ def domain_class_map(
     for name, classes in ((id_domain, id_classes), (domain, domain_classes)):
         if twice := [c for c, times in Counter(classes).items() if times > 1]:
             raise ConfigError(f"several classes are called {quoted(twice)}", source=name)
-    of_files = {} if domain == id_domain else described.metadata
-    targets: Mapping[str, Sequence[str]] = {name: (name,) for name in domain_classes}
-    if rule.class_map or "class_map" in of_files:
-        targets = rule.class_map or json.loads(of_files["class_map"])
+    by_name = {name: (name,) for name in domain_classes}
+    targets: Mapping[str, Sequence[str]] = rule.class_map or by_name
     groups = tuple(
         tuple(labels[target] for target in targets.get(name, ()) if target in labels)
         for name in domain_classes

@@ -92,7 +92,7 @@ class DataConfig(Frozen):
     as the crop is."""
     crop_pct: float = Field(default=1, gt=0, le=1)
     """Share of the short side that the evaluation's center crop keeps; 1 is the whole side, as
-    open_clip's own transform shows it. Data that name a share of their own keep that."""
+    open_clip's own transform shows it."""
     workers: Literal["auto"] | Annotated[int, Field(ge=0, le=1000)] = "auto"
     """Processes of each training worker that decode images; 0 decodes in the worker itself. `auto`
     is one for each of the worker's CPUs if it trains on a GPU, else 0."""

@@ -72,13 +72,12 @@ class ImageDataset:
         self.version = _version(self.store, self.name, files)
         """Changes if the data are written again."""
         header, self._rows = _opened(self.store, tuple(files), self.version)
-        self.class_names, self.metadata = header.class_names, header.metadata
+        self.class_names = header.class_names
         self.labels: np.ndarray = self._rows.data.column("label").to_numpy()
         """(N,) int64, indices into the class names."""
         self._sample_size: int | None = None
-        self.crop_pct = float(self.metadata.get("crop_pct", crop_pct))
-        """Share of the resized image's short side that evaluation sees, the data's own if it has
-        one."""
+        self.crop_pct = crop_pct
+        """Share of the resized image's short side that evaluation sees."""
 
     def __len__(self) -> int:
         return len(self.labels)

@@ -39,10 +39,6 @@ class Found:
     """Columns `image` (bytes, or the path of a file), `label` (a ClassLabel) and `name`."""
     left_out: list[tuple[str, str]] = field(default_factory=list)
     """Name and reason of what was seen and not taken."""
-    metadata: dict[str, str] = field(default_factory=dict)
-    """For the Parquet files; `class_map` and `crop_pct` change how they are read."""
-    border: int = 0
-    """Pixels to cut off every side first (ObjectNet's images have a red frame)."""
     within: tuple[str, ...] = ()
     """Folders that hold all files whose paths stand in a table, which somebody else wrote. Empty if
     the paths were listed here."""

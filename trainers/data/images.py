@@ -46,7 +46,7 @@ class BadImage(ValueError):
     """An image that cannot be used; the text is the reason, such as `truncated: no end marker`."""
 
 
-def encode(data: bytes, *, resize: int | None = None, border: int = 0) -> bytes:
+def encode(data: bytes, *, resize: int | None = None) -> bytes:
     """The image file `data` as it is stored.
 
     An 8-bit JPEG or PNG that needs no change stays byte for byte. Others become RGB: PNG if the
@@ -57,18 +57,12 @@ def encode(data: bytes, *, resize: int | None = None, border: int = 0) -> bytes:
     Args:
         resize: pixels of the short side; smaller images keep their size. Larger ones become JPEG of
             quality 90 with 4:2:0 chroma, which takes less time to decode.
-        border: pixels that are cut off every side first.
 
     Raises:
         BadImage: it cannot be decoded to its end, is too large or thin, or cannot be stored.
     """
     image, as_it_is = _decode(data)
     is_lossless, how = image.format not in _LOSSY, _WHOLE
-    width, height = image.size
-    if min(width, height) <= 2 * border:
-        raise BadImage(f"too small: {width} x {height} pixels, a border of {border}")
-    if border:
-        image, as_it_is = image.crop((border, border, width - border, height - border)), False
     if max(image.size) > _MAX_RATIO * min(image.size):
         raise BadImage(f"too thin: {image.width} x {image.height} pixels")
     try:

@@ -216,7 +216,7 @@ def _written(
         for image in chain(images, [None]):
             if waiting and (image is None or len(waiting) == _ROWS or size >= _BYTES):
                 with folder.write(f"{split}/part-{part:05d}.parquet") as file:
-                    write_images(file, waiting, found.class_names, found.metadata)
+                    write_images(file, waiting, found.class_names)
                 waiting, size, part = [], 0, part + 1
             if image is not None:
                 waiting.append(image)
@@ -265,7 +265,7 @@ def _encoded(
                 if facts.st_size > _LARGEST:
                     return f"too large: {facts.st_size:,} bytes"
                 data = Path(file).read_bytes()
-            return encode(data, resize=resize, border=found.border)
+            return encode(data, resize=resize)
         except BadImage as problem:
             return str(problem)
         except OSError as error:

@@ -1,30 +1,24 @@
-"""Published data sets as they lie on a disk: ImageNet and its shifts, DomainNet, and WILDS.
+"""Published data sets as they lie on a disk: ImageNet and its shifts, and DomainNet.
 
-Labels are indices into WordNet ids, the classes of DomainNet's lists, or WILDS' own categories.
+Labels are indices into WordNet ids, or the classes of DomainNet's lists.
 What ImageNet calls validation is the set that papers report, so it becomes the split test.
 """
 
 from __future__ import annotations
 
-import json
 import re
 from functools import cache
-from importlib.resources import files
 from importlib.util import find_spec
 from pathlib import Path
 from typing import cast
 
-import yaml
-
 from trainers.data.folders import Found, Split, files_below, image_rows, in_classes
-from trainers.errors import ConfigError, first_line, listed
+from trainers.errors import ConfigError, listed
 from trainers.yaml_text import read_text
 
 _LIST = re.compile(r"(\w+)_(train|test)\.txt")
 
-IMAGENET = (
-    "imagenet", "imagenet-v2", "imagenet-r", "imagenet-a", "imagenet-sketch", "objectnet",
-)  # fmt: skip
+IMAGENET = ("imagenet", "imagenet-v2", "imagenet-r", "imagenet-a", "imagenet-sketch")
 """Layouts of ImageNet and its shifts."""
 
 
@@ -38,14 +32,6 @@ def wordnet_ids(ids: str = "imagenet") -> tuple[str, ...]:
     return tuple(file.read_text(encoding="utf-8").split())
 
 
-@cache
-def objectnet_class_map() -> dict[str, list[str]]:
-    """WordNet ids of ObjectNet's class folders that stand for ImageNet classes."""
-    text = (files("trainers.data") / "objectnet.yaml").read_text(encoding="utf-8")
-    found: dict[str, list[str]] = yaml.safe_load(text)
-    return found
-
-
 def read_imagenet(layout: str, root: Path) -> dict[Split, Found]:
     """The splits of one of `IMAGENET`, whose class folders other folders beside them may join.
 
@@ -54,7 +40,7 @@ def read_imagenet(layout: str, root: Path) -> dict[Split, Found]:
     Raises:
         ConfigError: no images in class folders.
     """
-    paths, border, metadata = files_below(root), 0, dict[str, str]()
+    paths = files_below(root)
     folders: dict[Split, str] = {"test": ""}
     is_subset = layout in ("imagenet-r", "imagenet-a")
     ids = wordnet_ids(layout.replace("-", "_") if is_subset else "imagenet")
@@ -62,16 +48,11 @@ def read_imagenet(layout: str, root: Path) -> dict[Split, Found]:
         folders = {"train": "train/", "test": "val/"}
         train = {path.split("/")[1] for path in paths if path.startswith("train/")}
         ids = tuple(name for name in ids if name in train) or ids
-    if layout == "objectnet":
-        folders, border = {"test": "images/"}, 2
-        ids = tuple(sorted(objectnet_class_map()))
-        metadata["class_map"] = json.dumps(objectnet_class_map(), sort_keys=True)
     is_numbered = layout == "imagenet-v2"
     labels = {str(label) if is_numbered else name: label for label, name in enumerate(ids)}
     found, left_out = dict[Split, Found](), list[tuple[str, str]]()
     for split, folder in folders.items():
         of_split = in_classes(root, paths, labels, ids, folder)
-        of_split.metadata, of_split.border = metadata, border
         if len(of_split.rows):
             found[split] = of_split
         else:
@@ -134,50 +115,4 @@ def _lists(root: Path) -> dict[tuple[str, Split], list[tuple[str, int]]]:
             found.setdefault((domain, split), []).append((parts[1], int(parts[2])))
     if not found:
         raise ConfigError("no official list of DomainNet, such as real_train.txt", source=root)
-    return found
-
-
-def read_wilds(layout: str, root: Path, domain: str) -> dict[Split, Found]:
-    """IWildCam 2.0 or FMoW 1.1 as the package `wilds` leaves them, in its official splits.
-
-    The domain `<layout>` has WILDS' splits train, id_val and id_test, and `<layout>-ood` has val
-    and test: other cameras, or later years.
-
-    Raises:
-        ConfigError: a file or a column is missing.
-    """
-    import pandas as pd
-
-    try:
-        if layout == "iwildcam":
-            table = pd.read_csv(root / "metadata.csv")
-            categories = pd.read_csv(root / "categories.csv").sort_values("y", kind="stable")
-            class_names: list[str] = []
-            for y, name in zip(categories["y"], categories["name"], strict=True):
-                if y == len(class_names):  # categories that no image has are at 99999
-                    class_names.append(f"{name} ({y})" if name in class_names else str(name))
-            names = [f"train/{Path(str(name)).name}" for name in table["filename"]]
-            labels = table["y"]
-            part = table["split"]
-        else:
-            table = pd.read_csv(root / "rgb_metadata.csv")
-            class_names = sorted({*table["category"]})
-            names = [f"images/rgb_img_{number}.png" for number in range(len(table))]
-            labels = table["category"].map(class_names.index)
-            year = pd.to_datetime(table["timestamp"], format="ISO8601", utc=True).dt.year
-            part = table["split"].where(table["split"] == "train", "id_" + table["split"])
-            part = part.mask(year >= 2013, None)
-            part = part.mask((year >= 2013) & (year < 2016) & (table["split"] == "val"), "val")
-            part = part.mask((year >= 2016) & (table["split"] == "test"), "test")
-    except (OSError, KeyError, ValueError) as error:
-        raise ConfigError(f"not WILDS' {layout}: {first_line(error)}", source=root) from None
-    theirs: dict[Split, str] = {"train": "train", "val": "id_val", "test": "id_test"}
-    if domain.endswith("-ood"):
-        theirs = {"val": "val", "test": "test"}
-    found: dict[Split, Found] = {}
-    for split, name in theirs.items():
-        if rows := [row for row, value in enumerate(part) if value == name]:
-            images = [names[row] for row in rows]
-            of_rows = [int(labels.iloc[row]) for row in rows]
-            found[split] = Found(image_rows(root, images, of_rows, class_names))
     return found

@@ -1,17 +1,15 @@
 """The Parquet format in which this project stores labelled images.
 
 A file has the columns ``image`` (struct of ``bytes``, an encoded JPEG or PNG, and ``path``, a name)
-and ``label`` (int64). The Arrow schema's metadata hold, as JSON, ``class_names`` in the order of
-the labels, ``metadata`` (an object of strings such as ``license``), and ``huggingface``: the
-features, so that ``datasets.load_dataset("parquet", data_files=...)`` decodes images and names
-classes. A data set is one folder per domain and split:
-``<root>/<domain>/<split>/part-00000.parquet``.
+and ``label`` (int64). The entry ``huggingface`` of the Arrow schema's metadata has the names of
+the classes in the order of the labels, as the package ``datasets`` writes and reads it. A data set
+is one folder per domain and split: ``<root>/<domain>/<split>/part-00000.parquet``.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -26,8 +24,8 @@ import pyarrow.parquet as pq
 from trainers.data.store import Store
 from trainers.errors import ConfigError, StorageFailed, first_line, unreadable
 
-MEANING = ("class_map", "crop_pct")
-"""Entries of the metadata that change how images are cropped and scored."""
+_FORMER = ("class_map", "crop_pct")
+"""Entries of the metadata that changed how images were cropped and scored up to 0.2."""
 
 ROW_GROUP = 512
 """Rows; small enough to read a part of a file without holding all of it."""
@@ -44,10 +42,9 @@ class LabelledImage:
 
 @dataclass(frozen=True)
 class Header:
-    """Class names, free metadata and number of rows of a file."""
+    """Class names and number of rows of a file."""
 
     class_names: tuple[str, ...]
-    metadata: Mapping[str, str]
     rows: int
     labels: frozenset[int] = frozenset()
     """That occur, where labels were checked."""
@@ -61,30 +58,21 @@ def part_path(root: Path, domain: str, split: str, part: int = 0) -> Path:
 
 
 def write_images(
-    file: Path | IO[bytes],
-    images: Sequence[LabelledImage],
-    class_names: Sequence[str],
-    metadata: Mapping[str, str],
+    file: Path | IO[bytes], images: Sequence[LabelledImage], class_names: Sequence[str]
 ) -> None:
     """Write images as Parquet to a path, whose folders are made, or to an open file."""
     features = {
         "image": {"_type": "Image"},
         "label": {"names": list(class_names), "_type": "ClassLabel"},
     }
-    entries = {
-        "class_names": list(class_names),
-        "metadata": dict(metadata),
-        "huggingface": {"info": {"features": features}},
-    }
-    texts = {
-        key: json.dumps(value, ensure_ascii=False, sort_keys=True) for key, value in entries.items()
-    }
+    described = json.dumps({"info": {"features": features}}, ensure_ascii=False)
     image_type = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
     columns = {
         "image": [{"bytes": image.image, "path": image.path} for image in images],
         "label": [image.label for image in images],
     }
-    schema = pa.schema([("image", image_type), ("label", pa.int64())], metadata=texts)
+    fields = [("image", image_type), ("label", pa.int64())]
+    schema = pa.schema(fields, metadata={"huggingface": described})
     if isinstance(file, Path):
         file.parent.mkdir(parents=True, exist_ok=True)
     table = pa.Table.from_pydict(columns, schema=schema)
@@ -93,8 +81,6 @@ def write_images(
 
 def read_header(store: Store, file: str, *, check_labels: bool = False) -> Header:
     """Header of a file: its footer, and with `check_labels` its labels, but no images.
-
-    Files written by the package ``datasets`` are read too; they have no metadata.
 
     Raises:
         ConfigError: not a Parquet file of images, labels and class names; or a label is missing or
@@ -127,9 +113,8 @@ def split_header(store: Store, files: Sequence[str]) -> Header:
     """
     first, *others = read_headers(store, files, check_labels=True)
     for file, header in zip(files[1:], others, strict=True):
-        same = [(h.class_names, *map(h.metadata.get, MEANING)) for h in (first, header)]
-        if same[0] != same[1]:
-            problem = "other class names, crop_pct or class_map than the first file of the split"
+        if header.class_names != first.class_names:
+            problem = "other class names than the first file of the split"
             raise ConfigError(problem, source=store.locate(file))
     if not (rows := first.rows + sum(header.rows for header in others)):
         where = store.locate(files[0]).rpartition("/")[0]
@@ -161,14 +146,13 @@ def open_parquet(store: Store, file: str) -> Iterator[pq.ParquetFile]:
 
 def _header_of(parquet: pq.ParquetFile, name: str) -> Header:
     schema, footer = parquet.schema_arrow, parquet.metadata
+    texts = schema.metadata or {}
+    if former := [key for key in _FORMER if f'"{key}"'.encode() in texts.get(b"metadata", b"")]:
+        problem = f"the {former[0]} of its metadata is not read any more"
+        hint = "prepare the images again; a suite may have a class_map"
+        raise ConfigError(problem, hint=hint, source=name)
     try:
-        texts = schema.metadata or {}
-        names = json.loads(texts.get(b"class_names", "null"))
-        if not names:
-            features = json.loads(texts[b"huggingface"])["info"]["features"]
-            names = features["label"]["names"]
-        metadata = json.loads(texts.get(b"metadata", "{}"))
-        metadata = {str(key): str(value) for key, value in metadata.items()}
+        names = json.loads(texts[b"huggingface"])["info"]["features"]["label"]["names"]
         content = schema.field("image").type.field("bytes").type
         is_binary = pa.types.is_binary(content) or pa.types.is_large_binary(content)
         if is_binary and pa.types.is_integer(schema.field("label").type):
@@ -177,9 +161,9 @@ def _header_of(parquet: pq.ParquetFile, name: str) -> Header:
                 _facts(group.column(i)) for group in groups for i in range(group.num_columns)
             ]
             names, rows = tuple(map(str, names)), [group.num_rows for group in groups]
-            meaning = {key: metadata.get(key) for key in MEANING}
-            facts = [name.rpartition("/")[2], names, meaning, rows, columns]
-            return Header(names, metadata, footer.num_rows, content=json.dumps(facts))
+            none = dict.fromkeys(_FORMER)  # as in the fingerprints of earlier runs
+            facts = [name.rpartition("/")[2], names, none, rows, columns]
+            return Header(names, footer.num_rows, content=json.dumps(facts))
     except (LookupError, ValueError, TypeError, AttributeError):
         pass
     raise ConfigError(

@@ -1,4 +1,4 @@
-"""Where labelled images come from: one domain of a folder, of Parquet, of tars, of the hub.
+"""Where labelled images come from: one domain of a folder, of Parquet, of the hub.
 
 Everything is opened by the package `datasets`, which from version 5 on runs no script of a data
 set; images are neither read nor decoded here.
@@ -7,8 +7,7 @@ set; images are neither read nor decoded here.
 from __future__ import annotations
 
 import os
-import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from hashlib import blake2b
 from pathlib import Path
@@ -18,13 +17,7 @@ from pydantic import Field, field_validator
 
 from trainers.config_model import Frozen
 from trainers.data.folders import SPLIT_WORDS, Found, Split, read_folders
-from trainers.data.published import (
-    IMAGENET,
-    domainnet_domains,
-    read_domainnet,
-    read_imagenet,
-    read_wilds,
-)
+from trainers.data.published import IMAGENET, domainnet_domains, read_domainnet, read_imagenet
 from trainers.data.store import cache_folder
 from trainers.errors import ConfigError, first_line, listed
 
@@ -32,14 +25,13 @@ if TYPE_CHECKING:
     import datasets
 
 Layout = Literal[
-    "folders", "parquet", "webdataset", "hub", "domainnet", "imagenet", "imagenet-v2", "imagenet-r",
-    "imagenet-a", "imagenet-sketch", "objectnet", "iwildcam", "fmow",
+    "folders", "parquet", "hub", "domainnet", "imagenet", "imagenet-v2", "imagenet-r", "imagenet-a",
+    "imagenet-sketch",
 ]  # fmt: skip
 
 LAYOUTS: dict[Layout, str] = {
     "folders": "class folders: [<domain>/][{train,val,test}/]<class>/*",
     "parquet": "a folder of Parquet files as Hugging Face writes them",
-    "webdataset": "WebDataset: *.tar with .cls beside each image; needs --class-names",
     "hub": "a data set of the Hugging Face hub, by name, or a copy of one in a folder",
     "domainnet": "DomainNet: <domain>_{train,test}.txt beside the domains",
     "imagenet": "ImageNet: {train,val}/<WordNet id>/*.JPEG",
@@ -47,20 +39,10 @@ LAYOUTS: dict[Layout, str] = {
     "imagenet-r": "ImageNet-R: folders of 200 WordNet ids",
     "imagenet-a": "ImageNet-A: folders of 200 WordNet ids",
     "imagenet-sketch": "ImageNet-Sketch: folders of WordNet ids",
-    "objectnet": "ObjectNet: images/<class>/*.png",
-    "iwildcam": "WILDS iWildCam 2.0: metadata.csv, categories.csv, train/*",
-    "fmow": "WILDS FMoW 1.1: rgb_metadata.csv, images/*",
 }
 """Layouts by name, each with its folders and files."""
 
-_DECODERS: dict[str, Callable[[bytes], int | str]] = {
-    **dict.fromkeys(("txt", "text"), lambda data: data.decode("utf-8", "replace")),
-    "cls": lambda data: int(data) if re.fullmatch(rb"\s*\d{1,9}\s*", data) else -1,
-}
-"""By the extension of a tar's member: what makes a value of it. All others stay bytes, since
-PyTorch's and NumPy's files could end the reading of all images."""
-
-GENERAL = ("folders", "parquet", "webdataset", "hub")
+GENERAL = ("folders", "parquet", "hub")
 """Layouts of one's own data, of which a fifth becomes test if there is no test split."""
 
 
@@ -106,8 +88,6 @@ def domain_names(source: Source) -> list[str]:
     root = Path(source.path).expanduser()
     if source.layout == "domainnet":
         return domainnet_domains(root)
-    if source.layout in ("iwildcam", "fmow"):
-        return [source.layout, f"{source.layout}-ood"]
     if source.layout in IMAGENET:
         return [source.layout]
     if source.domain_column is not None:
@@ -138,8 +118,6 @@ def open_domain(
         found = read_domainnet(root, domain)
     elif source.layout in IMAGENET:
         found = read_imagenet(source.layout, root)
-    elif source.layout in ("iwildcam", "fmow"):
-        found = read_wilds(source.layout, root, domain)
     else:
         found = _tables(source, domain)
     if not found:
@@ -221,8 +199,8 @@ def _load(source: Source) -> tuple[Mapping[str, datasets.Dataset], set[str]]:
         builder = datasets.load_dataset_builder(
             path, source.subset, revision=source.revision, cache_dir=str(cache_folder())
         )
-        if hasattr(builder, "DECODERS"):  # a WebDataset
-            type(builder).DECODERS = _DECODERS
+        if hasattr(builder, "DECODERS"):  # which may end the reading of all images
+            raise ValueError("its images are in tars (WebDataset): unpack them into class folders")
         files = {file for split in (builder.config.data_files or {}).values() for file in split}
         # A README.md may name any file and bucket that this user can read, also within a zip.
         allowed, outside = (*_within(source), "hf://", "https://"), set()
@@ -296,10 +274,10 @@ def _tables(source: Source, domain: str) -> dict[Split, Found]:
     number = {name: label for label, name in enumerate(class_names)}
     number |= {label: label for label in range(len(class_names))}
     left_out = list[tuple[str, str]]()
-    if source.layout in ("parquet", "webdataset"):
+    if source.layout == "parquet":
         # If some names of files have the word of a split, `datasets` reads only those files.
         root, read = Path(source.path).expanduser(), {Path(file).resolve() for file in files}
-        there = sorted(root.rglob("*.parquet" if source.layout == "parquet" else "*.tar"))
+        there = sorted(root.rglob("*.parquet"))
         unread = [str(path.relative_to(root)) for path in there if path.resolve() not in read]
         left_out += [(path, "not train, val or test by its name") for path in unread]
     for name, rows in loaded.items():
@@ -340,8 +318,6 @@ def _column(
 ) -> str:
     """The given column, the one with the usual name, or the only one of a kind."""
     of_kind = [column for column, feature in features.items() if isinstance(feature, kind)]
-    if name == "label" and "cls" in features:  # of a WebDataset
-        of_kind = ["cls"]
     chosen = [given] if given else [name] if name in features else of_kind
     if len(chosen) == 1 and chosen[0] in features:
         return chosen[0]

@@ -36,8 +36,8 @@ class DomainRule(Frozen):
     num_classes: int | None = Field(default=None, ge=1, le=10**9)
     """Number of its classes; other data of that name are refused."""
     class_map: dict[str, Annotated[tuple[str, ...], Field(min_length=1)]] | None = None
-    """From a class of this domain to the ID classes that are counted as correct. By default that of
-    its Parquet files; without any, the ID class of the same name."""
+    """From a class of this domain to the ID classes that are counted as correct. By default the
+    ID class of the same name."""
 
     unknown_classes: Literal["refuse", "skip"] = "refuse"
     """For classes that stand for no ID class: refuse the data, or leave the images of those classes

@@ -140,7 +140,7 @@ def class_maps(run: TrainState, images: Images) -> dict[str, ClassMap]:
         ConfigError: a domain has classes that the head lacks.
     """
     return {
-        domain: domain_class_map(run.config.data, run.class_names, domain, of_domain)
+        domain: domain_class_map(run.config.data, run.class_names, domain, of_domain.class_names)
         for domain, of_domain in images.items()
     }
 

@@ -21,7 +21,6 @@ from tuning.weights.sources import (
     SPLIT,
     TRIAL_FILE,
     Source,
-    evaluation_crops,
     find_source,
     measured,
 )
@@ -103,7 +102,7 @@ def export_weights(
         "id_domain": data.id_domain,
         "ood_domains": list(data.ood_domains),
         "model": origin,
-        "preprocessing": {**pixels, "crop_pct": evaluation_crops(data)},
+        "preprocessing": {**pixels, "crop_pct": dict.fromkeys(data.domains, data.crop_pct)},
         "precision": source.trial.precision,
         **source.origin,
         "alpha": point if alpha is None and point != 1 else alpha,

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Mapping
-from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -15,11 +14,8 @@ from torch import Tensor
 
 from trainers.checkpoints.format import load_weights, saved_step, whole_header
 from trainers.config import TrialConfig
-from trainers.data.config import DataConfig
-from trainers.data.domain_files import domain_files
-from trainers.data.schema import read_header
-from trainers.data.store import Store, open_root, open_store
-from trainers.errors import ConfigError, StorageFailed, did_you_mean, listed, validate
+from trainers.data.store import Store, open_store
+from trainers.errors import ConfigError, did_you_mean, listed, validate
 from trainers.evaluation.metrics import ID, MetricKey
 from trainers.yaml_text import read_yaml
 from tuning.checkpoints.files import fetched, kept_checkpoint
@@ -156,20 +152,6 @@ def _test_accuracies(run: RunFolder, label: str, trial_id: str) -> dict[str, dic
         if zero_shot := measured(confirmation.zero_shot, TEST):
             found[ZERO_SHOT] = {"metrics": zero_shot}
     return found if label in found else {}
-
-
-def evaluation_crops(data: DataConfig) -> dict[str, float]:
-    """`crop_pct` of each domain: as recorded in its data, else as configured.
-
-    Data that cannot be read any more count as without a record.
-    """
-    crops = dict.fromkeys(data.domains, data.crop_pct)
-    with suppress(ConfigError, OSError, StorageFailed):
-        store = open_root(data.root)
-        for domain in data.domains:
-            header = read_header(store, domain_files(store, domain, SPLIT)[0])
-            crops[domain] = float(header.metadata.get("crop_pct", crops[domain]))
-    return crops
 
 
 def measured(metrics: Mapping[str, float], split: str = SPLIT) -> dict[str, float]:

@@ -97,7 +97,7 @@ def measure(
     for domain in data.domains:
         began(domain)
         images = open_images(data, domain, split)
-        class_map = domain_class_map(data, names, domain, images)
+        class_map = domain_class_map(data, names, domain, images.class_names)
         (sums,) = evaluate([classify], images, batches, class_map=class_map)
         measures = {name: sums.measures()[name] for name in ("acc", "nll", "ece")}
         of_domain = (expected or {}).get(domain)

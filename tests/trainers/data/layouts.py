@@ -6,7 +6,6 @@ from dataclasses import dataclass, field
 from hashlib import sha256
 
 import datasets
-import pandas as pd
 from PIL import Image
 
 from tests.images import file_of
@@ -121,21 +120,6 @@ def write_tar(path, members):
             tar.addfile(member, io.BytesIO(data))
 
 
-def webdataset(root):
-    """Tars by split."""
-    expected = Expected("webdataset", roles={"domain": "web"})
-    expected.options["class_names"] = ("cat", "hot air balloon")
-    for folder, split, tars in (("train", None, 2), ("validation", "val", 1)):
-        for number in range(tars):
-            members = {}
-            for key, label in enumerate((0, 1, 1, 0, 1)):
-                name = ("cat", "hot air balloon")[label]
-                members[f"{number}{key}.png"] = expected.add("web", split, name)
-                members[f"{number}{key}.cls"] = str(label).encode()
-            write_tar(root / folder / f"{number:04d}.tar", members)
-    return expected
-
-
 def domainnet(root):
     """Official lists, whose order of labels is nobody's sorting; one domain is not chosen."""
     classes = ("teddy-bear", "tent", "The_Eiffel_Tower", "t-shirt")
@@ -188,80 +172,15 @@ def some(ids):
     return {name: name for name in (wordnet_ids(ids)[3], wordnet_ids(ids)[0])}
 
 
-def objectnet(root):
-    """A class with two ids of ImageNet, one with one, and one without; images have a red frame."""
-    expected = Expected("objectnet", left_out=1)
-    for name in ("bicycle", "banana"):
-        for number in range(3):
-            path = f"images/{name}/{number}.png"
-            expected.write(root, "objectnet", None, name, path)
-            framed = Image.new("RGB", (12, 10), "red")
-            framed.paste(Image.open(root / path), (2, 2))
-            framed.save(root / path)
-    (root / "images" / "blender").mkdir()
-    (root / "images" / "blender" / "1.png").write_bytes(b"x")
-    return expected
-
-
-def iwildcam(root):
-    """Three animals, two of which have one name; the category at 99999 has no image."""
-    expected, rows = Expected("iwildcam"), []
-    root.mkdir(parents=True, exist_ok=True)
-    names = ("empty", "mazama temama", "mazama temama (2)")
-    official = {
-        "train": ("iwildcam", "train"), "id_val": ("iwildcam", "val"),
-        "id_test": ("iwildcam", "test"), "val": ("iwildcam-ood", "val"),
-        "test": ("iwildcam-ood", "test"),
-    }  # fmt: skip
-    for split, part in official.items():
-        for y, name in enumerate(names):
-            file = f"{split}-{y}.jpg"
-            expected.write(root, *part, name, f"train/{file}")
-            rows.append({"split": split, "filename": file, "y": y, "location_remapped": y})
-    pd.DataFrame(rows).to_csv(root / "metadata.csv", index=False)
-    categories = [{"y": y, "category_id": 3 * y, "name": n} for y, n in enumerate(names)]
-    categories[2]["name"] = names[1]
-    categories.insert(0, {"y": 99999, "category_id": 7, "name": "dromedary"})
-    pd.DataFrame(categories).to_csv(root / "categories.csv", index=False)
-    return expected
-
-
-def fmow(root):
-    """Every year and split; images are numbered by row, those of `seq` are sequestered."""
-    expected, rows = Expected("fmow"), []
-    root.mkdir(parents=True, exist_ok=True)
-    for when, split, part in (
-        ("2012-12-31T23:59:59Z", "train", ("fmow", "train")),
-        ("2012-12-31T23:59:59Z", "seq", None),
-        ("2002-05-01T10:00:00Z", "val", ("fmow", "val")),
-        ("2002-05-01T10:00:00Z", "test", ("fmow", "test")),
-        ("2013-01-01T00:00:00Z", "train", None),
-        ("2013-01-01T00:00:00Z", "val", ("fmow-ood", "val")),
-        ("2015-12-31T23:59:59Z", "test", None),
-        ("2016-01-01T00:00:00Z", "test", ("fmow-ood", "test")),
-        ("2016-01-01T00:00:00.5Z", "val", None),
-    ):
-        for name in ("zoo", "airport"):
-            if part:
-                expected.write(root, *part, name, f"images/rgb_img_{len(rows)}.png")
-            rows.append({"split": split, "category": name, "timestamp": when})
-    pd.DataFrame(rows).to_csv(root / "rgb_metadata.csv", index=False)
-    return expected
-
-
 LAYOUTS = {
     "folders": folders,
     "flat": flat,
     "parquet": parquet,
     "hub": hub,
-    "webdataset": webdataset,
     "domainnet": domainnet,
     "imagenet": imagenet,
     "imagenet-v2": shift("imagenet-v2", {str(n): wordnet_ids()[n] for n in (2, 10, 999)}),
     "imagenet-r": shift("imagenet-r", some("imagenet_r")),
     "imagenet-a": shift("imagenet-a", some("imagenet_a")),
     "imagenet-sketch": shift("imagenet-sketch", some("imagenet")),
-    "objectnet": objectnet,
-    "iwildcam": iwildcam,
-    "fmow": fmow,
 }

@@ -1,9 +1,11 @@
 """The embedded benchmark: the images that the program of commit b9b9d245 has drawn."""
 
 import hashlib
+import json
 import tomllib
 from fnmatch import fnmatch
 
+import pyarrow.parquet as pq
 import pytest
 from typer.testing import CliRunner
 
@@ -51,7 +53,8 @@ def test_every_class_has_as_many_images(folder):
         header = read_header(store, file, check_labels=True)
         assert len(header.class_names) == len(header.labels) == 100
         assert header.rows == 100 * number[split]
-        assert header.metadata["license"] == "CC BY-SA 4.0"
+        described = json.loads(pq.read_schema(store.local_path(file)).metadata[b"metadata"])
+        assert described["license"] == "CC BY-SA 4.0"
 
 
 def test_the_package_has_all_of_it_with_its_licence(folder):

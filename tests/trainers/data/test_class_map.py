@@ -1,23 +1,19 @@
-import json
-
 import pytest
 import torch
 
 from trainers.data.class_map import domain_class_map
 from trainers.data.config import DataConfig
-from trainers.data.published import objectnet_class_map, wordnet_ids
-from trainers.data.schema import Header
+from trainers.data.published import wordnet_ids
 from trainers.data.suite import DomainRule, Suite, load_suite
 from trainers.errors import ConfigError
 
 ID = ("ant", "bee", "cat", "dog")
 
 
-def mapped(classes, rule=None, metadata=None, id_classes=ID):
+def mapped(classes, rule=None, id_classes=ID):
     rules = {"sketch": rule} if rule else {}
     data = DataConfig(suite=Suite(id_domain="real", ood_domains=("sketch",), domains=rules))
-    header = Header(tuple(classes), metadata or {}, rows=1)
-    return domain_class_map(data, id_classes, "sketch", header)
+    return domain_class_map(data, id_classes, "sketch", tuple(classes))
 
 
 INSECTS = DomainRule(class_map={"insect": ("ant", "bee"), "pet": ("dog",)})
@@ -38,12 +34,9 @@ def test_the_classes_of_a_domain_are_scored_in_its_own_order(classes, rule, expe
     assert mapped(ID).project(logits) is logits  # which costs nothing
 
 
-def test_classes_may_share_some_of_what_they_stand_for_and_the_suite_goes_before_the_files():
+def test_classes_may_share_some_of_what_they_stand_for():
     rule = DomainRule(class_map={"pet": ("dog", "cat"), "dog": ("dog",)})
     assert mapped(("pet", "dog"), rule=rule).groups == ((3, 2), (3,))
-    of_files = {"class_map": '{"pet": ["dog"]}'}
-    assert mapped(("pet",), DomainRule(class_map={"pet": ("cat",)}), of_files).groups == ((2,),)
-    assert mapped(("pet",), None, of_files).groups == ((3,),)
 
 
 @pytest.mark.parametrize(
@@ -78,9 +71,9 @@ def test_images_of_classes_that_cannot_be_scored_are_left_out_where_a_suite_says
     assert partly.num_classes == 2
     whole = mapped(("dog", "bee"), rule=skip)
     assert whole.score(logits, torch.tensor([0, 1, 1]))[1].tolist() == [0, 1, 1]
-    groups = {"pet": ["dog", "hamster"], "fish": ["cod"]}
-    of_files = mapped(("fish", "pet"), rule=skip, metadata={"class_map": json.dumps(groups)})
-    assert of_files.groups == ((), (3,))
+    groups = {"pet": ("dog", "hamster"), "fish": ("cod",)}
+    some = DomainRule(unknown_classes="skip", class_map=groups)
+    assert mapped(("fish", "pet"), rule=some).groups == ((), (3,))
     with pytest.raises(ConfigError, match="none of its classes is one of real"):
         mapped(("cow",), rule=skip)
 
@@ -91,8 +84,3 @@ def test_the_classes_of_imagenets_shifts_fit_imagenets():
         names = wordnet_ids(domain.replace("-", "_"))
         groups = mapped(names, suite.rule(domain), id_classes=ids).groups
         assert [ids[group[0]] for group in groups] == list(names)
-    of_files = {"class_map": json.dumps(objectnet_class_map())}
-    names = tuple(objectnet_class_map())
-    groups = mapped(names, suite.rule("objectnet"), of_files, ids).groups
-    assert [[ids[i] for i in group] for group in groups] == list(objectnet_class_map().values())
-    assert max(map(len, groups)) > 1

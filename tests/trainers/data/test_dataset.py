@@ -47,11 +47,11 @@ def examples(numbers):
     return [LabelledImage(file_of(pixels(n)), f"{n}.png", LABELS[n]) for n in numbers]
 
 
-def dataset_of(root, files, label=0, **metadata):
+def dataset_of(root, files, label=0):
     """Images of one class, from the content of their files."""
     images = [LabelledImage(data, f"{number}.png", label) for number, data in enumerate(files)]
     path = part_path(root, "real", "train", len(list(root.glob("real/train/*"))))
-    write_images(path, images, CLASSES, metadata)
+    write_images(path, images, CLASSES)
     return ImageDataset(root, "real", "train")
 
 
@@ -79,14 +79,14 @@ def root(tmp_path):
     """Seven images in two files, below a folder whose name looks like a pattern."""
     for part, numbers in enumerate((range(5), range(5, 7))):
         file = part_path(tmp_path / "d[a]ta *?", "real", "train", part)
-        write_images(file, examples(numbers), CLASSES, {"source": "here"})
+        write_images(file, examples(numbers), CLASSES)
     return tmp_path / "d[a]ta *?"
 
 
 def test_random_access_gives_the_images_as_written(root):
     images = ImageDataset(open_store(root), "real", "train")
     assert (images.name, images.class_names) == ("real/train", tuple(CLASSES))
-    assert (len(images), images.metadata, images.crop_pct) == (7, {"source": "here"}, 1.0)
+    assert (len(images), images.crop_pct) == (7, 1.0)
     assert (images.labels.dtype, images.labels.tolist()) == (np.int64, LABELS)
     for index in (6, 0, 4, 5, 3, 1, 2):
         decoded = images.decode(index)
@@ -103,7 +103,7 @@ def test_random_access_gives_the_images_as_written(root):
 def test_files_that_are_written_again_are_read_again(root):
     first = ImageDataset(root, "real", "train")
     before = values(first.eval_batches(INPUT, 7))
-    write_images(part_path(root, "real", "train", 1), examples([6, 5]), CLASSES, {})
+    write_images(part_path(root, "real", "train", 1), examples([6, 5]), CLASSES)
     images = ImageDataset(root, "real", "train")
     assert images.version != first.version
     assert images.labels.tolist() == [*LABELS[:5], LABELS[6], LABELS[5]]
@@ -134,7 +134,7 @@ def test_batches_are_bit_for_bit_those_of_0_2(seed, train, evaluated, tmp_path):
     """Recorded with version 0.2 from the same Parquet files."""
     for part, numbers in enumerate((range(20), range(20, 37))):
         rows = [LabelledImage(file_of(pixels(n)), f"{n}.png", n % 3) for n in numbers]
-        write_images(part_path(tmp_path, "real", "train", part), rows, CLASSES, {})
+        write_images(part_path(tmp_path, "real", "train", part), rows, CLASSES)
     images = ImageDataset(tmp_path, "real", "train")
     sampler = StepSampler(37, 8, seed=seed, steps=range(3, 9))
     data = DataConfig(crop_area=(0.3, 1.0))
@@ -262,13 +262,6 @@ def test_views_stay_decoded_up_to_a_limit(root, monkeypatch):
     assert not torch.equal(next(images.eval_batches(squashed, 7))[0], first)
 
 
-def test_crop_pct_is_that_of_the_data_or_else_the_given_one(tmp_path):
-    dataset_of(tmp_path, [PNG], crop_pct="0.875")
-    assert ImageDataset(tmp_path, "real", "train", crop_pct=0.9).crop_pct == 0.875
-    write_images(part_path(tmp_path, "plain", "val"), examples(range(2)), CLASSES, {})
-    assert ImageDataset(tmp_path, "plain", "val", crop_pct=0.9).crop_pct == 0.9
-
-
 PNG, JPEG = file_of(pixels(0)), file_of(pixels(9), "JPEG")
 
 
@@ -315,12 +308,9 @@ def test_files_of_the_package_datasets_are_understood(tmp_path):
 
 
 def test_files_that_disagree_or_are_empty_are_refused(tmp_path, root):
-    write_images(part_path(root, "real", "train", 2), examples(range(1)), CLASSES[::-1], {})
+    write_images(part_path(root, "real", "train", 2), examples(range(1)), CLASSES[::-1])
     with pytest.raises(ConfigError, match=r"part-00002.parquet: other class names"):
         ImageDataset(root, "real", "train")
-    dataset_of(tmp_path / "crops", [PNG])
-    with pytest.raises(ConfigError, match=r"part-00001.parquet: other .*crop_pct"):
-        dataset_of(tmp_path / "crops", [PNG], crop_pct="1.0")
     for label in (-1, 3):
         dataset_of(tmp_path / f"label {label}", [PNG])
         with pytest.raises(ConfigError, match=rf"part-00001.parquet: labels {label} to {label}"):

@@ -1,7 +1,6 @@
 """The contract of all layouts: through `prepare`, and read as a trial reads."""
 
 import errno
-import json
 import os
 import shutil
 from collections import Counter
@@ -17,7 +16,7 @@ from tests.images import file_of
 from tests.trainers.data.layouts import LAYOUTS, write_table, write_tar
 from trainers.data.dataset import ImageDataset
 from trainers.data.prepare import Options, prepare
-from trainers.data.published import objectnet_class_map, wordnet_ids
+from trainers.data.published import wordnet_ids
 from trainers.data.sources import GENERAL, Source, open_domain
 from trainers.data.sources import LAYOUTS as DESCRIBED
 from trainers.data.store import CACHE_VARIABLE, open_store
@@ -64,7 +63,7 @@ def test_every_layout_has_a_test():
 def test_every_image_is_read_in_its_split_with_its_class(source, tmp_path):
     source, expected = source
     # Published test sets, of which a part becomes val.
-    is_shift = source.layout.startswith("imagenet-") or source.layout == "objectnet"
+    is_shift = source.layout.startswith("imagenet-")
     sources = sources_of(source, **expected.roles)
     id_domain, target = expected.roles.get("id_domain"), tmp_path / "data"
     report = prepare(sources, open_store(target), Options(), id_domain=id_domain)
@@ -88,11 +87,7 @@ def test_every_image_is_read_in_its_split_with_its_class(source, tmp_path):
     assert {domain.status for domain in again.domains} == {"kept"}
 
 
-def test_of_objectnet_the_class_map_and_of_shifts_the_order_are_kept(tmp_path):
-    LAYOUTS["objectnet"](tmp_path)
-    (found,) = open_domain(Source(path=str(tmp_path), layout="objectnet"), "objectnet").values()
-    assert json.loads(found.metadata["class_map"]) == objectnet_class_map()
-    assert len(objectnet_class_map()) == len(found.class_names) == 113
+def test_of_shifts_the_order_of_the_classes_is_kept(tmp_path):
     for layout in ("imagenet-r", "imagenet-a"):
         LAYOUTS[layout](tmp_path / layout)
         source = Source(path=str(tmp_path / layout), layout=layout)
@@ -177,6 +172,12 @@ def two_orders(root):
     return root
 
 
+def tars(root):
+    """Tars whose members `datasets` would decode by PyTorch and NumPy."""
+    write_tar(root / "train" / "0000.tar", {"1.png": b"x", "1.pth": b"PK", "1.npy": b"\x93NUMPY"})
+    return root
+
+
 REFUSED = {
     "no such folder": ("folders", lambda root: root / "nowhere", r"no such folder"),
     "no classes": ("folders", lambda root: write(root, "1.jpg"), r"no image lies in a folder"),
@@ -203,9 +204,8 @@ REFUSED = {
         "domainnet", lambda root: listed_as(root, "real/a/1.jpg 1"), r"do not match",
     ),
     "not ImageNet": ("imagenet", lambda root: write(root, "val/cat/1.jpg"), r"not imagenet: no im"),
-    "no metadata": ("iwildcam", lambda root: write(root, "train/1.jpg"), r"not WILDS' iwildcam"),
     "no Parquet": ("parquet", lambda root: write(root, "x.parquet"), r"cannot be opened"),
-    "a broken tar": ("webdataset", lambda root: write(root, "train/x.tar"), r"cannot be opened"),
+    "tars": ("hub", tars, r"its images are in tars .WebDataset.: unpack them"),
     "several labels": ("parquet", several_labels, r"its labels are no names"),
     "two orders of classes": ("parquet", two_orders, r"label: its classes have other names or"),
     "a name of nothing": ("hub", lambda root: "nobody/nothing", r"cannot be opened"),
@@ -223,18 +223,11 @@ def test_a_source_that_is_not_one_is_refused_in_one_line(name, tmp_path):
     assert not (tmp_path / "source" / "ran").exists()
 
 
-@pytest.mark.parametrize(
-    ("layout", "train", "more"),
-    [
-        ("parquet", "data/train-00000-of-00002.parquet", "data/more.parquet"),
-        ("webdataset", "train/0000.tar", "0000.tar"),
-    ],
-)
-def test_a_file_that_is_in_no_split_is_listed(layout, train, more, tmp_path):
-    options = LAYOUTS[layout](tmp_path).options
-    shutil.copy(tmp_path / train, tmp_path / more)
-    found = open_domain(Source(path=str(tmp_path), layout=layout, **options), "d")["train"]
-    assert (more, "not train, val or test by its name") in found.left_out
+def test_a_file_that_is_in_no_split_is_listed(tmp_path):
+    options = LAYOUTS["parquet"](tmp_path).options
+    shutil.copy(tmp_path / "data/train-00000-of-00002.parquet", tmp_path / "data/more.parquet")
+    found = open_domain(Source(path=str(tmp_path), layout="parquet", **options), "d")["train"]
+    assert ("data/more.parquet", "not train, val or test by its name") in found.left_out
 
 
 def test_rows_without_a_label_or_domain_are_listed(tmp_path):
@@ -255,17 +248,13 @@ def test_columns_and_class_names_that_are_not_clear_are_asked_for(tmp_path):
     wrong = source.model_copy(update={"label_column": "lable"})
     with pytest.raises(ConfigError, match=r"--label-column: which column is not clear; there are"):
         open_domain(wrong, "d")
-    members = {"a.png": b"x", "a.cls": b"1", "b.png": b"y", "b.cls": b"0"}
-    write_tar(tmp_path / "tars" / "0.tar", members)
-    tars = Source(path=str(tmp_path / "tars"), layout="webdataset")
+    several_labels(tmp_path / "several")
     with pytest.raises(ConfigError, match=r"names of the classes are not known .--class-names"):
-        open_domain(tars, "d")
+        open_domain(Source(path=str(tmp_path / "several"), layout="parquet"), "d")
     write_table(tmp_path / "numbered" / "x.parquet", [(b"x", 1), (b"y", 0)], ("0", "1"))
-    numbered = Source(path=str(tmp_path / "numbered"), layout="parquet")
-    for unnamed in (tars, numbered):
-        named = unnamed.model_copy(update={"class_names": ("cat", "dog")})
-        found = open_domain(named, "d")["train"]
-        assert (found.class_names, found.rows["label"][:]) == (["cat", "dog"], [1, 0])
+    numbered = Source(path=str(tmp_path / "numbered"), layout="parquet", class_names=("cat", "dog"))
+    found = open_domain(numbered, "d")["train"]
+    assert (found.class_names, found.rows["label"][:]) == (["cat", "dog"], [1, 0])
 
 
 def test_no_file_outside_of_a_source_is_read(tmp_path):
@@ -305,14 +294,3 @@ def test_no_file_outside_of_a_source_is_read(tmp_path):
             open_domain(source, "x")
     with pytest.raises(ConfigError, match="files outside of it"):  # of the chain
         open_domain(source, "x")
-
-
-def test_other_members_of_a_tar_end_no_preparation(tmp_path):
-    other = {"pth": b"PK", "npy": b"\x93NUMPY", "json": b"[" * 100_000}
-    members = {f"{key}.{name}": data for key in "ab" for name, data in other.items()}
-    members |= {"a.png": file_of(Image.new("RGB", (8, 6))), "a.cls": b"0"}
-    members |= {"b.png": file_of(Image.new("RGB", (8, 6))), "b.cls": b"no number"}
-    write_tar(tmp_path / "tars/0.tar", dict(sorted(members.items())))
-    source = Source(path=str(tmp_path / "tars"), layout="webdataset", class_names=("cat",))
-    (report,) = prepare({"x": source}, open_store(tmp_path / "x"), Options()).domains
-    assert (report.images, report.left_out) == ({"train": 1}, 1)

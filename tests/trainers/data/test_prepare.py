@@ -174,15 +174,13 @@ def test_what_is_there_already_is_kept_and_nothing_else_is_replaced(tree, tmp_pa
         run(tree, tree.parent)  # onto the source
 
 
-def test_data_of_0_2_are_read_and_never_prepared_again(tree, tmp_path):
-    """Their crop and class map hold; other splits would move test images into train."""
-    data, metadata = tmp_path / "data", {"crop_pct": "0.875", "class_map": '{"cat": ["dog"]}'}
+def test_data_of_0_2_are_never_prepared_again(tree, tmp_path):
+    """Other splits would move test images into train."""
+    data = tmp_path / "data"
     images = [LabelledImage(PNG, "a.png", 0), LabelledImage(PNG, "b.png", 1)]
-    write_images(part_path(data, "pets", "train"), images, ("cat", "dog"), metadata)
+    write_images(part_path(data, "pets", "train"), images, ("cat", "dog"))
     record = {"status": "done", "layout": "arrays", "versions": {"lipsum-tune": "0.2.0"}}
     (data / "pets" / "preparation.json").write_text(json.dumps(record))
-    read = ImageDataset(data, "pets", "train")
-    assert (read.crop_pct, read.metadata["class_map"]) == (0.875, metadata["class_map"])
     for status in ("done", "unfinished"):
         (data / "pets" / "preparation.json").write_text(json.dumps(record | {"status": status}))
         with pytest.raises(ConfigError, match=r"data/pets: it was prepared by version 0\.2"):
@@ -218,7 +216,7 @@ def test_the_same_images_in_two_splits_or_domains_are_counted_and_listed(tmp_pat
         ("b", "val", [third, first]),
     ):
         rows = [LabelledImage(data, f"{domain}{n}.png", 0) for n, data in enumerate(files)]
-        write_images(part_path(tmp_path, domain, split), rows, ("cat",), {})
+        write_images(part_path(tmp_path, domain, split), rows, ("cat",))
     find_duplicates(open_store(tmp_path), ["a", "b"])
     with (tmp_path / DUPLICATES).open() as file:
         rows = [tuple(row.values()) for row in csv.DictReader(file)]
@@ -243,7 +241,7 @@ def test_classes_that_a_domain_lacks_are_named(tmp_path):
         ("c", "val", (4,)),
     ):
         rows = [LabelledImage(b"not decoded", str(n), label) for n, label in enumerate(labels)]
-        write_images(part_path(tmp_path, domain, split), rows, tuple("rstuvwxyz"), {})
+        write_images(part_path(tmp_path, domain, split), rows, tuple("rstuvwxyz"))
     parts = [(domain, split) for domain in "abc" for split in ("train", "val", "test")]
     assert remarks(open_store(tmp_path), parts) == [
         "b: no images of 6 of 9 classes: t, u, v, w, x and 1 more",

@@ -19,11 +19,10 @@ OWN = {
 
 
 def test_the_packaged_suites_have_the_papers_domains_and_figures():
-    assert sorted(packaged_suites()) == ["domainnet", "fmow", "imagenet", "iwildcam", "pacs"]
+    assert sorted(packaged_suites()) == ["domainnet", "imagenet", "pacs"]
     imagenet, domainnet = load_suite("imagenet"), load_suite("domainnet")
     assert imagenet.ood_domains == ("imagenet-v2", "imagenet-r", "imagenet-a", "imagenet-sketch")
-    shifts = ("imagenet-r", "imagenet-a", "objectnet")
-    assert [imagenet.rule(d).num_classes for d in shifts] == [200, 200, 113]
+    assert [imagenet.rule(f"imagenet-{d}").num_classes for d in "ra"] == [200, 200]
     assert imagenet.rule("imagenet").num_classes is None  # a subset of 100 is an everyday case
     assert domainnet.rule("real").num_classes == 345
     published = domainnet.published["ViT-B-16-quickgelu/openai"]
@@ -111,11 +110,7 @@ def test_a_suite_that_is_not_there_or_no_yaml_is_named(tmp_path):
         validate(TrialConfig, {"data": {"suite": 3}}, "f.yaml")
 
 
-def test_every_packaged_suite_tells_its_own_classes_apart():
-    iwildcam = load_suite("iwildcam")
-    animals = tuple(iwildcam.class_names)
-    assert len(iwildcam.prompts(animals).names) == iwildcam.rule("iwildcam").num_classes == 182
-    assert "lion in the wild." in iwildcam.prompts(animals).of("lion")
+def test_every_class_of_imagenet_has_a_prompt():
     assert len(load_suite("imagenet").prompts(wordnet_ids()).names) == 1000
 
 

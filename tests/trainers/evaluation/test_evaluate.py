@@ -46,7 +46,7 @@ def root(tmp_path_factory):
         noise = np.random.default_rng(n).integers(0, 192, (8, 8, 3), dtype=np.uint8)
         image = file_of(noise + 64 * pattern(label))
         images.append(LabelledImage(image, f"{n}.png", label))
-    write_images(part_path(root, "real", "val"), images, CLASSES, {"crop_pct": "1.0"})
+    write_images(part_path(root, "real", "val"), images, CLASSES)
     return root
 
 

@@ -62,7 +62,7 @@ def test_a_worker_may_have_fewer_or_no_images_of_a_domain(
         rows = pq.read_table(part_path(images_root, domain, "val")).to_pylist()[:size]
         images = [LabelledImage(row["image"]["bytes"], "x", row["label"]) for row in rows]
         (tmp_path / domain).unlink()
-        write_images(part_path(tmp_path, domain, "val"), images, CLASSES, {})
+        write_images(part_path(tmp_path, domain, "val"), images, CLASSES)
     changes = {
         "data__root": str(tmp_path),
         "data__ood_domains": ["sketch", "painting"],

@@ -285,7 +285,7 @@ def test_a_search_says_first_what_confirm_will_lack_and_what_it_searches(images_
     data = shutil.copytree(images_root, tmp_path / "images")
     shutil.rmtree(data / "sketch" / "test")
     rows = [LabelledImage(b"not decoded", "a.png", label) for label in (*range(3), *range(5, 8))]
-    write_images(part_path(data, "sketch", "val"), rows, CLASSES, {})
+    write_images(part_path(data, "sketch", "val"), rows, CLASSES)
     row = "real/train,sketch/val,{0}.png,{0}.png\n"
     (data / "duplicates.csv").write_text("header\n" + "".join(map(row.format, range(2))))
     done = searched(data, tmp_path)

@@ -45,7 +45,7 @@ def test_planted_copies_are_found_with_their_originals(whole_root, tmp_path, mon
         LabelledImage(rewritten(train.decode(row), scale, quality), f"copy-{row}", 0)
         for row, scale, quality in ((3, 0.8, 75), (9, 1.5, 70), (12, 1, 60))
     ]
-    write_images(part_path(root, "real", "test", 1), copies, train.class_names, {})
+    write_images(part_path(root, "real", "test", 1), copies, train.class_names)
     suite = {"id_domain": "real", "ood_domains": ["sketch"]}
     monkeypatch.chdir(tmp_path)
     values = {"trial": {"data": {"root": str(root), "suite": suite}}}
