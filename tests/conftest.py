@@ -48,29 +48,21 @@ def pytest_configure():
 
 def pytest_addoption(parser):
     parser.addoption("--tenth", type=int, help="Of tests marked `nightly`, only this tenth, 0 to 9")
-    parser.addoption("--touched", default="", help="Changed files, whose tests run as well")
 
 
 def pytest_collection_modifyitems(config, items):
     """Choose among nightly tests, and run those with Ray first, so that processes end together."""
-    tenth, folders = config.getoption("--tenth"), touched(config.getoption("--touched").split())
+    tenth = config.getoption("--tenth")
     left_out = [
         item
         for item in items
         if tenth is not None
         and item.get_closest_marker("nightly")
         and zlib.crc32(item.nodeid.encode()) % 10 != tenth
-        and not item.nodeid.startswith(folders)
     ]
     config.hook.pytest_deselected(items=left_out)
     items[:] = [item for item in items if item not in set(left_out)]
     items.sort(key=lambda item: item.get_closest_marker("ray") is None)
-
-
-def touched(files):
-    """The folders of tests that mirror the folders of changed files."""
-    parents = {Path(file).parent for file in files} - {Path(), Path("tests")}
-    return tuple(f"{p if p.parts[0] == 'tests' else Path('tests') / p}/" for p in parents)
 
 
 @pytest.hookimpl(wrapper=True)

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from search_spaces import SPACES
+from tests.test_docs import COMMANDS
 from trainers.loop.lr_schedule import first_learning_rate
 from trainers.models.clip import load_clip
 from tuning.config.loading import find_config, ready_configs
@@ -69,6 +70,16 @@ def test_headers_have_command_cost_and_expectation(name):
             assert command in header.lower()
         assert "not\n# " in header or "not measured" in header or "has not run" in header
     assert ready_configs() == ALL
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_the_commands_of_headers_are_valid(name):
+    lines = re.findall(
+        r"^# .*? {3,}lipsum-tune (.+?)(?: {2,}|$)", find_config(name).read_text(), re.M
+    )
+    assert lines
+    for command, *words in map(str.split, lines):
+        COMMANDS[command].make_context(command, words).close()
 
 
 @pytest.mark.parametrize("name", PAPER)
