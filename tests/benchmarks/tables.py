@@ -1,17 +1,21 @@
-"""Writes tables of README and docs from stored results: `-m tests.benchmarks.tables`
+"""Writes tables and transcript of README and docs from stored results: `-m tests.benchmarks.tables`
 
 Each stands on its page between `<!-- result: NAME -->` and `<!-- end -->`. `test_tables.py` fails
 where a page differs from what this command writes.
 """
 
 import re
+from io import StringIO
 from pathlib import Path
 
 import pandas as pd
+from rich.console import Console
 
 from tests.benchmarks.phenomenon import SUITE
 from tests.benchmarks.photographs.table import accuracies, columns, differences
 from trainers.data.suite import load_suite
+from tuning import load_run
+from tuning.views.leaderboard import SHOWN, report
 
 HERE = Path(__file__).parent
 ROOT = HERE.parents[1]
@@ -34,7 +38,21 @@ def of_means(results, of_metrics):
     return results, dict(list(of_metrics.items())[:2])
 
 
+def transcript():
+    """What a search of the quickstart prints at its end on 80 columns, without the time it took.
+
+    `quickstart/` has its configuration and its journal.
+    """
+    run, out = load_run(HERE / "quickstart"), StringIO()
+    Console(file=out, width=80).print(
+        report(run.search, run.history.records, 80, SHOWN), highlight=False
+    )
+    lines = [line.rstrip() for line in out.getvalue().splitlines()]
+    return "\n".join(["```text", *lines, "```", ""])
+
+
 RESULTS = {
+    "quickstart": transcript,
     "photographs, means": lambda: accuracies(*of_means(*photographs())),
     "photographs": lambda: accuracies(*photographs()),
     "photographs, differences": lambda: differences(*of_means(*photographs())),
