@@ -7,7 +7,6 @@
 # make test-lowest    fast tests with the lowest versions that pyproject.toml allows
 # make docs           the documentation as a site in site/, without warnings
 # make dist           wheel and source archive in dist/, and a try of the wheel on its own
-# make release        checks, builds and tags the version of pyproject.toml; uploads nothing
 # make lint           ruff and mypy
 # make lock           newest versions of all packages but PyTorch into constraints.txt
 
@@ -25,7 +24,7 @@ pip-settings = $(1)/python -m pip config list | sed -nE "s/\\\\n/ /g; \
 # As pip, take the highest version of all indexes, also of PyPI and one that has PyTorch's wheels.
 export UV_INDEX_STRATEGY ?= unsafe-best-match
 
-.PHONY: quickstart test test-ray test-cluster test-nightly test-random nightly test-lowest docs dist release lint lock clean
+.PHONY: quickstart test test-ray test-cluster test-nightly test-random nightly test-lowest docs dist lint lock clean
 
 quickstart: $(VENV)/.plain
 	$(BIN)/lipsum-tune search quickstart
@@ -83,22 +82,6 @@ dist:
 	cd dist && ../$(WHEEL)/bin/lipsum-tune --version && ../$(WHEEL)/bin/lipsum-tune config --list
 	cd dist && ../$(WHEEL)/bin/lipsum-tune config domainnet_vit_b16 > /dev/null
 	rm -rf $(WHEEL)
-
-VERSION = $(shell sed -n 's/^version = "\(.*\)"/\1/p' pyproject.toml)
-release:
-	@test -z "$$(git status --porcelain)" || { echo "commit or remove: $$(git status --short)"; exit 1; }
-	@grep -m 1 '^## ' CHANGELOG.md | grep -q '^## \[$(VERSION)\] - ' || \
-		{ echo "CHANGELOG.md: $(VERSION) with its date is not the first section"; exit 1; }
-	@grep -q '^version: $(VERSION)$$' CITATION.cff || { echo "CITATION.cff: not $(VERSION)"; exit 1; }
-	@! git rev-parse --quiet --verify refs/tags/v$(VERSION) || { echo "v$(VERSION) exists"; exit 1; }
-	$(MAKE) dist
-	$(PYTHON) -m venv $(WHEEL)
-	$(WHEEL)/bin/python -m pip install --quiet twine
-	$(WHEEL)/bin/python -m twine check --strict dist/*
-	rm -rf $(WHEEL)
-	git tag --annotate v$(VERSION) --message "Release $(VERSION)"
-	@echo "dist/ has $(VERSION), tagged v$(VERSION). Nothing is uploaded: PyPI has packages with the import"
-	@echo "names 'cluster' and 'tuning', and the owner has not decided on other ones yet."
 
 lint: $(VENV)/.dev
 	$(BIN)/ruff check .

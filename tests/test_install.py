@@ -55,42 +55,6 @@ def test_windows_is_told_of_wsl():
     assert "WSL" in done.stderr
 
 
-@pytest.mark.parametrize(
-    ("file", "text", "said"),
-    [
-        (
-            "CHANGELOG.md",
-            "## [Unreleased]\n",
-            "CHANGELOG.md: 9.9 with its date is not the first section",
-        ),
-        ("CITATION.cff", "version: 9.8\n", "CITATION.cff: not 9.9"),
-        ("new.py", None, "commit or remove: ?? new.py"),
-        ("tag", None, "v9.9 exists"),
-    ],
-)
-def test_an_unfinished_release_is_refused(file, text, said, tmp_path):
-    files = {
-        "Makefile": f"include {ROOT}/Makefile\n",
-        "pyproject.toml": 'version = "9.9"\n',
-        "CHANGELOG.md": "## [9.9] - 2030-01-01\n",
-        "CITATION.cff": "version: 9.9\n",
-    }
-    for name, content in files.items():
-        (tmp_path / name).write_text(text if text and name == file else content)
-    git = ["git", "-c", "user.name=a", "-c", "user.email=a@b"]
-    for words in (["init"], ["add", "."], ["commit", "-m", "all"]):
-        subprocess.run([*git, *words], cwd=tmp_path, check=True, capture_output=True)
-    if file == "new.py":
-        (tmp_path / file).touch()
-    if file == "tag":
-        subprocess.run([*git, "tag", "v9.9"], cwd=tmp_path, check=True)
-    words = ["make", "release", "MAKE=echo built, not"]
-    done = subprocess.run(words, cwd=tmp_path, capture_output=True, text=True, check=False)
-    assert done.returncode != 0
-    assert said in done.stdout
-    assert "built" not in done.stdout
-
-
 def test_uv_gets_the_settings_of_pip(tmp_path):
     (tmp_path / "pip.conf").write_text(
         "[global]\nindex-url = https://of.file/simple\nconstraint = own.txt\n"

@@ -27,7 +27,7 @@ from tuning.config.validation import load_config
 from tuning.confirmation.confirm import confirm
 from tuning.resume import earlier_run, resume_search, search_or_resume
 from tuning.runs.environment import check_same_inputs, environment
-from tuning.runs.history import JOURNAL_FILE, JournalReader, read_history
+from tuning.runs.history import JOURNAL_FILE, read_history
 from tuning.runs.journal import Journal
 from tuning.runs.run_folder import CONFIG_FILE, create_run_folder, load_run, write_config
 
@@ -232,24 +232,6 @@ def test_a_search_yaml_that_was_edited_is_refused(path, edited, run, went_on):
     with pytest.raises(ConfigError, match=rf"search\.yaml: {changed} differs"):
         resume_search(run)
     assert went_on == []
-
-
-def test_how_often_a_journal_is_parsed_whole(images_root, tmp_path, monkeypatch):
-    """By the follower, and at the end of a search. Of a resume also before its checks, and once it
-    has the lock."""
-    times = []
-
-    def events(reader, *until, read=JournalReader.events):
-        has_trials = b'"started"' in (reader._folder / JOURNAL_FILE).read_bytes()
-        times.extend([reader] * (has_trials and reader._offset == 0))
-        return read(reader, *until)
-
-    monkeypatch.setattr(JournalReader, "events", events)
-    with without_ray(mlflow=False):
-        folder = run_instantly(instant_file(images_root, tmp_path)).folder
-        assert len(times) == 2
-        resume_search(folder, trials=3)  # those that it has
-    assert len(times) == 2 + 4
 
 
 def test_the_loser_of_two_resumes_at_once_writes_nothing(run):

@@ -3,7 +3,6 @@
 No page may log an error in its console. Screenshots are kept in `build/screenshots`.
 """
 
-import io
 import re
 import signal
 import socket
@@ -15,7 +14,6 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 import pytest
-from PIL import Image, ImageStat
 from playwright.sync_api import expect, sync_playwright
 
 from tests.ports import free_ports
@@ -174,38 +172,11 @@ def test_the_first_page_has_id_and_ood_accuracy_of_all_trials_best_first(run, ad
         assert values == pytest.approx([by_name[name][metric] for name in shown], abs=1e-3)
 
 
-def test_the_search_opens_on_its_report_and_has_a_description(links, page):
-    page.goto(links["Summary"])
-    report = page.frame_locator("iframe")
-    expect(report.get_by_role("heading", name="Curves")).to_be_attached()
-    expect(report.locator("#id_vs_ood .main-svg").first).to_be_attached()
-    page.get_by_role("tab", name="Overview").click()
-    best = page.get_by_text("trial-006 has")
-    best.scroll_into_view_if_needed()
-    expect(best).to_be_in_viewport()
-
-
 @pytest.fixture
 def report(links, page):
     page.goto(links["Report"])
     expect(page.locator(".main-svg").first).to_be_visible()
     return page
-
-
-@pytest.mark.parametrize("width", [390, 1280])
-def test_the_report_fits_any_width(report, width):
-    report.set_viewport_size({"width": width, "height": 900})
-    # Figures are drawn anew a moment after the window has got its size.
-    report.wait_for_function(f"document.documentElement.scrollWidth <= {width}")
-    for figure in report.locator("section .plotly-graph-div").all():
-        assert figure.evaluate("box => box.scrollWidth") <= width
-
-
-@pytest.mark.parametrize(("scheme", "low", "high"), [("light", 250, 255), ("dark", 0, 40)])
-def test_the_ground_of_figures_is_that_of_the_page(report, scheme, low, high):
-    report.emulate_media(color_scheme=scheme)
-    drawn = Image.open(io.BytesIO(report.locator("#id_vs_ood").screenshot())).convert("L")
-    assert low <= ImageStat.Stat(drawn).median[0] <= high
 
 
 def test_rows_are_sorted_and_filtered(report):
