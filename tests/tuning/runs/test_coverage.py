@@ -1,0 +1,66 @@
+"""Intervals contain the true accuracy of new seeds and new images as often as they promise."""
+
+import numpy as np
+import pytest
+from scipy.special import ndtr, ndtri
+
+from tuning.runs.confirmation import estimate
+
+DRAWS = 400
+ACCURACIES = np.array([[90.0, 92.0], [60.0, 62.0], [60.0, 62.0]])
+"""Of two models: on the ID domain, and on two OOD domains."""
+SHARES = (0.7, 0.15, 0.15)
+"""Variances of what makes an image hard: for both models, for one, and for one training."""
+
+
+def draw(rng, images, seeds, deviation):
+    """Trainings of two models: right and wrong images of each domain, and the true accuracies.
+
+    An image is right if the sum of its normal difficulties is below a threshold. From seed to seed
+    the threshold moves such that the true accuracy has the given deviation; half of that variance
+    is common to both models.
+
+    Returns:
+        For each domain, (2 models, seeds, images) and (2 models,) in percent.
+    """
+    moved = np.sqrt(0.5) * (rng.standard_normal((1, seeds)) + rng.standard_normal((2, seeds)))
+    for at in ndtri(ACCURACIES / 100):
+        # The slope of the accuracy is that of the normal distribution at the threshold.
+        slope = deviation / 100 * np.sqrt(2 * np.pi) * np.exp(at**2 / 2)
+        threshold = at[:, None] + slope[:, None] * moved
+        hard = sum(
+            share**0.5 * rng.standard_normal((*shape, images), np.float32)
+            for share, shape in zip(SHARES, [(1, 1), (2, 1), (2, seeds)], strict=True)
+        )
+        yield (hard < threshold[..., None]).astype(np.int8), 100 * ndtr(at / np.hypot(1, slope))
+
+
+def intervals(of):
+    """Of the mean accuracy over domains: by seeds and images, and by seeds alone.
+
+    Args:
+        of: of each domain, right or wrong or their differences, (seeds, images).
+    """
+    weight = 100 / len(of)
+    values = (weight * sum(right.mean(axis=1) for right in of)).tolist()
+    return estimate(values, [(weight, right) for right in of]), estimate(values)
+
+
+@pytest.mark.nightly
+@pytest.mark.parametrize("images", [100, 1000])
+@pytest.mark.parametrize("seeds", [2, 3, 5])
+@pytest.mark.parametrize("deviation", [0.3, 1.0, 3.0])
+def test_settings_are_covered(images, seeds, deviation):
+    """At 400 draws, 92 % is three standard errors below 95 %."""
+    rng, covered = np.random.default_rng([images, seeds]), []
+    for _ in range(DRAWS):
+        domains = list(draw(rng, images, seeds, deviation))
+        for of_model in (lambda both: both[0], lambda both: both[1] - both[0]):
+            for of in (domains[:1], domains[1:]):
+                truth = np.mean([of_model(truths) for _, truths in of])
+                found = intervals([of_model(right) for right, _ in of])
+                covered.append([one.low <= truth <= one.high for one in found])
+    shares = np.reshape(covered, (DRAWS, 4, 2)).mean(axis=0)
+    assert shares[:, 0].min() >= 0.92
+    if deviation == 0.3:  # where seeds differ less than images do
+        assert shares[:, 1].min() < 0.92
