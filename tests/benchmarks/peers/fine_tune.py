@@ -1,19 +1,15 @@
-"""Lipsum-FT as a plain PyTorch script: what a user would write without a search of this project.
-
-    python -m tests.benchmarks.peers.fine_tune --lr 6e-4 --reg-weight 1 --text-length 8
+"""Lipsum-FT in plain PyTorch: what a user would write without a search of this project.
 
 It has the steps, the losses and the validation accuracies of the quickstart. The zero-shot model
 with its head, its tokenizer and the decoded images come from this project; the training loop, the
 views, the random texts and the evaluation are plain PyTorch and torchvision.
 """
 
-import argparse
 import copy
 import json
 import math
 import time
 from functools import cache
-from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -152,25 +148,3 @@ def evaluate(visual, head, scale, mean, std):
 def append(results, params, metrics):
     with results.open("a") as file:
         file.write(json.dumps({"time": time.time(), "params": params, **metrics}) + "\n")
-
-
-def main():
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--lr", type=float, required=True)
-    parser.add_argument("--reg-weight", type=float, required=True)
-    parser.add_argument("--text-length", type=int, required=True)
-    parser.add_argument("--steps", type=int, default=120)
-    parser.add_argument("--every", type=int, default=40)
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--output", type=Path, required=True, help="folder of results.jsonl")
-    arguments = vars(parser.parse_args())
-    output: Path = arguments.pop("output")
-    params = {name: arguments[name] for name in ("lr", "reg_weight", "text_length")}
-    checkpoint = output / f"{'-'.join(map(str, params.values()))}.pt"
-    for metrics, state in train(**arguments):
-        torch.save(state, checkpoint)
-        append(output / "results.jsonl", params, metrics)
-
-
-if __name__ == "__main__":
-    main()

@@ -23,7 +23,8 @@ class Results(Callback):
 
 def main():
     job = json.loads(Path(sys.argv[1]).read_text())
-    output, names = Path(job["output"]), {"lr": "optim.lr"}
+    output = Path(job["output"])
+    names = {"lr": "optim.lr"}
     points = [{names.get(n, f"method.{n}"): v for n, v in p.items()} for p in job["trials"]]
     settings = {
         "trial.steps": job["steps"],
@@ -33,7 +34,6 @@ def main():
         "search.references": [],
         "search.resources.max_concurrent": 2,
         "search.budget.trials": len(points),
-        "trial.eval.rung_weights": "raw",
         "trial.eval.rung_images": 0,
         "search.scheduler": {"name": "none"},
         "search.space.initial_points": points,

@@ -23,7 +23,6 @@ from scipy.stats import qmc
 from search_spaces import Float
 from tests.benchmarks.photographs import __main__ as photographs
 from tests.benchmarks.simulate.surface import SPACE
-from trainers.data.data_root import resolve_root
 from trainers.errors import TrainingDiverged
 from trainers.fine_tune import fine_tune
 from tuning.config.validation import load_config
@@ -75,11 +74,10 @@ def main():
     parser.add_argument("--photographs", type=Path, metavar="OUT")
     arguments = parser.parse_args()
     if arguments.photographs:
-        given = photographs.inputs(arguments.photographs, photographs.PIXELS)
+        given = photographs.inputs(arguments.photographs)
         file = photographs.configuration(photographs.settings(given))
     else:
         file = load_config("quickstart")
-    resolve_root(file.trial.data.root, file.trial.data.trial_parts)
     space = file.search_space()
     varied = {key: p for key, p in space.parameters.items() if isinstance(p, Float)}
     space = space.model_copy(update={"parameters": varied, "initial_points": []})

@@ -1,0 +1,230 @@
+"""What does a search cost beside its trainings? `python -m tests.benchmarks.overhead`
+
+| part | what is measured |
+|---|---|
+| start | from the end of a trial to the first step of the next one, in the workers of a search |
+| step | of Lipsum-FT with shared zero-shot features and with its own (`live`), ratio to one of FT |
+| driver | of a search of instant trials without Ray and MLflow: CPU time, also of resume and page |
+| views | span of such a search while a view is slow or away, ratio to one with quick views |
+
+Model, data and steps of the first two are those of the quickstart. Steps of all contenders take
+turns, so whatever else the machine does affects them alike.
+"""
+
+import argparse
+import random
+import time
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from statistics import median
+from tempfile import TemporaryDirectory
+from unittest.mock import patch
+
+import torch
+from optuna.storages import InMemoryStorage
+from rich.console import Console
+from rich.table import Table
+
+from tests.images import write_first_images
+from tests.tuning.agreement import journal_events
+from tests.tuning.execution.inline_tuner import without_ray
+from tests.tuning.execution.instant import instant_file, resume_instantly, run_instantly
+from trainers.config import with_overrides
+from trainers.fine_tune import training_batches
+from trainers.loop.state import open_images
+from trainers.loop.state import start as start_training
+from trainers.loop.step import Stepper
+from tuning.config.validation import load_config
+from tuning.execution.ray_session import ray_session
+from tuning.run import load_run
+from tuning.runs.callbacks import Callback
+from tuning.search import SearchOptions, start_search
+from tuning.views.mlflow.writer import MlflowView
+from tuning.views.results import ResultsView, write_results
+
+SHORT_TRIALS = (
+    "trial.steps=8",
+    "trial.eval.every=4",
+    "search.budget.trials=6",
+    "search.references=[]",
+    "search.scheduler={name: none}",
+    "search.resources.max_concurrent=1",
+)
+FT = "step of FT"
+METHODS = {
+    FT: {"method.name": "ft"},
+    "step, shared features": {"method.name": "lipsum_ft", "zero_shot_cache_gb": 1},
+    "step, live features": {"method.name": "lipsum_ft", "zero_shot_cache_gb": 0},
+}
+
+
+class DashboardStorage(InMemoryStorage):
+    """Of the dashboard; the studies of the sampler have others."""
+
+    def create_new_trial(self, *arguments, **options):
+        return super().create_new_trial(*arguments, **options)
+
+
+QUICK = "quick views"
+AWAY = {
+    QUICK: (),
+    "dashboard takes 0.5 s a write": ((DashboardStorage, "create_new_trial", 0.5, None),),
+    "page takes 5 s": ((ResultsView, "write", 5.0, None),),
+    "MLflow hangs": ((MlflowView, "write", 10.0, ConnectionError("timed out")),),
+}
+
+
+def spread(values, digits=".2f", middle=median):
+    """The middle of the values and their range, if they differ; nothing for no values."""
+    if not values:
+        return ""
+    least, most = f"{min(values):{digits}}", f"{max(values):{digits}}"
+    return f"{middle(values):{digits}}" + (f" ({least} to {most})" if least != most else "")
+
+
+class Stopwatch(Callback):
+    """Seconds before the first step of each trial but the first one, which starts the workers."""
+
+    def __init__(self):
+        self.before, self._ended = [], None
+
+    def search_started(self, search):
+        self._ended = None
+
+    def trial_reported(self, record):
+        """The first report says how long the loop took since the first step."""
+        if self._ended is not None and len(record.curve) == 1:
+            self.before.append(time.time() - record.metrics["cost/seconds"] - self._ended)
+
+    def trial_ended(self, record):
+        self._ended = time.time()
+
+
+def start(folder, rounds, trials):
+    watch = Stopwatch()
+    with ray_session():
+        for number in range(rounds):
+            storage = f"search.storage={folder / str(number)}"
+            file = load_config("quickstart", [*SHORT_TRIALS, storage])
+            start_search(file, SearchOptions(callbacks=[watch], console=Console(quiet=True)))
+    yield "start of a trial, s", watch.before
+
+
+def step(folder, rounds, trials):
+    base = load_config("quickstart").trial
+    configs = {name: with_overrides(base, of, name) for name, of in METHODS.items()}
+    seconds_of_steps({"": configs["step, shared features"]})  # stores the features
+    seconds = seconds_of_steps(configs)
+    for name, taken in seconds.items():
+        ratios = [own / ft for own, ft in zip(taken, seconds[FT], strict=True)]
+        yield f"{name}, ratio", [median(ratios)]
+
+
+def seconds_of_steps(configs):
+    """Of each step of each contender; they take the same step one after the other."""
+    runs = {name: start_training(config) for name, config in configs.items()}
+    first = next(iter(runs.values()))
+    train = open_images(first.config.data, first.config.data.id_domain, "train")
+    steppers = {name: Stepper(run) for name, run in runs.items()}
+    seconds = {name: [] for name in runs}
+    for number, (views, labels) in enumerate(training_batches(first, train)):
+        for name in random.Random(number).sample(list(runs), len(runs)):
+            synchronise()
+            began = time.perf_counter()
+            steppers[name].step(number, views, labels, lr=1e-6)
+            synchronise()
+            runs[name].progress.step = number + 1
+            seconds[name].append(time.perf_counter() - began)
+    return {name: taken[2:] for name, taken in seconds.items()}  # the first ones allocate memory
+
+
+def synchronise():
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+
+
+def driver(folder, rounds, trials):
+    sampling = {"name": "random", "metric": "objective"}  # instant trials report no NLL
+    changes = {"search__sampler": sampling, "search__budget__trials": trials}
+    file = instant_file(few_images(folder), folder / "runs", **changes)
+    run = folder / "runs" / "small"
+    with without_ray(mlflow=False, follows=True):
+        searching = cpu_seconds(run_instantly, file)
+        resuming = cpu_seconds(resume_instantly, run)
+    loaded = load_run(run)
+    showing = cpu_seconds(write_results, loaded.search, loaded.history.records)
+    yield f"driver, {trials} trials, CPU ms a trial", [1000 * searching / trials]
+    yield f"resume of {trials} trials, CPU s", [resuming]
+    yield f"page of {trials} trials, CPU s", [showing]
+
+
+def cpu_seconds(work, *arguments):
+    began = time.process_time()
+    work(*arguments)
+    return time.process_time() - began
+
+
+def views(folder, rounds, trials):
+    images = few_images(folder)
+    spans = {name: [] for name in AWAY}
+    span(images, folder / "imports", (), 5)
+    for number in range(rounds):
+        for name, slow in AWAY.items():
+            spans[name].append(span(images, folder / f"{number}-{name}", slow, trials // 5))
+    for name, found in spans.items():
+        ratios = [one / quick for one, quick in zip(found, spans[QUICK], strict=True)]
+        yield f"span, {name}, ratio", ratios
+
+
+def span(images, runs, slow, trials):
+    """Seconds from the first event of a trial to the last one, before the search awaits views."""
+    file = instant_file(images, runs, search__budget__trials=trials)
+    with ExitStack() as stack:
+        stack.enter_context(without_ray(follows=True))
+        stack.enter_context(patch("tuning.runs.follower.PATIENCE_S", 0.1))
+        for one in slow:
+            stack.enter_context(slower(*one))
+        found = run_instantly(file, storage=DashboardStorage())
+    times = [event["time"] for event in journal_events(found.folder) if "trial" in event]
+    return times[-1] - times[0]
+
+
+@contextmanager
+def slower(owner, method, seconds, error):
+    """Within the block, a method takes so long, and raises an error if one is given."""
+    real = getattr(owner, method)
+
+    def call(*arguments, **options):
+        time.sleep(seconds)
+        if error is not None:
+            raise error
+        return real(*arguments, **options)
+
+    with patch.object(owner, method, call):
+        yield
+
+
+def few_images(folder):
+    write_first_images(folder / "images", ("bus", "cat"), train=1, val=1, test=1)
+    return folder / "images"
+
+
+PARTS = {"start": start, "step": step, "driver": driver, "views": views}
+
+
+def main():
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--parts", nargs="+", choices=PARTS, default=list(PARTS))
+    parser.add_argument("--rounds", type=int, default=3, help="of start and views")
+    parser.add_argument("--trials", type=int, default=1000, help="of driver; views have a fifth")
+    arguments = parser.parse_args()
+    table = Table("", "median and range")
+    for name in arguments.parts:
+        with TemporaryDirectory(prefix="overhead-", ignore_cleanup_errors=True) as folder:
+            for what, found in PARTS[name](Path(folder), arguments.rounds, arguments.trials):
+                table.add_row(what, spread(found))
+    Console(width=100).print(table)
+
+
+if __name__ == "__main__":
+    main()
