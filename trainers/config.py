@@ -81,6 +81,21 @@ class OptimConfig(Frozen):
             raise ValueError("expected null, auto, or a number from 1 to 1000000")
         return images
 
+    def share(self, workers: int) -> int:
+        """Images of a step for each of several workers.
+
+        Raises:
+            ConfigError: the workers would get unequal shares. DDP averages their gradients as if
+                all had as many images, and contrastive losses gather their features.
+        """
+        share, rest = divmod(self.batch_size, workers)
+        if rest:
+            problem, even = f"{workers} workers cannot share it evenly", (share + 1) * workers
+            hint = f"{even - workers} or {even}" if share else f"{even}"
+            value = self.batch_size
+            raise ConfigError(problem, key="optim.batch_size", value=value, hint=hint)
+        return share
+
     def at_once(self, share: int) -> int:
         """Images of a worker's share that go through the model at once; `auto` is all of them."""
         return (

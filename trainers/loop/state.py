@@ -150,7 +150,7 @@ def state_of(
         names: (K,) the classes of its head.
     """
     rank, world_size = world()
-    method, batch_size = config.method, config.optim.batch_size
+    method, share = config.method, config.optim.share(world_size)
     student = Student(zero_shot)
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(config.seed)
@@ -171,7 +171,6 @@ def state_of(
     at_rungs = max(0.0, 1 - RUNG_HORIZONS / config.steps)
     has_ema = kept_decay is not None or config.eval.rung_weights == "averaged"
     has_average = method.average_decay(0, config.steps) is not None
-    share = batch_size // world_size
     return TrainState(
         config=config,
         zero_shot=zero_shot,

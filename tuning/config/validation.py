@@ -7,11 +7,12 @@ Command-line keys are the dotted paths of the file: ``--set trial.steps=500`` or
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-from search_spaces import SPACES, Categorical
+from search_spaces import SPACES, Categorical, Distribution
 from trainers.config import TrialConfig
 from trainers.errors import ConfigError, suggestion, validate
 from trainers.evaluation.metrics import DIRECTIONS, ID_ACC, REPORTED, direction, metric_names
@@ -153,11 +154,49 @@ def _check_corners(
             is_ready = field == "high" and not any("high" in g.model_fields_set for g in given)
             if is_ready and error.most is not None and error.most > parameter.low:
                 return check_search(_cut(file, error.key, error.most))
-        is_own = method is not None and error.key not in file.search.space.parameters
-        section = f"search.space.by_method.{method}" if is_own else "search.space"
-        key = f"{section}.parameters.{error.key}.{field}"
+        key = f"{_parameter(file, method, error.key)}.{field}"
         raise ConfigError(error.problem, key=key, value=error.value, hint=remedy) from None
     return file
+
+
+def _parameter(file: SearchFile, method: str | None, key: str) -> str:
+    """Where a searched key stands in the configuration."""
+    is_own = method is not None and key not in file.search.space.parameters
+    section = f"search.space.by_method.{method}" if is_own else "search.space"
+    return f"{section}.parameters.{key}"
+
+
+def _check_shares(file: SearchFile) -> None:
+    """Raise a ConfigError for batches of which the workers of a trial would get unequal shares."""
+    workers, key = file.search.resources.workers, "optim.batch_size"
+    try:
+        file.trial.optim.share(workers)
+    except ConfigError as error:
+        where = f"trial.{error.key}"
+        raise ConfigError(error.problem, key=where, value=error.value, hint=error.hint) from None
+    for method, part in file.search_space().parts().items():
+        searched = part.parameters.get(key)
+        hint = None if searched is None else _even_sizes(searched, workers)
+        if hint is not None:
+            problem = f"{workers} workers cannot share all of them evenly"
+            where = _parameter(file, method, key)
+            raise ConfigError(problem, key=where, value=str(searched), hint=hint)
+
+
+def _even_sizes(searched: Distribution, workers: int) -> str | None:
+    """Sizes of a batch to search instead, all multiples of `workers`; None if they are already."""
+    if isinstance(searched, Categorical):
+        sizes = [int(size) for size in searched.choices]
+        even = [size for size in sizes if size % workers == 0]
+        return None if even == sizes else f"choices: {even or [workers]}"
+    if searched.low % workers == 0 == (searched.step or 1) % workers:
+        return None
+    first = math.ceil(searched.low / workers) * workers
+    last = math.floor(searched.high / workers) * workers
+    if searched.log:  # which takes no step
+        doubled = [first * 2**power for power in range(max(1, last // first).bit_length())]
+        return f"type: categorical, choices: {doubled}"
+    return f"low: {first}, high: {last}, step: {workers}"
 
 
 def _cut(file: SearchFile, key: str, high: float) -> SearchFile:
@@ -191,9 +230,7 @@ def check_settings(file: SearchFile) -> None:
         problem = "trials take no GPU (search.resources.gpus_per_worker = 0)"
         key, hint = "search.budget.gpu_hours", "use search.budget.hours"
         raise ConfigError(problem, key=key, value=budget.gpu_hours, hint=hint)
-    if trial.optim.batch_size % search.resources.workers:
-        problem = f"not divisible by {search.resources.workers} workers"
-        raise ConfigError(problem, key="trial.optim.batch_size", value=trial.optim.batch_size)
+    _check_shares(file)
     if budget.trials < methods:
         problem = f"fewer than the {methods} of search.space.methods, which get as many trials each"
         raise ConfigError(problem, key="search.budget.trials", value=budget.trials)

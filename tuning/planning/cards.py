@@ -170,7 +170,7 @@ def plan_on(
             raise ConfigError(problem, key="--on", value=name, hint=hint)
     data, resources = data_size(file.trial, images, classes), file.search.resources
     workers = resources.workers
-    share = {"optim.batch_size": file.trial.optim.batch_size // workers}
+    share = {"optim.batch_size": file.trial.optim.share(workers)}
     trial = with_overrides(file.trial, share, "trial")
     gpus = {"gpus_per_worker": resources.gpus_per_worker or 1}
     search = file.search.model_copy(update={"resources": resources.model_copy(update=gpus)})

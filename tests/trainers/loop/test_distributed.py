@@ -7,7 +7,7 @@ from tests.trainers.curves import assert_near, changed, curve, saved_between, sh
 from tests.trainers.loop.short_memory import limit_images
 from trainers import fine_tune as loop
 from trainers.data.schema import LabelledImage, part_path, write_images
-from trainers.errors import MicroBatchTooLarge
+from trainers.errors import ConfigError, MicroBatchTooLarge
 from trainers.fine_tune import fine_tune
 from trainers.loop import state
 from trainers.loop.state import start
@@ -41,6 +41,12 @@ def test_a_process_of_torchrun_takes_the_gpu_of_its_rank(rank, visible, device, 
     with pytest.raises(ZeroDivisionError):
         start(trial)
     assert asked[-1] == torch.device(device)
+
+
+def test_a_batch_that_workers_cannot_share_evenly_is_refused(trial, two_workers):
+    with pytest.raises(ConfigError, match="2 workers cannot share it evenly") as caught:
+        two_workers(curve, configured(trial, "flyp", optim__batch_size=7))
+    assert (caught.value.key, caught.value.hint) == ("optim.batch_size", "6 or 8")
 
 
 def test_gradients_of_all_workers_together_are_clipped(trial, two_workers):

@@ -27,6 +27,12 @@ def search(**sections):
     return {f"search.{name}": section for name, section in sections.items()}
 
 
+def batches(**searched):
+    """A searched size of the batch, of which two workers get a share each."""
+    sizes = {PARAMETERS: {"optim.batch_size": searched}}
+    return {f"{SPACE}.name": None, "search.resources": {"workers": 2}, **sizes}
+
+
 # The keys that are given, the key that the message names, and words of the message.
 MISTAKES = [
     # The trial: unknown keys, types, ranges, and what its data and model do not have.
@@ -134,7 +140,18 @@ MISTAKES = [
     ({"search.budget.trials": 0}, "search.budget.trials", "greater than or equal to 1"),
     ({"search.budget.gpu_hours": 2}, "search.budget.gpu_hours", r"no GPU .*search\.budget\.hours"),
     (search(objective=BOTH, scheduler={"name": "asha"}), "search.scheduler.name", "several obj"),
-    (search(resources={"workers": 3}), "trial.optim.batch_size", "divisible by 3"),
+    (search(resources={"workers": 3}), "trial.optim.batch_size", r"evenly \(255 or 258\)"),
+    (batches(type="int", low=32, high=256), f"{PARAMETERS}.optim.batch_size",
+     r"2 workers .* \(low: 32, high: 256, step: 2\)"),
+    (batches(type="int", low=33, high=257, step=2), f"{PARAMETERS}.optim.batch_size",
+     r"\(low: 34, high: 256, step: 2\)"),
+    (batches(type="int", low=31, high=255, log=True), f"{PARAMETERS}.optim.batch_size",
+     r"\(type: categorical, choices: \[32, 64, 128\]\)"),
+    (batches(type="categorical", choices=[16, 33, 64]), f"{PARAMETERS}.optim.batch_size",
+     r"\(choices: \[16, 64\]\)"),
+    (search(resources={"workers": 2}) | compared("kd", by_method={"kd": {
+        "parameters": {"optim.batch_size": {"type": "int", "low": 1, "high": 9}}}}),
+     f"{SPACE}.by_method.kd.parameters.optim.batch_size", "low: 2, high: 8, step: 2"),
     ({"search.checkpoints.storage": "here"}, "search.checkpoints.storage", "absolute path"),
     ({"search.checkpoints.storage": "s3://me:hunter2@b/x"}, "search.checkpoints.storage",
      r"a secret .*write \$\{NAME\}"),
