@@ -9,7 +9,6 @@ import sys
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -19,15 +18,13 @@ import torch
 def restored_state() -> Iterator[None]:
     """After the block, the process is as it was before: the next trial starts as in a fresh one.
 
-    Restored are the generators of Python, NumPy and PyTorch, the settings of PyTorch that change
-    results, the environment, the working folder and the filters of warnings. Compiled graphs and
-    objects that nothing refers to are freed. What a plug-in keeps in its own modules stays.
+    Restored are the generators of Python, NumPy and PyTorch, the types and the precision of
+    PyTorch, the environment and the filters of warnings. Compiled graphs and objects that nothing
+    refers to are freed. Other settings, and what a plug-in keeps in its own modules, stay.
     """
-    environment, folder = dict(os.environ), Path.cwd()
+    environment = dict(os.environ)
     python, of_numpy = random.getstate(), np.random.get_state()
-    threads, dtype = torch.get_num_threads(), torch.get_default_dtype()
-    precision, cudnn = torch.get_float32_matmul_precision(), torch.backends.cudnn
-    flags = cudnn.benchmark, cudnn.deterministic, cudnn.allow_tf32
+    dtype, precision = torch.get_default_dtype(), torch.get_float32_matmul_precision()
     deterministic = torch.are_deterministic_algorithms_enabled()
     # Reading a generator initialises CUDA, which takes memory on each GPU, and fails with a driver
     # that is too old, although `device_count` counts the GPUs then, too.
@@ -39,13 +36,10 @@ def restored_state() -> Iterator[None]:
         for name in os.environ.keys() - environment.keys():
             del os.environ[name]
         os.environ.update(environment)
-        os.chdir(folder)
         random.setstate(python)
         np.random.set_state(of_numpy)
-        torch.set_num_threads(threads)
         torch.set_default_dtype(dtype)
         torch.set_float32_matmul_precision(precision)
-        cudnn.benchmark, cudnn.deterministic, cudnn.allow_tf32 = flags
         torch.use_deterministic_algorithms(deterministic)
         torch.set_grad_enabled(True)
         if "torch._dynamo" in sys.modules:  # otherwise nothing was compiled
