@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
 from typing import Any
 
 import platformdirs
@@ -22,6 +24,8 @@ from trainers.models.text import encode_tokens, shortened
 from trainers.texts.prompts import Prompts
 
 TEXTS_A_BATCH = 1024
+KEPT_HEADS = 100
+"""Heads in the cache, of some 2 MB each. Those unused for longest are removed."""
 
 
 @dataclass(frozen=True)
@@ -98,7 +102,10 @@ def cached_heads(
     folder.mkdir(parents=True, exist_ok=True)
     file = folder / f"{name}.safetensors"
     with FileLock(file.with_suffix(".lock")):
-        if not file.exists():
+        if file.exists():
+            os.utime(file)
+        else:
+            _remove_unused(folder, KEPT_HEADS - 1)
             heads = zero_shot_heads(clip, tokenizer, prompts, device)
             tensors = {"head": heads.classes.cpu(), "contexts": heads.contexts.cpu()}
             unfinished = file.with_suffix(".tmp")
@@ -106,6 +113,14 @@ def cached_heads(
             unfinished.replace(file)
         kept = load_file(file)
     return Heads(kept["head"], kept["contexts"])
+
+
+def _remove_unused(folder: Path, most: int) -> None:
+    """Remove the heads unused for longest but `most`, with their locks."""
+    used = {file: file.stat().st_mtime_ns for file in folder.glob("*.safetensors")}
+    for file in sorted(used, key=used.__getitem__)[: max(0, len(used) - most)]:
+        file.unlink(missing_ok=True)
+        file.with_suffix(".lock").unlink(missing_ok=True)
 
 
 def model_digest(clip: nn.Module, config: Mapping[str, Any]) -> str:

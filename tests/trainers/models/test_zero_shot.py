@@ -76,6 +76,18 @@ def test_whatever_goes_into_a_head_makes_another_file(cache, tmp_path):
     assert len(list(cache.glob("*.safetensors"))) == len(inputs)
 
 
+def test_heads_unused_for_longest_leave_the_cache(cache, tmp_path, monkeypatch):
+    monkeypatch.setattr(text_head, "KEPT_HEADS", 2)
+    model = random_model(tmp_path, "clip")
+    clip, tokenizer = load_clip(model), load_tokenizer(model)
+    for digest in ("a", "b", "a", "c"):
+        cached_heads(clip, tokenizer, PROMPTS, digest)
+    assert len(list(cache.glob("*.safetensors"))) == len(list(cache.glob("*.lock"))) == 2
+    monkeypatch.setattr(text_head, "heads_of", None)  # a second computation would fail
+    for digest in ("a", "c"):
+        cached_heads(clip, tokenizer, PROMPTS, digest)
+
+
 @pytest.mark.parametrize(("kind", "expected"), [("resnet", True), ("timm", True), ("clip", False)])
 def test_a_convolutional_network_has_channels_last(kind, expected, cache, tmp_path):
     model = random_model(tmp_path, kind)
