@@ -47,14 +47,3 @@ def measures(logits, labels):
         "nll": nll(logits, labels),
         "ece": ece(logits, labels),
     }
-
-
-def drift(features, zero_shot, texts, logit_scale):
-    """From features (N, D) of images and (M, D) of texts, a score at a time."""
-    changes = [
-        (logit_scale * float(f @ t) - logit_scale * float(f0 @ t)) ** 2
-        for f, f0 in zip(features, zero_shot, strict=True)
-        for t in texts
-    ]
-    distances = [np.sqrt(((f - f0) ** 2).sum()) for f, f0 in zip(features, zero_shot, strict=True)]
-    return {"energy_gap": float(np.mean(changes)), "feature_distortion": float(np.mean(distances))}

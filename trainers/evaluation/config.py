@@ -25,11 +25,6 @@ class EvalConfig(Frozen):
     line_images: int = Field(default=2000, ge=0, le=10**9)
     """Images of each domain on which the points of `line` are measured, sampled as those of
     `rung_images`: they decide which weights a trial keeps. 0 is all images."""
-    rung_weights: Literal["raw", "averaged"] = "raw"
-    """Weights that are evaluated before the last step: those that are being trained, or their
-    running average, which ranks trials early more like the last step does. It needs memory for one
-    more copy of the trained weights, and two more in checkpoints. The last step evaluates the
-    trained ones."""
     batch_size: int = Field(default=256, ge=1, le=10**6)
     """Images of a forward pass."""
     ema: float | None = Field(default=None, ge=0, lt=1)

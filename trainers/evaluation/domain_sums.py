@@ -28,29 +28,20 @@ class DomainSums:
     """Sum of the negative log-likelihoods, in nats."""
     gaps: Tensor
     """(15,), for each bin of confidence: correct predictions minus the sum of confidences."""
-    drift: Tensor
-    """(3,) number of images compared with the zero-shot model, scored or not, and sums over these:
-    squared change of their image-text scores, distance of their features from the zero-shot
-    ones."""
 
     @classmethod
     def zeros(cls, classes: int, device: torch.device | str = "cpu") -> DomainSums:
         """No images yet."""
-        shapes: tuple[tuple[int, ...], ...] = ((2, classes), (), (ECE_BINS,), (3,))
+        shapes: tuple[tuple[int, ...], ...] = ((2, classes), (), (ECE_BINS,))
         return cls(*(torch.zeros(shape, dtype=torch.float64, device=device) for shape in shapes))
 
     @classmethod
-    def of(
-        cls, logits: Tensor, labels: Tensor, energy_gaps: Tensor, distortions: Tensor
-    ) -> DomainSums:
+    def of(cls, logits: Tensor, labels: Tensor) -> DomainSums:
         """The sums of one batch.
 
         Args:
             logits: (B, C) of the domain's classes.
             labels: (B,) int64, columns of the logits.
-            energy_gaps: (B') of the images compared with the zero-shot model: none, or all of the
-                batch, including those that a class map excludes from scoring.
-            distortions: (B') of the same images.
         """
         correct = logits.argmax(dim=-1) == labels
         counts = [of.bincount(minlength=logits.shape[1]) for of in (labels, labels[correct])]
@@ -61,9 +52,7 @@ class DomainSums:
         bins = (confidence.nan_to_num() * ECE_BINS).long().clamp(max=ECE_BINS - 1)
         gaps = nll.new_zeros(ECE_BINS)
         gaps.scatter_add_(0, bins, correct.double() - confidence.double())
-        number = nll.new_tensor(len(distortions))
-        drift = torch.stack([number, energy_gaps.double().sum(), distortions.double().sum()])
-        return cls(torch.stack(counts).double(), nll, gaps, drift)
+        return cls(torch.stack(counts).double(), nll, gaps)
 
     def __add__(self, other: DomainSums) -> DomainSums:
         """The sums of the images of both."""
@@ -86,19 +75,14 @@ class DomainSums:
         """The values of `MEASURES`; accuracies and calibration errors in percent.
 
         `class_acc` is the mean accuracy of the classes that occur, `ece` the mean over images of
-        their bin's |accuracy - confidence|. `energy_gap` and `feature_distortion` exist if images
-        were compared.
+        their bin's |accuracy - confidence|.
         """
         total, correct = self.classes
-        number, occurs = float(total.sum()), total > 0
-        found = {
+        number = float(total.sum())
+        occurs = total > 0
+        return {
             "acc": 100 * float(correct.sum()) / number,
             "class_acc": 100 * float((correct[occurs] / total[occurs]).mean()),
             "nll": float(self.nll) / number,
             "ece": 100 * float(self.gaps.abs().sum()) / number,
         }
-        compared, energy_gaps, distortions = self.drift.tolist()
-        if compared:
-            found["energy_gap"] = energy_gaps / compared
-            found["feature_distortion"] = distortions / compared
-        return found

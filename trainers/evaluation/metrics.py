@@ -76,7 +76,6 @@ class MetricKey:
 ID_ACC = str(MetricKey("val", ID, "acc"))
 OOD_MEAN_ACC = str(MetricKey("val", MEAN_OOD, "acc"))
 MEAN_ACC = str(MetricKey("val", MEAN_ID_OOD, "acc"))
-RANDOM_TEXT_RANK = "random_text/effective_rank"
 REPORTED = (
     "train/loss",
     "train/task_loss",
@@ -85,9 +84,7 @@ REPORTED = (
     "train/lr",
     "train/images_per_s",
     "train/micro_batch_size",
-    "eval/averaged",
     "eval/images",
-    RANDOM_TEXT_RANK,
     "cost/seconds",
     "cost/eval_seconds",
     "cost/gpu_seconds",
@@ -107,20 +104,17 @@ def val_acc(domain: str) -> str:
 ECE_BINS: Final = 15
 """Bins of confidence of equal width for `ece`."""
 
-MEASURES = ("acc", "class_acc", "nll", "ece", "energy_gap", "feature_distortion")
+MEASURES = ("acc", "class_acc", "nll", "ece")
 """Measures of a domain in reports."""
 
 DIRECTIONS: Final[Mapping[str, Literal["max", "min"]]] = {
     "acc": "max", "class_acc": "max", "nll": "min", "ece": "min",
 }  # fmt: skip
-"""Whether more or less is better, for the measures that have a direction."""
+"""Whether more or less of a measure is better."""
 
 
 def direction(name: str) -> Literal["max", "min"] | None:
-    """Whether more (`max`) or less of a metric is better; None if it has no direction.
-
-    Distances to the zero-shot model have none: they are 0 for a model that was not trained.
-    """
+    """Whether more (`max`) or less of a metric is better; None if it is no measure of a domain."""
     key = MetricKey.parse(name)
     return DIRECTIONS.get(key.measure) if key else None
 
@@ -153,6 +147,6 @@ def flat_metrics(
 
 
 def metric_names(data: DataConfig, split: str = "val") -> Sequence[str]:
-    """The names of the metrics of an evaluation whose features are compared."""
+    """The names of the metrics of an evaluation."""
     blank = dict.fromkeys((data.id_domain, *data.ood_domains), dict.fromkeys(MEASURES, 0.0))
     return tuple(flat_metrics(blank, data, split))

@@ -48,18 +48,8 @@ def evaluate_run(
         line_sample: after the last step, validation images by which a point of the line is chosen,
             which is then evaluated (`eval.line`).
     """
-    on_line: dict[str, float] = {}
-    if split == "val" and run.progress.step == 0:
-        run.eval_weights = None  # still the zero-shot model
-    elif split == "val":
-        now: Weights = run.weights
-        trained = run.ema if run.averages_now and run.ema is not None else now
-        gradient = validation_gradient(run, images[run.config.data.id_domain])
-        kept = run.config.method.eval_weights(trained, run.initial, gradient)
-        run.eval_weights = None if kept is now else kept
-        if line_sample is not None:
-            on_line = _go_to_line(run, line_sample)
-    with holding(run, run.weights if run.eval_weights is None else run.eval_weights):
+    on_line = choose_weights(run, images, line_sample) if split == "val" else {}
+    with holding(run, run.eval_weights or run.weights):
         keeps = split != "val" or line_sample is not None
         metrics = measure(run, split, images, keep_predictions=keeps)
         if run.student.text is not None:
@@ -67,44 +57,81 @@ def evaluate_run(
     return metrics | on_line
 
 
+def choose_weights(
+    run: TrainState, images: Images, line_sample: Images | None = None
+) -> dict[str, float]:
+    """Set the evaluated weights: those of the method, and of a point of the line to them.
+
+    Args:
+        images: of the validation split.
+        line_sample: see `evaluate_run`.
+
+    Returns:
+        What was measured on the line.
+    """
+    if run.progress.step == 0:
+        run.eval_weights = None  # still the zero-shot model
+        return {}
+    now: Weights = run.weights
+    trained = now if run.ema is None else run.ema
+    gradient = validation_gradient(run, images[run.config.data.id_domain])
+    chosen = run.config.method.eval_weights(trained, run.initial, gradient)
+    run.eval_weights = None if chosen is now else chosen
+    return {} if line_sample is None else _go_to_line(run, line_sample)
+
+
 def measure(
     run: TrainState, split: str, images: Images, *, keep_predictions: bool = False
 ) -> dict[str, float]:
-    """The flat metrics of the student's present weights."""
-    (metrics,) = _measure_each(run, [partial(classify, run)], split, images, keep_predictions)
+    """The flat metrics of the student's present weights.
+
+    Before the first step they are those of the zero-shot model, whose features are stored then, so
+    that no later training computes them.
+    """
+    models = [partial(classify, run)]
+    with_zero_shot = keep_predictions or run.progress.step == 0
+    *_, metrics = _measure_each(run, models, split, images, with_zero_shot, keep_predictions)
     return metrics
 
 
 def _measure_each(
     run: TrainState,
-    models: Sequence[Classify | None],
+    models: Sequence[Classify],
     split: str,
     images: Images,
+    with_zero_shot: bool = True,
     keep_predictions: bool = False,
 ) -> list[dict[str, float]]:
-    """The flat metrics of each model, see `evaluate`, which reads each image once for all."""
+    """The flat metrics of the zero-shot model, if wanted, and of each model after it.
+
+    Each image is read once for all, see `evaluate`.
+    """
     run.student.eval()
     maps, batches = class_maps(run, images), run.zero_shot_features.batches
-    by_domain, predictions = dict[str, list[DomainSums]](), dict[str, Predictions]()
+    by_domain = dict[str, list[DomainSums]]()
+    predictions = dict[str, Predictions]()
     for domain, of_domain in images.items():
         if keep_predictions:
             predictions[domain] = Predictions(of_domain, maps[domain], batches)
+        zero_shot = [run.zero_shot_features.classifier(of_domain)] if with_zero_shot else []
         by_domain[domain] = evaluate(
-            models,
+            [*zero_shot, *models],
             of_domain,
             batches,
             class_map=maps[domain],
-            drift=run.zero_shot_features.drift(of_domain),
             predictions=predictions.get(domain),
         )
     run.student.train()
     if keep_predictions:
         run.predictions = parquet_of(predictions)
-    measures = [
-        {domain: sums[index].measures() for domain, sums in by_domain.items()}
-        for index in range(len(models))
+    return [
+        flat_metrics(
+            {domain: of_model.measures() for domain, of_model in zip(by_domain, sums, strict=True)},
+            run.config.data,
+            split,
+        )
+        for sums in zip(*by_domain.values(), strict=True)
     ]
-    return [flat_metrics(of_model, run.config.data, split) for of_model in measures]
 
 
 def measure_end(run: TrainState, split: str, images: Images, point: float) -> dict[str, float]:
@@ -126,11 +153,11 @@ def measure_end(run: TrainState, split: str, images: Images, point: float) -> di
 
 
 @torch.no_grad()
-def classify(run: TrainState, images: Tensor) -> tuple[Tensor, Tensor]:
-    """Features (B, D) and logits (B, K) of normalised images under the current parameters."""
+def classify(run: TrainState, images: Tensor) -> Tensor:
+    """Logits (B, K) of normalised images under the current parameters."""
     with run.precision.autocast():
-        outputs = run.student(images)
-    return outputs.features, outputs.logits
+        logits: Tensor = run.student(images).logits
+    return logits
 
 
 def class_maps(run: TrainState, images: Images) -> dict[str, ClassMap]:
@@ -151,6 +178,7 @@ def holding(run: TrainState, weights: Weights) -> Iterator[None]:
 
     def encode(tokens: Tensor) -> Tensor:
         features: Tensor = run.student(None, tokens.to(run.device)[None]).text_features[0]
+        alive()  # all prompts may take longer than a batch of images
         return features
 
     with swapped_in(run.student.trained, weights):
@@ -207,13 +235,15 @@ def _go_to_line(run: TrainState, sample: Images) -> dict[str, float]:
         The point as `line/a`, and what was measured on the sample: `line/0.5/id_val/acc` and so on;
         nothing if the line is off.
     """
-    evaluation, weights = run.config.eval, run.eval_weights or run.weights
+    evaluation = run.config.eval
+    weights = run.eval_weights or run.weights
     if evaluation.line == "off" or not run.config.method.has_line:
         return {}
-    initial, measured = _line_start(run, weights), dict[float, dict[str, float]]()
+    initial = _line_start(run, weights)
+    measured = dict[float, dict[str, float]]()
     if evaluation.line_points:
         points = sorted({*evaluation.line_points, 1.0})
-        models = [None, *(_classifier_at(run, initial, weights, a) for a in points)]
+        models = [_classifier_at(run, initial, weights, a) for a in points]
         found = _measure_each(run, models, "val", sample)
         measured = dict(zip((0.0, *points), found, strict=True))
         metric = MEAN_ACC if run.config.data.ood_domains else ID_ACC
@@ -240,7 +270,7 @@ def _classifier_at(run: TrainState, initial: Weights, weights: Weights, a: float
     with holding(run, interpolate(initial, weights, a)):
         head = run.student.head
 
-    def classify_there(images: Tensor) -> tuple[Tensor, Tensor]:
+    def classify_there(images: Tensor) -> Tensor:
         with swapped_in(run.student.trained, interpolate(initial, weights, a)):
             if run.student.text is not None:
                 run.student.head = head

@@ -5,8 +5,8 @@ one seed need the same features of them at the same steps. The first trial that 
 and stores them (`trainers.data.feature_cache`), the others read them.
 
 Features of views and of random texts are rounded to float16: each value changes by at most 1 part
-in 2048, and a feature vector by 2e-4 of its length on average. Features of evaluated images and
-second moments are stored as they are. A record is always computed from the same inputs in one
+in 2048, and a feature vector by 2e-4 of its length on average. Features of evaluated images are
+stored as they are. A record is always computed from the same inputs in one
 forward pass of the same size, so a run does not depend on which features were there before.
 
 A method with texts of its own for each view (StarFT) asks the zero-shot model itself: with rounded
@@ -29,16 +29,13 @@ from trainers.data.feature_cache import FeatureFile
 from trainers.data.store import open_root
 from trainers.data.transforms import normalise
 from trainers.evaluation.batches import EvalBatches
-from trainers.evaluation.evaluate import Drift, image_features
+from trainers.evaluation.evaluate import Classify, image_features
 from trainers.loop.precision import Precision
 from trainers.models.zero_shot import ZeroShotModel
-from trainers.texts.random_texts import random_texts, second_moment
+from trainers.texts.random_texts import random_texts
 
 NOT_OF_VIEWS = {"root", "suite", "id_domain", "ood_domains", "crop_pct", "workers"}
 """Keys of `data` without effect on the views of given images."""
-DRIFT_TEXT_LENGTH = 8
-"""Tokens of the random texts of `energy_gap`: Lipsum-FT's default, for every method."""
-TEXTS_OF_MOMENT = 1024
 
 
 class ZeroShotFeatures:
@@ -94,8 +91,8 @@ class ZeroShotFeatures:
     def of_images(self, images: ImageDataset) -> Tensor:
         """Features (n, D) of this worker's share of evaluated images, on the CPU, not rounded.
 
-        They are computed as in the evaluation, in its precision and batches, so that an unchanged
-        student has distance 0. They are kept in memory.
+        They are computed as in the evaluation, in its precision and batches, so that they are those
+        of an unchanged student. They are kept in memory.
         """
         key = ("images", *self._of_images, images.version, images.crop_pct, self.batches.batch_size)
         if len(images.eval_rows) < len(images):
@@ -104,16 +101,24 @@ class ZeroShotFeatures:
         share, largest = len(rows[rank::world_size]), len(rows[::world_size])
         file = self._file(key, world_size, largest, torch.float32)
         encode = partial(image_features, self._encode, images, self.batches)
-        return self._once(key, lambda: self._shared(file, rank, share, encode).cpu())
+        if key not in self._kept:
+            self._kept[key] = self._shared(file, rank, share, encode).cpu()
+        return self._kept[key]
 
-    def drift(self, images: ImageDataset) -> Drift:
-        """The zero-shot model's side of the comparison of a student with it on these images.
+    def classifier(self, images: ImageDataset) -> Classify:
+        """The zero-shot model for one evaluation of these images, by their features.
 
-        `energy_gap` uses random texts as of Lipsum-FT, the same for every run.
+        It is called with the batches of the evaluation in their order, and does not look at them.
         """
-        length = min(DRIFT_TEXT_LENGTH, self._zero_shot.vocabulary.longest)
-        moment = self.random_text_moment(length)
-        return Drift(self.of_images(images), moment, self._zero_shot)
+        features, done = self.of_images(images), 0
+
+        def classify(views: Tensor) -> Tensor:
+            nonlocal done
+            rows = features[done : done + len(views)]
+            done += len(views)
+            return self._zero_shot.logits(rows.to(self._zero_shot.device))
+
+        return classify
 
     def of_random_texts(self, count: int, length: int, step: int) -> Tensor:
         """L2-normalised features (count, D) of a step's random texts of `length` tokens."""
@@ -121,19 +126,6 @@ class ZeroShotFeatures:
         encode = partial(random_text_features, self._zero_shot, count, length, seed=seed, step=step)
         key = ("random texts", *self._of_texts, count, length, seed)
         return self._shared(self._file(key, self._config.steps, count), step, count, encode)
-
-    def random_text_moment(self, length: int) -> Tensor:
-        """The second moment (D, D) of random texts, not rounded; it is kept in memory."""
-        key, width = ("moment", *self._of_texts, length), self._width
-        compute = partial(random_text_moment, self._zero_shot, length)
-        file = self._file(key, 1, width, torch.float32)
-        return self._once(key, lambda: self._shared(file, 0, width, compute))
-
-    def _once(self, key: tuple[object, ...], compute: Callable[[], Tensor]) -> Tensor:
-        """What was computed for this key before, kept in memory."""
-        if key not in self._kept:
-            self._kept[key] = compute()
-        return self._kept[key]
 
     def _shared(
         self, file: FeatureFile | None, record: int, rows: int, compute: Callable[[], Tensor]
@@ -200,8 +192,3 @@ def random_text_features(
     """L2-normalised features (count, D) of a step's random texts, on the model's device."""
     texts = random_texts(zero_shot.vocabulary, count, length, seed=seed, step=step)
     return zero_shot.encode_tokens(zero_shot.shortened(texts).to(zero_shot.device))
-
-
-def random_text_moment(zero_shot: ZeroShotModel, length: int) -> Tensor:
-    """C (D, D) of random texts of `length` tokens, estimated from `TEXTS_OF_MOMENT`."""
-    return second_moment(random_text_features(zero_shot, TEXTS_OF_MOMENT, length, seed=0, step=0))

@@ -1,4 +1,4 @@
-"""Random texts for any tokenizer, and how many directions they span.
+"""Random texts for any tokenizer.
 
 The tokenizer itself tells how a text is laid out: all words of a text are one letter, and where the
 tokens of two such texts differ stand the ordinary tokens; all others are the frame. A random text
@@ -92,18 +92,3 @@ def random_texts(
     texts = frame.repeat(count, 1)
     texts[:, inside] = torch.from_numpy(ids[drawn])
     return texts
-
-
-def second_moment(text_features: Tensor) -> Tensor:
-    """``C = mean_m t_m t_m'`` of M features (M, D): (D, D), in their precision."""
-    return text_features.T @ text_features / len(text_features)
-
-
-def effective_rank(moment: Tensor) -> float:
-    """Participation ratio of the eigenvalues of C (D, D): between 1 and D.
-
-    With eigenvalues l_i it is ``(sum l_i)^2 / sum l_i^2``. Near 1, the features of all random texts
-    are almost parallel, and a regulariser built on them constrains a single direction only.
-    """
-    moment = moment.double()
-    return float(moment.trace().square() / moment.square().sum())

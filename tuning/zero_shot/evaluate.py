@@ -89,9 +89,8 @@ def measure(
     names = id_classes(data, split)
     zero_shot, encode, batches = open_model(config, names)
 
-    def classify(images: Tensor) -> tuple[Tensor, Tensor]:
-        features = encode(images)
-        return features, zero_shot.logits(features)
+    def classify(images: Tensor) -> Tensor:
+        return zero_shot.logits(encode(images))
 
     rows = []
     for domain in data.domains:

@@ -1,7 +1,6 @@
 """Evaluation of a small classifier of real images, whose logits are known in full as well."""
 
 import math
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -17,7 +16,7 @@ from trainers.data.schema import LabelledImage, part_path, write_images
 from trainers.errors import ConfigError
 from trainers.evaluation.batches import EvalBatches
 from trainers.evaluation.domain_sums import DomainSums
-from trainers.evaluation.evaluate import Drift, evaluate, image_features
+from trainers.evaluation.evaluate import evaluate
 from trainers.evaluation.metrics import MEASURES, MetricKey, flat_metrics, metric_names
 from trainers.evaluation.predictions import Predictions
 from trainers.models.image import ImageInput
@@ -63,15 +62,12 @@ def encoder(seed):
 
 
 def classifier(seed):
+    """Logits (B, 4) of images."""
     encode = encoder(seed)
     patterns = np.stack([pattern(label) for label in range(len(CLASSES))])
     head = encoder(1)(torch.tensor(patterns).permute(0, 3, 1, 2) - 0.5).T
 
-    def classify(images):
-        features = encode(images)
-        return features, SCALE * features @ head
-
-    return classify
+    return lambda images: SCALE * encode(images) @ head
 
 
 def known(images):
@@ -80,94 +76,62 @@ def known(images):
     return (torch.tensor(views).permute(0, 3, 1, 2) / 255 - 0.5) / 0.25
 
 
-def drift_of(images, texts, logits=torch.clone):
-    features = image_features(encoder(1), images, FOURS)
-    zero_shot = SimpleNamespace(logit_scale=SCALE, logits=logits)
-    return Drift(features, texts.T @ texts / len(texts), zero_shot)
-
-
-@pytest.fixture(scope="module")
-def texts():
-    drawn = torch.randn(7, 5, generator=torch.Generator().manual_seed(5))
-    return functional.normalize(drawn, dim=-1)
-
-
 @pytest.mark.parametrize("batch_size", [2, 4, 9])
-def test_every_measure_is_that_by_hand(images, texts, batch_size):
-    drift = drift_of(images, texts)
-    batches = EvalBatches(INPUT, batch_size, CPU)
-    (sums,) = evaluate([classifier(2)], images, batches, class_map=SAME, drift=drift)
-    pixels, labels = known(images), np.array(LABELS)
-    features, logits = classifier(2)(pixels)
-    zero_shot = encoder(1)(pixels).double().numpy()
-    expected = by_hand.measures(logits.numpy(), labels) | by_hand.drift(
-        features.double().numpy(), zero_shot, texts.double().numpy(), SCALE
-    )
+def test_every_measure_is_that_by_hand(images, batch_size):
+    (sums,) = evaluate([classifier(2)], images, EvalBatches(INPUT, batch_size, CPU), class_map=SAME)
+    expected = by_hand.measures(classifier(2)(known(images)).numpy(), np.array(LABELS))
     assert sums.measures() == pytest.approx(expected, rel=1e-4)
-    assert expected["energy_gap"] > 0.1
     assert expected["acc"] != expected["class_acc"]
 
 
-def test_a_class_map_leaves_images_out_of_the_score_alone(images, texts):
+def test_a_class_map_leaves_images_out_of_the_score(images):
     class_map = ClassMap(4, ((), (0, 1), (2,), (3,)))  # the ants of this domain are none of the ID
-    drift = drift_of(images, texts)
     # The first batch has only ants.
-    (sums,) = evaluate([classifier(2)], images, FOURS, class_map=class_map, drift=drift)
-    pixels, labels = known(images), np.array(LABELS)
-    logits = classifier(2)(pixels)[1].numpy()[labels != 0]
+    (sums,) = evaluate([classifier(2)], images, FOURS, class_map=class_map)
+    labels = np.array(LABELS)
+    logits = classifier(2)(known(images)).numpy()[labels != 0]
     own = np.stack([logits[:, :2].max(axis=1), logits[:, 2], logits[:, 3]], axis=1)
     columns = np.array([{1: 0, 3: 2}[label] for label in labels[labels != 0]])
-    scored = sums.measures()
-    expected = by_hand.measures(own, columns)
-    assert {name: scored[name] for name in expected} == pytest.approx(expected, rel=1e-4)
-    (whole,) = evaluate([classifier(2)], images, FOURS, class_map=SAME, drift=drift)
-    everything = whole.measures()
-    assert scored["energy_gap"] == pytest.approx(everything["energy_gap"])
-    assert (sums.number, int(sums.drift[0])) == (5, 9)
+    assert sums.measures() == pytest.approx(by_hand.measures(own, columns), rel=1e-4)
+    assert sums.number == 5
     only_cats = ClassMap(4, ((), (), (2,), ()))
     with pytest.raises(ConfigError, match="real/val: none of its images is of a class"):
         evaluate([classifier(2)], images, FOURS, class_map=only_cats)
 
 
-def test_predictions_are_of_the_scored_images_in_their_own_classes(images, texts):
+def test_predictions_are_of_the_scored_images_in_their_own_classes(images):
+    """Of the last model, beside those of the first one."""
     class_map = ClassMap(4, ((), (0, 1), (2,), (3,)))
-    head = classifier(1)(known(images)[:4])[0]  # (4, D), of a zero-shot model
-    drift = drift_of(images, texts, lambda features: features @ head.T)
     predictions = Predictions(images, class_map, FOURS)
-    evaluate(
-        [classifier(2)], images, FOURS, class_map=class_map, drift=drift, predictions=predictions
-    )
+    models = [classifier(1), classifier(3), classifier(2)]
+    evaluate(models, images, FOURS, class_map=class_map, predictions=predictions)
     rows = predictions.table().to_pydict()
     assert predictions.classes == ["bee", "cat", "dog"]
     assert rows["image"] == [4, 5, 6, 7, 8]
     assert rows["label"] == [0, 0, 2, 2, 2]
-    logits = classifier(2)(known(images))[1], drift.zero_shot_features @ head.T
-    names = ("predicted", "confidence"), ("zero_shot", "zero_shot_confidence")
-    for of_model, (predicted, confidence) in zip(logits, names, strict=True):
-        of_map = of_model[4:].numpy()
+    for seed, model in ((2, "predicted"), (1, "zero_shot")):
+        of_map = classifier(seed)(known(images))[4:].numpy()
         own = np.stack([of_map[:, :2].max(axis=1), of_map[:, 2], of_map[:, 3]], axis=1)
-        assert rows[predicted] == own.argmax(axis=1).tolist()
+        assert rows[model] == own.argmax(axis=1).tolist()
+        confidence = "confidence" if model == "predicted" else "zero_shot_confidence"
         expected = by_hand.probabilities(own).max(axis=1)
         assert rows[confidence] == pytest.approx(expected, rel=1e-5)
 
 
 def test_certainty_is_in_the_last_bin_and_what_is_no_number_stays_visible():
-    nothing = torch.zeros(0)
-    sums = DomainSums.of(torch.tensor([[500.0, 0.0]] * 2), torch.tensor([0, 1]), nothing, nothing)
+    sums = DomainSums.of(torch.tensor([[500.0, 0.0]] * 2), torch.tensor([0, 1]))
     assert sums.gaps.tolist() == [0.0] * 14 + [-1.0]
     assert float(sums.nll) == 500
-    broken = DomainSums.of(torch.tensor([[math.nan, 1.0]]), torch.tensor([0]), nothing, nothing)
+    broken = DomainSums.of(torch.tensor([[math.nan, 1.0]]), torch.tensor([0]))
     assert math.isnan(broken.measures()["nll"])
     assert math.isnan(broken.measures()["ece"])
 
 
 def sums_of(seed):
-    """Of random images, compared with a zero-shot model as well."""
     rng = torch.Generator().manual_seed(seed)
     labels = torch.arange(50) % 4
     logits = functional.one_hot(labels) * 3.0 + (1 + seed) * torch.randn(50, 4, generator=rng)
-    shifts = torch.rand(2, 50, generator=rng)
-    return DomainSums.of(logits, labels, *shifts)
+    return DomainSums.of(logits, labels)
 
 
 @pytest.mark.parametrize("split", ["val", "test"])
@@ -175,18 +139,17 @@ def test_names_say_domain_and_split_and_are_known_beforehand(split):
     domains = ("real", "sketch", "clipart")
     flat = flat_metrics({d: sums_of(i).measures() for i, d in enumerate(domains)}, PAINTED, split)
     assert set(flat) == set(metric_names(PAINTED, split))
-    assert f"ood_{split}/sketch/energy_gap" in flat
     alone = DataConfig(id_domain="real", ood_domains=())
     assert set(metric_names(alone, split)) == {f"id_{split}/{name}" for name in MEASURES}
 
 
 def test_means_are_over_domains_and_over_id_and_ood():
-    of = {"nll": 1.0, "feature_distortion": 0.5}
+    of = {"nll": 1.0, "ece": 0.5}
     flat = flat_metrics(
         {
             "real": of | {"acc": 80.0, "nll": 10.0},
             "sketch": of | {"acc": 20.0},
-            "clipart": {"acc": 60.0, "nll": 4.0, "feature_distortion": 0.1},
+            "clipart": {"acc": 60.0, "nll": 4.0, "ece": 0.1},
         },
         PAINTED,
         "val",
@@ -196,7 +159,7 @@ def test_means_are_over_domains_and_over_id_and_ood():
     assert flat["val/mean_acc"] == 60
     assert flat["ood_val/mean_nll"] == 2.5
     assert flat["val/mean_nll"] == 5.0  # the geometric mean of 10 and 2.5
-    assert flat["ood_val/mean_feature_distortion"] == pytest.approx(0.3)
+    assert flat["ood_val/mean_ece"] == pytest.approx(0.3)
 
 
 @pytest.mark.parametrize("name", ["id", "mean", "both"])

@@ -11,7 +11,7 @@ from trainers.evaluation.metrics import ID, MEAN_ID_OOD, MEAN_OOD, MetricKey, di
         ("id_val/acc", ("val", ID, "acc"), "max"),
         ("id_test/nll", ("test", ID, "nll"), "min"),
         ("ood_val/sketch/ece", ("val", "sketch", "ece"), "min"),
-        ("ood_test/a_b/energy_gap", ("test", "a_b", "energy_gap"), None),
+        ("ood_test/a_b/ece", ("test", "a_b", "ece"), "min"),
         ("ood_val/mean_class_acc", ("val", MEAN_OOD, "class_acc"), "max"),
         ("val/mean_nll", ("val", MEAN_ID_OOD, "nll"), "min"),
     ],

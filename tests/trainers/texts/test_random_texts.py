@@ -9,7 +9,7 @@ from trainers.models.clip import vocabulary
 from trainers.models.config import ModelConfig
 from trainers.models.zero_shot import load_zero_shot
 from trainers.texts.prompts import Prompts
-from trainers.texts.random_texts import Vocabulary, effective_rank, random_texts, second_moment
+from trainers.texts.random_texts import Vocabulary, random_texts
 
 TINY = vocabulary(ModelConfig())
 FIRST_TEXTS = [[2046, 14, 808, 868, 1167, 2047], [2046, 445, 167, 1700, 426, 2047]]
@@ -88,13 +88,3 @@ def test_a_tokenizer_without_letters_is_refused():
 
     with pytest.raises(ConfigError, match="has no text of 2 tokens"):
         Vocabulary(Blind()).frame(2)
-
-
-def test_effective_rank_counts_the_directions():
-    def rank(text_features):
-        return effective_rank(second_moment(text_features))
-
-    assert rank(torch.ones(9, 5) / 5**0.5) == pytest.approx(1)
-    assert rank(torch.eye(6)) == pytest.approx(6)
-    two_of_three = torch.tensor([[1.0, 0, 0], [0, 1.0, 0]])
-    assert rank(two_of_three) == pytest.approx(2)

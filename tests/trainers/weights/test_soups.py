@@ -62,7 +62,6 @@ def test_a_soup_of_one_trial_twice_has_the_trials_metrics(method, train):
     assert soup.used == (0, 1)
     assert measures(soup.metrics) == pytest.approx(measures(metrics), rel=1e-4, abs=1e-4)
     assert measures(soup.metrics).keys() == soup.metrics.keys() == measures(metrics).keys()
-    assert metrics["ood_val/mean_feature_distortion"] > 1e-3
     own, names = load_weights(folder)
     assert soup.class_names == names
     assert soup.weights.keys() == own.keys()

@@ -46,14 +46,14 @@ def test_a_parameter_of_mixed_types_has_one_column(values, expected):
 
 
 def test_the_curves_table_has_a_row_per_report():
-    curve = (fakes.report(40, 80, 60), fakes.report(80, 81, math.nan, **{"energy_gap/sketch": 0.5}))
+    curve = (fakes.report(40, 80, 60), fakes.report(80, 81, math.nan, **{"top5/sketch": 0.5}))
     rows = curves_table(SEARCH, [fakes.trial(1, curve=curve)]).to_pylist()
     assert [(row["trial_id"], row["step"]) for row in rows] == [
         ("zero-shot", 0), ("trial-001", 40), ("trial-001", 80),
     ]  # fmt: skip
     assert [row["id_val/acc"] for row in rows] == [82.4, 80, 81]
     assert math.isnan(rows[2]["ood_val/mean_acc"])
-    assert [row["energy_gap/sketch"] for row in rows] == [None, None, 0.5]
+    assert [row["top5/sketch"] for row in rows] == [None, None, 0.5]
 
 
 def test_csv_has_the_rows_of_parquet(tmp_path):
