@@ -12,7 +12,6 @@ from trainers.data.schema import split_header
 from trainers.data.store import open_root
 from trainers.loop.class_weights import check_names
 from trainers.models.clip import check_model
-from trainers.models.layers import check_frozen_layers
 
 
 def check_trials(configs: Iterable[TrialConfig]) -> None:
@@ -30,7 +29,6 @@ def check_trials(configs: Iterable[TrialConfig]) -> None:
         if isinstance(config.class_weights, dict):
             check_names(config.class_weights, found)
         check_model(config.model)  # after the data: it may fetch weights
-        check_frozen_layers(config.model, config.optim.frozen_layers)
         config.method.check(config.model)
 
 

@@ -48,12 +48,6 @@ class OptimConfig(Frozen):
     """Learning rate of a layer of an encoder as a multiple of that of the next one above: the last
     block trains at `layer_decay` times the rate of the output projection, the embedding at the
     lowest rate. Weight decay falls with it, as in timm."""
-    text_lr_factor: float = Field(default=1, ge=0, le=1e6)
-    """Learning rate of a text encoder that trains, and of the logit scale, as a multiple of `lr`;
-    0 keeps them as they are."""
-    frozen_layers: int = Field(default=0, ge=0, le=1000)
-    """Layers of the image encoder, from below, that do not train: 1 is the embedding of patches, 2
-    also the first block, and so on."""
     batch_size: int = Field(default=256, ge=1, le=10**6)
     """Images of a step over all workers."""
     micro_batch_size: Annotated[int, Field(ge=1, le=10**6)] | Literal["auto"] | None = None

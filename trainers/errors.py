@@ -72,7 +72,8 @@ class TrainingDiverged(FloatingPointError):
 class MicroBatchTooLarge(RuntimeError):
     """The model does not fit into a worker's memory with so many images, and other workers wait.
 
-    The attempt ends, and the next one begins with `micro_batch_size` images at once.
+    The attempt ends, and the next one begins with `micro_batch_size` images at once, as do later
+    trainings of the same workers' slot.
     """
 
     def __init__(self, micro_batch_size: int) -> None:

@@ -23,6 +23,8 @@ class Request:
     """Evaluated once, after the last step."""
     plugins: Mapping[str, str] = field(default_factory=dict)
     """Text of each plug-in that is a file, as the search has imported it."""
+    micro_batch_size: int | None = None
+    """Most images of a worker at once, if more ran out of memory before."""
 
 
 END = Request("", None)

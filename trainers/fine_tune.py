@@ -19,33 +19,17 @@ from trainers.checkpoints.format import TrainCurve, save_checkpoint
 from trainers.config import TrialConfig
 from trainers.data.dataset import ImageDataset, train_batches
 from trainers.data.sampler import StepSampler
-from trainers.errors import TrainingDiverged
-from trainers.evaluation.metrics import RANDOM_TEXT_RANK
 from trainers.hang import alive, pause
 from trainers.loop.class_weights import class_weights
 from trainers.loop.evaluate_run import class_maps, evaluate_run
 from trainers.loop.lr_schedule import learning_rate
 from trainers.loop.snapshot import restore, snapshot
-from trainers.loop.state import (
-    SinceReport,
-    TrainState,
-    load_split,
-    open_images,
-    optimizer_of,
-    start,
-)
+from trainers.loop.state import TrainState, load_split, open_images, optimizer_of, start
 from trainers.loop.step import Stepper
 from trainers.loop.timing import Clock
-from trainers.methods.lipsum_ft import LipsumFineTuning
-from trainers.models.averaging import update_average
-from trainers.texts.random_texts import effective_rank
 
 CHECK_EVERY = 10
 """Steps between two checks of the loss: each one waits for the GPU."""
-
-LEAST_SCALE = 1e-4
-"""Of losses in float16. The scaler halves it at each overflow, 65,536 at first; at less, the loss
-itself is no longer finite."""
 
 CURVE_POINTS = 50
 """Limit of the points of a training curve between two reports, which are `CHECK_EVERY` steps or a
@@ -54,18 +38,17 @@ multiple of that apart."""
 
 @dataclass(frozen=True)
 class Report:
-    """Metrics of a run at an evaluation, or a request to save it."""
+    """Metrics of a run at an evaluation."""
 
     step: int
     """Optimiser steps done."""
     metrics: dict[str, float]
-    """Flat, the same on every worker; accuracies in percent, costs in seconds. Empty if `save_now`
-    of `fine_tune` asked for a checkpoint."""
+    """Flat, the same on every worker; accuracies in percent, costs in seconds."""
     run: TrainState
     """The state of the run; save or evaluate it before asking for the next report."""
     train_curve: TrainCurve = field(default_factory=dict)
     """Loss, learning rate and images per second since the last report: means over the steps between
-    two points, the last of which is at this report."""
+    two points. The last point is at this report, whose metrics have its values."""
 
     @property
     def is_last(self) -> bool:
@@ -94,7 +77,7 @@ def fine_tune(
     *,
     device: torch.device | str | None = None,
     resume_from: Path | None = None,
-    save_now: Callable[[], bool] | None = None,
+    gpus: float = 1.0,
     on_progress: Callable[[TrainCurve], object] | None = None,
 ) -> Iterator[Report]:
     """Fine-tune, and report at every evaluation and at the last step.
@@ -105,9 +88,7 @@ def fine_tune(
         resume_from: a folder that `Report.save` wrote. The run first repeats its last report before
             that, as it may have been lost, and then continues with the same batches, views and
             random texts as an uninterrupted run.
-        save_now: called after every step between two evaluations; must return the same on every
-            worker. If true, a report without metrics is yielded, for the run to be saved because
-            a machine may be gone before the next evaluation.
+        gpus: of each worker, for `cost/gpu_seconds`: 0.5 if two trainings share a GPU.
         on_progress: called with the training curve since the last report whenever it has a new
             point between two reports; on every worker or on none.
 
@@ -128,18 +109,14 @@ def fine_tune(
     held_out = load_split(config, "val")
     sampled = {d: i.sampled(config.eval.rung_images) for d, i in held_out.items()}
     class_maps(run, held_out)  # raises for a domain that does not fit, before the first step
-    # Of texts as long as Lipsum-FT's own, or those of its default with other methods.
-    lipsum = method if isinstance(method, LipsumFineTuning) else LipsumFineTuning()
-    length = min(lipsum.text_length, run.zero_shot.vocabulary.longest)
-    text_rank = effective_rank(run.zero_shot_features.random_text_moment(length))
     if run.reports:  # the report before the checkpoint may have been lost
         last_report = {name: value for name, value in run.reports[-1].items() if name != "step"}
-        yield Report(run.since.step, last_report, run, *run.train_curves[-1:])
+        yield Report(run.progress.step, last_report, run, *run.train_curves[-1:])
 
     mark_every = CHECK_EVERY * math.ceil(config.eval.every / (CHECK_EVERY * CURVE_POINTS))
-    clock = Clock(run)
-    weights = class_weights(config.class_weights, train.labels, train.class_names)
-    stepper, first = Stepper(run, weights), run.progress.step
+    clock = Clock(run, gpus if run.device.type == "cuda" else 0.0)
+    stepper = Stepper(run, class_weights(config.class_weights, train.labels, train.class_names))
+    first = run.progress.step
     # What is compiled by a first step or evaluation may take long.
     begin_phase = pause if config.compile else alive
     begin_phase()
@@ -150,56 +127,29 @@ def fine_tune(
             run.optimizer = optimizer_of(run.student, config, stage)
         if step in (first, stage.first):
             run.student.head_alone = stage.head_alone
-
         lr = learning_rate(step - stage.first, stage.steps, optim, stage.lr)
-        figures = stepper.step(step, views, labels, lr=lr)
-        if run.scaler.is_enabled() and step > run.since.step:
-            # A loss that overflows in float16 changes no weight, and counts as the mean before it.
-            mean = run.since.sums / (step - run.since.step)
-            figures = torch.where(figures.isfinite(), figures, mean)
-        run.since.sums += figures
-        decay = method.average_decay(step, config.steps)
-        if decay is not None and run.average is not None:
-            update_average(run.average, run.weights, decay)
-        if run.ema is not None:
-            update_average(run.ema, run.weights, run.ema_decay)
+
+        clock.add(stepper.step(step, views, labels, lr=lr))
         run.progress.step = step + 1
         alive()
 
         is_due = run.is_done or run.progress.step % config.eval.every == 0
-        must_save = not is_due and save_now is not None and save_now()
-        must_check = is_due or must_save or run.progress.step % CHECK_EVERY == 0
-        if must_check and not (
-            bool(run.since.sums.isfinite().all()) and run.scaler.get_scale() > LEAST_SCALE
-        ):
-            raise TrainingDiverged(
-                f"the training loss is not a finite number at step {run.progress.step}"
-            )
-        if is_due or run.progress.step % mark_every == 0:
+        if is_due or run.progress.step % CHECK_EVERY == 0:
+            clock.check()
+        is_mark = is_due or run.progress.step % mark_every == 0
+        if is_mark:
             clock.mark(lr)
-            if on_progress is not None and not is_due:
-                on_progress(clock.training()[1])
         if is_due:
             begin_phase()
             training, train_curve = clock.training()
-            metrics = (
-                training
-                | {"train/lr": lr, "train/micro_batch_size": float(run.micro_batch_size)}
-                | {RANDOM_TEXT_RANK: text_rank}
-                | _evaluation(run, held_out, sampled)
-                | clock.cost()
-            )
-            run.since = SinceReport.now(run.progress.step, run.device)
+            metrics = training | _evaluation(run, held_out, sampled) | clock.cost()
             run.reports.append({"step": run.progress.step, **metrics})
             run.train_curves.append(train_curve)
             yield Report(run.progress.step, metrics, run, train_curve)
-            clock.resume()
+            clock.restart()
             alive()
-        elif must_save:
-            clock.pause()
-            yield Report(run.progress.step, {}, run)
-            clock.resume()
-            alive()
+        elif is_mark and on_progress is not None:
+            on_progress(clock.training()[1])
 
 
 def _evaluation(
@@ -207,10 +157,11 @@ def _evaluation(
 ) -> dict[str, float]:
     """The validation metrics: of the sample, or of all images after the last step."""
     began = time.perf_counter()
-    images = held_out if run.is_done else sampled
-    on_line = {d: i.sampled(run.config.eval.line_images) for d, i in held_out.items()}
-    metrics = evaluate_run(run, "val", images, line_sample=on_line if run.is_done else None)
-    metrics["eval/averaged"] = float(run.averages_now and not run.ema_is_kept)
+    images, line_sample = sampled, None
+    if run.is_done:
+        images = held_out
+        line_sample = {d: i.sampled(run.config.eval.line_images) for d, i in held_out.items()}
+    metrics = evaluate_run(run, "val", images, line_sample=line_sample)
     metrics["eval/images"] = float(sum(len(of_domain.eval_rows) for of_domain in images.values()))
     run.progress.eval_seconds += time.perf_counter() - began
     return metrics

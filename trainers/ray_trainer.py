@@ -37,15 +37,12 @@ from trainers.checkpoints.format import STATE, WEIGHTS
 from trainers.checkpoints.storage import (
     fetch_checkpoint,
     newest_checkpoint,
-    note_micro_batch,
-    noted_micro_batch,
     remove_other_checkpoints,
     write_checkpoint,
 )
 from trainers.data.store import Store, open_store
 from trainers.errors import (
     FULL,
-    MicroBatchTooLarge,
     StorageFailed,
     TrainingDiverged,
     first_line,
@@ -74,15 +71,11 @@ COLLECTIVE_TIMEOUT_S = 1200
 """Time after which workers that wait for another one in a collective operation fail. Filling the
 cache of images may take hours, but happens before the first such operation."""
 
-NOTICE_STEPS = 20
-"""Steps between two checks for nodes that announce their end."""
-
 FETCHED, SAVED = "lipsum-tune-fetched-", "lipsum-tune-saved-"
 """Prefixes of temporary folders: of a checkpoint to continue from, and of one that is written."""
 
 WORKER_ENVIRONMENT = {
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": str(WORKER_POLL_S),
-    "RAY_TRAIN_PREEMPTION_POLL_INTERVAL_S": "1",
     "RAY_TRAIN_V2_ENABLED": "1",
 }
 """Environment that a job of Ray needs for its trainers."""
@@ -166,7 +159,6 @@ def torch_trainer(
     cpus_per_worker: float = 1,
     gpus_per_worker: float = 0,
     placement_strategy: str = "PACK",
-    preemption_grace_s: float = 0.0,
     avoid: Sequence[str] = (),
 ) -> TorchTrainer:
     """A trainer whose workers run a loop; `fit()` starts them.
@@ -199,11 +191,7 @@ def torch_trainer(
             name=name,
             storage_path=str(scratch),
             # `tuning.execution.retries` decides which failures are worth another attempt.
-            failure_config=FailureConfig(
-                max_failures=0,
-                max_preemption_failures=-1,  # type: ignore[call-arg]  # of Train V2
-                preemption_grace_s=preemption_grace_s,
-            ),
+            failure_config=FailureConfig(max_failures=0),
         ),
     )
 
@@ -260,6 +248,8 @@ def serve(values: dict[str, Any]) -> None:
                 if not is_alone:
                     barrier()
                 store = open_store(folder)
+                if request.micro_batch_size is not None:
+                    config = with_parts(config, request.micro_batch_size)
                 trial = train(config, store, request.final_split, on_progress=note_progress)
                 reports = running.enter_context(closing(trial))
             answer = _next_answer(reports)
@@ -315,22 +305,15 @@ def train(
 
     device = ray.train.torch.get_device()
     limit_gpu_memory(device)
-    if (size := noted_micro_batch(folder)) is not None:
-        optim = config.optim.model_copy(update={"micro_batch_size": size})
-        config = config.model_copy(update={"optim": optim})
     if config.data.workers == "auto" and device.type == "cuda":
         # PyTorch has fewer threads than the worker has CPUs where OMP_NUM_THREADS is exported.
         cpus = int(ray.get_runtime_context().get_assigned_resources().get("CPU", 1))
         data = config.data.model_copy(update={"workers": min(MOST_LOADERS, max(1, cpus))})
         config = config.model_copy(update={"data": data})
-    notice = _PreemptionNotice()
+    gpus = _reserved_gpus() or 1.0
     with newest_on_this_node(folder) as resume_from:
         reports = fine_tune(
-            config,
-            device=device,
-            resume_from=resume_from,
-            save_now=notice,
-            on_progress=on_progress,
+            config, device=device, resume_from=resume_from, gpus=gpus, on_progress=on_progress
         )
         try:
             for report in reports:
@@ -343,15 +326,17 @@ def train(
                     if (point := report.metrics.get("line/a", 1)) != 1:
                         report.add(measure_end(report.run, final_split, images, point))
                 save(report, folder)
-                if report.metrics:  # otherwise it was a request to save
-                    yield report
-        except Exception as error:
-            if isinstance(error, MicroBatchTooLarge):
-                note_micro_batch(folder, error.micro_batch_size)
-            if isinstance(error, torch.AcceleratorError):
-                error.node = ray.get_runtime_context().get_node_id()  # type: ignore[attr-defined]
-            error.leaving = notice.leaving  # type: ignore[attr-defined]  # Ray forgets dead nodes
+                yield report
+        except torch.AcceleratorError as error:
+            error.node = ray.get_runtime_context().get_node_id()  # type: ignore[attr-defined]
             raise
+
+
+def with_parts(config: TrialConfig, images: int) -> TrialConfig:
+    """The configuration with at most so many images at once."""
+    given = config.optim.micro_batch_size
+    parts = {"micro_batch_size": min(given, images) if isinstance(given, int) else images}
+    return config.model_copy(update={"optim": config.optim.model_copy(update=parts)})
 
 
 def task_device() -> torch.device:
@@ -409,26 +394,6 @@ def newest_on_this_node(folder: Store) -> Iterator[Path | None]:
                 fetch_checkpoint(folder.at(newest), target, (STATE, WEIGHTS))
             barrier()
             yield Path(tempfile.gettempdir()) / f"{FETCHED}{name}"
-
-
-class _PreemptionNotice:
-    """True once for each node of the training that announces its end; for `save_now`.
-
-    Ray's own check is a message to a process that all workers wait for, so not every step makes it.
-    """
-
-    def __init__(self) -> None:
-        self.leaving, self._steps = set[str](), 0
-
-    def __call__(self) -> bool:
-        self._steps += 1
-        if self._steps % NOTICE_STEPS:
-            return False
-        info = ray.train.get_preemption_info()
-        announced = set(info.preempted_node_ids) if info is not None else set()
-        is_new = not announced <= self.leaving
-        self.leaving |= announced
-        return is_new
 
 
 def save(report: Report, folder: Store) -> None:

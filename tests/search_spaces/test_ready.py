@@ -92,9 +92,8 @@ def test_paper_configurations_have_the_papers_setting(name):
     assert (trial.data.suite, trial.data.root) == (data, str(Path("data", data).absolute()))
     assert trial.steps == {"domainnet": 5_000, "imagenet": 50_000}[data]
     assert trial.optim.model_dump() == {
-        "lr": 1e-5, "head_lr_factor": 1.0, "layer_decay": 1.0, "text_lr_factor": 1.0,
-        "frozen_layers": 0, "batch_size": 256, "warmup_fraction": 0.1,
-        "weight_decay": 0.0, "betas": (0.9, 0.999), "eps": 1e-8,
+        "lr": 1e-5, "head_lr_factor": 1.0, "layer_decay": 1.0, "batch_size": 256,
+        "warmup_fraction": 0.1, "weight_decay": 0.0, "betas": (0.9, 0.999), "eps": 1e-8,
         "clip_grad_norm": None, "micro_batch_size": 128 if size == "l14" else None,
     }  # fmt: skip
     assert (trial.data.crop_area, trial.data.crop_pct) == ((0.08, 1.0), 0.875)

@@ -56,18 +56,6 @@ def curve(config, resume_from=None):
     return [untimed(report) for report in fine_tune(config, resume_from=resume_from)]
 
 
-def saved_between(config, folder, save_now, step):
-    """The curve of a run that was also saved at a step without a report."""
-    found = []
-    for report in fine_tune(config, save_now=iter(save_now).__next__):
-        if report.metrics:
-            found.append(untimed(report))
-        else:
-            assert report.step == step
-            report.save(folder)
-    return found
-
-
 def assert_near(found, wanted):
     """Both have the same figures to 1e-4, of whatever parts a step was made."""
     assert len(found) == len(wanted)

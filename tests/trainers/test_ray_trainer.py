@@ -28,7 +28,7 @@ from trainers.ray_trainer import (
 
 
 def save(folder):
-    training, header = {"since_report": {"step": 40}}, Header(Progress(40), ("ant",))
+    training, header = {"optimizer": {}}, Header(Progress(40), ("ant",))
     save_checkpoint(folder, {"head": torch.zeros(9)}, training, header)
 
 

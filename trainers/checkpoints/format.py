@@ -36,9 +36,6 @@ PREDICTIONS = "predictions.parquet"
 """Also the key of its content in the state of a training."""
 PREDICTED_CLASSES = b"classes"
 """Key of its metadata: scored classes by domain, in JSON; labels are indices into them."""
-SINCE = "since_report"
-"""Key in the state of a training: step of the last report, and what was summed up since."""
-
 
 TrainCurve: TypeAlias = dict[str, list[float]]
 """Metrics of training at several steps, column by column; one column is `step`."""
@@ -77,7 +74,7 @@ class Header:
 
     @property
     def metrics(self) -> dict[str, float]:
-        """Report on exactly these weights; empty if they were saved between reports."""
+        """Report on these weights; empty for those of a training without a report."""
         if not self.reports or self.reports[-1].get("step") != self.step:
             return {}
         return {name: value for name, value in self.reports[-1].items() if name != "step"}
@@ -203,6 +200,6 @@ def load_checkpoint(
     state = None
     if zipfile.is_zipfile(folder / STATE):  # a file that was cut has no directory at its end
         state = torch.load(folder / STATE, map_location=device, weights_only=True)
-    if not isinstance(state, dict) or SINCE not in state:
+    if not isinstance(state, dict) or "optimizer" not in state:
         raise ConfigError("damaged, or not a training state", source=folder / STATE)
     return load_file(folder / WEIGHTS, device=str(device)), state, header

@@ -25,8 +25,6 @@ CHECKPOINT = "checkpoint_"
 """Prefix of a checkpoint's folder. Names are times, so that no two attempts ever share one."""
 _MARKER = ".storage_marker"
 """File in the folder of a training; a node that does not see it has no access to the storage."""
-_MICRO_BATCH = ".micro_batch_size"
-"""File in the folder of a training whose workers ran out of memory, see `MicroBatchTooLarge`."""
 _COPY_BYTES = 16 << 20
 """Bytes of a checkpoint in memory while it is copied."""
 
@@ -77,19 +75,6 @@ def prepare_folder(folder: Store) -> None:
         for name in names:
             if name != newest:
                 remove_checkpoint(folder.at(name))
-
-
-def note_micro_batch(folder: Store, size: int) -> None:
-    """Let all further attempts at a training begin with so many images of a worker at once."""
-    failed = "the size of micro-batches cannot be noted"
-    with storage_failures(folder.url, failed), folder.write(_MICRO_BATCH) as file:
-        file.write(str(size).encode())
-
-
-def noted_micro_batch(folder: Store) -> int | None:
-    """What `note_micro_batch` has noted."""
-    with storage_failures(folder.url, "the size of micro-batches cannot be read"):
-        return int(folder.read_bytes(_MICRO_BATCH)) if folder.exists(_MICRO_BATCH) else None
 
 
 def write_checkpoint(folder: Store, source: Path) -> str:

@@ -9,24 +9,22 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from trainers.checkpoints.format import PREDICTIONS, SINCE, Header, load_checkpoint
-from trainers.loop.state import Mark, SinceReport, TrainState, optimizer_of
+from trainers.checkpoints.format import PREDICTIONS, Header, load_checkpoint
+from trainers.loop.state import TrainState, optimizer_of
 from trainers.models.averaging import swapped_in
 
 
 def snapshot(run: TrainState) -> tuple[dict[str, Tensor], dict[str, Any], Header]:
-    """The complete state of a run, at a report or between two reports, for `save_checkpoint`.
+    """The complete state of a run at its last report, for `save_checkpoint`.
 
-    Between two reports, weights of an evaluation (EMA, WiSE, ...) do not exist. The checkpoint then
-    has the weights that are being trained, with the head of the last evaluation: training continues
-    from it, but it should not be evaluated or exported.
+    The checkpoint's weights are the evaluated ones. The trained ones are in the state of the
+    training as well if they cannot be read from these: if others were evaluated (EMA, WiSE, ...),
+    or if the method merged what it trained into the layers of the model.
     """
-    deploys_others = run.eval_weights is not None and not run.is_between_reports
-    kept = run.eval_weights if run.eval_weights is not None and deploys_others else run.weights
-    with swapped_in(run.student.trained, kept):
+    trained, evaluated = run.weights, run.eval_weights or run.weights
+    with swapped_in(run.student.trained, evaluated):
         plain = run.student.plain_state()
-    # If a method merged what it trained, the trained tensors cannot be read from plain weights.
-    merged = any(_plain_name(name) not in plain for name in run.student.trained)
+    is_merged = any(_plain_name(name) not in plain for name in trained)
     if run.eval_head is not None:
         plain["head"] = run.eval_head
     training: dict[str, Any] = {
@@ -36,14 +34,8 @@ def snapshot(run: TrainState) -> tuple[dict[str, Tensor], dict[str, Any], Header
         PREDICTIONS: run.predictions,
         "average": run.average,
         "ema": run.ema,
-        "trained": run.weights if merged or deploys_others else None,
-        "deployed": dict(kept) if merged else None,
-        SINCE: {
-            "step": run.since.step,
-            "seconds": run.since.seconds,
-            "sums": run.since.all_sums if run.is_between_reports else None,
-            "marks": [(mark.step, mark.lr, mark.seconds) for mark in run.since.marks],
-        },
+        "trained": trained if is_merged or run.eval_weights is not None else None,
+        "deployed": dict(evaluated) if is_merged else None,
     }
     header = Header(run.progress, tuple(run.class_names), run.reports, run.train_curves)
     return plain, training, header
@@ -83,18 +75,6 @@ def restore(run: TrainState, folder: Path) -> None:
     run.predictions = training[PREDICTIONS]
     run.progress, run.reports = header.progress, header.reports
     run.train_curves = header.train_curves
-    since = training[SINCE]
-    run.since = SinceReport.now(since["step"], run.device)
-    if since["sums"] is not None:
-        sums: Tensor = since["sums"].to(run.device)
-        if len(sums) != run.world_size:  # saved by another number of workers
-            sums = sums.mean(0).repeat(run.world_size, 1, 1)
-        own, *marked = sums[run.rank]
-        run.since.sums += own
-        marks = zip(since["marks"], marked, strict=True)
-        run.since.marks = [Mark(step, lr, seconds, at) for (step, lr, seconds), at in marks]
-        run.since.seconds = since["seconds"]
-        run.since.all_sums = sums  # the run is saved again when it repeats its last report
 
 
 def _plain_name(name: str) -> str:

@@ -24,44 +24,6 @@ from trainers.methods.base import Stage, Weights
 from trainers.models.student import Student
 from trainers.models.zero_shot import ZeroShotModel, load_zero_shot
 
-RUNG_HORIZONS = 4
-"""The average of `eval.rung_weights` looks back over this fraction of the run, a quarter:
-``d = 1 - 4 / steps``."""
-
-
-@dataclass(frozen=True)
-class Mark:
-    """Where one worker was at a point of the training curve."""
-
-    step: int
-    lr: float
-    """Of the last step."""
-    seconds: float
-    """Training time since the last report."""
-    sums: Tensor
-    """As `SinceReport.sums`, up to this step."""
-
-
-@dataclass
-class SinceReport:
-    """What one worker has done since the last report of the run, or since its start."""
-
-    step: int
-    """Step of that report."""
-    sums: Tensor
-    """(4,) float64: loss, task loss, regulariser and gradient norm, summed over the steps since."""
-    seconds: float = 0.0
-    """Training time since, as far as earlier processes of the run measured it."""
-    marks: list[Mark] = field(default_factory=list)
-    all_sums: Tensor | None = None
-    """(W, 1 + M, 4), the sums of all workers and of their M marks; set only around save and
-    restore."""
-
-    @classmethod
-    def now(cls, step: int, device: torch.device) -> SinceReport:
-        """The state right after a report."""
-        return cls(step, torch.zeros(4, dtype=torch.float64, device=device))
-
 
 @dataclass
 class TrainState:
@@ -82,16 +44,13 @@ class TrainState:
     """(K,) classes of the ID domain, which are those of the head."""
     initial: Mapping[str, Tensor]
     """Trained parameters before the first step."""
-    since: SinceReport
     micro_batch_size: int
     """Images of a worker that go through the model at once."""
     average: dict[str, Tensor] | None
     """Moving average of the trained parameters that the loss reads, if the method has one."""
     ema: dict[str, Tensor] | None
-    """Moving average that is evaluated: of the method, `eval.ema`, or `eval.rung_weights`."""
-    ema_decay: float
-    ema_is_kept: bool
-    """Whether the last step evaluates the average, too; not so for `eval.rung_weights`."""
+    """Moving average that is evaluated: of the method, or of `eval.ema`."""
+    ema_decay: float | None
     eval_weights: Weights | None = None
     """Weights used by the last validation (EMA, WiSE, ...). None if they are the raw training
     weights."""
@@ -106,11 +65,6 @@ class TrainState:
     evaluated, on the final split."""
 
     @property
-    def is_between_reports(self) -> bool:
-        """Whether it has trained since its last report."""
-        return self.progress.step != self.since.step
-
-    @property
     def weights(self) -> dict[str, Tensor]:
         """The trained parameters as they are now."""
         return {name: p.detach() for name, p in self.student.trained.items()}
@@ -119,11 +73,6 @@ class TrainState:
     def is_done(self) -> bool:
         """Whether it has done all its steps."""
         return self.progress.step == self.config.steps
-
-    @property
-    def averages_now(self) -> bool:
-        """Whether an evaluation at this step is of the moving average."""
-        return self.ema is not None and (self.ema_is_kept or not self.is_done)
 
 
 def start(config: TrialConfig, *, device: torch.device | str | None = None) -> TrainState:
@@ -155,7 +104,6 @@ def state_of(
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(config.seed)
         method.prepare(student)
-    student.freeze(config.optim.frozen_layers)
     if where.type != "cpu":  # where all of it is made; fake tensors refuse to move
         student.to(where)
     precision = Precision(config.precision, where)
@@ -167,9 +115,7 @@ def state_of(
                 encoder.compile()
 
     initial = student.initial()
-    kept_decay = config.eval.ema if method.ema is None else method.ema
-    at_rungs = max(0.0, 1 - RUNG_HORIZONS / config.steps)
-    has_ema = kept_decay is not None or config.eval.rung_weights == "averaged"
+    ema_decay = config.eval.ema if method.ema is None else method.ema
     has_average = method.average_decay(0, config.steps) is not None
     return TrainState(
         config=config,
@@ -185,12 +131,10 @@ def state_of(
         progress=Progress(),
         class_names=names,
         initial=initial,
-        since=SinceReport.now(0, where),
         micro_batch_size=config.optim.at_once(share),
         average={n: v.clone() for n, v in initial.items()} if has_average else None,
-        ema={n: v.clone() for n, v in initial.items()} if has_ema else None,
-        ema_decay=at_rungs if kept_decay is None else kept_decay,
-        ema_is_kept=kept_decay is not None,
+        ema=None if ema_decay is None else {n: v.clone() for n, v in initial.items()},
+        ema_decay=ema_decay,
     )
 
 
@@ -200,15 +144,15 @@ def optimizer_of(student: Student, config: TrialConfig, stage: Stage) -> torch.o
     AdamW decays a weight by the product of learning rate and weight decay. The factor of the head's
     rate divides its weight decay, so that it changes the head's updates but not its decay.
     """
-    optim, depths = config.optim, student.depths() if config.optim.layer_decay < 1 else {}
+    optim = config.optim
+    depths = student.depths() if optim.layer_decay < 1 else {}
     groups: dict[tuple[float, float], list[nn.Parameter]] = {}
     for name, parameter in student.trained.items():
-        factor, decay = optim.layer_decay ** depths.get(name, 0), optim.weight_decay
+        factor = optim.layer_decay ** depths.get(name, 0)
+        decay = optim.weight_decay
         if name == "head":
             factor = 1.0 if stage.head_alone else optim.head_lr_factor
             decay /= factor
-        elif name.startswith("text"):
-            factor *= optim.text_lr_factor
         groups.setdefault((factor, decay), []).append(parameter)
     return torch.optim.AdamW(
         [

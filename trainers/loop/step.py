@@ -25,6 +25,7 @@ from trainers.distributed import gather, replicated
 from trainers.errors import MicroBatchTooLarge, is_memory_exhausted
 from trainers.loop.state import TrainState
 from trainers.methods.base import Batch, Loss, Step, StepRandom
+from trainers.models.averaging import update_average
 from trainers.models.student import Outputs
 
 
@@ -55,10 +56,15 @@ class Stepper:
         self._model = replicated(run.student, run.device)
 
     def step(self, number: int, views: Tensor, labels: Tensor, *, lr: float) -> Tensor:
-        """Take one optimiser step; return loss, task loss, regulariser and gradient norm, float64.
+        """Take one optimiser step, and update the moving averages of the weights.
 
         If it runs out of memory, a worker that is alone takes it again with parts of half the size.
-        In float16, a step that overflows changes no weight, and its gradient norm counts as 0.
+        In float16, a step that overflows changes no weight.
+
+        Returns:
+            (5,) float64: loss, task loss, regulariser and gradient norm, and 1, by which a sum over
+            steps counts them. In float16, all are 0 if the loss overflows, and the gradient norm is
+            0 if it overflows.
 
         Args:
             number: of the step, from 0. By it, features of the zero-shot model are stored.
@@ -80,7 +86,6 @@ class Stepper:
         views = views.to(run.device, non_blocking=True)
         labels = labels.to(run.device, non_blocking=True)
 
-        # Forward and backward passes.
         step = Step(
             run.zero_shot,
             run.zero_shot_features,
@@ -90,31 +95,8 @@ class Stepper:
             run.student.trained,
             run.initial,
         )
-        take = self._per_image if method.per_image else self._across_images
-        values = None
         with method.during_step(run.student, draw):
-            while values is None:
-                run.optimizer.zero_grad(set_to_none=True)
-                parts = []
-                for first in range(0, len(labels), run.micro_batch_size):
-                    rows = slice(first, first + run.micro_batch_size)
-                    own = None if tokens is None else tokens[:, rows]
-                    parts.append(MicroBatch(views[rows], labels[rows], own, first))
-                try:
-                    values = take(step, parts)
-                except RuntimeError as error:
-                    if not is_memory_exhausted(error):
-                        raise
-                    if run.micro_batch_size == 1:
-                        problem = "single images do not fit into memory"
-                        raise torch.OutOfMemoryError(problem) from error
-                    half = (run.micro_batch_size + 1) // 2
-                    if run.world_size > 1:  # the others wait within a reduction
-                        raise MicroBatchTooLarge(half) from error
-                    run.micro_batch_size = half
-                if values is None and run.device.type == "cuda":
-                    run.optimizer.zero_grad(set_to_none=True)
-                    torch.cuda.empty_cache()
+            values = self._gradients(step, views, labels, tokens)
 
         # The gradient of all workers, unscaled (float16) and clipped.
         parameters = [p for p in run.student.parameters() if p.grad is not None]
@@ -127,15 +109,59 @@ class Stepper:
         norm = nn.utils.get_total_norm(gradients)
         if config.optim.clip_grad_norm is not None:
             nn.utils.clip_grads_with_norm_(parameters, config.optim.clip_grad_norm, norm)
-        if run.scaler.is_enabled():  # the scaler skips a step whose gradients overflowed
-            norm = norm.nan_to_num(0, 0, 0)
 
         for group in run.optimizer.param_groups:
             group["lr"] = lr * group["lr_factor"]
         with method.updating(run.student.trained, run.initial):
             run.scaler.step(run.optimizer)
         run.scaler.update()
-        return torch.cat([values, norm.double().reshape(1)])
+
+        # Moving averages of the new weights: of the loss, and of the evaluations.
+        average_decay = method.average_decay(number, config.steps)
+        if run.average is not None and average_decay is not None:
+            update_average(run.average, run.weights, average_decay)
+        if run.ema is not None and run.ema_decay is not None:
+            update_average(run.ema, run.weights, run.ema_decay)
+
+        figures = torch.cat([values, norm.double().reshape(1), values.new_ones(1)])
+        if run.scaler.is_enabled():
+            # The scaler skips a step that overflows. An infinite gradient norm counts as 0, and of
+            # an infinite loss nothing counts.
+            figures[3] = figures[3].nan_to_num(0, 0, 0)
+            figures = torch.where(figures.isfinite().all(), figures, 0)
+        return figures
+
+    def _gradients(
+        self, step: Step, views: Tensor, labels: Tensor, tokens: Tensor | None
+    ) -> Tensor:
+        """Gradients of the loss by the trained parameters; its values (3,).
+
+        If they do not fit into memory, they are computed again in parts of half the size.
+        """
+        run, size = self._run, self._run.micro_batch_size
+        parts = []
+        for first in range(0, len(labels), size):
+            rows = slice(first, first + size)
+            own = None if tokens is None else tokens[:, rows]
+            parts.append(MicroBatch(views[rows], labels[rows], own, first))
+        take = self._per_image if self._method.per_image else self._across_images
+        run.optimizer.zero_grad(set_to_none=True)
+        try:
+            return take(step, parts)
+        except RuntimeError as error:
+            if not is_memory_exhausted(error):
+                raise
+            if size == 1:
+                raise torch.OutOfMemoryError("single images do not fit into memory") from error
+            half = (size + 1) // 2
+            if run.world_size > 1:  # the others wait within a reduction
+                raise MicroBatchTooLarge(half) from error
+        # Outside of the handler, whose traceback keeps what was computed in memory.
+        run.micro_batch_size = half
+        run.optimizer.zero_grad(set_to_none=True)
+        if run.device.type == "cuda":
+            torch.cuda.empty_cache()
+        return self._gradients(step, views, labels, tokens)
 
     def _per_image(self, step: Step, parts: Sequence[MicroBatch]) -> Tensor:
         """Gradients of a loss that is a mean over images, part by part; its values (3,)."""

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from trainers.errors import ConfigError
-from trainers.models.layers import layers_of
+from trainers.models.student import layers_of
 
 _FUSED = ("in_proj_weight", "qkv.weight")
 """Queries, keys and values in one matrix, each of which has a change of its own."""

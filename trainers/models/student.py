@@ -9,14 +9,22 @@ from functools import cached_property
 from typing import NamedTuple, Self, cast
 
 import torch
+from open_clip.timm_model import TimmModel
+from timm.models import group_parameters
 from torch import Tensor, nn
 from torch.nn import functional
 from torch.nn.utils import parametrize
 
 from trainers.models.image import pooled_features
-from trainers.models.layers import layers_of
 from trainers.models.text import encode_tokens
 from trainers.models.zero_shot import ZeroShotModel
+
+_EMBEDDING = "class_embedding|positional_embedding|token_embedding|embeddings|cls_emb|ln_pre"
+_MATCHER = {
+    "embedding": rf"(?!attnpool|.*\.\d+\.)(?:.*\.)?(?:{_EMBEDDING}|conv\d|bn\d)\b",
+    "blocks": [(r"(?:.*?\.)?(?:resblocks|layers?)\.(\d+)\.", None), (r"layer(\d)\.", None)],
+}
+"""As timm's models describe their layers: towers of open_clip, its ResNets, and Hugging Face's."""
 
 NOT_TRAINED = ("text_decoder.", "logit_bias")
 """Parameters of open_clip's models that neither the features nor their scale depend on."""
@@ -105,13 +113,6 @@ class Student(nn.Module):
         self.text.requires_grad_(False).eval()
         return self.text
 
-    def freeze(self, layers: int) -> None:
-        """Keep the first layers of the image encoder as they are: the embedding, then blocks."""
-        of_name = layers_of(self.visual) if layers else {}
-        for name, layer in of_name.items():
-            if layer < layers:
-                self.visual.get_parameter(name).requires_grad_(False)
-
     def depths(self) -> dict[str, int]:
         """The number of layers above that of each parameter of the encoders."""
         found: dict[str, int] = {}
@@ -187,3 +188,14 @@ def _plain(module: nn.Module) -> dict[str, Tensor]:
             for tensor in cast(nn.ModuleDict, part.parametrizations):
                 state[f"{name}.{tensor}".lstrip(".")] = getattr(part, tensor).detach()
     return state
+
+
+def layers_of(encoder: nn.Module) -> dict[str, int]:
+    """The layer of each parameter: 0 is the embedding, then the blocks, then what follows them."""
+    if isinstance(encoder, TimmModel):
+        of_trunk = group_parameters(encoder.trunk, encoder.trunk.group_matcher(), reverse=True)
+        last = max(of_trunk.values())
+        found = {f"trunk.{name}": layer for name, layer in of_trunk.items()}
+        return {name: found.get(name, last) for name, _ in encoder.named_parameters()}
+    layers: dict[str, int] = group_parameters(encoder, _MATCHER, reverse=True)
+    return layers

@@ -20,6 +20,10 @@ from tuning.config.schema import ELSEWHERE, SearchFile
 
 REMOVED_KEYS: Final[Mapping[str, Any]] = {
     "search.seeds": None,
+    "search.resources.preemption_grace_s": 0.0,
+    "trial.eval.rung_weights": "raw",
+    "trial.optim.frozen_layers": 0,
+    "trial.optim.text_lr_factor": 1.0,
 }
 """Dotted key that a former version had -> the value with which it changed nothing. `*` stands for
 any text."""

@@ -161,10 +161,6 @@ class ResourcesConfig(Frozen):
     hang_after_s: float = Field(default=1800, gt=0, le=1e9)
     """A training step or a batch of an evaluation that takes longer hangs. Its stack is logged, and
     the trial continues from its last checkpoint with new workers; a second time, it fails."""
-    preemption_grace_s: float = Field(default=0, ge=0, le=1e6)
-    """When a node announces its end (a spot node), its trials save a checkpoint at once and train
-    on until it is gone; workers on other nodes for so long after that. Such losses do not count as
-    failures."""
 
     @model_validator(mode="after")
     def _fits_together(self) -> ResourcesConfig:

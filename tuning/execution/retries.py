@@ -145,10 +145,8 @@ class Attempts:
                 raise TrainingHangs(f"{reason}, for the second time\n{hung}") from error
             return f"{self._name} is repeated from its newest checkpoint: {reason}\n{hung}"
         # Ray Train repeats the training itself if a node had announced its end, unless the
-        # other workers notice the loss before it does. Ray may have forgotten the node since, but
-        # the workers have not.
-        told = {node for one in _innermost(error) for node in getattr(one, "leaving", ())}
-        announced = (draining_nodes().keys() | told) - self._known_nodes
+        # other workers notice the loss before it does.
+        announced = draining_nodes().keys() - self._known_nodes
         self._known_nodes |= announced
         self._failures += not announced
         avoided = self._nodes.failed(self._name, error)
@@ -159,6 +157,12 @@ class Attempts:
                 f"search.resources.max_failures = {self._max_failures}: {reason}"
             ) from error
         return f"{self._name} is repeated from its newest checkpoint: {reason}"
+
+
+def fitting_micro_batch(error: BaseException) -> int | None:
+    """Images at once that fit, if several workers have run out of memory."""
+    sizes = [e.micro_batch_size for e in _innermost(error) if isinstance(e, MicroBatchTooLarge)]
+    return min(sizes, default=None)
 
 
 def machine_failure(error: BaseException) -> BaseException | None:

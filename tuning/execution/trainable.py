@@ -18,7 +18,7 @@ from trainers.ray_trainer import location
 from tuning.config.schema import ResourcesConfig
 from tuning.execution.cluster_resources import SLOT
 from tuning.execution.kept_workers import KeptWorkers
-from tuning.execution.retries import Attempts, FaultyNodes, TrainingHangs
+from tuning.execution.retries import Attempts, FaultyNodes, TrainingHangs, fitting_micro_batch
 from tuning.runs.errors import error_text, storage_failure
 from tuning.runs.messages import MESSAGE, Failed, Message, Progressed, Reported, SteppedBack
 
@@ -62,6 +62,7 @@ class Slot(tune.Trainable):
         """Start the first trial; its workers start at the first step."""
         self._workers: KeptWorkers | None = None
         self._nodes = FaultyNodes(self.resources)
+        self._most_images: int | None = None  # at once, of which several workers do not fit more
         self.reset_config(config)
 
     def reset_config(self, new_config: dict[str, Any]) -> bool:
@@ -96,7 +97,13 @@ class Slot(tune.Trainable):
             if self._workers is None:
                 options = self.resources.per_trial() | self._nodes.placement()
                 self._workers = KeptWorkers(self.resources.hang_after_s, options)
-            request = Request(location(self._folder), self._trial, self.final_split, self.plugins)
+            request = Request(
+                location(self._folder),
+                self._trial,
+                self.final_split,
+                self.plugins,
+                self._most_images,
+            )
             answer = self._workers.ask(request)
         except Exception as error:
             return self._failed(error)
@@ -115,6 +122,7 @@ class Slot(tune.Trainable):
             Exception: the error, if the storage failed.
         """
         workers, self._workers, self._folder = self._workers, None, None
+        self._most_images = fitting_micro_batch(error) or self._most_images
         if workers is not None:
             workers.end()
             try:

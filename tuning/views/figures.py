@@ -32,7 +32,6 @@ from trainers.evaluation.metrics import ID_ACC, OOD_MEAN_ACC, val_acc
 from tuning.algorithms.studies import STATES, quiet_optuna
 from tuning.runs.ranking import best_finished, by_objectives, finished_trials, references
 from tuning.runs.records import (
-    AVERAGED,
     EVAL_IMAGES,
     STEP,
     ZERO_SHOT,
@@ -176,11 +175,10 @@ class Plots:
             colour, dash = looks.get(name, marked)
             points: list[tuple[float | None, float | None, str]] = []
             for record in group:
-                seen: Sequence[float | None] = ()
+                seen: float | None = None
                 for point in record.curve:
-                    # Other weights or another number of images than before.
-                    now = [point.get(AVERAGED), point.get(EVAL_IMAGES)]
-                    points += [_GAP] if seen and seen != now else []
+                    now = point.get(EVAL_IMAGES)  # another number of images than before
+                    points += [_GAP] if seen is not None and seen != now else []
                     seen = now
                     if (value := point.get(metric)) is not None:
                         text = f"{record.trial_id}<br>step {point[STEP]:g}: {value:.4g}"

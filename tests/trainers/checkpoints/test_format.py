@@ -5,7 +5,6 @@ import torch
 from safetensors.torch import save_file
 
 from trainers.checkpoints.format import (
-    SINCE,
     STATE,
     WEIGHTS,
     Header,
@@ -27,7 +26,6 @@ def at(step):
     """A checkpoint in which every number, of weights and of state, is the step."""
     weights = {"head": torch.full((SIZE,), float(step))}
     training = {"optimizer": {"exp_avg": torch.full((2 * SIZE,), float(step))}, "size": step}
-    training[SINCE] = {"step": step, "seconds": 0.0, "sums": None}
     return weights, training, Header(Progress(step, 0.1 * step), CLASSES, REPORTS)
 
 

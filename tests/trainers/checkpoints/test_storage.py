@@ -11,7 +11,6 @@ from pyarrow import fs
 from trainers.checkpoints import storage
 from trainers.checkpoints.format import (
     PREDICTIONS,
-    SINCE,
     STATE,
     WEIGHTS,
     Header,
@@ -24,8 +23,6 @@ from trainers.checkpoints.storage import (
     checkpoint_names,
     fetch_checkpoint,
     newest_checkpoint,
-    note_micro_batch,
-    noted_micro_batch,
     prepare_folder,
     remove_checkpoint,
     remove_other_checkpoints,
@@ -47,7 +44,7 @@ def saved(folder, step):
     """A checkpoint on this machine, as a worker saves it before it is copied."""
     reports = [{"step": float(at), "id_val/acc": 50 + at / 3} for at in range(20, step + 1, 20)]
     weights = {"head": torch.full((250,), float(step)), "scale": torch.zeros(())}
-    training = {SINCE: {"step": step}, PREDICTIONS: b"of each image", "moments": torch.zeros(500)}
+    training = {"optimizer": {}, PREDICTIONS: b"of each image", "moments": torch.zeros(500)}
     save_checkpoint(folder, weights, training, Header(Progress(step), ("a", "b"), reports))
     return folder
 
@@ -157,13 +154,3 @@ def test_a_folder_that_cannot_be_used_is_named(tmp_path):
         prepare_folder(open_store(tmp_path / "train"))
     with pytest.raises(StorageFailed, match="cannot be copied to this machine"):
         fetch_checkpoint(open_store(tmp_path / "missing"), tmp_path / "here", (WEIGHTS,))
-
-
-def test_a_noted_micro_batch_outlives_attempts(folder):
-    assert noted_micro_batch(folder) is None
-    for size in (16, 8):
-        prepare_folder(folder)
-        note_micro_batch(folder, size)
-    prepare_folder(folder)
-    assert noted_micro_batch(folder) == 8
-    assert checkpoint_names(folder) == []

@@ -54,12 +54,12 @@ def test_factors_are_no_reason_to_predict_again(auto, on_gpu, monkeypatch):
     planned_part(on_gpu(auto, memory=1e9))
     predicted = []
     small = SimpleNamespace(peak_bytes=0)
-    again = lambda config, **_: predicted.append(config.optim.frozen_layers) or small  # noqa: E731
+    again = lambda config, **_: predicted.append(config.method.name) or small  # noqa: E731
     monkeypatch.setattr("trainers.loop.fake_step.step_cost", again)
     planned_part(on_gpu(changed(auto, optim__lr=0.5, seed=7), memory=1e9))
     assert predicted == []
-    planned_part(on_gpu(changed(auto, optim__frozen_layers=2), memory=1e9))
-    assert predicted == [2]
+    planned_part(on_gpu(changed(auto, method={"name": "kd"}), memory=1e9))
+    assert predicted == ["kd"]
 
 
 def test_a_step_that_cannot_be_predicted_takes_all_images(auto, on_gpu, monkeypatch, caplog):

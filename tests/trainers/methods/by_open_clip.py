@@ -58,7 +58,7 @@ def take_step(trial, method, number=2, moved=0.01):
     weights = {name: value.clone() for name, value in run.student.plain_state().items()}
     run.progress.step = number
     views, labels = first_batch(run)
-    loss, task, reg, _ = Stepper(run).step(number, views, labels, lr=1e-3).tolist()
+    loss, task, reg, *_ = Stepper(run).step(number, views, labels, lr=1e-3).tolist()
     images = normalise(views, run.zero_shot.image_input)
     figures = {"loss": loss, "task": task, "reg": reg}
     return SimpleNamespace(

@@ -306,7 +306,7 @@ def test_predictions_that_a_killed_driver_left_are_kept(instant):
     folder, run, _ = instant
     run(seeds=2)
     left = folder / "confirm" / "train" / "train-ft-seed-1001" / "checkpoint_2030"
-    training = {"since_report": {"step": 6}, PREDICTIONS: b"predictions"}
+    training = {"optimizer": {}, PREDICTIONS: b"predictions"}
     save_checkpoint(left, {"head": torch.zeros(9)}, training, Header(Progress(6), ("ant",)))
     run(seeds=2)
     assert not (folder / "confirm" / "train").exists()

@@ -39,18 +39,6 @@ def add_node(to):
     return retry_slow_start(lambda: to.add_node(num_cpus=1))
 
 
-def drain(address, node_id, seconds):
-    """Announce the end of a node, as an autoscaler does for a spot node."""
-    subprocess.run(
-        [
-            Path(sys.executable).parent / "ray", "drain-node", "--address", address,
-            "--node-id", node_id, "--reason", "DRAIN_NODE_REASON_PREEMPTION",
-            "--reason-message", "a spot node", "--deadline-remaining-seconds", str(seconds),
-        ],
-        check=True,
-    )  # fmt: skip
-
-
 @contextmanager
 def driver(address, *arguments):
     """Within the block, `python -m tuning` with these arguments on a cluster.

@@ -226,16 +226,6 @@ def test_a_node_that_announced_its_end_does_not_count_once(attempts):
         attempts.failed(of_workers(DEAD))
 
 
-def test_workers_remember_the_announcement_of_a_node_that_ray_has_forgotten(attempts):
-    told = RuntimeError(*MISSED.args)
-    told.leaving = {"a"}
-    told = cloudpickle.loads(cloudpickle.dumps(told))
-    for error in (told, MISSED, MISSED):
-        attempts.failed(of_workers(error))
-    with pytest.raises(MachinesLost, match="lost 3 time"):
-        attempts.failed(of_workers(told))
-
-
 def test_a_second_hang_ends_the_training_and_the_first_counts_as_no_failure(attempts):
     said = attempts.failed(of_workers(DEAD), lambda: "in loss")
     assert said.endswith("no step or batch in 1800 s\nin loss")
