@@ -1,6 +1,7 @@
 # make quickstart     set up, then search Lipsum-FT's hyperparameters on the embedded benchmark
 # make test           tests that need Python and a package index only; 6 minutes on 2 cores
 # make test-ray       searches on a real Ray of this machine
+# make test-gpu       what only a GPU can show
 # make test-cluster   killed nodes, processes and jobs, full disks; needs root
 # make nightly        all other tests, test-random, test-lowest, dist and what needs PostgreSQL, Slurm, Chromium or C++
 # make test-random    fast tests in random order
@@ -24,7 +25,7 @@ pip-settings = $(1)/python -m pip config list | sed -nE "s/\\\\n/ /g; \
 # As pip, take the highest version of all indexes, also of PyPI and one that has PyTorch's wheels.
 export UV_INDEX_STRATEGY ?= unsafe-best-match
 
-.PHONY: quickstart test test-ray test-cluster test-nightly test-random nightly test-lowest docs dist lint lock clean
+.PHONY: quickstart test test-ray test-gpu test-cluster test-nightly test-random nightly test-lowest docs dist lint lock clean
 
 quickstart: $(VENV)/.plain
 	$(BIN)/lipsum-tune search quickstart
@@ -33,7 +34,10 @@ test: $(VENV)/.dev
 	$(BIN)/python -m pytest $(PARALLEL) -m "not ray and not cluster and not nightly"
 
 test-ray: $(VENV)/.dev
-	$(BIN)/python -m pytest $(PARALLEL) -m "ray and not cluster and not nightly"
+	$(BIN)/python -m pytest $(PARALLEL) -m "ray and not cluster and not nightly and not gpu"
+
+test-gpu: $(VENV)/.dev
+	$(BIN)/python -m pytest tests/gpu
 
 test-cluster: $(VENV)/.dev
 	$(BIN)/python -m pytest $(PARALLEL) -m "cluster and not nightly"

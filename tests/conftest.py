@@ -14,10 +14,11 @@ from pathlib import Path
 os.environ["RAY_AUTH_MODE"] = "token"
 os.environ.pop("MLFLOW_TRACKING_URI", None)
 os.environ.pop("RAY_ADDRESS", None)
-# torch reads these when it is imported. Several tests run at a time and share the cores; they
-# compare results with those of a CPU.
+# torch reads these when it is imported. Several tests run at a time and share the cores; all but
+# those of `tests/gpu`, which are named on the command line, compare results with those of a CPU.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
-os.environ["CUDA_VISIBLE_DEVICES"] = ""
+if not any("tests/gpu" in argument for argument in sys.argv):
+    os.environ["CUDA_VISIBLE_DEVICES"] = ""
 
 import pyarrow.parquet as pq
 import pytest

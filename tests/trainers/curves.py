@@ -51,9 +51,10 @@ def untimed(report):
     return {k: v for k, v in report.metrics.items() if not k.startswith(CLOCKS)}
 
 
-def curve(config, resume_from=None):
+def curve(config, resume_from=None, device=None):
     """The metrics of a run's reports from beginning to end, but those that a clock made."""
-    return [untimed(report) for report in fine_tune(config, resume_from=resume_from)]
+    reports = fine_tune(config, resume_from=resume_from, device=device)
+    return [untimed(report) for report in reports]
 
 
 def assert_near(found, wanted):

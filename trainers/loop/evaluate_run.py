@@ -243,7 +243,7 @@ def _go_to_line(run: TrainState, sample: Images) -> dict[str, float]:
     measured = dict[float, dict[str, float]]()
     if evaluation.line_points:
         points = sorted({*evaluation.line_points, 1.0})
-        models = [_classifier_at(run, initial, weights, a) for a in points]
+        models = [classifier_at(run, initial, weights, a) for a in points]
         found = _measure_each(run, models, "val", sample)
         measured = dict(zip((0.0, *points), found, strict=True))
         metric = MEAN_ACC if run.config.data.ood_domains else ID_ACC
@@ -262,7 +262,7 @@ def _go_to_line(run: TrainState, sample: Images) -> dict[str, float]:
     return {"line/a": chosen, **shown}
 
 
-def _classifier_at(run: TrainState, initial: Weights, weights: Weights, a: float) -> Classify:
+def classifier_at(run: TrainState, initial: Weights, weights: Weights, a: float) -> Classify:
     """`classify` at a point of the line.
 
     Its weights are made again for each batch: those of all points may not fit into memory.

@@ -24,6 +24,7 @@ from trainers.data.transforms import normalise
 from trainers.distributed import gather, replicated
 from trainers.errors import MicroBatchTooLarge, is_memory_exhausted
 from trainers.loop.state import TrainState
+from trainers.loop.zero_shot_features import to_device
 from trainers.methods.base import Batch, Loss, Step, StepRandom
 from trainers.models.averaging import update_average
 from trainers.models.student import Outputs
@@ -82,7 +83,7 @@ class Stepper:
         texts, tokens = method.texts(labels.tolist(), run.zero_shot.prompts, draw), None
         if texts:
             flat = run.zero_shot.tokenize([text for kind in texts for text in kind])
-            tokens = flat.unflatten(0, (len(texts), len(labels))).to(run.device)
+            tokens = to_device(flat.unflatten(0, (len(texts), len(labels))), run.device)
         views = views.to(run.device, non_blocking=True)
         labels = labels.to(run.device, non_blocking=True)
 

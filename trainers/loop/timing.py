@@ -107,10 +107,9 @@ class Clock:
             for name, value in point.items():  # six digits, enough for a chart and short in JSON
                 curve[name].append(float(f"{value:.6g}"))
             step, seconds, before = mark.step, mark.seconds, summed
-        figures = {"task_loss": task_loss, "reg": reg, "grad_norm": grad_norm}
-        figures["micro_batch_size"] = float(self.run.micro_batch_size)
-        last = {name: values[-1] for name, values in curve.items() if name != "step"}
-        return last | {f"train/{name}": value for name, value in figures.items()}, curve
+        more = {"train/task_loss": task_loss, "train/reg": reg, "train/grad_norm": grad_norm}
+        more["train/micro_batch_size"] = float(self.run.micro_batch_size)
+        return point | more, curve
 
     def cost(self) -> dict[str, float]:
         """Wall-clock, GPU and CPU seconds so far, those before a resume included, and memory.

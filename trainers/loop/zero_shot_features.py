@@ -136,10 +136,7 @@ class ZeroShotFeatures:
             found = compute()
             if file is not None:
                 found = file.write(record, found)
-        device = self._zero_shot.device
-        if device.type == "cuda" and not found.is_cuda:
-            found = found.pin_memory()  # copied while the GPU works on what it was given before
-        return found.to(device, non_blocking=True)
+        return to_device(found, self._zero_shot.device)
 
     def _file(
         self, key: tuple[object, ...], records: int, rows: int, dtype: torch.dtype = torch.float16
@@ -186,9 +183,16 @@ class ZeroShotFeatures:
             return self._zero_shot.image_features(images)
 
 
+def to_device(tensor: Tensor, device: torch.device) -> Tensor:
+    """A copy on the device. The CPU does not wait for a GPU that works on what it was given."""
+    if device.type == "cuda" and not tensor.is_cuda:
+        tensor = tensor.pin_memory()
+    return tensor.to(device, non_blocking=True)
+
+
 def random_text_features(
     zero_shot: ZeroShotModel, count: int, length: int, *, seed: int, step: int
 ) -> Tensor:
     """L2-normalised features (count, D) of a step's random texts, on the model's device."""
     texts = random_texts(zero_shot.vocabulary, count, length, seed=seed, step=step)
-    return zero_shot.encode_tokens(zero_shot.shortened(texts).to(zero_shot.device))
+    return zero_shot.encode_tokens(to_device(zero_shot.shortened(texts), zero_shot.device))

@@ -1,11 +1,11 @@
-"""Steps on a device that is not the CPU, without a GPU.
+"""Training and evaluation on a device that is not the CPU, without a GPU.
 
 Fake tensors on PyTorch's meta device stand for those of a GPU: operations on tensors of two devices
-raise, and so does whatever needs a value of one, for which a GPU would have to be waited for. Whole
-runs, in the types of a GPU, are in `fake_cuda`.
+raise, and so does whatever needs a value of one, for which a GPU would have to be waited for. The
+meta device has no autocast; 16 bits are on a fake CPU. Real GPUs: `tests/gpu`.
 """
 
-from contextlib import nullcontext
+from contextlib import contextmanager, nullcontext
 from importlib import import_module
 
 import pytest
@@ -15,52 +15,113 @@ from torch._subclasses.fake_tensor import (
     DataDependentOutputException,
     DynamicOutputShapeException,
 )
+from torch.nn.utils import parametrize
+from torch.utils._pytree import tree_leaves
 
-from tests.trainers.loop.fake_cuda.device import moved
+from tests.trainers.curves import FIELDS
+from tests.trainers.tiny_models import KINDS, random_model
 from trainers.config import TrialConfig
+from trainers.loop import snapshot
+from trainers.loop.evaluate_run import classifier_at, classify, holding
 from trainers.loop.fake_step import fake_run
 from trainers.loop.step import Stepper
 from trainers.methods.base import Loss
 from trainers.methods.ft import FineTuning
-from trainers.models.averaging import update_average
+from trainers.methods.registry import METHODS
 
 BATCH = 6
 LABELS = torch.arange(BATCH) % 4
 
 
-@pytest.fixture
-def take_steps(monkeypatch):
-    """Takes two steps of a method on the fake device, in two parts each."""
+def moved(module, change):
+    """`Module._apply`, which in PyTorch cannot exchange fake parameters."""
+    for part in module.modules():
+        for tensors in (part._parameters, part._buffers):
+            for name, tensor in tensors.items():
+                if tensor is not None and (new := change(tensor)) is not tensor:
+                    trains = isinstance(tensor, nn.Parameter)
+                    tensors[name] = nn.Parameter(new, tensor.requires_grad) if trains else new
+    return module
+
+
+@pytest.fixture(autouse=True)
+def _meta_is_a_gpu(monkeypatch):
+    """The meta device has neither autocast nor, by name, a fused AdamW."""
     autocast = torch.autocast
     monkeypatch.setattr(nn.Module, "_apply", moved)
-    # The meta device has neither autocast nor, by name, a fused AdamW.
+    monkeypatch.setattr(parametrize, "_maybe_set", lambda to, source: None)  # the same tensor here
     monkeypatch.setattr(
         torch, "autocast", lambda *a, **k: nullcontext() if a[0] == "meta" else autocast(*a, **k)
     )
     adam = import_module("torch.optim.adam")
     monkeypatch.setattr(adam, "_device_dtype_check_for_fused", lambda *a, **k: None)
 
-    def take(method):
-        optim = {"batch_size": BATCH, "micro_batch_size": BATCH // 2, "clip_grad_norm": 1.0}
-        values = {"data": {"root": "none"}, "optim": optim, "eval": {"ema": 0.9}}
-        config = TrialConfig.model_validate(values)
-        config = config.model_copy(update={"method": method})
-        with fake_run(config, classes=4, device="meta") as (run, _):
-            stepper, size = Stepper(run), run.zero_shot.image_input.size
-            for number in range(2):
-                views = torch.empty(BATCH, 3, size, size, dtype=torch.uint8)
-                values = stepper.step(number, views, LABELS, lr=1e-4)
-                update_average(run.ema, run.weights, run.ema_decay)
-            trained = run.student.trained.values()
-            tensors = [values, *trained, *(p.grad for p in trained), *run.ema.values()]
-            assert {tensor.device.type for tensor in tensors} == {"meta"}
 
-    return take
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    """With one block an encoder."""
+    towers = {key: KINDS["clip"][key] | {"layers": 1} for key in ("vision_cfg", "text_cfg")}
+    return random_model(tmp_path_factory.mktemp("model"), "clip", **towers)
 
 
-@pytest.mark.parametrize("name", ["ft", "lipsum_ft", "flyp"])
-def test_a_step_stays_on_its_device_and_waits_for_nothing(name, take_steps):
-    take_steps(TrialConfig.model_validate({"method": {"name": name}}).method)
+@contextmanager
+def training(method, model, device="meta", precision="fp32"):
+    """Within the block, a run on fake tensors that takes a step at each call."""
+    optim = {"batch_size": BATCH, "micro_batch_size": BATCH // 2, "clip_grad_norm": 1.0}
+    values = {"data": {"root": "none"}, "optim": optim, "precision": precision}
+    config = TrialConfig.model_validate(values)
+    ema = None if method.ema is not None else 0.9
+    evaluation = config.eval.model_copy(update={"ema": ema})
+    config = config.model_copy(update={"model": model, "method": method, "eval": evaluation})
+    with fake_run(config, classes=4, as_on_gpu=False, device=device) as (run, _):
+        stepper, size = Stepper(run), run.zero_shot.image_input.size
+
+        def step():
+            views = torch.empty(BATCH, 3, size, size, dtype=torch.uint8)
+            figures = stepper.step(run.progress.step, views, LABELS, lr=1e-4)
+            run.progress.step += 1
+            return figures
+
+        yield run, step
+
+
+def held(run):
+    """All tensors that a run keeps from one step to the next."""
+    gradients = [p.grad for p in run.student.trained.values()]
+    parts = run.weights, run.initial, run.average, run.ema, gradients, list(run.student.buffers())
+    moments = list(run.optimizer.state.values())
+    return [t for t in tree_leaves([*parts, moments]) if isinstance(t, torch.Tensor)]
+
+
+@pytest.fixture(params=METHODS)
+def method(request):
+    fields = {"name": request.param, **FIELDS.get(request.param, {})}
+    return TrialConfig.model_validate({"method": fields}).method
+
+
+def test_it_trains_resumes_and_evaluates_on_its_device(method, model, monkeypatch):
+    with training(method, model) as (run, step):
+        step()
+        saved = snapshot.snapshot(run)
+        monkeypatch.setattr(snapshot, "load_checkpoint", lambda *_: saved)
+        snapshot.restore(run, None)
+        found = [step(), *held(run)]
+        size = run.zero_shot.image_input.size
+        images = torch.empty(BATCH, 3, size, size, device="meta")
+        with holding(run, run.ema):
+            found.append(classify(run, images))
+        if method.has_line:
+            found.append(classifier_at(run, run.initial, run.weights, 0.5)(images))
+        # Adam counts steps in scalars.
+        assert {tensor.device.type for tensor in found if tensor.dim()} == {"meta"}
+
+
+def test_steps_in_float16_wait_for_nothing(method, model):
+    with training(method, model, device="cpu", precision="fp16") as (run, step):
+        step()
+        step()
+        assert run.scaler.is_enabled()
+        assert {p.dtype for p in run.student.trained.values()} == {torch.float32}
 
 
 @pytest.mark.parametrize(
@@ -74,16 +135,16 @@ def test_a_step_stays_on_its_device_and_waits_for_nothing(name, take_steps):
     ],
     ids=["item", "bool", "tolist", "mask", "tensor of the CPU"],
 )
-def test_a_faulty_loss_is_found(fault, error, take_steps):
+def test_a_faulty_loss_is_found(fault, error, model):
     class Faulty(FineTuning):
         def loss(self, batch, step):
             return Loss(fault(super().loss(batch, step).task))
 
-    with pytest.raises(error):
-        take_steps(Faulty())
+    with training(Faulty(), model) as (_, step), pytest.raises(error):
+        step()
 
 
-def test_a_buffer_that_stays_on_the_cpu_is_found(take_steps, monkeypatch):
+def test_a_buffer_that_stays_on_the_cpu_is_found(model, monkeypatch):
     def parameters_only(module, change):
         return moved(module, lambda t: change(t) if isinstance(t, nn.Parameter) else t)
 
@@ -100,5 +161,5 @@ def test_a_buffer_that_stays_on_the_cpu_is_found(take_steps, monkeypatch):
         def loss(self, batch, step):
             return Loss((batch.student.features @ students[0].texts.T).sum())
 
-    with pytest.raises(RuntimeError, match="cpu"):
-        take_steps(Faulty())
+    with training(Faulty(), model) as (_, step), pytest.raises(RuntimeError, match="cpu"):
+        step()

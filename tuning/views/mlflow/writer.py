@@ -287,10 +287,9 @@ class MlflowView(View):
                 client.log_text(self._parent_id, text, name)
 
     def _points(self, event: Event) -> Iterator[Metric]:
-        """A report, and the training curve since the last one, which goes on at the report's step.
+        """A report, and the training curve since the last one.
 
-        At that step the curve's value replaces the report's own loss, which is the mean since the
-        last report.
+        The last point of the curve is at the report's step, and has its figures in six digits.
         """
         report, curve = event["report"], event.get(TRAIN_CURVE, {})
         points = {int(report[STEP]): dict(report)}
