@@ -34,7 +34,7 @@ from trainers.loop.fake_step import (
 )
 from trainers.loop.state import id_classes
 from tuning.config.schema import SearchFile
-from tuning.planning.plan import Plan
+from tuning.planning.plan import Plan, test_images
 from tuning.views.formatting import format_hours
 from tuning.views.result_table import borderless_table
 
@@ -119,6 +119,8 @@ class DataSize:
     validation: Sequence[int]
     """Validation images of each domain, the ID domain first."""
     origin: str
+    test_images: float = Plan.test_images
+    """Test images by validation images."""
 
 
 @dataclass(frozen=True)
@@ -163,11 +165,7 @@ def plan_on(
     Raises:
         ConfigError: an unknown card, or a method whose step needs real tensors.
     """
-    for name in cards:
-        if name not in CARDS:
-            problem = f"not one of {', '.join(CARDS)}"
-            hint = suggestion(name, CARDS)
-            raise ConfigError(problem, key="--on", value=name, hint=hint)
+    cards = [known_card(name) for name in cards]
     data, resources = data_size(file.trial, images, classes), file.search.resources
     workers = resources.workers
     share = {"optim.batch_size": file.trial.optim.share(workers)}
@@ -191,13 +189,15 @@ def plan_on(
         return evaluation_cost(own, classes=data.classes)
 
     batch = trial.optim.batch_size
+    # Kernels are predicted to fill a GPU, so trials that share one share its speed, too.
+    share_of_gpu = min(1.0, resources.gpus_per_worker or 1.0)
     found = []
     for name in cards:
         card = CARDS[name]
         used = card.precision(trial)
         precision = {"fp16": "bf16", "tf32": "fp32"}.get(used, used)  # whose tensors are as large
         begin = trial.optim.at_once(batch)
-        memory = 1e9 * card.memory_gb * min(1.0, file.search.resources.gpus_per_worker or 1.0)
+        memory = 1e9 * card.memory_gb * share_of_gpu
         at_once, step = fitting_part(partial(cost, precision), begin, memory)
         if step is None:
             unknown = Plan(on_gpus, 1, *6 * [math.nan])
@@ -205,14 +205,26 @@ def plan_on(
             continue
         stored_gb = 2e-9 * file.trial.steps * batch * workers * step.width  # in float16
         shared = stored_gb > file.trial.zero_shot_cache_gb
-        step_s = card.step_s(step, used, shared=shared)
-        of_images, of_texts = (card.seconds(ops, used) for ops in evaluation(precision))
+        step_s = card.step_s(step, used, shared=shared) / share_of_gpu
+        of_images, of_texts = (
+            card.seconds(operations, used) / share_of_gpu for operations in evaluation(precision)
+        )
         rung_s, eval_s = _evaluation_s(trial, data, of_images / trial.eval.batch_size, of_texts)
         cores = math.ceil(batch / step_s / IMAGES_A_CORE)
-        plan = Plan(on_gpus, 1, 0, 0, step_s, 0, rung_s / workers, eval_s / workers)
+        durations = (0, 0, step_s, 0, rung_s / workers, eval_s / workers)
+        plan = Plan(on_gpus, 1, *durations, data.test_images)
         kept_gb = views_gb(trial, data, step.image_size, workers)
         found.append(CardPlan(name, step, at_once, used, step_s, cores, kept_gb, plan))
     return data, found
+
+
+def known_card(name: str) -> str:
+    """The card of a name in any case, with the most memory if the name leaves it out (`a100`)."""
+    alike = [card for card in CARDS if f"{card}-".upper().startswith(f"{name}-".upper())]
+    if not alike:
+        problem, hint = f"not one of {', '.join(CARDS)}", suggestion(name, CARDS)
+        raise ConfigError(problem, key="--on", value=name, hint=hint)
+    return alike[-1]
 
 
 def data_size(trial: TrialConfig, images: int | None, classes: int | None) -> DataSize:
@@ -222,7 +234,7 @@ def data_size(trial: TrialConfig, images: int | None, classes: int | None) -> Da
         store = open_root(root)
         headers = (read_headers(store, domain_files(store, d, "val")) for d in data.domains)
         val = [sum(header.rows for header in of_domain) for of_domain in headers]
-        return DataSize(len(id_classes(data)), val, f"{root}")
+        return DataSize(len(id_classes(data)), val, f"{root}", test_images(data))
     rules = data.rules
     number = classes or (1000 if isinstance(rules.class_names, str) else len(rules.class_names))
     images = images or 128_000

@@ -18,7 +18,10 @@ from rich.console import Console, Group, RenderableType
 from rich.text import Text
 
 from trainers.config import with_overrides
-from trainers.data.store import url_of
+from trainers.data.config import DataConfig
+from trainers.data.domain_files import domain_files
+from trainers.data.schema import read_headers
+from trainers.data.store import open_root, url_of
 from trainers.errors import ConfigError
 from trainers.folders import temporary_folder
 from tuning.algorithms.pruning import LEAST_FINISHED
@@ -66,6 +69,8 @@ class Plan:
     """An evaluation before the last step."""
     eval_s: float
     """The evaluation after the last step, with the points of the line."""
+    test_images: float = 2.0
+    """Test images by validation images of all domains; as `prepare` splits by default."""
     memory_gb: float = 0.0
     """Memory of the first worker's process, with the decoded images that it keeps for evaluations;
     without processes that decode images for training."""
@@ -111,8 +116,13 @@ class Plan:
 
     @property
     def confirm_price(self) -> Price:
-        """One trial and plain fine-tuning, again with fresh seeds and on the test splits."""
-        tested = replace(self, eval_s=2 * self.eval_s)
+        """One trial and plain fine-tuning, again with fresh seeds and on the test splits.
+
+        These are read again at the end of a line, if its chosen point is another one.
+        """
+        trial = self.file.trial
+        readings = 2 if trial.method.has_line and trial.eval.line != "off" else 1
+        tested = replace(self, eval_s=self.eval_s * (1 + readings * self.test_images))
         what = f"confirm --rule objective, {CONFIRM_SEEDS} seeds"
         return tested.price(what, 2 * CONFIRM_SEEDS)
 
@@ -194,7 +204,21 @@ def plan_of(
     setup_s = (one.started_at or began) - began + workers_s + eval_s  # of the zero-shot model
     memory_gb = max(record.curve[-1].get("cost/memory_gb", 0.0) for record in order)
     durations = (setup_s, start_s, step_s, save_s, rung_s, eval_s)
-    return Plan(file, concurrent, *durations, memory_gb)
+    return Plan(file, concurrent, *durations, test_images(file.trial.data), memory_gb)
+
+
+def test_images(data: DataConfig) -> float:
+    """Test images by validation images of all domains; 2 if no test split is there."""
+    store = open_root(data.root)
+
+    def images(split: str) -> int:
+        files = [file for d in data.domains for file in domain_files(store, d, split)]
+        return sum(header.rows for header in read_headers(store, files))
+
+    try:
+        return images("test") / images("val")
+    except ConfigError:
+        return Plan.test_images
 
 
 def check_budget(plan: Plan) -> None:

@@ -29,6 +29,10 @@ from trainers.methods.base import Loss
 from trainers.methods.ft import FineTuning
 from trainers.methods.registry import METHODS
 
+NO_META = {
+    "autoft": "multi_margin_loss has no backward pass on the meta device (PyTorch 2.13)",
+    "r_adapter": "its scalars cannot be exchanged on the meta device (PyTorch 2.13)",
+}
 BATCH = 6
 LABELS = torch.arange(BATCH) % 4
 
@@ -100,6 +104,8 @@ def method(request):
 
 
 def test_it_trains_resumes_and_evaluates_on_its_device(method, model, monkeypatch):
+    if method.name in NO_META:
+        pytest.skip(NO_META[method.name])
     with training(method, model) as (run, step):
         step()
         saved = snapshot.snapshot(run)

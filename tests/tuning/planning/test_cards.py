@@ -12,7 +12,16 @@ from trainers.loop.fake_step import FILLED, Operation, step_cost
 from tuning.cli.documents import of_cards
 from tuning.config.schema import SearchFile
 from tuning.planning import cards
-from tuning.planning.cards import CARDS, EFFICIENCY, Card, DataSize, plan_on, render, views_gb
+from tuning.planning.cards import (
+    CARDS,
+    EFFICIENCY,
+    Card,
+    DataSize,
+    known_card,
+    plan_on,
+    render,
+    views_gb,
+)
 
 SMALL = Card(memory_gb=0.065, bandwidth_gb_s=320, fp32_tflops=8, half_tflops=65)
 
@@ -93,6 +102,24 @@ def test_a_card_that_holds_no_image_is_too_small(monkeypatch):
     data, plans = plan_on(file, ["tiny"], images=7000, classes=10)
     assert plans[0].step is None
     assert "too small" in text_of(render(file, data, plans), 120)
+
+
+def test_trials_that_share_a_card_share_its_speed():
+    """So a trial takes as many GPU-hours."""
+    of = [
+        SearchFile.model_validate({"search": {"resources": {"gpus_per_worker": gpus}}})
+        for gpus in (1, 0.5)
+    ]
+    (whole, half) = (plan_on(file, ["L4"], images=7000, classes=10)[1][0] for file in of)
+    assert half.step_s == pytest.approx(2 * whole.step_s)
+    assert half.gpu_hours == pytest.approx(whole.gpu_hours)
+
+
+@pytest.mark.parametrize(
+    ("name", "card"), [("a100", "A100-80GB"), ("A100-40gb", "A100-40GB"), ("l4", "L4")]
+)
+def test_a_card_is_found_by_its_name_without_its_memory(name, card):
+    assert known_card(name) == card
 
 
 def test_an_unknown_card_is_named_with_a_near_one():

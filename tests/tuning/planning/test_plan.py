@@ -25,6 +25,11 @@ def search_file(**search):
     return SearchFile.model_validate({"trial": trial, "search": {"scheduler": scheduler, **search}})
 
 
+def with_line_off(file):
+    trial = with_overrides(file.trial, {"eval.line": "off"}, "test")
+    return file.model_copy(update={"trial": trial})
+
+
 def make_plan(file):
     """A step takes 1 s, an evaluation 5 s, the last one 9 s, a checkpoint 1 s; four at once."""
     return Plan(file, 4, setup_s=60, start_s=2, step_s=1, save_s=1, rung_s=5, eval_s=9)
@@ -43,7 +48,11 @@ def test_both_prices_are_sums_of_rounds():
     assert least.what == "6 in full, 3 to step 100"
     assert least.hours * 3600 == pytest.approx(60 + 2 * FULL + stopped)
     assert least.device_hours * 3600 == pytest.approx(7 * FULL + 3 * stopped)
-    assert plan.confirm_price.hours * 3600 == pytest.approx(60 + 3 * (FULL + 9))
+    # Twice as many test images, read at the chosen point of the line and at its end.
+    assert plan.confirm_price.hours * 3600 == pytest.approx(60 + 3 * (FULL + 2 * 2 * 9))
+    file = search_file(budget={"trials": 9})
+    off = make_plan(with_line_off(file))
+    assert off.confirm_price.hours * 3600 == pytest.approx(60 + 3 * (FULL + 2 * 9))
 
 
 @pytest.mark.parametrize("search", [{"scheduler": {"name": "none"}}, {"budget": {"trials": 6}}])
