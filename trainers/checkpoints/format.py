@@ -200,6 +200,6 @@ def load_checkpoint(
     state = None
     if zipfile.is_zipfile(folder / STATE):  # a file that was cut has no directory at its end
         state = torch.load(folder / STATE, map_location=device, weights_only=True)
-    if not isinstance(state, dict) or "optimizer" not in state:
+    if not isinstance(state, dict) or "trained" not in state:
         raise ConfigError("damaged, or not a training state", source=folder / STATE)
     return load_file(folder / WEIGHTS, device=str(device)), state, header

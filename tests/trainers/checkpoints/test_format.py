@@ -26,6 +26,7 @@ def at(step):
     """A checkpoint in which every number, of weights and of state, is the step."""
     weights = {"head": torch.full((SIZE,), float(step))}
     training = {"optimizer": {"exp_avg": torch.full((2 * SIZE,), float(step))}, "size": step}
+    training["trained"] = None
     return weights, training, Header(Progress(step, 0.1 * step), CLASSES, REPORTS)
 
 

@@ -74,7 +74,7 @@ def _steps(trial, method, precision):
 
 def test_a_float16_run_outlives_overflows_and_resumes_with_its_scale(trial, tmp_path, monkeypatch):
     config = short(trial, "ft", precision="fp16", steps=8, eval__every=4)
-    monkeypatch.setattr(loop, "start", _start_at_a_great_scale)
+    monkeypatch.setattr(loop, "start", _start_at(2.0**22))
     undisturbed = fine_tune(config)
     first = next(undisturbed)
     first.save(tmp_path)
@@ -109,12 +109,13 @@ class Overflowing(FineTuning):
 @pytest.mark.parametrize("at", [0, 1, 2], ids=["first", "second", "after a report"])
 def test_a_skipped_step_of_float16_is_no_divergence(at, trial, monkeypatch):
     monkeypatch.setattr(Overflowing, "_at", (at,))
+    monkeypatch.setattr(loop, "start", _start_at(SCALE))
     config = short(trial, "ft", precision="fp16", steps=4, eval__every=2)
     *_, report = fine_tune(config.model_copy(update={"method": Overflowing()}))
     assert all(math.isfinite(value) for value in report.metrics.values())
     taken = {int(state["step"]) for state in report.run.optimizer.state.values()}
     assert taken == {3}
-    assert report.run.scaler.get_scale() == 2.0**15
+    assert report.run.scaler.get_scale() == SCALE / 2
 
 
 def test_float16_that_overflows_in_every_step_has_diverged(trial, monkeypatch):
@@ -148,7 +149,12 @@ def test_an_infinite_loss_in_float32_has_diverged(trial):
         list(fine_tune(config.model_copy(update={"method": Overflowing()})))
 
 
-def _start_at_a_great_scale(*arguments, **options):
-    run = start(*arguments, **options)
-    run.scaler.load_state_dict(run.scaler.state_dict() | {"scale": 2.0**22})
-    return run
+def _start_at(scale):
+    """`start` of a run whose losses have this scale."""
+
+    def start_at(*arguments, **options):
+        run = start(*arguments, **options)
+        run.scaler.load_state_dict(run.scaler.state_dict() | {"scale": scale})
+        return run
+
+    return start_at
