@@ -10,7 +10,7 @@ from trainers.data.config import DataConfig
 from trainers.data.domain_files import domain_files
 from trainers.data.schema import split_header
 from trainers.data.store import open_root
-from trainers.loop.class_weights import check_names
+from trainers.loop.state import check_names
 from trainers.models.clip import check_model
 
 

@@ -76,11 +76,10 @@ class OptimConfig(Frozen):
         return images
 
     def share(self, workers: int) -> int:
-        """Images of a step for each of several workers.
+        """Images of a step for each of several workers, whose shares must be equal.
 
-        Raises:
-            ConfigError: the workers would get unequal shares. DDP averages their gradients as if
-                all had as many images, and contrastive losses gather their features.
+        DDP averages their gradients as if all had as many images, and contrastive losses gather
+        their features.
         """
         share, rest = divmod(self.batch_size, workers)
         if rest:
@@ -202,9 +201,6 @@ def with_overrides(config: TrialConfig, overrides: Mapping[str, Any], source: st
     Args:
         overrides: such as ``{"optim.lr": 1e-4, "method.reg_weight": 0.3}``.
         source: for the error message, such as the file or `--set`.
-
-    Raises:
-        ConfigError: unknown key, or a value out of its range.
     """
     trial = config.model_dump(mode="json")
     if overrides.get(METHOD_KEY, config.method.name) != config.method.name:

@@ -218,11 +218,11 @@ def validate(
 ) -> ModelT:
     """The values as a `model`.
 
+    Several mistakes are one ConfigError: its fields are those of the first, its text has one line
+    for each.
+
     Args:
         source: of the values, or a function that returns it for the key of a mistake.
-
-    Raises:
-        ConfigError: the fields are those of the first mistake; the text has one line for each.
     """
     try:
         return model.model_validate(values)

@@ -20,11 +20,17 @@ from trainers.config import TrialConfig
 from trainers.data.dataset import ImageDataset, train_batches
 from trainers.data.sampler import StepSampler
 from trainers.hang import alive, pause
-from trainers.loop.class_weights import class_weights
 from trainers.loop.evaluate_run import class_maps, evaluate_run
 from trainers.loop.lr_schedule import learning_rate
 from trainers.loop.snapshot import restore, snapshot
-from trainers.loop.state import TrainState, load_split, open_images, optimizer_of, start
+from trainers.loop.state import (
+    TrainState,
+    class_weights,
+    load_split,
+    open_images,
+    optimizer_of,
+    start,
+)
 from trainers.loop.step import Stepper
 from trainers.loop.timing import Clock
 
@@ -93,7 +99,6 @@ def fine_tune(
             point between two reports; on every worker or on none.
 
     Raises:
-        ConfigError: the data or the model do not fit the configuration.
         TrainingDiverged: the loss is no longer a finite number.
         MicroBatchTooLarge: one of several workers has run out of memory.
     """

@@ -13,12 +13,6 @@ from trainers.errors import ConfigError, system_words
 _UNUSABLE = re.compile("[\0\ud800-\udfff]")
 """Characters that no path or name has."""
 
-_PLAIN = {
-    "found character '\\t' that cannot start any token": "a tab; YAML is indented with spaces",
-    "found unconstructable recursive node": "an alias of what it stands in",
-}
-"""What problems of PyYAML mean."""
-
 
 class _Loader(yaml.SafeLoader):
     """Refuses a key that is given twice, of which YAML would take the last, and endless values."""
@@ -52,9 +46,6 @@ def read_text(path: Path, encoding: str = "utf-8", **where: Any) -> str:
 
     Args:
         where: `key`, `value` or `source` of the error.
-
-    Raises:
-        ConfigError: it cannot be read, or is not UTF-8.
     """
     try:
         return path.read_text(encoding)
@@ -70,18 +61,13 @@ def read_yaml(path: Path) -> Any:
 
 
 def parse_yaml(text: str, source: object) -> Any:
-    """The value of a YAML text.
-
-    Raises:
-        ConfigError: not valid YAML, a duplicate key, or nested too deeply.
-    """
+    """The value of a YAML text."""
     try:
         return yaml.load(text, _Loader)
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark
         where = f"line {mark.line + 1}, column {mark.column + 1}: " if mark else ""
-        problem = _PLAIN.get(str(error.problem), error.problem)
-        raise ConfigError(f"{where}{problem}", source=source) from None
+        raise ConfigError(f"{where}{error.problem}", source=source) from None
     except RecursionError:
         raise ConfigError("nested too deeply", source=source) from None
     except (yaml.YAMLError, ValueError, OverflowError) as error:  # such as an impossible date

@@ -113,11 +113,7 @@ def saved_step(folder: Path | Store) -> int | None:
 
 
 def whole_header(folder: Path | Store) -> Header:
-    """Header of the weights in a checkpoint; no tensor is read.
-
-    Raises:
-        ConfigError: they are missing or incomplete.
-    """
+    """Header of the weights in a checkpoint; no tensor is read."""
     header = read_header(folder)
     if header is None:
         raise ConfigError("missing or damaged", source=open_store(folder).locate(WEIGHTS))
@@ -125,11 +121,7 @@ def whole_header(folder: Path | Store) -> Header:
 
 
 def load_weights(folder: Path) -> tuple[dict[str, Tensor], tuple[str, ...]]:
-    """Weights of a checkpoint on the CPU, and the (K,) class names of their head.
-
-    Raises:
-        ConfigError: they are missing or damaged.
-    """
+    """Weights of a checkpoint on the CPU, and the (K,) class names of their head."""
     from safetensors.torch import load_file
 
     header = whole_header(folder)
@@ -180,11 +172,7 @@ def save_checkpoint(
 def load_checkpoint(
     folder: Path, class_names: Sequence[str], device: torch.device | str = "cpu"
 ) -> tuple[dict[str, Tensor], dict[str, Any], Header]:
-    """Read the weights, the state of the training and the header that `save_checkpoint` wrote.
-
-    Raises:
-        ConfigError: the checkpoint is incomplete or damaged, or was trained on other classes.
-    """
+    """Read the weights, the state of the training and the header that `save_checkpoint` wrote."""
     import torch
     from safetensors.torch import load_file
 

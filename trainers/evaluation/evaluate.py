@@ -35,9 +35,6 @@ def evaluate(
             scored.
         predictions: those of the last model are added to it, beside those of the first one, which
             is the zero-shot model.
-
-    Raises:
-        ConfigError: the class map leaves out every image.
     """
     sums = [DomainSums.zeros(class_map.num_classes, batches.device) for _ in models]
     done = 0

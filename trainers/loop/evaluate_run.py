@@ -161,11 +161,7 @@ def classify(run: TrainState, images: Tensor) -> Tensor:
 
 
 def class_maps(run: TrainState, images: Images) -> dict[str, ClassMap]:
-    """Mappings from the head's classes to those of each domain.
-
-    Raises:
-        ConfigError: a domain has classes that the head lacks.
-    """
+    """Mappings from the head's classes to those of each domain."""
     return {
         domain: domain_class_map(run.config.data, run.class_names, domain, of_domain.class_names)
         for domain, of_domain in images.items()

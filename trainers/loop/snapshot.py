@@ -42,11 +42,7 @@ def snapshot(run: TrainState) -> tuple[dict[str, Tensor], dict[str, Any], Header
 
 
 def restore(run: TrainState, folder: Path) -> None:
-    """Load a checkpoint into a run that has not begun; of any number of workers.
-
-    Raises:
-        ConfigError: see `load_checkpoint`.
-    """
+    """Load a checkpoint into a run that has not begun; of any number of workers."""
     weights, training, header = load_checkpoint(folder, run.class_names, run.device)
     parameters = run.student.trained
 

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Literal
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.amp.grad_scaler import GradScaler
@@ -18,6 +20,7 @@ from trainers.data.domain_files import domain_files
 from trainers.data.schema import read_header
 from trainers.data.store import open_root
 from trainers.distributed import world
+from trainers.errors import ConfigError, suggestion
 from trainers.loop.precision import Precision
 from trainers.loop.zero_shot_features import ZeroShotFeatures
 from trainers.methods.base import Stage, Weights
@@ -76,11 +79,7 @@ class TrainState:
 
 
 def start(config: TrialConfig, *, device: torch.device | str | None = None) -> TrainState:
-    """The state before the first step; `evaluate_run` then measures the zero-shot model.
-
-    Raises:
-        ConfigError: the data or the model do not fit the configuration.
-    """
+    """The state before the first step; `evaluate_run` then measures the zero-shot model."""
     # `torchrun` starts a process for each GPU of a machine, of which it may see its own alone.
     gpu = f"cuda:{int(os.environ.get('LOCAL_RANK', 0)) % max(1, torch.cuda.device_count())}"
     where = torch.device(device or (gpu if torch.cuda.is_available() else "cpu"))
@@ -172,19 +171,43 @@ def load_split(config: TrialConfig, split: str) -> dict[str, ImageDataset]:
 
 
 def id_classes(data: DataConfig, split: str = "train") -> tuple[str, ...]:
-    """The classes of the head, read from the footer of a Parquet file.
-
-    Raises:
-        ConfigError: the ID domain has no such split.
-    """
+    """The classes of the head, read from the footer of a Parquet file."""
     store = open_root(data.root)
     return read_header(store, domain_files(store, data.id_domain, split)[0]).class_names
 
 
 def open_images(data: DataConfig, domain: str, split: str) -> ImageDataset:
-    """The images of one domain and split.
-
-    Raises:
-        ConfigError: they are missing or cannot be read.
-    """
+    """The images of one domain and split."""
     return ImageDataset(open_root(data.root), domain, split, crop_pct=data.crop_pct)
+
+
+def class_weights(
+    given: Literal["auto"] | Mapping[str, float] | None,
+    labels: np.ndarray,
+    class_names: Sequence[str],
+) -> Tensor | None:
+    """The (K,) weights, whose mean over the training images is 1; None without weights.
+
+    The loss of an image times the weight of its class can therefore be averaged over any part of a
+    batch, and the learning rate keeps its meaning.
+
+    Args:
+        given: `auto` is the inverse of the number of images; of names, others have the weight 1.
+        labels: (N,) of the training images.
+    """
+    if given is None:
+        return None
+    counts = np.bincount(labels, minlength=len(class_names))
+    if given == "auto":
+        weights = 1 / np.maximum(counts, 1)
+    else:
+        check_names(given, class_names)
+        weights = np.array([given.get(name, 1.0) for name in class_names])
+    return torch.from_numpy(weights * (counts.sum() / (weights * counts).sum())).float()
+
+
+def check_names(given: Mapping[str, float], class_names: Sequence[str]) -> None:
+    """Raise a ConfigError for a name that no class has."""
+    for name in given.keys() - {*class_names}:
+        hint = suggestion(name, class_names)
+        raise ConfigError("no such class", key="class_weights", value=name, hint=hint)

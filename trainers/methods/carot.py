@@ -119,11 +119,7 @@ class CaRot(ContrastiveMethod):
 
 
 def projections(weights: Weights) -> tuple[Tensor, Tensor]:
-    """Wv (image width, D) and Wt (text width, D) among the trained parameters.
-
-    Raises:
-        ConfigError: an encoder has no linear projection.
-    """
+    """Wv (image width, D) and Wt (text width, D) among the trained parameters."""
     found = []
     for encoder, names in (("image", IMAGE_PROJECTIONS), ("text", TEXT_PROJECTIONS)):
         name = next((name for name in names if name in weights), None)

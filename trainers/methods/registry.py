@@ -94,9 +94,6 @@ def load_plugins(modules: Iterable[str] = ()) -> None:
 
     Args:
         modules: importable names, or paths of `.py` files.
-
-    Raises:
-        ConfigError: a module cannot be imported, or two have a method of the same name.
     """
     _load_entry_points()
     owners: dict[str, str] = {}

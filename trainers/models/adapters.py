@@ -49,9 +49,6 @@ def add_adapters(encoder: nn.Module) -> None:
     """Add an adapter to the last linear layers of attention and MLP in every transformer block.
 
     CoCa's decoder is left out: the features do not depend on it.
-
-    Raises:
-        ConfigError: the encoder has no transformer blocks of open_clip or timm.
     """
     linear = {name: part for name, part in encoder.named_modules() if isinstance(part, nn.Linear)}
     pairs = [

@@ -43,11 +43,7 @@ _TOKENIZER_KEYWORDS = {"clean", "language", "strip_sep_token"}
 
 
 def model_config(model: ModelConfig) -> dict[str, Any]:
-    """open_clip's configuration of a model: `embed_dim`, `vision_cfg`, `text_cfg` and others.
-
-    Raises:
-        ConfigError: an unknown name, or no configuration in the folder or repository.
-    """
+    """open_clip's configuration of a model: `embed_dim`, `vision_cfg`, `text_cfg` and others."""
     name = location(model)
     for folder in map(Path, model.paths):
         for path in (folder, *folder.glob("*")):  # open_clip would wait for a pipe
@@ -69,12 +65,7 @@ def location(model: ModelConfig) -> str:
 
 @lru_cache(maxsize=8)
 def check_model(model: ModelConfig) -> None:
-    """Load a model and its tokenizer once in this process, and encode two texts.
-
-    Raises:
-        ConfigError: it cannot be loaded, or not as it was trained; its images are not square; its
-            tokenizer and text tower do not fit.
-    """
+    """Load a model and its tokenizer once in this process, and encode two texts."""
     clip, tokenizer = load_clip(model), load_tokenizer(model)
     image_input(clip)
     words = Vocabulary(tokenizer, ignored_tokens(clip))
@@ -90,11 +81,7 @@ def check_model(model: ModelConfig) -> None:
 
 
 def load_clip(model: ModelConfig) -> nn.Module:
-    """The model in evaluation mode, float32, on the CPU, all parameters frozen.
-
-    Raises:
-        ConfigError: what open_clip cannot load; weights trained with another activation.
-    """
+    """The model in evaluation mode, float32, on the CPU, all parameters frozen."""
     return create_clip(model).requires_grad_(False)
 
 
@@ -118,11 +105,7 @@ def create_clip(model: ModelConfig) -> nn.Module:
 
 
 def skeleton(model: ModelConfig) -> nn.Module:
-    """The model on PyTorch's meta device: names and shapes of its parameters, without weights.
-
-    Raises:
-        ConfigError: open_clip cannot build it.
-    """
+    """The model on PyTorch's meta device: names and shapes of its parameters, without weights."""
     with torch.device("meta"):
         return _create(model, model_config(model), device="meta", load_weights=False)
 
@@ -142,11 +125,7 @@ def _create(model: ModelConfig, config: dict[str, Any], **options: Any) -> nn.Mo
 
 
 def load_tokenizer(model: ModelConfig) -> Any:
-    """Function from texts to padded tokens (N, context length), which open_clip chooses.
-
-    Raises:
-        ConfigError: it cannot be loaded, needs a package, or is Python code.
-    """
+    """Function from texts to padded tokens (N, context length), which open_clip chooses."""
     text, name = model_config(model)["text_cfg"], location(model)
     if refused := sorted(set(text.get("tokenizer_kwargs") or {}) - _TOKENIZER_KEYWORDS):
         problem = f"text_cfg.tokenizer_kwargs.{refused[0]}: a model must not run code or name files"
@@ -167,11 +146,7 @@ def load_tokenizer(model: ModelConfig) -> Any:
 
 @lru_cache(maxsize=8)
 def vocabulary(model: ModelConfig) -> Vocabulary:
-    """Layout and tokens of a model's texts; no weights are loaded.
-
-    Raises:
-        ConfigError: as `load_tokenizer`.
-    """
+    """Layout and tokens of a model's texts; no weights are loaded."""
     return Vocabulary(load_tokenizer(model))
 
 
@@ -180,10 +155,6 @@ def _check_tag(model: ModelConfig, config: dict[str, Any]) -> dict[str, Any]:
 
     open_clip would use OpenAI's values for a file. Taken is that on which all tags of the model
     agree: for SigLIP, mean and std of 0.5.
-
-    Raises:
-        ConfigError: neither a tag, a file nor `random`; or QuickGELU weights in a model without it,
-            which are less accurate (open_clip only warns).
     """
     name, tag, key = model.name, model.pretrained, "model.pretrained"
     tags = open_clip.list_pretrained_tags_by_model(name)

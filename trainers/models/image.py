@@ -28,11 +28,7 @@ class ImageInput:
 
 
 def image_input(clip: nn.Module) -> ImageInput:
-    """The size, normalisation and resizing that open_clip recorded on the model.
-
-    Raises:
-        ConfigError: images are not square, resized in another way, or cannot be normalised.
-    """
+    """The size, normalisation and resizing that open_clip recorded on the model."""
     recorded = cast(Any, clip).visual.preprocess_cfg
     for key, alias in (("resize_mode", ResizeMode), ("interpolation", Interpolation)):
         if recorded[key] not in get_args(alias):

@@ -87,11 +87,7 @@ class ZeroShotModel:
 def load_zero_shot(
     model: ModelConfig, prompts: Prompts, device: torch.device | str = "cpu"
 ) -> ZeroShotModel:
-    """The zero-shot model with its head for these prompts.
-
-    Raises:
-        ConfigError: the model cannot be loaded, or its tokenizer gives two names the same tokens.
-    """
+    """The zero-shot model with its head for these prompts."""
     clip, tokenizer = create_clip(model), load_tokenizer(model)
     visual = cast(nn.Module, clip.visual)
     trainable = frozenset(name for name, p in visual.named_parameters() if p.requires_grad)

@@ -51,11 +51,7 @@ class Vocabulary:
         return int(self._differences(context)[1].sum(dim=-1).max())
 
     def frame(self, length: int) -> tuple[Tensor, slice]:
-        """The tokens (n,) of some text, and where its `length` ordinary ones stand.
-
-        Raises:
-            ConfigError: the context is too short, or no letter is a token.
-        """
+        """The tokens (n,) of some text, and where its `length` ordinary ones stand."""
         if length not in self._frames:
             texts, differs = self._differences(length)
             fitting = (differs.sum(dim=-1) == length).nonzero().tolist()

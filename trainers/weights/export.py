@@ -45,9 +45,6 @@ def classifier(
     With `alpha` (WiSE-FT: Wortsman et al., CVPR 2022) every weight, the head included, becomes
     ``(1 - alpha) zero_shot + alpha fine_tuned``. If the text encoder trained, the interpolated text
     encoder makes the head.
-
-    Raises:
-        ConfigError: the zero-shot model cannot be loaded.
     """
     clip = load_clip(model)
     before = clip.state_dict()

@@ -51,9 +51,6 @@ def build_soup(
         config: model, data and evaluation are used, and no settings of training.
         ingredients: folders of checkpoints with the same tensors, the best first, which is kept.
         merit: of the metrics of the validation splits.
-
-    Raises:
-        ConfigError: the ingredients were trained on other classes than the data have now.
     """
     header = whole_header(ingredients[0])
     run = _evaluation_run(config, any(name.startswith("text.") for name in header.shapes))

@@ -10,8 +10,7 @@ from tests.trainers.curves import assert_near, curve, short
 from trainers.checks import check_trials
 from trainers.data.config import DataConfig
 from trainers.errors import ConfigError
-from trainers.loop.class_weights import class_weights
-from trainers.loop.state import open_images
+from trainers.loop.state import class_weights, open_images
 from trainers.methods.base import Batch, cross_entropy
 from trainers.models.student import Outputs
 from tuning.cli import app
