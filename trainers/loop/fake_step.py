@@ -92,12 +92,19 @@ class Operations(TorchDispatchMode):
         outputs = [leaf for leaf in tree_leaves(out) if isinstance(leaf, Tensor)]
         for tensor in outputs:
             self._track(tensor.untyped_storage())
-        if outputs and not func.is_view and not func._schema.name.startswith(_NO_KERNEL):
+        schema = func._schema
+        if func.is_view or schema.name.startswith(_NO_KERNEL):
+            return out
+        if outputs or schema.is_mutable:
             inputs = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
-            moved = sum(map(_nbytes, {id(t): t for t in (*inputs, *outputs)}.values()))
+            tensors = {id(tensor): tensor for tensor in (*outputs, *inputs)}
+            moved = sum(map(_nbytes, tensors.values()))
+            if not outputs:  # such as AdamW's update, which reads and writes all of them
+                moved *= 2
             formula = FLOPS.get(func._overloadpacket)
             flops = formula(*args, **kwargs, out_val=out) if formula else 0
-            self.operations.append(Operation(flops, outputs[0].dtype, moved, self.shared))
+            dtype = next(iter(tensors.values())).dtype
+            self.operations.append(Operation(flops, dtype, moved, self.shared))
         return out
 
     def _track(self, storage: torch.UntypedStorage) -> None:

@@ -5,10 +5,13 @@ from dataclasses import replace
 import pytest
 import torch
 
+from tests.trainers.tiny_models import student_of
 from tests.tuning.planning.real_step import measured, trial
 from tests.tuning.result_tables import text_of
 from trainers.errors import ConfigError
 from trainers.loop.fake_step import FILLED, Operation, step_cost
+from trainers.models.zero_shot import load_zero_shot
+from trainers.texts.prompts import Prompts
 from tuning.cli.documents import of_cards
 from tuning.config.schema import SearchFile
 from tuning.planning import cards
@@ -34,6 +37,16 @@ def test_memory_and_operations_are_those_of_a_real_step(method):
     peak_bytes, flops = measured(config, classes=10)
     assert predicted.peak_bytes == pytest.approx(peak_bytes, rel=0.1)
     assert predicted.flops == flops
+
+
+def test_the_optimiser_moves_weights_gradients_and_moments_twice():
+    """By hand, of float32: 4 bytes, of four tensors of a weight each, read and written."""
+    config = trial("tiny-clip", "ft", 8)
+    prompts = Prompts(tuple(f"class {number}" for number in range(10)), ("a {}.",))
+    student = student_of(load_zero_shot(config.model, prompts))
+    weights = sum(p.numel() for p in student.trained.values())
+    moved = [op.moved for op in step_cost(config, classes=10).of_optimizer]
+    assert max(moved) == pytest.approx(2 * 4 * 4 * weights, rel=0.01)
 
 
 def test_a_kernel_takes_as_long_as_its_operations_or_its_bytes():
