@@ -31,7 +31,7 @@ quickstart: $(VENV)/.plain
 	$(BIN)/lipsum-tune search quickstart
 
 test: $(VENV)/.dev
-	$(BIN)/python -m pytest $(PARALLEL) -m "not ray and not cluster and not nightly"
+	$(BIN)/python -m pytest $(PARALLEL) -m "not ray and not cluster and not nightly and not gpu"
 
 test-ray: $(VENV)/.dev
 	$(BIN)/python -m pytest $(PARALLEL) -m "ray and not cluster and not nightly and not gpu"

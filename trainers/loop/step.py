@@ -63,9 +63,8 @@ class Stepper:
         In float16, a step that overflows changes no weight.
 
         Returns:
-            (5,) float64: loss, task loss, regulariser and gradient norm, and 1, by which a sum over
-            steps counts them. In float16, all are 0 if the loss overflows, and the gradient norm is
-            0 if it overflows.
+            (6,) float64: loss, task loss, regulariser and gradient norm, and two ones, by which a
+            sum over steps counts losses and norms. In float16, what overflows is 0 and counts 0.
 
         Args:
             number: of the step, from 0. By it, features of the zero-shot model are stored.
@@ -124,13 +123,11 @@ class Stepper:
         if run.ema is not None and run.ema_decay is not None:
             update_average(run.ema, run.weights, run.ema_decay)
 
-        figures = torch.cat([values, norm.double().reshape(1), values.new_ones(1)])
-        if run.scaler.is_enabled():
-            # The scaler skips a step that overflows. An infinite gradient norm counts as 0, and of
-            # an infinite loss nothing counts.
-            figures[3] = figures[3].nan_to_num(0, 0, 0)
-            figures = torch.where(figures.isfinite().all(), figures, 0)
-        return figures
+        norm, counts = norm.double(), values.new_ones(2)
+        if run.scaler.is_enabled():  # the scaler skips a step that overflows
+            counts = torch.stack([values.isfinite().all(), norm.isfinite()]).double()
+            values, norm = torch.where(counts[0] > 0, values, 0), norm.nan_to_num(0, 0, 0)
+        return torch.cat([values, norm.reshape(1), counts])
 
     def _gradients(
         self, step: Step, views: Tensor, labels: Tensor, tokens: Tensor | None

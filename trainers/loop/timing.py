@@ -34,7 +34,7 @@ class Mark:
     seconds: float
     """Training time since the last report."""
     sums: Tensor
-    """(5,) the figures of `Stepper.step`, summed over the steps since the last report."""
+    """(6,) the figures of `Stepper.step`, summed over the steps since the last report."""
 
 
 class Clock:
@@ -59,16 +59,16 @@ class Clock:
     def restart(self) -> None:
         """Begin to sum up after a report. What happened at the report is no training."""
         self._began, self._since = time.perf_counter(), self.run.progress.step
-        self._sums = torch.zeros(5, dtype=torch.float64, device=self.run.device)
+        self._sums = torch.zeros(6, dtype=torch.float64, device=self.run.device)
         self._marks: list[Mark] = []
 
     def add(self, figures: Tensor) -> None:
-        """Add the figures (5,) of a step."""
+        """Add the figures (6,) of a step."""
         self._sums += figures
 
     def check(self) -> None:
         """Raise TrainingDiverged if the loss is no longer a finite number; waits for the GPU."""
-        is_finite = self._sums.isfinite().all() & (self._sums[-1] > 0)
+        is_finite = self._sums.isfinite().all() & (self._sums[4] > 0)
         if not (bool(is_finite) and self.run.scaler.get_scale() > LEAST_SCALE):
             step = self.run.progress.step
             raise TrainingDiverged(f"the training loss is not a finite number at step {step}")
@@ -86,18 +86,19 @@ class Clock:
         """The figures at the last mark, and the curve of all marks since the last report.
 
         Each is a mean over the steps from the mark before, or from the last report, and over all
-        workers, each of which must call it. Steps whose loss overflowed in float16 do not count.
+        workers, each of which must call it. What overflowed in float16 does not count.
         """
         batch_size = self.run.config.optim.batch_size
         sums = averaged(torch.stack([mark.sums for mark in self._marks]))
         curve: TrainCurve = {"step": [], "train/loss": [], "train/lr": [], "train/images_per_s": []}
-        step, seconds, before = self._since, 0.0, torch.zeros(5, dtype=sums.dtype)
+        step, seconds, before = self._since, 0.0, torch.zeros(6, dtype=sums.dtype)
         for mark, summed in zip(self._marks, sums.cpu(), strict=True):
             images = (mark.step - step) * batch_size
             of_steps = summed - before
-            if not of_steps[-1]:  # no step since the mark before counts
+            if not of_steps[4]:  # no loss since the mark before counts
                 of_steps = summed
-            loss, task_loss, reg, grad_norm, _ = (of_steps / of_steps[-1]).tolist()
+            loss, task_loss, reg = (of_steps[:3] / of_steps[4]).tolist()
+            grad_norm = float(of_steps[3] / of_steps[5].clamp(min=1))
             point = {
                 "train/loss": loss,
                 "train/lr": mark.lr,

@@ -133,14 +133,17 @@ def test_float16_without_a_finite_loss_has_diverged(trial, monkeypatch):
         list(fine_tune(config.model_copy(update={"method": Overflowing()})))
 
 
-def test_a_loss_that_overflows_in_float16_does_not_count(trial, monkeypatch):
-    def loss_of(steps, at):
+@pytest.mark.parametrize("name", ["train/loss", "train/grad_norm"])
+def test_what_overflows_in_float16_does_not_count(name, trial, monkeypatch):
+    monkeypatch.setattr(loop, "start", _start_at(SCALE))
+
+    def figure_of(steps, at):
         monkeypatch.setattr(Overflowing, "_at", at)
         config = short(trial, "ft", precision="fp16", steps=steps, eval__every=steps)
         (report,) = fine_tune(config.model_copy(update={"method": Overflowing()}))
-        return report.metrics["train/loss"]
+        return report.metrics[name]
 
-    assert loss_of(2, at=(1,)) == pytest.approx(loss_of(1, at=()))
+    assert figure_of(2, at=(1,)) == pytest.approx(figure_of(1, at=()))
 
 
 def test_an_infinite_loss_in_float32_has_diverged(trial):
