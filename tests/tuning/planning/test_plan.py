@@ -104,6 +104,7 @@ def test_durations_are_those_of_trials_that_found_workers():
     plan = plan_of(search_file(), records, concurrent=4, at_once=1, began=100.0)
     # 10 s until the first trial, 30 s in which its workers start, 8 s for the zero-shot model.
     expected = {"setup_s": 10 + 30 + 8, "start_s": 2, "step_s": 1, "rung_s": 5, "eval_s": 8}
+    expected["test_images"] = 1.5  # of the drawings
     assert plan == Plan(search_file(), 4, save_s=19 - 10 - 8, **expected)
 
 
