@@ -1,6 +1,7 @@
 """Names that become a part of a path: each key and option refuses those that lead elsewhere."""
 
 import json
+from itertools import cycle
 
 import pytest
 from PIL import Image
@@ -45,20 +46,21 @@ ENTRANCES = {
 }
 
 
-NAMES = pytest.mark.parametrize("name", HOSTILE, ids=lambda name: json.dumps(name[:9]))
+CASES = [*zip(HOSTILE, cycle(ENTRANCES)), *(("..", entrance) for entrance in ENTRANCES)]
 
 
-@NAMES
-@pytest.mark.parametrize("entrance", ENTRANCES)
-def test_it_is_refused_in_one_line(entrance, name, tmp_path):
-    if name == "" and entrance.startswith("prepare"):
-        name = "."  # an empty option is none
+def shown(word):
+    return json.dumps(word[:9])
+
+
+@pytest.mark.parametrize(("name", "entrance"), CASES, ids=shown)
+def test_it_is_refused_in_one_line(name, entrance, tmp_path):
     with pytest.raises(ConfigError) as caught:
         ENTRANCES[entrance](name, tmp_path)
     assert "\n" not in str(caught.value)
 
 
-@NAMES
+@pytest.mark.parametrize("name", HOSTILE, ids=shown)
 def test_nothing_is_exported_from_elsewhere(name, images_root, tmp_path):
     run = write_run(tmp_path / "run", search_file(images_root), [trial(0, 80.0, 60.0)])
     with pytest.raises(ConfigError, match="no such trial"):
