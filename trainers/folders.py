@@ -4,12 +4,20 @@ from __future__ import annotations
 
 import fcntl
 import glob
+import logging
 import os
 import shutil
 import tempfile
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
+from typing import Final
+
+import filelock
+
+_UNSAID_WAIT_S: Final = 1.0
+
+logger = logging.getLogger(__name__)
 
 
 @contextmanager
@@ -52,6 +60,25 @@ def temporary_folder(
         folder = new.rename(parent / named)  # now others see it, and it is locked
         stack.callback(shutil.rmtree, folder, ignore_errors=True)
         yield folder
+
+
+@contextmanager
+def waiting_lock(file: Path, what: str) -> Iterator[None]:
+    """Hold a lock on a file that no other user can open; a wait for it is logged once.
+
+    Args:
+        what: what waits, such as `copying images`.
+    """
+    lock = filelock.FileLock(file, mode=0o600)
+    try:
+        lock.acquire(timeout=_UNSAID_WAIT_S)
+    except filelock.Timeout:
+        logger.warning("%s waits for another process, which holds %s", what, file)
+        lock.acquire()
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 @contextmanager

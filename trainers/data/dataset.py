@@ -15,7 +15,6 @@ from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import filelock
 import numpy as np
 import pyarrow as pa
 import torch
@@ -34,7 +33,7 @@ from trainers.data.schema import Header, split_header
 from trainers.data.store import CACHE_VARIABLE, Store, cache_folder, open_store
 from trainers.data.transforms import augmentation, eval_view, train_view
 from trainers.errors import ConfigError, StorageFailed, first_line, storage_failures
-from trainers.folders import appearing
+from trainers.folders import appearing, waiting_lock
 from trainers.models.image import ImageInput
 from trainers.seeding import generator
 
@@ -225,7 +224,7 @@ def _opened(store: Store, files: tuple[str, ...], version: str) -> tuple[Header,
 def _copy(store: Store, folder: str, copies: Path) -> None:
     """Copy a folder of a bucket to this machine, once for all processes."""
     copies.parent.mkdir(parents=True, exist_ok=True)
-    with filelock.FileLock(f"{copies}.lock"):
+    with waiting_lock(Path(f"{copies}.lock"), f"copying images from {store.url}"):
         if copies.exists():
             return
         with appearing(copies) as made:

@@ -47,6 +47,8 @@ def domain_files(store: Store, domain: str, split: str) -> list[str]:
             problem = f"it has no split {split!r}{did_you_mean(split, splits)}"
             if others := [name for name in domains if store.exists(f"{name}/{split}")]:
                 hint = f"only {listed(others)} has one"
+                if split == "train":
+                    hint += ": the ID domain, data.id_domain, is trained on"
             raise ConfigError(problem, hint=hint, source=f"{store.url}/{domain}")
         raise ConfigError("no *.parquet file here", source=f"{store.url}/{domain}/{split}")
     except OSError as error:

@@ -19,11 +19,11 @@ from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
 
-import filelock
 import torch
 from torch import Tensor
 
 from trainers.data.store import cache_folder
+from trainers.folders import waiting_lock
 
 FORMAT = 1
 """Increase it when the same identity gives other features than before."""
@@ -62,7 +62,7 @@ class FeatureFile:
         path.parent.mkdir(parents=True, exist_ok=True)
         size = records * self._stride
         self._file: int | None = None
-        with filelock.FileLock(path.with_name("lock")):
+        with waiting_lock(path.with_name("lock"), "opening the features of the zero-shot model"):
             known = path.stat().st_size if path.exists() else 0
             if known < size and not _make_room(path, size, limit_bytes):
                 _warn(f"there is no room for {size / 1e9:.3g} GB")

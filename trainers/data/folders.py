@@ -27,7 +27,7 @@ SPLIT_WORDS: dict[str, Split] = {
 }  # fmt: skip
 """Usual names of splits, in lower case."""
 
-SKIPPED = (".", "@eaDir", "__MACOSX", "lost+found")
+SKIPPED = (".", "@eaDir", "__MACOSX", "lost+found", "Thumbs.db", "desktop.ini")
 """Beginnings of the names of hidden files, thumbnails, resource forks and a disk's own folder."""
 
 

@@ -95,6 +95,22 @@ def decode(data: bytes) -> Image.Image:
     return image if image.mode == "RGB" else image.convert("RGB")
 
 
+def num_pixels(data: bytes) -> int:
+    """Pixels of an image file by its header; 0 if it is none that `encode` would decode."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            image = _opened(data)
+    except Exception:  # `encode` gives the reason
+        return 0
+    return 0 if is_too_large(image) else image.width * image.height
+
+
+def _opened(data: bytes) -> Image.Image:
+    Image.init()
+    return Image.open(io.BytesIO(data), formats=[name for name in FORMATS if name in Image.OPEN])
+
+
 def is_too_large(image: Image.Image) -> bool:
     """Whether an image that is opened has more pixels than Pillow decodes without a warning.
 
@@ -130,10 +146,7 @@ def _decode(data: bytes) -> tuple[Image.Image, bool]:
 
 
 def _load(data: bytes) -> tuple[Image.Image, bool]:
-    Image.init()
-    image: Image.Image = Image.open(
-        io.BytesIO(data), formats=[name for name in FORMATS if name in Image.OPEN]
-    )
+    image = _opened(data)
     if is_too_large(image):
         raise BadImage(f"too large: {image.width} x {image.height} pixels")
     file_format = image.format

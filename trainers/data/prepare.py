@@ -12,18 +12,19 @@ import io
 import json
 import os
 import stat
+import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import nullcontext
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from itertools import chain, combinations
 from pathlib import Path
 from typing import Any, Literal
 
-import filelock
 import pyarrow as pa
 import pyarrow.compute as pc
+import pyarrow.parquet as pq
 from pydantic import Field, model_validator
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
@@ -31,13 +32,14 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from trainers.config_model import Frozen
 from trainers.data.domain_files import PREPARATION_FILE, domain_files, read_record
 from trainers.data.folders import SPLITS, Found, Split
-from trainers.data.images import BadImage, encode
+from trainers.data.images import BadImage, encode, num_pixels
 from trainers.data.remarks import DUPLICATES, remarks
 from trainers.data.schema import LabelledImage, open_parquet, write_images
 from trainers.data.sources import GENERAL, Source, carve, open_domain
 from trainers.data.store import Store
 from trainers.data.suite import is_domain_name
 from trainers.errors import DENIED, WRONG_PATH, ConfigError, first_line
+from trainers.folders import waiting_lock
 
 BAD = "bad.csv"
 FORMAT = 3
@@ -46,6 +48,7 @@ FORMAT = 3
 _ROWS, _BYTES = 4096, 1 << 28  # of a Parquet file, whichever is reached first
 _LARGEST = 1 << 29  # bytes of an image file: as many pixels as Pillow opens, 16 bits a colour
 _BATCH = 64  # images in memory beside those of the file
+_PIXELS = 10**8  # of images that are decoded at the same time, with up to 15 bytes each
 
 
 class Options(Frozen):
@@ -126,8 +129,10 @@ def prepare(
                     problem = "it would lie among the images of the source"
                     raise ConfigError(problem, key="DESTINATION", value=destination.url)
             destination.local_path().mkdir(parents=True, exist_ok=True)
-            lock = filelock.FileLock(destination.local_path(".prepare.lock"))
+            file = destination.local_path(".prepare.lock")
+            lock = waiting_lock(file, f"preparing images in {destination.url}")
         with lock:
+            others = [domain for domain in _prepared(destination) if domain not in plans]
             records = {d: _record(sources[d], plans[d], options) for d in plans}
             kept = {d: _kept(destination.at(d), d, records[d]) for d in plans}
             reports = [
@@ -135,9 +140,16 @@ def prepare(
                 for d, splits in plans.items()
             ]
             if not all(kept.values()):
-                find_duplicates(destination, list(plans))
-    parts = [(domain, split) for domain in plans for split in SPLITS]
+                find_duplicates(destination, [*plans, *others])
+    parts = [(domain, split) for domain in (*plans, *others) for split in SPLITS]
     return Report(destination.url, tuple(reports), remarks(destination, parts), id_domain)
+
+
+def _prepared(destination: Store) -> list[str]:
+    """The domains of a destination whose preparation is done."""
+    names = [info.base_name for info in destination.list() if not info.is_file]
+    records = {name: read_record(destination.at(name)) or {} for name in names}
+    return [name for name, record in records.items() if record.get("status") == "done"]
 
 
 def _plans(
@@ -265,7 +277,8 @@ def _encoded(
                 if facts.st_size > _LARGEST:
                     return f"too large: {facts.st_size:,} bytes"
                 data = Path(file).read_bytes()
-            return encode(data, resize=resize)
+            with room.of(num_pixels(data)):
+                return encode(data, resize=resize)
         except BadImage as problem:
             return str(problem)
         except OSError as error:
@@ -275,7 +288,7 @@ def _encoded(
         except Exception as error:  # one row must not stop the others
             return f"cannot be read: {first_line(error)}"
 
-    number = len(found.rows)
+    number, room = len(found.rows), _Room()
     with ThreadPoolExecutor() as pool:  # Pillow decodes outside of Python's lock
         for start in range(0, number, _BATCH):
             rows = found.rows[start : start + _BATCH]
@@ -286,6 +299,26 @@ def _encoded(
                 else:
                     yield LabelledImage(result, name, label)
             progress(completed=min(start + _BATCH, number))
+
+
+class _Room:
+    """Bounds the memory of threads that decode: `_PIXELS` at a time, or one image of more."""
+
+    def __init__(self) -> None:
+        self._changed, self._used = threading.Condition(), 0
+
+    @contextmanager
+    def of(self, pixels: int) -> Iterator[None]:
+        """Wait until an image of so many pixels may be decoded, in the block."""
+        with self._changed:
+            self._changed.wait_for(lambda: not self._used or self._used + pixels <= _PIXELS)
+            self._used += pixels
+        try:
+            yield
+        finally:
+            with self._changed:
+                self._used -= pixels
+                self._changed.notify_all()
 
 
 def find_duplicates(destination: Store, domains: Sequence[str]) -> None:
@@ -308,13 +341,21 @@ def find_duplicates(destination: Store, domains: Sequence[str]) -> None:
 
 
 def _digests(destination: Store, place: str) -> pa.Table:
-    """Digests of the different images of a split, each with the first name."""
+    """Digests of the different images of a split, each with the first name; kept beside it."""
+    domain, split = place.split("/")
+    kept = f"{domain}/.{split}.digests"
+    if destination.info(kept).is_file:
+        with open_parquet(destination, kept) as parquet:
+            return parquet.read()
     digests, names = list[bytes](), list[str]()
-    for file in domain_files(destination, *place.split("/")):
+    for file in domain_files(destination, domain, split):
         with open_parquet(destination, file) as parquet:
             for batch in parquet.iter_batches(256, columns=["image"]):
                 names += pc.struct_field(batch["image"], "path").to_pylist()
                 for image in pc.struct_field(batch["image"], "bytes"):
                     digests.append(hashlib.blake2b(image.as_buffer(), digest_size=8).digest())
     table = pa.table({"digest": digests, "name": names})
-    return table.group_by("digest").aggregate([("name", "min")])
+    different = table.group_by("digest").aggregate([("name", "min")])
+    with destination.write(kept) as stream:
+        pq.write_table(different, stream)
+    return different

@@ -6,8 +6,10 @@ set; images are neither read nor decoded here.
 
 from __future__ import annotations
 
+import hashlib
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from hashlib import blake2b
 from pathlib import Path
@@ -196,21 +198,14 @@ def _load(source: Source) -> tuple[Mapping[str, datasets.Dataset], set[str]]:
     folder = Path(source.path).expanduser()
     path = str(folder.absolute()) if folder.is_dir() else source.path
     try:
-        builder = datasets.load_dataset_builder(
-            path, source.subset, revision=source.revision, cache_dir=str(cache_folder())
-        )
+        with _only_files_of(source):
+            builder = datasets.load_dataset_builder(
+                path, source.subset, revision=source.revision, cache_dir=str(_cache_of(source))
+            )
         if hasattr(builder, "DECODERS"):  # which may end the reading of all images
             raise ValueError("its images are in tars (WebDataset): unpack them into class folders")
         files = {file for split in (builder.config.data_files or {}).values() for file in split}
-        # A README.md may name any file and bucket that this user can read, also within a zip.
-        allowed, outside = (*_within(source), "hf://", "https://"), set()
-        for file in files:
-            *within, archive = file.split("::")
-            path = archive if "://" in archive else os.path.normpath(archive)
-            if not path.startswith(allowed) or not all(w.startswith(_ARCHIVES) for w in within):
-                outside.add(path)
-        if outside:
-            raise ValueError(f"its README.md names files outside of it: {listed(sorted(outside))}")
+        _check_files(files, source)
         builder.download_and_prepare()
         loaded: Mapping[str, datasets.Dataset] = builder.as_dataset()
     except Exception as error:  # of the network, of the hub, of damaged files
@@ -221,18 +216,67 @@ def _load(source: Source) -> tuple[Mapping[str, datasets.Dataset], set[str]]:
     return loaded, files
 
 
+def _cache_of(source: Source) -> Path:
+    """Folder of this machine for what is read from a source, which no other source may name."""
+    own = Path(source.path).expanduser()
+    name = str(own.resolve()) if own.is_dir() else source.path
+    return cache_folder() / "lipsum-tune-sources" / hashlib.sha256(name.encode()).hexdigest()[:16]
+
+
 def _within(source: Source) -> tuple[str, ...]:
-    """Folders of the files of a source that `datasets` reads: its own, and those of downloads.
+    """Folders of the files of a source that `datasets` reads: its own, and that of its downloads.
 
     Each also without links in its path, as `datasets` names them.
     """
     from huggingface_hub.constants import HF_HUB_CACHE
+    from huggingface_hub.file_download import repo_folder_name
 
     own = Path(source.path).expanduser()
-    downloads = [cache_folder() / "downloads", Path(HF_HUB_CACHE)]
-    folders = [own, *downloads] if own.is_dir() else downloads
+    if not own.is_dir():
+        own = Path(HF_HUB_CACHE, repo_folder_name(repo_id=source.path, repo_type="dataset"))
+    folders = [own, _cache_of(source) / "downloads"]
     names = [name for f in folders for name in (os.path.normpath(f.absolute()), f.resolve())]
     return tuple(f"{name}{os.sep}" for name in names)
+
+
+def _check_files(files: Iterable[str], source: Source) -> None:
+    """Raise a ValueError for names of files that are not of this source.
+
+    A README.md may name any host, any bucket, and any file that this user can read, also within a
+    zip or in another data set of the hub.
+    """
+    own = (f"hf://datasets/{source.path}@", f"hf://datasets/{source.path}/")
+    allowed, outside = (*_within(source), *own), set()
+    for file in files:
+        *within, archive = file.split("::")
+        path = archive if "://" in archive else os.path.normpath(Path(archive).absolute())
+        leads_out = not path.startswith(allowed) or ".." in path.split("/")
+        if leads_out or not all(name.startswith(_ARCHIVES) for name in within):
+            outside.add(path)
+    if outside:
+        raise ValueError(f"its README.md names files outside of it: {listed(sorted(outside))}")
+
+
+@contextmanager
+def _only_files_of(source: Source) -> Iterator[None]:
+    """Check the names of files in a README.md before the package `datasets` (5.0) looks for them.
+
+    It would ask the host of a URL, or a bucket, for what a pattern matches.
+    """
+    from datasets import data_files
+
+    resolve = data_files.resolve_pattern
+
+    def checked(pattern: str, base_path: str, *args: Any, **options: Any) -> list[str]:
+        is_whole = "://" in pattern or pattern.startswith("/")
+        _check_files([pattern if is_whole else f"{base_path}/{pattern}"], source)
+        return resolve(pattern, base_path, *args, **options)
+
+    data_files.resolve_pattern = checked
+    try:
+        yield
+    finally:
+        data_files.resolve_pattern = resolve
 
 
 def _check_class_names(files: Iterable[str]) -> None:

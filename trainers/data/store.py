@@ -17,7 +17,7 @@ from typing import Any
 import fsspec
 from pyarrow import ArrowInvalid, fs
 
-from trainers.errors import ConfigError, StorageFailed
+from trainers.errors import ConfigError, StorageFailed, first_line
 from trainers.redact import WRITE_NAME, has_password, redact
 
 EMBEDDED = "openmoji"
@@ -66,12 +66,18 @@ class Store:
 
     def info(self, path: str = "") -> fs.FileInfo:
         """Type, size and time of modification."""
-        return self.filesystem.get_file_info(self.full(path))
+        return self._facts(self.full(path))
 
     def list(self, path: str = "", *, recursive: bool = False) -> list[fs.FileInfo]:
         """Content of a folder by name; empty if there is no such folder."""
         selector = fs.FileSelector(self.full(path), recursive=recursive, allow_not_found=True)
-        return sorted(self.filesystem.get_file_info(selector), key=lambda info: info.path)
+        return sorted(self._facts(selector), key=lambda info: info.path)
+
+    def _facts(self, of: Any) -> Any:
+        try:
+            return self.filesystem.get_file_info(of)
+        except ValueError as error:  # of fsspec, for a name that it does not understand: hf://x
+            raise ConfigError(first_line(error), source=self.url) from None
 
     def relative(self, file: fs.FileInfo) -> str:
         """Path of a listed file relative to this store."""
@@ -128,6 +134,8 @@ def open_store(url: str | Path | Store) -> Store:
     if isinstance(url, Store):
         return url
     text = str(url)
+    if not text:
+        raise ConfigError("names no folder", value=text)
     if "://" not in text:
         folder = Path(text).expanduser().absolute().as_posix()
         return Store(fs.LocalFileSystem(), folder.rstrip("/"), text)
@@ -142,13 +150,19 @@ def open_store(url: str | Path | Store) -> Store:
             other, path = fsspec.core.url_to_fs(expanded)
         except (ImportError, ValueError) as error:
             raise ConfigError(redact(str(error), text), source=text) from None
+        except OSError as error:
+            raise _unreachable(error, text) from None
         filesystem = fs.PyFileSystem(fs.FSSpecHandler(other))
     except OSError as error:
-        reason = " ".join(redact(str(error), text).split())
-        raise StorageFailed(f"{redact(text)}: cannot be reached: {reason}") from None
+        raise _unreachable(error, text) from None
     if not str(path).strip("/"):
         raise ConfigError("names no bucket or folder", source=text)
     return Store(filesystem, str(path).rstrip("/"), text)
+
+
+def _unreachable(error: OSError, url: str) -> StorageFailed:
+    reason = " ".join(redact(str(error), url).split())
+    return StorageFailed(f"{redact(url)}: cannot be reached: {reason}")
 
 
 def open_root(root: str) -> Store:

@@ -15,11 +15,11 @@ from typing import Any
 
 import platformdirs
 import torch
-from filelock import FileLock
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from trainers.errors import ConfigError
+from trainers.folders import waiting_lock
 from trainers.models.text import encode_tokens, shortened
 from trainers.texts.prompts import Prompts
 
@@ -101,7 +101,7 @@ def cached_heads(
     folder = platformdirs.user_cache_path("lipsum-tune") / "heads"
     folder.mkdir(parents=True, exist_ok=True)
     file = folder / f"{name}.safetensors"
-    with FileLock(file.with_suffix(".lock")):
+    with waiting_lock(file.with_suffix(".lock"), "encoding class names"):
         if file.exists():
             os.utime(file)
         else:

@@ -3,6 +3,7 @@
 import errno
 import os
 import shutil
+import socket
 from collections import Counter
 from itertools import product
 
@@ -10,6 +11,7 @@ import datasets
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import yaml
 from PIL import Image
 
 from tests.images import file_of
@@ -294,3 +296,54 @@ def test_no_file_outside_of_a_source_is_read(tmp_path):
             open_domain(source, "x")
     with pytest.raises(ConfigError, match="files outside of it"):  # of the chain
         open_domain(source, "x")
+
+
+def test_a_folder_of_somebody_else_takes_no_downloads_of_this_user(tmp_path, monkeypatch):
+    """The caches of the hub and of `datasets` may hold private data sets."""
+    hub, cache = tmp_path / "hub", tmp_path / "cache"
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(hub))
+    monkeypatch.setenv(CACHE_VARIABLE, str(cache))
+    image = file_of(Image.new("RGB", (8, 6), "red"))
+    private = [hub / "datasets--me--private/blobs/1.png", cache / "downloads/2.png"]
+    for path in private:
+        path.parent.mkdir(parents=True)
+        path.write_bytes(image)
+    features = {"image": datasets.Image(decode=False), "label": datasets.ClassLabel(names=["cat"])}
+    rows = {"image": [{"bytes": None, "path": str(path)} for path in private], "label": [0, 0]}
+    (tmp_path / "foreign").mkdir()
+    table = pa.table(rows, schema=datasets.Features(features).arrow_schema)
+    pq.write_table(table, tmp_path / "foreign/train.parquet")
+    source = Source(path=str(tmp_path / "foreign"), layout="hub")
+    options = Options(val_fraction=0, test_fraction=0)
+    (report,) = prepare({"x": source}, open_store(tmp_path / "x"), options).domains
+    assert (report.images, report.left_out) == ({"train": 0}, 2)
+    write_table(hub / "datasets--me--private/snapshots/1/train.parquet", [(image, 0)])
+    for name in (f"{hub}/datasets--me--private/snapshots/*/*", "hf://datasets/me/private/*"):
+        (tmp_path / "foreign/README.md").write_text(readme(name))
+        with pytest.raises(ConfigError, match=r"its README.md names files outside of it"):
+            open_domain(source, "x")
+
+
+def readme(files, **more):
+    entry = {"config_name": "default", "data_files": files, **more}
+    return f"---\n{yaml.safe_dump({'configs': [entry]})}---\n"
+
+
+def test_a_readme_sends_no_request(tmp_path):
+    """`datasets` asks a host for what a URL names before its files are known."""
+    write_table(tmp_path / "foreign/train.parquet", [(b"x", 0)])
+    source = Source(path=str(tmp_path / "foreign"), layout="hub")
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        server.settimeout(0.2)
+        url = f"http://127.0.0.1:{server.getsockname()[1]}/internal/x.parquet"
+        for text in (
+            readme(url),
+            readme([{"split": "train", "path": [url]}]),
+            readme(f"zip://*::{url}"),
+            readme("*.parquet", data_dir="../../outside"),
+        ):
+            (tmp_path / "foreign/README.md").write_text(text)
+            with pytest.raises(ConfigError, match="files outside of it"):
+                open_domain(source, "x")
+        with pytest.raises(TimeoutError):
+            server.accept()

@@ -1,8 +1,12 @@
 """What `prepare` does with splits, bad images, kills, other data in its place, and duplicates."""
 
 import csv
+import io
 import json
+import math
 import os
+import threading
+import time
 from dataclasses import replace
 
 import pyarrow.parquet as pq
@@ -206,6 +210,37 @@ def test_a_preparation_that_did_not_end_can_be_run_again(tree, tmp_path, monkeyp
     (data / "pets/train/part-00007.parquet").write_bytes(b"left by the kill")
     assert run(tree, data).images == {"train": 14, "val": 2, "test": 4}
     assert len(ImageDataset(data, "pets", "train")) == 14
+
+
+def test_threads_decode_no_more_pixels_at_a_time_than_fit_in_memory(tmp_path, monkeypatch):
+    """A PNG of 88 million pixels takes 1.35 GB, whatever the size of its file."""
+    sides = (20, 30, 40, 90, 110)
+    for number, side in enumerate(2 * sides):
+        put(tmp_path / "x" / "cat" / f"{number}.png", file_of(Image.new("1", (side, side))))
+    now, most, lock = [], [], threading.Lock()
+
+    def encode(data, **options):
+        pixels = math.prod(Image.open(io.BytesIO(data)).size)
+        with lock:
+            now.append(pixels)
+            most.append((sum(now), len(now)))
+        time.sleep(0.01)
+        with lock:
+            now.remove(pixels)
+        return PNG
+
+    monkeypatch.setattr("trainers.data.prepare.encode", encode)
+    monkeypatch.setattr("trainers.data.prepare._PIXELS", 10_000)
+    run(tmp_path / "x", tmp_path / "data")
+    assert len(most) == 10
+    assert all(pixels <= 10_000 or number == 1 for pixels, number in most)
+    assert max(number for _, number in most) > 1
+
+
+def test_what_systems_leave_beside_images_is_not_counted(tree, tmp_path):
+    put(tree / "cat" / "Thumbs.db", b"")
+    put(tree / "cat" / ".DS_Store", b"")
+    assert run(tree, tmp_path / "data").left_out == 0
 
 
 def test_the_same_images_in_two_splits_or_domains_are_counted_and_listed(tmp_path):

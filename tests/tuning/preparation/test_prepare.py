@@ -1,5 +1,8 @@
 """The command `prepare`: which domains it takes, what it prints, and how it ends."""
 
+import fcntl
+import threading
+
 import pytest
 import yaml
 from PIL import Image
@@ -74,11 +77,49 @@ def test_the_command_prints_counts_findings_and_the_configuration(shop, tmp_path
     assert f"{tmp_path / 'data'}/sketch/bad.csv" in done.output
 
 
+def prepared(folder, data):
+    done = CliRunner().invoke(app, ["prepare", "folders", str(folder), str(data)])
+    assert done.exit_code == 0, done.output
+    return done.output
+
+
+def test_duplicates_are_looked_for_among_all_domains_of_the_destination(shop, tmp_path):
+    same = (shop / "studio/cup/0.png").read_bytes()
+    (shop / "street/cup/5.png").write_bytes(same)
+    data, said = tmp_path / "data", "1 image is byte for byte the same"
+    assert said not in prepared(shop / "studio", data)
+    assert said in prepared(shop / "street", data)
+    (pair,) = (data / "duplicates.csv").read_text().splitlines()[1:]
+    assert said in prepared(shop / "sketch", data)  # which has none
+    assert (data / "duplicates.csv").read_text().splitlines()[1:] == [pair]
+    assert {"studio", "street"} == {place.split("/")[0] for place in pair.split(",")[:2]}
+    assert "0.png" in pair
+    assert "5.png" in pair
+
+
+def test_the_lock_of_a_preparation_is_the_owners(shop, tmp_path, caplog):
+    data = tmp_path / "data"
+    prepared(shop / "studio", data)
+    lock = data / ".prepare.lock"
+    assert lock.stat().st_mode & 0o777 == 0o600
+    held = lock.open()
+    fcntl.flock(held, fcntl.LOCK_EX)
+    release = threading.Timer(2.5, held.close)
+    release.start()
+    prepared(shop / "studio", data)
+    release.join()
+    assert (
+        f"preparing images in {data} waits for another process, which holds {lock}" in caplog.text
+    )
+
+
 @pytest.mark.parametrize(
     ("words", "problem"),
     [
         (["{shop}/studio", "{shop}/studio/cup"], "DESTINATION = .*among the images of the source"),
         (["{shop}/studio", "s3://"], "s3://: names no bucket or folder"),
+        (["{shop}/studio", ""], "names no folder"),
+        (["{shop}/studio", "hf://x"], "hf://x: Repository id must be"),
         (["{shop}/studio", "x", "--val-fraction", "0.6", "--test-fraction", "0.6"], "no image to"),
     ],
 )
