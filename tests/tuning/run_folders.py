@@ -54,8 +54,11 @@ def swap_classes(root, domain, split):
     path = part_path(root, domain, split)
     table = pq.read_table(path)
     metadata = table.schema.metadata
-    first, second, *others = json.loads(metadata[b"class_names"])
-    metadata[b"class_names"] = json.dumps([second, first, *others]).encode()
+    described = json.loads(metadata[b"huggingface"])
+    label = described["info"]["features"]["label"]
+    first, second, *others = label["names"]
+    label["names"] = [second, first, *others]
+    metadata[b"huggingface"] = json.dumps(described).encode()
     pq.write_table(table.replace_schema_metadata(metadata), path)
 
 

@@ -96,8 +96,8 @@ def export_weights(
             key: value and value.replace(path, Path(path).name) for key, value in origin.items()
         }
     about: dict[str, Any] = {
-        "classes": list(data.rules.prompts(class_names).names),  # in the order of the head's rows
-        "class_names": list(class_names),
+        "classes": list(class_names),  # of the data, in the order of the head's rows
+        "names_in_prompts": list(data.rules.prompts(class_names).names),
         "logit_scale": cast(Tensor, clip.logit_scale).exp().item(),
         "id_domain": data.id_domain,
         "ood_domains": list(data.ood_domains),

@@ -90,8 +90,8 @@ def test_a_named_trial_is_exported_with_classes_origin_and_card(real, tmp_path):
     run, records = real
     written = export(run, tmp_path / "model", trial="trial-003")
     recorded = about(written)
-    assert recorded["class_names"] == list(CLASSES)
-    assert recorded["classes"] == [name.replace("_", " ") for name in CLASSES]
+    assert recorded["classes"] == list(CLASSES)
+    assert recorded["names_in_prompts"] == [name.replace("_", " ") for name in CLASSES]
     assert (recorded["id_domain"], recorded["ood_domains"]) == ("real", ["sketch", "clipart"])
     assert (recorded["chosen"], recorded["looks_at_ood"]) == ("Named by hand.", None)
     assert set(recorded["preprocessing"]["crop_pct"].values()) == {1.0}
