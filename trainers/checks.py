@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 from trainers.config import TrialConfig
 from trainers.data.class_map import domain_class_map
 from trainers.data.config import DataConfig
-from trainers.data.domain_files import domain_files
+from trainers.data.roots import domain_files
 from trainers.data.schema import split_header
 from trainers.data.store import open_root
 from trainers.loop.state import check_names

@@ -16,7 +16,7 @@ from pydantic import Field, field_validator, model_validator
 
 from trainers.config_model import Frozen
 from trainers.data.config import DataConfig
-from trainers.data.domain_files import domain_files
+from trainers.data.roots import domain_files
 from trainers.data.schema import read_headers
 from trainers.data.store import open_root
 from trainers.errors import ConfigError, suggestion, validate

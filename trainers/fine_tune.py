@@ -17,8 +17,7 @@ from torch import Tensor
 
 from trainers.checkpoints.format import TrainCurve, save_checkpoint
 from trainers.config import TrialConfig
-from trainers.data.dataset import ImageDataset, train_batches
-from trainers.data.sampler import StepSampler
+from trainers.data.dataset import ImageDataset, StepSampler, train_batches
 from trainers.hang import alive, pause
 from trainers.loop.evaluate_run import class_maps, evaluate_run
 from trainers.loop.lr_schedule import learning_rate

@@ -27,8 +27,8 @@ import yaml
 from rich.console import Console
 
 from trainers.config import with_overrides
-from trainers.data.domain_files import without_split
 from trainers.data.prepare import Options, prepare
+from trainers.data.roots import without_split
 from trainers.data.sources import Source
 from trainers.data.store import open_store
 from trainers.errors import ConfigError, quoted

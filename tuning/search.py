@@ -21,7 +21,7 @@ from ray.tune import Callback as TuneCallback
 from rich.console import Console
 
 from search_spaces import SearchSpace
-from trainers.data.domain_files import domain_files
+from trainers.data.roots import domain_files
 from trainers.data.schema import split_header
 from trainers.data.store import open_root
 from trainers.errors import ConfigError, validate

@@ -6,7 +6,7 @@ import json
 import pyarrow.parquet as pq
 
 from tests.tuning import fakes
-from trainers.data.fingerprint import data_fingerprint
+from trainers.data.roots import data_fingerprint
 from trainers.data.schema import part_path
 from trainers.overrides import nest
 from tuning.config.schema import SearchFile

@@ -10,7 +10,7 @@ import signal
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
 from copy import copy
-from dataclasses import dataclass
+from dataclasses import KW_ONLY, dataclass
 from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,14 +21,13 @@ import torch
 from PIL import Image
 from pyarrow import fs
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, Sampler
 from torchvision.io import ImageReadMode, decode_jpeg
 from torchvision.transforms.v2 import functional
 
 from trainers.data.config import MORE_SHARED_MEMORY, SHARED_MEMORY, DataConfig
-from trainers.data.domain_files import domain_files
 from trainers.data.images import BadImage, decode, is_too_large, orientation
-from trainers.data.sampler import StepSampler
+from trainers.data.roots import domain_files
 from trainers.data.schema import Header, split_header
 from trainers.data.store import CACHE_VARIABLE, Store, cache_folder, open_store
 from trainers.data.transforms import augmentation, eval_view, train_view
@@ -296,6 +295,35 @@ class _TrainViews(Dataset[tuple[Tensor, Tensor]]):
         rng, image = generator(self.seed, "view", step, sample), self.images.pixels(sample)
         view = train_view(image, self.image_input, rng, self.data, self.augment)
         return view, torch.as_tensor(self.images.labels[sample])
+
+
+@dataclass(eq=False)
+class StepSampler(Sampler[list[tuple[int, int]]]):
+    """Batches of (step, sample) for one worker, from any step on.
+
+    Each epoch is a permutation of all samples. The steps cut the endless sequence of epochs into
+    global batches, and worker `rank` of `world_size` takes its even share of each. So the global
+    batch of a step depends neither on the number of workers nor on where a run was resumed.
+    """
+
+    num_samples: int
+    batch_size: int
+    _: KW_ONLY
+    seed: int
+    steps: range
+    rank: int = 0
+    world_size: int = 1
+
+    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
+        epoch, order = -1, np.empty(0, dtype=np.int64)
+        for step in self.steps:
+            batch = []
+            for position in range(step * self.batch_size, (step + 1) * self.batch_size):
+                if position // self.num_samples != epoch:
+                    epoch = position // self.num_samples
+                    order = generator(self.seed, "epoch", epoch).permutation(self.num_samples)
+                batch.append((step, int(order[position % self.num_samples])))
+            yield batch[self.rank :: self.world_size]
 
 
 def train_batches(

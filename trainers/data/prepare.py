@@ -30,10 +30,9 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from trainers.config_model import Frozen
-from trainers.data.domain_files import PREPARATION_FILE, domain_files, read_record
 from trainers.data.folders import SPLITS, Found, Split
 from trainers.data.images import BadImage, encode, num_pixels
-from trainers.data.remarks import DUPLICATES, remarks
+from trainers.data.roots import DUPLICATES, PREPARATION_FILE, domain_files, read_record, remarks
 from trainers.data.schema import LabelledImage, open_parquet, write_images
 from trainers.data.sources import GENERAL, Source, carve, open_domain
 from trainers.data.store import Store
@@ -89,7 +88,7 @@ class Report:
     destination: str
     domains: tuple[DomainReport, ...]
     remarks: Sequence[str]
-    """See `trainers.data.remarks`."""
+    """See `trainers.data.roots`."""
     id_domain: str | None
 
 

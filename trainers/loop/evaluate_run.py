@@ -12,8 +12,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from trainers.data.class_map import ClassMap, domain_class_map
-from trainers.data.dataset import ImageDataset, eval_samples
-from trainers.data.sampler import StepSampler
+from trainers.data.dataset import ImageDataset, StepSampler, eval_samples
 from trainers.data.transforms import normalise
 from trainers.evaluation.domain_sums import DomainSums
 from trainers.evaluation.evaluate import Classify, evaluate

@@ -16,7 +16,7 @@ from trainers.checkpoints.format import Progress, TrainCurve
 from trainers.config import TrialConfig
 from trainers.data.config import DataConfig
 from trainers.data.dataset import ImageDataset
-from trainers.data.domain_files import domain_files
+from trainers.data.roots import domain_files
 from trainers.data.schema import read_header
 from trainers.data.store import open_root
 from trainers.distributed import world

@@ -169,7 +169,7 @@ def zero_shot(
         raise ConfigError(problem, hint="several are ranked by their val splits")
     if as_json and check_duplicates:
         raise ConfigError("is not for --check-duplicates, which writes a CSV", key="--json")
-    from trainers.data.remarks import remarks_on
+    from trainers.data.roots import remarks_on
 
     # With torch, after mistakes in the configuration were reported.
     from tuning.cli.documents import of_zero_shot

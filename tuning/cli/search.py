@@ -265,8 +265,7 @@ def _announce(label: str, file: SearchFile, more: str | None = None) -> None:
 
 def _say_what_data_lack(file: SearchFile) -> None:
     """Say before hours of search what `confirm` would refuse after them, and what is odd."""
-    from trainers.data.domain_files import without_split
-    from trainers.data.remarks import remarks_on
+    from trainers.data.roots import remarks_on, without_split
 
     data = file.trial.data
     if lacking := without_split(data.root, data.domains, "test"):

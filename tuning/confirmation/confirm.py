@@ -23,7 +23,7 @@ from rich.console import Console
 from trainers.checkpoints.format import PREDICTIONS
 from trainers.checks import check_data
 from trainers.data.config import DataConfig
-from trainers.data.fingerprint import split_fingerprint
+from trainers.data.roots import split_fingerprint
 from trainers.data.store import Store, open_root, open_store, url_of
 from trainers.errors import ConfigError, did_you_mean, quoted
 from tuning.checkpoints.files import kept_checkpoint, remove_folder

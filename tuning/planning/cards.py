@@ -21,7 +21,7 @@ from rich.text import Text
 
 from trainers.config import TrialConfig, with_overrides
 from trainers.data.dataset import KEEP_BYTES, KEPT_BYTES
-from trainers.data.domain_files import domain_files
+from trainers.data.roots import domain_files
 from trainers.data.schema import read_headers
 from trainers.data.store import open_root
 from trainers.errors import ConfigError, first_line, suggestion

@@ -19,7 +19,7 @@ from rich.text import Text
 
 from trainers.config import with_overrides
 from trainers.data.config import DataConfig
-from trainers.data.domain_files import domain_files
+from trainers.data.roots import domain_files
 from trainers.data.schema import read_headers
 from trainers.data.store import open_root, url_of
 from trainers.errors import ConfigError

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from trainers.config import TrialConfig
-from trainers.data.fingerprint import data_fingerprint, image_counts
+from trainers.data.roots import data_fingerprint, image_counts
 from trainers.errors import ConfigError, quoted
 from trainers.methods.registry import text_of_file, texts_of
 from trainers.models.config import CONFIG, HUB, ModelConfig

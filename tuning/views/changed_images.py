@@ -18,7 +18,7 @@ from PIL import Image
 
 from trainers.checkpoints.format import PREDICTED_CLASSES, PREDICTIONS
 from trainers.data.dataset import ImageDataset
-from trainers.data.fingerprint import split_fingerprint
+from trainers.data.roots import split_fingerprint
 from trainers.data.store import Store, open_root, open_store
 from tuning.checkpoints.files import kept_checkpoint
 from tuning.runs.environment import seen_at_start

@@ -11,7 +11,7 @@ from huggingface_hub import EvalResult, ModelCardData
 from open_clip import get_pretrained_cfg
 
 from trainers.config import TrialConfig
-from trainers.data.domain_files import read_record
+from trainers.data.roots import read_record
 from trainers.data.store import open_root
 from trainers.errors import ConfigError, StorageFailed
 from trainers.evaluation.metrics import ID, MEAN_OOD, MetricKey

@@ -11,7 +11,7 @@ from typer.testing import CliRunner
 
 from trainers.checks import check_data
 from trainers.data.config import DataConfig
-from trainers.data.domain_files import domain_files
+from trainers.data.roots import domain_files
 from trainers.data.schema import read_header
 from trainers.data.store import EMBEDDED, open_root
 from trainers.errors import ConfigError

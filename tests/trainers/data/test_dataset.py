@@ -19,8 +19,7 @@ from tests.images import exif_of, file_of
 from tests.trainers.data.layouts import write_table
 from trainers.data import dataset as images_module
 from trainers.data.config import DataConfig
-from trainers.data.dataset import ImageDataset, stratified, train_batches
-from trainers.data.sampler import StepSampler
+from trainers.data.dataset import ImageDataset, StepSampler, stratified, train_batches
 from trainers.data.schema import LabelledImage, part_path, write_images
 from trainers.data.store import CACHE_VARIABLE, Store, open_store
 from trainers.errors import ConfigError, StorageFailed

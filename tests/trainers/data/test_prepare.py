@@ -16,7 +16,7 @@ from PIL import Image
 from tests.images import file_of
 from trainers.data.dataset import ImageDataset
 from trainers.data.prepare import BAD, Options, find_duplicates, prepare
-from trainers.data.remarks import DUPLICATES, remarks
+from trainers.data.roots import DUPLICATES, remarks
 from trainers.data.schema import LabelledImage, part_path, write_images
 from trainers.data.sources import Source, carve, open_domain
 from trainers.data.store import open_store

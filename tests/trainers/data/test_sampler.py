@@ -1,4 +1,4 @@
-from trainers.data.sampler import StepSampler
+from trainers.data.dataset import StepSampler
 
 
 def steps(last, rank=0, world_size=1):

@@ -10,7 +10,7 @@ import pytest
 
 from tests.tuning import fakes
 from tests.tuning.run_folders import ZERO_SHOT, search_file, trial, write_run
-from trainers.data.fingerprint import data_fingerprint
+from trainers.data.roots import data_fingerprint
 from trainers.errors import ConfigError
 from tuning.config.validation import load_config
 from tuning.runs import environment

@@ -14,7 +14,7 @@ from tests.tuning import fakes
 from tests.tuning.run_folders import swap_classes
 from trainers.checkpoints.format import PREDICTED_CLASSES, PREDICTIONS
 from trainers.data.dataset import ImageDataset
-from trainers.data.fingerprint import split_fingerprint
+from trainers.data.roots import split_fingerprint
 from trainers.data.store import open_store
 from tuning.views import changed_images as module
 from tuning.views.changed_images import NUM_SHOWN, changed_images

@@ -7,7 +7,7 @@ import pytest
 
 from tests.images import write_photo_and_sketch, write_split
 from trainers.data.config import DataConfig
-from trainers.data.fingerprint import data_fingerprint, image_counts
+from trainers.data.roots import data_fingerprint, image_counts
 from trainers.data.schema import part_path
 
 CLASSES = ("ant", "bee")

@@ -1,18 +1,30 @@
-"""Where the Parquet files of each domain lie."""
+"""What lies in a data root: Parquet files by domain and split, their fingerprint, what is odd.
+
+Images are not decoded here. All functions raise a ConfigError if a split is missing, or a file of
+it is not such a Parquet file.
+"""
 
 from __future__ import annotations
 
+import csv
+import hashlib
 import json
+from collections import Counter
 from collections.abc import Iterable
 from typing import Any
 
 from pyarrow import fs
 
+from trainers.data.config import DataConfig
+from trainers.data.schema import Header, read_headers, split_header
 from trainers.data.store import Store, open_root
 from trainers.errors import ConfigError, did_you_mean, listed, unreadable
 
 PREPARATION_FILE = "preparation.json"
 """Record of `lipsum-tune prepare` in a domain's folder, with its status."""
+
+DUPLICATES = "duplicates.csv"
+"""In the root of prepared data, written by `prepare`."""
 
 
 def domain_files(store: Store, domain: str, split: str) -> list[str]:
@@ -78,3 +90,62 @@ def read_record(domain: Store) -> dict[str, Any] | None:
     except (ValueError, TypeError, RecursionError):
         problem, hint = "is damaged", "remove the folder, and prepare the domain again"
         raise ConfigError(problem, hint=hint, source=domain.locate(PREPARATION_FILE)) from None
+
+
+def data_fingerprint(data: DataConfig) -> dict[str, str]:
+    """Hash for each domain and split that a trial reads, by names such as `real/train`."""
+    store = open_root(data.root)
+    return {"/".join(part): split_fingerprint(store, *part) for part in data.trial_parts}
+
+
+def image_counts(data: DataConfig, split: str) -> dict[str, int]:
+    """Number of images of each domain in a split, from the Parquet footers."""
+    store = open_root(data.root)
+    headers = {d: read_headers(store, domain_files(store, d, split)) for d in data.domains}
+    return {domain: sum(header.rows for header in found) for domain, found in headers.items()}
+
+
+def split_fingerprint(store: Store, domain: str, split: str) -> str:
+    """Hash of the class names, sizes and statistics in the Parquet footers of a split.
+
+    Images are not read, since that would take longer than many a trial. The hash does not depend on
+    where the files lie.
+    """
+    headers = read_headers(store, domain_files(store, domain, split))
+    return hashlib.sha256("".join(h.content for h in headers).encode()).hexdigest()[:16]
+
+
+def remarks_on(root: str, parts: Iterable[tuple[str, str]]) -> list[str]:
+    """`remarks` on the images of a configuration."""
+    return remarks(open_root(root), parts)
+
+
+def remarks(store: Store, parts: Iterable[tuple[str, str]]) -> list[str]:
+    """A line for each domain that lacks classes in all these splits, and for splits that share
+    images.
+
+    Args:
+        parts: domain and split; those that do not exist are passed over.
+
+    Raises:
+        ConfigError: data that cannot be read.
+    """
+    headers: dict[str, list[Header]] = {}
+    for domain, split in parts:
+        if store.exists(f"{domain}/{split}"):
+            header = split_header(store, domain_files(store, domain, split))
+            headers.setdefault(domain, []).append(header)
+    lines = []
+    for domain, of_domain in headers.items():
+        names, found = of_domain[0].class_names, set.union(*({*h.labels} for h in of_domain))
+        if lacking := [name for label, name in enumerate(names) if label not in found]:
+            number = f"{len(lacking)} of {len(names)} classes"
+            lines.append(f"{domain}: no images of {number}: {listed(lacking)}")
+    if store.info(DUPLICATES).is_file:
+        rows = csv.reader(store.read_bytes(DUPLICATES).decode(errors="replace").splitlines()[1:])
+        for (one, other), times in Counter(tuple(row[:2]) for row in rows).items():
+            if {one.split("/")[0], other.split("/")[0]} <= headers.keys():
+                images = f"{times:,} images are" if times > 1 else "1 image is"
+                where = store.locate(DUPLICATES)
+                lines.append(f"{one} and {other}: {images} byte for byte the same, see {where}")
+    return lines
