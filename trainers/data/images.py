@@ -12,7 +12,7 @@ import warnings
 from typing import Any
 
 import numpy as np
-from PIL import ExifTags, Image, UnidentifiedImageError
+from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 
 FORMATS = (
     "AVIF", "BMP", "DIB", "GIF", "JPEG", "JPEG2000", "MPO", "PNG", "PPM", "TIFF", "WEBP",
@@ -30,16 +30,6 @@ _MAX_RATIO = 600
 short side (a model of 336), a longer one would have more pixels than Pillow opens, 89 million."""
 _JPEG_MARKER = re.compile(rb"\xff+([^\x00\xff\xd0-\xd7])")  # except those within image data
 _JPEG_END = 0xD9
-_TRANSPOSED = {
-    2: Image.Transpose.FLIP_LEFT_RIGHT,
-    3: Image.Transpose.ROTATE_180,
-    4: Image.Transpose.FLIP_TOP_BOTTOM,
-    5: Image.Transpose.TRANSPOSE,
-    6: Image.Transpose.ROTATE_270,
-    7: Image.Transpose.TRANSVERSE,
-    8: Image.Transpose.ROTATE_90,
-}
-"""Operation that turns an image upright, by EXIF orientation."""
 
 
 class BadImage(ValueError):
@@ -159,9 +149,9 @@ def _load(data: bytes) -> tuple[Image.Image, bool]:
     image.load()
     if file_format in ("JPEG", "MPO") and not _has_end(data):
         raise BadImage("truncated: no end marker")
-    if (turned := orientation(image)) in _TRANSPOSED:
+    if orientation(image) in range(2, 9):
         as_it_is = False
-        image = image.transpose(_TRANSPOSED[turned])
+        image = ImageOps.exif_transpose(image)
 
     if image.mode == "F":
         raise BadImage("mode F: floating-point pixels, whose range is unknown")
