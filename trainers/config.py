@@ -12,7 +12,7 @@ from functools import cache
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self, TypeAlias
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, model_validator
 
 from trainers.config_model import Frozen
 from trainers.data.config import DataConfig
@@ -50,12 +50,10 @@ class OptimConfig(Frozen):
     lowest rate. Weight decay falls with it, as in timm."""
     batch_size: int = Field(default=256, ge=1, le=10**6)
     """Images of a step over all workers."""
-    micro_batch_size: Annotated[int, Field(ge=1, le=10**6)] | Literal["auto"] | None = None
+    micro_batch_size: int | None = Field(default=None, ge=1, le=10**6)
     """Images that go through a worker's model at once. A step then has several parts, with the
-    same gradient. null is a worker's whole share; `auto` halves it before the first step until, by
-    the prediction of `lipsum-tune plan --on`, it fits into the memory of the worker's GPU. Either
-    is halved if memory runs out: by a worker that is alone on the spot, by several in a new attempt
-    from the last checkpoint."""
+    same gradient. null is a worker's whole share. It is halved if memory runs out: by a worker that
+    is alone on the spot, by several in a new attempt from the last checkpoint."""
     clip_grad_norm: float | None = Field(default=None, gt=0, le=1e6)
     """Maximum norm of all gradients together; null does not clip."""
     warmup_fraction: float = Field(default=0.1, ge=0, lt=1)
@@ -66,14 +64,6 @@ class OptimConfig(Frozen):
     """AdamW's decay rates of the moment estimates."""
     eps: float = Field(default=1e-8, gt=0, le=1)
     """AdamW's term for numerical stability."""
-
-    @field_validator("micro_batch_size", mode="before")
-    @classmethod
-    def _images_are_counted(cls, images: Any) -> Any:
-        is_number = type(images) is int and 1 <= images <= 10**6
-        if not (images is None or images == "auto" or is_number):
-            raise ValueError("expected null, auto, or a number from 1 to 1000000")
-        return images
 
     def share(self, workers: int) -> int:
         """Images of a step for each of several workers, whose shares must be equal.
@@ -90,10 +80,8 @@ class OptimConfig(Frozen):
         return share
 
     def at_once(self, share: int) -> int:
-        """Images of a worker's share that go through the model at once; `auto` is all of them."""
-        return (
-            min(self.micro_batch_size, share) if isinstance(self.micro_batch_size, int) else share
-        )
+        """Images of a worker's share that go through the model at once."""
+        return share if self.micro_batch_size is None else min(self.micro_batch_size, share)
 
 
 class TrialConfig(Frozen):

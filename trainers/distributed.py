@@ -6,9 +6,6 @@ Without a process group, in a notebook for example, all functions return their i
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
-from contextvars import ContextVar
 from typing import Any
 
 import torch
@@ -16,23 +13,10 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-_alone = ContextVar("alone", default=False)
-
-
-@contextmanager
-def alone() -> Iterator[None]:
-    """Within the block, this worker takes itself for the only one."""
-    token = _alone.set(True)
-    try:
-        yield
-    finally:
-        _alone.reset(token)
-
 
 def world() -> tuple[int, int]:
     """This worker's rank, and the number of workers."""
-    is_one = _alone.get() or not dist.is_initialized()
-    return (0, 1) if is_one else (dist.get_rank(), dist.get_world_size())
+    return (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
 
 
 def replicated(student: nn.Module, device: torch.device) -> nn.Module:

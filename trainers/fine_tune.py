@@ -103,10 +103,6 @@ def fine_tune(
     """
     run = start(config, device=device)
     method, optim = config.method, config.optim
-    if optim.micro_batch_size == "auto":
-        from trainers.loop.fake_step import planned_part
-
-        run.micro_batch_size = planned_part(run)
     if resume_from is not None:
         restore(run, resume_from)
     train = open_images(config.data, config.data.id_domain, "train")

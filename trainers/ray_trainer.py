@@ -335,7 +335,7 @@ def train(
 def with_parts(config: TrialConfig, images: int) -> TrialConfig:
     """The configuration with at most so many images at once."""
     given = config.optim.micro_batch_size
-    parts = {"micro_batch_size": min(given, images) if isinstance(given, int) else images}
+    parts = {"micro_batch_size": images if given is None else min(given, images)}
     return config.model_copy(update={"optim": config.optim.model_copy(update=parts)})
 
 

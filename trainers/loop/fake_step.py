@@ -1,6 +1,6 @@
 """A training step on fake tensors: its operations, memory traffic and peak memory, without a GPU.
 
-`lipsum-tune plan --on` prices a search by it, and `micro_batch_size: auto` asks it what fits.
+`lipsum-tune plan --on` prices a search by it.
 
 Fake tensors (`FakeTensorMode`) have shapes and types, and nothing is computed. The step is the
 training loop's own (`Stepper`), so methods, precision and parts of a batch cost what they do there.
@@ -10,8 +10,6 @@ that keeps what that of a GPU keeps; `as_on_gpu` makes its autocast that of a GP
 
 from __future__ import annotations
 
-import json
-import logging
 import warnings
 import weakref
 from collections.abc import Callable, Iterator, Sequence
@@ -30,8 +28,6 @@ from torch.utils.weak import WeakIdKeyDictionary
 
 from trainers.config import TrialConfig
 from trainers.data import transforms
-from trainers.distributed import alone
-from trainers.errors import first_line
 from trainers.loop.evaluate_run import classify
 from trainers.loop.state import TrainState, state_of
 from trainers.loop.step import Stepper
@@ -42,8 +38,6 @@ from trainers.models.text import ignored_tokens
 from trainers.models.zero_shot import ZeroShotModel
 from trainers.texts.prompts import Prompts
 from trainers.texts.random_texts import Vocabulary, random_texts
-
-logger = logging.getLogger(__name__)
 
 FILLED = 0.9
 """Share of a GPU's memory that tensors may take, beside CUDA itself and gaps between tensors."""
@@ -162,7 +156,6 @@ def step_cost(
     config: TrialConfig,
     *,
     classes: int,
-    prompts: Prompts | None = None,
     as_on_gpu: bool = True,
 ) -> StepCost:
     """Take two steps of a configuration on fake tensors.
@@ -172,13 +165,12 @@ def step_cost(
     Args:
         config: its batch is that of one worker. `auto` as precision is float32.
         classes: of the ID domain.
-        prompts: of these classes, if their names are known.
         as_on_gpu: with the types of a GPU's autocast, not of a CPU's.
     """
     batch = config.optim.batch_size
     part = config.optim.at_once(batch)
     recorded = min(batch, 2 * part)
-    with fake_run(config, classes, prompts=prompts, as_on_gpu=as_on_gpu) as (run, recorder):
+    with fake_run(config, classes, as_on_gpu=as_on_gpu) as (run, recorder):
         stepper, marks = Stepper(run), list[int]()
         run.optimizer.register_step_pre_hook(lambda *_: marks.append(len(recorder.operations)))
         size = run.zero_shot.image_input.size
@@ -219,47 +211,6 @@ def fitting_part(
     return at_once, step
 
 
-_planned: dict[tuple[object, ...], int] = {}
-"""Results of `planned_part` in this process, whose trials often differ in factors alone."""
-
-
-def planned_part(run: TrainState) -> int:
-    """Images at once that are predicted to fit into the memory of the run's GPU; all images of the
-    worker without a GPU, or where there is no prediction."""
-    share, device = run.micro_batch_size, run.device
-    if device.type != "cuda":
-        return share
-    share_of_gpu = torch.cuda.get_per_process_memory_fraction(device)
-    memory = share_of_gpu * torch.cuda.get_device_properties(device).total_memory
-    precision = "fp32" if run.precision.dtype == torch.float32 else "bf16"  # as large as float16
-    config = run.config.model_copy(update={"precision": precision, "seed": 0})
-    key = (json.dumps(_shapes(config.model_dump(mode="json"))), share, memory)
-
-    def cost(at_once: int) -> StepCost:
-        parts = {"batch_size": share, "micro_batch_size": at_once}
-        optim = config.optim.model_copy(update=parts)
-        own = config.model_copy(update={"optim": optim})
-        return step_cost(own, classes=len(run.class_names), prompts=run.zero_shot.prompts)
-
-    if key not in _planned:
-        try:
-            part, step = fitting_part(cost, share, memory)
-            problem = "" if step is not None else "not even one image would fit"
-        except Exception as error:  # of operations that need real tensors, or of a user's method
-            problem = first_line(error)
-        if problem:
-            logger.warning("micro_batch_size: auto: no prediction, %s", problem)
-        _planned[key] = share if problem else part
-    return _planned[key]
-
-
-def _shapes(value: Any) -> Any:
-    """A configuration without the values of its factors, which change no tensor but at 0."""
-    if isinstance(value, dict):
-        return {key: _shapes(each) for key, each in value.items()}
-    return bool(value) if isinstance(value, float) else value
-
-
 def evaluation_cost(
     config: TrialConfig, *, classes: int
 ) -> tuple[list[Operation], list[Operation]]:
@@ -285,16 +236,14 @@ def fake_run(
     config: TrialConfig,
     classes: int,
     *,
-    prompts: Prompts | None = None,
     as_on_gpu: bool = True,
     device: torch.device | str = "cpu",
 ) -> Iterator[tuple[TrainState, Operations]]:
     """Within the block, a run on fake tensors, which reads neither weights nor images."""
     config = config.model_copy(update={"zero_shot_cache_gb": 0.0, "compile": False})
     clip, tokenizer = skeleton(config.model).eval(), load_tokenizer(config.model)
-    if prompts is None:
-        names = tuple(f"class {number}" for number in range(classes))
-        prompts = Prompts(names, config.data.rules.all_templates)
+    names = tuple(f"class {number}" for number in range(classes))
+    prompts = Prompts(names, config.data.rules.all_templates)
     where = torch.device(device)
     visual = cast(nn.Module, clip.visual)
     trainable = frozenset(name for name, p in visual.named_parameters() if p.requires_grad)
@@ -302,7 +251,6 @@ def fake_run(
     transforms._mean_and_std.cache_clear()  # neither real tensors in the block nor fake ones after
     try:
         with (
-            alone(),
             warnings.catch_warnings(action="ignore", category=UserWarning),  # of copied tensors
             _Mode(allow_non_fake_inputs=True),
             Operations() as recorder,
