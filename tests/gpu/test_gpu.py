@@ -74,7 +74,7 @@ def test_a_method_trains_resumes_and_evaluates(name, trial, whole_root, tmp_path
 @pytest.mark.parametrize("precision", ["auto", "bf16", "fp16"])
 def test_16_bits_train_as_32_do(precision, name, trial, without_waits):
     """And the scaler of float16 finds its scale."""
-    config = short(trial, name, steps=12, eval__every=12)
+    config = short(trial, name, steps=12, eval__every=12, optim__lr=1e-5)
     (exact,) = curve(changed(config, precision="fp32"))
     (report,) = fine_tune(changed(config, precision=precision))
     loss = report.metrics["train/loss"]
