@@ -3,11 +3,10 @@
 import errno
 import hashlib
 import json
-import multiprocessing
 import os
 import pickle
 import signal
-from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -108,18 +107,6 @@ def test_files_that_are_written_again_are_read_again(root):
     assert images.labels.tolist() == [*LABELS[:5], LABELS[6], LABELS[5]]
     assert np.array_equal(np.asarray(images.decode(5)), pixels(6))
     assert values(first.eval_batches(INPUT, 7)) == before  # mapped still
-
-
-def test_processes_that_need_the_cache_at_once_share_it(root, cache):
-    with ProcessPoolExecutor(3, multiprocessing.get_context("spawn")) as pool:
-        sums = list(pool.map(sum_of_pixels, [root] * 3))
-    assert sums == [sum(int(pixels(n).sum()) for n in range(7))] * 3
-    assert len(list(cache.rglob("*.arrow"))) == 1
-
-
-def sum_of_pixels(root):
-    images = ImageDataset(root, "real", "train")
-    return sum(int(images.pixels(row).sum()) for row in range(7))
 
 
 def test_a_cache_that_cannot_be_written_is_named(root, cache):

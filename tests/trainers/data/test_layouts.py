@@ -347,3 +347,33 @@ def test_a_readme_sends_no_request(tmp_path):
                 open_domain(source, "x")
         with pytest.raises(TimeoutError):
             server.accept()
+
+
+@pytest.mark.parametrize(
+    ("pattern", "is_own"),
+    [
+        ("data/*.parquet", True),
+        ("zip://*::hf://datasets/me/pets@1234/a.zip", True),
+        ("hf://datasets/me/pets/data/*", True),
+        ("hf://datasets/me/private/*", False),
+        ("../private@main/*", False),
+        ("http://127.0.0.1:9/x.parquet", False),
+        ("s3://bucket/x.parquet", False),
+        ("/home/me/photos/*", False),
+    ],
+)
+def test_a_data_set_of_the_hub_names_its_own_repository_alone(pattern, is_own, monkeypatch):
+    asked = []
+
+    def resolve(pattern, base_path):
+        asked.append(pattern)
+        raise FileNotFoundError("nothing there")
+
+    monkeypatch.setattr("datasets.data_files.resolve_pattern", resolve)
+    monkeypatch.setattr(  # of the package's loader, what needs the network
+        "datasets.load_dataset_builder",
+        lambda *_, **__: datasets.data_files.resolve_pattern(pattern, "hf://datasets/me/pets@1234"),
+    )
+    with pytest.raises(ConfigError, match="nothing there" if is_own else "files outside of it"):
+        open_domain(Source(path="me/pets", layout="hub"), "x")
+    assert asked == ([pattern] if is_own else [])

@@ -91,19 +91,7 @@ def test_augmentations_are_torchvisions_after_crop_and_flip():
     assert augmentation(Augment(), wanted) is None
 
 
-def test_crops_have_the_area_and_shape_that_are_asked_for():
-    rng = np.random.default_rng(0)
-    shares = []
-    for _ in range(500):
-        top, left, h, w = _random_crop(400, 500, (0.2, 0.6), rng)
-        assert 0 <= top <= 400 - h
-        assert 0 <= left <= 500 - w
-        assert 0.74 < w / h < 1.35
-        shares.append(h * w / 200_000)
-    assert 0.19 < min(shares) < 0.25
-    assert 0.5 < max(shares) < 0.61
-
-    # Too narrow for any crop: the centre.
+def test_the_crop_of_an_image_too_narrow_for_any_is_its_centre():
     centre = _random_crop(10, 1000, (1.0, 1.0), np.random.default_rng(0))
     assert centre == (0, (1000 - 13) // 2, 10, round(10 * 4 / 3))
 
