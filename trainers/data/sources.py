@@ -299,52 +299,30 @@ def _check_class_names(files: Iterable[str]) -> None:
 def _tables(source: Source, domain: str) -> dict[Split, Found]:
     """The splits of a table of images, with its columns called `image`, `label` and `name`."""
     import datasets
-    import pyarrow.compute as pc
 
-    (loaded, files), found = _load(source), dict[Split, Found]()
+    loaded, files = _load(source)
     features = next(iter(loaded.values())).features
     image = _column(source, features, source.image_column, datasets.Image, "image")
     label = _column(source, features, source.label_column, datasets.ClassLabel, "label")
-    labels = {name: list(rows[label][:]) for name, rows in loaded.items()}
-    if source.class_names or hasattr(features[label], "names"):
-        class_names = list(source.class_names or features[label].names)
-    else:
-        values = [v for of_split in labels.values() for v in of_split if v not in (None, "")]
-        if not all(isinstance(value, str) for value in values):
-            problem = "its labels are no names, and the names of the classes are not known"
-            hint = "--class-names FILE has one a line, in the order of the labels"
-            raise ConfigError(problem, hint=hint, source=source.path)
-        class_names = sorted({*values})
-    number = {name: label for label, name in enumerate(class_names)}
+    class_names = _class_names(source, loaded, label)
+    number: dict[Any, int] = {name: label for label, name in enumerate(class_names)}
     number |= {label: label for label in range(len(class_names))}
-    left_out = list[tuple[str, str]]()
-    if source.layout == "parquet":
-        # If some names of files have the word of a split, `datasets` reads only those files.
-        root, read = Path(source.path).expanduser(), {Path(file).resolve() for file in files}
-        there = sorted(root.rglob("*.parquet"))
-        unread = [str(path.relative_to(root)) for path in there if path.resolve() not in read]
-        left_out += [(path, "not train, val or test by its name") for path in unread]
+    found = dict[Split, Found]()
+    left_out = _unread(source, files)
     for name, rows in loaded.items():
         usual = SPLIT_WORDS.get(name.lower(), "train" if len(loaded) == 1 else None)
         split = source.splits.get(name) if source.splits else usual
-        of_rows = [number.get(value, -1) for value in labels[name]]
+        labels = [number.get(value, -1) for value in rows[label][:]]
         # Hugging Face sets all labels of a split to -1 if they are kept secret.
-        if split is None or max(of_rows, default=-1) < 0:
+        if split is None or max(labels, default=-1) < 0:
             reason = "without labels" if split else "not train, val or test"
             left_out.append((f"split {name} ({len(rows):,} images)", reason))
             continue
         if split in found:
             problem = f"several of its splits are {split}: {listed(loaded)}"
             raise ConfigError(problem, source=source.path)
-        images = rows.select_columns([image]).rename_columns({image: "image"})
-        images = images.cast_column("image", datasets.Image(decode=False))
-        paths = pc.struct_field(images.data.column("image"), "path").to_pylist()
-        names = [
-            "/".join([name, f"{row:07d}", *([Path(path).name] if path else [])])
-            for row, path in enumerate(paths)
-        ]
         feature = datasets.ClassLabel(names=class_names)
-        images = images.add_column("label", of_rows, feature=feature).add_column("name", names)
+        images = _named_images(rows, image, name).add_column("label", labels, feature=feature)
         if source.domain_column is not None:
             domains = _named(rows, source.domain_column, source)
             if missing := domains.count(None):
@@ -355,6 +333,45 @@ def _tables(source: Source, domain: str) -> dict[Split, Found]:
     for of_split in list(found.values())[:1]:
         of_split.left_out += left_out
     return found
+
+
+def _class_names(source: Source, loaded: Mapping[str, datasets.Dataset], label: str) -> list[str]:
+    """Names of the classes in the order of the labels: the given ones, or those of the column."""
+    known = getattr(next(iter(loaded.values())).features[label], "names", None)
+    if given := source.class_names or known:
+        return list(given)
+    values = [v for rows in loaded.values() for v in rows[label][:] if v not in (None, "")]
+    if not all(isinstance(value, str) for value in values):
+        problem = "its labels are no names, and the names of the classes are not known"
+        hint = "--class-names FILE has one a line, in the order of the labels"
+        raise ConfigError(problem, hint=hint, source=source.path)
+    return sorted({*values})
+
+
+def _unread(source: Source, files: Iterable[str]) -> list[tuple[str, str]]:
+    """Parquet files that `datasets` leaves out: if some have the word of a split in their names, it
+    reads only those."""
+    if source.layout != "parquet":
+        return []
+    root, read = Path(source.path).expanduser(), {Path(file).resolve() for file in files}
+    unread = [path for path in sorted(root.rglob("*.parquet")) if path.resolve() not in read]
+    reason = "not train, val or test by its name"
+    return [(str(path.relative_to(root)), reason) for path in unread]
+
+
+def _named_images(rows: datasets.Dataset, image: str, split: str) -> datasets.Dataset:
+    """The column of images with their names: split, row, and that of the file if there is one."""
+    import datasets
+    import pyarrow.compute as pc
+
+    images = rows.select_columns([image]).rename_columns({image: "image"})
+    images = images.cast_column("image", datasets.Image(decode=False))
+    paths = pc.struct_field(images.data.column("image"), "path").to_pylist()
+    names = []
+    for row, path in enumerate(paths):
+        of_file = [Path(path).name] if path else []
+        names.append("/".join([split, f"{row:07d}", *of_file]))
+    return images.add_column("name", names)
 
 
 def _column(
