@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import TypeAlias
 
 
 @dataclass(frozen=True)
@@ -31,23 +32,44 @@ END = Request("", None)
 
 
 @dataclass(frozen=True)
-class Answer:
-    """A report, how far a trial is, or the end of one that diverged, which its workers survive."""
+class Reported:
+    """The trial has evaluated its model."""
 
-    metrics: Mapping[str, float] = field(default_factory=dict)
-    """Empty if the trial has not reported yet, or has diverged."""
+    metrics: Mapping[str, float]
+    """Flat, with `step` among its keys."""
     train_curve: Mapping[str, Sequence[float]] = field(default_factory=dict)
     """Metrics of training since the last report, column by column."""
     is_last: bool = False
-    """Whether the metrics are those after the last step."""
-    diverged: str | None = None
-    """Message of the `TrainingDiverged` that ended the trial."""
+    """Whether the trial has done all its steps."""
+
+
+@dataclass(frozen=True)
+class Progressed:
+    """How far the trial is, between two reports."""
+
+    train_curve: Mapping[str, Sequence[float]] = field(default_factory=dict)
+    """As of `Reported`; empty before the first steps."""
     waits: bool = False
-    """Whether the workers have not started yet."""
+    """Whether the workers of the trial wait for a place in the cluster."""
+
+
+@dataclass(frozen=True)
+class Failed:
+    """The trial has raised. Workers answer so where they survive it."""
+
+    error: str
+    """A summary in the first line, then a traceback."""
+
+
+Answer: TypeAlias = Reported | Failed
+
+
+class Withdrawn(Exception):
+    """The slot does not wait for this request any more."""
 
 
 class Exchange:
-    """Holds one request until it is answered.
+    """Holds one request until it is answered, or another one takes its place.
 
     It is an actor of Ray, in a process of its own: if workers are lost, those that replace them
     find the request that they have to answer.
@@ -57,13 +79,13 @@ class Exchange:
         self._changed = asyncio.Condition()
         self._request: Request | None = None
         self._answer: Answer | None = None
-        self._progress = Answer()
+        self._progress = Progressed()
         self._has_workers = False
 
     async def ask(self, request: Request) -> Answer:
         """Answer of the workers, once they have it. For the slot."""
         async with self._changed:
-            self._request, self._answer, self._progress = request, None, Answer()
+            self._request, self._answer, self._progress = request, None, Progressed()
             self._changed.notify_all()
             await self._changed.wait_for(lambda: self._answer is not None)
             assert self._answer is not None
@@ -77,18 +99,25 @@ class Exchange:
             assert self._request is not None
             return self._request
 
-    async def answer(self, answer: Answer) -> None:
-        """Pass the answer to the slot, which may have asked the workers to end in the meantime."""
+    async def answer(self, request: Request, answer: Answer) -> None:
+        """Pass the answer to the slot, unless it has asked for something else in the meantime."""
         async with self._changed:
-            if self._request != END:
-                self._request = None
-            self._answer = answer
-            self._changed.notify_all()
+            if request == self._request:
+                self._request, self._answer = None, answer
+                self._changed.notify_all()
 
-    async def set_progress(self, train_curve: Mapping[str, Sequence[float]]) -> None:
-        """Note the training curve since the last report. For the first worker."""
-        self._progress = Answer(train_curve=train_curve)
+    async def set_progress(
+        self, request: Request, train_curve: Mapping[str, Sequence[float]]
+    ) -> bool:
+        """Note the training curve since the last report; whether the slot waits for the request.
 
-    async def progress(self) -> Answer:
+        For the first worker.
+        """
+        if request != self._request:
+            return False
+        self._progress = Progressed(train_curve)
+        return True
+
+    async def progress(self) -> Progressed:
         """What the workers have noted since the request. For the slot."""
-        return self._progress if self._has_workers else Answer(waits=True)
+        return self._progress if self._has_workers else Progressed(waits=True)

@@ -50,10 +50,11 @@ from trainers.errors import (
     system_error,
     system_words,
 )
-from trainers.exchange import Answer
+from trainers.exchange import Answer, Failed, Reported, Withdrawn
 from trainers.folders import temporary_folder
 from trainers.hang import ends_if_it_hangs, pause
 from trainers.process_state import restored_state
+from trainers.redact import redact
 
 if TYPE_CHECKING:
     from trainers.checkpoints.format import TrainCurve
@@ -206,7 +207,8 @@ def serve(values: dict[str, Any]) -> None:
 
     The workers start a trial as they started the first one, see `process_state`, and do not go on
     behind a report before the slot has asked for the next. A diverged trial ends without harm to
-    the process. Any other error ends the workers, and so does a hang, see `trainers.hang`.
+    the process, and a worker that is alone leaves a trial that the slot has stopped. Any other
+    error ends the workers, and so does a hang, see `trainers.hang`.
 
     Args:
         values: `exchange`, the handle of an actor of `trainers.exchange.Exchange`, and
@@ -225,8 +227,8 @@ def serve(values: dict[str, Any]) -> None:
     folder, running = None, ExitStack()
 
     def note_progress(train_curve: TrainCurve) -> None:
-        if is_first:
-            exchange.set_progress.remote(train_curve)
+        if is_first and not ray.get(exchange.set_progress.remote(request, train_curve)):
+            raise Withdrawn
 
     hang = ends_if_it_hangs(values["hang_after_s"], context.get_experiment_name(), rank)
     with hang, running, _told_to_the_search():
@@ -252,13 +254,18 @@ def serve(values: dict[str, Any]) -> None:
                     config = with_parts(config, request.micro_batch_size)
                 trial = train(config, store, request.final_split, on_progress=note_progress)
                 reports = running.enter_context(closing(trial))
-            answer = _next_answer(reports)
+            answer: Answer | None = None
+            try:
+                answer = _next_answer(reports)
+            except (TrainingDiverged, Withdrawn) as error:
+                if not is_alone:  # others may still wait for this worker
+                    raise
+                if isinstance(error, TrainingDiverged):
+                    answer = Failed(redact(f"TrainingDiverged: {error}"))
             pause()  # until the slot asks for more
-            if answer.diverged is not None and not is_alone:
-                raise TrainingDiverged(answer.diverged)  # others may still wait for this worker
-            if is_first:
-                ray.get(exchange.answer.remote(answer))
-            if answer.is_last:
+            if is_first and answer is not None:
+                ray.get(exchange.answer.remote(request, answer))
+            if not isinstance(answer, Reported) or answer.is_last:
                 running.close()  # while the search judges the trial
 
 
@@ -281,14 +288,11 @@ def _told_to_the_search() -> Iterator[None]:
         raise StorageFailed(f"node {node}: {first_line(error)}") from None
 
 
-def _next_answer(reports: Iterator[Report]) -> Answer:
+def _next_answer(reports: Iterator[Report]) -> Reported:
     """The metrics of the next report. Nothing refers to the run afterwards, so it can be freed."""
-    try:
-        report = next(reports)
-    except TrainingDiverged as error:
-        return Answer(diverged=str(error))
+    report = next(reports)
     metrics = {"step": report.step, **report.metrics}
-    return Answer(metrics, report.train_curve, is_last=report.is_last)
+    return Reported(metrics, report.train_curve, is_last=report.is_last)
 
 
 def train(

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import re
+import traceback
 from collections.abc import Iterator
 
 WRITE_NAME = "write ${NAME} in its place, and set that variable in the environment"
@@ -47,6 +48,11 @@ def is_secret_name(name: str) -> bool:
 def has_password(text: str) -> bool:
     """Whether a URL or connection string contains a secret, and not `${NAME}` in its place."""
     return any(secret and not re.fullmatch(r"\$\{\w+\}", secret) for _, _, secret in _hidden(text))
+
+
+def traceback_of(error: BaseException) -> str:
+    """The traceback of an error, without secrets. `exc_info` of a log would show them."""
+    return redact("".join(traceback.format_exception(error)).rstrip())
 
 
 def redact(text: str, url: str = "") -> str:

@@ -140,16 +140,13 @@ class Driver:
     def answered(self, trial_id: str, message: Message) -> bool:
         """Record a message of a trial, and decide whether the trial goes on.
 
-        A trial that has done all its steps ends in any case, see `Recorder.answered`. A stop takes
-        effect at the next report of the trial.
+        A trial that has done all its steps ends in any case, see `Recorder.answered`.
         """
-        reason = ""
+        reason = "stopped by the user" if trial_id in self.orders.stopped else ""
         match message:
             case Reported():
                 if not self.studies.goes_on(trial_id, message.metrics):
                     reason = f"pruned by {self.studies.pruner}"
-                elif trial_id in self.orders.stopped:
-                    reason = "stopped by the user"
             case Failed():
                 self._check_ray()
         return self.recorder.answered(trial_id, message, reason)

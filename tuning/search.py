@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -36,7 +36,7 @@ from tuning.execution.ray_session import runs_folder
 from tuning.run import Run
 from tuning.runs.callbacks import Callback
 from tuning.runs.follower import Follower
-from tuning.runs.history import History, Log, read_history
+from tuning.runs.history import JOURNAL_FILE, History, Log, read_history
 from tuning.runs.journal import is_running
 from tuning.runs.orders import wanted_points
 from tuning.runs.records import SearchOutcome, SearchRecord, TrialRecord
@@ -100,7 +100,8 @@ def run_search(
         ConfigError: before anything runs: missing data, too few resources, MLflow not reachable.
         StorageFailed: run folder or checkpoints could not be written; the search can be resumed.
     """
-    file = config if isinstance(config, SearchFile) else load_config(config)
+    # One that was made or copied in Python has not been checked yet.
+    file = check_search(config) if isinstance(config, SearchFile) else load_config(config)
     objects: dict[str, Any] = {"callbacks": callbacks, "address": address, "console": console}
     objects |= {"tune_callbacks": tune_callbacks, "pruner": pruner}
     return start_search(*with_options(file, space, sampler, storage, **objects))
@@ -133,29 +134,46 @@ def with_options(
 
 
 def start_search(file: SearchFile, options: SearchOptions) -> SearchResult:
-    """Create a run folder and run the search in it. See `run_search`."""
+    """Create a run folder and run the search in it. See `run_search`.
+
+    A search that is refused leaves no folder. Once a trial may start, nothing removes it.
+    """
     for run in load_earlier(file).values():
         if isinstance(run, ConfigError):  # before minutes of preparation
             raise run
     run_folder = create_run_folder(file, runs_folder(file.search.storage))
+    has_begun = False
+
+    def begin() -> None:
+        nonlocal has_begun
+        has_begun = True
+
     try:
-        return continue_search(run_folder, file, options)
+        return continue_search(run_folder, file, options, begin)
     except (ConfigError, TrackingError):
-        if not _has_begun(run_folder):
+        if not has_begun and not _is_used(run_folder):
             shutil.rmtree(run_folder, ignore_errors=True)
         raise
 
 
-def _has_begun(run_folder: Path) -> bool:
-    """Whether a trial has started, or another process has found the folder and runs the search."""
+def _is_used(run_folder: Path) -> bool:
+    """Whether another process has found a new run folder, and runs or has run its search."""
     try:
         return is_running(run_folder) or bool(read_history(run_folder).records)
     except ConfigError:  # there is no journal yet, or no search can run on a disk without locks
-        return False
+        return (run_folder / JOURNAL_FILE).exists()
 
 
-def continue_search(run_folder: Path, file: SearchFile, options: SearchOptions) -> SearchResult:
+def continue_search(
+    run_folder: Path,
+    file: SearchFile,
+    options: SearchOptions,
+    on_begin: Callable[[], object] = lambda: None,
+) -> SearchResult:
     """Run the rest of a search in its run folder. `tuning.resume` checks what has changed.
+
+    Args:
+        on_begin: called once nothing refuses the search any more.
 
     Raises:
         ConfigError: before anything runs; among others, another process is running this search.
@@ -194,9 +212,10 @@ def continue_search(run_folder: Path, file: SearchFile, options: SearchOptions) 
             if search.sees_ood and not before.used_ood:
                 journal.used_ood()  # later sessions may have another sampler, or lack earlier runs
             write_config(run_folder, file)
+            on_begin()
 
         history = log.history()
-        studies = prepare_studies(search, file, log, options, console, earlier)
+        studies = prepare_studies(search, file, log, options, console, earlier, session.concurrent)
         del log  # and with it a record for each event
         views = (
             CheckpointsView(checkpoints, file.search.checkpoints.keep_top),
@@ -230,6 +249,7 @@ def prepare_studies(
     options: SearchOptions,
     console: Console,
     earlier: Earlier,
+    concurrent: int = 1,
 ) -> Studies:
     """The Optuna studies of a session: trials of the journal, earlier searches, initial points.
 
@@ -258,7 +278,10 @@ def prepare_studies(
     if studies.num_waiting and left > 0:
         given = min(left, studies.num_waiting)
         what = f"{given} of {left} trials are given or of the prior"
-        show_phase(console, "Points", f"{what}, the sampler proposes {left - given}")
+        what = f"{what}, the sampler proposes {left - given}"
+        if (blind := min(left, concurrent) - given) > 0:
+            what += f", {blind} of them at random before the first result"
+        show_phase(console, "Points", what)
     return studies
 
 

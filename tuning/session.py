@@ -87,7 +87,9 @@ class Session:
         # The cache of images may take hours for large data sets.
         what = f"evaluating {trial.model.name}, once the images are cached"
         show_phase(self.console, "Zero-shot", what)
-        found = zero_shot_metrics(trial, resources, here=self.is_own_ray, final_split=final_split)
+        found = zero_shot_metrics(
+            trial, resources, self.watch.call, here=self.is_own_ray, final_split=final_split
+        )
         self.journal.zero_shot(found)
         return found
 
@@ -138,8 +140,7 @@ class Session:
         if final_split is not None and driver.proposes:
             raise RuntimeError("trials are proposed, so the test splits must not be read")
         show_phase(self.console, "Trials", f"starting workers for {self.concurrent} at once")
-        watch, resources = self.watch, self.file.search.resources
-        watch.record_end = lambda: driver.finish("stopped")
+        resources = self.file.search.resources
         outcome: SearchOutcome = "failed"
         try:
             driver.start()
@@ -147,19 +148,20 @@ class Session:
             plugins = texts_of(self.file.trial.plugins)
             train = self.options.trainable(self.checkpoints.url, resources, final_split, plugins)
             callbacks = self.options.tune_callbacks
-            run_trials(train, driver, self.concurrent, resources.max_failures, callbacks)
+            limits = self.concurrent, resources.max_failures
+            self.watch.call(run_trials, train, driver, *limits, callbacks)
             outcome = driver.outcome
         except KeyboardInterrupt:
             outcome = "stopped"
         except Exception as error:
-            outcome = "stopped" if watch.lost or storage_failure(error) else "failed"
+            outcome = "stopped" if storage_failure(error) else "failed"
             raise
         finally:
             ended = driver.finish(outcome)
         if outcome == "stopped":  # this ends the processes of trials if Ray is not ours to end
             gc.collect()
-        if failure := self.journal.failure or watch.lost:
-            raise failure
+        if self.journal.failure:
+            raise self.journal.failure
         return ended, outcome, driver.ended_by
 
 
@@ -188,7 +190,7 @@ def open_session(
         resumable(go_on),
         closing(Journal(folder)) as journal,
         ray_session(options.address, console=console) as is_own_ray,
-        watched_ray(go_on) as watch,
+        watched_ray() as watch,
         quiet_optuna(),
         closing(
             ProgressCallback(console, journal.now, shows_best=checkpoint_root is None)

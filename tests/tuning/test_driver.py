@@ -11,6 +11,7 @@ from tuning.algorithms.studies import TRIAL_ID
 from tuning.driver import End, Trial, Wait
 from tuning.execution.ray_watch import RayLost, RayWatch
 from tuning.runs.history import read_history
+from tuning.runs.messages import Progressed
 from tuning.runs.orders import send
 
 FIRST = {"optim.lr": 1e-4, "method.text_length": 8}
@@ -110,13 +111,24 @@ def test_a_point_that_is_enqueued_after_the_last_of_the_sampler_is_tried(search)
 
 
 def test_a_trial_is_not_blamed_for_the_loss_of_ray(tmp_path):
-    watch = RayWatch({"raylet": ("127.0.0.1", 1)}, "resume it")
+    watch = RayWatch({"raylet": ("127.0.0.1", 1)})
     session = Session(fakes.search_record(tmp_path), SPACE, check_ray=watch.check)
     trial_id = session.start().trial_id
     with pytest.raises(RayLost, match="raylet"):
         session.end(trial_id, error=True)
     session.driver.finish("stopped")
     assert [record.outcome for record in read_history(tmp_path).records] == ["stopped"]
+
+
+def test_a_trial_that_the_user_stops_ends_between_two_reports(tmp_path):
+    session = Session(fakes.search_record(tmp_path), SPACE)
+    trial_id = session.start().trial_id
+    assert session.driver.answered(trial_id, Progressed())
+    send(tmp_path, {"stop": trial_id})
+    session.driver.turn()
+    assert not session.driver.answered(trial_id, Progressed())
+    (record,) = read_history(tmp_path, live=True).records
+    assert (record.outcome, record.reason) == ("pruned", "stopped by the user")
 
 
 def test_a_lost_process_ends_the_search_only_if_the_storage_failed(tmp_path):

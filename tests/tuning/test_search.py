@@ -23,6 +23,7 @@ from trainers.errors import ConfigError
 from tuning.config.schema import ResourcesConfig
 from tuning.config.validation import load_config
 from tuning.execution.ray_session import concurrent_trials, ray_session
+from tuning.execution.ray_watch import RayWatch
 from tuning.execution.zero_shot import zero_shot_metrics
 from tuning.search import run_search
 
@@ -125,7 +126,7 @@ def test_stopped_trials_leave_no_placement_group_and_no_cpu_behind():
 def test_a_mistake_that_an_evaluation_is_the_first_to_find_is_one_line_too(here, tmp_path):
     trial = TrialConfig.model_validate({"data": {"root": str(tmp_path)}})
     with pytest.raises(ConfigError) as caught:
-        zero_shot_metrics(trial, ResourcesConfig(), here=here)
+        zero_shot_metrics(trial, ResourcesConfig(), RayWatch({}).call, here=here)
     assert type(caught.value) is ConfigError
     assert str(caught.value).startswith(f"{tmp_path}: it has no domain 'real'")
     assert "\n" not in str(caught.value)
@@ -133,7 +134,10 @@ def test_a_mistake_that_an_evaluation_is_the_first_to_find_is_one_line_too(here,
 
 def test_this_process_evaluates_the_zero_shot_model_as_a_worker_does(trial):
     threads = torch.get_num_threads()
-    in_worker, here = (zero_shot_metrics(trial, ResourcesConfig(), here=h) for h in (False, True))
+    in_worker, here = (
+        zero_shot_metrics(trial, ResourcesConfig(), RayWatch({}).call, here=h)
+        for h in (False, True)
+    )
     assert in_worker == here
     assert torch.get_num_threads() == threads
 

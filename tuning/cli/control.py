@@ -18,7 +18,7 @@ app = typer.Typer()
 def control(
     run: Run,
     stop: Annotated[
-        str | None, typer.Option(help="End this trial, `7`, at its next evaluation, as pruned.")
+        str | None, typer.Option(help="End this trial, `7`, within some steps, as pruned.")
     ] = None,
     enqueue: Annotated[
         str | None,
@@ -55,7 +55,7 @@ def control(
         if trial_id not in running:
             hint = f"running: {', '.join(running) or 'none'}"
             raise ConfigError("no running trial", key="--stop", value=stop, hint=hint)
-        orders.append((f"{trial_id} ends at its next evaluation", {"stop": trial_id}))
+        orders.append((f"{trial_id} ends within some steps", {"stop": trial_id}))
     if enqueue is not None:
         params = point_of(enqueue, loaded.file.search_space())
         loaded.file.trial_config(params)  # parameters that do not go together

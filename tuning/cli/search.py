@@ -288,7 +288,7 @@ def _show(
     from trainers.errors import MAY_CONTINUE, ConfigError
     from trainers.redact import redact
     from tuning.runs.conclusion import conclusion
-    from tuning.runs.ranking import finished_trials
+    from tuning.runs.ranking import finished_trials, on_bounds
     from tuning.views.leaderboard import SHOWN
     from tuning.views.leaderboard import report as full_report
     from tuning.views.mlflow.client import default_tracking_uri
@@ -303,6 +303,7 @@ def _show(
     console.print(table, highlight=False)
     if result.ended_by:
         show("Ended by", result.ended_by)
+    show("At bounds", *on_bounds(result.file.search_space(), records))
     show("Report", shortest(result.folder / REPORT_FOLDER / REPORT_FILE))
     is_local = result.tracking_uri == default_tracking_uri(result.folder.parent)
     run = word_for(result.folder)

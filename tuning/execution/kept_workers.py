@@ -12,7 +12,7 @@ from typing import Any
 import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from trainers.exchange import END, Answer, Exchange, Request
+from trainers.exchange import END, Answer, Exchange, Progressed, Request
 from trainers.folders import temporary_folder
 from trainers.hang import take_stacks
 from trainers.ray_trainer import serve, torch_trainer
@@ -43,18 +43,28 @@ class KeptWorkers:
         here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
         actor: Any = ray.remote(Exchange).options(num_cpus=0, scheduling_strategy=here)
         self._exchange, self._name = actor.remote(), f"slot-{secrets.token_hex(4)}"
+        self._request: Request | None = None
         self._answer: Future[Answer] | None = None
         self._began = time.monotonic()
         self._ended: Future[None] = Future()
         values = {"exchange": self._exchange, "hang_after_s": hang_after_s}
         threading.Thread(target=self._run, args=(values, options), daemon=True).start()
 
-    def ask(self, request: Request) -> Answer:
+    @property
+    def are_busy(self) -> bool:
+        """Whether they have not answered the last request."""
+        return self._answer is not None
+
+    def ask(self, request: Request) -> Answer | Progressed:
         """The next report of a trial, or the training curve since the last one: then ask again.
+
+        Another request withdraws one that is not answered.
 
         Raises:
             Exception: an error of `TorchTrainer.fit`.
         """
+        if request != self._request:
+            self._request, self._answer = request, None
         answer = self._answer = self._answer or self._exchange.ask.remote(request).future()
         done, _ = wait([answer, self._ended], POLL_S, FIRST_COMPLETED)
         if answer in done:
@@ -64,7 +74,7 @@ class KeptWorkers:
             self._ended.result()
             raise RuntimeError("the workers have ended without a report")
         remove_orphaned_groups()  # for which these workers may be waiting
-        progress: Answer = ray.get(self._exchange.progress.remote())
+        progress: Progressed = ray.get(self._exchange.progress.remote())
         return replace(progress, waits=progress.waits and time.monotonic() - self._began > START_S)
 
     def end(self) -> None:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import atexit
 import gc
 import logging
 import os
 import socket
+import sys
 import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, closing, contextmanager, suppress
@@ -16,11 +18,12 @@ from typing import Any
 import ray
 from rich.console import Console
 
-from trainers.errors import ConfigError, StorageFailed, first_line
+from trainers.errors import MAY_CONTINUE, ConfigError, StorageFailed, first_line
 from trainers.folders import temporary_folder
 from trainers.ray_trainer import WORKER_ENVIRONMENT
 from tuning.config.schema import ResourcesConfig
 from tuning.execution.cluster_resources import check_fits, fitting_trials
+from tuning.execution.ray_watch import HEAD, RayLost
 from tuning.execution.ray_workarounds import init, is_timeout, loopback_only
 from tuning.execution.signals import GC_THRESHOLD, environment_variables
 from tuning.runs.run_folder import job_runs
@@ -79,8 +82,26 @@ def ray_session(address: str | None = None, *, console: Console | None = None) -
                 problem = f"Ray did not start in time, twice: {first_line(error)}"
                 raise StorageFailed(f"{problem} This machine may be too busy") from error
             raise ConfigError(f"cannot connect to {where}: {error}") from error
-        stack.callback(ray.shutdown)
-        yield not address
+        leave = ray.shutdown
+        try:
+            yield not address
+        except RayLost as lost:
+            if lost.server == HEAD:
+                leave = _leave_without_head
+            raise
+        finally:
+            leave()
+
+
+def _leave_without_head() -> None:
+    """Let Python end without Ray 2.60, which hangs then, and ends the process with status 1."""
+
+    def leave() -> None:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(MAY_CONTINUE)
+
+    atexit.register(leave)
 
 
 def runs_folder(storage: str) -> Path:

@@ -1,30 +1,31 @@
 """Notices that the Ray of this driver is gone, which Ray itself does not report.
 
 If the raylet of the driver's node was killed, Ray 2.60 waits for ever for a place for trials and
-tasks. If the GCS was killed, it ends the driver's process after 60 s, with status 1 and without a
-word to the records.
+tasks. If the GCS was killed, its calls hang, and after 60 s it ends the driver's process.
 """
 
 from __future__ import annotations
 
-import os
-import signal
 import socket
-import sys
 import threading
 from collections.abc import Callable, Iterator
+from concurrent.futures import FIRST_COMPLETED, Future, wait
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeVar
 
 import ray
 
-from trainers.errors import MAY_CONTINUE, StorageFailed
+from trainers.errors import StorageFailed
 from tuning.execution.signals import interrupted_by_signals
+
+T = TypeVar("T")
 
 CHECK_S, CHECKS = 2.0, 5
 """Interval between two checks, and the number of failed ones in a row after which Ray is lost."""
 CONNECT_S = 5.0
+STOP_S = 2.0
+"""Time that an interrupted call has to end. `ray job stop` kills the process a second later."""
 HEAD = "head"
 
 
@@ -42,13 +43,8 @@ class RayWatch:
 
     servers: dict[str, tuple[str, int]]
     """Host and port by name."""
-    go_on: str
-    """Printed after the error if the head is gone."""
-    lost: RayLost | None = None
-    """Set once one is gone for good."""
-    record_end: Callable[[], object] = lambda: None
-    """Records the end of the work; called in the thread of this watch if the head is gone. The
-    main thread then hangs in a call of Ray that no signal interrupts."""
+    lost: Future[None] = field(default_factory=Future)
+    """Raises `RayLost` once one is gone for good."""
     ended: threading.Event = field(default_factory=threading.Event)
     """Set at the end of the work; `run` then returns."""
 
@@ -61,7 +57,7 @@ class RayWatch:
                 raise RayLost(name, f"at {host}:{port} is gone ({error})") from None
 
     def run(self) -> None:
-        """Check until the end of the work, and end it if Ray is lost."""
+        """Check until the end of the work, or until Ray is lost."""
         failed = 0
         while not self.ended.wait(CHECK_S):
             try:
@@ -69,41 +65,45 @@ class RayWatch:
                 failed = 0
             except RayLost as error:
                 failed += 1
-                if failed == CHECKS and not self.ended.is_set():
-                    self.lost = error
-                    if error.server == HEAD:
-                        self.record_end()
-                        print(f"lipsum-tune: {error}; {self.go_on}", file=sys.stderr, flush=True)
-                        os._exit(MAY_CONTINUE)  # Ray would do so soon, with status 1
-                    if callable(signal.getsignal(signal.SIGTERM)):
-                        # `_thread.interrupt_main` would interrupt no system call. Without a
-                        # handler, the signal would kill the process.
-                        signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGTERM)
+                if failed == CHECKS:
+                    self.lost.set_exception(error)
                     return
+
+    def call(self, function: Callable[..., T], *arguments: Any) -> T:
+        """Call a function that waits for Ray, in a thread that is left behind if Ray is lost.
+
+        Raises:
+            RayLost: Ray is lost, and the function still waits for it.
+            KeyboardInterrupt: this thread was interrupted. `raise_interrupt` ends the other one.
+        """
+        done: Future[T] = Future()
+
+        def work() -> None:
+            try:
+                done.set_result(function(*arguments))
+            except BaseException as error:
+                done.set_exception(error)
+
+        threading.Thread(target=work, name="ray-calls", daemon=True).start()
+        either: list[Future[Any]] = [done, self.lost]
+        try:
+            wait(either, return_when=FIRST_COMPLETED)
+        except KeyboardInterrupt:
+            wait([done], STOP_S)
+            raise
+        if not done.done():
+            self.lost.result()
+        return done.result()
 
 
 @contextmanager
-def watched_ray(go_on: str = "run the command again") -> Iterator[RayWatch]:
-    """Within the block, the loss of the connected Ray or SIGTERM interrupts the main thread.
-
-    If the head is gone, the process ends with status `MAY_CONTINUE` instead.
-
-    Args:
-        go_on: what a user can do when Ray is lost, for the message.
-
-    Raises:
-        RayLost: the main thread was interrupted because Ray is lost.
-        KeyboardInterrupt: for SIGTERM, as for Ctrl-C.
-    """
-    watch = RayWatch(_servers(), go_on)
+def watched_ray() -> Iterator[RayWatch]:
+    """Within the block, the connected Ray is watched, and SIGTERM is a KeyboardInterrupt."""
+    watch = RayWatch(_servers())
     with interrupted_by_signals():
         threading.Thread(target=watch.run, name="ray-watch", daemon=True).start()
         try:
             yield watch
-        except KeyboardInterrupt:
-            if watch.lost is not None:
-                raise watch.lost from None
-            raise
         finally:
             watch.ended.set()
 

@@ -12,15 +12,15 @@ from ray import tune
 
 from trainers.checkpoints.storage import prepare_folder
 from trainers.data.store import Store, open_store
-from trainers.errors import TrainingDiverged, storage_failures
+from trainers.errors import storage_failures
 from trainers.exchange import Request
 from trainers.ray_trainer import location
 from tuning.config.schema import ResourcesConfig
 from tuning.execution.cluster_resources import SLOT
 from tuning.execution.kept_workers import KeptWorkers
-from tuning.execution.retries import Attempts, FaultyNodes, TrainingHangs, fitting_micro_batch
+from tuning.execution.retries import Attempts, FaultyNodes, fitting_micro_batch
 from tuning.runs.errors import error_text, storage_failure
-from tuning.runs.messages import MESSAGE, Failed, Message, Progressed, Reported, SteppedBack
+from tuning.runs.messages import MESSAGE, Failed, Message, Reported, SteppedBack
 
 
 def trainable(
@@ -67,6 +67,11 @@ class Slot(tune.Trainable):
 
     def reset_config(self, new_config: dict[str, Any]) -> bool:
         """Go on to another trial."""
+        if self._workers is not None and self._workers.are_busy and self.resources.workers > 1:
+            # The trial before was stopped in the middle of a training. Only a worker that is alone
+            # goes on from there: several wait for each other.
+            self._workers.end()
+            self._workers = None
         # The name is stable: a resumed trial finds its checkpoints by it.
         self._name, self._trial = f"train-{new_config['trial_id']}", new_config["trial"]
         self._attempts = Attempts(new_config["trial_id"], self._nodes)
@@ -107,13 +112,9 @@ class Slot(tune.Trainable):
             answer = self._workers.ask(request)
         except Exception as error:
             return self._failed(error)
-        if answer.diverged is not None:
-            return Failed(error_text(TrainingDiverged(answer.diverged)))
-        if not answer.metrics:
-            return Progressed(answer.train_curve, answer.waits)
-        if answer.is_last:
+        if isinstance(answer, Reported) and answer.is_last:
             self._nodes.finished()
-        return Reported(answer.metrics, answer.train_curve, answer.is_last)
+        return answer
 
     def _failed(self, error: Exception) -> Message:
         """End the workers after an error of theirs, and say whether the trial is repeated.
@@ -131,5 +132,4 @@ class Slot(tune.Trainable):
                 error = final
         if storage_failure(error):
             raise error
-        notice = f"{self._name}: {error}" if isinstance(error, TrainingHangs) else ""
-        return Failed(error_text(error), notice)
+        return Failed(error_text(error))

@@ -16,6 +16,7 @@ from ray.tune.schedulers import FIFOScheduler
 from ray.tune.search import Searcher
 
 from trainers.folders import temporary_folder
+from trainers.redact import traceback_of
 from tuning.driver import Driver, End, Trial, Wait
 from tuning.execution.ray_workarounds import tune_workarounds
 from tuning.execution.signals import environment_variables, raise_interrupt
@@ -191,9 +192,10 @@ class _Reports(tune.Callback):
                 info["result"] = {k: v for k, v in info["result"].items() if k != MESSAGE}
             try:
                 getattr(callback, name)(**info)
-            except Exception:
+            except Exception as error:
                 if name not in failed:
-                    logger.exception("%s failed at %s", type(callback).__name__, name)
+                    kind, trace = type(callback).__name__, traceback_of(error)
+                    logger.error("%s failed at %s\n%s", kind, name, trace)
                 failed.add(name)
 
         return call

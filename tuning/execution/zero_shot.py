@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
+from typing import Any
 
 import ray
 import torch
@@ -20,6 +22,7 @@ from tuning.runs.errors import root_cause
 def zero_shot_metrics(
     trial: TrialConfig,
     resources: ResourcesConfig,
+    call: Callable[..., Any],
     *,
     here: bool = False,
     final_split: str | None = None,
@@ -27,6 +30,7 @@ def zero_shot_metrics(
     """The validation metrics of a trial before its first step.
 
     Args:
+        call: of a `RayWatch`.
         here: evaluate in this process if trials take no GPU, as all of them run on this machine.
             Another one would have to import all that this one has imported.
         final_split: adds the metrics of this split.
@@ -41,7 +45,8 @@ def zero_shot_metrics(
             return _evaluate(trial, final_split, torch.device("cpu"))
     remote = ray.remote(num_cpus=resources.cpus_per_worker, num_gpus=resources.gpus_per_worker)
     try:
-        metrics: dict[str, float] = ray.get(remote(_evaluate).remote(trial, final_split))
+        task = remote(_evaluate).remote(trial, final_split)
+        metrics: dict[str, float] = call(ray.get, task)
     except ConfigError as error:  # Ray adds the traceback of the worker
         raise root_cause(error) from None
     return metrics

@@ -16,7 +16,7 @@ from contextlib import ExitStack, suppress
 from threading import Thread
 
 from trainers.errors import StorageFailed, first_line
-from trainers.redact import redact
+from trainers.redact import redact, traceback_of
 from tuning.runs.callbacks import Callback
 from tuning.runs.history import Event, History, JournalReader, Replay
 from tuning.runs.journal import Journal
@@ -170,9 +170,10 @@ class Follower(Callback):
         try:
             self.turn(is_over)
             self._is_unread = False
-        except Exception:
+        except Exception as error:
             if not self._is_unread:
-                logger.exception("the views of the search cannot be written, and get this later")
+                what = "the views of the search cannot be written, and get this later"
+                logger.error("%s\n%s", what, traceback_of(error))
             self._is_unread = True
         self._tell()
 
@@ -181,8 +182,8 @@ class Follower(Callback):
             logger.warning("%s can be written again and has everything.", view.name)
         for view in self.errors.keys() - self._told:
             error, what = self.errors[view], "cannot be written, and gets this later"
-            traced = None if isinstance(error, view.expected) else error
-            logger.warning("%s %s: %s", view.name, what, view.reason(error), exc_info=traced)
+            trace = "" if isinstance(error, view.expected) else f"\n{traceback_of(error)}"
+            logger.warning("%s %s: %s%s", view.name, what, view.reason(error), trace)
         self._told = {*self.errors}
 
 

@@ -169,8 +169,8 @@ class JournalReader:
             until: bytes of the file; lines that end after them are left for a later call.
 
         Raises:
-            ConfigError: there is no journal, its format is of another version, or its first line is
-                damaged or missing; if `whole`, any line.
+            ConfigError: there is no journal, its format is of another version, or all lines are
+                damaged; if `whole`, any line.
         """
         path = self._folder / JOURNAL_FILE
         if not path.is_file():
@@ -185,12 +185,14 @@ class JournalReader:
                     break
                 event = _event_of(line)
                 if self._offset == 0:
-                    self._check_first(line, event)
+                    self._check_format(line)
                 self._offset += len(line)
                 if event is None:
                     self._count_damaged(line)
                 elif self._is_next(event["line"]):
                     yield event
+        if self._damaged and not self._last_sound:
+            raise ConfigError(f"{JOURNAL_FILE}: no line is sound", source=self._folder)
         if self._damaged and self._whole:
             problem = f"{self.damage}; such a run can be read and exported, but not continued"
             raise ConfigError(problem, source=self._folder)
@@ -227,18 +229,17 @@ class JournalReader:
             return False
         return True
 
-    def _check_first(self, line: bytes, event: Event | None) -> None:
+    def _check_format(self, line: bytes) -> None:
+        """Refuse a journal of another format by its first line. The earliest had no check sums."""
+        if b'"crc"' in line and _event_of(line) is None:
+            return  # damaged
         try:
-            # Earlier formats have no check sums.
-            found = (event or json.loads(b"" if b'"crc"' in line else line))["format"]
-            is_damaged = event is None and found == FORMAT
+            found = json.loads(line)["format"]
         except (ValueError, KeyError, TypeError, RecursionError):
-            is_damaged = True
-        if is_damaged:
-            raise ConfigError(f"{JOURNAL_FILE}: line 1 is damaged", source=self._folder)
+            return
         if found != FORMAT:
             raise ConfigError(
-                f"format {found} is of another version of lipsum-tune; this version reads {FORMAT}",
+                f"format {found!r} is of another version of lipsum-tune, not {FORMAT}",
                 source=self._folder / JOURNAL_FILE,
                 hint="finish and export the run with that version",
             )

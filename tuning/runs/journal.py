@@ -61,7 +61,7 @@ class Journal:
         self._lock = _locked(run_folder)
         with storage_failures(path, "cannot be opened"):
             self._file = path.open("ab+", buffering=0)
-        self._writing = threading.Lock()  # the end may be written by the thread of `RayWatch`
+        self._writing = threading.Lock()  # a thread that waits for a lost Ray may write late
         self._last_write = 0.0
         self._lines = self._size = 0  # of the file after the last write
         self._log: Log | None = Log(run_folder, whole=True)

@@ -2,31 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TypeAlias
 
-
-@dataclass(frozen=True)
-class Reported:
-    """The trial has evaluated its model."""
-
-    metrics: Mapping[str, float]
-    """Flat, with `step` among its keys."""
-    train_curve: Mapping[str, Sequence[float]] = field(default_factory=dict)
-    """Metrics of training since the last report, column by column."""
-    is_last: bool = False
-    """Whether the trial has done all its steps."""
-
-
-@dataclass(frozen=True)
-class Progressed:
-    """How far the trial is, between two reports."""
-
-    train_curve: Mapping[str, Sequence[float]] = field(default_factory=dict)
-    """As of `Reported`; empty before the first steps."""
-    waits: bool = False
-    """Whether the workers of the trial wait for a place in the cluster."""
+from trainers.exchange import Failed as Failed
+from trainers.exchange import Progressed as Progressed
+from trainers.exchange import Reported as Reported
 
 
 @dataclass(frozen=True)
@@ -34,16 +15,6 @@ class SteppedBack:
     """The trial goes back to its newest checkpoint, because a machine failed."""
 
     reason: str
-
-
-@dataclass(frozen=True)
-class Failed:
-    """The trial has raised."""
-
-    error: str
-    """A summary in the first line, then a traceback."""
-    notice: str = ""
-    """For the log."""
 
 
 @dataclass(frozen=True)

@@ -8,10 +8,14 @@ from collections.abc import Callable, Iterable, Sequence
 from statistics import NormalDist
 from typing import Any, Final, TypeAlias
 
-from tuning.runs.records import SearchRecord, TrialRecord, zero_shot_record
+from search_spaces import Float, SearchSpace
+from tuning.runs.records import METHOD_KEY, SearchRecord, TrialRecord, zero_shot_record
 
 QUANTILE: Final = NormalDist().inv_cdf(0.975)
 """Half-width of a 95 % interval in standard deviations of a normal distribution."""
+_SEVERAL: Final = 3
+_ON_BOUND: Final = 0.001
+"""Share of a range, on its scale, that counts as its end."""
 Measure: TypeAlias = Callable[[TrialRecord], Any]
 """What a rule compares trials by, more is better; None for a trial that it cannot compare."""
 
@@ -178,6 +182,25 @@ def distances_to_ideal(points: Sequence[tuple[float, ...]]) -> list[float]:
         math.hypot(*((b - v) / s for b, v, s in zip(best, point, scales, strict=True)))
         for point in points
     ]
+
+
+def on_bounds(space: SearchSpace, records: Iterable[TrialRecord]) -> list[str]:
+    """A line for each end of a range on which three or more proposals of the sampler sit."""
+    proposed = [r for r in records if r.kind == "trial" and not r.is_first_point]
+    lines = []
+    for method, part in space.parts().items():
+        own = [r.params for r in proposed if r.params.get(METHOD_KEY) == method]
+        for key, parameter in part.parameters.items():
+            if not isinstance(parameter, Float):
+                continue
+            places = [parameter.unit(float(params[key])) for params in own if key in params]
+            for name, bound, end in (("lowest", parameter.low, 0), ("highest", parameter.high, 1)):
+                count = sum(abs(place - end) < _ON_BOUND for place in places)
+                if count >= _SEVERAL:
+                    of = "" if method is None else f" of {method}"
+                    what = f"{count} of {len(places)} proposals are at the {name} value, {bound:g}"
+                    lines.append(f"{key}{of}: {what}")
+    return lines
 
 
 def accuracy_margin(acc: float, images: int) -> float:

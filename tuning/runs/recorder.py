@@ -9,7 +9,7 @@ from dataclasses import replace
 from typing import Any
 
 from trainers.errors import StorageFailed
-from trainers.redact import redact
+from trainers.redact import redact, traceback_of
 from tuning.runs.callbacks import Callback
 from tuning.runs.errors import storage_failure
 from tuning.runs.history import History, Replay, replayed
@@ -94,7 +94,7 @@ class Recorder:
         """Record a message, and return whether others may follow.
 
         Args:
-            reason: why the trial is stopped at a report that is not its last; empty if it goes on.
+            reason: why the trial is stopped, unless it is done; empty if it goes on.
         """
         record = self._record(trial_id)
         if record.is_final:
@@ -103,13 +103,13 @@ class Recorder:
             case SteppedBack():
                 logger.warning(redact(message.reason))
                 self._progress(record, Progressed())  # it goes back to its last checkpoint
+            case Progressed() if reason:
+                self._end(record.with_end("pruned", self._journal.now(), reason=reason))
             case Progressed():
                 self._progress(self._placed(record, message.waits), message)
             case Reported():
                 self._report(self._placed(record), message, reason)
             case Failed():
-                if message.notice:
-                    logger.warning(redact(message.notice))
                 self._fail(record, message.error)
             case Ended():
                 self._fail(record, "the trial ended without its last report")
@@ -177,16 +177,19 @@ class Recorder:
         self._replay.add(*self._journal.trial_reported(record))
         self._notify("trial_reported", self._record(record.trial_id))
         if record.is_final:
-            self._end(record.trial_id)
+            self._ended(record.trial_id)
 
     def _fail(self, record: TrialRecord, error: str) -> None:
         if record.started_at is None:  # its process could not be started
             record = self._start(record, gpus=0.0)
-        record = record.with_end("failed", self._journal.now(), error)
-        self._replay.add(*self._journal.trial_ended(record))
-        self._end(record.trial_id)
+        self._end(record.with_end("failed", self._journal.now(), error))
 
-    def _end(self, trial_id: str) -> None:
+    def _end(self, record: TrialRecord) -> None:
+        """Record the end of a trial without a report."""
+        self._replay.add(*self._journal.trial_ended(record))
+        self._ended(record.trial_id)
+
+    def _ended(self, trial_id: str) -> None:
         record = self._record(trial_id)
         for decider in self._deciders:
             decider.trial_ended(record)
@@ -205,7 +208,7 @@ class Recorder:
                 if failure := storage_failure(error):
                     logger.error("%s failed at %s: %s", name, event, failure)
                 else:
-                    logger.exception("%s failed at %s", name, event)
+                    logger.error("%s failed at %s\n%s", name, event, traceback_of(error))
 
 
 def _kept(record: TrialRecord) -> TrialRecord:

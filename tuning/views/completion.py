@@ -49,6 +49,8 @@ def complete_mlflow(run: RunFolder) -> str:
     Returns:
         What MLflow has now, in one line.
     """
+    if not run.history.run_id:
+        return "its run cannot be found: the line of the journal with its ID is damaged"
     search, uri = run.search, tracking_uri(run.file.search.tracking.uri, run.folder.parent)
     where, database = redact(uri), sqlite_path(uri)
     if database is not None and not database.is_file():

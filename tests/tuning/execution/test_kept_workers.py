@@ -19,14 +19,16 @@ from trainers.checkpoints.format import WEIGHTS
 from trainers.checkpoints.storage import prepare_folder
 from trainers.config import TrialConfig
 from trainers.data.store import open_store
-from trainers.exchange import Request
+from trainers.exchange import Progressed, Reported, Request
 from trainers.methods.registry import texts_of
 from trainers.ray_trainer import torch_trainer
 from tuning.config.schema import ResourcesConfig
 from tuning.execution.kept_workers import KeptWorkers
 from tuning.execution.ray_session import ray_session
 from tuning.execution.retries import machine_failure
+from tuning.execution.trainable import Slot
 from tuning.runs.callbacks import Callback
+from tuning.runs.messages import MESSAGE
 from tuning.search import run_search
 
 pytestmark = pytest.mark.ray
@@ -46,7 +48,7 @@ def run(workers, config, folder, reports):
     answers = []
     while len(answers) < reports:
         answer = workers.ask(request)
-        if answer.metrics or answer.diverged:
+        if not isinstance(answer, Progressed):
             answers.append(answer)
     return answers
 
@@ -76,7 +78,7 @@ def test_a_trial_equals_the_same_one_in_a_fresh_process(num_workers, trial, tmp_
         (diverged,) = run(
             workers, trial.model_copy(update={"optim": optim}), tmp_path / "diverged", 1
         )
-        assert "not a finite number" in str(diverged.diverged)
+        assert "not a finite number" in diverged.error
     found = run(workers, trial, tmp_path / "warm", 2)
     workers.end()
     assert [untimed(one.metrics) for one in found] == [untimed(one.metrics) for one in expected]
@@ -84,21 +86,38 @@ def test_a_trial_equals_the_same_one_in_a_fresh_process(num_workers, trial, tmp_
     assert weights(tmp_path / "warm") == weights(tmp_path / "fresh")
 
 
-def test_workers_end_with_their_next_report(trial, tmp_path, monkeypatch):
+def test_workers_end_within_some_steps(trial, tmp_path, monkeypatch):
     monkeypatch.setattr("tuning.execution.kept_workers.POLL_S", 0.01)
     long = trial.model_validate(trial.model_dump() | {"steps": 2000, "eval": {"every": 20}})
     prepare_folder(open_store(tmp_path))
     request = Request(str(tmp_path), long.model_dump_json())
     workers = KeptWorkers(HOUR_S, ResourcesConfig().per_trial())
     answer = workers.ask(request)
-    while answer.metrics or not answer.train_curve:  # they start, or have just reported
+    while not answer.train_curve:  # they start
         answer = workers.ask(request)
-    (step,) = answer.train_curve["step"]
-    assert step % 20 == 10
-    workers.end()  # they take the request with their next report
-    assert workers.ask(request).metrics["step"] % 20 == 0
+    workers.end()  # in the middle of a training
     with pytest.raises(RuntimeError, match="have ended without a report"):
         workers.ask(request)
+
+
+@pytest.mark.parametrize("num_workers", [1, pytest.param(2, marks=pytest.mark.nightly)])
+def test_a_trial_that_is_stopped_between_two_reports_makes_room_for_the_next(
+    num_workers, trial, tmp_path, monkeypatch
+):
+    monkeypatch.setattr("tuning.execution.kept_workers.POLL_S", 0.01)
+    length = {"steps": 10_000, "eval": {"every": 10_000}}
+    long = TrialConfig.model_validate(trial.model_dump() | length)
+    common = {"storage_path": str(tmp_path), "final_split": None, "plugins": {}}
+    kind = type("Played", (Slot,), common | {"resources": ResourcesConfig(workers=num_workers)})
+    slot = kind.__new__(kind)  # as Tune makes one, without its loggers
+    slot.setup({"trial_id": "stopped", "trial": long.model_dump_json()})
+    while not getattr(slot.step()[MESSAGE], "train_curve", None):
+        pass
+    slot.reset_config({"trial_id": "next", "trial": trial.model_dump_json()})
+    while not isinstance(message := slot.step()[MESSAGE], Reported):
+        assert isinstance(message, Progressed)
+    assert message.metrics["step"] == 3
+    slot.cleanup()
 
 
 def test_workers_that_wait_for_a_place_say_so(trial, tmp_path, monkeypatch):
@@ -111,9 +130,8 @@ def test_workers_that_wait_for_a_place_say_so(trial, tmp_path, monkeypatch):
     workers = KeptWorkers(HOUR_S, ResourcesConfig().per_trial())
     assert all(workers.ask(request).waits for _ in range(5))
     ray.util.remove_placement_group(group)
-    while not (answer := workers.ask(request)).metrics:
+    while not isinstance(workers.ask(request), Reported):
         pass
-    assert not answer.waits
     workers.end()
 
 
@@ -135,7 +153,7 @@ def test_workers_import_a_plugin_as_the_search_did(trial, tmp_path):
         str(tmp_path / "trial"), config.model_dump_json(), plugins=texts_of(config.plugins)
     )
     workers = KeptWorkers(HOUR_S, ResourcesConfig().per_trial())
-    while not (answer := workers.ask(request)).metrics:
+    while not isinstance(answer := workers.ask(request), Reported):
         pass
     assert answer.metrics["step"] == 3
     workers.end()

@@ -2,8 +2,8 @@
 
 import os
 import signal
-import sys
-import time
+from concurrent.futures import ThreadPoolExecutor
+from threading import Event
 
 import pytest
 
@@ -13,25 +13,30 @@ from tests.tuning.execution.nodes import processes
 from tests.tuning.execution.slot import HOLD
 from tests.waiting import wait_until
 from tuning.execution import ray_watch
-from tuning.execution.ray_watch import HEAD, RayLost, RayWatch, watched_ray
+from tuning.execution.ray_watch import RayLost, RayWatch, watched_ray
 from tuning.runs.run_folder import load_run
 
 
-def test_the_loss_of_ray_in_the_preparation_is_no_interruption(monkeypatch):
+@pytest.mark.parametrize("thread", ["main", "other"])
+def test_a_call_that_ray_leaves_hanging_raises_in_any_thread(thread, monkeypatch):
     monkeypatch.setattr(ray_watch, "_servers", lambda: {"raylet": ("127.0.0.1", 1)})
     monkeypatch.setattr(ray_watch, "CHECK_S", 0.01)
-    lost = r"Ray's raylet at 127.0.0.1:1 is gone \(.*refused\)"
-    with pytest.raises(RayLost, match=lost), watched_ray():
-        time.sleep(60)
+
+    def search():
+        with watched_ray() as watch:
+            watch.call(Event().wait, 60)
+
+    with ThreadPoolExecutor() as pool:
+        run = pool.submit(search).result if thread == "other" else search
+        with pytest.raises(RayLost, match=r"Ray's raylet at 127.0.0.1:1 is gone \(.*refused\)"):
+            run()
 
 
-def test_the_loss_of_the_head_in_the_preparation_ends_the_process(monkeypatch, capsys):
-    monkeypatch.setattr(ray_watch, "CHECK_S", 0.01)
-    monkeypatch.setattr("os._exit", sys.exit)
-    with pytest.raises(SystemExit) as ended:
-        RayWatch({HEAD: ("127.0.0.1", 1)}, "resume it").run()
-    assert ended.value.code == 75
-    assert capsys.readouterr().err.endswith("; resume it\n")
+def test_a_call_raises_what_its_function_raises():
+    watch = RayWatch({})
+    assert watch.call(int, "3") == 3
+    with pytest.raises(ValueError, match="invalid literal"):
+        watch.call(int, "three")
 
 
 @pytest.mark.parametrize(

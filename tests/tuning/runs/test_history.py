@@ -102,10 +102,6 @@ def test_no_flipped_bit_changes_what_is_shown_without_a_word(recorded):
         content, line = bytearray(whole), whole[:at].count(b"\n") + 1
         content[at] ^= 1 << flip.randrange(8)
         path.write_bytes(content)
-        if line == 1:
-            with pytest.raises(ConfigError, match="line 1 is damaged"):
-                read_history(folder)
-            continue
         found = read_history(folder)
         assert re.match(rf"journal\.jsonl: lines? {line}\b", found.damage)
         rest = {record.trial_id: record.curve for record in found.records}
@@ -120,7 +116,7 @@ def test_lines_that_are_missing_are_named(recorded):
     folder, expected = recorded
     path = folder / JOURNAL_FILE
     lines = path.read_bytes().splitlines(keepends=True)
-    for number in range(2, len(lines)):
+    for number in range(1, len(lines)):
         path.write_bytes(b"".join(lines[: number - 1] + lines[number:]))
         assert f"line {number} is missing" in read_history(folder).damage
     path.write_bytes(b"".join([lines[0], *lines[3:7], *lines[5:8], *lines[9:]]))

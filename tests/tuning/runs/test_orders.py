@@ -43,7 +43,9 @@ class Search:
 
     def choose(self, running):
         for order in self.orders.get(self.reports, ()):
-            if isinstance(order, dict):
+            if callable(order):
+                order()
+            elif isinstance(order, dict):
                 send(self.folder, order)
             else:
                 with (self.folder / CONTROL_FILE).open("a") as file:
@@ -97,6 +99,29 @@ def test_what_is_no_order_is_left_out_by_a_search_and_its_resume(searching):
             journal.controlled(order, 0)
     search.session()
     assert [record.outcome for record in search.trials] == ["finished"] * 4
+
+
+def test_an_order_after_a_torn_line_is_followed(searching):
+    search = searching({0: ['{"stop": "tri', {"enqueue": POINT}]})
+    search.session()
+    assert search.trials[1].params == POINT
+
+
+@pytest.mark.parametrize("other", ["", '{"stop": "trial-009"}\n' * 9])
+def test_a_file_of_orders_that_is_begun_anew_is_read_from_its_beginning(other, searching, caplog):
+    def replace():
+        (search.folder / CONTROL_FILE).write_text(f"{other}{json.dumps({'enqueue': POINT})}\n")
+
+    search = searching({0: [{"stop": "trial-008"}], 2: [replace]})
+    search.session()
+    assert [record.params for record in search.trials].count(POINT) == 1
+    assert f"{CONTROL_FILE} was replaced" in caplog.text
+
+
+def test_a_line_without_an_end_is_read_once(searching):
+    search = searching({0: ["x" * 30_000_000], 1: ["\n", {"enqueue": POINT}]})
+    search.session()
+    assert [record.params for record in search.trials].count(POINT) == 1
 
 
 def test_a_search_is_ended_in_order_and_can_go_on(searching):

@@ -5,12 +5,14 @@ from pathlib import Path
 import pytest
 from scipy.stats import binomtest
 
+from search_spaces import Float, SearchSpace
 from tests.tuning import fakes
 from tuning.config.objectives import Objective, parse_constraint
 from tuning.runs.ranking import (
     accuracy_margin,
     best_trial,
     misses,
+    on_bounds,
     pareto_front,
     ranked,
     stronger_reference,
@@ -147,3 +149,13 @@ def test_the_margin_of_an_accuracy_is_that_of_wilson(right, images):
     low, high = binomtest(right, images).proportion_ci(method="wilson")
     margin = accuracy_margin(100 * right / images, images)
     assert margin == pytest.approx(100 * (high - low) / 2)
+
+
+@pytest.mark.parametrize(("at_low", "named"), [(2, False), (3, True)])
+def test_a_range_on_whose_bound_several_proposals_sit_is_named(at_low, named):
+    space = SearchSpace(parameters={"optim.lr": Float(low=1e-5, high=1e-3, log=True)})
+    lrs = [1e-5] * at_low + [1e-4, 1e-3, 1e-3]
+    trials = [fakes.trial(n, params={"optim.lr": lr}) for n, lr in enumerate(lrs)]
+    given = [fakes.trial(9, params={"optim.lr": 1e-3}, is_first_point=True)]
+    line = f"optim.lr: 3 of {len(lrs)} proposals are at the lowest value, 1e-05"
+    assert on_bounds(space, trials + given) == ([line] if named else [])

@@ -1,0 +1,68 @@
+"""What a new search checks before it begins, and what it never removes."""
+
+from contextlib import suppress
+from pathlib import Path
+
+import pytest
+
+from tests.tuning.execution.inline_tuner import without_ray
+from tests.tuning.execution.instant import instant_file, run_instantly
+from trainers.errors import ConfigError, StorageFailed
+from tuning.config.schema import BudgetConfig, ObjectiveConfig
+from tuning.runs.callbacks import Callback
+from tuning.runs.history import JOURNAL_FILE
+from tuning.runs.run_folder import CONFIG_FILE
+from tuning.search import run_search
+
+
+class Breaks(Callback):
+    """Damages the journal of a running search at a report."""
+
+    def __init__(self, folder, how):
+        self.path, self.waiting = folder / JOURNAL_FILE, [how]
+
+    def trial_reported(self, record):
+        if self.waiting:
+            self.waiting.pop()(self.path)
+
+
+def flip(path):
+    content = bytearray(path.read_bytes())
+    content[5] ^= 1
+    path.write_bytes(content)
+
+
+def into_a_folder(path):
+    path.unlink()
+    path.mkdir()
+
+
+@pytest.mark.parametrize(
+    "how", [flip, Path.unlink, lambda path: path.write_bytes(b""), into_a_folder]
+)
+def test_no_damage_to_the_journal_removes_a_run_that_has_begun(how, images_root, tmp_path):
+    folder = tmp_path / "small"
+    with without_ray(mlflow=False), suppress(ConfigError, OSError, StorageFailed):
+        run_instantly(instant_file(images_root, tmp_path), callbacks=[Breaks(folder, how)])
+    assert (folder / CONFIG_FILE).is_file()
+    assert [*folder.glob("train/train-trial-*")]
+
+
+@pytest.mark.parametrize(
+    ("changes", "key"),
+    [
+        ({"budget": BudgetConfig(gpu_hours=1.0)}, "search.budget.gpu_hours"),
+        (
+            {"objective": (ObjectiveConfig(metric="val/acc", mode="max"),)},
+            "search.objective.metric",
+        ),
+        ({"study_storage": "postgresql+psycopg://ann:hunter2@db/x"}, "search.study_storage"),
+    ],
+)
+def test_a_configuration_that_was_made_in_python_is_checked(changes, key, images_root, tmp_path):
+    file = instant_file(images_root, tmp_path)
+    copied = file.model_copy(update={"search": file.search.model_copy(update=changes)})
+    with pytest.raises(ConfigError) as caught:
+        run_search(copied)
+    assert caught.value.key == key
+    assert not (tmp_path / "small").exists()
