@@ -23,8 +23,8 @@ prints the same keys as a JSON Schema. Files and overrides: [Configuration](../c
 SPACES = """\
 # Search spaces
 
-A search uses the ready space of its method. `search.space.name` selects another one, and
-`search.space.parameters` changes its ranges. The first point is the centre of the prior by default:
+A search uses the ready space of its method, and `search.space.parameters` changes its ranges. The
+first point is the centre of the prior by default:
 the method's own settings, with the `trial.optim.lr` of the configuration, here the 1e-5 of the
 configurations for full-size models. Sources stand in `search_spaces/ready_spaces.py`.
 

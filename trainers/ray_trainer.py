@@ -159,7 +159,6 @@ def torch_trainer(
     workers: int = 1,
     cpus_per_worker: float = 1,
     gpus_per_worker: float = 0,
-    placement_strategy: str = "PACK",
     avoid: Sequence[str] = (),
 ) -> TorchTrainer:
     """A trainer whose workers run a loop; `fit()` starts them.
@@ -185,7 +184,6 @@ def torch_trainer(
             num_workers=workers,
             use_gpu=gpus_per_worker > 0,
             resources_per_worker=resources,
-            placement_strategy=placement_strategy,
             label_selector={"ray.io/node-id": f"!in({','.join(avoid)})"} if avoid else None,  # type: ignore[call-arg]  # of Train V2
         ),
         run_config=RunConfig(

@@ -83,21 +83,6 @@ def check_changes(run: RunFolder, file: SearchFile) -> None:
     check_same_inputs(run.folder, file.trial)
 
 
-def _check_objects(run: RunFolder, options: SearchOptions, named: Iterable[str] = ()) -> None:
-    """Refuse to go on without a sampler or pruner that the last session got as an object.
-
-    Lines of `--set` may name another one.
-    """
-    for name, kind in run.history.objects.items():
-        key = "search.scheduler" if name == "pruner" else f"search.{name}"
-        is_named = any(line.partition("=")[0] in (key, f"{key}.name") for line in named)
-        if name not in options.objects and not is_named:
-            again = f"resume_search({str(run.folder)!r}, {name}=...)"
-            problem = f"the {name} was an object, {kind}, which only Python can pass"
-            hint = f"`{again}`, or choose another with --set {key}.name=..."
-            raise ConfigError(problem, source=run.folder, hint=hint)
-
-
 def _hint(key: str) -> str:
     if key == "search.checkpoints.storage":
         return "its checkpoints would not be found"
@@ -137,8 +122,6 @@ def resume_search(
     objects |= {"tune_callbacks": tune_callbacks, "pruner": pruner}
     changed, given = with_options(file, sampler=sampler, storage=storage, **objects)
     check_changes(loaded, changed)
-    named = [] if sampler is None else ["search.sampler"]
-    _check_objects(loaded, given, [*overrides, *named])
     return continue_search(run, changed, given)
 
 
@@ -159,7 +142,5 @@ def search_or_resume(
     if folder is None:
         return start_search(file, options)
     if (folder / JOURNAL_FILE).is_file():  # else its first session was killed before it began
-        loaded = load_run(folder, whole=True)
-        check_changes(loaded, file)
-        _check_objects(loaded, options)
+        check_changes(load_run(folder, whole=True), file)
     return continue_search(folder, file, options)

@@ -85,8 +85,8 @@ def run_search(
     Args:
         config: a configuration, a YAML file, or the name of a ready configuration.
         space: replaces `search.space`.
-        sampler: replaces `search.sampler`: its name, a configuration, or a sampler of Optuna. Of
-            an object, the run folder has the class only; pass it again to `resume_search`.
+        sampler: replaces `search.sampler`: its name, a configuration, or a sampler of Optuna.
+            A resume goes on from the trials, if the object is passed again.
         storage: of the study for dashboards, in place of `search.study_storage`: a URL, or a
             storage of Optuna.
         callbacks: called after the callbacks of the search itself.
@@ -195,6 +195,10 @@ def continue_search(
         journal, checkpoints = session.journal, session.checkpoints
         log = journal.log()
         before = log.history()
+        for name, kind in before.objects.items():
+            if name not in objects:
+                what = f"the {name} was an object, {kind}, and is now that of the configuration"
+                show_phase(console, name.capitalize(), what)
         dashboard = dashboard_view(file, run_folder, before, options)
         has_begun = before.zero_shot is not None
         if not has_begun:

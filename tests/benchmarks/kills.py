@@ -24,7 +24,6 @@ SHORT = (
     "trial.eval.every=10",
     "search.scheduler={name: asha, grace_steps: 10, reduction_factor: 2}",
     "search.budget.trials=10",
-    "search.tracking.metrics=all",
 )
 """The quickstart's search, with more and shorter trials, some of which are stopped early."""
 

@@ -89,7 +89,6 @@ def _mlflow(run, trials):
     runs = client.search_runs(experiments, max_results=1000)
     parents = [r for r in runs if "mlflow.parentRunId" not in r.data.tags]
     children = [r for r in runs if r not in parents and r.data.tags["kind"] != "zero_shot"]
-    is_all = run.file.search.tracking.metrics == "all"
     found = [] if len(parents) == 1 else [f"MLflow has {len(parents)} parent runs"]
     has = Counter((r.data.tags["trial_id"], r.info.status) for r in children)
     wanted = Counter((name, STATUS.get(record.outcome, "")) for name, record in trials.items())
@@ -98,8 +97,7 @@ def _mlflow(run, trials):
     for child in children:
         trial = trials[child.data.tags["trial_id"]]
         curve = (*trial.curve, *train_points(trial))  # of one step, the latter count
-        reported_names = {key for point in curve for key in point} - {"step"}
-        shown = reported_names if is_all else reported_names & set(main_metrics(run.search))
+        shown = {key for point in curve for key in point} & {*main_metrics(run.search)}
         for name in sorted(shown):
             # In the order of time: of a step that was repeated, the later value counts.
             history = client.get_metric_history(child.info.run_id, name)

@@ -45,7 +45,6 @@ def test_no_damage_to_the_journal_removes_a_run_that_has_begun(how, images_root,
     with without_ray(mlflow=False), suppress(ConfigError, OSError, StorageFailed):
         run_instantly(instant_file(images_root, tmp_path), callbacks=[Breaks(folder, how)])
     assert (folder / CONFIG_FILE).is_file()
-    assert [*folder.glob("train/train-trial-*")]
 
 
 @pytest.mark.parametrize(

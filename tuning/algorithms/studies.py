@@ -71,7 +71,7 @@ class MethodStudy:
     is_stopped: bool = False
     """Whether the user's sampler has tried all of its points."""
     finished: dict[int, TrialRecord] = field(default_factory=dict)
-    """Number in the study -> complete trial, those of earlier searches included."""
+    """Number in the study -> complete trial."""
 
     @property
     def is_grid(self) -> bool:
@@ -103,23 +103,6 @@ class MethodStudy:
         trial = self.study.ask(fixed_distributions=self.space.distributions())
         trial.set_user_attr(TRIAL_ID, trial_id)
         return trial
-
-    def observe(self, record: TrialRecord, name: str) -> None:
-        """Add an ended trial of an earlier search; its parameters are a point of the space."""
-        state, values = self._result(record)
-        reports = {int(report[STEP]): self._value(report) for report in record.curve}
-        self.study.add_trial(
-            optuna.create_trial(
-                state=state,
-                values=values,
-                params=dict(record.params),
-                distributions=self.space.distributions(),
-                user_attrs={"warm_start": name},
-                intermediate_values=reports if len(self.study.directions) == 1 else {},
-            )
-        )
-        if state == TrialState.COMPLETE:
-            self.finished[len(self.study.get_trials(deepcopy=False)) - 1] = record.compact
 
     def goes_on(self, trial: optuna.Trial, report: Mapping[str, Any]) -> bool:
         """Take a report into account, and return whether the trial continues."""
@@ -228,14 +211,7 @@ class Studies(Callback):
                 if not is_inside(point, study.space):
                     study.num_trials += 1
                     continue
-                # An object of the user proposes again, so that its state is as it was. Without a
-                # seed, or if it is another one, the proposal may differ from what was tried.
-                is_given = study.config is not None or record.is_first_point
-                trial = study.ask(record.trial_id, point if is_given else None)
-                tried = study.study.get_trials(deepcopy=False)[trial.number]
-                tried.params = dict(point)
-                tried.system_attrs.update(record.sampler_state)
-                self._running[record.trial_id] = study, trial
+                self._running[record.trial_id] = study, study.ask(record.trial_id, point)
 
     @property
     def num_waiting(self) -> int:
@@ -269,14 +245,9 @@ class Studies(Callback):
         point = queue.popleft() if queue else None
         trial = study.ask(trial_id, point)
         self._running[trial_id] = study, trial
-        # An object of the user may go on from what it noted, as CMA-ES does.
-        noted = study.study.get_trials(deepcopy=False)[trial.number].system_attrs
-        state = {k: v for k, v in noted.items() if study.config is None and k != "fixed_params"}
         is_first = is_wanted or (point is not None and not study.is_grid)
         params = study.params(trial.params)
-        return TrialRecord(
-            trial_id, number, "trial", params, is_first_point=is_first, sampler_state=state
-        )
+        return TrialRecord(trial_id, number, "trial", params, is_first_point=is_first)
 
     def goes_on(self, trial_id: str, report: Mapping[str, Any]) -> bool:
         """Take a report into account, and return whether the trial continues.

@@ -1,24 +1,20 @@
-"""What a new search learns from earlier ones.
+"""What a new search takes over from earlier ones: their best points are tried first.
 
-If trial, data and objectives are the same, the sampler gets the earlier results as observations.
-Other results do not compare, but good parameters carry over: the best points are tried first.
-Either replaces the points of `search.prior`, unless they are so few that the sampler would go on at
+They replace the points of `search.prior`, unless they are so few that the sampler would go on at
 random.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import TypeAlias
 
 from trainers.errors import ConfigError
 from tuning.algorithms.studies import MethodStudy, is_inside, point_of
-from tuning.config.schema import ELSEWHERE, SearchFile
-from tuning.runs.environment import check_same_inputs, seen_at_start
-from tuning.runs.ranking import ranked
-from tuning.runs.records import METHOD_KEY, SearchRecord, TrialRecord
+from tuning.config.schema import SearchFile
+from tuning.runs.ranking import finished_trials, ranked
+from tuning.runs.records import METHOD_KEY, SearchRecord
 from tuning.runs.run_folder import RunFolder, load_run
 
 _KEY = "search.warm_start.runs"
@@ -46,9 +42,9 @@ def warm_start(
     earlier: Earlier,
     strict: bool = True,
 ) -> list[str]:
-    """Give earlier runs to studies without trials; returns a line about each run and method.
+    """Enqueue the best points of earlier runs in studies without trials; a line about each run.
 
-    Each study gets the trials of its own method, whether the earlier run compared methods or not.
+    Each study gets the points of its own method, whether the earlier run compared methods or not.
 
     Args:
         strict: raise if a run does not fit. Otherwise the search continues without it.
@@ -61,13 +57,14 @@ def warm_start(
         try:
             if isinstance(run, ConfigError):
                 raise run
-            found = [line for study in studies if (line := _learn(study, run, file, search))]
-            if not found:
+            count = sum(_enqueue(study, run, file, search) for study in studies)
+            if not count:
                 one = "one of these methods" if studies[0].method else "this space"
                 names = ", ".join(s.method or ", ".join(s.space.parameters) for s in studies)
-                problem = f"no finished or pruned trial has the parameters of {one} ({names})"
+                problem = f"no finished trial has the parameters of {one} ({names})"
                 raise ConfigError(f"{problem} in its ranges", key=_KEY, source=folder)
-            lines += [f"{folder}: {line}" for line in found]
+            saw_ood = " (chosen with OOD validation data)" if run.search.sees_ood else ""
+            lines.append(f"{folder}: its best {count} points are tried first{saw_ood}")
         except ConfigError as error:
             if strict:
                 raise
@@ -88,57 +85,22 @@ def warm_start_uses_ood(file: SearchFile, earlier: Earlier) -> bool:
     return any(search.sees_ood or search.id_domain in domains for search in searches)
 
 
-def same_task(run: RunFolder, record: TrialRecord, file: SearchFile, study: MethodStudy) -> bool:
-    """Whether a trial of that run would measure the same in this search, for the same objectives.
-
-    Its trial, data, weights of the model and plug-ins are then the same.
-    """
-    method = {key: value for key, value in record.params.items() if key == METHOD_KEY}
-    then, now = (
-        config.model_dump(exclude={"data": set(ELSEWHERE)})
-        for config in (run.file.trial_config(method), file.trial_config(study.params({})))
-    )
-    is_same = then == now and run.search.objectives == study.search.objectives
-    if not is_same or seen_at_start(run.folder) is None:
-        return False
-    try:
-        check_same_inputs(run.folder, file.trial)
-    except ConfigError:
-        return False
-    return True
-
-
-def _learn(study: MethodStudy, run: RunFolder, file: SearchFile, search: SearchRecord) -> str:
-    """Give a study its trials of a run; returns a line about them, empty if there are none."""
+def _enqueue(study: MethodStudy, run: RunFolder, file: SearchFile, search: SearchRecord) -> int:
+    """Let a study try the best points of a run first; returns their number."""
     wanted, then = study.method or file.trial.method.name, run.search
-
-    def fits(record: TrialRecord) -> bool:
-        # Two searches of a single method learn from each other if their parameters are the same.
-        compared = study.method is not None or METHOD_KEY in record.params
-        own = not compared or then.method(record) == wanted
-        is_over = record.kind == "trial" and record.outcome in ("finished", "pruned")
-        return is_over and own and is_inside(point_of(record), study.space)
-
-    fitting = [record for record in run.history.records if fits(record)]
-    prefix = "" if study.method is None else f"{study.method}: "
-    # Without a metric of the sampler or of a constraint, a trial would be taken for a failure.
-    metrics = {objective.metric for objective in search.sampler_objectives}
-    metrics |= {constraint.metric for constraint in search.constraints}
-    observed = [record for record in fitting if metrics <= record.metrics.keys()]
-    top, enough = file.search.warm_start.top, (study.config and study.config.startup_trials) or 1
-    if observed and same_task(run, observed[0], file, study):
-        for record in observed:
-            point = replace(record, params=point_of(record))
-            study.observe(point, f"{run.folder.name}/{record.trial_id}")
-        study.is_warm |= len(study.finished) >= enough
-        return f"{prefix}{len(observed)} trials as observations"
+    finished = [
+        record
+        for record in finished_trials(run.history.records)
+        # Two searches of a single method each learn from each other, if parameters are the same.
+        if (study.method is None and METHOD_KEY not in record.params)
+        or then.method(record) == wanted
+    ]
+    fitting = [record for record in finished if is_inside(point_of(record), study.space)]
     # With other domains, the objective may have another name in the earlier run.
-    measured = any(search.values(record) for record in fitting)
-    of = search if measured else then
-    finished = [record for record in fitting if record.outcome == "finished"]
-    # The Pareto front comes first.
-    new = [point_of(record) for record in ranked(of, finished) if of.values(record)][:top]
-    study.queue.extend(point for point in new if point not in study.queue)
-    study.is_warm |= len(study.finished) + len(study.queue) >= min(top, enough)
-    saw_ood = " (chosen with OOD validation data)" if then.sees_ood else ""
-    return f"{prefix}its best {len(new)} points are tried first{saw_ood}" if new else ""
+    of = search if any(search.values(record) for record in fitting) else then
+    points = [point_of(record) for record in ranked(of, fitting) if of.values(record)]
+    points = points[: file.search.warm_start.top]
+    study.queue.extend(point for point in points if point not in study.queue)
+    startup = (study.config and study.config.startup_trials) or 1
+    study.is_warm |= len(study.queue) >= min(file.search.warm_start.top, startup)
+    return len(points)

@@ -19,8 +19,13 @@ from trainers.overrides import flat
 from tuning.config.schema import ELSEWHERE, SearchFile
 
 REMOVED_KEYS: Final[Mapping[str, Any]] = {
-    "search.seeds": None,
+    "search.budget.target": None,
+    "search.budget.worth": None,
+    "search.resources.placement_strategy": "PACK",
     "search.resources.preemption_grace_s": 0.0,
+    "search.seeds": None,
+    "search.space.by_method.*.name": None,
+    "search.tracking.metrics": "main",
     "trial.eval.rung_weights": "raw",
     "trial.optim.frozen_layers": 0,
     "trial.optim.text_lr_factor": 1.0,

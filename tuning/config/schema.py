@@ -132,8 +132,7 @@ class CheckpointsConfig(Frozen):
 
 
 class WarmStartConfig(Frozen):
-    """Earlier searches whose results are used: as observations of the sampler if trial, data and
-    objectives are the same, else their best points are tried first."""
+    """Earlier searches whose best points are tried first."""
 
     runs: Strings = ()
     """Run folders of the earlier searches, or names of folders in `runs/`."""
@@ -150,8 +149,6 @@ class ResourcesConfig(Frozen):
     """CPU cores of each worker, including those that decode images."""
     gpus_per_worker: float = Field(default=0, ge=0, le=1)
     """A worker trains on one GPU. A fraction lets several trials with one worker share it."""
-    placement_strategy: Literal["PACK", "SPREAD"] = "PACK"
-    """Place the workers of a trial on few nodes or over many."""
     max_concurrent: int | None = Field(default=None, ge=1, le=1_000_000)
     """Trials that run at once; null is as many as fit. On a cluster that adds nodes by itself, as
     many as it will have room for: those that do not fit yet wait."""
@@ -190,9 +187,6 @@ class TrackingConfig(Frozen):
     of a password; it is taken from the environment."""
     experiment: str = "lipsum-tune"
     """Name of the MLflow experiment."""
-    metrics: Literal["main", "all"] = "main"
-    """`main`: accuracies, objectives, loss, learning rate, speed, seconds. `all`: everything that
-    trials report, which the tables of the run folder always have."""
 
 
 class SearchConfig(Frozen):

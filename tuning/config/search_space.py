@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
-from typing import Annotated, Any, TypeAlias
+from typing import Annotated, Any, Literal, TypeAlias
 
 from pydantic import (
     BaseModel,
@@ -28,7 +28,6 @@ from trainers.overrides import METHOD_KEY
 from tuning.config.prior import Center, PriorConfig, check_searched, prior_points
 
 ALL = "all"
-AUTO = "auto"
 
 
 def one_or_several(value: Any) -> Any:
@@ -105,8 +104,6 @@ class _Section(Frozen):
 class MethodSpaceConfig(_Section):
     """What is searched for one of several methods, where it differs from the others."""
 
-    name: str | None = None
-    """A ready space; null is the method's own."""
     center: Center = Field(default_factory=dict)
     """As `search.prior.center`, for this method."""
 
@@ -119,9 +116,9 @@ class SpaceConfig(_Section):
     methods.
     """
 
-    name: str | None = AUTO
-    """A ready space of `search_spaces`; `auto` is that of `trial.method`, or an empty one if
-    the method has none; null is an empty one."""
+    name: Literal["auto"] | None = "auto"
+    """`auto` is the ready space of `trial.method`, or an empty one if the method has none; null is
+    an empty one."""
     methods: Strings = ()
     """Methods to compare, each tuned separately in as many trials; `all` is every method of this
     package."""
@@ -172,21 +169,15 @@ def resolve_space(
         seed: of the random points around the centre of the prior.
 
     Raises:
-        ConfigError: unknown ready space, or a parameter or first point that is impossible.
+        ConfigError: a parameter or first point that is impossible.
     """
-    if space.methods and space.name not in (AUTO, None):
-        problem = "search.space.methods uses the ready space of each method"
-        hint = "leave one of them out"
-        raise ConfigError(problem, key="search.space.name", value=space.name, hint=hint)
-    ready_spaces: dict[str | None, SearchSpace | None] = {}
-    for name in space.methods:
-        own = space.by_method.get(name, MethodSpaceConfig())
-        ready_spaces[name] = _ready_space(own.name or name, f"search.space.by_method.{name}.name")
+    ready_spaces: dict[str | None, SearchSpace | None] = {
+        name: _ready_space(name) for name in space.methods
+    }
     if not space.methods:
-        chosen, method = space.name, trial.method.name
-        if chosen == AUTO:
-            chosen = method if method in (*SPACES, *SEARCH_SPACES) else None
-        ready_spaces[None] = _ready_space(chosen, "search.space.name") if chosen else None
+        method = trial.method.name
+        is_ready = space.name is not None and method in (*SPACES, *SEARCH_SPACES)
+        ready_spaces[None] = _ready_space(method) if is_ready else None
     for point in space.initial_points or ():
         if point.get(METHOD_KEY) not in ready_spaces:
             problem = f"its {METHOD_KEY} is none of search.space.methods"
@@ -239,15 +230,12 @@ def _part(
         raise ConfigError(validation_problem(error), key=f"search.space.{field}") from None
 
 
-def _ready_space(name: str, key: str | None = None) -> SearchSpace:
-    """The ready space of that name, or the one that a plug-in's method of that name brings.
+def _ready_space(name: str) -> SearchSpace:
+    """The ready space of a method, or the one that its plug-in brings.
 
     A plug-in with a mistake in it is forgotten, so that it can be corrected and loaded again.
     """
     if name not in SEARCH_SPACES:
-        if name not in SPACES:
-            hint = suggestion(name, [*SPACES, *SEARCH_SPACES])
-            raise ConfigError("unknown search space", key=key, value=name, hint=hint)
         return SPACES[name]
     try:
         return SearchSpace.model_validate(SEARCH_SPACES[name])

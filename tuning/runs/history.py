@@ -319,7 +319,6 @@ class Replay:
                 event["kind"],
                 dict(event["params"]),
                 is_first_point=event.get("first_point", False),
-                sampler_state=event.get("sampler", {}),
                 labels=tuple(event.get("labels", ())),
             )
             return self.records.get(trial_id, new).with_attempt(at, event["gpus"])

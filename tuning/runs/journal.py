@@ -127,7 +127,6 @@ class Journal:
             "gpus": record.gpus,
         }
         seldom = {
-            "sampler": dict(record.sampler_state),
             "first_point": record.is_first_point,
             "labels": list(record.labels),
         }

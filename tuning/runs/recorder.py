@@ -213,4 +213,4 @@ class Recorder:
 
 def _kept(record: TrialRecord) -> TrialRecord:
     """What stays in memory of a trial: of one that has ended for good, its last report only."""
-    return replace(record.compact, sampler_state={}) if record.is_final else record
+    return record.compact if record.is_final else record

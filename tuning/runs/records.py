@@ -16,7 +16,7 @@ import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Final, Literal, TypeAlias
+from typing import Final, Literal, TypeAlias
 
 from trainers.evaluation.metrics import MetricKey
 from trainers.overrides import METHOD_KEY as METHOD_KEY
@@ -81,9 +81,6 @@ class TrialRecord:
     """Wall time of the attempts before the last."""
     earlier_gpu_seconds: float = 0.0
     """GPUs times seconds of the attempts before the last."""
-    sampler_state: Mapping[str, Any] = field(default_factory=dict, compare=False)
-    """What the sampler noted at the proposal, as system attributes of Optuna: CMA-ES and NSGA-II
-    continue from it after a resume."""
     is_first_point: bool = False
     """Whether the search was given it, as a point of the prior, of `search.space.initial_points` or
     of a warm start: the sampler did not propose it."""

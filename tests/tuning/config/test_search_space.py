@@ -74,8 +74,6 @@ def test_by_method_wins_over_parameters_for_all():
     assert of_lipsum.parameters["optim.lr"] == Float(low=1e-5, high=1e-4, log=True)
     # The base trial is another method's, so the value is the method's own default.
     assert of_lipsum.initial_points[0]["method.text_count"] == 80
-    other = space(by_method={"lipsum_ft": {"name": "ft"}})
-    assert other.branches["lipsum_ft"].parameters == SPACES["ft"].parameters
 
 
 @pytest.mark.parametrize("rates", [[], [3e-5, 4e-5]])
@@ -119,7 +117,7 @@ def test_the_space_is_that_of_the_method_if_it_has_one(tmp_path):
     assert keys(f"plugins=[{tmp_path}/alone.py]", "trial.method.name=mine") == {"optim.lr"}
 
 
-@pytest.mark.parametrize("use", ["name: {}", "methods: [ft, {}]"])
+@pytest.mark.parametrize("use", ["parameters: {{}}", "methods: [ft, {}]"])
 def test_a_wrong_space_of_a_plugin_is_named_with_its_file(use, tmp_path):
     name = f"mine_{len(use)}"  # a module is read once in a process
     plugin = tmp_path / f"wrong_space_{len(use)}.py"
@@ -161,21 +159,17 @@ def test_a_method_that_does_not_fit_the_model_is_named(path, tmp_path):
     assert caught.value.key != "search.space.methods"
 
 
-def test_methods_keep_the_ranges_and_a_name_replaces_both(path):
+def test_methods_keep_the_ranges_of_the_configuration(path):
     quickstart = load_config("quickstart", check=False).search_space()
     both = load_config("quickstart", ["search.space.methods=[ft, kd]"], check=False).search_space()
     for branch in both.branches.values():
         assert branch.parameters["optim.lr"] == quickstart.parameters["optim.lr"]
-    alone = load_config(path, ["search.space.name=lipsum_ft"])
-    assert alone.search_space().canonical() == SPACES["lipsum_ft"].canonical()
     other = {"extends": str(path), "search": {"space": {"by_method": {"lipsum_ft": {
         "parameters": {"method.reg_weight": {"low": 0.1}}}}}}}  # fmt: skip
     child = path.with_name("child.yaml")
     child.write_text(yaml.safe_dump(other))
     weight = load_config(child).search_space().branches["lipsum_ft"].parameters["method.reg_weight"]
     assert weight == Float(low=0.1, high=100, log=True)
-    renamed = load_config(child, ["search.space.by_method.lipsum_ft.name=ft"]).search_space()
-    assert renamed.branches["lipsum_ft"].canonical() == SPACES["ft"].canonical()
 
 
 @pytest.mark.parametrize("points", [{}, {"initial_points": []}, {"initial_points": [1e-5]}])
@@ -194,8 +188,8 @@ def test_a_space_object_stands_in_place_of_a_named_space(points):
 
 
 def test_only_changed_fields_of_a_parameter_are_recorded(path):
-    keys = ["search.space={name: lipsum_ft, parameters: {optim.lr: {low: 1e-5, high: 1e-4}}}"]
-    file = load_config(path, keys)
+    keys = ["search.space.parameters={optim.lr: {low: 1e-5, high: 1e-4}}"]
+    file = load_config(path, [*keys, "trial.method.name=lipsum_ft"])
     changed = {"optim.lr": Float(low=1e-5, high=1e-4, log=True)}
     assert file.search_space().parameters == {**SPACES["lipsum_ft"].parameters, **changed}
     recorded = file.model_dump(mode="json")

@@ -18,7 +18,7 @@ def cpus(*numbers):
         (cpus(8), {}, 8),
         (cpus(3, 3), {"cpus_per_worker": 2}, 2),  # and not 3, as 6 CPUs would have it
         (cpus(0, 3, 3), {"workers": 2}, 3),
-        (cpus(1, 1, 8), {"workers": 2, "placement_strategy": "SPREAD"}, 5),
+        (cpus(1, 1, 8), {"workers": 2}, 5),
         ([{"CPU": 16, "GPU": 2}], {"gpus_per_worker": 0.5}, 4),
         ([{"CPU": 16, "GPU": 1}] * 3, {"gpus_per_worker": 0.3}, 9),
         ([{"CPU": 16, "GPU": 2}], {"gpus_per_worker": 0.4}, 4),  # and not 5

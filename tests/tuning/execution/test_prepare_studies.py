@@ -5,11 +5,10 @@ import shutil
 from dataclasses import replace
 
 import pytest
-from optuna.trial import TrialState
 from rich.console import Console
 
-from tests.tuning.algorithms.test_warm_start import FAILED, POINTS, PRUNED, learning_rates, waiting
-from tests.tuning.run_folders import ZERO_SHOT, search_file, trial, write_run
+from tests.tuning.algorithms.test_warm_start import FAILED, PRUNED, learning_rates, waiting
+from tests.tuning.run_folders import LR, ZERO_SHOT, search_file, trial, write_run
 from tuning.algorithms.warm_start import load_earlier
 from tuning.runs.history import Log
 from tuning.runs.run_folder import search_record
@@ -46,32 +45,31 @@ def several(number):
 
 
 def test_a_resume_is_warmed_again_and_says_nothing(images_root, prepared, earlier):
-    write_run(earlier, search_file(images_root), [trial(0, 85.0, 62.0)])
+    write_run(earlier, search_file(images_root), several(2))
     file = search_file(images_root, search__warm_start__runs=[str(earlier)])
 
     def start(*records):
         study, printed = prepared(file, *records)
         lines = [li for li in printed.splitlines() if not li.startswith(("Sampler", "Points"))]
-        return len(study.study.get_trials(states=(TrialState.COMPLETE,))), "".join(lines)
+        return learning_rates(study), "".join(lines)
 
-    assert start() == (1, f"Warm start  {earlier}: 1 trials as observations")
-    assert start(trial(0, 84.0, 61.0)) == (2, "")
+    saw = "(chosen with OOD validation data)"
+    line = f"Warm start  {earlier}: its best 2 points are tried first {saw}"
+    assert start() == ([1e-4, 2e-4, 1e-5], line)
+    assert start(trial(0, 84.0, 61.0)) == ([2e-4, 1e-5], "")
     shutil.rmtree(earlier)  # a resume does without it
-    number, text = start(trial(0, 84.0, 61.0))
-    assert number == 1
+    rates, text = start(trial(0, 84.0, 61.0))
+    assert rates == [1e-5]
     assert str(earlier) in text
 
 
-@pytest.mark.parametrize("changes", [{}, POINTS])
-def test_earlier_results_replace_the_prior_but_not_given_points(
-    changes, images_root, prepared, earlier
-):
+def test_earlier_points_replace_the_prior_but_not_given_points(images_root, prepared, earlier):
     write_run(earlier, search_file(images_root), several(6))
 
     def start(**more):
-        return learning_rates(prepared(search_file(images_root, **changes, **more))[0])
+        return learning_rates(prepared(search_file(images_root, **more))[0])
 
-    best = [1e-4, 2e-4, 3e-4, 4e-4] if changes else []
+    best = [1e-4, 2e-4, 3e-4, 4e-4]
     runs = {"search__warm_start__runs": [str(earlier)]}
     assert len(start(**PRIOR)) == 4
     assert start(**PRIOR, **runs) == best
@@ -79,21 +77,14 @@ def test_earlier_results_replace_the_prior_but_not_given_points(
 
 
 @pytest.mark.parametrize(
-    ("records", "changes", "first", "replaced"),
-    [
-        (several(1), {}, 0, False),
-        ([PRUNED], {}, 0, False),
-        ([*several(2), PRUNED, FAILED], {}, 0, False),
-        (several(3), {}, 0, True),
-        (several(1), POINTS, 1, False),
-        (several(2), POINTS, 2, True),
-    ],
+    ("records", "first", "replaced"),
+    [(several(1), 1, False), ([*several(1), PRUNED, FAILED], 1, False), (several(2), 2, True)],
 )
-def test_few_earlier_results_come_with_the_prior(
-    records, changes, first, replaced, images_root, prepared, earlier
+def test_few_earlier_points_come_with_the_prior(
+    records, first, replaced, images_root, prepared, earlier
 ):
     write_run(earlier, search_file(images_root), records)
-    changes = {**PRIOR, **changes, "search__sampler__startup_trials": 3}
+    changes = {**PRIOR, "search__sampler__startup_trials": 3}
     alone = waiting(prepared(search_file(images_root, **changes))[0])
     changes["search__warm_start"] = {"runs": [str(earlier)], "top": 2}
     file = search_file(images_root, **changes)
@@ -126,6 +117,6 @@ def test_a_prior_is_tried_at_the_beginning_only(images_root, prepared, earlier):
     write_run(earlier, search_file(images_root), several(6))
     warm_started = {"search__warm_start__runs": [str(earlier)]}
     begun = trial(0, 84.0, 61.0)
-    assert start(begun, **warm_started) == []
+    assert [point[LR] for point in start(begun, **warm_started)] == [2e-4, 3e-4, 4e-4]
     shutil.rmtree(earlier)
     assert start(begun, **warm_started) == []

@@ -3,15 +3,17 @@
 import pytest
 
 from trainers.errors import MicroBatchTooLarge
-from trainers.exchange import Answer
+from trainers.exchange import Reported
 from tuning.config.schema import ResourcesConfig
 from tuning.execution import trainable
 from tuning.execution.trainable import Slot
-from tuning.runs.messages import MESSAGE, Reported, SteppedBack
+from tuning.runs.messages import MESSAGE, SteppedBack
 
 
 class SmallWorkers:
     """Of their eight images, four fit into memory."""
+
+    are_busy = False
 
     def __init__(self, *_):
         pass
@@ -19,7 +21,7 @@ class SmallWorkers:
     def ask(self, request):
         if (request.micro_batch_size or 8) > 4:
             raise MicroBatchTooLarge(4)
-        return Answer({"step": 1}, is_last=True)
+        return Reported({"step": 1}, is_last=True)
 
     def end(self):
         pass

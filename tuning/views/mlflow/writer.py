@@ -1,9 +1,9 @@
 """The search in MLflow: one parent run for each search, one child run for each trial.
 
 The zero-shot model and the trainings of `confirm` are child runs, too. The metrics are
-`view.main_metrics`, or all with `search.tracking.metrics: all`; `confirm` adds those of the test
-splits, and MLflow shows their means over the seeds if runs are grouped by the tag `confirms`. The
-parent has report, tables, resolved configuration and environment as artifacts.
+`view.main_metrics`; `confirm` adds those of the test splits, and MLflow shows their means over the
+seeds if runs are grouped by the tag `confirms`. The parent has report, tables, resolved
+configuration and environment as artifacts.
 
 Every point has the time of its event. MLflow's SQL stores ignore a point that they have already
 (same key, step, time and value), so whatever is in doubt is sent again, and no file notes what it
@@ -304,7 +304,6 @@ class MlflowView(View):
 
         MLflow 3.17 shows metrics in order of arrival, and compares runs by the first one.
         """
-        has_all = self._search.configured("search", "tracking", "metrics") == "all"
-        more = [n for n in report if has_all or (self._confirms and "test/" in n)]
+        more = [name for name in report if self._confirms and "test/" in name]
         names = dict.fromkeys((*main_metrics(self._search), *more))
         return {name: report[name] for name in names if name in report and name != STEP}
