@@ -17,7 +17,7 @@ import secrets
 import socket
 import tempfile
 import traceback
-from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping
 from contextlib import ExitStack, closing, contextmanager, suppress
 from datetime import timedelta
 from importlib import import_module
@@ -159,7 +159,6 @@ def torch_trainer(
     workers: int = 1,
     cpus_per_worker: float = 1,
     gpus_per_worker: float = 0,
-    avoid: Sequence[str] = (),
 ) -> TorchTrainer:
     """A trainer whose workers run a loop; `fit()` starts them.
 
@@ -169,7 +168,6 @@ def torch_trainer(
         name: of Ray Train's run; unique to the attempt.
         scratch: folder on this machine for the files of Ray Train's run, which nothing reads.
         workers: as all other resources, see `tuning.config.schema.ResourcesConfig`.
-        avoid: Ray's identifiers of nodes on which no worker is placed.
     """
     resources = {"CPU": cpus_per_worker}
     if gpus_per_worker:
@@ -184,12 +182,11 @@ def torch_trainer(
             num_workers=workers,
             use_gpu=gpus_per_worker > 0,
             resources_per_worker=resources,
-            label_selector={"ray.io/node-id": f"!in({','.join(avoid)})"} if avoid else None,  # type: ignore[call-arg]  # of Train V2
         ),
         run_config=RunConfig(
             name=name,
             storage_path=str(scratch),
-            # `tuning.execution.retries` decides which failures are worth another attempt.
+            # The driver decides which failures are worth another attempt.
             failure_config=FailureConfig(max_failures=0),
         ),
     )
@@ -228,7 +225,7 @@ def serve(values: dict[str, Any]) -> None:
         if is_first and not ray.get(exchange.set_progress.remote(request, train_curve)):
             raise Withdrawn
 
-    hang = ends_if_it_hangs(values["hang_after_s"], context.get_experiment_name(), rank)
+    hang = ends_if_it_hangs(values["hang_after_s"])
     with hang, running, _told_to_the_search():
         while True:
             request = ray.get(exchange.next_request.remote()) if is_first else None
@@ -317,21 +314,17 @@ def train(
         reports = fine_tune(
             config, device=device, resume_from=resume_from, gpus=gpus, on_progress=on_progress
         )
-        try:
-            for report in reports:
-                # A resumed run repeats its last report, which may contain the final split already.
-                is_known = f"id_{final_split}/acc" in report.metrics
-                if final_split is not None and report.is_last and not is_known:
-                    save(report, folder)  # a kill during the evaluation costs no training
-                    images = load_split(config, final_split)
-                    report.add(evaluate_run(report.run, final_split, images))
-                    if (point := report.metrics.get("line/a", 1)) != 1:
-                        report.add(measure_end(report.run, final_split, images, point))
-                save(report, folder)
-                yield report
-        except torch.AcceleratorError as error:
-            error.node = ray.get_runtime_context().get_node_id()  # type: ignore[attr-defined]
-            raise
+        for report in reports:
+            # A resumed run repeats its last report, which may contain the final split already.
+            is_known = f"id_{final_split}/acc" in report.metrics
+            if final_split is not None and report.is_last and not is_known:
+                save(report, folder)  # a kill during the evaluation costs no training
+                images = load_split(config, final_split)
+                report.add(evaluate_run(report.run, final_split, images))
+                if (point := report.metrics.get("line/a", 1)) != 1:
+                    report.add(measure_end(report.run, final_split, images, point))
+            save(report, folder)
+            yield report
 
 
 def with_parts(config: TrialConfig, images: int) -> TrialConfig:

@@ -6,7 +6,7 @@ It knows no Ray. `tuning.execution.tune_adapter` calls it from the loop of Ray T
 from __future__ import annotations
 
 import itertools
-from collections import deque
+from collections import defaultdict, deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -19,10 +19,10 @@ from tuning.runs.callbacks import Callback
 from tuning.runs.errors import error_text, storage_failure
 from tuning.runs.history import History
 from tuning.runs.journal import Journal
-from tuning.runs.messages import Failed, Message, Reported
+from tuning.runs.messages import Failed, Message, Reported, SteppedBack
 from tuning.runs.orders import Orders
 from tuning.runs.recorder import Recorder
-from tuning.runs.records import SearchOutcome, SearchRecord, TrialRecord, trial_name
+from tuning.runs.records import STEP, SearchOutcome, SearchRecord, TrialRecord, trial_name
 from tuning.runs.run_folder import config_of
 
 
@@ -42,6 +42,15 @@ class Trial:
             "params": dict(record.params),
             "trial": self.config.model_dump_json(),
         }
+
+
+@dataclass
+class _Attempts:
+    """The errors of a trial since its last new step."""
+
+    count: int = 0
+    last: str = ""
+    """First line of the last one, if the training itself raised it."""
 
 
 class Wait:
@@ -92,6 +101,7 @@ class Driver:
         self._waiting = deque(record for record in history.records if record.outcome == "stopped")
         started = {record.trial_id for record in history.records}
         self._waiting.extend(record for record in fixed if record.trial_id not in started)
+        self._attempts = defaultdict[str, _Attempts](_Attempts)
         self.orders = Orders(search.run_folder, journal, history, orders_before)
         self._is_exhausted = False
 
@@ -143,22 +153,48 @@ class Driver:
         A trial that has done all its steps ends in any case, see `Recorder.answered`.
         """
         reason = "stopped by the user" if trial_id in self.orders.stopped else ""
+        if isinstance(message, SteppedBack):
+            message = self._judged(trial_id, message)
         match message:
             case Reported():
+                # A trial that goes on repeats its last report, which is no progress.
+                if message.metrics[STEP] > self.recorder.records[trial_id].step:
+                    self._attempts.pop(trial_id, None)
                 if not self.studies.goes_on(trial_id, message.metrics):
                     reason = f"pruned by {self.studies.pruner}"
             case Failed():
                 self._check_ray()
         return self.recorder.answered(trial_id, message, reason)
 
-    def lost(self, error: BaseException) -> None:
-        """Check the error of a trial's process before it is taken for a failure of the trial.
+    def lost(self, trial_id: str, error: BaseException) -> None:
+        """Count the loss of a trial's process as one of its errors.
 
         Raises:
             StorageFailed: the storage failed, so every trial would fail. This ends the search.
         """
         if failure := storage_failure(error):
             raise failure
+        self._attempts[trial_id].count += 1
+
+    def attempts_left(self, trial_id: str) -> int:
+        """Number of errors without a new step after which the trial still goes on."""
+        most = self._file.search.resources.max_failures
+        return max(0, most - self._attempts[trial_id].count)
+
+    def _judged(self, trial_id: str, message: SteppedBack) -> SteppedBack | Failed:
+        """Whether a trial goes on after an error of its workers.
+
+        It has failed if they raise more often than `max_failures` without a new step in between,
+        and if the training raises the same twice: then it is at fault, and no machine.
+        """
+        attempts, (line, *_) = self._attempts[trial_id], message.error.splitlines()
+        is_repeated = message.is_own and line == attempts.last
+        is_last = message.is_counted and not self.attempts_left(trial_id)
+        if is_repeated or is_last:
+            return Failed(message.error)
+        attempts.count += message.is_counted
+        attempts.last = line if message.is_own else ""
+        return message
 
     def turn(self) -> bool:
         """Write a heartbeat and follow new orders; whether the search goes on.

@@ -2,10 +2,8 @@
 
 import subprocess
 import sys
-import tempfile
 
 from tests.trainers.curves import changed
-from trainers.hang import take_stacks
 from trainers.loop.evaluate_run import holding
 from trainers.loop.state import start
 
@@ -16,7 +14,7 @@ from trainers.hang import alive, ends_if_it_hangs, pause
 def loss():
     threading.Event().wait()
 
-with ends_if_it_hangs(0.5, "slot-1", 0):
+with ends_if_it_hangs(0.5):
     alive()
     pause()
     threading.Event().wait(1)  # such as a compilation
@@ -25,16 +23,12 @@ with ends_if_it_hangs(0.5, "slot-1", 0):
 """
 
 
-def test_a_hang_ends_the_process_and_leaves_its_stack(tmp_path, monkeypatch):
-    monkeypatch.setenv("TMPDIR", str(tmp_path))
-    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
-    program = tmp_path / "ray_trainer.py"  # only threads that train are shown
+def test_a_hang_ends_the_process_and_leaves_its_stack(tmp_path):
+    program = tmp_path / "hangs.py"
     program.write_text(HANGS)
-    assert subprocess.run([sys.executable, program], check=False).returncode == 1
-    stacks = take_stacks("slot-1")
-    assert f'"{program}", line 6 in loss' in stacks
-    assert take_stacks("slot-1") == ""
-    assert list(tmp_path.iterdir()) == [program]
+    ended = subprocess.run([sys.executable, program], capture_output=True, text=True, check=False)
+    assert ended.returncode == 1
+    assert f'"{program}", line 6 in loss' in ended.stderr
 
 
 def test_each_batch_of_prompts_is_a_sign_of_life(trial, monkeypatch):

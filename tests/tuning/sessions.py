@@ -5,7 +5,13 @@ from unittest.mock import patch
 from tests.tuning import fakes
 from trainers.config import TrialConfig
 from tuning.algorithms.studies import create_studies
-from tuning.config.schema import BudgetConfig, SamplerConfig, SearchConfig, SearchFile
+from tuning.config.schema import (
+    BudgetConfig,
+    ResourcesConfig,
+    SamplerConfig,
+    SearchConfig,
+    SearchFile,
+)
 from tuning.driver import Driver, Trial
 from tuning.runs.history import read_history
 from tuning.runs.journal import Journal
@@ -28,6 +34,7 @@ class Session:
         pruner=lambda: None,
         sampler=None,
         check_ray=lambda: None,
+        max_failures=3,
         **settings,
     ):
         self.search = search
@@ -41,6 +48,7 @@ class Session:
         section = SearchConfig(
             references=references,
             budget=BudgetConfig(trials=trials, failures=None),
+            resources=ResourcesConfig(max_failures=max_failures),
         )
         fixed = [TrialRecord(name, -1, "reference", {}) for name in references]
         self.driver = Driver(

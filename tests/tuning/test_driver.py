@@ -11,7 +11,7 @@ from tuning.algorithms.studies import TRIAL_ID
 from tuning.driver import End, Trial, Wait
 from tuning.execution.ray_watch import RayLost, RayWatch
 from tuning.runs.history import read_history
-from tuning.runs.messages import Progressed
+from tuning.runs.messages import Progressed, SteppedBack
 from tuning.runs.orders import send
 
 FIRST = {"optim.lr": 1e-4, "method.text_length": 8}
@@ -133,11 +133,53 @@ def test_a_trial_that_the_user_stops_ends_between_two_reports(tmp_path):
 
 def test_a_lost_process_ends_the_search_only_if_the_storage_failed(tmp_path):
     driver = Session(fakes.search_record(tmp_path), SPACE).driver
-    driver.lost(RuntimeError("its process is gone"))
+    driver.lost("trial-000", RuntimeError("its process is gone"))
     wrapped = RuntimeError("of a worker")
     wrapped.__cause__ = StorageFailed("no space left")
     with pytest.raises(StorageFailed, match="no space left"):
-        driver.lost(wrapped)
+        driver.lost("trial-000", wrapped)
+
+
+OF_RAY = SteppedBack("RayActorError: a worker died")
+OWN = SteppedBack("KeyError: 'label'\nTraceback ...", is_own=True)
+OTHER = SteppedBack("ValueError: of an image", is_own=True)
+PARTS = SteppedBack("MicroBatchTooLarge: 4", is_own=True, is_counted=False)
+LOST = RuntimeError("its process is gone")
+
+
+@pytest.mark.parametrize(
+    ("story", "goes_on"),
+    [
+        ([OF_RAY, OF_RAY], True),
+        ([OF_RAY, OF_RAY, OF_RAY], False),
+        ([LOST, OF_RAY, OF_RAY], False),  # one count
+        ([OF_RAY, OF_RAY, 20, OF_RAY, OF_RAY], True),
+        ([OF_RAY, OF_RAY, 10, OF_RAY], False),  # it repeats its last report
+        ([OWN], True),
+        ([OWN, OWN], False),
+        ([OWN, OTHER], True),
+        ([OWN, OF_RAY], True),
+        ([OWN, 20, OWN], True),
+        ([PARTS, SteppedBack("MicroBatchTooLarge: 2", True, False), OF_RAY, OF_RAY], True),
+    ],
+)
+def test_a_trial_goes_on_as_long_as_it_gets_on(story, goes_on, tmp_path):
+    session = Session(fakes.search_record(tmp_path), SPACE, max_failures=2)
+    driver, trial_id = session.driver, session.start().trial_id
+    session.report(trial_id, 10, 50.0)
+    for event in story:
+        match event:
+            case int():
+                found = session.report(trial_id, event, 50.0)
+            case SteppedBack():
+                found = driver.answered(trial_id, event)
+            case error:
+                driver.lost(trial_id, error)
+    assert found == goes_on
+    (record,) = session.recorder.records.values()
+    assert record.outcome == ("running" if goes_on else "failed")
+    if not goes_on:
+        assert record.error == story[-1].error
 
 
 def test_a_trial_that_a_budget_stops_has_the_reason_until_it_goes_on(tmp_path):

@@ -153,11 +153,12 @@ class ResourcesConfig(Frozen):
     """Trials that run at once; null is as many as fit. On a cluster that adds nodes by itself, as
     many as it will have room for: those that do not fit yet wait."""
     max_failures: int = Field(default=3, ge=0, le=1_000_000)
-    """Lost workers or nodes after which a trial continues from its last checkpoint. Errors of the
-    training itself are not retried."""
+    """Errors after which a trial continues from its last checkpoint, counted from its last new
+    step: of lost workers and nodes, hangs, and the training itself. If the training raises the same
+    twice, it has failed; if its loss is not finite, at once."""
     hang_after_s: float = Field(default=1800, gt=0, le=1e9)
-    """A training step or a batch of an evaluation that takes longer hangs. Its stack is logged, and
-    the trial continues from its last checkpoint with new workers; a second time, it fails."""
+    """A training step or a batch of an evaluation that takes longer hangs. Its worker ends, with
+    the stack in Ray's log of its node, and the trial continues with new ones."""
 
     @model_validator(mode="after")
     def _fits_together(self) -> ResourcesConfig:

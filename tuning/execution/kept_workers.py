@@ -14,10 +14,8 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from trainers.exchange import END, Answer, Exchange, Progressed, Request
 from trainers.folders import temporary_folder
-from trainers.hang import take_stacks
 from trainers.ray_trainer import serve, torch_trainer
 from tuning.execution.ray_workarounds import remove_orphaned_groups, without_helpers
-from tuning.execution.tasks import ask_nodes
 
 POLL_S = 5.0
 """Time that `ask` waits for a report before it returns how far the trial is."""
@@ -25,8 +23,6 @@ START_S = 120.0
 """Time that workers need to start. If it takes longer, they wait for a place in the cluster."""
 END_S = 20.0
 """Time that workers have to end. Those that need more end with the process that asked for them."""
-ANSWER_S = 30.0
-"""Time that nodes have to look for stacks of workers that hung."""
 
 
 class KeptWorkers:
@@ -81,11 +77,6 @@ class KeptWorkers:
         """End the workers, and wait until their resources are free."""
         self._exchange.ask.remote(END)
         wait([self._ended], END_S)
-
-    def stacks(self) -> str:
-        """The stacks of the workers that ended because they hung; empty if none did."""
-        found = ask_nodes(take_stacks, self._name, ANSWER_S)
-        return "\n".join(text for text in found.values() if isinstance(text, str) and text)
 
     def _run(self, values: dict[str, Any], options: dict[str, Any]) -> None:
         try:

@@ -9,9 +9,8 @@ import os
 import socket
 import sys
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import ExitStack, closing, contextmanager, suppress
-from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -24,13 +23,15 @@ from trainers.ray_trainer import WORKER_ENVIRONMENT
 from tuning.config.schema import ResourcesConfig
 from tuning.execution.cluster_resources import check_fits, fitting_trials
 from tuning.execution.ray_watch import HEAD, RayLost
-from tuning.execution.ray_workarounds import init, is_timeout, loopback_only
+from tuning.execution.ray_workarounds import check_internals, is_timeout, loopback_only
 from tuning.execution.signals import GC_THRESHOLD, environment_variables
 from tuning.runs.run_folder import job_runs
 
 logger = logging.getLogger(__name__)
 
 LOCALHOST = "127.0.0.1"
+JOB = "RAY_JOB_CONFIG_JSON_ENV_VAR"
+"""Environment variable that Ray sets for the entry point of a job."""
 CONNECT_S = 10
 """Seconds that a cluster may take to accept a connection."""
 PREFIX = "lt-ray-"
@@ -55,6 +56,7 @@ def ray_session(address: str | None = None, *, console: Console | None = None) -
         ConfigError: nothing answers at that address, or Ray does not start here.
         StorageFailed: it did not start in time, twice.
     """
+    check_internals()
     if ray.is_initialized():
         yield False
         return
@@ -105,23 +107,11 @@ def _leave_without_head() -> None:
 
 
 def runs_folder(storage: str) -> Path:
-    """The absolute folder of `search.storage`, also in a Ray job (see `job_runs`).
-
-    Raises:
-        ConfigError: the storage is not absolute, and the cluster of RAY_ADDRESS does not answer.
-    """
-    folder, address = Path(storage).expanduser(), os.environ.get("RAY_ADDRESS", "")
-    # Ray gives each job the address of its cluster, which is no URL.
-    if address and "://" not in address and not folder.is_absolute():
-        folder = job_runs(storage) if _is_rays(Path.cwd(), address) else folder
+    """The absolute folder of `search.storage`, also in a Ray job (see `job_runs`)."""
+    folder = Path(storage).expanduser()
+    if JOB in os.environ and not folder.is_absolute():
+        folder = job_runs(storage)
     return folder.resolve()
-
-
-@cache
-def _is_rays(folder: Path, address: str) -> bool:
-    """Whether a folder is below Ray's temporary folder, as the working directory of a job is."""
-    with ray_session(address):
-        return folder.is_relative_to(Path(ray.get_runtime_context().get_temp_dir()).resolve())
 
 
 def concurrent_trials(resources: ResourcesConfig, *, is_own_ray: bool = False) -> int:
@@ -189,15 +179,14 @@ def _start_local(folder: Path) -> None:
             dashboard_host=LOCALHOST,
             # A local search does not listen on the network. Ray 2.60 makes its folders writable
             # for all users, so they are below one that only this user can enter.
-            private={"_node_ip_address": LOCALHOST, "_temp_dir": str(folder / "r")},
+            _node_ip_address=LOCALHOST,
+            _temp_dir=str(folder / "r"),
         )
     with suppress(FileNotFoundError):
         (secrets / "auth_token").chmod(0o600)
 
 
-def _init(
-    workers_address: str, *, private: Mapping[str, Any] | None = None, **arguments: Any
-) -> None:
+def _init(workers_address: str, **arguments: Any) -> None:
     """Connect to Ray, and give workers its address.
 
     Ray looks for it in `RAY_ADDRESS`, which `ray job submit` sets for the entry point only. Without
@@ -212,4 +201,4 @@ def _init(
         # Not on other clusters, where a job may have a hook of its own: Ray accepts only one.
         runtime_env["worker_process_setup_hook"] = lambda: gc.set_threshold(GC_THRESHOLD)
     arguments |= {"log_to_driver": False, "logging_level": logging.ERROR}
-    init(private or {}, runtime_env=runtime_env, **arguments)
+    ray.init(runtime_env=runtime_env, **arguments)

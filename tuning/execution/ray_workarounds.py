@@ -1,66 +1,42 @@
 """Everything that relies on internals of Ray: nothing else may import them.
 
 Each workaround names what goes wrong without it, the version of Ray that it was written for and
-the issue, if there is one. Where a Ray lacks what one needs (`INTERNALS`), it is skipped, and the
-log says once what that means. `tests/tuning/execution/test_ray_workarounds.py` has a test for each
-that fails when it is no longer needed, or when it no longer works.
+the issue, if there is one. What keeps Ray on loopback, secrets out of its logs, or a search from
+being lost is looked up before anything starts, see `check_internals`; the rest are plain look-ups.
+`tests/tuning/execution/test_ray_workarounds.py` has a test for each that fails when it is no longer
+needed, or when it no longer works.
 """
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
-from functools import reduce, wraps
+from functools import wraps
 from importlib import import_module
 from typing import Any, Final
 
 import ray
+from ray.air.execution._internal import RayActorManager
 from ray.exceptions import RayActorError, RayError, RayTaskError
 from ray.util.placement_group import PlacementGroup, remove_placement_group
 
+from trainers.errors import ConfigError
 from tuning.execution.signals import environment_variables
 
-logger = logging.getLogger(__name__)
-
-INTERNALS: Final = {
-    "draining nodes": (
-        "ray._private.state:state",
-        ("get_draining_nodes",),
-        "the loss of a node that announced its end counts as a failure",
-    ),
-    "placement groups": (
-        "ray._private.state:state",
-        ("_connect_and_get_accessor",),
-        "resources of killed trials may be lost until the search ends",
-    ),
-    "placement group table": (
-        "ray.core.generated.gcs_pb2:PlacementGroupTableData",
-        ("FromString", "REMOVED"),
-        "resources of killed trials may be lost until the search ends",
-    ),
-    "helpers of trainings": (
-        "ray.train.v2.api.data_parallel_trainer:DataParallelTrainer",
-        ("_create_default_callbacks",),
-        "a training starts with two processes more",
-    ),
-    "loopback": (
-        "ray._private.ray_constants",
-        ("ENABLE_RAY_CLUSTER", "ENABLE_RAY_CLUSTERS_ENV_VAR"),
-        "a Ray that is started here may listen on all network interfaces",
-    ),
-    "environment of trials": (
-        "ray.tune.execution.class_cache",
-        ("ENV_VARS_TO_PROPAGATE",),
-        "AWS keys of this process may be written to Ray's logs",
-    ),
-    "errors of actors": (
-        "ray.air.execution._internal:RayActorManager",
-        ("_actor_task_failed", "_actor_start_failed"),
-        "the search ends if the process of a trial is killed for want of memory",
-    ),
-}
-"""What workarounds need: a module or an object in one, its attributes, and what is lost without."""
+TESTED: Final = "2.60"
+"""Version of Ray that has all internals."""
+_CONSTANTS: Final = "ray._private.ray_constants"
+_ACTORS: Final = "ray.air.execution._internal"
+INTERNALS: Final = (
+    (_CONSTANTS, "ENABLE_RAY_CLUSTER", "Ray would listen on the network"),
+    (_CONSTANTS, "ENABLE_RAY_CLUSTERS_ENV_VAR", "Ray would listen on the network"),
+    ("ray.tune.execution.class_cache", "ENV_VARS_TO_PROPAGATE", "Ray would log AWS keys"),
+    (_ACTORS, "RayActorManager._actor_task_failed", "a search could be lost"),
+    (_ACTORS, "RayActorManager._actor_start_failed", "a search could be lost"),
+    ("ray._private.state", "GlobalState._connect_and_get_accessor", "a search could wait for ever"),
+)
+"""Module, name in it, and what would happen without."""
 
 TUNE_ENVIRONMENT: Final = {
     # The tables, MLflow and the progress display replace Tune's own output.
@@ -74,44 +50,16 @@ TUNE_ENVIRONMENT: Final = {
 }
 """Settings of Tune for the time of a search; those in the user's environment take precedence."""
 
-HELPERS: Final = {
-    "DatasetsCallback": ("datasets", "_dataset_shard_provider"),
-    "PlacementGroupCleanerCallback": ("placement_group_callback", "_stop_cleaner"),
-}
-"""Callbacks of Ray Train that start a process each: module and an attribute of a class, each of
-which identifies it if its name has changed."""
 
-_skipped: set[tuple[str, str]] = set()
-
-
-def internal(name: str) -> Any | None:
-    """An entry of INTERNALS; None, and a line in the log once, if this Ray lacks it."""
-    path, attributes, loss = INTERNALS[name]
-    module, _, inner = path.partition(":")
-    try:
-        found = reduce(getattr, filter(None, [inner]), import_module(module))
-        for attribute in attributes:
-            getattr(found, attribute)
-    except (ImportError, AttributeError):
-        _log_once(path, loss)
-        return None
-    return found
-
-
-def _log_once(missing: str, loss: str) -> None:
-    if (missing, loss) not in _skipped:
-        _skipped.add((missing, loss))
-        logger.warning("Ray %s has no %s as expected: %s", ray.__version__, missing, loss)
-
-
-def draining_nodes() -> dict[str, int]:
-    """Nodes that have announced their end, such as spot nodes, by Ray's identifier.
-
-    The value is the time at which the node will be gone, as Unix time in milliseconds; 0 if it is
-    not known. Ray 2.60 has no public function for the driver (added internally by ray#38096).
-    """
-    state = internal("draining nodes")
-    return {} if state is None else state.get_draining_nodes()
+def check_internals() -> None:
+    """Raise a ConfigError that names what this Ray lacks of INTERNALS."""
+    for module, name, loss in INTERNALS:
+        found: Any = import_module(module)
+        for part in name.split("."):
+            if not hasattr(found, part):
+                problem = f"Ray {ray.__version__} has no {module}.{name}, and {loss}"
+                raise ConfigError(problem, hint=f"pip install 'ray=={TESTED}.*'")
+            found = getattr(found, part)
 
 
 def remove_orphaned_groups() -> None:
@@ -122,9 +70,9 @@ def remove_orphaned_groups() -> None:
     workers had started (no issue found). Otherwise the resources are lost for the rest of the
     search, which then has a slot less, or none.
     """
-    state, table = internal("placement groups"), internal("placement group table")
-    if state is None or table is None:
-        return
+    from ray._private.state import state
+
+    table: Any = import_module("ray.core.generated.gcs_pb2").PlacementGroupTableData
     job = ray.get_runtime_context().get_job_id()
     for content in state._connect_and_get_accessor().get_placement_group_table():
         group = table.FromString(content)
@@ -142,26 +90,17 @@ def without_helpers(trainer: Any) -> Any:
     dashboard once a second whether to remove a placement group, which `remove_orphaned_groups`
     does. No setting prevents them (no issue found), and each takes 2 to 3 s of CPU time.
     """
-    if internal("helpers of trainings") is not None:
-        create = trainer._create_default_callbacks
-        trainer._create_default_callbacks = lambda: _needed(create())
+    from ray.train.v2._internal.callbacks.datasets import DatasetsCallback
+    from ray.train.v2._internal.callbacks.placement_group_callback import (
+        PlacementGroupCleanerCallback,
+    )
+
+    create = trainer._create_default_callbacks
+    helpers = DatasetsCallback, PlacementGroupCleanerCallback
+    trainer._create_default_callbacks = lambda: [
+        one for one in create() if not isinstance(one, helpers)
+    ]
     return trainer
-
-
-def _needed(callbacks: Sequence[Any]) -> list[Any]:
-    """The callbacks without HELPERS. The log says once if one of these is not found."""
-    for name, (module, attribute) in HELPERS.items():
-        others = [
-            one
-            for one in callbacks
-            if type(one).__name__ != name
-            and type(one).__module__.rpartition(".")[2] != module
-            and not hasattr(one, attribute)
-        ]
-        if len(others) == len(callbacks):
-            _log_once(name, "a training starts with one process more")
-        callbacks = others
-    return [*callbacks]
 
 
 @contextmanager
@@ -172,28 +111,14 @@ def loopback_only() -> Iterator[None]:
     all interfaces, except on macOS and Windows (ray#18730). The variable is for Ray's processes;
     this one has read it already.
     """
-    constants = internal("loopback")
-    if constants is None:
-        yield
-        return
+    from ray._private import ray_constants as constants
+
     with ExitStack() as restore:
         restore.callback(setattr, constants, "ENABLE_RAY_CLUSTER", constants.ENABLE_RAY_CLUSTER)
         constants.ENABLE_RAY_CLUSTER = False
         variables = {constants.ENABLE_RAY_CLUSTERS_ENV_VAR: "0"}
         restore.enter_context(environment_variables(variables))
         yield
-
-
-def init(private: Mapping[str, Any], **public: Any) -> None:
-    """`ray.init` with arguments that are not public; without them if this Ray does not know one."""
-    try:
-        ray.init(**public, **private)
-    except (RuntimeError, TypeError) as error:
-        if not any(name in str(error) for name in private):
-            raise
-        what = f"{', '.join(private)} of ray.init"
-        logger.warning("Ray %s has no %s as expected: it uses defaults", ray.__version__, what)
-        ray.init(**public)
 
 
 def is_timeout(error: Exception) -> bool:
@@ -210,6 +135,8 @@ def tune_workarounds() -> Iterator[None]:
 
     A `Tuner` must be created and fitted within the block.
     """
+    from ray.tune.execution import class_cache
+
     with ExitStack() as restore:
         restore.enter_context(environment_variables(TUNE_ENVIRONMENT, override=False))
 
@@ -221,19 +148,17 @@ def tune_workarounds() -> Iterator[None]:
         # Tune copies the driver's AWS keys into the runtime environment of its trials, which Ray
         # writes to its logs and shows on its dashboard (Ray 2.60; ray#28276, ray#39502 are about
         # secrets in runtime environments). Trials use the keys in the environment of their node.
-        if (class_cache := internal("environment of trials")) is not None:
-            names = class_cache.ENV_VARS_TO_PROPAGATE
-            restore.callback(setattr, class_cache, "ENV_VARS_TO_PROPAGATE", names)
-            class_cache.ENV_VARS_TO_PROPAGATE = {n for n in names if not n.startswith("AWS_")}
+        names = class_cache.ENV_VARS_TO_PROPAGATE
+        restore.callback(setattr, class_cache, "ENV_VARS_TO_PROPAGATE", names)
+        class_cache.ENV_VARS_TO_PROPAGATE = {n for n in names if not n.startswith("AWS_")}
 
         # Tune handles RayActorError and RayTaskError only. Any other RayError, such as the
         # OutOfMemoryError of a slot's process that was killed, would end its loop and with it the
         # search (Ray 2.60; no issue found).
-        if (manager := internal("errors of actors")) is not None:
-            for name in ("_actor_task_failed", "_actor_start_failed"):
-                handler = getattr(manager, name)
-                restore.callback(setattr, manager, name, handler)
-                setattr(manager, name, _with_known_errors(handler))
+        for name in ("_actor_task_failed", "_actor_start_failed"):
+            handler = getattr(RayActorManager, name)
+            restore.callback(setattr, RayActorManager, name, handler)
+            setattr(RayActorManager, name, _with_known_errors(handler))
         yield
 
 

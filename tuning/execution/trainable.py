@@ -5,6 +5,7 @@ The process of a slot imports this module. So it imports neither MLflow, matplot
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -12,14 +13,18 @@ from ray import tune
 
 from trainers.checkpoints.storage import prepare_folder
 from trainers.data.store import Store, open_store
-from trainers.errors import storage_failures
+from trainers.errors import (
+    ConfigError,
+    MicroBatchTooLarge,
+    TrainingDiverged,
+    storage_failures,
+)
 from trainers.exchange import Request
 from trainers.ray_trainer import location
 from tuning.config.schema import ResourcesConfig
 from tuning.execution.cluster_resources import SLOT
 from tuning.execution.kept_workers import KeptWorkers
-from tuning.execution.retries import Attempts, FaultyNodes, fitting_micro_batch
-from tuning.runs.errors import error_text, storage_failure
+from tuning.runs.errors import error_text, is_rays, root_causes, storage_failure
 from tuning.runs.messages import MESSAGE, Failed, Message, Reported, SteppedBack
 
 
@@ -61,7 +66,6 @@ class Slot(tune.Trainable):
     def setup(self, config: dict[str, Any]) -> None:
         """Start the first trial; its workers start at the first step."""
         self._workers: KeptWorkers | None = None
-        self._nodes = FaultyNodes(self.resources)
         self._most_images: int | None = None  # at once, of which several workers do not fit more
         self.reset_config(config)
 
@@ -74,7 +78,6 @@ class Slot(tune.Trainable):
             self._workers = None
         # The name is stable: a resumed trial finds its checkpoints by it.
         self._name, self._trial = f"train-{new_config['trial_id']}", new_config["trial"]
-        self._attempts = Attempts(new_config["trial_id"], self._nodes)
         self._folder: Store | None = None
         return True
 
@@ -100,7 +103,7 @@ class Slot(tune.Trainable):
                     self._folder = open_store(self.storage_path).at(self._name)
                 prepare_folder(self._folder)
             if self._workers is None:
-                options = self.resources.per_trial() | self._nodes.placement()
+                options = self.resources.per_trial()
                 self._workers = KeptWorkers(self.resources.hang_after_s, options)
             request = Request(
                 location(self._folder),
@@ -112,24 +115,26 @@ class Slot(tune.Trainable):
             answer = self._workers.ask(request)
         except Exception as error:
             return self._failed(error)
-        if isinstance(answer, Reported) and answer.is_last:
-            self._nodes.finished()
         return answer
 
     def _failed(self, error: Exception) -> Message:
-        """End the workers after an error of theirs, and say whether the trial is repeated.
+        """End the workers after an error of theirs. The driver decides whether the trial goes on.
 
         Raises:
             Exception: the error, if the storage failed.
         """
         workers, self._workers, self._folder = self._workers, None, None
-        self._most_images = fitting_micro_batch(error) or self._most_images
         if workers is not None:
             workers.end()
-            try:
-                return SteppedBack(self._attempts.failed(error, workers.stacks))  # Tune asks again
-            except Exception as final:
-                error = final
         if storage_failure(error):
             raise error
-        return Failed(error_text(error))
+        causes = [*root_causes(error)]
+        final = [one for one in causes if isinstance(one, ConfigError | TrainingDiverged)]
+        if workers is None or final:
+            return Failed(error_text(final[0] if final else error))
+        sizes = [e.micro_batch_size for e in causes if isinstance(e, MicroBatchTooLarge)]
+        fits_less = bool(sizes) and min(sizes) < (self._most_images or math.inf)
+        if fits_less:
+            self._most_images = min(sizes)
+        is_own = not any(map(is_rays, causes))
+        return SteppedBack(error_text(error), is_own, is_counted=not fits_less)

@@ -6,13 +6,14 @@ import logging
 from collections.abc import Sequence
 from contextlib import ExitStack
 from datetime import datetime
+from functools import partial
 from pathlib import Path
 from pickle import loads
 from typing import TYPE_CHECKING, Any
 
 from ray import tune
 from ray.tune.experiment import Trial as TuneTrial
-from ray.tune.schedulers import FIFOScheduler
+from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 from ray.tune.search import Searcher
 
 from trainers.folders import temporary_folder
@@ -41,7 +42,7 @@ def run_trials(
     Args:
         train: a class, because Ray Tune 2.60 hangs if it stops a trial of a function whose process
             it keeps. Its results have a message for the driver, see `Slot`.
-        max_failures: of processes of trials. Failed trainings are messages.
+        max_failures: of processes of trials before the first message.
         callbacks: of the user, for Tune. Its loggers write below `tune/` in the run folder.
     """
     events, first = _Events(driver), driver.search.objectives[0]
@@ -111,7 +112,15 @@ class _Searcher(_OfDriver, Searcher):
 
 
 class _Scheduler(_OfDriver, FIFOScheduler):
-    """Checks an error of a trial's process before Tune makes anything of it."""
+    """Tells the driver of lost processes of trials, and Tune how often to start one again."""
+
+    def on_trial_result(
+        self, tune_controller: TuneController, trial: TuneTrial, result: dict[str, Any]
+    ) -> str:
+        """Let the trial go on. Tune counts lost processes, and the driver all errors."""
+        left = self._driver.attempts_left(_trial_id(trial))
+        trial.max_failures = trial.num_failures + left
+        return TrialScheduler.CONTINUE
 
     def on_trial_error(self, tune_controller: TuneController, trial: TuneTrial) -> None:
         """Raise an error that ends the search.
@@ -123,7 +132,7 @@ class _Scheduler(_OfDriver, FIFOScheduler):
         error = _error_of(trial)
         if error is None:  # Python adds the cause
             raise tune.TuneError(f"the end of {trial} could not be recorded")
-        self._driver.lost(error)
+        self._driver.lost(_trial_id(trial), error)
 
 
 class _Events(_OfDriver, tune.Callback, tune.Stopper):
@@ -179,23 +188,27 @@ class _Reports(tune.Callback):
 
     def __init__(self, callback: tune.Callback) -> None:
         self._callback, self._failed = callback, set[str]()
+        for name in dir(tune.Callback):
+            if name.startswith("on_"):
+                setattr(self, name, partial(self._call, name))
 
-    def __getattribute__(self, name: str) -> Any:
-        callback, failed = (object.__getattribute__(self, key) for key in ("_callback", "_failed"))
-        if not name.startswith("on_"):
-            return getattr(callback, name)
+    def setup(self, *arguments: Any, **info: Any) -> None:
+        """Pass the experiment on. An exception ends the search before it begins."""
+        self._callback.setup(*arguments, **info)
 
-        def call(**info: Any) -> None:
-            if name == "on_trial_result":
-                if not isinstance(info["result"][MESSAGE], Reported):
-                    return
-                info["result"] = {k: v for k, v in info["result"].items() if k != MESSAGE}
-            try:
-                getattr(callback, name)(**info)
-            except Exception as error:
-                if name not in failed:
-                    kind, trace = type(callback).__name__, traceback_of(error)
-                    logger.error("%s failed at %s\n%s", kind, name, trace)
-                failed.add(name)
+    def get_state(self) -> dict[str, Any] | None:
+        """Pass the state of the callback on."""
+        return self._callback.get_state()
 
-        return call
+    def _call(self, name: str, **info: Any) -> None:
+        if name == "on_trial_result":
+            if not isinstance(info["result"][MESSAGE], Reported):
+                return
+            info["result"] = {k: v for k, v in info["result"].items() if k != MESSAGE}
+        try:
+            getattr(self._callback, name)(**info)
+        except Exception as error:
+            if name not in self._failed:
+                kind, trace = type(self._callback).__name__, traceback_of(error)
+                logger.error("%s failed at %s\n%s", kind, name, trace)
+            self._failed.add(name)

@@ -21,10 +21,22 @@ def error_text(error: BaseException) -> str:
 
 
 def root_cause(error: BaseException) -> BaseException:
-    """The innermost error."""
-    while inner := next(wrapped_errors(error), None):
-        error = inner
-    return error
+    """The innermost error; that of the first one, if several workers raised."""
+    return next(root_causes(error))
+
+
+def root_causes(error: BaseException) -> Iterator[BaseException]:
+    """The innermost errors of all workers."""
+    wrapped = [*wrapped_errors(error)]
+    if not wrapped:
+        yield error
+    for one in wrapped:
+        yield from root_causes(one)
+
+
+def is_rays(error: BaseException) -> bool:
+    """Whether the class of an error is one of Ray, or derives from one."""
+    return any(base.__module__.partition(".")[0] == "ray" for base in type(error).__mro__)
 
 
 def storage_failure(error: BaseException | None) -> StorageFailed | None:
@@ -73,7 +85,7 @@ def wrapped_errors(error: BaseException) -> Iterator[BaseException]:
     They are found under any name: Ray 2.60 has public ones for some of them only, and with a name
     missed, the loss of a worker would count as a failure of its training.
     """
-    if not any(base.__module__.partition(".")[0] == "ray" for base in type(error).__mro__):
+    if not is_rays(error):
         return
     for value in vars(error).values():
         for inner in value.values() if isinstance(value, Mapping) else [value]:

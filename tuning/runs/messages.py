@@ -12,9 +12,14 @@ from trainers.exchange import Reported as Reported
 
 @dataclass(frozen=True)
 class SteppedBack:
-    """The trial goes back to its newest checkpoint, because a machine failed."""
+    """An error has ended the workers of the trial. New ones go on from its newest checkpoint."""
 
-    reason: str
+    error: str
+    """A summary in the first line, then a traceback."""
+    is_own: bool = False
+    """Whether the training raised it, and not Ray."""
+    is_counted: bool = True
+    """Whether it counts towards `search.resources.max_failures`."""
 
 
 @dataclass(frozen=True)

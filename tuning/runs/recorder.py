@@ -9,7 +9,7 @@ from dataclasses import replace
 from typing import Any
 
 from trainers.errors import StorageFailed
-from trainers.redact import redact, traceback_of
+from trainers.redact import traceback_of
 from tuning.runs.callbacks import Callback
 from tuning.runs.errors import storage_failure
 from tuning.runs.history import History, Replay, replayed
@@ -101,7 +101,8 @@ class Recorder:
             return False
         match message:
             case SteppedBack():
-                logger.warning(redact(message.reason))
+                what = f"{trial_id} is repeated from its newest checkpoint"
+                logger.warning("%s: %s", what, message.error.partition("\n")[0])
                 self._progress(record, Progressed())  # it goes back to its last checkpoint
             case Progressed() if reason:
                 self._end(record.with_end("pruned", self._journal.now(), reason=reason))

@@ -5,7 +5,6 @@
 
 import json
 import shutil
-from collections import Counter
 from contextlib import ExitStack, contextmanager, nullcontext
 from pathlib import Path
 from types import SimpleNamespace
@@ -38,8 +37,8 @@ class InlineTuner:
         self._train, self._driver = train, driver
         # A driver of a script has none.
         self._callbacks = driver.recorder._callbacks if hasattr(driver, "recorder") else ()
-        self._concurrent, self._max_failures = concurrent, max_failures
-        self._running, self._configs, self._failures = {}, {}, Counter()
+        self._concurrent = concurrent
+        self._running, self._configs = {}, {}
         self._free = []
 
     def run(self):
@@ -76,9 +75,9 @@ class InlineTuner:
             message = self._running[trial_id].step()[MESSAGE]
         except Exception as error:
             del self._running[trial_id]  # the process ends with an error that its step raises
-            self._driver.lost(error)
-            self._failures[trial_id] += 1
-            if self._failures[trial_id] <= self._max_failures:
+            left = self._driver.attempts_left(trial_id)
+            self._driver.lost(trial_id, error)
+            if left:
                 self._start(self._configs[trial_id])
             else:
                 self._driver.answered(trial_id, Failed(error_text(error)))

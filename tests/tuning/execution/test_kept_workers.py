@@ -25,7 +25,6 @@ from trainers.ray_trainer import torch_trainer
 from tuning.config.schema import ResourcesConfig
 from tuning.execution.kept_workers import KeptWorkers
 from tuning.execution.ray_session import ray_session
-from tuning.execution.retries import machine_failure
 from tuning.execution.trainable import Slot
 from tuning.runs.callbacks import Callback
 from tuning.runs.messages import MESSAGE
@@ -199,16 +198,17 @@ def test_every_process_of_a_slot_may_be_killed(images_root, tmp_path):
 @pytest.mark.cluster
 @pytest.mark.nightly
 @pytest.mark.parametrize("num_workers", [1, 2])
-def test_a_hang_is_found_repeated_once_and_is_no_other_trials(
+def test_a_hang_is_found_repeated_and_is_no_other_trials(
     num_workers, images_root, tmp_path, caplog
 ):
-    """One trial hangs once, one twice. Of two workers, one waits for the other that hangs."""
+    """One trial hangs once, one always. Of two workers, one waits for the other that hangs."""
     once = tmp_path / "once"
     parameters = {
         "method.waits": {"type": "categorical", "choices": ["never", "once", "always"]},
         "optim.lr": {"type": "categorical", "choices": [1e-4]},
     }
     points = [{"method.waits": w, "optim.lr": 1e-4} for w in ("never", "once", "always")]
+    resources = {"workers": num_workers, "hang_after_s": 15, "max_failures": 1}
     file = real_file(
         images_root,
         tmp_path,
@@ -216,22 +216,19 @@ def test_a_hang_is_found_repeated_once_and_is_no_other_trials(
         trial__method={"name": "hangs", "file": str(once)},
         search__space={"name": None, "parameters": parameters, "initial_points": points},
         search__budget__trials=3,
-        search__resources={"max_concurrent": 1, "workers": num_workers, "hang_after_s": 15},
+        search__resources={"max_concurrent": 1, **resources},
     )
     found = run_search(file, console=Console(quiet=True))
     first, repeated, failed = found.history.records
     assert (first.outcome, repeated.outcome, failed.outcome) == ("finished", "finished", "failed")
     assert failed.step == 3
-    assert failed.error == "TrainingHangs: no step or batch in 15 s, for the second time"
     assert [*map(untimed, repeated.curve)] == [*map(untimed, first.curve)]
-    # Once of the one, twice of the other.
-    messages = [message for message in caplog.messages if "no step or batch in 15 s" in message]
-    assert len(messages) == 3
-    assert all("hangs.py" in message and " in loss" in message for message in messages)
+    # Once each.
+    assert sum("is repeated from its newest checkpoint" in m for m in caplog.messages) == 2
 
 
 @pytest.mark.nightly
-def test_a_collective_operation_that_hangs_is_a_failure_of_a_machine(tmp_path, monkeypatch):
+def test_a_collective_operation_that_hangs_ends(tmp_path, monkeypatch):
     monkeypatch.setattr("trainers.ray_trainer.COLLECTIVE_TIMEOUT_S", 5)
 
     def loop(values):
@@ -241,5 +238,4 @@ def test_a_collective_operation_that_hangs_is_a_failure_of_a_machine(tmp_path, m
 
     trainer = torch_trainer(loop, {}, name="hangs", scratch=tmp_path, workers=2)
     with ThreadPoolExecutor() as elsewhere:  # in the main thread, it would handle signals
-        error = elsewhere.submit(trainer.fit).exception()
-    assert machine_failure(error) is not None
+        assert elsewhere.submit(trainer.fit).exception() is not None

@@ -1,7 +1,6 @@
 """A search that loses its driver and its nodes. Slow: real processes on several nodes of Ray."""
 
 import dataclasses
-from pathlib import Path
 
 import pytest
 
@@ -79,26 +78,3 @@ def test_a_search_survives_its_driver_and_its_nodes(three_nodes, images_root, tm
     assert (one.outcome, other.outcome) == ("finished", "finished")
     assert one.step == STEPS
     assert list(map(untimed, one.curve)) == list(map(untimed, other.curve))
-
-
-@pytest.mark.nightly
-def test_a_search_avoids_a_node_whose_gpu_fails(three_nodes, images_root, tmp_path):
-    """The first trial is repeated there once, then elsewhere; the second one starts elsewhere."""
-    failures = tmp_path / "failures"
-    real_file(
-        images_root,
-        tmp_path,
-        **EQUAL_TRIALS,
-        plugins=[str(Path(__file__).with_name("sick_gpu.py"))],
-        trial__method={"name": "sick_gpu", "log": str(failures)},
-        search__budget={"trials": 2},
-    )
-    with driver(three_nodes.address, "search", tmp_path / "small.yaml") as process:
-        assert process.wait() == 0
-    found = records(tmp_path / "runs" / "small")
-    assert [trial.outcome for trial in found.values()] == ["finished"] * 2
-    first, second = failures.read_text().split()
-    assert first == second
-    said = (tmp_path / "driver.log").read_text()
-    assert said.count("is repeated from its newest checkpoint: AcceleratorError: CUDA error") == 2
-    assert said.count(f"({first[:8]}): trials avoid it") == 1

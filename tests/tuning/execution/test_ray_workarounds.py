@@ -1,8 +1,9 @@
 """Each workaround is still needed and works; a test that fails asks to look at it again."""
 
 import os
-import sys
 import time
+from functools import reduce
+from importlib import import_module
 from inspect import getsource
 
 import pytest
@@ -15,22 +16,18 @@ from ray.exceptions import OutOfMemoryError, RayActorError
 from ray.tune.execution.class_cache import _ActorClassCache
 from ray.util.placement_group import placement_group, placement_group_table
 from ray.util.state import list_actors
-from rich.console import Console
 
-from tests.tuning.agreement import disagreements
-from tests.tuning.execution.real_searches import EQUAL_TRIALS, real_file, untimed
+from trainers.errors import ConfigError
 from trainers.ray_trainer import torch_trainer
 from tuning.execution import ray_workarounds
 from tuning.execution.ray_session import ray_session
 from tuning.execution.ray_workarounds import (
-    HELPERS,
     INTERNALS,
     loopback_only,
     remove_orphaned_groups,
     tune_workarounds,
     without_helpers,
 )
-from tuning.search import run_search
 
 
 def test_ray_has_no_class_for_a_start_that_takes_too_long():
@@ -170,91 +167,14 @@ def test_a_training_starts_without_helpers(tmp_path):
     assert callbacks() == [name for name in before if name not in left_out]
 
 
-@pytest.mark.parametrize("change", [{"__name__": "Another"}, {"__module__": "ray.train.another"}])
-def test_helpers_are_found_under_another_name_or_in_another_place(change, tmp_path, caplog):
-    trainer = torch_trainer(print, {}, name="any", scratch=tmp_path)
-    created = trainer._create_default_callbacks()
-    for one in created:
-        if (kind := type(one)).__name__ in HELPERS:
-            one.__class__ = type(kind.__name__, (kind,), {"__module__": kind.__module__})
-            for name, value in change.items():
-                setattr(type(one), name, value)
-    trainer._create_default_callbacks = lambda: created
-    without_helpers(trainer)
-    assert len(trainer._create_default_callbacks()) == len(created) - len(HELPERS)
-    assert caplog.messages == []
-
-
-def test_a_helper_that_is_not_found_is_logged_once(monkeypatch, tmp_path, caplog):
-    monkeypatch.setattr(ray_workarounds, "_skipped", set())
-    trainer = torch_trainer(print, {}, name="any", scratch=tmp_path)
-    trainer._create_default_callbacks = lambda: ["needed"]
-    without_helpers(trainer)
-    for _ in range(2):
-        assert trainer._create_default_callbacks() == ["needed"]
-    assert [line.endswith("one process more") for line in caplog.messages] == [True, True]
-
-
-def without(name, patch):
-    """Rename what a workaround needs, as another Ray may."""
-    path, attributes, loss = INTERNALS[name]
-    patch.setitem(INTERNALS, name, (path, (*attributes, "renamed"), loss))
-    patch.setattr(ray_workarounds, "_skipped", set())
-
-
-@pytest.mark.parametrize("name", INTERNALS)
-def test_a_workaround_without_its_internals_is_skipped_with_one_line(name, monkeypatch, caplog):
-    path, _, loss = INTERNALS[name]
-    assert ray_workarounds.internal(name) is not None
-    without(name, monkeypatch)
-    for _ in range(2):
-        assert ray_workarounds.internal(name) is None
-    (line,) = caplog.messages
-    assert path in line
-    assert line.endswith(loss)
-    monkeypatch.setitem(sys.modules, path.partition(":")[0], None)
-    assert ray_workarounds.internal(name) is None
-
-
-def test_arguments_of_ray_that_are_not_public_may_be_missing(monkeypatch, caplog):
-    given = []
-
-    def init(address, **others):
-        given.append(address)
-        if others:
-            raise RuntimeError(f"Unknown keyword argument(s): {', '.join(others)}")
-
-    monkeypatch.setattr(ray, "init", init)
-    ray_workarounds.init({"_temp_dir": "/tmp/x"}, address="local")
-    assert given == ["local", "local"]
-    assert "has no _temp_dir of ray.init" in caplog.text
-
-
-@pytest.mark.nightly
-def test_a_search_needs_no_internal_of_ray(images_root, tmp_path, monkeypatch):
-    """Without any of them, in any process, it has the same records."""
-
-    def search(folder):
-        folder.mkdir()
-        file = real_file(images_root, folder, **EQUAL_TRIALS, search__budget__trials=2)
-        found = run_search(file, console=Console(quiet=True))
-        assert found.outcome == "finished"
-        assert disagreements(found.folder) == []
-        return [(r.trial_id, r.outcome, [*map(untimed, r.curve)]) for r in found.history.records]
-
-    def forget():
-        from tuning.execution.ray_workarounds import INTERNALS
-
-        for name, (path, attributes, loss) in INTERNALS.items():
-            INTERNALS[name] = (path, (*attributes, "renamed"), loss)
-
-    def init(private, *, runtime_env, **public):
-        runtime_env["worker_process_setup_hook"] = forget
-        ray_workarounds.init({}, runtime_env=runtime_env, **public)
-
-    monkeypatch.delenv("RAY_ADDRESS", raising=False)
-    expected = search(tmp_path / "with")
-    for name in INTERNALS:
-        without(name, monkeypatch)
-    monkeypatch.setattr("tuning.execution.ray_session.init", init)
-    assert search(tmp_path / "without") == expected
+@pytest.mark.parametrize(("module", "name", "loss"), INTERNALS)
+def test_without_an_internal_that_keeps_a_search_safe_nothing_starts(
+    module, name, loss, monkeypatch
+):
+    monkeypatch.setattr(ray, "init", None)
+    *owner, last = name.split(".")
+    monkeypatch.delattr(reduce(getattr, owner, import_module(module)), last)
+    with pytest.raises(ConfigError) as caught, ray_session():
+        pass
+    assert f"has no {module}.{name}, and {loss}" in caught.value.problem
+    assert caught.value.hint == "pip install 'ray==2.60.*'"

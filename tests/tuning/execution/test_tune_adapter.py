@@ -2,6 +2,7 @@
 
 import os
 import time
+from collections import Counter
 from itertools import count
 from pathlib import Path
 
@@ -56,7 +57,7 @@ class Scripted:
     def __init__(self, folder, trials, story):
         self.search, self._folder, self.story = fakes.search_record(folder), folder, story
         self._waiting = dict(trials)
-        self.calls, self.messages, self.starts = [], 0, 0
+        self.calls, self.messages, self.starts, self.losses = [], 0, 0, Counter()
         self._note()
 
     def _note(self, *call):
@@ -94,9 +95,13 @@ class Scripted:
         self._note("answered", trial_id, type(message).__name__, step)
         return not ends
 
-    def lost(self, error):
+    def attempts_left(self, trial_id):
+        return 1 - self.losses[trial_id]
+
+    def lost(self, trial_id, error):
         self.messages += 1
-        self._note("lost")
+        self.losses[trial_id] += 1
+        self._note("lost", trial_id)
         if failure := storage_failure(error):
             raise failure
 

@@ -46,7 +46,8 @@ def test_loggers_of_tune_write_the_reports_of_every_trial(images_root, tmp_path,
             values({"optim": {"lr": record.params["optim.lr"]}}, STEPS)["val/mean_acc"]
         )
     assert ended.trials == [record.trial_id for record in found.history.records]
-    assert [m for m in caplog.messages if "Down" in m] == ["Down failed at on_trial_result"]
+    (line, *_) = "\n".join(m for m in caplog.messages if "Down" in m).splitlines()
+    assert line == "Down failed at on_trial_result"
 
     again = Ended()
     more = resume_instantly(found.folder, "search.budget.trials=4", tune_callbacks=[again])

@@ -153,7 +153,7 @@ def test_the_time_of_a_wait_for_gpus_is_not_that_of_gpus(tmp_path, monkeypatch, 
         assert record.seconds == pytest.approx(3780, abs=2)
     assert caplog.messages == [
         "trial-000 waits for GPUs of the cluster",
-        "its machine was lost",
+        "trial-000 is repeated from its newest checkpoint: its machine was lost",
     ]
 
 
