@@ -34,11 +34,7 @@ logger = logging.getLogger(__name__)
 
 
 def more_trials(run: RunFolder, trials: int | str, overrides: Iterable[str] = ()) -> list[str]:
-    """The overrides for a number of trials: `30`, or `+8` in addition to those of a run.
-
-    Raises:
-        ConfigError: neither.
-    """
+    """The overrides for a number of trials: `30`, or `+8` in addition to those of a run."""
     number = str(trials)
     if not re.fullmatch(r"\+?\d{1,9}", number):
         raise ConfigError("write a number, or +8 for eight more", key="trials", value=trials)
@@ -66,11 +62,7 @@ def earlier_run(file: SearchFile, storage: Path) -> Path | None:
 
 
 def check_changes(run: RunFolder, file: SearchFile) -> None:
-    """Check that a configuration measures what the earlier trials of a run measured.
-
-    Raises:
-        ConfigError: a changed key, `search.yaml` was edited, or data, model or a plug-in changed.
-    """
+    """Check that a configuration measures what the earlier trials of a run measured."""
     check_followed(run.unknown, run.folder / CONFIG_FILE)
     for key, (was, now) in differences(run.file, file).items():
         problem = f"it was {was!r} in this search and must not change"
@@ -133,9 +125,6 @@ def search_or_resume(
     For jobs of Ray, Kubernetes or Slurm, which submit the same command again after an interruption.
     Keys of FREE may differ. A run of the same name with another configuration is left alone, and
     the new one gets a number.
-
-    Raises:
-        ConfigError: see `run_search` and `resume_search`.
     """
     options = SearchOptions(callbacks=callbacks, address=address)
     folder = earlier_run(file, runs_folder(file.search.storage))

@@ -176,7 +176,6 @@ def continue_search(
         on_begin: called once nothing refuses the search any more.
 
     Raises:
-        ConfigError: before anything runs; among others, another process is running this search.
         StorageFailed: run folder or checkpoints could not be written; the search can be resumed.
     """
     if options.pruner is not None and len(file.objectives) > 1:
@@ -255,11 +254,7 @@ def prepare_studies(
     earlier: Earlier,
     concurrent: int = 1,
 ) -> Studies:
-    """The Optuna studies of a session: trials of the journal, earlier searches, initial points.
-
-    Raises:
-        ConfigError: an earlier search cannot be used.
-    """
+    """The Optuna studies of a session: trials of the journal, earlier searches, initial points."""
     history, sampler = log.history(), options.sampler or file.search.sampler
     scheduler = options.pruner or file.search.scheduler
     steps, every = file.trial.steps, file.trial.eval.every
@@ -292,11 +287,7 @@ def prepare_studies(
 def dashboard_view(
     file: SearchFile, run_folder: Path, history: History, options: SearchOptions
 ) -> list[DashboardView]:
-    """The study for dashboards. A resumed search does without a storage that it cannot reach.
-
-    Raises:
-        ConfigError: a new search cannot use the storage.
-    """
+    """The study for dashboards. A resumed search does without a storage that it cannot reach."""
     try:
         storage = options.storage or open_storage(run_folder, file.search.study_storage)
     except ConfigError as error:

@@ -181,7 +181,6 @@ def open_session(
         checkpoint_root: folder or URL of all checkpoints; by default that of a search.
 
     Raises:
-        ConfigError: another process has the run folder open, or not even one trial fits.
         StorageFailed: in place of any error that a failure of the storage has caused.
     """
     console, orders = options.console or Console(stderr=True), size_of_orders(folder)

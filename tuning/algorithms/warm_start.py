@@ -48,9 +48,6 @@ def warm_start(
 
     Args:
         strict: raise if a run does not fit. Otherwise the search continues without it.
-
-    Raises:
-        ConfigError: a run cannot be read, or none of its trials is inside of the space.
     """
     lines: list[str] = []
     for folder, run in earlier.items():

@@ -31,10 +31,6 @@ def read_layers(
 
     The arguments are those of `load_config`; `prepare` may change the values of the file before
     the overrides are merged over them.
-
-    Raises:
-        ConfigError: the file does not exist, something is not valid YAML, or a value is a literal
-            secret.
     """
     path = find_config(source)
     values = _read_file(path)

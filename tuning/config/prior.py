@@ -54,9 +54,6 @@ def prior_points(
         centers: by the section of the configuration that gives them; later ones win.
         published: values of the ready space, complete or empty.
         trial: whose values are the centre of all other parameters.
-
-    Raises:
-        ConfigError: a centre that is no value of the parameter.
     """
     defaults = {**flat(trial.model_dump(mode="json")), **published}
     center: dict[str, Value] = {}

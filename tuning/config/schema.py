@@ -278,11 +278,7 @@ class SearchFile(Frozen):
         return values
 
     def search_space(self) -> SearchSpace:
-        """The search space, resolved at the first call.
-
-        Raises:
-            ConfigError: unknown ready space, or a parameter or first point that is impossible.
-        """
+        """The search space, resolved at the first call."""
         return self._space
 
     @cached_property
@@ -310,9 +306,6 @@ class SearchFile(Frozen):
 
         Args:
             zero_shot: the zero-shot model's metrics, if known, for a stricter check.
-
-        Raises:
-            ConfigError: a line that cannot be parsed, or that no trial can meet.
         """
         known = metric_names(self.trial.data)
         try:
@@ -328,11 +321,7 @@ class SearchFile(Frozen):
         return self._with_line_goal(with_overrides(self.trial, params, f"search.space{method}"))
 
     def _with_line_goal(self, trial: TrialConfig) -> TrialConfig:
-        """The trial, whose point of the line is chosen by the objectives and constraints.
-
-        Raises:
-            ConfigError: it names a goal of its own, or no objective has a value on the line.
-        """
+        """The trial, whose point of the line is chosen by the objectives and constraints."""
         if trial.eval.line_goal:
             key, problem = "trial.eval.line_goal", "a search has objective and constraints instead"
             raise ConfigError(problem, key=key)

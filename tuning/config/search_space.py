@@ -167,9 +167,6 @@ def resolve_space(
 
     Args:
         seed: of the random points around the centre of the prior.
-
-    Raises:
-        ConfigError: a parameter or first point that is impossible.
     """
     ready_spaces: dict[str | None, SearchSpace | None] = {
         name: _ready_space(name) for name in space.methods

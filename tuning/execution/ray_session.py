@@ -53,7 +53,6 @@ def ray_session(address: str | None = None, *, console: Console | None = None) -
         console: for a line before it, since this takes seconds.
 
     Raises:
-        ConfigError: nothing answers at that address, or Ray does not start here.
         StorageFailed: it did not start in time, twice.
     """
     check_internals()
@@ -118,9 +117,6 @@ def concurrent_trials(resources: ResourcesConfig, *, is_own_ray: bool = False) -
     """Number of trials at a time: as many as fit, or `max_concurrent`.
 
     On a given cluster, which may add nodes by itself, `max_concurrent` may be more than fit now.
-
-    Raises:
-        ConfigError: not even one fits, and `max_concurrent` does not say that there will be room.
     """
     nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
     fits, most = fitting_trials(nodes, resources), resources.max_concurrent

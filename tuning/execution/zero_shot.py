@@ -34,9 +34,6 @@ def zero_shot_metrics(
         here: evaluate in this process if trials take no GPU, as all of them run on this machine.
             Another one would have to import all that this one has imported.
         final_split: adds the metrics of this split.
-
-    Raises:
-        ConfigError: data or model cannot be loaded.
     """
     if here and not resources.gpus_per_worker:
         with restored_state():
