@@ -11,7 +11,6 @@ import logging
 import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any
 
 from optuna.pruners import BasePruner
 from optuna.samplers import BaseSampler
@@ -110,9 +109,14 @@ def resume_search(
     if trials is not None:
         overrides = more_trials(loaded, trials, overrides)
     file, _ = load_recorded(run / CONFIG_FILE, overrides, check=True)
-    objects: dict[str, Any] = {"callbacks": callbacks, "address": address, "console": console}
-    objects |= {"tune_callbacks": tune_callbacks, "pruner": pruner}
-    changed, given = with_options(file, sampler=sampler, storage=storage, **objects)
+    options = SearchOptions(
+        callbacks=callbacks,
+        address=address,
+        console=console,
+        tune_callbacks=tune_callbacks,
+        pruner=pruner,
+    )
+    changed, given = with_options(file, options, None, sampler, storage)
     check_changes(loaded, changed)
     return continue_search(run, changed, given)
 

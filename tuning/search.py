@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 import shutil
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -102,19 +102,24 @@ def run_search(
     """
     # One that was made or copied in Python has not been checked yet.
     file = check_search(config) if isinstance(config, SearchFile) else load_config(config)
-    objects: dict[str, Any] = {"callbacks": callbacks, "address": address, "console": console}
-    objects |= {"tune_callbacks": tune_callbacks, "pruner": pruner}
-    return start_search(*with_options(file, space, sampler, storage, **objects))
+    options = SearchOptions(
+        callbacks=callbacks,
+        address=address,
+        console=console,
+        tune_callbacks=tune_callbacks,
+        pruner=pruner,
+    )
+    return start_search(*with_options(file, options, space, sampler, storage))
 
 
 def with_options(
     file: SearchFile,
-    space: SearchSpace | None = None,
-    sampler: BaseSampler | SamplerConfig | str | None = None,
-    storage: BaseStorage | str | None = None,
-    **objects: Any,
+    options: SearchOptions,
+    space: SearchSpace | None,
+    sampler: BaseSampler | SamplerConfig | str | None,
+    storage: BaseStorage | str | None,
 ) -> tuple[SearchFile, SearchOptions]:
-    """Sort the arguments of `run_search` into those of the configuration, and objects."""
+    """Add arguments of `run_search` to the configuration, or to the options if they are objects."""
     given: dict[str, Any] = {} if space is None else {"space": space}
     if sampler is not None and not isinstance(sampler, BaseSampler):
         given["sampler"] = {"name": sampler} if isinstance(sampler, str) else sampler
@@ -130,7 +135,7 @@ def with_options(
             check_settings(file)
         else:
             file = check_search(file)
-    return file, SearchOptions(sampler=sampler, storage=storage, **objects)
+    return file, replace(options, sampler=sampler, storage=storage)
 
 
 def start_search(file: SearchFile, options: SearchOptions) -> SearchResult:
