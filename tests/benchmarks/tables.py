@@ -12,7 +12,7 @@ import pandas as pd
 from rich.console import Console
 
 from tests.benchmarks.phenomenon import SUITE
-from tests.benchmarks.photographs.table import accuracies, columns, differences
+from tests.benchmarks.photographs.table import accuracies, differences, means
 from trainers.data.suite import load_suite
 from tuning import load_run
 from tuning.views.leaderboard import SHOWN, report
@@ -25,17 +25,13 @@ MARKED = re.compile(
 )
 
 
-def photographs():
-    return pd.read_parquet(HERE / "photographs" / "results.parquet"), columns(load_suite("pacs"))
+def photographs(table):
+    results = pd.read_parquet(HERE / "photographs" / "results.parquet")
+    return table(results, means(load_suite("pacs")))
 
 
-def drawings():
-    return pd.read_parquet(HERE / "phenomenon.parquet"), columns(SUITE)
-
-
-def of_means(results, of_metrics):
-    """Without the columns of single OOD domains."""
-    return results, dict(list(of_metrics.items())[:2])
+def drawings(table):
+    return table(pd.read_parquet(HERE / "phenomenon.parquet"), means(SUITE))
 
 
 def transcript():
@@ -53,11 +49,10 @@ def transcript():
 
 RESULTS = {
     "quickstart": transcript,
-    "photographs, means": lambda: accuracies(*of_means(*photographs())),
-    "photographs": lambda: accuracies(*photographs()),
-    "photographs, differences": lambda: differences(*of_means(*photographs())),
-    "drawings": lambda: accuracies(*of_means(*drawings())),
-    "drawings, differences": lambda: differences(*of_means(*drawings())),
+    "photographs": lambda: photographs(accuracies),
+    "photographs, differences": lambda: photographs(differences),
+    "drawings": lambda: drawings(accuracies),
+    "drawings, differences": lambda: drawings(differences),
 }
 
 

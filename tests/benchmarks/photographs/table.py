@@ -120,12 +120,11 @@ def read_rows(results):
     return {name: rows[name] for name in ROWS if name in rows}
 
 
-def columns(suite):
-    """The weights of domains in a metric, by the heading of its column."""
+def means(suite):
+    """ID accuracy and mean OOD accuracy, by the heading of their columns: the shares of domains."""
     ood = suite.ood_domains
-    found = {f"{suite.id_domain} (ID)": {suite.id_domain: 100.0}}
-    found["mean OOD"] = dict.fromkeys(ood, 100.0 / len(ood))
-    return found | {domain: {domain: 100.0} for domain in ood}
+    of_ood = dict.fromkeys(ood, 100.0 / len(ood))
+    return {f"{suite.id_domain} (ID)": {suite.id_domain: 100.0}, "mean OOD": of_ood}
 
 
 def accuracies(results, of_metrics):
@@ -168,13 +167,13 @@ def markdown(results, suite):
         "hyperparameters, over images and searches. "
         f"Searches: {searches}, each with {fresh} fresh seeds."
     )
-    of_metrics = columns(suite)
+    of_metrics = means(suite) | {domain: {domain: 100.0} for domain in suite.ood_domains}
     return "\n".join([accuracies(results, of_metrics), differences(results, of_metrics), note, ""])
 
 
 def figure(results, suite):
     """Test accuracies, ID to the right and OOD upwards, with their intervals."""
-    rows, metrics = read_rows(results), list(columns(suite).values())[:2]
+    rows, metrics = read_rows(results), means(suite).values()
     drawn = Figure(figsize=(6.4, 4.0), layout="constrained")
     axes = drawn.add_subplot(
         xlabel="accuracy on new images of the training domain (photo), %",
