@@ -91,22 +91,13 @@ def test_paper_configurations_have_the_papers_setting(name):
     assert trial.model.pretrained == "openai"
     assert (trial.data.suite, trial.data.root) == (data, str(Path("data", data).absolute()))
     assert trial.steps == {"domainnet": 5_000, "imagenet": 50_000}[data]
-    assert trial.optim.model_dump() == {
-        "lr": 1e-5, "head_lr_factor": 1.0, "layer_decay": 1.0, "batch_size": 256,
-        "warmup_fraction": 0.1, "weight_decay": 0.0, "betas": (0.9, 0.999), "eps": 1e-8,
-        "clip_grad_norm": None, "micro_batch_size": 128 if size == "l14" else None,
-    }  # fmt: skip
-    assert (trial.data.crop_area, trial.data.crop_pct) == ((0.08, 1.0), 0.875)
-    assert trial.data.crop_law == "tensorflow"
-    assert trial.precision == "auto"
+    optim = trial.optim
+    assert (optim.lr, optim.batch_size, optim.weight_decay) == (1e-5, 256, 0.0)
+    assert (trial.data.crop_area, trial.data.crop_law) == ((0.08, 1.0), "tensorflow")
     width = {"B/32": 512, "B/16": 512, "L/14": 768}[f"{size[0].upper()}/{size[1:]}"]
     views = trial.steps * trial.optim.batch_size * width * 2  # bytes, which all trials share
     assert views < trial.zero_shot_cache_gb * 1e9
-    assert search.name == name
     assert middle(file.search_space().parameters[LR]) == 1e-5
-    assert file.search_space().initial_points[0][LR] == 1e-5
-    assert search.resources.gpus_per_worker == 1
-    assert search.resources.workers == 1
     assert search.resources.cpus_per_worker == trial.data.workers
 
 

@@ -1,7 +1,5 @@
 import math
 import re
-import subprocess
-import sys
 from pathlib import Path
 
 import pyarrow.parquet as pq
@@ -10,9 +8,7 @@ import torch
 
 from tests.conftest import CLASSES
 from tests.trainers.curves import changed, untimed
-from trainers.checkpoints.storage import newest_checkpoint
 from trainers.data.schema import LabelledImage, part_path, write_images
-from trainers.data.store import open_store
 from trainers.errors import TrainingDiverged
 from trainers.fine_tune import fine_tune, training_batches
 from trainers.loop.evaluate_run import class_maps, evaluate_run
@@ -35,36 +31,6 @@ def test_a_seed_decides_the_order_of_the_images(workers, trial):
     first = order(1)
     assert order(1) == first
     assert order(2) != first != order(0)
-
-
-TRAIN_AND_SAVE = """
-import sys
-from pathlib import Path
-from trainers.checkpoints.storage import prepare_folder, write_checkpoint
-from trainers.config import TrialConfig
-from trainers.data.store import open_store
-from trainers.fine_tune import fine_tune
-
-config, folder = TrialConfig.model_validate_json(sys.argv[1]), Path(sys.argv[2])
-kept = open_store(folder / "kept")
-prepare_folder(kept)
-for report in fine_tune(config):
-    report.save(folder / f"saved-{report.step}")
-    write_checkpoint(kept, folder / f"saved-{report.step}")
-    print(report.step, flush=True)
-"""
-
-
-def test_a_killed_run_goes_on_from_its_checkpoint_to_the_last_bit(trial, undisturbed, tmp_path):
-    command = [sys.executable, "-c", TRAIN_AND_SAVE, trial.model_dump_json(), str(tmp_path)]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
-        assert process.stdout.readline() == "3\n"
-        process.kill()
-    kept = open_store(tmp_path / "kept")
-    name = newest_checkpoint(kept, resumable=True)
-    repeated, last = fine_tune(trial, resume_from=kept.local_path(name))
-    assert [untimed(repeated), untimed(last)] == [untimed(report) for report in undisturbed]
-    assert last.metrics["cost/seconds"] > repeated.metrics["cost/seconds"]
 
 
 def test_rungs_evaluate_a_sample_and_the_last_step_all_images(trial, undisturbed):

@@ -116,6 +116,7 @@ def test_it_resumes_to_the_last_bit(name, train, tmp_path):
     assert (repeated.step, resumed.step) == (4, 8)
     assert untimed(repeated) == trained.reports[0]
     assert untimed(resumed) == trained.reports[1]
+    assert resumed.metrics["cost/seconds"] > repeated.metrics["cost/seconds"]
     resumed.save(tmp_path)
     weights = load_file(tmp_path / WEIGHTS)
     assert all(torch.equal(value, weights[name]) for name, value in trained.weights().items())
