@@ -205,6 +205,7 @@ def search_record(
         zero_shot=zero_shot,
         config=file.summary(),
         run_folder=folder,
+        space=file.search_space(),
         run_id=run_id,
         sampler_metric=file.search.sampler.metric,
         val_images=seen_at_start(folder, "val_images") or {},

@@ -1,3 +1,4 @@
+import tracemalloc
 from dataclasses import replace
 from pathlib import Path
 
@@ -6,13 +7,23 @@ import pytest
 from scipy.spatial.distance import cdist
 from scipy.stats import multivariate_t
 
+from search_spaces.distributions import Categorical, Float
+from search_spaces.space import SearchSpace
 from tests.tuning import fakes
 from trainers.evaluation.metrics import OOD_MEAN_ACC
 from tuning.config.objectives import Objective, parse_constraint
 from tuning.runs import seed_noise
-from tuning.runs.seed_noise import coordinates, deviation_between_seeds, expected_value, fit
+from tuning.runs.seed_noise import (
+    coordinates,
+    effective_number,
+    expected_value,
+    posterior,
+    smoothed,
+)
 
-SEARCH = fakes.search_record(Path("run"))
+LR = Float(low=1e-6, high=1e-2, log=True)
+SPACE = SearchSpace(parameters={"optim.lr": LR})
+SEARCH = replace(fakes.search_record(Path("run")), space=SPACE)
 
 
 def smooth(points):
@@ -29,64 +40,109 @@ def trials(values, lrs=None):
 
 @pytest.mark.parametrize("deviation", [0.3, 1.0])
 def test_noise_around_a_smooth_function_is_told_from_it(deviation):
-    rng, found, errors = np.random.default_rng(0), [], []
-    for _ in range(20):
+    rng, errors = np.random.default_rng(0), []
+    for _ in range(10):
         points = rng.uniform(size=(20, 2))
         true = smooth(points)
         values = true + deviation * rng.standard_normal(20)
-        noise, means = fit(points, values)
-        found.append(noise)
+        means, _ = smoothed(points, values)
         errors.append([np.square(of - true).mean() for of in (means, values)])
-    assert np.exp(np.log(found).mean()) == pytest.approx(deviation, rel=0.25)
     of_means, of_values = np.mean(errors, axis=0)
     assert of_means < 0.6 * of_values
 
 
-def test_kernels_are_weighted_by_their_marginal_likelihood(monkeypatch):
+def test_draws_are_weighted_by_their_marginal_likelihood():
     """Which is that of a multivariate t distribution."""
-    monkeypatch.setattr(seed_noise, "_DRAWS", 7)
     rng = np.random.default_rng(1)
     points, values = rng.uniform(size=(6, 2)), rng.standard_normal(6)
     scaled = (values - values.mean()) / values.std()
-    draws = np.random.default_rng(0)
-    lengths = np.exp(draws.uniform(np.log(0.15), np.log(5), (7, 2)))
-    shares = np.exp(draws.uniform(np.log(0.02), np.log(3), 7))
-    weights, variances, means = [], [], []
-    for length, share in zip(lengths, shares, strict=True):
-        r = np.sqrt(5) * cdist(points / length, points / length)
+    draws = np.exp(rng.uniform(-2, 1, (7, 3)))
+    expected = []
+    for *lengths, share in draws:
+        r = np.sqrt(5) * cdist(points / lengths, points / lengths)
         covariance = (1 + r + r**2 / 3) * np.exp(-r) + 4 + share * np.eye(6)
-        weights.append(multivariate_t.pdf(scaled, shape=covariance / 2, df=2))
-        # The mean of an inverse gamma distribution with its parameters after six values.
-        rate = 0.5 + scaled @ np.linalg.inv(covariance) @ scaled / 2
-        variances.append(share * rate / (1 + 6 / 2 - 1))
+        likelihood = multivariate_t.logpdf(scaled, shape=covariance / 2, df=2)
         # What the noise leaves of the values.
-        means.append(scaled - share * np.linalg.inv(covariance) @ scaled)
-    noise, found = fit(points, values)
-    assert noise == pytest.approx(values.std() * np.sqrt(np.average(variances, weights=weights)))
-    expected = values.mean() + values.std() * np.average(means, axis=0, weights=weights)
-    assert found == pytest.approx(expected)
+        expected.append((likelihood, scaled - share * np.linalg.inv(covariance) @ scaled))
+    likelihoods, means = posterior(points, scaled, draws)
+    wanted, wanted_means = zip(*expected, strict=True)
+    assert likelihoods - likelihoods[0] == pytest.approx(np.array(wanted) - wanted[0])
+    assert means == pytest.approx(np.array(wanted_means))
+
+
+def test_the_average_over_the_draws_is_that_over_the_priors():
+    """By very many draws of the priors."""
+    rng = np.random.default_rng(2)
+    points = rng.uniform(size=(12, 2))
+    values = smooth(points) + 0.5 * rng.standard_normal(12)
+    centred = (values - values.mean()) / values.std()
+    draws = np.exp(rng.uniform(np.log([0.15, 0.15, 0.02]), np.log([5, 5, 3]), (40_000, 3)))
+    likelihoods, means = posterior(points, centred, draws)
+    assert effective_number(likelihoods) > 500
+    average = np.average(means, axis=0, weights=np.exp(likelihoods - likelihoods.max()))
+    found, effective = smoothed(points, values)
+    assert effective > 50
+    assert found == pytest.approx(values.mean() + values.std() * average, abs=0.05)
+
+
+@pytest.mark.parametrize(("count", "dimensions"), [(20, 3), (50, 4), (50, 9)])
+def test_enough_draws_count_and_little_memory_is_used(count, dimensions):
+    rng = np.random.default_rng(1)
+    points = rng.uniform(size=(count, dimensions))
+    values = 70 - 30 * np.square(points[:, :3] - 0.5).sum(axis=1) + rng.standard_normal(count)
+    tracemalloc.start()
+    _, effective = smoothed(points, values)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert effective > 50
+    assert peak < 300e6
+
+
+def test_where_few_draws_count_nothing_is_said(monkeypatch):
+    of = trials(62 + np.random.default_rng(0).standard_normal(12))
+    assert expected_value(SEARCH, of) is not None
+    monkeypatch.setattr(seed_noise, "_LEAST_EFFECTIVE", 1501)
+    assert expected_value(SEARCH, of) is None
 
 
 def test_a_metric_that_does_not_vary_has_no_noise():
-    noise, means = fit(np.random.default_rng(0).uniform(size=(6, 2)), np.full(6, 70.0))
-    assert noise == 0
+    means, _ = smoothed(np.random.default_rng(0).uniform(size=(6, 2)), np.full(6, 70.0))
     assert (means == 70).all()
 
 
-def test_numbers_over_a_decade_count_by_their_logarithm_and_choices_by_equality():
-    params = [
-        {"lr": 1e-5, "decay": 0.1, "weight": 0, "length": 8, "loss": "a"},
-        {"lr": 1e-4, "decay": 0.3, "weight": 0.1, "length": 8, "loss": "b"},
-        {"lr": 1e-3, "decay": 0.2, "weight": 10, "length": 8, "loss": "b"},
-    ]
-    found = coordinates([fakes.trial(n, params=of) for n, of in enumerate(params)])
-    assert found == pytest.approx(
-        np.array([[0, 0, 0, 1, 0], [0.5, 1, 1 / 3, 0, 1], [1, 0.5, 1, 0, 1]])
+def test_coordinates_are_those_of_the_space():
+    space = SearchSpace(
+        parameters={
+            "optim.lr": LR,
+            "method.alpha": Float(low=0, high=1),
+            "method.loss": Categorical(choices=("a", "b", "c")),
+            "optim.weight_decay": Float(low=0, high=0.2),
+        }
     )
+    points = [(1e-6, 0.0, "a", 0.1), (1e-4, 0.01, "b", 0.1), (1e-2, 0.5, "b", 0.1)]
+    of = [
+        fakes.trial(n, params=dict(zip(space.parameters, point, strict=True)))
+        for n, point in enumerate(points)
+    ]
+    found = coordinates(replace(SEARCH, space=space), of)  # equal values have no dimension
+    assert found == pytest.approx(np.array([[0, 0, 1, 0], [0.5, 0.01, 0, 1], [1, 0.5, 0, 1]]))
 
 
-def test_few_trials_tell_nothing():
-    assert deviation_between_seeds(SEARCH, trials([60.0, 61.0, 59.0, 62.0]), OOD_MEAN_ACC) is None
+def test_a_range_from_zero_counts_like_any_other():
+    """Not by the logarithm of its values, as these span a decade."""
+    rng = np.random.default_rng(500)
+    at = rng.random(20)
+    values = 62 - 30 * (at - 0.5) ** 2 + rng.standard_normal(20)
+
+    def expected(low):
+        space = SearchSpace(parameters={"method.alpha": Float(low=low, high=low + 1)})
+        of = [
+            fakes.trial(n, 85.0, value, params={"method.alpha": low + position})
+            for n, (value, position) in enumerate(zip(values, at, strict=True))
+        ]
+        return expected_value(replace(SEARCH, space=space), of)
+
+    assert expected(0.0) == pytest.approx(expected(1.0))
 
 
 def test_the_trials_around_the_best_one_tell_its_luck():
@@ -94,37 +150,31 @@ def test_the_trials_around_the_best_one_tell_its_luck():
     rng, points = np.random.default_rng(0), np.geomspace(1e-5, 1e-3, 120)
     of = trials(62 + rng.standard_normal(120), rng.permutation(points))
     assert abs(expected_value(SEARCH, of) - (85 + 62) / 2) < 0.25  # half of the noise counts
-    assert deviation_between_seeds(SEARCH, of, OOD_MEAN_ACC) == pytest.approx(1, rel=0.25)
 
 
 def test_where_most_trials_collapsed_nothing_is_told():
-    of = trials([62.0, 63.0, 61.0, 62.5, *[5.0 + n for n in range(8)]])
-    assert deviation_between_seeds(SEARCH, of, OOD_MEAN_ACC) is None
-    of = trials([62.0, 63.0, 61.0, 62.5, 61.5, *[5.0 + n for n in range(8)]])
-    assert deviation_between_seeds(SEARCH, of, OOD_MEAN_ACC) < 2
-
-
-def test_equal_trials_tell_nothing():
-    assert deviation_between_seeds(SEARCH, trials([62.0] * 6), OOD_MEAN_ACC) is None
+    good = [62.0, 63.0, 61.0, 62.5, 61.5, 62.0, 61.0, 60.5, 61.2]
+    bad = [5.0 + n for n in range(8)]
+    assert expected_value(SEARCH, trials([*good, *bad])) is None
+    assert expected_value(SEARCH, trials([*good, 61.3, *bad])) > 72
 
 
 def test_the_method_of_the_best_trial_within_the_constraints_counts():
-    within = [replace(r, params={**r.params, "method.name": "ft"}) for r in trials([62.0, 63] * 3)]
+    space = SearchSpace(branches={"ft": SPACE, "kd": SPACE})
+    within = [replace(r, params={**r.params, "method.name": "ft"}) for r in trials([62.0, 63] * 6)]
     beyond = [
-        fakes.trial(9 + n, 50.0, 90.0 + 3 * n, params={"method.name": "kd", "optim.lr": 1e-5})
+        fakes.trial(19 + n, 50.0, 90.0 + 3 * n, params={"method.name": "kd", "optim.lr": 1e-5})
         for n in range(6)
     ]
-    search = replace(SEARCH, constraints=(parse_constraint("id_val/acc >= 80", SEARCH.zero_shot),))
-    alone = deviation_between_seeds(search, within, OOD_MEAN_ACC)
-    assert deviation_between_seeds(search, [*within, *beyond], OOD_MEAN_ACC) == alone
-
-
-def test_trials_that_collapsed_are_no_noise():
-    rng = np.random.default_rng(0)
-    good = 60 + 0.5 * rng.standard_normal(12)
-    both = np.concatenate([good, [20.0, 35.0, 12.0, 28.0]])
-    found = deviation_between_seeds(SEARCH, trials(both), OOD_MEAN_ACC)
-    assert found == pytest.approx(0.5, rel=0.5)
+    behind = [
+        fakes.trial(29 + n, 81.0, 50.0, params={"method.name": "kd", "optim.lr": 1e-5})
+        for n in range(6)
+    ]
+    search = replace(SEARCH, space=space)
+    line = parse_constraint("id_val/acc >= 80", search.zero_shot)
+    search = replace(search, constraints=(line,))
+    alone = expected_value(search, within)
+    assert expected_value(search, [*within, *beyond, *behind]) == alone
 
 
 @pytest.mark.parametrize("mode", ["max", "min"])
@@ -137,17 +187,3 @@ def test_the_luckiest_of_equal_trials_is_expected_to_be_like_the_others(mode):
     found = expected_value(search, of)
     assert abs(found - values.mean()) < 0.5 * abs(best.last(OOD_MEAN_ACC) - values.mean())
     assert expected_value(search, of[:9]) is None
-
-
-def test_of_a_method_that_is_behind_nothing_is_read():
-    ahead = trials([60.0, 61.0, 60.0, 61.0, 60.0, 61.0])
-    ahead = [replace(r, params={**r.params, "method.name": "ft"}) for r in ahead]
-    behind = [
-        fakes.trial(9 + n, 70.0, 30.0 + 9 * n, params={"method.name": "kd", "optim.lr": 1e-5})
-        for n in range(6)
-    ]
-    alone, both = (
-        deviation_between_seeds(SEARCH, records, OOD_MEAN_ACC)
-        for records in (ahead, [*ahead, *behind])
-    )
-    assert both == alone
