@@ -75,17 +75,17 @@ class Run(RunFolder):
 
     @cached_property
     def study(self) -> optuna.Study:
-        """The Optuna study with the objectives as its values, in memory.
+        """The Optuna study of the trials that have ended, with the objectives as its values.
 
-        Changes to it do not affect the run.
+        It is in memory: changes to it do not affect the run. `optuna.visualization` draws it.
         """
         from tuning.views.dashboard import study_of
 
-        return study_of(self)
+        return study_of(self.search, self.history.records)
 
     @property
     def plot(self) -> Plots:
-        """Figures of the run, such as `.id_vs_ood()` and `.parallel()`."""
+        """The figure of the run, `.id_vs_ood()`; others are of `optuna.visualization`."""
         from tuning.views.figures import Plots
 
         return Plots(self.search, self.history.records)

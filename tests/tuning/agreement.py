@@ -53,8 +53,7 @@ def _study(run, trials):
     study = optuna.load_study(study_name=None, storage=open_storage(run.folder, None))
     metrics = [objective.metric for objective in run.search.objectives]
     has = {
-        trial.number: (
-            trial.user_attrs[TRIAL_ID],
+        trial.user_attrs[TRIAL_ID]: (
             trial.state.name,
             trial.params,
             trial.values,
@@ -63,8 +62,7 @@ def _study(run, trials):
         for trial in study.trials
     }
     wanted = {
-        record.number: (
-            name,
+        name: (
             STATES[record.outcome].name,
             record.params,
             [record.metrics[m] for m in metrics] if record.outcome == "finished" else None,
@@ -76,9 +74,9 @@ def _study(run, trials):
     found = [] if has == wanted else [f"Optuna has {has}, the journal {wanted}"]
     best = run.best if run.best and run.best.record.outcome == "finished" else None
     if best and not run.search.constraints:
-        of_optuna = {trial.number for trial in study.best_trials}
+        of_optuna = {trial.user_attrs[TRIAL_ID] for trial in study.best_trials}
         front = pareto_front(run.search, trials.values()) if len(metrics) > 1 else [best.record]
-        if best.record.number not in of_optuna or {record.number for record in front} - of_optuna:
+        if best.trial_id not in of_optuna or {r.trial_id for r in front} - of_optuna:
             found.append(f"Optuna's best are {of_optuna}, not {[r.trial_id for r in front]}")
     return found
 

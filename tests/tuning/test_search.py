@@ -8,7 +8,6 @@ import pytest
 import ray
 import torch
 import yaml
-from PIL import Image
 from ray.util import placement_group_table
 from rich.console import Console
 
@@ -108,8 +107,6 @@ def test_study_mlflow_and_tables_agree_with_the_journal(search):
 def test_a_run_folder_has_the_files_that_are_promised(search):
     surface = yaml.safe_load(SURFACE.read_text("utf-8"))
     assert sorted(path.name for path in search.folder.iterdir()) == surface["run_folder"]
-    with Image.open(search.folder / "report" / "id_vs_ood.png") as image:
-        assert image.width > 600
 
 
 @pytest.mark.usefixtures("search")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shlex
 import sys
 from collections.abc import Mapping, Sequence
 from contextlib import redirect_stdout
@@ -86,11 +85,10 @@ def shortest(path: Path) -> Path:
 
 
 def word_for(run: Path) -> str:
-    """What to type for a run folder: its name where that finds it, else its path."""
-    from tuning.runs.run_folder import find_run
+    """What to type for a run folder."""
+    from tuning.runs import run_folder  # slow to import
 
-    is_named = find_run(run.name).resolve() == run.resolve()
-    return shlex.quote(run.name if is_named else str(run))
+    return run_folder.word_for(run)
 
 
 def warn(problem: object) -> None:

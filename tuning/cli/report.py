@@ -66,6 +66,8 @@ def report(
     again = f"`lipsum-tune resume {word_for(loaded.folder)}`"
     again = "the same `lipsum-tune submit`" if loaded.folder.parent in of_jobs else again
     show("State", f"killed; {again} continues it" if state == "killed" else state)
+    if loaded.history.ended_by:
+        show("Ended by", loaded.history.ended_by)
     page = loaded.folder / "report" / "index.html"
     show("Report", shortest(page))
     if state != "running":  # a running search writes all of this itself

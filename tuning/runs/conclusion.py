@@ -184,7 +184,10 @@ def _of_fresh_seeds(
     metric = search.objectives[0].metric
     ordered = [*ranked(search, found), *(r for r in found if r.kind == "reference")]
     means = {r.trial_id: value for r in ordered if (value := r.last(metric)) is not None}
-    return Conclusion(stronger or winner, lines, means=means, seeds=again.seeds)
+    won = stronger or winner
+    # With the figures of the search, where it has trained this model itself.
+    own = [r for r in records if r.trial_id == won.trial_id and r.outcome == "finished"]
+    return Conclusion([*own, won][0], lines, means=means, seeds=again.seeds)
 
 
 def _none_is_above(

@@ -50,6 +50,8 @@ class History:
     """Wall time of all sessions, each from its start to its last event."""
     outcome: SearchOutcome | None = None
     """How the last session ended; None if it was killed or is running."""
+    ended_by: str = ""
+    """The budget or order that ended it; empty if nothing did before all trials were done."""
     fingerprints: dict[str, str] = field(default_factory=dict)
     """Fingerprints of the configuration of the last session."""
     objects: dict[str, str] = field(default_factory=dict)
@@ -295,7 +297,7 @@ class Replay:
             self._session_start = self.last = at
             objects = dict(event.get("objects", {}))
             found = {"fingerprints": event["fingerprints"], "objects": objects}
-            self._found = replace(self._found, outcome=None, **found)
+            self._found = replace(self._found, outcome=None, ended_by="", **found)
         self.last = max(self.last, at)
         if kind == "used_ood":
             self._found = replace(self._found, used_ood=True)
@@ -304,7 +306,8 @@ class Replay:
         elif kind == "zero_shot":
             self._found = replace(self._found, zero_shot=_numbers(event["metrics"]))
         elif kind == "session_ended":
-            self._found = replace(self._found, outcome=event["outcome"])
+            ended_by = str(event.get("reason", ""))
+            self._found = replace(self._found, outcome=event["outcome"], ended_by=ended_by)
             self._close_session()
         elif kind in ("started", "report", "ended"):
             trial_id = event["trial"]

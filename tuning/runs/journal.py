@@ -155,9 +155,10 @@ class Journal:
         if self.now() - self._last_write > HEARTBEAT_SECONDS:
             self._append({"event": "alive"})
 
-    def session_ended(self, outcome: SearchOutcome) -> list[Event]:
-        """The driver ends in order."""
-        return self._append({"event": "session_ended", "outcome": outcome})
+    def session_ended(self, outcome: SearchOutcome, reason: str = "") -> list[Event]:
+        """The driver ends in order, for instance as a budget is used up."""
+        reasons = {"reason": reason} if reason else {}
+        return self._append({"event": "session_ended", "outcome": outcome, **reasons})
 
     def close(self) -> None:
         """Close the file and release the lock."""

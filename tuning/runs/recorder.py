@@ -132,7 +132,7 @@ class Recorder:
                         stopped = record.with_end("stopped", self._journal.now(), reason=reason)
                         replay.add(*self._journal.trial_ended(stopped))
                         self._close(stopped)
-                replay.add(*self._journal.session_ended(outcome))
+                replay.add(*self._journal.session_ended(outcome, reason))
         history = replay.history(live=False)
         self._notify("search_ended", list(history.records), outcome)
         return history

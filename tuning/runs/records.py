@@ -235,6 +235,8 @@ class SearchRecord:
     used_ood: bool = False
     """Whether an earlier session, with another sampler, or a run of `search.warm_start` used OOD
     validation data."""
+    ended_by: str = ""
+    """See `History.ended_by`."""
     damage: str = ""
     """Which lines of the journal are damaged, and what may be missing; empty if it is whole."""
 

@@ -6,6 +6,7 @@ import itertools
 import json
 import logging
 import re
+import shlex
 import shutil
 from collections.abc import Mapping
 from contextlib import suppress
@@ -81,7 +82,7 @@ class RunFolder:
             problem = "the zero-shot model has not been evaluated yet"
             raise ConfigError(problem, source=folder, hint=hint)
         search = search_record(self.file, folder, found.zero_shot, found.run_id, found.used_ood)
-        return replace(search, damage=found.damage)
+        return replace(search, damage=found.damage, ended_by=found.ended_by)
 
 
 def checkpoint_root_of(run_folder: Path, storage: str | None, name: str, run_id: str) -> str:
@@ -108,6 +109,12 @@ def find_run(folder: str | Path) -> Path:
     places = (Path(), RUNS) if path.exists() else (Path(), *places_of_runs())
     found = (place / path for place in places)
     return next((run for run in found if (run / CONFIG_FILE).is_file()), path)
+
+
+def word_for(run: Path) -> str:
+    """What to type for a run folder: its name where that finds it, else its path."""
+    is_named = find_run(run.name).resolve() == run.resolve()
+    return shlex.quote(run.name if is_named else str(run))
 
 
 def places_of_runs() -> list[Path]:

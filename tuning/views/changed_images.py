@@ -20,6 +20,8 @@ from trainers.checkpoints.format import PREDICTED_CLASSES, PREDICTIONS
 from trainers.data.dataset import ImageDataset
 from trainers.data.roots import split_fingerprint
 from trainers.data.store import Store, open_root, open_store
+from trainers.errors import ConfigError, first_line
+from trainers.redact import redact
 from tuning.checkpoints.files import kept_checkpoint
 from tuning.runs.environment import seen_at_start
 from tuning.runs.records import SearchRecord
@@ -50,35 +52,41 @@ def changed_images(search: SearchRecord, checkpoints: str, trial_id: str) -> lis
     Args:
         checkpoints: folder or URL of the checkpoints of all trials.
 
-    Returns:
-        Nothing if images or predictions cannot be read, or are others than those of the search.
+    Raises:
+        ConfigError: they are not known, for the reason that its text gives.
     """
     try:
-        checkpoint = kept_checkpoint(open_store(checkpoints), trial_id)
-        if checkpoint is None:
-            return []
-        with checkpoint.open(PREDICTIONS) as file:
-            table = pq.read_table(file)
-        classes: dict[str, list[str]] = json.loads(table.schema.metadata[PREDICTED_CLASSES])
-        root = search.configured("trial", "data", "root")
-        store = open_root(str(root))
-        seen = seen_at_start(search.run_folder) or {}
-        number = max(1, min(NUM_SHOWN, MAX_SHOWN // (2 * len(classes))))
-        frame, found = table.to_pandas(), []
-        for domain, names in list(classes.items())[: MAX_SHOWN // 2]:
-            if seen.get(f"{domain}/val") != split_fingerprint(store, domain, "val"):
-                return []
-            of_domain = frame[frame["domain"] == domain].sort_values("confidence", ascending=False)
-            before = of_domain["zero_shot"] == of_domain["label"]
-            after = of_domain["predicted"] == of_domain["label"]
-            for gained, rows in ((True, after & ~before), (False, before & ~after)):
-                if rows.any():
-                    group = of_domain[rows]
-                    shown = _shown(store, domain, names, group[:number])
-                    found.append(Changed(domain, gained, len(group), shown))
-        return found
-    except Exception:  # each store has errors of its own, and the report can do without
-        return []
+        return _changed(search, checkpoints, trial_id)
+    except ConfigError:
+        raise
+    except Exception as error:  # each store has errors of its own
+        problem = redact(f"{type(error).__name__}: {first_line(error)}")
+        raise ConfigError(f"images or predictions cannot be read ({problem})") from None
+
+
+def _changed(search: SearchRecord, checkpoints: str, trial_id: str) -> list[Changed]:
+    checkpoint = kept_checkpoint(open_store(checkpoints), trial_id)
+    if checkpoint is None:
+        raise ConfigError(f"the weights of {trial_id} were not kept, nor its predictions")
+    with checkpoint.open(PREDICTIONS) as file:
+        table = pq.read_table(file)
+    classes: dict[str, list[str]] = json.loads(table.schema.metadata[PREDICTED_CLASSES])
+    store = open_root(str(search.configured("trial", "data", "root")))
+    seen = seen_at_start(search.run_folder) or {}
+    number = max(1, min(NUM_SHOWN, MAX_SHOWN // (2 * len(classes))))
+    frame, found = table.to_pandas(), []
+    for domain, names in list(classes.items())[: MAX_SHOWN // 2]:
+        if seen.get(f"{domain}/val") != split_fingerprint(store, domain, "val"):
+            raise ConfigError(f"the images of {domain} have changed since the search")
+        of_domain = frame[frame["domain"] == domain].sort_values("confidence", ascending=False)
+        before = of_domain["zero_shot"] == of_domain["label"]
+        after = of_domain["predicted"] == of_domain["label"]
+        for gained, rows in ((True, after & ~before), (False, before & ~after)):
+            if rows.any():
+                group = of_domain[rows]
+                shown = _shown(store, domain, names, group[:number])
+                found.append(Changed(domain, gained, len(group), shown))
+    return found
 
 
 def _shown(store: Store, domain: str, names: Sequence[str], rows: Any) -> list[dict[str, str]]:

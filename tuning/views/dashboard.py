@@ -1,17 +1,17 @@
 """The Optuna study that optuna-dashboard shows: a view of the journal, also while a search runs.
 
-Its values are the objectives; states, names and numbers are those of the journal. With one
-objective and no constraint, `study.best_trial` is the best trial of the search. Accuracies and NLLs
-are user attributes. The study is found by the id of the run, and what it lacks is added: nothing is
-ever deleted.
+Its values are the objectives; trials have the states of the journal, and their names as the user
+attribute `trial_id`. With one objective and no constraint, `study.best_trial` is the best trial of
+the search. Accuracies and NLLs are user attributes. The study is found by the id of the run, and
+what it lacks is added: nothing is ever deleted or changed.
 """
 
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping, Sequence
 from datetime import datetime
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import optuna
 from optuna.distributions import CategoricalDistribution
@@ -33,15 +33,7 @@ from tuning.algorithms.studies import (
 from tuning.runs.follower import View
 from tuning.runs.history import History
 from tuning.runs.journal import cut_torn_line
-from tuning.runs.records import (
-    METHOD_KEY,
-    STEP,
-    TrialRecord,
-    trial_name,
-)
-
-if TYPE_CHECKING:
-    from tuning.runs.run_folder import RunFolder
+from tuning.runs.records import METHOD_KEY, STEP, SearchRecord, TrialRecord
 
 OPTUNA_FILE = "optuna.journal"
 
@@ -77,37 +69,42 @@ def open_storage(run_folder: Path, url: str | None) -> BaseStorage:
 
 
 class DashboardView(View):
-    """The study of a search in a storage of Optuna, in which a resume finds it."""
+    """The study of a search in a storage of Optuna, in which a resume finds it.
+
+    It has the trials that have ended, in the order in which they did.
+    """
 
     name = "the Optuna study of the dashboard"
     expected = (Exception,)
 
     def __init__(self, storage: BaseStorage, space: SearchSpace) -> None:
         self._storage, self._parts = storage, space.parts()
-        self._study_id: int | None = None  # found again after an error
-        self._ids: dict[str, int] = {}  # of Optuna, by the names of trials
-        self._written: dict[str, TrialRecord] = {}
-        self._bests: dict[str, float] = {}
+        self._study: optuna.Study | None = None  # found again after an error
+        self._written: set[str] = set()
 
     def write(self, history: History, is_over: bool) -> None:
-        """Add what the study lacks.
+        """Add the trials that the study lacks.
 
         Raises:
             Exception: of Optuna, SQLAlchemy or a database.
         """
         try:
-            if self._study_id is None:
-                self._study_id = self._found()
-            for record in history.records:
-                if self._written.get(record.trial_id) is not record:
-                    self._write(self._study_id, record)
-                    self._written[record.trial_id] = record
+            if self._study is None:
+                self._study = self._found()
+                trials = self._study.get_trials(deepcopy=False)
+                self._written = {trial.user_attrs.get(TRIAL_ID, "") for trial in trials}
+            bests = self._search.bests(history.records)
+            ended = [r for r in history.records if r.kind == "trial" and r.is_final]
+            for record in sorted(ended, key=lambda record: record.ended_at or 0.0):
+                if record.trial_id not in self._written:
+                    self._study.add_trial(self._trial(record, bests))
+                    self._written.add(record.trial_id)
                     self.num_written += 1
         except Exception:
-            self._study_id = None
+            self._study = None
             raise
 
-    def _found(self) -> int:
+    def _found(self) -> optuna.Study:
         """The study, which is created if it is missing."""
         search = self._search
         known = [study.study_name for study in self._storage.get_all_studies()]
@@ -122,29 +119,9 @@ class DashboardView(View):
             load_if_exists=True,
         )
         study.set_metric_names([objective.metric for objective in search.objectives])
-        self._ids = {
-            trial.user_attrs[TRIAL_ID]: trial._trial_id
-            for trial in study.get_trials(deepcopy=False)
-            if TRIAL_ID in trial.user_attrs
-        }
-        return self._storage.get_study_id_from_name(study.study_name)
+        return study
 
-    def _write(self, study_id: int, record: TrialRecord) -> None:
-        self._bests = self._search.bests([record], self._bests)
-        if record.kind != "trial":
-            return
-        # Trials have the numbers of the journal. A proposal that has not started leaves a gap.
-        for number in range(len(self._ids), record.number):
-            name = {TRIAL_ID: trial_name(number)}
-            waiting = optuna.create_trial(state=TrialState.WAITING, user_attrs=name)
-            self._ids[trial_name(number)] = self._storage.create_new_trial(study_id, waiting)
-        trial = self._trial(record)
-        if record.trial_id not in self._ids:
-            self._ids[record.trial_id] = self._storage.create_new_trial(study_id, trial)
-        else:
-            self._update(self._ids[record.trial_id], trial)
-
-    def _trial(self, record: TrialRecord) -> FrozenTrial:
+    def _trial(self, record: TrialRecord, bests: Mapping[str, float]) -> FrozenTrial:
         search, state, values = self._search, STATES[record.outcome], None
         if state == TrialState.COMPLETE:
             found = [record.last(objective.metric) for objective in search.objectives]
@@ -159,7 +136,7 @@ class DashboardView(View):
                     distributions[METHOD_KEY] = CategoricalDistribution(list(self._parts))
         curve = record.curve if len(search.objectives) == 1 else ()
         metric = search.objectives[0].metric
-        metrics = record.metrics.items() if record.is_final else ()
+        metrics = record.metrics.items()
         attributes = {name: value for name, value in metrics if name.endswith(("acc", "nll"))}
         trial = optuna.create_trial(
             state=state,
@@ -170,43 +147,20 @@ class DashboardView(View):
             intermediate_values={
                 int(report[STEP]): report[metric] for report in curve if metric in report
             },
-            constraints=violations(search, record, self._bests) if values else None,
+            constraints=violations(search, record, bests) if values else None,
         )
         if record.started_at is not None:
             trial.datetime_start = datetime.fromtimestamp(record.started_at)
-        if record.ended_at is not None and state.is_finished():
+        if record.ended_at is not None:
             trial.datetime_complete = datetime.fromtimestamp(record.ended_at)
         return trial
 
-    def _update(self, trial_id: int, new: FrozenTrial) -> None:
-        storage, old = self._storage, self._storage.get_trial(trial_id)
-        if old.state.is_finished():
-            return
-        for name, value in new.params.items():
-            if name not in old.params:
-                distribution = new.distributions[name]
-                internal = distribution.to_internal_repr(value)
-                storage.set_trial_param(trial_id, name, internal, distribution)
-        for step, value in new.intermediate_values.items():
-            if old.intermediate_values.get(step) != value:
-                storage.set_trial_intermediate_value(trial_id, step, value)
-        for name, value in new.user_attrs.items():
-            if old.user_attrs.get(name) != value:
-                storage.set_trial_user_attr(trial_id, name, value)
-        for name, value in new.system_attrs.items():
-            storage.set_trial_system_attr(trial_id, name, value)
-        if new.state != old.state:
-            storage.set_trial_state_values(trial_id, new.state, new.values)
 
-
-def study_of(run: RunFolder) -> optuna.Study:
-    """The study of a run, in memory.
-
-    Raises:
-        ConfigError: the zero-shot model of the run has not been evaluated yet.
-    """
-    view = DashboardView(InMemoryStorage(), run.file.search_space())
+def study_of(search: SearchRecord, records: Sequence[TrialRecord]) -> optuna.Study:
+    """The study of a search with the trials that have ended, in memory."""
+    storage = InMemoryStorage()
+    view = DashboardView(storage, search.space or SearchSpace(parameters={}))
     with quiet_optuna():
-        view.start(run.search)
-        view.write(run.history, is_over=True)
-        return optuna.load_study(study_name=None, storage=view._storage)
+        view.start(search)
+        view.write(History(tuple(records)), is_over=True)
+        return optuna.load_study(study_name=None, storage=storage)

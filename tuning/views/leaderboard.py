@@ -15,7 +15,7 @@ from rich.text import Text
 
 from trainers.evaluation.metrics import ID_ACC, OOD_MEAN_ACC, val_acc
 from tuning.runs.conclusion import conclusion
-from tuning.runs.ranking import best_finished, misses, pareto_front, ranked
+from tuning.runs.ranking import misses, pareto_front, ranked
 from tuning.runs.records import METHOD_KEY, SearchRecord, TrialRecord, trial_label, zero_shot_record
 from tuning.views.formatting import (
     format_metric,
@@ -93,21 +93,30 @@ def trial_table(
 ) -> tuple[dict[str, str], list[TrialRow]]:
     """The header of each column by its key; zero-shot model, references, and trials, best first.
 
-    Accuracies are in percent. A trial that ended early has none: they belong to another step.
+    Accuracies are in percent. A trial that ended early has none: they belong to another step. What
+    `confirm` has trained comes first, in the order of its means over fresh seeds, which have a
+    column of their own.
     """
+    found = conclusion(search, records)
+    means = found.means or {}
     params = param_names(records)
     metrics = {ID_ACC: "ID", **({OOD_MEAN_ACC: "OOD"} if search.ood_domains else {})}
     metrics |= {o.metric: o.metric for o in search.objectives if o.metric not in metrics}
     more = {"line/a": "a", **{val_acc(domain): domain for domain in search.ood_domains}}
     columns = {"#": "#", "trial": "trial", **metrics, **params, **more}
+    columns |= {"fresh": f"{search.objectives[0].metric}, fresh seeds"} if means else {}
     columns |= {"misses": "misses"} if search.constraints else {}
     columns |= {"outcome": "outcome", "time": "time"}
 
-    missed, best, rows = misses(search, records), best_finished(search, records), []
+    missed, rows = misses(search, records), []
+    best = found.won if found.won and found.won.outcome == "finished" else None
     front = pareto_front(search, records) if len(search.objectives) > 1 else []
     zero_shot = zero_shot_record(search.zero_shot)
     references = [record for record in records if record.kind == "reference"]
-    ordered = [zero_shot, *references, *ranked(search, records)]
+    confirmed = [*means]
+    trials = ranked(search, records)
+    trials.sort(key=lambda r: confirmed.index(r.trial_id) if r.trial_id in means else len(means))
+    ordered = [zero_shot, *references, *trials]
     for rank, record in enumerate(ordered, -len(references)):
         is_done, is_trial = record.outcome == "finished", record.kind == "trial"
         given: dict[str, Any] = {METHOD_KEY: search.method(record), **record.params}
@@ -119,6 +128,9 @@ def trial_table(
         for key in columns.keys() & values.keys():
             style: Callable[[Any], str] = format_value if key in params else format_metric(key)
             cells[key] = (style(values[key]), values[key])
+        if record.trial_id in means:
+            mean = means[record.trial_id]
+            cells["fresh"] = (format_metric(search.objectives[0].metric)(mean), mean)
         number = (str(rank) if is_done else "-") + "*" * (record in front)
         amount = max(missed.get(record.trial_id, {}).values(), default=0.0) if is_done else 0.0
         at = "" if is_done or not record.step else f" at {record.step}"
@@ -149,7 +161,7 @@ def leaderboard(
     visible = trials if shown is None else (finished or trials)[:shown]
     accs = [ID_ACC, OOD_MEAN_ACC] if search.ood_domains else [ID_ACC]
     metrics = dict.fromkeys((*accs, *(objective.metric for objective in search.objectives)))
-    others = ["line/a", *metrics, "misses"]
+    others = ["line/a", *metrics, *(["fresh"] if "fresh" in columns else []), "misses"]
     others += ["outcome"] if any(row.record.outcome != "finished" for row in visible) else []
     compared = [*models, *visible]
     for shown_params, is_broken in product((param_names(records), ["parameters"]), (False, True)):

@@ -5,7 +5,6 @@ The page is a Jinja2 template whose every value is escaped. Its figures are Plot
 
 from __future__ import annotations
 
-import shlex
 from collections.abc import Sequence
 from datetime import datetime
 from pathlib import Path
@@ -17,15 +16,14 @@ from plotly.offline import get_plotlyjs
 from trainers.data.store import open_store
 from trainers.errors import storage_failures
 from tuning.runs.conclusion import conclusion
-from tuning.runs.ranking import finished_trials
 from tuning.runs.records import SearchRecord, TrialRecord
+from tuning.runs.run_folder import word_for
 from tuning.selection.rules import PROPOSED_WITH_OOD, RULES, choices
 from tuning.views.changed_images import Changed
 from tuning.views.confirmation_table import confirmation_table
-from tuning.views.figures import Plots, importance_lacks
+from tuning.views.figures import Plots, optuna_figures
 from tuning.views.formatting import format_hours, format_outcomes, format_percent, format_seconds
 from tuning.views.leaderboard import trial_table
-from tuning.views.lines import learning_rate_hint
 from tuning.views.result_table import ResultTable
 
 REPORT_FOLDER = "report"
@@ -44,14 +42,14 @@ def write_page(
     folder: Path,
     *,
     running: bool = False,
-    changed: Sequence[Changed] = (),
+    changed: Sequence[Changed] | str = (),
 ) -> Path:
     """Write the page of the trials so far into a folder, and return its path.
 
     Args:
         running: the page loads itself anew, and Plotly from a file beside it; otherwise it is one
             file of 5 MB that can be sent.
-        changed: images that became right or wrong.
+        changed: images that became right or wrong, or why these are not known.
 
     Raises:
         StorageFailed: the disk is full or fails.
@@ -64,7 +62,6 @@ def write_page(
         lstrip_blocks=True,
     )
     columns, rows = trial_table(search, records)
-    hints = [learning_rate_hint(search, r) for r in records if r.kind == "reference"]
     found = conclusion(search, records)
     again = found.confirmation
     page = environment.get_template("page.html.j2").render(
@@ -72,18 +69,17 @@ def write_page(
         about=_about(search, records),
         refresh=REFRESH_SECONDS if running else None,
         written=f"{datetime.now():%H:%M:%S}",
-        hints=[hint for hint in hints if hint],
         script=None if running else Markup(get_plotlyjs()),
         script_file=SCRIPT_FILE,
         figures=_figures(search, records),
-        importance_lacks=importance_lacks(records),
         columns=columns,
         rows=rows,
         lines=found.lines,
-        commands=found.commands(shlex.quote(search.name)),
+        commands=found.commands(word_for(search.run_folder)),
         confirmed=confirmation_table(again) if again and again.seeds else None,
         rules=selection_table(search, records),
-        changed=changed,
+        changed=() if isinstance(changed, str) else changed,
+        unchanged=changed if isinstance(changed, str) else "",
     )
     files = {REPORT_FILE: page}
     if running and not (folder / SCRIPT_FILE).is_file():
@@ -106,6 +102,7 @@ def _about(search: SearchRecord, records: Sequence[TrialRecord]) -> str:
     seconds = sum(record.seconds or 0.0 for record in records)
     gpu_hours = sum(r.gpu_seconds(r.ended_at or 0.0) for r in records if r.ended_at) / 3600
     cost = f"{format_hours(gpu_hours)} GPU-hours" if gpu_hours else format_seconds(seconds)
+    text += f". Ended by {search.ended_by}" if search.ended_by else ""
     return f"{text}. All trainings together took {cost}." if cost else f"{text}."
 
 
@@ -133,19 +130,14 @@ def selection_table(search: SearchRecord, records: Sequence[TrialRecord]) -> Res
 
 
 def _figures(search: SearchRecord, records: Sequence[TrialRecord]) -> dict[str, Markup]:
-    """The HTML of each figure that there are trials for, by the name of its method of `Plots`."""
-    plots = Plots(search, records)
-    wanted = [plots.curves] if any(len(record.curve) > 1 for record in records) else []
-    wanted += [plots.id_vs_ood, plots.domains] if search.ood_domains else []
-    wanted += [plots.parallel, plots.slices] if len(finished_trials(records)) > 1 else []
-    wanted += [plots.importance, plots.contours] if importance_lacks(records) is None else []
+    """The HTML of each figure that there are trials for, by its name."""
+    figures = {"id_vs_ood": Plots(search, records).id_vs_ood()} if search.ood_domains else {}
+    figures |= optuna_figures(search, records)
     config = {"responsive": True, "displaylogo": False, "toImageButtonOptions": {"format": "svg"}}
     return {
         # Plotly writes `<`, `>` and `/` of every value as escapes.
-        draw.__name__: Markup(
-            draw().to_html(
-                full_html=False, include_plotlyjs=False, config=config, div_id=draw.__name__
-            )
+        name: Markup(
+            figure.to_html(full_html=False, include_plotlyjs=False, config=config, div_id=name)
         )
-        for draw in wanted
+        for name, figure in figures.items()
     }

@@ -23,7 +23,6 @@ from tuning.runs.callbacks import Callback
 from tuning.runs.ranking import best_finished
 from tuning.runs.records import TRAIN_LOSS, SearchOutcome, SearchRecord, TrialRecord
 from tuning.views.formatting import format_hours, format_params, format_seconds
-from tuning.views.lines import learning_rate_hint
 
 RATE = "train/images_per_s"
 LINE_SECONDS = 60.0
@@ -124,9 +123,6 @@ class ProgressCallback(Callback):
         text += _accuracies(record) if record.outcome == "finished" else ""
         text += f"  in {took}" if (took := format_seconds(record.seconds)) else ""
         self._show(record, f"{text}  {record.error_line}".rstrip() if is_news else "")
-        is_reference = is_news and record.kind == "reference" and self._shows_best
-        if is_reference and (hint := learning_rate_hint(self._search, record)):
-            self._console.out(f"{record.trial_id}  {hint}", highlight=False)
 
     def search_ended(self, records: Sequence[TrialRecord], outcome: SearchOutcome) -> None:
         """Show all trials once more and close the display."""

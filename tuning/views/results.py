@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from trainers.errors import ConfigError
 from tuning.runs.follower import View
 from tuning.runs.history import History
 from tuning.runs.ranking import best_finished
@@ -36,14 +38,15 @@ class ResultsView(View):
         self.seconds = self._pause = pause
 
     def write(self, history: History, is_over: bool) -> None:
-        """Write everything; the main figure and images that became right or wrong at the end.
+        """Write everything; images that became right or wrong at the end.
 
         Raises:
             StorageFailed: the disk is full or fails.
         """
         began = time.monotonic()
         checkpoints = self._checkpoints if is_over else None
-        write_results(self._search, history.records, checkpoints, running=not is_over)
+        search = replace(self._search, ended_by=history.ended_by)
+        write_results(search, history.records, checkpoints, running=not is_over)
         self.seconds = max(self._pause, PAUSE_PER_WRITE * (time.monotonic() - began))
 
 
@@ -54,7 +57,7 @@ def write_results(
     *,
     running: bool = False,
 ) -> Path:
-    """Write the tables, the page and, unless it is running, the main figure of a search.
+    """Write the tables and the page of a search.
 
     Returns:
         The path of the page.
@@ -62,17 +65,17 @@ def write_results(
     Raises:
         StorageFailed: the disk is full or fails.
     """
-    # Plotly and Matplotlib take a second to import.
+    # Plotly takes a second to import.
     from tuning.views.changed_images import changed_images
     from tuning.views.page import REPORT_FOLDER, write_page
-    from tuning.views.static import write_main_figure
 
     write_tables(search.run_folder, search, records)
-    folder, best = search.run_folder / REPORT_FOLDER, best_finished(search, records)
-    changed: Sequence[Changed] = ()
+    best = best_finished(search, records)
+    changed: Sequence[Changed] | str = ()
     if best is not None and checkpoints is not None:
-        changed = changed_images(search, checkpoints, best.trial_id)
-    page = write_page(search, records, folder, running=running, changed=changed)
-    if search.ood_domains and not running:
-        write_main_figure(search, records, folder)
-    return page
+        try:
+            changed = changed_images(search, checkpoints, best.trial_id)
+        except ConfigError as error:
+            changed = str(error)
+    folder = search.run_folder / REPORT_FOLDER
+    return write_page(search, records, folder, running=running, changed=changed)

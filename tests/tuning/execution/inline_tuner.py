@@ -120,7 +120,6 @@ def without_ray(mlflow=True, follows=False):
             # A thread would outlive a driver that is killed in this process, and write its files.
             patches.enter_context(patch("tuning.runs.follower.Thread", JoinedThread))
         patches.enter_context(patch("tuning.views.page.write_page"))
-        patches.enter_context(patch("tuning.views.static.write_main_figure"))
         yield
 
 

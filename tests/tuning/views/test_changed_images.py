@@ -2,6 +2,7 @@ import base64
 import io
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -16,8 +17,10 @@ from trainers.checkpoints.format import PREDICTED_CLASSES, PREDICTIONS
 from trainers.data.dataset import ImageDataset
 from trainers.data.roots import split_fingerprint
 from trainers.data.store import open_store
+from trainers.errors import ConfigError
 from tuning.views import changed_images as module
 from tuning.views.changed_images import NUM_SHOWN, changed_images
+from tuning.views.results import write_results
 
 
 @pytest.fixture
@@ -78,8 +81,17 @@ def test_the_most_confident_images_that_changed_are_shown(root, search, checkpoi
 
 def test_images_that_have_changed_since_are_left_out(root, search, checkpoints):
     swap_classes(root, "sketch", "val")
-    assert changed_images(search, checkpoints, "trial-000") == []
+    with pytest.raises(ConfigError, match="images of sketch have changed since the search"):
+        changed_images(search, checkpoints, "trial-000")
 
 
-def test_a_trial_without_predictions_has_none(search, tmp_path):
-    assert changed_images(search, str(tmp_path), "trial-000") == []
+def test_a_trial_without_predictions_says_so(search, tmp_path):
+    with pytest.raises(ConfigError, match="the weights of trial-000 were not kept"):
+        changed_images(search, str(tmp_path), "trial-000")
+
+
+def test_predictions_that_cannot_be_read_are_named_on_the_page(search, checkpoints, tmp_path):
+    (tmp_path / PREDICTIONS).write_bytes(b"no table")
+    search = replace(search, run_folder=tmp_path / "run", name="mine")
+    page = write_results(search, [fakes.trial(0)], checkpoints).read_text("utf-8")
+    assert "Images that became right or wrong are left out: images or predictions cannot be" in page

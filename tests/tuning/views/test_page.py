@@ -7,15 +7,22 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from search_spaces import Categorical, Float, SearchSpace
 from tests.tuning import fakes
-from tests.tuning.confirmation.written import write_results
+from tests.tuning.confirmation.written import confirmed, write_results
 from tuning.config.objectives import Objective, parse_constraint
 from tuning.runs.conclusion import conclusion
 from tuning.views.changed_images import Changed
-from tuning.views.figures import CONTOUR_TRIALS, NEEDS_TWO, Plots, importance_lacks
+from tuning.views.figures import Plots, optuna_figures
 from tuning.views.page import SCRIPT_FILE, write_page
 
-SEARCH = fakes.search_record(Path("run"))
+SPACE = SearchSpace(
+    parameters={
+        "method.reg_weight": Float(low=1e-2, high=1e2, log=True),
+        "optim.lr": Float(low=1e-6, high=1e-3, log=True),
+    }
+)
+SEARCH = fakes.search_record(Path("run"), space=SPACE)
 
 
 def scattered(number):
@@ -59,17 +66,6 @@ def test_the_answer_comes_first_and_every_trial_has_a_row(tmp_path):
 def test_a_stopped_trial_has_not_ended(tmp_path):
     records = [fakes.trial(0), fakes.trial(1, outcome="stopped")]
     assert "1 of 16 trials of 240 steps done (1 finished, 1 stopped)" in page_of(records, tmp_path)
-
-
-def test_a_page_of_few_trials_needs_no_figure_of_many(tmp_path):
-    page = page_of([fakes.trial(1)], tmp_path)
-    assert "Needs 15 finished trials; there are 1." in page
-    assert 'id="parallel"' not in page
-    assert 'id="curves"' in page
-    ended = [
-        replace(fakes.trial(number), curve=fakes.trial(number).curve[-1:]) for number in (0, 1)
-    ]
-    assert 'id="curves"' not in page_of(ended, tmp_path)
 
 
 def test_text_is_escaped_everywhere(tmp_path):
@@ -127,97 +123,89 @@ def test_points_hold_their_parameters_and_trial(tmp_path):
     assert all("reg_weight=" in text and "lr=" in text for text in trace["hovertext"])
 
 
-def test_importance_tells_which_parameter_moves_which_accuracy():
-    drawn = Plots(SEARCH, scattered(40)).importance()
-    shares = {bar.name: dict(zip(bar.y, bar.x, strict=True)) for bar in drawn.data}
-    assert shares["ID accuracy"]["lr"] > 0.8
-    assert shares["OOD accuracy"]["reg_weight"] > 0.8
+def test_a_page_of_few_trials_needs_no_figure_of_many(tmp_path):
+    page = page_of([fakes.trial(1)], tmp_path)
+    assert 'id="slices"' not in page
+    many = page_of(scattered(6), tmp_path)
+    assert 'id="slices"' in many
+    assert 'id="curves"' in many
+    assert "<h2>Importance</h2>" not in many
+    ended = [replace(trial, curve=trial.curve[-1:]) for trial in scattered(6)]
+    assert 'id="curves"' not in page_of(ended, tmp_path)
 
 
-def test_trials_of_equal_accuracy_have_a_page(tmp_path):
-    records = [replace(trial, curve=fakes.trial(0, 100.0).curve) for trial in scattered(15)]
-    assert 'id="importance"' in page_of(records, tmp_path)
-    assert {share for bar in Plots(SEARCH, records).importance().data for share in bar.x} == {0}
-
-
-def test_best_trials_that_differ_in_one_parameter_have_a_page(tmp_path):
-    same = [replace(t, params={**t.params, "optim.lr": 1e-5}) for t in scattered(CONTOUR_TRIALS)]
-    worse = [fakes.trial(200 + n, 1.0, 1.0, params={**same[0].params, "optim.lr": lr})
-             for n, lr in enumerate((1e-6, 1e-4))]  # fmt: skip
-    page = page_of([*same, *worse], tmp_path)
-    assert NEEDS_TWO in page
+def test_importance_tells_which_parameter_moves_which_accuracy(tmp_path):
+    figures = optuna_figures(SEARCH, scattered(40))
+    for accuracy, parameter in (("ID", "optim.lr"), ("OOD", "method.reg_weight")):
+        (bar,) = figures[f"importance_{accuracy}"].data
+        assert dict(zip(bar.y, bar.x, strict=True))[parameter] > 0.8
+    assert "<h2>Importance</h2>" in page_of(scattered(40), tmp_path)
 
 
 def test_a_choice_of_many_is_left_out_of_importance():
+    space = SearchSpace(parameters={
+        **SPACE.parameters, "data.texts": Categorical(choices=tuple(f"t{n}" for n in range(16))),
+    })  # fmt: skip
     records = [
-        replace(trial, params={**trial.params, "method.name": f"method-{index % 16}"})
+        replace(trial, params={**trial.params, "data.texts": f"t{index % 16}"})
         for index, trial in enumerate(scattered(32))
     ]
-    assert set(Plots(SEARCH, records).importance().data[0].y) == {"reg_weight", "lr"}
-    alike = [
-        replace(r, params={**r.params, "optim.lr": 1e-4, "method.reg_weight": 1}) for r in records
+    figures = optuna_figures(replace(SEARCH, space=space), records)
+    (bar,) = figures["importance_ID"].data
+    assert set(bar.y) == {"method.reg_weight", "optim.lr"}
+
+
+def test_the_weight_of_the_regulariser_has_a_log_colour_bar():
+    records = scattered(6)
+    marker = next(t for t in Plots(SEARCH, records).id_vs_ood().data if t.name == "finished").marker
+    weights = np.array([record.params["method.reg_weight"] for record in records])
+    assert list(marker.color) == pytest.approx((np.log10(weights) + 2) / 4)
+    assert [float(text) for text in marker.colorbar.ticktext] == [0.01, 0.1, 1, 10, 100]
+
+
+@pytest.mark.parametrize("is_confirmed", [False, True])
+def test_headline_bold_row_circle_and_commands_name_one_model(is_confirmed, tmp_path):
+    """Before `confirm`, untuned FT is higher than all trials; after it, the second trial is."""
+    search = replace(SEARCH, run_folder=tmp_path)
+    records = [
+        fakes.reference(),
+        *(
+            replace(t, params=p.params)
+            for t, p in zip(
+                (fakes.trial(0, 80.0, 60.0), fakes.trial(1, 79.0, 60.0)), scattered(2), strict=True
+            )
+        ),
     ]
-    assert importance_lacks(alike) == "Needs two hyperparameters that vary."
+    won = "untuned FT"
+    if is_confirmed:
+        confirmed(tmp_path, ft=(70.0, 50.0), trial_000=(71.0, 51.0), trial_001=(73.0, 52.0))
+        won = "trial-001"
+    found = conclusion(search, records)
+    page = page_of(records, tmp_path, search)
+    assert won in found.lines[0]
+    (bold,) = re.findall(r'<tr data-trial="([^"]*)" class="best', page)
+    assert bold == found.won.trial_id
+    (circle,) = (t for t in Plots(search, records).id_vs_ood().data if t.name == "best")
+    assert circle.text == (won,)
+    assert f"# {won}, for open_clip" in found.commands("mine")[-1]
+    trials = [row[1] for row in rows_of(page) if row[1].startswith("trial")]
+    assert trials == (["trial-001", "trial-000"] if is_confirmed else ["trial-000", "trial-001"])
 
 
-def test_the_curve_breaks_where_other_images_are_measured():
-    sample, whole = {"eval/images": 100.0}, {"eval/images": 400.0}
-    curve = (
-        fakes.report(80, 70, 50, **sample),
-        fakes.report(160, 75, 55, **sample),
-        fakes.report(240, 74, 54, **whole),
-    )
-    (best,) = Plots(SEARCH, [fakes.trial(1, curve=curve)]).curves().data
-    assert list(best.y) == [60, 65, None, 64, None]
+def test_the_commands_of_the_page_name_the_run_as_the_terminal_does(tmp_path, monkeypatch):
+    """With another `search.storage`, the name alone would be a run in `runs/`."""
+    monkeypatch.chdir(tmp_path)
+    folder = tmp_path / "elsewhere" / "mine"
+    (tmp_path / "runs" / "mine").mkdir(parents=True)
+    (tmp_path / "runs" / "mine" / "search.yaml").touch()
+    folder.mkdir(parents=True)
+    page = page_of([fakes.trial(0)], folder, replace(SEARCH, name="mine", run_folder=folder))
+    assert f"lipsum-tune confirm {folder} " in page
 
 
 def test_methods_have_a_series_each():
     drawn = Plots(SEARCH, fakes.compared_methods()).id_vs_ood()
     assert set(fakes.METHODS) <= {trace.name for trace in drawn.data}
-
-
-def test_parallel_coordinates_read_a_log_range_and_a_choice():
-    records = [
-        replace(trial, params={**trial.params, "texts": "a" if index % 2 else "b"})
-        for index, trial in enumerate(scattered(6))
-    ]
-    (trace,) = Plots(SEARCH, records).parallel().data
-    axes = {axis.label: axis for axis in trace.dimensions}
-    lrs = [np.log10(record.params["optim.lr"]) for record in records]
-    assert list(axes["lr"]["values"]) == pytest.approx(lrs)
-    assert list(axes["texts"].ticktext) == ["b", "a"]
-    assert list(axes["texts"]["values"]) == [0, 1] * 3
-
-
-def test_pruned_trials_stand_below_the_others_on_the_axes_of_hyperparameters():
-    finished, bad = scattered(6), {"method.reg_weight": 500.0, "optim.lr": 0.1}
-    curve = fakes.trial(9, 99.0, 99.0).curve[:2]
-    pruned = fakes.trial(9, outcome="pruned", curve=curve, params=bad)
-    plots = Plots(SEARCH, [*finished, pruned])
-    (trace,) = plots.parallel().data
-    axes = {axis.label: axis for axis in trace.dimensions}
-    assert axes["lr"]["values"][-1] == pytest.approx(-1)
-    for name in ("ID", "OOD", "val/mean_acc"):
-        *others, foot = axes[name]["values"]
-        assert foot < min(others)
-        assert axes[name]["ticktext"][axes[name]["tickvals"].index(foot)] == "pruned"
-    marks = [trace for trace in plots.slices().data if trace.name.startswith("pruned")]
-    assert [mark.x[0] for mark in marks] == [500.0, 0.1]
-    assert all(mark.y[0] < min(r.last("val/mean_acc") for r in finished) for mark in marks)
-
-
-def test_a_log_range_has_plain_ticks_and_a_log_colour_bar():
-    records = scattered(6)
-    plots = Plots(SEARCH, records)
-    axes = plots.slices().layout
-    for axis, low, high in ((axes.xaxis, 1e-2, 1e2), (axes.xaxis2, 1e-6, 1e-3)):
-        assert [float(text) for text in axis.ticktext] == pytest.approx(axis.tickvals)
-        assert len([tick for tick in axis.tickvals if low <= tick <= high]) > 2
-    marker = next(t for t in plots.id_vs_ood().data if t.name == "finished").marker
-    weights = [record.params["method.reg_weight"] for record in records]
-    assert list(marker.color) == pytest.approx(np.log10(weights))
-    ticks = [float(text) for text in marker.colorbar.ticktext]
-    assert list(marker.colorbar.tickvals) == pytest.approx(np.log10(ticks))
 
 
 def test_a_running_page_tells_what_is_done_and_when_it_was_written(tmp_path):

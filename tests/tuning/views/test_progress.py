@@ -6,7 +6,6 @@ import pytest
 from rich.console import Console
 
 from tests.tuning import fakes
-from tuning.views.page import write_page
 from tuning.views.progress import ProgressCallback, seconds_left
 
 SEARCH = fakes.search_record(Path("run"), budget_trials=4)
@@ -121,41 +120,6 @@ def test_the_time_left_is_the_mean_of_the_trials_over_the_slots():
     # Two to begin and half a trial, one at a time, 360 s each.
     assert seconds_left(SEARCH, records, 0.0) == pytest.approx(2.5 * 360)
     assert seconds_left(SEARCH, [RUNNING], 0.0) is None
-
-
-def on_line(best, *means):
-    """The last report of plain fine-tuning whose line has these accuracies, zero-shot first."""
-    points = {f"line/{0.25 * n:g}/val/mean_acc": value for n, value in enumerate(means)}
-    return fakes.reference(curve=(fakes.report(240, 89.5, 31.3, **points, **{"line/a": best}),))
-
-
-@pytest.mark.parametrize(
-    ("reference", "hint"),
-    [
-        # Plain fine-tuning on photographs with three learning rates, then of a rising line.
-        (on_line(0.35, 64.6, 67.9, 66.6, 64.3, 60.4),
-         ["ft  trial.optim.lr = 1e-05 looks too high: the best point of FT lies at 0.35, and its "
-          "end is worse than zero-shot."]),
-        (on_line(0.55, 64.6, 65.3, 66.0, 65.6, 65.1), []),
-        (on_line(1.0, 64.6, 18.3, 15.6, 20.1, 20.1),
-         ["ft  trial.optim.lr = 1e-05 looks far too high: every point between zero-shot and the "
-          "end of FT is worse than zero-shot."]),
-        (on_line(1.0, 64.4, 65.4, 66.8, 67.6, 68.0),
-         ["ft  trial.optim.lr = 1e-05 may be too low: FT still improves at its end."]),
-        (fakes.reference(), []),
-    ],
-)  # fmt: skip
-def test_the_line_of_plain_fine_tuning_tells_about_its_learning_rate(
-    reference, hint, shown, tmp_path
-):
-    callback, _, lines = shown
-    callback.trial_started(replace(reference, outcome="running", curve=()))
-    callback.trial_ended(reference)
-    callback.trial_ended(reference)  # as a resume brings it again
-    assert lines()[2:] == hint
-    page = write_page(SEARCH, [reference], tmp_path, running=True).read_text("utf-8")
-    assert [line[4:] in page for line in hint] == [True] * len(hint)
-    assert ("trial.optim.lr =" in page) == bool(hint)
 
 
 def test_a_log_repeats_no_line(shown):

@@ -43,7 +43,6 @@ def test_page_and_tables_follow_the_journal(tmp_path, journal):
     assert outcomes(tmp_path) == {"trial-001": "finished", "trial-002": "stopped"}
     page = (tmp_path / "report" / "index.html").read_text()
     assert 'http-equiv="refresh"' not in page
-    assert (tmp_path / "report" / "id_vs_ood.pdf").is_file()
 
 
 def test_a_resume_keeps_what_confirm_has_found_on_the_page(tmp_path, journal):

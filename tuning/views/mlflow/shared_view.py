@@ -37,7 +37,11 @@ def main_metrics(search: SearchRecord) -> tuple[str, ...]:
 
 
 def order_of(
-    search: SearchRecord, record: TrialRecord, missed: Mapping[str, float], position: int = 0
+    search: SearchRecord,
+    record: TrialRecord,
+    missed: Mapping[str, float],
+    position: int = 0,
+    confirmed: Sequence[str] = (),
 ) -> str:
     """The tag by which the view sorts runs: finished trials, references, trials that miss a
     constraint, those not at their end, failed ones. Within these, the order of `ranked`.
@@ -47,7 +51,10 @@ def order_of(
     Args:
         missed: amounts by which the trial misses constraints.
         position: in `ranked`, which replaces the objective if there are several.
+        confirmed: what `confirm` has trained, best first: these trials come before all others.
     """
+    if record.trial_id in confirmed and record.kind == "trial":
+        return f"0 {confirmed.index(record.trial_id):06d}"
     group = {"finished": 1, "failed": 5}.get(record.outcome, 4)
     if group == 1:
         group = 2 if record.kind == "reference" else 3 if missed else 1

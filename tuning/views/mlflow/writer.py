@@ -27,7 +27,7 @@ from tuning.runs.conclusion import conclusion
 from tuning.runs.environment import ENVIRONMENT_FILE, seen_at_start
 from tuning.runs.follower import View
 from tuning.runs.history import Event, History
-from tuning.runs.ranking import best_finished, misses, ranked
+from tuning.runs.ranking import misses, ranked
 from tuning.runs.records import (
     STEP,
     TRAIN_CURVE,
@@ -134,8 +134,9 @@ class MlflowView(View):
         missed = misses(search, history.records)
         ordered = ranked(search, history.records) if len(search.objectives) > 1 else []
         positions = {record.trial_id: position for position, record in enumerate(ordered)}
+        confirmed = [*(conclusion(search, history.records).means or {})] if is_over else []
         orders = [
-            order_of(search, r, missed.get(r.trial_id, {}), positions.get(r.trial_id, 0))
+            order_of(search, r, missed.get(r.trial_id, {}), positions.get(r.trial_id, 0), confirmed)
             for r in records
         ]
         try:
@@ -257,11 +258,10 @@ class MlflowView(View):
     def _write_parent(self, records: Sequence[TrialRecord], outcome: str) -> None:
         search, client, at = self._search, self._client, self._latest
         share_view(client, self._experiment_id, search, records)
-        found = "\n\n".join(conclusion(search, records).lines)
-        tags = {"outcome": outcome, "mlflow.note.content": found}
-        best = best_finished(search, records) if outcome != "running" else None
-        metrics: list[Metric] = []
-        if best is not None:
+        found = conclusion(search, records)
+        tags = {"outcome": outcome, "mlflow.note.content": "\n\n".join(found.lines)}
+        best, metrics = found.won, list[Metric]()
+        if best is not None and best.outcome == "finished" and outcome != "running":
             # Tags, not params: a resumed search may find better ones.
             tags |= {f"best/{key}": str(value) for key, value in best.params.items()}
             tags["best/trial"] = best.trial_id
