@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import time
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
@@ -102,15 +103,15 @@ def cached_heads(
     folder.mkdir(parents=True, exist_ok=True)
     file = folder / f"{name}.safetensors"
     with waiting_lock(file.with_suffix(".lock"), "encoding class names"):
-        if file.exists():
-            os.utime(file)
-        else:
+        if not file.exists():
             _remove_unused(folder, KEPT_HEADS - 1)
             heads = zero_shot_heads(clip, tokenizer, prompts, device)
             tensors = {"head": heads.classes.cpu(), "contexts": heads.contexts.cpu()}
             unfinished = file.with_suffix(".tmp")
             save_file(tensors, unfinished)
             unfinished.replace(file)
+        now = time.time_ns()  # finer than the clock of file systems
+        os.utime(file, ns=(now, now))
         kept = load_file(file)
     return Heads(kept["head"], kept["contexts"])
 
