@@ -60,7 +60,7 @@ def domain_files(store: Store, domain: str, split: str) -> list[str]:
             if others := [name for name in domains if store.exists(f"{name}/{split}")]:
                 hint = f"only {listed(others)} has one"
                 if split == "train":
-                    hint += ": the ID domain, data.id_domain, is trained on"
+                    hint += "; set data.id_domain"
             raise ConfigError(problem, hint=hint, source=f"{store.url}/{domain}")
         raise ConfigError("no *.parquet file here", source=f"{store.url}/{domain}/{split}")
     except OSError as error:

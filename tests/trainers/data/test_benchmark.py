@@ -87,5 +87,5 @@ def test_another_id_domain_is_refused_before_anything_starts(command, tmp_path):
     done = CliRunner().invoke(app, words)
     assert isinstance(done.exception, ConfigError)
     assert "openmoji/sketch: it has no split 'train'" in str(done.exception)
-    assert done.exception.hint == "only real has one"
+    assert done.exception.hint == "only real has one; set data.id_domain"
     assert not list(tmp_path.iterdir())
