@@ -218,7 +218,7 @@ def continue_search(
             if has_begun:
                 journal.session_started(file.fingerprints(), objects)
             if search.sees_ood and not before.used_ood:
-                journal.used_ood()  # later sessions may have another sampler, or lack earlier runs
+                journal.used_ood()  # later sessions may lack the earlier runs
             write_config(run_folder, file)
             on_begin()
 

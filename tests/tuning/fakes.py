@@ -38,6 +38,8 @@ def report(step, id_acc, ood_acc, **extra):
         "id_val/acc": id_acc,
         "ood_val/mean_acc": ood_acc,
         "val/mean_acc": (id_acc + ood_acc) / 2,
+        "id_val/nll": 10 - id_acc / 10,
+        "val/mean_nll": 10 - (id_acc + ood_acc) / 20,
         "train/loss": 2.5 * math.exp(-step / 150),
         "cost/seconds": 1.5 * step,
         **metrics,

@@ -38,7 +38,7 @@ def search_file(root, **changes):
             "eval": {"every": 40, "line": "off"},
             "steps": fakes.TOTAL_STEPS,
         },
-        "search": {"space": space, "sampler": {"metric": "objective"}},
+        "search": {"space": space},
     }
     dotted = {key.replace("__", "."): value for key, value in changes.items()}
     return SearchFile.model_validate(nest(dotted, values))

@@ -123,7 +123,7 @@ SHOP = ("shop", "--id", "studio", "--ood", "street,sketch", "--model", "tiny.yam
 def shop(whole_root, tmp_path, monkeypatch):
     """A folder of images, and a model for which short trials are enough."""
     write_shop(whole_root, tmp_path / "shop")
-    base = {"trial": {"eval": {"line": "off"}}, "search": {"sampler": {"metric": "objective"}}}
+    base = {"trial": {"eval": {"line": "off"}}}
     (tmp_path / "tiny.yaml").write_text(yaml.safe_dump({"extends": "quickstart", **base}))
     monkeypatch.setattr(module, "MOST_TRIALS", module.LEAST_TRIALS)
     monkeypatch.setattr(module, "LEAST_STEPS", 6)

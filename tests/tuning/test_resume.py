@@ -76,13 +76,6 @@ def test_trials_are_a_number_or_in_addition_to_those_that_there_are(trials, numb
         resume_search(run, trials="five")
 
 
-def test_a_sampler_from_python_is_checked(run, went_on):
-    with pytest.raises(ConfigError, match="no trial reports it") as caught:
-        resume_search(run, sampler=SamplerConfig(metric="val/accuracy"))
-    assert (caught.value.key, caught.value.value) == ("search.sampler.metric", "val/accuracy")
-    assert went_on == []
-
-
 @pytest.mark.parametrize(
     ("override", "was"),
     [

@@ -64,7 +64,6 @@ def search(
     Example: lipsum-tune search quickstart --set search.budget.trials=20
     """
     from trainers.evaluation.metrics import MetricKey
-    from tuning.config.objectives import sampler_objectives
     from tuning.config.validation import load_config
     from tuning.views.formatting import short_names
 
@@ -82,11 +81,8 @@ def search(
             show("Space", f"{name} ends at {high:g}, the most that this model allows")
     # The whole key, since there may be several objectives, or one with another mode.
     hint = " (--set 'search.objective={metric: id_val/acc}' avoids that)"
-    told = sampler_objectives(file.search.sampler.metric, file.objectives)
     read = [("Objective", o.metric, hint) for o in file.objectives]
     read += [("Constraint", c.metric, "") for c in file.constraints()]
-    configured = file.search.sampler.metric  # the default has the data of the objective
-    read += [("Sampler", o.metric, "") for o in told if o.metric == configured]
     for what, metric, hint in read:
         key = MetricKey.parse(metric)
         if key is not None and key.uses_ood:

@@ -19,7 +19,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Final, Literal, TypeAlias
 
-from trainers.evaluation.metrics import MetricKey, direction
+from trainers.evaluation.metrics import MetricKey
 
 Mode: TypeAlias = Literal["max", "min"]
 
@@ -46,19 +46,16 @@ class Objective:
         return value if self.mode == "max" else -value
 
 
-def sampler_objectives(metric: str, objectives: Sequence[Objective]) -> tuple[Objective, ...]:
-    """What the sampler optimises, see `SamplerConfig.metric`."""
+def nll_of(objectives: Sequence[Objective]) -> Objective | None:
+    """The NLL that belongs to a single accuracy, such as `val/mean_nll` to `val/mean_acc`.
+
+    None for other objectives.
+    """
     first = objectives[0]
-    if metric == "auto":
-        key = MetricKey.parse(first.metric)
-        if len(objectives) == 1 and first.mode == "max" and key and key.measure == "acc":
-            return (Objective(str(replace(key, measure="nll")), "min"),)
-    if metric in ("auto", "objective", first.metric):
-        return tuple(objectives)
-    mode = direction(metric)
-    if mode is None:
-        raise ValueError(f"{metric}: not known whether more or less of it is better")
-    return (Objective(metric, mode),)
+    key = MetricKey.parse(first.metric)
+    if len(objectives) > 1 or first.mode == "min" or key is None or key.measure != "acc":
+        return None
+    return Objective(str(replace(key, measure="nll")), "min")
 
 
 @dataclass(frozen=True)

@@ -23,6 +23,7 @@ REMOVED_KEYS: Final[Mapping[str, Any]] = {
     "search.budget.worth": None,
     "search.resources.placement_strategy": "PACK",
     "search.resources.preemption_grace_s": 0.0,
+    "search.sampler.metric": "auto",
     "search.seeds": None,
     "search.space.by_method.*.name": None,
     "search.tracking.metrics": "main",

@@ -32,7 +32,12 @@ from tuning.config.search_space import SpaceConfig, Strings, one_or_several, res
 
 
 class SamplerConfig(Frozen):
-    """Which of Optuna's samplers proposes configurations."""
+    """Which of Optuna's samplers proposes configurations.
+
+    In place of a single accuracy, the sampler optimises the NLL that belongs to it (`val/mean_nll`
+    to `val/mean_acc`), which varies less from seed to seed, and early stopping compares trials by
+    it. Selection, constraints and confirmation go by the objectives.
+    """
 
     name: Literal["auto", "gp", "tpe", "random", "grid"] = "auto"
     """`auto` is `gp` for a single objective, numeric parameters and up to 100 trials (of each
@@ -46,11 +51,6 @@ class SamplerConfig(Frozen):
     reach: float = Field(default=0.25, gt=0, le=1)
     """For `gp` with one objective: how far three of four proposals may be from the best trial, as a
     share of each (log) range; choices and floats with a `step` are not limited. 1 is no limit."""
-    metric: str = "auto"
-    """What the sampler optimises, and by what early stopping compares trials: `objective`, a metric
-    of the validation splits, or `auto`. That is the NLL that belongs to a single accuracy, such as
-    `val/mean_nll` to `val/mean_acc`, since it varies less from seed to seed, and otherwise the
-    objectives. Selection, constraints and confirmation go by the objectives."""
 
 
 class SchedulerConfig(Frozen):

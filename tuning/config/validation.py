@@ -15,7 +15,7 @@ from typing import Any
 from search_spaces import SPACES, Categorical, Distribution
 from trainers.config import TrialConfig
 from trainers.errors import ConfigError, suggestion, validate
-from trainers.evaluation.metrics import DIRECTIONS, ID_ACC, REPORTED, direction, metric_names
+from trainers.evaluation.metrics import ID_ACC, REPORTED, direction, metric_names
 from trainers.overrides import METHOD_KEY
 from tuning.config.loading import read_layers, refuse_secrets
 from tuning.config.recorded import drop_unknown
@@ -259,18 +259,6 @@ def _check_objective(file: SearchFile) -> None:
             raise ConfigError(problem, key=where, value=objective.mode, hint="leave it out")
     if len({objective.metric for objective in file.objectives}) < len(file.objectives):
         raise ConfigError("a metric is given twice", key="search.objective")
-    chosen, key = file.search.sampler.metric, "search.sampler.metric"
-    if chosen not in ("auto", "objective"):
-        if chosen not in known:
-            hint = suggestion(chosen, ["auto", "objective", *known])
-            raise ConfigError("no trial reports it", key=key, value=chosen, hint=hint)
-        if len(file.objectives) > 1:
-            problem, hint = "of several objectives, the sampler optimises all", "write objective"
-            raise ConfigError(problem, key=key, value=chosen, hint=hint)
-        if chosen != file.objectives[0].metric and direction(chosen) is None:
-            hint = f"measures for which it is: {', '.join(DIRECTIONS)}"
-            problem = "not known whether more or less of it is better"
-            raise ConfigError(problem, key=key, value=chosen, hint=hint)
     file.constraints()
     if len(file.objectives) > 1 and (name := file.search.scheduler.name) != "none":
         problem = "no trial can be stopped early with several objectives"

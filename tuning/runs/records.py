@@ -21,7 +21,7 @@ from typing import Final, Literal, TypeAlias
 from search_spaces.space import SearchSpace
 from trainers.evaluation.metrics import MetricKey
 from trainers.overrides import METHOD_KEY as METHOD_KEY
-from tuning.config.objectives import Constraint, Mode, Objective, sampler_objectives
+from tuning.config.objectives import Constraint, Mode, Objective
 
 Outcome: TypeAlias = Literal["running", "finished", "pruned", "failed", "stopped"]
 Kind: TypeAlias = Literal["trial", "reference"]
@@ -228,13 +228,12 @@ class SearchRecord:
     constraints: tuple[Constraint, ...] = ()
     run_id: str = ""
     """Of the journal: identifies the run in MLflow and Optuna wherever its folder is moved."""
-    sampler_metric: str = "objective"
-    """What the sampler optimises, see `SamplerConfig.metric`."""
+    nll: Objective | None = None
+    """What the sampler optimises in place of a single accuracy, see `SamplerConfig`."""
     val_images: Mapping[str, int] = field(default_factory=dict)
     """Domain -> images of its validation split; empty for runs that did not record it."""
     used_ood: bool = False
-    """Whether an earlier session, with another sampler, or a run of `search.warm_start` used OOD
-    validation data."""
+    """Whether a run of `search.warm_start` used OOD validation data."""
     ended_by: str = ""
     """See `History.ended_by`."""
     damage: str = ""
@@ -249,8 +248,8 @@ class SearchRecord:
 
     @property
     def sampler_objectives(self) -> tuple[Objective, ...]:
-        """What the sampler optimises in place of the objectives. Nothing is selected by it."""
-        return sampler_objectives(self.sampler_metric, self.objectives)
+        """What the sampler optimises. Nothing is selected by it."""
+        return self.objectives if self.nll is None else (self.nll,)
 
     @property
     def sees_ood(self) -> bool:

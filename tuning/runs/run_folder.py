@@ -20,6 +20,7 @@ import yaml
 from trainers.config import TrialConfig
 from trainers.data.store import Store, open_store, url_of
 from trainers.errors import ConfigError, listed, suggestion
+from tuning.config.objectives import nll_of
 from tuning.config.schema import SearchFile
 from tuning.config.validation import load_recorded
 from tuning.runs.environment import (
@@ -214,7 +215,7 @@ def search_record(
         run_folder=folder,
         space=file.search_space(),
         run_id=run_id,
-        sampler_metric=file.search.sampler.metric,
+        nll=nll_of(file.objectives),
         val_images=seen_at_start(folder, "val_images") or {},
         used_ood=used_ood,
     )

@@ -22,7 +22,7 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
-from tests.benchmarks.simulate.surface import OBJECTIVE, Surface, read_table
+from tests.benchmarks.simulate.surface import NLL, OBJECTIVE, Surface, read_table
 from trainers.config import TrialConfig
 from tuning.algorithms.studies import create_studies, quiet_optuna
 from tuning.config.objectives import Objective
@@ -44,7 +44,7 @@ SEARCH = SearchRecord(
     zero_shot={},
     config={},
     run_folder=Path(),
-    sampler_metric="auto",
+    nll=Objective(NLL, "min"),
 )
 RESAMPLES = 10_000
 

@@ -129,7 +129,7 @@ def test_nothing_is_stopped_before_six_trials_have_finished(tmp_path):
 
 
 def test_trials_are_compared_by_what_the_sampler_optimises(tmp_path):
-    session = Pruned(tmp_path, CONFIGS["asha"], sampler_metric="val/mean_nll")
+    session = Pruned(tmp_path, CONFIGS["asha"], nll=Objective("val/mean_nll", "min"))
     for nll in (*range(1, 7), 0.5, 9.0):
         trial_id = session.start().trial_id
         while session.step(trial_id, float(nll), "val/mean_nll"):

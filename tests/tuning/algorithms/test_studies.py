@@ -90,19 +90,18 @@ def test_several_objectives_have_a_value_each(search):
 
 
 @pytest.mark.parametrize(
-    ("metric", "best", "said"),
+    ("nll", "best", "said"),
     [
-        ("auto", 1e-5, "gp, optimises val/mean_nll"),
-        ("val/mean_nll", 1e-5, "gp, optimises val/mean_nll"),
-        ("objective", 1e-3, "gp, optimises val/mean_acc"),
+        (Objective("val/mean_nll", "min"), 1e-5, "gp, optimises val/mean_nll"),
+        (None, 1e-3, "gp, optimises val/mean_acc"),
     ],
 )
-def test_the_sampler_optimises_its_metric(metric, best, said, search):
+def test_the_sampler_optimises_the_nll_where_there_is_one(nll, best, said, search):
     """The NLL has its best at the learning rate 1e-5, the accuracy at 1e-3."""
     points = [{"optim.lr": 10**exponent} for exponent in (-6.0, -5.5, -4.5, -3.5, -2.5, -2.0)]
-    search = replace(search, sampler_metric=metric)
+    search = replace(search, nll=nll)
     lrs = ONE.model_copy(update={"initial_points": points})
-    with Session(search, lrs, metric=metric, name="gp") as session:
+    with Session(search, lrs, name="gp") as session:
         assert session.studies.describe() == said
         distances = []
         for _ in range(14):

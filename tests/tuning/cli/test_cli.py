@@ -342,7 +342,6 @@ def test_ctrl_c_outside_of_the_trials_says_how_to_go_on(run, images_root, tmp_pa
     [
         {},
         {"constraints": ["ood_val/mean_acc >= best - 2"]},
-        {"sampler": {"metric": "val/mean_nll"}},
         {"objective": {"metric": "val/mean_nll", "mode": "min"}},
         {"objective": [{"metric": "id_val/acc"}, {"metric": "ood_val/mean_acc"}]},
     ],

@@ -73,9 +73,6 @@ MISTAKES = [
      "less of id_val/nll is better"),
     ({"search.constraints": "id_val/acc >= 101"}, "search.constraints", "between 0 and 100"),
     ({"search.constraints": ["id_test/acc >= 50"]}, "search.constraints", "'id_test/acc'"),
-    ({"search.sampler.metric": "val/mean_nl"}, "search.sampler.metric", "mean 'val/mean_nll'"),
-    ({"search.sampler.metric": "train/lr"}, "search.sampler.metric", "more or less of it"),
-    (search(objective=BOTH, sampler={"metric": "id_val/nll"}), "search.sampler.metric", "several"),
     # The search space.
     ({SPACE: {"name": None}}, PARAMETERS, "empty"),
     ({SPACE: "lipsum_ft"}, SPACE, "lipsum_ft"),

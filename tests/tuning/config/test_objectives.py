@@ -5,8 +5,8 @@ import pytest
 from tuning.config.objectives import (
     Objective,
     check_constraints,
+    nll_of,
     parse_constraint,
-    sampler_objectives,
 )
 
 KNOWN = (
@@ -39,29 +39,19 @@ def test_a_bound_is_a_number_or_rests_on_the_zero_shot_model_or_the_best(line, b
 
 
 @pytest.mark.parametrize(
-    ("metric", "objective", "expected"),
+    ("objective", "expected"),
     [
-        ("auto", Objective("val/mean_acc"), Objective("val/mean_nll", "min")),
-        ("auto", Objective("id_val/acc"), Objective("id_val/nll", "min")),
-        ("auto", Objective("ood_val/sketch/acc"), Objective("ood_val/sketch/nll", "min")),
-        ("auto", Objective("id_val/class_acc"), Objective("id_val/class_acc")),
-        ("auto", Objective("id_val/acc", "min"), Objective("id_val/acc", "min")),
-        ("auto", Objective("id_val/ece", "min"), Objective("id_val/ece", "min")),
-        ("objective", Objective("val/mean_acc"), Objective("val/mean_acc")),
-        ("id_val/acc", Objective("id_val/acc", "min"), Objective("id_val/acc", "min")),
-        ("ood_val/mean_class_acc", Objective("id_val/acc"), Objective("ood_val/mean_class_acc")),
-        ("id_val/nll", Objective("val/mean_acc"), Objective("id_val/nll", "min")),
+        (Objective("val/mean_acc"), Objective("val/mean_nll", "min")),
+        (Objective("id_val/acc"), Objective("id_val/nll", "min")),
+        (Objective("ood_val/sketch/acc"), Objective("ood_val/sketch/nll", "min")),
+        (Objective("id_val/class_acc"), None),
+        (Objective("id_val/acc", "min"), None),
+        (Objective("id_val/ece", "min"), None),
     ],
 )
-def test_the_sampler_optimises_the_nll_of_an_accuracy_or_what_is_asked_for(
-    metric, objective, expected
-):
-    assert sampler_objectives(metric, [objective]) == (expected,)
-
-
-def test_of_several_objectives_the_sampler_optimises_all():
-    both = (Objective("id_val/acc"), Objective("ood_val/mean_acc"))
-    assert sampler_objectives("auto", both) == sampler_objectives("objective", both) == both
+def test_an_accuracy_has_the_nll_of_the_same_images(objective, expected):
+    assert nll_of([objective]) == expected
+    assert nll_of([objective, Objective("id_val/nll", "min")]) is None
 
 
 def test_a_violation_is_how_much_is_missing():

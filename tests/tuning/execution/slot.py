@@ -14,12 +14,15 @@ BREAK = "break"
 """A file of this name in the folder of runs lets trials fail, with its text as their error."""
 STEPS, EVERY = 6, 2
 METRICS = ("id_val/acc", "ood_val/mean_acc", "val/mean_acc", "train/loss", "cost/seconds")
+NLLS = ("id_val/nll", "ood_val/mean_nll", "val/mean_nll")
 
 
 def values(config, step):
     """The report of a trial: a function of its learning rate and the step."""
     lr = config["optim"]["lr"]
-    return {"step": step, "id_val/ece": 1000 * lr, **dict.fromkeys(METRICS, 50.0 + step - 100 * lr)}
+    value = 50.0 + step - 100 * lr
+    nlls = dict.fromkeys(NLLS, 10 - value / 10)
+    return {"step": step, "id_val/ece": 1000 * lr, **dict.fromkeys(METRICS, value), **nlls}
 
 
 class InstantSlot(tune.Trainable):

@@ -139,7 +139,7 @@ def test_a_reference_or_the_zero_shot_model_may_beat_every_trial():
     assert name(weak, constrained("ood_val/mean_acc >= 60")) == "zero-shot"  # FT misses it; 71.7
     assert name(strong, constrained("id_val/acc >= 95")) is None  # nothing meets it
     assert name(strong, constrained("id_val/acc <= 89")) == "ft"  # only references meet it
-    assert name(weak, replace(SEARCH, objectives=(Objective("id_val/nll", "min"),))) is None
+    assert name(weak, replace(SEARCH, objectives=(Objective("id_val/ece", "min"),))) is None
     assert stronger_reference(SEARCH, [plain]) is None
     assert stronger_reference(SEARCH, [plain, replace(weak, outcome="pruned")]) is None
 
