@@ -196,7 +196,8 @@ def _opened(store: Store, files: tuple[str, ...], version: str) -> tuple[Header,
     import datasets  # with pandas and httpx, more than what a command line needs
     from datasets.data_files import DataFilesDict, DataFilesList
 
-    header, folder = split_header(store, files), cache_folder()
+    header = split_header(store, files)
+    folder = cache_folder()
     features = {"image": datasets.Image(decode=False), "label": datasets.Value("int64")}
     try:
         if store.is_local:
@@ -292,7 +293,8 @@ class _TrainViews(Dataset[tuple[Tensor, Tensor]]):
 
     def __getitem__(self, key: tuple[int, int]) -> tuple[Tensor, Tensor]:
         step, sample = key
-        rng, image = generator(self.seed, "view", step, sample), self.images.pixels(sample)
+        rng = generator(self.seed, "view", step, sample)
+        image = self.images.pixels(sample)
         view = train_view(image, self.image_input, rng, self.data, self.augment)
         return view, torch.as_tensor(self.images.labels[sample])
 
@@ -315,7 +317,8 @@ class StepSampler(Sampler[list[tuple[int, int]]]):
     world_size: int = 1
 
     def __iter__(self) -> Iterator[list[tuple[int, int]]]:
-        epoch, order = -1, np.empty(0, dtype=np.int64)
+        epoch = -1
+        order = np.empty(0, dtype=np.int64)
         for step in self.steps:
             batch = []
             for position in range(step * self.batch_size, (step + 1) * self.batch_size):
@@ -364,7 +367,8 @@ def _batches(
     Each process decodes two batches ahead, or one if shared memory is scarce. A ConfigError of it
     is raised without its traceback.
     """
-    ahead, memory = 2 * workers * size * 3 * views.image_input.size**2, Path(SHARED_MEMORY)
+    memory = Path(SHARED_MEMORY)
+    ahead = 2 * workers * size * 3 * views.image_input.size**2
     # Other trials and Ray's objects need room, too.
     is_scarce = memory.is_dir() and ahead > shutil.disk_usage(memory).free / 4
     options["prefetch_factor"] = (1 if is_scarce else 2) if workers else None

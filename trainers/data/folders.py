@@ -117,7 +117,8 @@ def in_classes(
 
     Other files in it are left out. `paths` are relative to `root`; `labels` are of its folders.
     """
-    rows, left_out = list[tuple[int, str]](), list[tuple[str, str]]()
+    rows = list[tuple[int, str]]()
+    left_out = list[tuple[str, str]]()
     for path in (path for path in paths if path.startswith(folder)):
         class_, is_in_folder, _ = path.removeprefix(folder).partition("/")
         if not is_in_folder:

@@ -52,7 +52,8 @@ def encode(data: bytes, *, resize: int | None = None) -> bytes:
         BadImage: it cannot be decoded to its end, is too large or thin, or cannot be stored.
     """
     image, as_it_is = _decode(data)
-    is_lossless, how = image.format not in _LOSSY, _WHOLE
+    is_lossless = image.format not in _LOSSY
+    how = _WHOLE
     if max(image.size) > _MAX_RATIO * min(image.size):
         raise BadImage(f"too thin: {image.width} x {image.height} pixels")
     try:
@@ -64,7 +65,8 @@ def encode(data: bytes, *, resize: int | None = None) -> bytes:
             how = _RESIZED
         if as_it_is:
             return data
-        target, image = io.BytesIO(), image.convert("RGB")
+        target = io.BytesIO()
+        image = image.convert("RGB")
         image.info = {}  # Pillow would write a colour profile or a transparent colour from there
         if is_lossless:
             image.save(target, "PNG")

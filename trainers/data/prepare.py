@@ -155,7 +155,8 @@ def _plans(
     sources: Mapping[str, Source], options: Options, id_domain: str | None
 ) -> dict[str, dict[Split, Found]]:
     """The images of each domain by the split that they will have."""
-    plans, class_names = dict[str, dict[Split, Found]](), None
+    plans = dict[str, dict[Split, Found]]()
+    class_names = None
     for domain, source in sources.items():
         if domain.startswith(".") or not is_domain_name(domain):
             raise ConfigError("must be the name of a folder", key="--domain", value=domain)
@@ -166,8 +167,9 @@ def _plans(
         if test is None:
             test = 0.2 if source.layout in GENERAL else 0.0
         is_ood = id_domain is not None and domain != id_domain
-        val, seed = options.val_fraction, options.seed
-        plans[domain] = carve(splits, val=val, test=test, seed=seed, is_ood=is_ood)
+        plans[domain] = carve(
+            splits, val=options.val_fraction, test=test, seed=options.seed, is_ood=is_ood
+        )
     return plans
 
 
@@ -191,7 +193,8 @@ def _kept(folder: Store, domain: str, record: Mapping[str, Any]) -> DomainReport
     Raises:
         ConfigError: its folder holds what must not be replaced.
     """
-    before, problem = read_record(folder), None
+    before = read_record(folder)
+    problem = None
     if before is None:
         if any(info.is_file for info in folder.list(recursive=True)):  # they would be removed
             problem = "it has files that `prepare` did not make"
@@ -218,12 +221,15 @@ def _written(
     if folder.exists():
         folder.filesystem.delete_dir(folder.full())
     _write_record(folder, {**record, "status": "unfinished"})
-    report, listed = DomainReport(domain, "done"), []
+    report = DomainReport(domain, "done")
+    listed = []
     for split in (split for split in SPLITS if split in splits):
-        found, bad = splits[split], list[tuple[str, str]]()
+        found = splits[split]
+        bad = list[tuple[str, str]]()
         show = partial(progress, description=f"{domain}/{split}", total=len(found.rows))
         images = _encoded(found, options.resize, bad, show)
-        waiting, size, part, report.images[split] = list[LabelledImage](), 0, 0, 0
+        waiting = list[LabelledImage]()
+        size = part = report.images[split] = 0
         for image in chain(images, [None]):
             if waiting and (image is None or len(waiting) == _ROWS or size >= _BYTES):
                 with folder.write(f"{split}/part-{part:05d}.parquet") as file:
@@ -287,7 +293,8 @@ def _encoded(
         except Exception as error:  # one row must not stop the others
             return f"cannot be read: {first_line(error)}"
 
-    number, room = len(found.rows), _Room()
+    number = len(found.rows)
+    room = _Room()
     with ThreadPoolExecutor() as pool:  # Pillow decodes outside of Python's lock
         for start in range(0, number, _BATCH):
             rows = found.rows[start : start + _BATCH]

@@ -50,7 +50,8 @@ def read_imagenet(layout: str, root: Path) -> dict[Split, Found]:
         ids = tuple(name for name in ids if name in train) or ids
     is_numbered = layout == "imagenet-v2"
     labels = {str(label) if is_numbered else name: label for label, name in enumerate(ids)}
-    found, left_out = dict[Split, Found](), list[tuple[str, str]]()
+    found = dict[Split, Found]()
+    left_out = list[tuple[str, str]]()
     for split, folder in folders.items():
         of_split = in_classes(root, paths, labels, ids, folder)
         if len(of_split.rows):

@@ -137,7 +137,8 @@ def remarks(store: Store, parts: Iterable[tuple[str, str]]) -> list[str]:
             headers.setdefault(domain, []).append(header)
     lines = []
     for domain, of_domain in headers.items():
-        names, found = of_domain[0].class_names, set.union(*({*h.labels} for h in of_domain))
+        names = of_domain[0].class_names
+        found = set.union(*({*header.labels} for header in of_domain))
         if lacking := [name for label, name in enumerate(names) if label not in found]:
             number = f"{len(lacking)} of {len(names)} classes"
             lines.append(f"{domain}: no images of {number}: {listed(lacking)}")

@@ -160,7 +160,8 @@ def _header_of(parquet: pq.ParquetFile, name: str) -> Header:
             columns = [
                 _facts(group.column(i)) for group in groups for i in range(group.num_columns)
             ]
-            names, rows = tuple(map(str, names)), [group.num_rows for group in groups]
+            names = tuple(map(str, names))
+            rows = [group.num_rows for group in groups]
             none = dict.fromkeys(_FORMER)  # as in the fingerprints of earlier runs
             facts = [name.rpartition("/")[2], names, none, rows, columns]
             return Header(names, footer.num_rows, content=json.dumps(facts))

@@ -162,7 +162,8 @@ def _carved(
     found: Found, origin: Split, shares: Mapping[Split, float], seed: int
 ) -> dict[Split, Found]:
     """A split without what becomes other splits, and those."""
-    names, of_label = found.rows["name"][:], dict[int, list[int]]()
+    names = found.rows["name"][:]
+    of_label = dict[int, list[int]]()
     for row, label in enumerate(found.rows["label"][:]):
         of_label.setdefault(label, []).append(row)
     taken: dict[Split, list[int]] = {split: [] for split in (*shares, origin)}
@@ -246,7 +247,8 @@ def _check_files(files: Iterable[str], source: Source) -> None:
     zip or in another data set of the hub.
     """
     own = (f"hf://datasets/{source.path}@", f"hf://datasets/{source.path}/")
-    allowed, outside = (*_within(source), *own), set()
+    allowed = (*_within(source), *own)
+    outside = set()
     for file in files:
         *within, archive = file.split("::")
         path = archive if "://" in archive else os.path.normpath(Path(archive).absolute())
@@ -353,7 +355,8 @@ def _unread(source: Source, files: Iterable[str]) -> list[tuple[str, str]]:
     reads only those."""
     if source.layout != "parquet":
         return []
-    root, read = Path(source.path).expanduser(), {Path(file).resolve() for file in files}
+    root = Path(source.path).expanduser()
+    read = {Path(file).resolve() for file in files}
     unread = [path for path in sorted(root.rglob("*.parquet")) if path.resolve() not in read]
     reason = "not train, val or test by its name"
     return [(str(path.relative_to(root)), reason) for path in unread]
