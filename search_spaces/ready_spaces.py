@@ -14,8 +14,9 @@ from __future__ import annotations
 from search_spaces.distributions import Float, Int
 from search_spaces.space import SearchSpace
 
-# Learning rate of AdamW for all methods that train the whole image encoder.
-LR = Float(low=1e-6, high=1e-3, log=True)
+# Learning rate of AdamW for all methods that train the whole image encoder. A search takes `around`
+# its own `trial.optim.lr`.
+LR = Float(low=1e-6, high=1e-4, log=True)
 # Of what starts at zero.
 LR_FROM_ZERO = Float(low=1e-5, high=1e-2, log=True)
 # Share of the moving average that each step keeps. A log scale of 1 - decay would be more natural,
@@ -28,6 +29,11 @@ _AUTOFT_TERMS = (
     *("hinge", "contrastive", "entropy", "mistakes"),
     *("l1_norm", "l2_norm", "l1_distance", "l2_distance"),
 )
+
+
+def around(lr: float) -> Float:
+    """The range of a learning rate whose magnitude is known: a decade to both sides."""
+    return Float(low=float(f"{lr / 10:.6g}"), high=float(f"{lr * 10:.6g}"), log=True)
 
 
 SPACES: dict[str, SearchSpace] = {

@@ -34,7 +34,6 @@ class ConfigError(ValueError):
         value: what the user gave for it; without one, `...`, because None is a value.
         hint: what would work instead, such as `did you mean 'lr'?`.
         source: file, folder or URL in which the mistake stands, or the option `--set`.
-        most: greatest value that would work. A range of a ready space is cut to it.
     """
 
     def __init__(
@@ -45,11 +44,8 @@ class ConfigError(ValueError):
         value: object = ...,
         hint: str | None = None,
         source: object = None,
-        most: float | None = None,
     ) -> None:
-        hint = f"at most {most}" if hint is None and most is not None else hint
         self.problem, self.key, self.value, self.hint = problem, key, value, hint
-        self.most = most
         self.source = None if source is None else str(source)
         shown = "" if value is ... else f" = {shortened(redact(repr(value)))}"
         named = "" if key is None else f"{key}{shown}"
@@ -59,7 +55,7 @@ class ConfigError(ValueError):
     def within(self, source: object) -> ConfigError:
         """The same mistake, with the file or folder in which it stands before its text."""
         text = "\n".join(f"{source}: {line}" for line in str(self).splitlines())
-        fields = {name: getattr(self, name) for name in ("key", "value", "hint", "most")}
+        fields = {name: getattr(self, name) for name in ("key", "value", "hint")}
         error = ConfigError(self.problem, source=source, **fields)
         error.args = (redact(text),)
         return error

@@ -7,6 +7,8 @@ from typing import Any
 
 METHOD_KEY = "method.name"
 """Key of the method, in a trial and among the parameters of a search that compares several."""
+LR_KEY = "optim.lr"
+"""Key of the learning rate, in both."""
 
 
 def nest(dotted: Mapping[str, Any], base: Mapping[str, Any] | None = None) -> dict[str, Any]:

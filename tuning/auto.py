@@ -33,11 +33,12 @@ from trainers.data.sources import Source
 from trainers.data.store import open_store
 from trainers.errors import ConfigError, quoted
 from trainers.evaluation.metrics import ID_ACC
-from trainers.overrides import nest
+from trainers.overrides import flat, nest
 from trainers.process_state import restored_state
+from trainers.yaml_text import read_yaml
 from tuning.config.loading import find_config
 from tuning.config.schema import SearchFile
-from tuning.config.validation import check_settings, load_config
+from tuning.config.validation import check_settings, first_rate, load_config, rate_line
 from tuning.confirmation.confirm import confirm
 from tuning.execution.ray_session import runs_folder
 from tuning.planning.plan import CONFIRM_SEEDS, Plan, plan_search
@@ -311,8 +312,13 @@ def _plan(state: State) -> State:
         show_phase(state.console, "Steps", fewer)
     chosen = {"trial.steps": trial.steps, "trial.eval.every": trial.eval.every}
     chosen |= {f"search.budget.{key}": getattr(budget, key) for key in ("trials", state.unit)}
+    by_rule = not _gives_rate(state.base)
+    if by_rule:
+        chosen["trial.optim.lr"] = first_rate(trial)
     state = replace(state, values={**state.values, **chosen})
     _write(state)
+    if line := rate_line(load_config(state.config, check=False), by_rule=by_rule):
+        show_phase(state.console, "Rate", line)
     return state
 
 
@@ -448,6 +454,11 @@ def fitting(plan: Plan, limit: float, spent: float = 0.0) -> Plan:
 def _steps(steps: int) -> dict[str, int]:
     every = max(1, math.ceil(steps / EVALUATIONS))
     return {"steps": EVALUATIONS * every, "eval.every": every}
+
+
+def _gives_rate(base: str) -> bool:
+    """Whether the user's own file gives a learning rate: a ready one's is for its own steps."""
+    return Path(base).is_file() and "trial.optim.lr" in flat(read_yaml(Path(base)))
 
 
 def _load(base: str, values: Mapping[str, Any]) -> SearchFile:

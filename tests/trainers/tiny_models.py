@@ -89,11 +89,6 @@ def random_model(folder, kind, **changes):
     return ModelConfig(name=f"local-dir:{path}")
 
 
-def model_of_short_texts(folder):
-    """A CLIP whose texts have at most ten tokens beside their start and end."""
-    return random_model(folder, "clip", text_cfg=_TEXT | {"context_length": 12})
-
-
 def _write_tokenizer(path, kind):
     """The files of the tokenizer that models of this kind have on the hub."""
     texts = [t(word) for t in open_clip.OPENAI_IMAGENET_TEMPLATES for word in _THINGS.split()]

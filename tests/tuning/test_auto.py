@@ -11,7 +11,6 @@ from rich.console import Console
 from typer.testing import CliRunner
 
 from tests.test_own_images import write_shop
-from tests.trainers.tiny_models import model_of_short_texts
 from tests.tuning.execution.inline_tuner import without_ray
 from tests.tuning.execution.instant import instant_options
 from tests.tuning.execution.slot import METRICS
@@ -151,9 +150,6 @@ def instant(shop, monkeypatch):
         output.mkdir()
         (output / "weights").touch()
 
-    tiny = yaml.safe_load(Path("tiny.yaml").read_text())
-    tiny["trial"]["model"] = {"name": model_of_short_texts(Path.cwd()).name}  # cuts a range
-    Path("tiny.yaml").write_text(yaml.safe_dump(tiny))
     for where in ("tuning.resume", "tuning.search", "tuning.confirmation.confirm"):
         monkeypatch.setattr(f"{where}.SearchOptions", options)
     monkeypatch.setattr("tuning.confirmation.confirm.complete_files", lambda _: [])
@@ -253,6 +249,34 @@ def test_what_plan_has_measured_serves_other_hours(monkeypatch):
     fresh = fitting(replace(slow, file=timed[0]), 30).file.search.budget
     assert written.trials == fresh.trials
     assert written.hours == pytest.approx(fresh.hours, abs=0.2)
+
+
+@pytest.mark.usefixtures("instant")
+@pytest.mark.parametrize(
+    # The rule for 1.07 million parameters, by hand: 1e-5 * (86.2 / 1.07 * 5000 / 225) ** 0.5.
+    ("own", "rate"),
+    [({}, 4.2e-4), ({"lr": 1e-4}, 1e-4)],
+)
+def test_shorter_trials_have_the_first_learning_rate_of_their_steps(own, rate, monkeypatch):
+    tiny = yaml.safe_load(Path("tiny.yaml").read_text())
+    tiny["trial"]["optim"] = own
+    Path("tiny.yaml").write_text(yaml.safe_dump(tiny))
+    monkeypatch.setattr(module, "search_or_resume", stop)
+    longer = plan_of(steps=900)
+
+    def plan(file, **_):
+        trial = file.trial.model_copy(update={"steps": 900, "eval": longer.file.trial.eval})
+        return replace(longer, file=file.model_copy(update={"trial": trial}))
+
+    monkeypatch.setattr(module, "plan_search", plan)
+    short = 2 * 60 + 2 * full(225, last=18) + 4 * full(225)
+    said = invoke(*SHOP[:-1], str((short + 5) / 3600)).output
+    assert "Steps       225 in place of" in said
+    written = yaml.safe_load(Path("runs/shop.yaml").read_text())["trial"]
+    assert written["steps"] == 225
+    assert load_config("runs/shop.yaml", check=False).trial.optim.lr == rate
+    reason = "Rate        optim.lr = 0.00042, the first learning rate of this model in 225 steps"
+    assert (reason in said) == (not own)
 
 
 @pytest.mark.usefixtures("instant")

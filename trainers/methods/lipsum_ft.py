@@ -52,7 +52,7 @@ class LipsumFineTuning(ZeroShotRegulariser):
                 "too long for the model's context with its start and end tokens",
                 key="method.text_length",
                 value=self.text_length,
-                most=of_model.longest,
+                hint=f"at most {of_model.longest}",
             )
         of_model.frame(self.text_length)
 

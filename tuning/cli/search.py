@@ -64,7 +64,7 @@ def search(
     Example: lipsum-tune search quickstart --set search.budget.trials=20
     """
     from trainers.evaluation.metrics import MetricKey
-    from tuning.config.validation import load_config
+    from tuning.config.validation import load_config, rate_line
     from tuning.views.formatting import short_names
 
     overrides = [*(set_ or ()), *([f"search.name={json.dumps(name)}"] if name else ())]
@@ -75,10 +75,8 @@ def search(
     if not others:  # else each method has its own
         named = zip(short_names([*space.parameters]), space.parameters.values(), strict=True)
         show("Space", ", ".join(f"{name} {values}" for name, values in named))
-    for name, change in file.search.space.parameters.items():
-        if change != written.search.space.parameters.get(name):
-            high = getattr(change, "high", None)
-            show("Space", f"{name} ends at {high:g}, the most that this model allows")
+    if line := rate_line(file, by_rule="lr" not in written.trial.optim.model_fields_set):
+        show("Rate", line)
     # The whole key, since there may be several objectives, or one with another mode.
     hint = " (--set 'search.objective={metric: id_val/acc}' avoids that)"
     read = [("Objective", o.metric, hint) for o in file.objectives]

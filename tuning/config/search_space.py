@@ -19,12 +19,13 @@ from pydantic import (
 )
 
 from search_spaces import SPACES, Categorical, Distribution, Float, Int, SearchSpace, Value
+from search_spaces.ready_spaces import LR, around
 from trainers.config import TrialConfig, with_overrides
 from trainers.config_model import Frozen
 from trainers.errors import ConfigError, did_you_mean, listed, suggestion, validation_problem
 from trainers.methods.registry import METHODS as KNOWN_METHODS
 from trainers.methods.registry import SEARCH_SPACES, plugin_of
-from trainers.overrides import METHOD_KEY
+from trainers.overrides import LR_KEY, METHOD_KEY
 from tuning.config.prior import Center, PriorConfig, check_searched, prior_points
 
 ALL = "all"
@@ -204,6 +205,8 @@ def _part(
         known: keys of the ready spaces of all methods.
     """
     parameters: dict[str, Distribution] = dict(ready.parameters) if ready else {}
+    if parameters.get(LR_KEY) is LR:
+        parameters[LR_KEY] = around(trial.optim.lr)
     common = {k: p for k, p in space.parameters.items() if k in parameters or k not in known}
     _change(parameters, common, "search.space", known)
     centers = {"search.prior.center": prior.center}

@@ -10,17 +10,17 @@ import logging
 import math
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from search_spaces import SPACES, Categorical, Distribution
+from search_spaces.ready_spaces import around
 from trainers.config import TrialConfig
 from trainers.errors import ConfigError, suggestion, validate
 from trainers.evaluation.metrics import ID_ACC, REPORTED, direction, metric_names
-from trainers.overrides import METHOD_KEY
+from trainers.overrides import LR_KEY, METHOD_KEY
 from tuning.config.loading import read_layers, refuse_secrets
 from tuning.config.recorded import drop_unknown
 from tuning.config.schema import SearchFile
-from tuning.config.search_space import ParameterChange
 
 logger = logging.getLogger(__name__)
 
@@ -90,6 +90,7 @@ def load_trial(source: str | Path, overrides: Iterable[str] = ()) -> TrialConfig
     from trainers.checks import check_trials  # with torch
 
     try:
+        trial = with_first_rate(trial)
         check_trials([trial])
     except ConfigError as error:
         raise error.within(source_of(error.key)) from None
@@ -100,18 +101,46 @@ def check_search(file: SearchFile) -> SearchFile:
     """Raise a ConfigError for everything that is known to fail before a worker starts.
 
     Returns:
-        The configuration, in which ranges of a ready space end at what the model allows.
+        The configuration, with the first learning rate if none was given.
     """
     check_settings(file)
+    file = file.model_copy(update={"trial": with_first_rate(file.trial)})
     # Commands that show a configuration or a run start without torch.
     from trainers.checks import check_trials
 
-    return _check_corners(file, check_trials)
+    _check_corners(file, check_trials)
+    return file
 
 
-def _check_corners(
-    file: SearchFile, check: Callable[[Iterator[TrialConfig]], object]
-) -> SearchFile:
+def with_first_rate(trial: TrialConfig) -> TrialConfig:
+    """The trial with the rule's learning rate, unless one was given."""
+    if "lr" in trial.optim.model_fields_set:
+        return trial
+    optim = trial.optim.model_copy(update={"lr": first_rate(trial)})
+    return trial.model_copy(update={"optim": optim})
+
+
+def first_rate(trial: TrialConfig) -> float:
+    """`first_learning_rate` for the model and the steps of a trial. Needs no weights."""
+    from trainers.loop.lr_schedule import first_learning_rate
+    from trainers.models.clip import skeleton
+
+    weights = cast("Any", skeleton(trial.model)).visual.parameters()
+    return first_learning_rate(sum(weight.numel() for weight in weights), trial.steps)
+
+
+def rate_line(file: SearchFile, *, by_rule: bool) -> str | None:
+    """Why the search begins at its learning rate, and where it looks; None if both were given."""
+    lr, parts = file.trial.optim.lr, file.search_space().parts().values()
+    is_around = any(part.parameters.get(LR_KEY) == around(lr) for part in parts)
+    if not by_rule and not is_around:
+        return None
+    rule = f", the first learning rate of this model in {file.trial.steps} steps" if by_rule else ""
+    searched = "; searched a decade to both sides" if is_around else ""
+    return f"{LR_KEY} = {lr:g}{rule}{searched}"
+
+
+def _check_corners(file: SearchFile, check: Callable[[Iterator[TrialConfig]], object]) -> None:
     """Check trials that together reach every bound and every choice, and the first points."""
     space = file.search_space()
     method: str | None = None
@@ -149,14 +178,8 @@ def _check_corners(
             remedy = "of another method: remove this parameter"
         if not isinstance(parameter, Categorical):
             field = "high" if point[error.key] == parameter.high else "low"
-            sections = (file.search.space, file.search.space.by_method.get(str(method)))
-            given = [s.parameters[error.key] for s in sections if s and error.key in s.parameters]
-            is_ready = field == "high" and not any("high" in g.model_fields_set for g in given)
-            if is_ready and error.most is not None and error.most > parameter.low:
-                return check_search(_cut(file, error.key, error.most))
         key = f"{_parameter(file, method, error.key)}.{field}"
         raise ConfigError(error.problem, key=key, value=error.value, hint=remedy) from None
-    return file
 
 
 def _parameter(file: SearchFile, method: str | None, key: str) -> str:
@@ -197,14 +220,6 @@ def _even_sizes(searched: Distribution, workers: int) -> str | None:
         doubled = [first * 2**power for power in range(max(1, last // first).bit_length())]
         return f"type: categorical, choices: {doubled}"
     return f"low: {first}, high: {last}, step: {workers}"
-
-
-def _cut(file: SearchFile, key: str, high: float) -> SearchFile:
-    """The configuration with the `high` that a user would write to end a ready range there."""
-    space = file.search.space
-    change = space.parameters.get(key, ParameterChange()).model_copy(update={"high": high})
-    space = space.model_copy(update={"parameters": {**space.parameters, key: change}})
-    return file.model_copy(update={"search": file.search.model_copy(update={"space": space})})
 
 
 def check_settings(file: SearchFile) -> None:

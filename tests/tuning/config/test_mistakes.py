@@ -114,7 +114,7 @@ MISTAKES = [
     (compared("ft", initial_points=[{"method.name": "ft"}]), f"{SPACE}.initial_points", "optim.lr"),
     (compared("ft", "kd") | {"search.budget.trials": 1}, "search.budget.trials", "fewer than"),
     # The prior.
-    ({f"{PRIOR}.center": {"optim.lr": 1}}, f"{PRIOR}.center.optim.lr", "outside 1e-06 .. 0.001"),
+    ({f"{PRIOR}.center": {"optim.lr": 1}}, f"{PRIOR}.center.optim.lr", "outside 1e-06 .. 0.0001"),
     ({f"{PRIOR}.center": {"optim.lr": "fast"}}, f"{PRIOR}.center.optim.lr", "not a finite number"),
     ({f"{PRIOR}.center": {"optim.lr": [1]}}, f"{PRIOR}.center.optim.lr", "float"),
     ({f"{PRIOR}.center": {"optim.lrr": 1}}, f"{PRIOR}.center.optim.lrr", "did you mean 'optim.lr'"),

@@ -28,8 +28,9 @@ def test_a_search_begins_at_the_trials_own_values():
 
 def test_points_are_normal_around_the_centre_on_the_scale_of_the_range():
     center, *around = points(
+        search__space__parameters={LR: {"high": 1e-3}},  # from 1e-6
         search__prior__points=2000,
-        search__prior__center={LR: 10**-4.5},  # the middle of 1e-6 to 1e-3
+        search__prior__center={LR: 10**-4.5},
         search__prior__width=0.1,
     )
     exponents = [math.log10(point[LR]) for point in around]
