@@ -310,7 +310,7 @@ def _plan(state: State) -> State:
     if trial.steps < file.trial.steps:
         fewer = f"{trial.steps} in place of {file.trial.steps}, to fit {state.option}"
         show_phase(state.console, "Steps", fewer)
-    chosen = {"trial.steps": trial.steps, "trial.eval.every": trial.eval.every}
+    chosen: dict[str, Any] = {"trial.steps": trial.steps, "trial.eval.every": trial.eval.every}
     chosen |= {f"search.budget.{key}": getattr(budget, key) for key in ("trials", state.unit)}
     by_rule = not _gives_rate(state.base)
     if by_rule:
@@ -334,8 +334,7 @@ def _search(state: State) -> State:
         if result.outcome == "stopped" or result.best is None:
             hint = "the same command goes on"
             if result.outcome == "finished":
-                longer = f"--set search.budget.{state.unit}={2 * state.limit:g}"
-                more = f"lipsum-tune resume {run.name} {longer}"
+                more = _command("resume", run.name, state.option, f"+{state.limit:g}")
                 hint = f"`{more}` and then the same command go on"
             raise ConfigError(result.ended_by or "no trial has finished", source=run, hint=hint)
         if result.ended_by:

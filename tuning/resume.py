@@ -8,7 +8,6 @@ more of them, or another one. Another space is another search, with this one as 
 from __future__ import annotations
 
 import logging
-import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
@@ -26,23 +25,12 @@ from tuning.execution.ray_session import runs_folder
 from tuning.runs.callbacks import Callback
 from tuning.runs.environment import check_same_inputs
 from tuning.runs.history import JOURNAL_FILE
+from tuning.runs.remaining import larger_budget, nothing_left
 from tuning.runs.run_folder import CONFIG_FILE, RunFolder, load_run, runs_named
 from tuning.search import SearchOptions, SearchResult, continue_search, start_search, with_options
+from tuning.views.mlflow.client import tracking_uri
 
 logger = logging.getLogger(__name__)
-
-
-def more_trials(run: RunFolder, trials: int | str, overrides: Iterable[str] = ()) -> list[str]:
-    """The overrides for a number of trials: `30`, or `+8` in addition to those of a run."""
-    number = str(trials)
-    if not re.fullmatch(r"\+?\d{1,9}", number):
-        raise ConfigError("write a number, or +8 for eight more", key="trials", value=trials)
-    budget = run.file.search.budget
-    existing = sum(record.kind != "reference" for record in run.history.records)
-    is_early = run.history.outcome == "finished" and existing < budget.trials
-    if number.startswith("+"):
-        number = str(max(existing, 0 if is_early else budget.trials) + int(number))
-    return [*overrides, f"search.budget.trials={number}"]
 
 
 def earlier_run(file: SearchFile, storage: Path) -> Path | None:
@@ -106,8 +94,7 @@ def resume_search(
     """
     loaded, overrides = load_run(folder, whole=True), list(overrides)
     run = loaded.folder
-    if trials is not None:
-        overrides = more_trials(loaded, trials, overrides)
+    overrides += larger_budget(loaded, trials=trials)
     file, _ = load_recorded(run / CONFIG_FILE, overrides, check=True)
     options = SearchOptions(
         callbacks=callbacks,
@@ -118,6 +105,8 @@ def resume_search(
     )
     changed, given = with_options(file, options, None, sampler, storage)
     check_changes(loaded, changed)
+    if over := nothing_left(loaded.history, changed):
+        raise over.within(run)
     return continue_search(run, changed, given)
 
 
@@ -135,5 +124,9 @@ def search_or_resume(
     if folder is None:
         return start_search(file, options)
     if (folder / JOURNAL_FILE).is_file():  # else its first session was killed before it began
-        check_changes(load_run(folder, whole=True), file)
+        loaded = load_run(folder, whole=True)
+        check_changes(loaded, file)
+        if over := nothing_left(loaded.history, file):
+            uri = tracking_uri(file.search.tracking.uri, folder.parent)
+            return SearchResult(folder, file, loaded.history, "finished", uri, str(over))
     return continue_search(folder, file, options)

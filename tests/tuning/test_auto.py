@@ -11,6 +11,7 @@ from rich.console import Console
 from typer.testing import CliRunner
 
 from tests.test_own_images import write_shop
+from tests.trainers.tiny_models import random_model
 from tests.tuning.execution.inline_tuner import without_ray
 from tests.tuning.execution.instant import instant_options
 from tests.tuning.execution.slot import METRICS
@@ -150,6 +151,9 @@ def instant(shop, monkeypatch):
         output.mkdir()
         (output / "weights").touch()
 
+    tiny = yaml.safe_load(Path("tiny.yaml").read_text())
+    tiny["trial"]["model"] = {"name": random_model(Path.cwd(), "clip").name}
+    Path("tiny.yaml").write_text(yaml.safe_dump(tiny))
     for where in ("tuning.resume", "tuning.search", "tuning.confirmation.confirm"):
         monkeypatch.setattr(f"{where}.SearchOptions", options)
     monkeypatch.setattr("tuning.confirmation.confirm.complete_files", lambda _: [])
@@ -259,16 +263,11 @@ def test_what_plan_has_measured_serves_other_hours(monkeypatch):
 )
 def test_shorter_trials_have_the_first_learning_rate_of_their_steps(own, rate, monkeypatch):
     tiny = yaml.safe_load(Path("tiny.yaml").read_text())
-    tiny["trial"]["optim"] = own
+    tiny["trial"] |= {"model": {"name": "tiny-clip"}, "optim": own}
     Path("tiny.yaml").write_text(yaml.safe_dump(tiny))
+    monkeypatch.setattr(module, "LEAST_STEPS", 900)
+    monkeypatch.setattr(module, "_check_hours", lambda *_: None)
     monkeypatch.setattr(module, "search_or_resume", stop)
-    longer = plan_of(steps=900)
-
-    def plan(file, **_):
-        trial = file.trial.model_copy(update={"steps": 900, "eval": longer.file.trial.eval})
-        return replace(longer, file=file.model_copy(update={"trial": trial}))
-
-    monkeypatch.setattr(module, "plan_search", plan)
     short = 2 * 60 + 2 * full(225, last=18) + 4 * full(225)
     said = invoke(*SHOP[:-1], str((short + 5) / 3600)).output
     assert "Steps       225 in place of" in said

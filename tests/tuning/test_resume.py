@@ -1,7 +1,9 @@
 """Which changes a resume accepts."""
 
 import json
+import re
 import shutil
+from contextlib import closing
 from functools import reduce
 from operator import getitem
 from pathlib import Path
@@ -48,7 +50,7 @@ def went_on(monkeypatch):
 @pytest.mark.parametrize(
     "override",
     [
-        "search.budget.trials=2",  # fewer than it has: it ends at once
+        "search.budget.trials=4",
         "search.budget.hours=1.5",
         "search.resources.workers=2",
         "search.tracking.experiment=other",
@@ -65,15 +67,58 @@ def test_what_no_trial_measures_may_change(override, run, went_on):
     assert went_on == [expected]
 
 
-@pytest.mark.parametrize(("trials", "number"), [("+5", 8), (30, 30), ("30", 30), ("5", 5)])
-def test_trials_are_a_number_or_in_addition_to_those_that_there_are(trials, number, run, went_on):
-    resume_search(run, ["search.budget.trials=3"], trials=trials)  # ended after three of twenty
+@pytest.mark.parametrize(("trials", "number"), [("+5", 25), (30, 30), ("30", 30), ("5", 5)])
+def test_trials_are_a_number_or_in_addition_to_the_budget(trials, number, run, went_on):
+    resume_search(run, trials=trials)  # three of twenty have begun
     assert went_on[0].search.budget.trials == number
+    for wrong in ("five", "+٣", "+-1", "1.5"):
+        with pytest.raises(ConfigError, match="write a number, or"):
+            resume_search(run, trials=wrong)
+
+
+def test_more_trials_than_a_user_has_ended_are_counted_from_these(run, went_on):
+    with closing(Journal(run)) as journal:
+        journal.controlled({"end": True}, 1)
+        journal.session_ended("finished")
     resume_search(run, trials="+5", sampler="random")
-    assert went_on[1].search.budget.trials == 8
-    assert went_on[1].search.sampler == SamplerConfig(name="random")
-    with pytest.raises(ConfigError, match="write a number, or"):
-        resume_search(run, trials="five")
+    assert went_on[0].search.budget.trials == 8
+    assert went_on[0].search.sampler == SamplerConfig(name="random")
+
+
+@pytest.fixture
+def quick_run(images_root, tmp_path):
+    """Three trials of instant searches, all of them finished."""
+    with without_ray(mlflow=False):
+        yield run_instantly(instant_file(images_root, tmp_path)).folder
+
+
+def test_a_resume_with_nothing_to_do_says_so_before_ray_starts(quick_run, monkeypatch):
+    monkeypatch.setattr(resume, "continue_search", lambda *_: pytest.fail("started Ray"))
+    history = load_run(quick_run).history
+    used = history.seconds / 3600
+    for options, problem in {
+        (): r"search.budget.trials = 3: all 3 trials have ended \(--trials \+8",
+        ("--trials", "2"): "search.budget.trials = 2: all 3 trials have ended",
+        ("--set", f"search.budget.hours={used / 2}"): r"hours = \S+: used up \(--hours \+",
+    }.items():
+        done = CliRunner().invoke(app, ["resume", str(quick_run), *options])
+        assert isinstance(done.exception, ConfigError)
+        assert re.search(problem, str(done.exception))
+    again = search_or_resume(load_run(quick_run).file)  # a job's command has done its work
+    assert (again.outcome, len(again.history.records)) == ("finished", 3)
+
+
+def test_hours_that_are_used_up_are_raised_by_what_is_printed(quick_run, monkeypatch):
+    went_on = []
+    monkeypatch.setattr(resume, "continue_search", lambda *given: went_on.append(given[1]))
+    words = ["--trials", "+8", "--set", "search.budget.hours=1e-9"]
+    refused = CliRunner().invoke(app, ["resume", str(quick_run), *words]).exception
+    option = refused.hint.split()[0]
+    done = CliRunner().invoke(app, ["resume", str(quick_run), option, "+1", "--trials", "+8"])
+    assert "Resume      small: 11 trials" in done.stdout
+    (file,) = went_on
+    assert file.search.budget.trials == 11
+    assert file.search.budget.hours == pytest.approx(1 + load_run(quick_run).history.seconds / 3600)
 
 
 @pytest.mark.parametrize(

@@ -102,7 +102,14 @@ def resume_run(
     trials: Annotated[
         str | None, typer.Option(help="Number of trials: `30`, or `+8` for eight more.")
     ] = None,
-    set_: Set = None,
+    hours: Annotated[
+        str | None, typer.Option(help="Hours of wall clock in all: `4`, or `+1` for one more.")
+    ] = None,
+    gpu_hours: Annotated[str | None, typer.Option(help="GPU-hours in all, likewise.")] = None,
+    set_: Annotated[
+        list[str] | None,
+        typer.Option("--set", help="Override a key, e.g. `search.sampler.name=tpe`. Repeatable."),
+    ] = None,
     address: Address = None,
     as_json: Json = False,
 ) -> None:
@@ -110,15 +117,18 @@ def resume_run(
 
     Example: lipsum-tune resume quickstart --trials +8
     """
-    keys, more = list(set_ or ()), (trials or "").startswith("+")
-    if trials and not more:
-        keys.append(f"search.budget.trials={trials}")
-    _announce("Resume", check_run(run, keys, whole=True), trials if more else None)
+    from tuning.runs.remaining import larger_budget
+    from tuning.runs.run_folder import load_run
+
+    loaded = load_run(run, whole=True)
+    keys = larger_budget(loaded, hours=hours, gpu_hours=gpu_hours) + list(set_ or ())
+    budgets = larger_budget(loaded, trials=trials)
+    _announce("Resume", check_run(run, [*keys, *budgets]))
     from tuning.resume import resume_search
 
     with _stopped(f"`lipsum-tune resume {word_for(run)}` continues it"):
         result = resume_search(
-            run, set_ or (), trials=trials, address=address, callbacks=_events(as_json)
+            run, keys, trials=trials, address=address, callbacks=_events(as_json)
         )
     _show(result, as_json=as_json)
 
@@ -246,14 +256,13 @@ def _stopped(
         raise typer.Exit(130) from None
 
 
-def _announce(label: str, file: SearchFile, more: str | None = None) -> None:
+def _announce(label: str, file: SearchFile) -> None:
     """Print a first line at once, before the checks import torch and Ray."""
     trial, search = file.trial, file.search
-    trials = f"{search.budget.trials}{more or ''} trials"
     compared = len(search.space.methods)
     method = f"{compared} methods" if compared else trial.method.name
-    what = f"{trials} of {trial.steps} steps, {method} of {trial.model.name} on {trial.data.root}"
-    show(label, f"{search.name}: {what}")
+    where = f"{method} of {trial.model.name} on {trial.data.root}"
+    show(label, f"{search.name}: {search.budget.trials} trials of {trial.steps} steps, {where}")
     show("Checking", "model, data and the bounds of the space")
 
 
@@ -283,6 +292,7 @@ def _show(
     from trainers.redact import redact
     from tuning.runs.conclusion import conclusion
     from tuning.runs.ranking import finished_trials, on_bounds
+    from tuning.runs.remaining import used_hours
     from tuning.views.leaderboard import SHOWN
     from tuning.views.leaderboard import report as full_report
     from tuning.views.mlflow.client import default_tracking_uri
@@ -309,6 +319,12 @@ def _show(
             source=run,
             hint=f"`lipsum-tune resume {run}` with a larger budget continues it",
         )
+    budget = result.file.search.budget
+    for name in ("hours", "gpu_hours"):
+        limit = getattr(budget, name)
+        if limit is not None and used_hours(result.history)[name] >= limit:
+            option = f"--{name.replace('_', '-')}"
+            show("Go on with", f"lipsum-tune resume {run} {option} +{limit:g}")
     if result.outcome == "stopped":
         show("Go on with", f"lipsum-tune resume {run}")
         raise typer.Exit(MAY_CONTINUE if result.ended_by else 130)

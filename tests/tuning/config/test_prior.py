@@ -101,15 +101,15 @@ def test_given_points_replace_the_prior():
 
 
 def test_each_method_has_a_centre():
-    own = {"kd": {"center": {LR: 2e-4, WEIGHT: 3.0}}}
+    own = {"kd": {"center": {LR: 2e-5, WEIGHT: 3.0}}}
     space = SearchFile.model_validate(
         nest(
-            {"search.prior.center": {LR: 1e-4}},
+            {"search.prior.center": {LR: 4e-5}},
             {"search": {"space": {"methods": ["ft", "kd"], "by_method": own}}},
         )
     ).search_space()
     firsts = {method: branch.initial_points[0] for method, branch in space.branches.items()}
-    assert firsts == {"ft": {LR: 1e-4}, "kd": {LR: 2e-4, WEIGHT: 3.0}}
+    assert firsts == {"ft": {LR: 4e-5}, "kd": {LR: 2e-5, WEIGHT: 3.0}}
 
 
 @pytest.mark.parametrize(
