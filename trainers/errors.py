@@ -165,8 +165,11 @@ def first_line(error: BaseException) -> str:
 
 
 def shortened(text: str, most: int = 200) -> str:
-    """The text, or its beginning and `...` if it has more than `most` characters."""
-    return text if len(text) <= most else f"{text[:most]}..."
+    """The text, or its first words and `...` if it has more than `most` characters."""
+    if len(text) <= most:
+        return text
+    words = text[: most + 1].rpartition(" ")[0]
+    return f"{words if 2 * len(words) > most else text[:most]}..."
 
 
 def suggestion(word: str, known: Iterable[object]) -> str | None:

@@ -11,14 +11,13 @@ import fcntl
 import json
 import math
 import os
-import platform
 import re
 import shlex
 import shutil
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, fields, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final
 
@@ -26,13 +25,14 @@ import torch
 import yaml
 from rich.console import Console
 
-from trainers.config import with_overrides
+from trainers.config import TrialConfig, with_overrides
 from trainers.data.prepare import Options, prepare
 from trainers.data.roots import without_split
 from trainers.data.sources import Source
 from trainers.data.store import open_store
 from trainers.errors import ConfigError, quoted
-from trainers.evaluation.metrics import ID_ACC
+from trainers.evaluation.metrics import ID, ID_ACC, MetricKey
+from trainers.models.clip import check_model, skeleton
 from trainers.overrides import flat, nest
 from trainers.process_state import restored_state
 from trainers.yaml_text import read_yaml
@@ -45,8 +45,9 @@ from tuning.planning.plan import CONFIRM_SEEDS, Plan, plan_search
 from tuning.planning.plan import render as render_plan
 from tuning.preparation.prepare import render, sources_of
 from tuning.resume import earlier_run, search_or_resume
-from tuning.runs.conclusion import conclusion
-from tuning.runs.confirmation import FT
+from tuning.runs.conclusion import Conclusion, conclusion
+from tuning.runs.confirmation import FT, SPLIT, confirm_history
+from tuning.runs.remaining import used_hours
 from tuning.runs.run_folder import load_run
 from tuning.views.confirmation_table import confirmation_table
 from tuning.views.formatting import format_hours, show_phase
@@ -111,271 +112,244 @@ def auto(
     began, console = time.monotonic(), console or Console()
     if source is None and hours is None and gpu_hours is None:
         hours = BENCHMARK_HOURS
+    unit = "hours" if gpu_hours is None else "gpu_hours"
+    option = f"--{unit.replace('_', '-')}"
     limit = hours if gpu_hours is None else gpu_hours
     if limit is None or (hours is not None and gpu_hours is not None):
         raise ConfigError("give one of --hours (wall clock) and --gpu-hours")
-    given = None if source is None else Path(source).expanduser().absolute()
-    if given is None and (id_domain or ood):
+    images = _folder_of_images(source)
+    if images is None and (id_domain or ood):
         raise ConfigError("--id and --ood need a folder of images")
-    if given is not None and not given.is_dir():
-        raise ConfigError("no such folder", key="DATA", value=source)
-    if given is not None and Path.cwd().is_relative_to(given.resolve()):
-        problem = f"`{PREPARED}` and the runs would lie among the images"
-        raise ConfigError(problem, key="DATA", value=source, hint="call it from another folder")
-    words = {"--id": id_domain or "", "--ood": ",".join(ood), "--model": model or ""}
-    name = name or (given and re.sub(r"[^A-Za-z0-9._-]+", "-", given.name).lstrip("._-")) or "auto"
-    base = model or ("vit_b32" if given else "quickstart")
-    try:
-        find_config(base)
-    except ConfigError as error:
-        raise ConfigError(error.problem, key="--model", value=base, hint=error.hint) from None
-    base = str(Path(base).absolute()) if Path(base).is_file() else base
-    # One of the two limits is none.
-    limits = {"search.budget.hours": hours, "search.budget.gpu_hours": gpu_hours}
-    values: dict[str, Any] = {"search.name": name, **limits}
-    sources = dict[str, Source]()
-    if given is not None:
-        sources = sources_of(Source(path=str(given)), id_domain=id_domain, ood=ood)
+    if not name:
+        of_folder = "" if images is None else re.sub(r"[^A-Za-z0-9._-]+", "-", images.name)
+        name = of_folder.lstrip("._-") or "auto"
+    base = _base(model or ("vit_b32" if images else "quickstart"))
+
+    # What is changed in the base, by dotted keys. One of the two limits is none.
+    values: dict[str, Any] = {"search.name": name}
+    values |= {"search.budget.hours": hours, "search.budget.gpu_hours": gpu_hours}
+    prepared, sources = Path(PREPARED, name), dict[str, Source]()
+    if images is not None:
+        sources = sources_of(Source(path=str(images)), id_domain=id_domain, ood=ood)
         first, *others = sources
         if id_domain is None and others:
             raise ConfigError(f"choose one of {quoted(sources)}", key="--id")
-        values["trial.data.root"] = str(Path(PREPARED, name).absolute())
+        values["trial.data.root"] = str(prepared.absolute())
         values["trial.steps"] = MOST_STEPS  # until the images are counted
         values["trial.data.suite"] = {"id_domain": first, "ood_domains": others}
         if not others:
             values["search.objective"] = {"metric": ID_ACC}
     file, address = _load(base, values), address or os.environ.get("RAY_ADDRESS") or None
-    resources = file.search.resources
-    if address is None and resources.gpus_per_worker and not torch.cuda.is_available():
+    if address is None and file.search.resources.gpus_per_worker and not torch.cuda.is_available():
         if gpu_hours is not None:
             hint = "give --hours, or --address of a cluster"
             raise ConfigError("this machine has no GPU", key="--gpu-hours", hint=hint)
-        cpus = min(resources.cpus_per_worker, os.cpu_count() or 1)
+        cpus = min(file.search.resources.cpus_per_worker, os.cpu_count() or 1)
         own = {"workers": 1, "cpus_per_worker": cpus, "gpus_per_worker": 0}
         values |= {f"search.resources.{key}": value for key, value in own.items()}
     check_settings(_load(base, values))
     config = runs_folder(file.search.storage) / f"{name}.yaml"
-    unit = "hours" if gpu_hours is None else "gpu_hours"
-    words |= {"--name": name, f"--{unit.replace('_', '-')}": f"{limit:g}"}
-    command = _command("auto", *([given] if given else []), *_options(words))
-    state = State(
-        command, name, given, sources, base, values, unit, limit, again, address, console,
-        config, began,
-    )  # fmt: skip
-    with _alone(state):
-        state = replace(state, is_planned=_is_planned(config, command))
-        for step in (_prepare, _zero_shot, _plan, _search, _confirm, _export):
-            state = step(state)
-    show_phase(console, "Report", str(state.run / REPORT_FOLDER / REPORT_FILE))
-    show_phase(console, "Model", str(state.model_folder))
-    return state.model_folder
+    words = {"--id": id_domain or "", "--ood": ",".join(ood), "--model": model or ""}
+    words |= {"--name": name, option: f"{limit:g}"}
+    command = _command("auto", *([images] if images else []), *_options(words))
 
-
-@dataclass(frozen=True)
-class State:
-    """What a call was asked for, checked, and what its steps have found so far."""
-
-    command: str
-    """The first line of the configuration: only the same command goes on."""
-    name: str
-    images: Path | None
-    """Folder of the user's images; None for the embedded benchmark."""
-    sources: Mapping[str, Source]
-    """Of each domain, the ID domain first; empty for the embedded benchmark."""
-    base: str
-    """The configuration that is extended."""
-    values: Mapping[str, Any]
-    """What is changed in it, by dotted keys."""
-    unit: str
-    """Of the limit: `hours` or `gpu_hours`."""
-    limit: float
-    again: bool
-    """Whether `confirm` may confirm another trial than before."""
-    address: str | None
-    """Of a Ray cluster; None for a local one."""
-    console: Console
-    config: Path
-    began: float
-    is_planned: bool = False
-    """Whether an earlier call has written a configuration with its trials."""
-    rows: Sequence[Row] = ()
-    """Of the zero-shot evaluation."""
-    image_s: float = 0.0
-    """Seconds of this evaluation for an image."""
-    run: Path = Path()
-    """The run folder, once the search has ended."""
-    model_folder: Path = Path()
-    """The exported model, at the end."""
-
-    @property
-    def option(self) -> str:
-        """That gives the limit."""
-        return f"--{self.unit.replace('_', '-')}"
-
-    @property
-    def prepared(self) -> Path:
-        """Folder of the prepared images."""
-        return Path(PREPARED, self.name)
-
-    @property
-    def hours_spent(self) -> float:
-        """Of wall clock since the call."""
-        return (time.monotonic() - self.began) / 3600
-
-    def announce(self, step: str, *words: object) -> None:
+    def announce(step: str, *words: object) -> None:
         """Print a step with the command that does it alone."""
         here = f"{Path.cwd()}{os.sep}"
-        show_phase(self.console, step, _command(*(str(w).removeprefix(here) for w in words)))
+        show_phase(console, step, _command(*(str(word).removeprefix(here) for word in words)))
+
+    def write() -> None:
+        """Write the configuration, in one piece."""
+        given = {"extends": base, **nest(values)}
+        text = f"# {command}\n{yaml.safe_dump(given, sort_keys=False, allow_unicode=True)}"
+        with open_store(config.parent).write(config.name) as stream:
+            stream.write(text.encode())
+
+    with _alone(config, name):
+        is_planned = _is_planned(config, command)
+        _fetch_weights(file.trial, console)
+
+        if sources:
+            first, *others = sources
+            domains = _options({"--id": first, "--ood": ",".join(others)})
+            announce("1 Prepare", "prepare", "folders", images, prepared, *domains)
+            target, bar = open_store(prepared.absolute()), Console(stderr=True)
+            found = prepare(sources, target, Options(), id_domain=first, console=bar)
+            console.print(render(found), soft_wrap=True)
+            if lacking := without_split(str(prepared), sources, "test"):
+                problem = f"no test split for `confirm`: {quoted(lacking)}"
+                raise ConfigError(problem, source=prepared)
+            values |= sizes(_load(base, values), found.domains[0].images.get("train", 0))
+
+        if not is_planned:
+            write()
+            announce("2 Zero-shot", "zero-shot", config)
+            rows, image_s = _zero_shot(_load(base, values).trial, console)
+
+            announce("3 Plan", "plan", config)
+            longest = load_config(config, [f"search.budget.trials={MOST_TRIALS}"])
+            spent = (time.monotonic() - began) / 3600
+            if address is None and not longest.search.resources.gpus_per_worker:
+                _check_hours(longest, limit - spent, image_s, rows)
+            plan = plan_search(longest, address=address)
+            spent = (time.monotonic() - began) / 3600
+            plan = fitting(plan, limit, spent if unit == "hours" else 0.0)
+            console.print(render_plan(plan))
+            trial, budget = plan.file.trial, plan.file.search.budget
+            if trial.steps < longest.trial.steps:
+                fewer = f"{trial.steps} in place of {longest.trial.steps}, to fit {option}"
+                show_phase(console, "Steps", fewer)
+            values |= {"trial.steps": trial.steps, "trial.eval.every": trial.eval.every}
+            values |= {"search.budget.trials": budget.trials}
+            values |= {f"search.budget.{unit}": getattr(budget, unit)}
+            by_rule = not _gives_rate(base)
+            if by_rule:
+                values["trial.optim.lr"] = first_rate(trial)
+            write()
+            if line := rate_line(load_config(config, check=False), by_rule=by_rule):
+                show_phase(console, "Rate", line)
+
+        file = load_config(config)
+        announce("4 Search", "search", config, "--resume")
+        run = earlier_run(file, config.parent)
+        if run is None or load_run(run).history.outcome != "finished":
+            result = search_or_resume(file, address=address)
+            run = result.folder
+            if result.outcome == "stopped" and result.ended_by is None:
+                raise KeyboardInterrupt
+            if result.outcome == "stopped" or result.best is None:
+                hint = "the same command goes on"
+                if result.outcome == "finished":
+                    more = _command("resume", run.name, option, f"+{limit:g}")
+                    hint = f"`{more}` and then the same command go on"
+                raise ConfigError(result.ended_by or "no trial has finished", source=run, hint=hint)
+            if result.ended_by:
+                show_phase(console, "Ended by", result.ended_by)
+        loaded = load_run(run)
+        search, records, seconds = loaded.search, loaded.history.records, loaded.history.seconds
+        table = leaderboard(search, records, console.width, SHOWN, seconds=seconds)
+        console.print(table, highlight=False)
+
+        rules = ("--rule", RULE, "--seeds", CONFIRM_SEEDS, *(["--again"] if again else ()))
+        announce("5 Confirm", "confirm", run.name, *rules)
+        confirmed = confirm(run, seeds=CONFIRM_SEEDS, rules=[RULE], again=again, address=address)
+        console.print(fit_table(confirmation_table(confirmed), console.width, run.name))
+        loaded = load_run(run)
+        concluded = conclusion(loaded.search, loaded.history.records)
+        has_ft = bool(confirmed.values(FT, search.objectives[0].metric))
+        if confirmed.failed and not (concluded.seeds and has_ft):
+            problem = f"{len(confirmed.failed)} trainings of `confirm` failed"
+            raise ConfigError(problem, source=run, hint="the same command tries again")
+
+        assert concluded.won is not None  # otherwise there was nothing to confirm
+        exported = run / f"model-{concluded.won.trial_id}"
+        announce("6 Export", "export", run.name, "--output", exported)
+        about = exported / ABOUT
+        if about.is_file() and json.loads(about.read_text())["chosen"] != " ".join(concluded.lines):
+            shutil.rmtree(exported)  # `confirm` has read the test splits again since
+        if not exported.is_dir():
+            export_weights(run, exported)
+
+    show_phase(console, "Result", *concluded.lines)
+    if line := _accuracy_line(concluded):
+        show_phase(console, "Accuracy", line)
+    spent = (time.monotonic() - began) / 3600
+    if unit == "gpu_hours":
+        spent = sum(used_hours(each)[unit] for each in (loaded.history, confirm_history(run)))
+    show_phase(console, "Took", f"{format_hours(spent)} of the {limit:g} of {option}")
+    show_phase(console, "Report", str(run / REPORT_FOLDER / REPORT_FILE))
+    show_phase(console, "Model", str(exported))
+    show_phase(
+        console, "Try it", shlex.join(["python", str(exported / "predict.py")]) + " IMAGE ..."
+    )
+    return exported
+
+
+def _folder_of_images(source: str | None) -> Path | None:
+    if source is None:
+        return None
+    folder = Path(source).expanduser().absolute()
+    if not folder.is_dir():
+        raise ConfigError("no such folder", key="DATA", value=source)
+    if Path.cwd().is_relative_to(folder.resolve()):
+        problem = f"`{PREPARED}` and the runs would lie among the images"
+        raise ConfigError(problem, key="DATA", value=source, hint="call it from another folder")
+    return folder
+
+
+def _base(model: str) -> str:
+    """The ready configuration, or the absolute path of the file."""
+    try:
+        find_config(model)
+    except ConfigError as error:
+        raise ConfigError(error.problem, key="--model", value=model, hint=error.hint) from None
+    return str(Path(model).absolute()) if Path(model).is_file() else model
 
 
 @contextmanager
-def _alone(state: State) -> Iterator[None]:
+def _alone(config: Path, name: str) -> Iterator[None]:
     """Keep other calls of this name out.
 
     Raises:
         ConfigError: another one runs.
     """
-    state.config.parent.mkdir(parents=True, exist_ok=True)
-    with state.config.with_suffix(".lock").open("w") as file:
+    config.parent.mkdir(parents=True, exist_ok=True)
+    with config.with_suffix(".lock").open("w") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             problem = "another `lipsum-tune auto` of this name runs"
             hint = "wait for its end, or give another name"
-            raise ConfigError(problem, key="--name", value=state.name, hint=hint) from None
+            raise ConfigError(problem, key="--name", value=name, hint=hint) from None
         yield
 
 
-def _prepare(state: State) -> State:
-    if state.images is None:
-        return state
-    first, *others = state.sources
-    words = _options({"--id": first, "--ood": ",".join(others)})
-    state.announce("1 Prepare", "prepare", "folders", state.images, state.prepared, *words)
-    target, bar = open_store(state.prepared.absolute()), Console(stderr=True)
-    prepared = prepare(state.sources, target, Options(), id_domain=first, console=bar)
-    state.console.print(render(prepared), soft_wrap=True)
-    if lacking := without_split(str(state.prepared), state.sources, "test"):
-        problem = f"no test split for `confirm`: {quoted(lacking)}"
-        raise ConfigError(problem, source=state.prepared)
-    images = prepared.domains[0].images.get("train", 0)
-    chosen = sizes(_load(state.base, state.values), images)
-    return replace(state, values={**state.values, **chosen})
+def _fetch_weights(trial: TrialConfig, console: Console) -> None:
+    """Say which weights are downloaded, and do that before minutes of other work.
+
+    Raises:
+        ConfigError: the model cannot be loaded.
+    """
+    model = trial.model
+    if model.is_here:
+        return
+    what = f"{model.name}{f', {model.pretrained}' if model.pretrained else ''}"
+    megabytes = sum(weight.numel() for weight in skeleton(model).parameters()) * 4e-6
+    without = "`--model quickstart` needs no download"
+    show_phase(console, "Weights", f"{what}: {megabytes:,.0f} MB, downloaded once; {without}")
+    try:
+        check_model(model)
+    except ConfigError as error:
+        hint = error.hint or without
+        raise ConfigError(error.problem, key=error.key, value=error.value, hint=hint) from None
 
 
-def _zero_shot(state: State) -> State:
-    if state.is_planned:
-        return state
-    trial = _load(state.base, state.values).trial
-    _write(state)
-    state.announce("2 Zero-shot", "zero-shot", state.config)
+def _zero_shot(trial: TrialConfig, console: Console) -> tuple[list[Row], float]:
+    """Evaluate the zero-shot model, and time its last domain in seconds for an image."""
     with restored_state():  # frees the memory of the GPU, which trials need
         starts: list[float] = []
         rows = measure(trial, "val", began=lambda _: starts.append(time.monotonic()))
-        image_s = (time.monotonic() - starts[-1]) / rows[-1].images  # of the last domain
+        image_s = (time.monotonic() - starts[-1]) / rows[-1].images
     title, id_domain = f"{trial.model.name}, zero-shot, val splits", trial.data.id_domain
-    state.console.print(zero_shot_table(rows, title=title, id_domain=id_domain))
+    console.print(zero_shot_table(rows, title=title, id_domain=id_domain))
     for line in guesses(rows):
-        state.console.print(f"! {line}", style="yellow", markup=False, soft_wrap=True)
-    return replace(state, rows=rows, image_s=image_s)
+        console.print(f"! {line}", style="yellow", markup=False, soft_wrap=True)
+    return rows, image_s
 
 
-def _plan(state: State) -> State:
-    """Measure what a trial costs, or take it from an earlier call; then choose how many fit."""
-    if state.is_planned:
-        return state
-    state.announce("3 Plan", "plan", state.config)
-    file = load_config(state.config, [f"search.budget.trials={MOST_TRIALS}"])
-    kept = state.config.with_suffix(".plan.json")
-    about = [
-        file.trial.model_dump(mode="json"),
-        file.search.resources.model_dump(mode="json"),
-        [row.images for row in state.rows],
-        [state.address, platform.node(), os.cpu_count()],
-    ]
-    earlier = json.loads(kept.read_text(encoding="utf-8")) if kept.is_file() else {}
-    if earlier.get("about") == about:
-        show_phase(state.console, "Measured", f"by an earlier call, kept in {kept.name}")
-        plan = Plan(file, **earlier["measured"])
-    else:
-        if state.address is None and not file.search.resources.gpus_per_worker:
-            _check_hours(file, state.limit - state.hours_spent, state.image_s, state.rows)
-        plan = plan_search(file, address=state.address)
-        measured = {f.name: getattr(plan, f.name) for f in fields(plan) if f.name != "file"}
-        with open_store(kept.parent).write(kept.name) as stream:
-            stream.write(json.dumps({"about": about, "measured": measured}).encode())
-    plan = fitting(plan, state.limit, state.hours_spent if state.unit == "hours" else 0.0)
-    state.console.print(render_plan(plan))
-    trial, budget = plan.file.trial, plan.file.search.budget
-    if trial.steps < file.trial.steps:
-        fewer = f"{trial.steps} in place of {file.trial.steps}, to fit {state.option}"
-        show_phase(state.console, "Steps", fewer)
-    chosen: dict[str, Any] = {"trial.steps": trial.steps, "trial.eval.every": trial.eval.every}
-    chosen |= {f"search.budget.{key}": getattr(budget, key) for key in ("trials", state.unit)}
-    by_rule = not _gives_rate(state.base)
-    if by_rule:
-        chosen["trial.optim.lr"] = first_rate(trial)
-    state = replace(state, values={**state.values, **chosen})
-    _write(state)
-    if line := rate_line(load_config(state.config, check=False), by_rule=by_rule):
-        show_phase(state.console, "Rate", line)
-    return state
-
-
-def _search(state: State) -> State:
-    file = load_config(state.config)
-    state.announce("4 Search", "search", state.config, "--resume")
-    run = earlier_run(file, state.config.parent)
-    if run is None or load_run(run).history.outcome != "finished":
-        result = search_or_resume(file, address=state.address)
-        run = result.folder
-        if result.outcome == "stopped" and result.ended_by is None:
-            raise KeyboardInterrupt
-        if result.outcome == "stopped" or result.best is None:
-            hint = "the same command goes on"
-            if result.outcome == "finished":
-                more = _command("resume", run.name, state.option, f"+{state.limit:g}")
-                hint = f"`{more}` and then the same command go on"
-            raise ConfigError(result.ended_by or "no trial has finished", source=run, hint=hint)
-        if result.ended_by:
-            show_phase(state.console, "Ended by", result.ended_by)
-    loaded = load_run(run)
-    search, records = loaded.search, loaded.history.records
-    width, seconds = state.console.width, loaded.history.seconds
-    table = leaderboard(search, records, width, SHOWN, seconds=seconds)
-    state.console.print(table, highlight=False)
-    return replace(state, run=run)
-
-
-def _confirm(state: State) -> State:
-    run = state.run
-    words = "--rule", RULE, "--seeds", CONFIRM_SEEDS, *(["--again"] if state.again else ())
-    state.announce("5 Confirm", "confirm", run.name, *words)
-    found = confirm(
-        run, seeds=CONFIRM_SEEDS, rules=[RULE], again=state.again, address=state.address
-    )
-    state.console.print(fit_table(confirmation_table(found), state.console.width, run.name))
-    loaded = load_run(run)
-    seeds = conclusion(loaded.search, loaded.history.records).seeds
-    if found.failed and not (seeds and found.values(FT, loaded.search.objectives[0].metric)):
-        problem = f"{len(found.failed)} trainings of `confirm` failed"
-        raise ConfigError(problem, source=run, hint="the same command tries again")
-    return state
-
-
-def _export(state: State) -> State:
-    run, loaded = state.run, load_run(state.run)
-    found = conclusion(loaded.search, loaded.history.records)
-    assert found.won is not None  # otherwise there was nothing to confirm
-    model_folder = run / f"model-{found.won.trial_id}"
-    state.announce("6 Export", "export", run.name, "--output", model_folder)
-    about = model_folder / ABOUT
-    if about.is_file() and json.loads(about.read_text())["chosen"] != " ".join(found.lines):
-        shutil.rmtree(model_folder)  # `confirm` has read the test splits again since
-    if not model_folder.is_dir():
-        export_weights(run, model_folder)
-    show_phase(state.console, "Result", *found.lines)
-    return replace(state, model_folder=model_folder)
+def _accuracy_line(found: Conclusion) -> str | None:
+    """How good the confirmed winner is on the test images of each domain; None without results."""
+    if found.confirmation is None or found.won is None:
+        return None
+    search, parts = found.confirmation.search, []
+    for domain in (search.id_domain, *search.ood_domains):
+        key = MetricKey(SPLIT, ID if domain == search.id_domain else domain, "acc")
+        if (mean := found.confirmation.estimate(found.won.trial_id, str(key))) is None:
+            return None
+        zero_shot = found.confirmation.zero_shot.get(str(key))
+        before = "" if zero_shot is None else f" (zero-shot {zero_shot:.1f})"
+        parts.append(f"{mean.mean:.1f} % on {domain}{before}")
+    return f"{', '.join(parts)}: test images, mean of {len(found.seeds)} fresh trainings"
 
 
 def sizes(file: SearchFile, images: int) -> dict[str, int]:
@@ -481,14 +455,6 @@ def _is_planned(config: Path, command: str) -> bool:
         hint = f"give another --name, or run {was!r} to go on"
         raise ConfigError(problem, source=config, hint=hint)
     return True
-
-
-def _write(state: State) -> None:
-    """Write the configuration, in one piece."""
-    given = {"extends": state.base, **nest(state.values)}
-    text = f"# {state.command}\n{yaml.safe_dump(given, sort_keys=False, allow_unicode=True)}"
-    with open_store(state.config.parent).write(state.config.name) as file:
-        file.write(text.encode())
 
 
 def _options(values: Mapping[str, str]) -> list[str]:

@@ -1,6 +1,7 @@
 """`auto`: what it chooses, what it refuses, and its steps, each of which is done once."""
 
 import re
+import shlex
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
@@ -193,6 +194,14 @@ def test_a_call_that_is_stopped_in_any_step_goes_on_there(monkeypatch):
             assert "studio: zero-shot 12.5 ±" in stopped.stderr
     done = invoke(*SHOP)
     assert done.exit_code == 0, done.exception
+    said = done.stdout
+    accuracy = (
+        r"Accuracy +[\d.]+ % on studio \(zero-shot [\d.]+\), [\d.]+ % on street .*, mean of 2"
+    )
+    assert re.search(accuracy, said.replace("\n", " "))
+    assert re.search(r"Took +\S+ of the 2 of --hours", said)
+    (model,) = Path("runs", "shop").glob("model-*")
+    assert shlex.quote(str(model.absolute() / "predict.py")) in said.replace("\n", "")
     planned = ["prepare", "zero-shot", "plan"]
     rest = ["prepare", "search", "confirm", "export"]
     assert seen == [planned, [*planned, "search"], rest[:3], rest]
@@ -235,27 +244,6 @@ def test_a_trial_that_became_better_is_confirmed_and_exported_with_again():
 
 
 @pytest.mark.usefixtures("instant")
-def test_what_plan_has_measured_serves_other_hours(monkeypatch):
-    slow, timed = replace(plan_of(), setup_s=36_000), []
-
-    def plan(file, **_):
-        timed.append(file)
-        return replace(slow, file=file)
-
-    monkeypatch.setattr(module, "plan_search", plan)
-    monkeypatch.setattr(module, "search_or_resume", stop)
-    few = invoke(*SHOP[:-1], "10")
-    assert "confirm need 20 hours" in str(few.exception)
-    more = invoke(*SHOP[:-1], "30")
-    assert steps_of(more)[-1] == "search"
-    assert len(timed) == 1
-    written = load_config("runs/shop.yaml", check=False).search.budget
-    fresh = fitting(replace(slow, file=timed[0]), 30).file.search.budget
-    assert written.trials == fresh.trials
-    assert written.hours == pytest.approx(fresh.hours, abs=0.2)
-
-
-@pytest.mark.usefixtures("instant")
 @pytest.mark.parametrize(
     # The rule for 1.07 million parameters, by hand: 1e-5 * (86.2 / 1.07 * 5000 / 225) ** 0.5.
     ("own", "rate"),
@@ -276,6 +264,20 @@ def test_shorter_trials_have_the_first_learning_rate_of_their_steps(own, rate, m
     assert load_config("runs/shop.yaml", check=False).trial.optim.lr == rate
     reason = "Rate        optim.lr = 0.00042, the first learning rate of this model in 225 steps"
     assert (reason in said) == (not own)
+
+
+def test_weights_are_named_and_fetched_before_images_are_prepared(shop, monkeypatch):
+    def offline(model):
+        raise ConfigError("it cannot be loaded: no network", key="model.name", value=model.name)
+
+    monkeypatch.setattr(module, "check_model", offline)
+    refused = invoke("shop", "--id", "studio", "--hours", "2")
+    # CLIP ViT-B/32 has 151.28 million weights of four bytes.
+    line = "Weights     ViT-B-32-quickgelu, openai: 605 MB, downloaded once"
+    assert line in refused.stdout
+    assert "--model quickstart" in refused.exception.hint
+    assert steps_of(refused) == []
+    assert not Path("prepared").exists()
 
 
 @pytest.mark.usefixtures("instant")

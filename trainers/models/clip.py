@@ -19,7 +19,7 @@ import torch
 from open_clip.hf_configs import arch_dict
 from torch import nn
 
-from trainers.errors import ConfigError, nearest
+from trainers.errors import ConfigError, nearest, shortened
 from trainers.models import tiny_clip
 from trainers.models.config import LOCAL_DIR, RANDOM, TINY_CLIP, ModelConfig
 from trainers.models.image import image_input
@@ -183,10 +183,10 @@ def _check_tag(model: ModelConfig, config: dict[str, Any]) -> dict[str, Any]:
 def _one_line(model: ModelConfig, problem: str) -> Iterator[None]:
     """Turn whatever open_clip, PyTorch, transformers and the hub raise into a `ConfigError`.
 
-    Their warnings, of random weights or of each attempt to reach the hub, are not shown.
+    Their log, of random weights, of each attempt to reach the hub or of the error, is not shown.
     """
     silenced = logging.root.manager.disable
-    logging.disable(logging.WARNING)
+    logging.disable(logging.ERROR)
     try:
         yield
     except Exception as error:
@@ -199,7 +199,7 @@ def _one_line(model: ModelConfig, problem: str) -> Iterator[None]:
             reason = "it is Python code, which is not run"
         elif isinstance(error, ImportError) or "pip install transformers" in reason:
             hint = "pip install 'lipsum-tune[huggingface]'"
-        problem = f"{problem}: {reason[:300]}"
+        problem = f"{problem}: {shortened(reason, 300)}"
         raise ConfigError(problem, key="model.name", value=model.name, hint=hint) from None
     finally:
         logging.disable(silenced)

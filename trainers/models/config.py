@@ -57,6 +57,12 @@ class ModelConfig(Frozen):
         """Whether the name alone determines the weights."""
         return self.name == TINY_CLIP or self.name.startswith((LOCAL_DIR, HUB))
 
+    @property
+    def is_here(self) -> bool:
+        """Whether its weights are on this machine in any case."""
+        is_local = self.name == TINY_CLIP or self.name.startswith(LOCAL_DIR)
+        return is_local or self.pretrained == RANDOM or bool(self.paths)
+
 
 def _is_path(pretrained: str) -> bool:
     """Whether this is a checkpoint's path, not a tag."""
