@@ -13,12 +13,21 @@ from trainers.errors import ConfigError, system_words
 _UNUSABLE = re.compile("[\0\ud800-\udfff]")
 """Characters that no path or name has."""
 
+MOST_REPEATED = 10_000
+"""Values that aliases may add to a file. A few nested ones make a gigabyte of 200 bytes."""
 
 class _Loader(yaml.SafeLoader):
     """Refuses a key that is given twice, of which YAML would take the last, and endless values."""
 
     def construct_object(self, node: yaml.Node, deep: bool = False) -> Any:
         return super().construct_object(node, deep=True)  # refuses a node within itself
+
+    def get_single_node(self) -> yaml.Node | None:
+        node: yaml.Node | None = super().get_single_node()
+        sizes: dict[int, int] = {}
+        if node is not None and _size(node, sizes) > len(sizes) + MOST_REPEATED:
+            raise _problem(f"aliases repeat more than {MOST_REPEATED:,} values", node)
+        return node
 
     def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:
         node = super().compose_mapping_node(anchor)
@@ -35,6 +44,21 @@ class _Loader(yaml.SafeLoader):
         if _UNUSABLE.search(node.value):
             raise _problem("a text with the character NUL or half of a surrogate pair", node)
         return node
+
+
+def _size(node: yaml.Node, sizes: dict[int, int]) -> int:
+    """Number of values in a node, those of an alias counted wherever it stands.
+
+    Args:
+        sizes: of the nodes that were met so far, by `id`.
+    """
+    if id(node) not in sizes:
+        sizes[id(node)] = 1  # of a node within itself, which is refused later
+        below = node.value if isinstance(node, yaml.CollectionNode) else []
+        pairs = isinstance(node, yaml.MappingNode)
+        children = [child for pair in below for child in pair] if pairs else below
+        sizes[id(node)] += sum(_size(child, sizes) for child in children)
+    return sizes[id(node)]
 
 
 def _problem(text: str, node: yaml.Node) -> yaml.MarkedYAMLError:

@@ -283,6 +283,8 @@ def prepare_studies(
         given = min(left, studies.num_waiting)
         what = f"{given} of {left} trials are given or of the prior"
         what = f"{what}, the sampler proposes {left - given}"
+        if given == left:
+            what += " (lower search.prior.points)"
         if (blind := min(left, concurrent) - given) > 0:
             what += f", {blind} of them at random before the first result"
         show_phase(console, "Points", what)

@@ -45,9 +45,9 @@ def control(
 
     loaded = load_run(run)
     if not is_running(loaded.folder):
-        raise ConfigError(
-            "not running", source=run, hint=f"`lipsum-tune resume {word_for(run)}` continues it"
-        )
+        is_over = loaded.history.outcome == "finished"
+        hint = f"`lipsum-tune resume {word_for(run)}` continues it"
+        raise ConfigError("it has finished" if is_over else "not running", source=run, hint=hint)
     orders: list[tuple[str, dict[str, Any]]] = []
     if stop is not None:
         trial_id = trial_name(int(stop)) if stop.isdecimal() else stop

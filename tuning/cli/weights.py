@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -107,7 +108,7 @@ def export(
     if output is not None:
         written = output.expanduser().absolute()
         show("Exported", written)
-        show("Try it", f"python {written}/predict.py IMAGE ...")
+        show("Try it", f"python {shlex.quote(str(written / 'predict.py'))} IMAGE ...")
 
 
 def _register(run: Path, name: str, output: Path | None, which: dict[str, Any]) -> None:

@@ -160,6 +160,13 @@ class ResourcesConfig(Frozen):
     """A training step or a batch of an evaluation that takes longer hangs. Its worker ends, with
     the stack in Ray's log of its node, and the trial continues with new ones."""
 
+    @field_validator("gpus_per_worker", mode="before")
+    @classmethod
+    def _is_one_gpu_at_most(cls, given: Any) -> Any:
+        if isinstance(given, int | float) and given > 1:
+            raise ValueError(f"a worker has one GPU; write workers: {given:g}")
+        return given
+
     @model_validator(mode="after")
     def _fits_together(self) -> ResourcesConfig:
         if self.workers > 1 and 0 < self.gpus_per_worker < 1:

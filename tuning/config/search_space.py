@@ -88,6 +88,11 @@ class _Section(Frozen):
     def _method_is_no_parameter(cls, parameters: dict[str, Parameter]) -> dict[str, Parameter]:
         if METHOD_KEY in parameters:
             raise ValueError("to compare methods, write `search.space.methods: [ft, lipsum_ft]`")
+        for key in parameters.keys() - TrialConfig.model_fields.keys():
+            sections = TrialConfig.model_fields.items() if "." not in key else ()
+            for section, field in sections:
+                if key in getattr(field.annotation, "model_fields", {}):
+                    raise ValueError(f"{key!r}: write its section, too: {section}.{key}")
         return parameters
 
     @field_serializer("parameters")

@@ -34,7 +34,7 @@ from trainers.loop.fake_step import (
 )
 from trainers.loop.state import id_classes
 from tuning.config.schema import SearchFile
-from tuning.planning.plan import Plan, test_images
+from tuning.planning.plan import Plan, budget_line, test_images
 from tuning.views.formatting import format_hours
 from tuning.views.result_table import borderless_table
 
@@ -299,6 +299,8 @@ def render(file: SearchFile, data: DataSize, plans: Sequence[CardPlan]) -> Rende
     if views:
         limit += f" In RAM, a worker keeps {views[0]:.1f} GB of decoded validation images."
     lines = [Text(limit)]
+    ends = (budget_line(found.plan, found.name) for found in plans if found.step is not None)
+    lines += [Text(line) for line in ends if line]
     has = file.search.resources.cpus_per_worker
     if short := [found for found in plans if found.cores > has]:
         fewer = (f"{f.name} {math.ceil(f.cores / SMALLER_IMAGES)}" for f in short)

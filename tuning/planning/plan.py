@@ -241,6 +241,27 @@ def check_budget(plan: Plan) -> None:
             )
 
 
+def budget_line(plan: Plan, card: str = "") -> str | None:
+    """Which budget of hours ends the search before all its trials; None if none does.
+
+    Args:
+        card: a GPU that is not at hand, of which wall clock is not known.
+    """
+    budget, references = plan.file.search.budget, len(plan.file.search.references)
+    where = f" on {card}" if card else ""
+    fields = {} if card else {"hours": "hours"}
+    for name, field in {**fields, "gpu_hours": "device_hours"}.items():
+        limit = getattr(budget, name)
+        if limit is None or not getattr(plan.prices[0], field) > limit:
+            continue
+        numbers = range(1, plan.file.most_trials)
+        prices = {n: getattr(plan.price("", n + references), field) for n in numbers}
+        fit = max((number for number, price in prices.items() if price <= limit), default=0)
+        trials = f"{fit} of {plan.file.most_trials} trials in full"
+        return f"search.budget.{name} = {limit:g} ends the search{where} after {trials}."
+    return None
+
+
 def render(plan: Plan) -> RenderableType:
     """The prices, and what was measured."""
     trial, references = plan.file.trial, ", ".join(plan.file.search.references)
@@ -257,4 +278,8 @@ def render(plan: Plan) -> RenderableType:
     for price in (*plan.prices, plan.confirm_price):
         hours = format_hours(price.device_hours)
         table.add_row(price.what, format_seconds(3600 * price.hours), hours)
-    return Group(Text(f"{plan.file.search.name}: {what}\nMeasured: {measured}"), "", table)
+    text = Text(f"{plan.file.search.name}: {what}\nMeasured: {measured}")
+    parts: list[RenderableType] = [text, "", table]
+    if line := budget_line(plan):
+        parts += ["", Text(line)]
+    return Group(*parts)

@@ -374,6 +374,11 @@ def test_a_search_says_first_where_it_uses_ood_data(used, images_root, tmp_path)
 
 MISTAKES = [
     ("search no-such.yaml", "no-such.yaml: no such file"),
+    ("search tiny-clip", "the configuration of that model is `quickstart`"),
+    ("plan quickstart --on ,", "--on = ',': names no GPU, such as L4"),
+    ("plan quickstart --images 5", "--images: is for --on"),
+    ("search bomb.yaml", "aliases repeat more than 10,000 values"),
+    ("auto mine", "give one of --hours"),
     ("plan no-such.yaml", "no-such.yaml: no such file"),
     ("search quickstart --set trial.optim.lrr=1", "did you mean 'lr'"),
     ("search quickstart --set search.objective.metric=acc", "no trial reports it"),
@@ -407,7 +412,7 @@ MISTAKES = [
     ("resume mine --set trial.steps", "write it as key=value"),
     ("resume mine --set trial.seed=9", "start a new search"),
     ("resume mine --trials +x", "write a number, or +8"),
-    ("control mine --end", "not running (`lipsum-tune resume mine` continues it)"),
+    ("control mine --end", "it has finished (`lipsum-tune resume mine` continues it)"),
     # Commands of 0.2.
     ("list", "`report` for the runs"),
     ("status quickstart --json", "lipsum-tune report quickstart"),
@@ -427,6 +432,10 @@ def folder(run, images_root, monkeypatch):
     for name in ("real_train.txt", "real_test.txt"):
         (folder / name).write_text(f"real/tiger/a.jpg {'9' * 5000}\n")
     (folder / "ends.py").write_text("import sys\nsys.exit(0)\n")
+    levels = ["a: &a [x,x,x,x,x,x,x,x,x]\n"]
+    for key, below in zip("bcdef", "abcde", strict=True):
+        levels.append(f"{key}: &{key} [{','.join(9 * [f'*{below}'])}]\n")
+    (folder / "bomb.yaml").write_text("".join(levels))
     damaged = write_run(folder / "damaged", search_file(images_root), outcome=None)
     wrong = {"event": "zero_shot", "time": 1, "metrics": {"id_val/acc": "abc"}}
     edit_journal(damaged, lambda events: [*events, wrong])

@@ -142,6 +142,9 @@ MISTAKES = [
      "more than trial.steps = 6 .*null"),
     ({"search.sampler.name": "tpf"}, "search.sampler.name", "did you mean 'tpe'"),
     ({"search.resources": {"workers": 2, "gpus_per_worker": 0.5}}, "search.resources", "NCCL"),
+    ({"search.resources.gpus_per_worker": 2}, "gpus_per_worker", "one GPU; write workers: 2"),
+    ({PARAMETERS: {"weight_decay": {"low": 0, "high": 1}}}, PARAMETERS, "too: optim.weight_decay"),
+    ({"search.objective.metric": "accuracy"}, "search.objective.metric", "known: ood_"),
     ({"search.name": "a/b"}, "search.name", "pattern"),
 ]  # fmt: skip
 

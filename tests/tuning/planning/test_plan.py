@@ -13,7 +13,7 @@ from trainers.config import with_overrides
 from trainers.errors import ConfigError
 from tuning.config.schema import SearchFile
 from tuning.planning import plan as planning
-from tuning.planning.plan import Plan, check_budget, plan_of, plan_search, render
+from tuning.planning.plan import Plan, budget_line, check_budget, plan_of, plan_search, render
 from tuning.runs.records import TrialRecord
 
 QUIET = Console(quiet=True)
@@ -84,6 +84,19 @@ def test_a_budget_below_the_lowest_price_is_refused(key):
     with pytest.raises(ConfigError, match="6 in full, 14 to step 100") as refused:
         check_budget(make_plan(search_file(resources=resources, budget={key: 0.99 * price})))
     assert refused.value.key == f"search.budget.{key}"
+
+
+def test_a_plan_says_which_budget_ends_the_search_first():
+    resources = {"gpus_per_worker": 1}
+    # Of nine trials and ft, eight take two rounds of four.
+    budget = {"trials": 9, "hours": (60 + 2 * FULL + 1) / 3600}
+    wall = make_plan(search_file(budget=budget, resources=resources))
+    assert "ends the search after 7 of 9 trials in full." in text_of(render(wall), 160)
+    budget = {"trials": 9, "gpu_hours": 5.5 * FULL / 3600}
+    gpus = make_plan(search_file(budget=budget, resources=resources))
+    assert budget_line(gpus, "L4").endswith("ends the search on L4 after 4 of 9 trials in full.")
+    enough = make_plan(search_file(budget={"trials": 9, "hours": 9}))
+    assert budget_line(enough) is None
 
 
 def test_durations_are_those_of_trials_that_found_workers():
