@@ -8,10 +8,9 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
 
 from tuning.cli import app, main
-from tuning.cli.options import Address, Config, Json, Set, print_json
+from tuning.cli.options import Config, Set
 
 __all__ = ["app", "main"]
 
@@ -57,37 +56,6 @@ def submit(
     print(*job.description(), sep="\n", file=sys.stderr)
     if wait:
         raise typer.Exit(follow(job))
-
-
-@commands.command()
-def doctor(
-    config: Annotated[
-        str | None, typer.Argument(help="Also check its data, storage and MLflow.")
-    ] = None,
-    address: Address = None,
-    set_: Set = None,
-    as_json: Json = False,
-) -> None:
-    """Show each node of a cluster: devices, versions, free disk, storage and data, and its faults.
-
-    Run it on a node of the cluster. The exit status is 1 if there is a fault.
-
-    Example: lipsum-tune doctor quickstart --address auto
-    """
-    from cluster.doctor import examine, render
-    from trainers.errors import ConfigError
-    from tuning.config.validation import load_config
-
-    if set_ and config is None:
-        raise ConfigError("needs a configuration to override", key="--set")
-    file = load_config(config, set_ or (), check=False) if config else None
-    with Console(stderr=True).status("asking the nodes"):
-        nodes = examine(file, address=address)
-    Console().print(render(nodes))
-    if as_json:
-        print_json({"nodes": nodes})
-    if any(node.faults for node in nodes):
-        raise typer.Exit(1)
 
 
 app.add_typer(commands)

@@ -1,9 +1,9 @@
 """The command `lipsum-tune`.
 
-Exit status: 0 done; 1 a trial or a training of `confirm` failed, `doctor` found a fault, or a
-zero-shot accuracy is off; 2 the configuration cannot run; 70 an error that this package did not
-foresee; 75 storage failed, Ray was lost or did not start in time, or many trials failed in a row,
-and the search may continue later; 130 interrupted.
+Exit status: 0 done; 1 a trial or a training of `confirm` failed, or a zero-shot accuracy is off;
+2 the configuration cannot run; 70 an error that this package did not foresee; 75 storage failed,
+Ray was lost or did not start in time, or many trials failed in a row, and the search may continue
+later; 130 interrupted.
 """
 
 from __future__ import annotations

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from tuning.cli.options import Json, Run, names, print_json, show, warn, word_for
+from tuning.cli.options import Run, names, show, warn, word_for
 
 if TYPE_CHECKING:
     from search_spaces import SearchSpace
@@ -31,7 +31,6 @@ def control(
         bool,
         typer.Option("--end", help="Stop all trials and end the search; `resume` continues them."),
     ] = False,
-    as_json: Json = False,
 ) -> None:
     """Steer a running search: its driver follows within seconds, also on another machine.
 
@@ -73,8 +72,6 @@ def control(
     for text, order in orders:
         send(loaded.folder, order)
         show("Control", text)
-    if as_json:
-        print_json({"orders": [order for _, order in orders]})
 
 
 def point_of(text: str, space: SearchSpace) -> dict[str, Any]:

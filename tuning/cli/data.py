@@ -10,7 +10,7 @@ import typer
 from rich.console import Console
 from typer.core import TyperCommand
 
-from tuning.cli.options import Json, Set, names, print_json
+from tuning.cli.options import Config, Set, names
 
 app = typer.Typer()
 
@@ -128,10 +128,7 @@ def prepare(
 
 @app.command("zero-shot")
 def zero_shot(
-    config: Annotated[
-        list[str],
-        typer.Argument(help="A YAML file or ready configuration; several are ranked."),
-    ],
+    config: Config,
     set_: Set = None,
     split: Annotated[
         Literal["val", "test"] | None,
@@ -149,11 +146,8 @@ def zero_shot(
             "list them in near_duplicates.csv.",
         ),
     ] = False,
-    as_json: Json = False,
 ) -> None:
     """Evaluate the zero-shot model: a check of class names, templates, masks and preprocessing.
-
-    Several configurations on the same images are ranked by zero-shot accuracy on val.
 
     Reading the test splits here does not bias a search: no hyperparameter is chosen by the result.
     With --expect, the exit status is 1 if a domain differs by more than its sampling error.
@@ -163,30 +157,15 @@ def zero_shot(
     from trainers.errors import ConfigError
     from tuning.config.validation import load_config
 
-    files = [load_config(one, set_ or (), check=False) for one in config]
-    if len(config) > 1 and (expect or check_duplicates or split == "test"):
-        problem = "--expect, --check-duplicates and --split test are for one configuration"
-        raise ConfigError(problem, hint="several are ranked by their val splits")
-    if as_json and check_duplicates:
-        raise ConfigError("is not for --check-duplicates, which writes a CSV", key="--json")
+    trial = load_config(config, set_ or (), check=False).trial
     from trainers.data.roots import remarks_on
 
     # With torch, after mistakes in the configuration were reported.
-    from tuning.cli.documents import of_zero_shot
     from tuning.zero_shot import evaluate
     from tuning.zero_shot.duplicates import duplicates_table, near_duplicates
-    from tuning.zero_shot.ranking import Ranked, rank, ranking_table
 
-    console, trial = Console(), files[0].trial
+    console = Console()
     status = Console(stderr=True).status("starting")
-    if len(config) > 1:
-        trials = [(one, file.trial) for one, file in zip(config, files, strict=True)]
-        with status:
-            ranked = rank(trials, status.update)
-        console.print(ranking_table(ranked))
-        if as_json:
-            print_json(of_zero_shot("val", ranked))
-        return
     which = split or ("test" if expect else "val")
     try:
         if check_duplicates:
@@ -199,7 +178,7 @@ def zero_shot(
         with status:
             rows = evaluate.measure(trial, which, expected=expected, began=status.update)
     except ConfigError as error:
-        raise error.within(config[0]) from None
+        raise error.within(config) from None
     title = f"{trial.model.name}, zero-shot, {which} splits"
     table = evaluate.zero_shot_table(rows, title=title, id_domain=trial.data.id_domain)
     console.print(table)
@@ -207,8 +186,6 @@ def zero_shot(
     parts = [(domain, which) for domain in trial.data.domains]
     for line in (*evaluate.guesses(rows), *remarks_on(trial.data.root, parts)):
         print(f"! {line}")
-    if as_json:
-        print_json(of_zero_shot(which, [Ranked(config[0], rows)]))
     if likely := evaluate.causes(rows):
         print(likely, file=sys.stderr)
         raise typer.Exit(1)

@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import json
 import sys
-from collections.abc import Mapping, Sequence
-from contextlib import redirect_stdout
+from collections.abc import Sequence
 from pathlib import Path
-from types import SimpleNamespace
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -39,34 +36,6 @@ Address = Annotated[
     str | None,
     typer.Option(help="Address of a Ray cluster. Default: RAY_ADDRESS, or a local Ray."),
 ]
-
-
-_documents = SimpleNamespace(file=None)
-"""The standard output of a command with `--json`."""
-
-
-def _only_json(context: typer.Context, asked: bool) -> bool:
-    if asked:
-        _documents.file = sys.stdout
-        context.with_resource(redirect_stdout(sys.stderr))
-    return asked
-
-
-Json = Annotated[
-    bool,
-    typer.Option(
-        "--json",
-        callback=_only_json,
-        help="Print JSON for scripts, a line for each document, and all else to standard error.",
-    ),
-]
-
-
-def print_json(document: Mapping[str, Any]) -> None:
-    """Print a document of `tuning.cli.documents` to the standard output."""
-    from tuning.cli.documents import plain
-
-    print(json.dumps(plain(document), allow_nan=False), file=_documents.file, flush=True)
 
 
 def show(label: str, *values: object) -> None:

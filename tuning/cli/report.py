@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import webbrowser
 from pathlib import Path
 from typing import Annotated
@@ -9,7 +10,7 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from tuning.cli.options import Json, found, print_json, shortest, show, warn, word_for
+from tuning.cli.options import found, shortest, show, warn, word_for
 
 app = typer.Typer()
 
@@ -25,11 +26,11 @@ def report(
         ),
     ] = None,
     open_: Annotated[bool, typer.Option("--open", help="Open the report in a browser.")] = False,
-    as_json: Json = False,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Print one run as JSON, and write nothing.")
+    ] = False,
 ) -> None:
     """Show the trials of a run, which may be running; write its tables and report, complete MLflow.
-
-    With --json, print one run and write nothing.
 
     Example: lipsum-tune report quickstart --open
     """
@@ -50,9 +51,9 @@ def report(
     loaded = load_run(run[0])
     state = state_of(loaded)
     if as_json:
-        from tuning.cli.documents import of_run
+        from tuning.cli.documents import of_run, plain
 
-        print_json(of_run(loaded))
+        print(json.dumps(plain(of_run(loaded)), allow_nan=False))
         return
     if loaded.history.zero_shot is None and state == "running":
         show("State", "running, evaluating the zero-shot model")

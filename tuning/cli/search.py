@@ -6,7 +6,7 @@ import json
 import shlex
 import shutil
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -17,12 +17,10 @@ from rich.console import Console
 from tuning.cli.options import (
     Address,
     Config,
-    Json,
     Run,
     Set,
     check_run,
     names,
-    print_json,
     shortest,
     show,
     warn,
@@ -31,7 +29,6 @@ from tuning.cli.options import (
 
 if TYPE_CHECKING:
     from tuning.config.schema import SearchFile
-    from tuning.runs.callbacks import Callback
     from tuning.runs.conclusion import Conclusion
     from tuning.search import SearchResult
 
@@ -57,7 +54,6 @@ def search(
         ),
     ] = False,
     address: Address = None,
-    as_json: Json = False,
 ) -> None:
     """Run a search.
 
@@ -92,8 +88,8 @@ def search(
 
     with _stopped():
         run = search_or_resume if resume else run_search
-        result = run(file, address=address, callbacks=_events(as_json))
-    _show(result, allow_failed_trials, as_json=as_json)
+        result = run(file, address=address)
+    _show(result, allow_failed_trials)
 
 
 @app.command("resume")
@@ -111,7 +107,6 @@ def resume_run(
         typer.Option("--set", help="Override a key, e.g. `search.sampler.name=tpe`. Repeatable."),
     ] = None,
     address: Address = None,
-    as_json: Json = False,
 ) -> None:
     """Continue a search that was interrupted, or with more trials, hours or another sampler.
 
@@ -127,10 +122,8 @@ def resume_run(
     from tuning.resume import resume_search
 
     with _stopped(f"`lipsum-tune resume {word_for(run)}` continues it"):
-        result = resume_search(
-            run, keys, trials=trials, address=address, callbacks=_events(as_json)
-        )
-    _show(result, as_json=as_json)
+        result = resume_search(run, keys, trials=trials, address=address)
+    _show(result)
 
 
 @app.command()
@@ -151,7 +144,6 @@ def plan(
     classes: Annotated[
         int | None, typer.Option(min=2, help="With --on: classes, if there are no data.")
     ] = None,
-    as_json: Json = False,
 ) -> None:
     """Estimate what a search will cost, from a short measurement on this cluster.
 
@@ -172,10 +164,6 @@ def plan(
 
         data, plans = plan_on(file, names(on), images=images, classes=classes)
         Console().print(render_cards(file, data, plans))
-        if as_json:
-            from tuning.cli.documents import of_cards
-
-            print_json(of_cards(file, plans))
         return
     _announce("Plan", load_config(config, set_ or (), check=False))
     file = load_config(config, set_ or ())
@@ -185,10 +173,6 @@ def plan(
     with _stopped("nothing of a plan is kept"):
         planned = plan_search(file, address=address)
     Console().print(render(planned))
-    if as_json:
-        from tuning.cli.documents import of_plan
-
-        print_json(of_plan(planned))
     check_budget(planned)
 
 
@@ -213,7 +197,6 @@ def confirm(
         ),
     ] = False,
     address: Address = None,
-    as_json: Json = False,
 ) -> None:
     """Train the chosen trials again with fresh seeds, then evaluate the test splits, once.
 
@@ -238,10 +221,6 @@ def confirm(
     concluded = conclusion(loaded.search, loaded.history.records)
     show("Result", *concluded.lines)
     _show_next(concluded, loaded.folder)
-    if as_json:
-        from tuning.cli.documents import of_run
-
-        print_json(of_run(loaded))
     if found.failed:
         raise typer.Exit(1)
 
@@ -283,15 +262,7 @@ def _say_what_data_lack(file: SearchFile) -> None:
         print(f"! {line}", file=sys.stderr)
 
 
-def _events(as_json: bool) -> Sequence[Callback]:
-    from tuning.cli.documents import Events
-
-    return [Events(print_json)] if as_json else []
-
-
-def _show(
-    result: SearchResult, allow_failed_trials: bool = False, *, as_json: bool = False
-) -> None:
+def _show(result: SearchResult, allow_failed_trials: bool = False) -> None:
     """Print the results of a search, and exit with a status for how it ended."""
     from trainers.errors import MAY_CONTINUE, ConfigError
     from trainers.redact import redact
@@ -303,10 +274,6 @@ def _show(
     from tuning.views.mlflow.client import default_tracking_uri
     from tuning.views.page import REPORT_FILE, REPORT_FOLDER
 
-    if as_json:
-        from tuning.cli.documents import of_run
-
-        print_json({"event": "search_ended", "ended_by": result.ended_by, "run": of_run(result)})
     console, search, records = Console(), result.search, result.history.records
     table = full_report(search, records, console.width, SHOWN, seconds=result.history.seconds)
     console.print(table, highlight=False)
