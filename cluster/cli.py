@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import sys
-from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -25,37 +23,28 @@ def submit(
     address: Annotated[
         str, typer.Option(envvar="RAY_API_SERVER_ADDRESS", help="URL of the cluster's dashboard.")
     ] = "http://127.0.0.1:8265",
-    working_dir: Annotated[
-        Path,
-        typer.Option(
-            exists=True, file_okay=False, help="Uploaded without data, runs and environments."
-        ),
-    ] = Path(),
     env: Annotated[
         list[str] | None,
         typer.Option(help="Environment variable to pass to the job. May be repeated."),
     ] = None,
-    wait: Annotated[
-        bool, typer.Option("--wait/--no-wait", help="Follow the job's logs to its end.")
-    ] = True,
+    no_wait: Annotated[
+        bool, typer.Option("--no-wait", help="Do not follow the job's log to its end.")
+    ] = False,
     allow_remote: Annotated[
         bool, typer.Option("--allow-remote", help="Allow plain http to another machine.")
     ] = False,
 ) -> None:
-    """Run a search as a job of a Ray cluster; the same command resumes it after a failure.
+    """Check a search, then run it by `ray job submit`; the same command resumes it.
 
-    With --wait the exit status is that of the search.
+    The current directory is uploaded, without data, runs and environments.
 
     Example: lipsum-tune submit quickstart --address http://127.0.0.1:8265
     """
-    from cluster.submit import follow, submit_search
+    from cluster.submit import submit_search
 
-    named = [f"search.name={json.dumps(name)}"] if name else []
-    keys = [*(set_ or ()), *named]
-    job = submit_search(config, keys, working_dir, address, env or (), allow_remote)
-    print(*job.description(), sep="\n", file=sys.stderr)
-    if wait:
-        raise typer.Exit(follow(job))
+    keys = [*(set_ or ()), *([f"search.name={json.dumps(name)}"] if name else ())]
+    options = ["--no-wait"] if no_wait else []
+    raise typer.Exit(submit_search(config, keys, address, env or (), options, allow_remote))
 
 
 app.add_typer(commands)

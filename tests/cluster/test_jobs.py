@@ -1,6 +1,7 @@
 """Searches as jobs of a real Ray head."""
 
 import json
+import re
 import secrets
 import shlex
 import subprocess
@@ -90,10 +91,7 @@ def test_a_stopped_job_frees_everything_and_is_resumed(head, images_root, tmp_pa
     journal = tmp_path / "stopped" / JOURNAL_FILE
     first = submit(head, search, "--no-wait")
     assert first.returncode == 0, first.stderr
-    job_id = next(line.split()[1] for line in first.stderr.splitlines() if line.startswith("Job"))
-    again = submit(head, search, "--no-wait")
-    assert f"{job_id}  (it was running already" in again.stderr
-
+    job_id = re.search(r"Job '(\S+)' submitted", first.stdout)[1]
     wait_until(lambda: journal.exists() and '"report"' in journal.read_text())
     client = JobSubmissionClient(head.dashboard)
     assert client.stop_job(job_id)
@@ -104,7 +102,6 @@ def test_a_stopped_job_frees_everything_and_is_resumed(head, images_root, tmp_pa
 
     resumed = submit(head, search)
     assert resumed.returncode == 0, resumed.stdout + resumed.stderr
-    assert f"{job_id}-2" in resumed.stderr
     assert "trial-001" in resumed.stdout
     assert disagreements(tmp_path / "stopped") == []
     assert statuses(tmp_path) == {"FINISHED": 3}
@@ -133,7 +130,6 @@ def test_a_job_without_a_storage_keeps_its_run(images_root, tmp_path):
     with running_head(**environment) as new:
         said = lipsum_tune("submit", *search, "--address", new.dashboard)
         assert f"Run folder  {run}\n" in said
-        assert "Runs in     ~/lipsum-tune/runs on the head node" in said
         (work / "note.txt").write_text("another working directory is another copy")
         assert f"Run folder  {run}\n" in lipsum_tune("submit", *search, "--address", new.dashboard)
     with running_head(**environment) as new:

@@ -1,23 +1,13 @@
-"""Ids, environments and addresses of jobs; `test_jobs` submits real ones."""
+"""What `submit` checks, and what it hands to Ray; `test_jobs` submits real jobs."""
 
-import os
-import subprocess
+import json
+import shlex
 from types import SimpleNamespace
 
 import pytest
-from ray.job_submission import JobStatus
 
-from cluster import submit as module
-from cluster.submit import (
-    MAX_UPLOAD_MB,
-    Job,
-    follow,
-    job_environment,
-    submission_base,
-    submit_search,
-)
+from cluster.submit import job_environment, submit_search
 from trainers.errors import ConfigError
-from tuning.config.validation import load_config
 
 NOWHERE = "http://127.0.0.1:9"
 
@@ -58,116 +48,72 @@ def test_a_missing_variable_or_a_secret_is_refused_and_not_repeated(names, envir
     assert "hunter2" not in str(caught.value)
 
 
-@pytest.mark.parametrize(
-    ("override", "is_same"), [("search.budget.trials=40", True), ("trial.optim.lr=2e-4", False)]
-)
-def test_searches_have_one_id_only_if_one_resumes_the_other(override, is_same):
-    first = submission_base(load_config("quickstart", check=False))
-    assert first.startswith("quickstart-")
-    second = submission_base(load_config("quickstart", [override], check=False))
-    assert (first == second) is is_same
-
-
-def test_mistakes_are_found_before_anything_is_sent(tmp_path):
-    for overrides, key in (
-        (("trial.optim.lrr=1",), None),
-        (("search.tracking.uri=https://a:b@c",), "search.tracking.uri"),
-        (("search.objective.metric=x/y",), None),
-    ):
-        with pytest.raises(ConfigError) as caught:
-            submit_search("quickstart", overrides, tmp_path, NOWHERE)
-        assert key is None or caught.value.key == key, overrides
-        assert "Failed to connect" not in str(caught.value)
-    (tmp_path / "work").mkdir()
-    (tmp_path / "mine.yaml").write_text("extends: quickstart")
-    with pytest.raises(ConfigError, match="not in the job's working directory"):
-        submit_search(str(tmp_path / "mine.yaml"), (), tmp_path / "work", NOWHERE)
-
-
-@pytest.mark.parametrize(
-    "override",
-    [
-        "trial.data.root=my/data",
-        "search.study_storage=sqlite:///study.db",
-        "search.tracking.uri=sqlite:///runs/mlflow.db",
-        "search.warm_start.runs=[runs/earlier]",
-        "trial.plugins=[mine.py]",
-        "trial.model.name=local-dir:model",
-        "trial.model.pretrained=weights.pt",
-    ],
-)
-def test_a_path_in_the_temporary_copy_is_refused(override, tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    (tmp_path / "mine.py").touch()
-    with pytest.raises(ConfigError) as caught:
-        submit_search("quickstart", [override], tmp_path, NOWHERE)
-    assert caught.value.key.startswith(override.partition("=")[0])
-    assert "copy of the working directory" in caught.value.problem
-
-
-def test_a_large_upload_is_refused_with_its_largest_files(tmp_path):
-    subprocess.run(["git", "init", "--quiet", tmp_path], check=True)
-    for name, size in (("weights.bin", MAX_UPLOAD_MB), ("video.mp4", 1), ("ignored.bin", 500)):
-        with (tmp_path / name).open("wb") as file:
-            file.truncate(size * 2**20 + 1)
-    (tmp_path / ".gitignore").write_text("ignored.bin\n")
-    with pytest.raises(ConfigError) as caught:
-        submit_search("quickstart", (), tmp_path, NOWHERE)
-    assert caught.value.key == "--working-dir"
-    assert caught.value.hint.endswith("the largest: weights.bin, video.mp4, .gitignore")
-    (tmp_path / ".gitignore").write_text("*.bin\n")
-    with pytest.raises(ConfigError) as caught:
-        submit_search("quickstart", (), tmp_path, NOWHERE)
-    assert caught.value.key == f"--address {NOWHERE}"
-    assert "`ray start --head`" in caught.value.hint
+def submit(*overrides, config="quickstart", address=NOWHERE, **options):
+    return submit_search(str(config), overrides, address, **options)
 
 
 @pytest.fixture
-def jobs(monkeypatch):
-    """The states of jobs by id, in place of those of a server."""
-    states = {}
-    client = SimpleNamespace(
-        list_jobs=lambda: [
-            SimpleNamespace(submission_id=name, status=JobStatus(state))
-            for name, state in states.items()
-        ],
-        submit_job=lambda submission_id, **_: states.update({submission_id: "PENDING"}),
-        get_job_info=lambda name: SimpleNamespace(status=JobStatus(states[name])),
-    )
-    monkeypatch.setattr(module, "job_client", lambda address: client)
-    return states
+def sent(monkeypatch):
+    """Commands and environments that would be run."""
+    calls = []
+
+    def run(command, env, check):
+        calls.append((command, env))
+        return SimpleNamespace(returncode=7)
+
+    monkeypatch.setattr("cluster.submit.subprocess.run", run)
+    return calls
 
 
-def test_a_running_job_is_found_and_an_ended_one_gets_a_successor(jobs, tmp_path):
-    def submit():
-        return submit_search("quickstart", (), tmp_path, f"{NOWHERE}/")
+def test_a_search_is_handed_to_rays_own_command(sent, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "mine.yaml").write_text("extends: quickstart")
+    for variable in ("RAY_ADDRESS", "RAY_API_SERVER_ADDRESS"):
+        monkeypatch.setenv(variable, "http://elsewhere.example:8265")
+    given = submit("search.name=x", config=tmp_path / "mine.yaml", options=["--no-wait"])
+    assert given == 7
+    ((command, environment),) = sent
+    words, search = command[: command.index("--")], command[command.index("--") + 1 :]
+    assert shlex.join(search) == "python -m tuning search mine.yaml --resume --set search.name=x"
+    assert words[1:8] == [
+        "-m",
+        "ray.scripts.scripts",
+        "job",
+        "submit",
+        "--address",
+        NOWHERE,
+        "--working-dir",
+    ]
+    assert "--no-wait" in words
+    runtime_env = json.loads(words[words.index("--runtime-env-json") + 1])
+    assert {".git/", ".env", ".ssh/", "*.pem"} <= {*runtime_env["excludes"]}
+    assert runtime_env["env_vars"]["RAY_JOB_STOP_WAIT_TIME_S"] == "20"
+    assert environment["RAY_API_SERVER_ADDRESS"] == NOWHERE
+    assert "RAY_ADDRESS" not in environment
 
-    base = submission_base(load_config("quickstart", check=False))
-    first, again = submit(), submit()
-    assert (first.submission_id, first.address, first.is_new) == (base, NOWHERE, True)
-    assert (again.submission_id, again.is_new) == (base, False)
-    # The first job was deleted; one is of another search.
-    jobs.clear()
-    jobs |= {f"{base}-2": "FAILED", f"{base}0-7": "RUNNING", f"{base}-10": "STOPPED"}
-    assert submit().submission_id == f"{base}-11"
-    assert submit().is_new is False
 
-
-def test_ctrl_c_does_not_reach_the_process_that_prints_the_log(jobs, tmp_path, monkeypatch):
-    shown = tmp_path / "ray"
-    shown.write_text(f"#!/bin/sh\ncut -d' ' -f5 /proc/$$/stat > {tmp_path}/group\n")
-    shown.chmod(0o755)
-    monkeypatch.setattr(module.sys, "executable", str(shown))
-    jobs["mine"] = "SUCCEEDED"
-    assert follow(Job(NOWHERE, "mine", is_new=True, storage="runs")) == 0
-    assert int((tmp_path / "group").read_text()) != os.getpgrp()
-
-
-@pytest.mark.parametrize("variable", ["RAY_ADDRESS", "RAY_API_SERVER_ADDRESS"])
-def test_the_environment_does_not_change_the_address(variable, tmp_path, monkeypatch):
-    monkeypatch.setenv(variable, "http://elsewhere.example:8265")
-    with pytest.raises(ConfigError, match=f"Failed to connect to Ray at address: {NOWHERE}"):
-        submit_search("quickstart", (), tmp_path, NOWHERE)
+@pytest.mark.parametrize(
+    ("override", "key"),
+    [
+        ("trial.optim.lrr=1", "trial.optim.lrr"),
+        ("search.tracking.uri=https://a:b@c", "search.tracking.uri"),
+        ("search.objective.metric=x/y", "search.objective.metric"),
+        ("trial.data.root=my/data", "trial.data.root"),
+        ("trial.plugins=[mine.py]", "trial.plugins: mine.py"),
+    ],
+)
+def test_mistakes_are_found_before_anything_is_sent(override, key, sent, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "mine.py").touch()
+    with pytest.raises(ConfigError) as caught:
+        submit(override)
+    assert caught.value.key == key
+    (tmp_path / "mine.yaml").write_text("extends: quickstart")
+    (tmp_path / "work").mkdir()
+    monkeypatch.chdir(tmp_path / "work")
+    with pytest.raises(ConfigError, match="not below the current directory"):
+        submit(config=tmp_path / "mine.yaml")
+    assert sent == []
 
 
 @pytest.mark.parametrize(
@@ -180,10 +126,10 @@ def test_the_environment_does_not_change_the_address(variable, tmp_path, monkeyp
         ("https://me:hunter2@head.org", "must not contain a password"),
     ],
 )
-def test_an_address_that_is_not_safe_is_refused(address, said, jobs, tmp_path):
+def test_an_address_that_is_not_safe_is_refused(address, said, sent):
     with pytest.raises(ConfigError, match=said) as caught:
-        submit_search("quickstart", (), tmp_path, address)
+        submit(address=address)
     assert "hunter2" not in str(caught.value)
-    assert jobs == {}
+    assert sent == []
     if "unencrypted" in said:
-        assert "unencrypted" in submit_search("quickstart", (), tmp_path, address, (), True).warning
+        assert submit(address=address, allow_remote=True) == 7

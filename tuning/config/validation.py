@@ -261,8 +261,8 @@ def _check_objective(file: SearchFile) -> None:
             # Not the other kind: whoever means OOD accuracy must not be led to ID accuracy.
             wants_id = objective.metric.startswith("id")
             alike = [name for name in known if name.startswith("id") == wants_id]
-            if not objective.metric.startswith(("cost/", "train/")):
-                alike = [name for name in alike if not name.startswith(("cost/", "train/"))]
+            if "/" not in objective.metric:  # an accuracy rather than a cost
+                alike = [name for name in alike if "val/" in name]
             hint = suggestion(objective.metric, alike)
             if not file.trial.data.ood_domains and not wants_id:
                 hint = f"without OOD domains, the objective can be {ID_ACC}"

@@ -612,11 +612,11 @@ def test_a_failed_trial_is_status_1_unless_allowed_beside_a_finished_one(images_
     assert status("none", [failed], "--allow-failed-trials") == 1
 
 
-def test_a_search_with_nothing_left_ends_in_order(run, went_on):
-    done = invoke("resume", run, "--set", "search.budget.trials=2")
-    assert [file.search.budget.trials for file in went_on] == [2]
-    assert done.output.startswith("Resume      search: 2 trials of 240 steps, ")
+def test_a_search_that_ends_says_what_is_next(run, went_on):
+    done = invoke("resume", run, "--set", "search.budget.trials=9")
+    assert [file.search.budget.trials for file in went_on] == [9]
+    assert done.output.startswith("Resume      search: 9 trials of 240 steps, ")
     assert f"Report      {run / 'report' / 'index.html'}" in done.output
     assert f"Next        lipsum-tune confirm {run} " in done.output
     assert f"            lipsum-tune export {run} --output model " in done.output
-    assert yaml.safe_load((run / CONFIG_FILE).read_text())["search"]["budget"]["trials"] == 2
+    assert yaml.safe_load((run / CONFIG_FILE).read_text())["search"]["budget"]["trials"] == 9
