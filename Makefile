@@ -83,7 +83,7 @@ dist:
 	$(WHEEL)/bin/python -m build --outdir dist
 	$(call pip-settings,$(WHEEL)/bin) | $(WHEEL)/bin/uv pip install --quiet --requirements - \
 		--python $(WHEEL)/bin/python dist/*.whl
-	cd dist && ../$(WHEEL)/bin/lipsum-tune --version && ../$(WHEEL)/bin/lipsum-tune config --list
+	cd dist && ../$(WHEEL)/bin/lipsum-tune --version && ../$(WHEEL)/bin/lipsum-tune config
 	cd dist && ../$(WHEEL)/bin/lipsum-tune config domainnet_vit_b16 > /dev/null
 	rm -rf $(WHEEL)
 

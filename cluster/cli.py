@@ -12,10 +12,8 @@ from tuning.cli.options import Config, Set
 
 __all__ = ["app", "main"]
 
-commands = typer.Typer()
 
-
-@commands.command()
+@app.command()
 def submit(
     config: Config,
     set_: Set = None,
@@ -45,6 +43,3 @@ def submit(
     keys = [*(set_ or ()), *([f"search.name={json.dumps(name)}"] if name else ())]
     options = ["--no-wait"] if no_wait else []
     raise typer.Exit(submit_search(config, keys, address, env or (), options, allow_remote))
-
-
-app.add_typer(commands)

@@ -18,39 +18,11 @@ from types import SimpleNamespace
 from typing import Annotated, Any
 
 import typer
-from typer.core import TyperGroup
 
-from tuning.cli import auto, configuration, control, data, report, search, ui, weights
+# Each module adds its commands, in the order of the help.
+from tuning.cli import data, report, runs, search, ui, weights  # noqa: F401
+from tuning.cli.options import app as app
 from tuning.execution.signals import GC_THRESHOLD
-
-_GONE = {
-    "extend": "`resume`, such as lipsum-tune resume quickstart --trials +8",
-    "list": "`report` for the runs and `config` for the ready configurations, both without a name",
-    "schema": "`config --schema`",
-    "soup": "`confirm`, which builds the model of a search, and `export`",
-    "status": "`report`, such as lipsum-tune report quickstart",
-}
-"""Commands of 0.2, and what they are now."""
-
-
-class _Commands(TyperGroup):
-    def resolve_command(self, ctx: Any, args: list[str]) -> Any:
-        if args[0] in _GONE:
-            from trainers.errors import ConfigError
-
-            raise ConfigError(f"`{args[0]}` is now {_GONE[args[0]]}")
-        return super().resolve_command(ctx, args)
-
-
-app = typer.Typer(
-    name="lipsum-tune",
-    cls=_Commands,
-    no_args_is_help=True,
-    pretty_exceptions_enable=False,
-    context_settings={"help_option_names": ["-h", "--help"]},
-)
-for commands in (auto, data, search, control, report, ui, weights, configuration):
-    app.add_typer(commands.app)
 
 _shown = SimpleNamespace(debug=False)
 """What the options of all commands ask for."""

@@ -10,10 +10,7 @@ import typer
 from rich.console import Console
 from typer.core import TyperCommand
 
-from tuning.cli.options import Config, Set, names
-
-app = typer.Typer()
-
+from tuning.cli.options import Config, Set, app, names
 
 _TREES = """\b
 Trees of the layout `folders`:

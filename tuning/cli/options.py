@@ -12,6 +12,14 @@ import typer
 if TYPE_CHECKING:
     from tuning.config.schema import SearchFile
 
+app = typer.Typer(
+    name="lipsum-tune",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+"""All commands, which the modules of this package and `cluster.cli` add."""
+
 Config = Annotated[
     str, typer.Argument(help="A YAML file, or a ready configuration such as `quickstart`.")
 ]

@@ -10,9 +10,7 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from tuning.cli.options import found, shortest, show, warn, word_for
-
-app = typer.Typer()
+from tuning.cli.options import app, found, shortest, show, warn, word_for
 
 
 @app.command()

@@ -1,4 +1,4 @@
-"""Commands that run, continue, plan and confirm searches."""
+"""Commands that run, continue, plan and confirm searches, and `auto`, which does all of it."""
 
 from __future__ import annotations
 
@@ -14,11 +14,13 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.console import Console
 
+from trainers.errors import ConfigError
 from tuning.cli.options import (
     Address,
     Config,
     Run,
     Set,
+    app,
     check_run,
     names,
     shortest,
@@ -31,8 +33,6 @@ if TYPE_CHECKING:
     from tuning.config.schema import SearchFile
     from tuning.runs.conclusion import Conclusion
     from tuning.search import SearchResult
-
-app = typer.Typer()
 
 
 @app.command()
@@ -149,7 +149,6 @@ def plan(
 
     Example: lipsum-tune plan vit_b16 --on A100-80GB,L4
     """
-    from trainers.errors import ConfigError
     from tuning.config.validation import check_settings, load_config
 
     if on is None and (images or classes):
@@ -225,6 +224,57 @@ def confirm(
         raise typer.Exit(1)
 
 
+@app.command()
+def auto(
+    data: Annotated[
+        str | None,
+        typer.Argument(help="A folder of images, as for `prepare folders`. Default: openmoji."),
+    ] = None,
+    id_: Annotated[str | None, typer.Option("--id", help="The domain to fine-tune on.")] = None,
+    ood: Annotated[
+        str | None, typer.Option(help="The other domains, comma-separated. Default: all but --id.")
+    ] = None,
+    model: Annotated[
+        str | None,
+        typer.Option(help="A ready configuration or YAML file to extend. Default: vit_b32."),
+    ] = None,
+    hours: Annotated[
+        float | None, typer.Option(help="Wall-clock time of everything. Default of openmoji: 0.2.")
+    ] = None,
+    gpu_hours: Annotated[
+        float | None, typer.Option(help="GPU-hours of the search and `confirm`.")
+    ] = None,
+    name: Annotated[
+        str | None, typer.Option(help="Name of the run folder. Default: that of DATA.")
+    ] = None,
+    again: Annotated[
+        bool,
+        typer.Option(
+            "--again",
+            help="Confirm another trial than before, for instance a better one after `resume`.",
+        ),
+    ] = False,
+    address: Address = None,
+) -> None:
+    """From a folder of images to a confirmed, exported model; run it again after a kill.
+
+    Prepares, plans and runs a search that fits the hours, confirms and exports the model that won.
+
+    Example: lipsum-tune auto /data/shop --id studio --ood street,sketch --gpu-hours 24
+    """
+    if data is not None and (hours is None) == (gpu_hours is None):
+        raise ConfigError("give one of --hours (wall clock) and --gpu-hours")
+    # Imported here, since torch, Ray and MLflow take seconds to import.
+    from tuning.auto import auto as run_auto
+    from tuning.runs.errors import resumable
+
+    with _stopped("the same command goes on"), resumable("the same command goes on"):
+        run_auto(
+            data, id_domain=id_, ood=names(ood), model=model, hours=hours,
+            gpu_hours=gpu_hours, name=name, again=again, address=address,
+        )  # fmt: skip
+
+
 @contextmanager
 def _stopped(
     how: str = "`lipsum-tune report` lists the runs, `lipsum-tune resume RUN` continues one",
@@ -264,7 +314,7 @@ def _say_what_data_lack(file: SearchFile) -> None:
 
 def _show(result: SearchResult, allow_failed_trials: bool = False) -> None:
     """Print the results of a search, and exit with a status for how it ended."""
-    from trainers.errors import MAY_CONTINUE, ConfigError
+    from trainers.errors import MAY_CONTINUE
     from trainers.redact import redact
     from tuning.runs.conclusion import conclusion
     from tuning.runs.ranking import finished_trials, on_bounds

@@ -16,9 +16,7 @@ from typing import Annotated
 
 import typer
 
-from tuning.cli.options import found, shortest, show
-
-app = typer.Typer()
+from tuning.cli.options import app, found, shortest, show
 
 _HOST = "127.0.0.1"
 _QUIET = {

@@ -10,9 +10,7 @@ from typing import Annotated, Any
 import typer
 
 from trainers.errors import ConfigError, storage_failures
-from tuning.cli.options import Config, Set, found, show
-
-app = typer.Typer()
+from tuning.cli.options import Config, Set, app, found, show
 
 
 @app.command()

@@ -32,7 +32,7 @@ from trainers.overrides import LR_KEY
 from tuning import resume
 from tuning import search as run_search
 from tuning.cli import app, run_command
-from tuning.cli.control import point_of
+from tuning.cli.runs import point_of
 from tuning.config.loading import find_config, ready_configs
 from tuning.config.validation import load_config
 from tuning.runs.journal import Journal
@@ -413,12 +413,6 @@ MISTAKES = [
     ("resume mine --set trial.seed=9", "start a new search"),
     ("resume mine --trials +x", "write a number, or +8"),
     ("control mine --end", "it has finished (`lipsum-tune resume mine` continues it)"),
-    # Commands of 0.2.
-    ("list", "`report` for the runs"),
-    ("status quickstart --json", "lipsum-tune report quickstart"),
-    ("schema", "`config --schema`"),
-    ("soup mine --name greedy", "`soup` is now `confirm`"),
-    ("extend quickstart --trials 8", "`resume`"),
 ]
 LONG = "x" * 300
 FLIPPED = "journal.jsonl: line 13 is damaged: a report of trial-000 may be missing"
