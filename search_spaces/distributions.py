@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import random
-import re
 import warnings
 from typing import Annotated, Any, Literal, TypeAlias
 
@@ -64,14 +63,14 @@ class _Range(Frozen):
         return kind(self.low, self.high, log=self.log, step=self.step)
 
     def parse(self, value: Value) -> float:
-        """The value as a number of this range; a string that spells a number is accepted.
+        """The value as a number of this range.
 
         Raises:
             ValueError: not a number, or outside the range. The message starts with "is".
         """
-        try:  # YAML 1.1 reads 1e-5, which has no point, as a string
-            number = math.nan if isinstance(value, bool) else float(value)
-        except (ValueError, OverflowError):
+        try:
+            number = math.nan if isinstance(value, bool | str) else float(value)
+        except OverflowError:  # of an integer
             number = math.nan
         if not math.isfinite(number):
             raise ValueError("is not a finite number")
@@ -149,14 +148,13 @@ class Categorical(Frozen):
 
     @field_validator("choices", mode="before")
     @classmethod
-    def _are_numbers_and_differ(cls, choices: Any) -> Any:
+    def _differ(cls, choices: Any) -> Any:
         if not isinstance(choices, list | tuple):
             return choices
-        parsed = [_number_of(choice) for choice in choices]
         # Optuna compares choices with ==, so 1, 1.0 and true would be one choice.
-        if twice := [choice for index, choice in enumerate(parsed) if choice in parsed[:index]]:
+        if twice := [choice for index, choice in enumerate(choices) if choice in choices[:index]]:
             raise ValueError(f"choices has {twice[0]!r} twice")
-        return tuple(parsed)
+        return tuple(choices)
 
     def __str__(self) -> str:
         return " or ".join(map(str, self.choices))
@@ -167,7 +165,6 @@ class Categorical(Frozen):
         Raises:
             ValueError: no choice equals it. The message starts with "is".
         """
-        value = _number_of(value)
         for choice in self.choices:
             if choice == value and isinstance(choice, bool) == isinstance(value, bool):
                 return choice
@@ -180,12 +177,6 @@ class Categorical(Frozen):
     def to_optuna(self) -> distributions.CategoricalDistribution:
         """The same distribution for Optuna."""
         return distributions.CategoricalDistribution(self.choices)
-
-
-def _number_of(value: Any) -> Any:
-    """The number for a text such as `1e-5`: YAML 1.1 reads numbers without a point as text."""
-    is_number = isinstance(value, str) and re.fullmatch(r"[+-]?\d+(\.\d*)?[eE][+-]?\d+", value)
-    return float(value) if is_number else value
 
 
 Distribution: TypeAlias = Annotated[Float | Int | Categorical, Field(discriminator="type")]

@@ -16,6 +16,7 @@ _UNUSABLE = re.compile("[\0\ud800-\udfff]")
 MOST_REPEATED = 10_000
 """Values that aliases may add to a file. A few nested ones make a gigabyte of 200 bytes."""
 
+
 class _Loader(yaml.SafeLoader):
     """Refuses a key that is given twice, of which YAML would take the last, and endless values."""
 
@@ -44,6 +45,12 @@ class _Loader(yaml.SafeLoader):
         if _UNUSABLE.search(node.value):
             raise _problem("a text with the character NUL or half of a surrogate pair", node)
         return node
+
+
+# YAML 1.1 reads 1e-5, which has no point, as text.
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float", re.compile(r"[-+]?[0-9]+[eE][-+]?[0-9]+$"), list("-+0123456789")
+)
 
 
 def _size(node: yaml.Node, sizes: dict[int, int]) -> int:

@@ -23,7 +23,7 @@ def test_an_impossible_range_is_refused(low, high, options, words):
         Float.model_validate({"low": low, "high": high, **options})
 
 
-@pytest.mark.parametrize("choices", [(), ("a", "b", "a"), (1e-5, "1e-5"), (1, True)])
+@pytest.mark.parametrize("choices", [(), ("a", "b", "a"), (1, True)])
 def test_choices_differ_and_there_are_some(choices):
     with pytest.raises(ValidationError, match=r"at least 1 item|twice"):
         Categorical(choices=choices)
@@ -34,6 +34,7 @@ def test_choices_differ_and_there_are_some(choices):
     [
         (LR, 1.0, r"outside 1e-06 \.\. 0\.001"),
         (LR, "fast", "not a finite number"),
+        (LR, 10**400, "not a finite number"),
         (Float(low=0, high=1, step=0.1), 0.25, r"not 0 plus a multiple of 0\.1"),
         (Int(low=0, high=9), 2.5, "not 0 plus a multiple of 1"),
         (Int(low=1, high=9, step=2), 4, "not 1 plus a multiple of 2"),
@@ -48,10 +49,9 @@ def test_a_value_outside_is_refused(parameter, value, problem):
 @pytest.mark.parametrize(
     ("parameter", "value", "parsed"),
     [
-        (LR, "1e-5", 1e-5),  # YAML reads it as a string
         (Int(low=0, high=9), 3.0, 3),  # as a file written by another tool has it
         (Float(low=0, high=1, step=0.1), 0.1 * 3, 0.1 * 3),
-        (Categorical(choices=("1e-5", "x")), 1e-5, 1e-5),
+        (Categorical(choices=(1e-5, "x")), 1e-5, 1e-5),
     ],
 )
 def test_values_get_the_type_of_the_parameter(parameter, value, parsed):
@@ -61,7 +61,7 @@ def test_values_get_the_type_of_the_parameter(parameter, value, parsed):
 
 def test_first_points_are_complete_and_in_the_order_of_the_space():
     parameters = {"a.real": Float(low=0, high=2), "a.whole": Int(low=0, high=9)}
-    point = {"a.whole": 3.0, "a.real": "1e-1"}
+    point = {"a.whole": 3.0, "a.real": 0.1}
     (found,) = SearchSpace(parameters=parameters, initial_points=[point]).initial_points
     assert list(found.items()) == [("a.real", 0.1), ("a.whole", 3)]
     for wrong in ({"a.real": 1}, {**point, "b": 1}, {**point, "a.real": 3}):

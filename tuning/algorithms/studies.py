@@ -175,7 +175,6 @@ class Studies(Callback):
         point = {key: value for key, value in params.items() if key != METHOD_KEY}
         for study in self.studies:
             if study.method == params.get(METHOD_KEY) and is_inside(point, study.space):
-                # A text that spells a number is that number, as in the points of a configuration.
                 found = {key: p.parse(point[key]) for key, p in study.space.parameters.items()}
                 study.wanted.append(found)
 

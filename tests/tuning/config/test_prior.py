@@ -8,6 +8,7 @@ import pytest
 from search_spaces import Categorical, Float, Int, SearchSpace
 from trainers.overrides import nest
 from tuning.config.schema import SearchFile
+from tuning.config.validation import load_config
 
 LR, WEIGHT, LENGTH = "optim.lr", "method.reg_weight", "method.text_length"
 
@@ -83,15 +84,20 @@ def test_a_choice_of_the_trial_is_the_centre_of_a_choice():
     assert sorted(point["precision"] for point in around) == ["bf16", "fp32"]
 
 
-def test_choices_in_scientific_notation_are_numbers():
-    # YAML 1.1 reads 1e-5, which has no point, as text. The trial's rate is 1e-5.
-    written = {LR: {"type": "categorical", "choices": ["1e-6", "1e-5", "3E-5", 1e-4]}}
-    center, *_ = points(search__space__parameters=written)
-    assert center[LR] == 1e-5
-    written[LR]["choices"] = ["1e-6", "2e-5", "1e-3"]
-    assert points(search__space__parameters=written)[0][LR] == 1e-6  # the nearest
-    center, *_ = points(search__space__parameters=written, search__prior__center={LR: "2e-5"})
-    assert center[LR] == 2e-5
+def test_numbers_in_scientific_notation_need_no_point(tmp_path):
+    # YAML 1.1 reads 1e-5, which has no point, as text.
+    def first(text, *center):
+        (tmp_path / "mine.yaml").write_text(f"search: {{space: {{parameters: {{{LR}: {text}}}}}}}")
+        return (
+            load_config(tmp_path / "mine.yaml", center, check=False)
+            .search_space()
+            .initial_points[0]
+        )
+
+    choices = "{type: categorical, choices: [1e-6, 2e-5, 1E+2, 3e-5]}"
+    assert first(choices)[LR] == 1e-6  # the nearest to the trial's 1e-5
+    assert first(choices, f"search.prior.center={{{LR}: 3e-5}}")[LR] == 3e-5
+    assert first("{low: 1e-5, high: 1e-3}", f"search.prior.center={{{LR}: 2e-4}}")[LR] == 2e-4
 
 
 def test_given_points_replace_the_prior():
