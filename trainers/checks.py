@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 
 from trainers.config import TrialConfig
 from trainers.data.class_map import domain_class_map
@@ -14,22 +14,23 @@ from trainers.loop.state import check_names
 from trainers.models.clip import check_model
 
 
-def check_trials(configs: Iterable[TrialConfig]) -> None:
+def check_trial(config: TrialConfig, checked: list[tuple[DataConfig, Sequence[str]]]) -> None:
     """Raise a ConfigError for a model, method or data that cannot work, alone or together.
 
-    A model is loaded once. No images are read. Models and data that several configurations have
-    in common are checked once.
+    A model is loaded once. No images are read.
+
+    Args:
+        checked: data that other trials have in common with this one, and their classes. Those of
+            this one are added.
     """
-    data: list[tuple[DataConfig, Sequence[str]]] = []
-    for config in configs:
-        found = next((classes for of, classes in data if of == config.data), None)
-        if found is None:
-            found = check_data(config.data)
-            data.append((config.data, found))
-        if isinstance(config.class_weights, dict):
-            check_names(config.class_weights, found)
-        check_model(config.model)  # after the data: it may fetch weights
-        config.method.check(config.model)
+    classes = next((classes for data, classes in checked if data == config.data), None)
+    if classes is None:
+        classes = check_data(config.data)
+        checked.append((config.data, classes))
+    if isinstance(config.class_weights, dict):
+        check_names(config.class_weights, classes)
+    check_model(config.model)  # after the data: it may fetch weights
+    config.method.check(config.model)
 
 
 def check_data(data: DataConfig, parts: Sequence[tuple[str, str]] | None = None) -> tuple[str, ...]:

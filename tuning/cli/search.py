@@ -69,13 +69,13 @@ def search(
     file = load_config(config, overrides)
     space, *others = file.search_space().parts().values()
     if not others:  # else each method has its own
-        named = zip(short_names([*space.parameters]), space.parameters.values(), strict=True)
-        show("Space", ", ".join(f"{name} {values}" for name, values in named))
+        shown = zip(short_names([*space.parameters]), space.parameters.values(), strict=True)
+        show("Space", ", ".join(f"{short} {values}" for short, values in shown))
     if line := rate_line(file, by_rule="lr" not in written.trial.optim.model_fields_set):
         show("Rate", line)
     # The whole key, since there may be several objectives, or one with another mode.
-    hint = " (--set 'search.objective={metric: id_val/acc}' avoids that)"
-    read = [("Objective", o.metric, hint) for o in file.objectives]
+    avoided = " (--set 'search.objective={metric: id_val/acc}' avoids that)"
+    read = [("Objective", o.metric, avoided) for o in file.objectives]
     read += [("Constraint", c.metric, "") for c in file.constraints()]
     for what, metric, hint in read:
         key = MetricKey.parse(metric)

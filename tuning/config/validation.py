@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
-from search_spaces import SPACES, Categorical, Distribution
+from search_spaces import SPACES, Categorical, Distribution, SearchSpace
 from search_spaces.ready_spaces import around
 from trainers.config import TrialConfig
 from trainers.errors import ConfigError, suggestion, validate
@@ -87,11 +88,11 @@ def load_trial(source: str | Path, overrides: Iterable[str] = ()) -> TrialConfig
     source_of, values = read_layers(source, overrides)
     values.pop("search", None)
     trial = validate(SearchFile, values, source_of).trial
-    from trainers.checks import check_trials  # with torch
+    from trainers.checks import check_trial  # with torch
 
     try:
         trial = with_first_rate(trial)
-        check_trials([trial])
+        check_trial(trial, [])
     except ConfigError as error:
         raise error.within(source_of(error.key)) from None
     return trial
@@ -106,9 +107,9 @@ def check_search(file: SearchFile) -> SearchFile:
     check_settings(file)
     file = file.model_copy(update={"trial": with_first_rate(file.trial)})
     # Commands that show a configuration or a run start without torch.
-    from trainers.checks import check_trials
+    from trainers.checks import check_trial
 
-    _check_corners(file, check_trials)
+    _check_corners(file, partial(check_trial, checked=[]))
     return file
 
 
@@ -140,46 +141,47 @@ def rate_line(file: SearchFile, *, by_rule: bool) -> str | None:
     return f"{LR_KEY} = {lr:g}{rule}{searched}"
 
 
-def _check_corners(file: SearchFile, check: Callable[[Iterator[TrialConfig]], object]) -> None:
+def _check_corners(file: SearchFile, check: Callable[[TrialConfig], object]) -> None:
     """Check trials that together reach every bound and every choice, and the first points."""
-    space = file.search_space()
-    method: str | None = None
-    point: dict[str, Any] = {}
+    for method, part in file.search_space().parts().items():
+        own = {} if method is None else {METHOD_KEY: method}
+        for point in (*_corners(part), *part.initial_points):
+            try:
+                check(file.trial_config({**own, **point}))
+            except ConfigError as error:
+                raise _of_the_space(error, file, method, point) from None
 
-    def trials() -> Iterator[TrialConfig]:
-        nonlocal method, point
-        for method, part in space.parts().items():
-            values = {
-                key: list(p.choices) if isinstance(p, Categorical) else [p.low, p.high]
-                for key, p in part.parameters.items()
-            }
-            corners = [
-                {key: of_key[min(index, len(of_key) - 1)] for key, of_key in values.items()}
-                for index in range(max(map(len, values.values()), default=0))
-            ]
-            for point in (*corners, *part.initial_points):
-                own = {} if method is None else {METHOD_KEY: method}
-                yield file.trial_config({**own, **point})
 
-    try:
-        check(trials())
-    except ConfigError as error:
-        if method is not None and error.key == METHOD_KEY:
-            hint = f"or remove {method!r}"
-            raise ConfigError(str(error), key="search.space.methods", hint=hint) from None
-        if error.key not in point:
-            raise
-        # Name the bound of the parameter: the trial's own value may be right.
-        parameter, remedy = space.parts()[method].parameters[error.key], error.hint
-        field = "choices"
-        if error.problem == "unknown key" and any(
-            error.key in s.parameters for s in SPACES.values()
-        ):
-            remedy = "of another method: remove this parameter"
-        if not isinstance(parameter, Categorical):
-            field = "high" if point[error.key] == parameter.high else "low"
-        key = f"{_parameter(file, method, error.key)}.{field}"
-        raise ConfigError(error.problem, key=key, value=error.value, hint=remedy) from None
+def _corners(space: SearchSpace) -> list[dict[str, Any]]:
+    """Points that together have every bound and every choice."""
+    values = {
+        key: list(p.choices) if isinstance(p, Categorical) else [p.low, p.high]
+        for key, p in space.parameters.items()
+    }
+    number = max(map(len, values.values()), default=0)
+    return [
+        {key: of_key[min(index, len(of_key) - 1)] for key, of_key in values.items()}
+        for index in range(number)
+    ]
+
+
+def _of_the_space(
+    error: ConfigError, file: SearchFile, method: str | None, point: Mapping[str, Any]
+) -> ConfigError:
+    """The error of a trial, with the bound or the choices of the space that have caused it."""
+    if method is not None and error.key == METHOD_KEY:
+        return ConfigError(str(error), key="search.space.methods", hint=f"or remove {method!r}")
+    if error.key is None or error.key not in point:
+        return error
+    parameter, hint = file.search_space().parts()[method].parameters[error.key], error.hint
+    is_of_another = any(error.key in ready.parameters for ready in SPACES.values())
+    if error.problem == "unknown key" and is_of_another:
+        hint = "of another method: remove this parameter"
+    field = "choices"
+    if not isinstance(parameter, Categorical):
+        field = "high" if point[error.key] == parameter.high else "low"
+    key = f"{_parameter(file, method, error.key)}.{field}"
+    return ConfigError(error.problem, key=key, value=error.value, hint=hint)
 
 
 def _parameter(file: SearchFile, method: str | None, key: str) -> str:
@@ -229,7 +231,7 @@ def check_settings(file: SearchFile) -> None:
     for key in searched.intersection(FIXED):
         raise ConfigError("cannot be searched", key=f"search.space.parameters.{key}")
     _check_objective(file)
-    _check_corners(file, list)
+    _check_corners(file, lambda trial: None)
     for name in search.references:
         file.reference_config(name)
     grace_steps = None if search.scheduler.name == "none" else search.scheduler.grace_steps
@@ -262,7 +264,7 @@ def _check_objective(file: SearchFile) -> None:
             wants_id = objective.metric.startswith("id")
             alike = [name for name in known if name.startswith("id") == wants_id]
             if "/" not in objective.metric:  # an accuracy rather than a cost
-                alike = [name for name in alike if "val/" in name]
+                alike = [n for n in alike if n.startswith(("id_val/", "ood_val/", "val/"))]
             hint = suggestion(objective.metric, alike)
             if not file.trial.data.ood_domains and not wants_id:
                 hint = f"without OOD domains, the objective can be {ID_ACC}"

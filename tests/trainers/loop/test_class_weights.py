@@ -7,7 +7,7 @@ from typer.testing import CliRunner
 
 from tests.conftest import CLASSES
 from tests.trainers.curves import assert_near, curve, short
-from trainers.checks import check_trials
+from trainers.checks import check_trial
 from trainers.data.config import DataConfig
 from trainers.errors import ConfigError
 from trainers.loop.state import class_weights, open_images
@@ -71,5 +71,5 @@ def test_methods_without_a_cross_entropy_over_classes_refuse_weights(trial, meth
 
 def test_an_unknown_class_is_refused_before_the_start(trial):
     with pytest.raises(ConfigError) as caught:
-        check_trials([short(trial, "ft", class_weights={"aple": 2.0})])
+        check_trial(short(trial, "ft", class_weights={"aple": 2.0}), [])
     assert (caught.value.key, caught.value.hint) == ("class_weights", "did you mean 'apple'?")
