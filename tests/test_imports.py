@@ -37,7 +37,7 @@ def test_commands_that_only_read_import_nothing_heavy(images_root, tmp_path):
         ["--help"],
         ["--version"],
         ["config", "--schema"],
-        ["config", "--list"],
+        ["config"],
         ["config", "quickstart"],
         ["report"],
         ["report", str(run), str(run)],

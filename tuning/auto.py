@@ -345,11 +345,14 @@ def _accuracy_line(found: Conclusion) -> str | None:
     for domain in (search.id_domain, *search.ood_domains):
         key = MetricKey(SPLIT, ID if domain == search.id_domain else domain, "acc")
         if (mean := found.confirmation.estimate(found.won.trial_id, str(key))) is None:
-            return None
+            continue
         zero_shot = found.confirmation.zero_shot.get(str(key))
         before = "" if zero_shot is None else f" (zero-shot {zero_shot:.1f})"
         parts.append(f"{mean.mean:.1f} % on {domain}{before}")
-    return f"{', '.join(parts)}: test images, mean of {len(found.seeds)} fresh trainings"
+    trainings = len(found.confirmation.seeds)
+    return (
+        f"{', '.join(parts)}: test images, mean of {trainings} fresh trainings" if parts else None
+    )
 
 
 def sizes(file: SearchFile, images: int) -> dict[str, int]:

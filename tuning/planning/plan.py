@@ -29,7 +29,7 @@ from tuning.checkpoints.files import remove_folder
 from tuning.config.schema import SearchFile
 from tuning.execution.ray_session import runs_folder
 from tuning.runs.history import History
-from tuning.runs.records import SECONDS, SearchRecord, TrialRecord, trial_name
+from tuning.runs.records import SECONDS, SearchRecord, TrialRecord
 from tuning.session import SearchOptions, fixed_only, open_session
 from tuning.views.formatting import format_hours, format_seconds, show_phase
 from tuning.views.result_table import borderless_table
@@ -168,7 +168,7 @@ def plan_search(
             run_folder=folder,
         )
         show_phase(console, "Plan", f"timing {2 * at_once} trials of {base.steps} steps")
-        short_trials = [TrialRecord(trial_name(n), n, "trial", {}) for n in range(2 * at_once)]
+        short_trials = [TrialRecord(f"timing-{n}", n, "trial", {}) for n in range(2 * at_once)]
         driver = session.driver(search, History(), [session.progress], fixed=short_trials)
         ended, outcome, _ = replace(session, concurrent=at_once).run(driver)
     if outcome == "stopped":

@@ -76,7 +76,8 @@ def resumable(go_on: str) -> Iterator[None]:
         failure = storage_failure(error)
         if failure is None:
             raise
-        raise StorageFailed(f"{failure}; {go_on}") from None
+        text = str(failure)
+        raise StorageFailed(text if go_on in text else f"{text}; {go_on}") from None
 
 
 def wrapped_errors(error: BaseException) -> Iterator[BaseException]:

@@ -27,6 +27,13 @@ def test_a_failure_of_storage_is_found_behind_all_that_ray_makes_of_it():
     assert storage_failure(ControllerError(lost)) is None
     with pytest.raises(StorageFailed, match="refused; resume it"), resumable("resume it"):
         as_tune_does(failure)
+    with (
+        pytest.raises(StorageFailed) as said,
+        resumable("go on"),
+        resumable("correct it, then go on"),
+    ):
+        as_tune_does(failure)
+    assert str(said.value).count("go on") == 1
     with pytest.raises(ZeroDivisionError), resumable("resume it"):
         raise ZeroDivisionError
 
