@@ -52,7 +52,7 @@ def middle(parameter):
 @pytest.mark.parametrize("name", SPACES)
 def test_a_search_begins_at_what_the_authors_use_in_a_wide_range(name):
     values = {"trial": {"method": {"name": name}}}
-    file = SearchFile.model_validate({**values, "search": {"space": {"name": name}}})
+    file = SearchFile.model_validate(values)
     center, lr = file.search_space().initial_points[0], SPACES[name].parameters[LR]
     assert CENTERS.get(name, {}).items() <= center.items()
     assert lr.log
