@@ -13,12 +13,15 @@ from rich.console import Console
 
 from tests.benchmarks.phenomenon import SUITE
 from tests.benchmarks.photographs.table import accuracies, differences, means
+from tests.benchmarks.simulate.__main__ import mean_and_interval
 from trainers.data.suite import load_suite
 from tuning import load_run
 from tuning.views.leaderboard import SHOWN, report
 
 HERE = Path(__file__).parent
 ROOT = HERE.parents[1]
+DOMAINS = ("real", "clipart", "sketch", "infograph", "photographs")
+SAMPLERS = {"auto": "Lipsum-Tune", "tpe": "TPE", "random": "random search"}
 PAGES = (ROOT / "README.md", ROOT / "docs" / "results.md")
 MARKED = re.compile(
     r"(?<=<!-- result: )(?P<name>[^>]+)( -->\n\n)(?P<text>.*?)(?=\n<!-- end -->)", re.DOTALL
@@ -32,6 +35,40 @@ def photographs(table):
 
 def drawings(table):
     return table(pd.read_parquet(HERE / "phenomenon.parquet"), means(SUITE))
+
+
+def searches():
+    """Mean regrets after 5 / 10 / 20 trials of simulated searches."""
+    regrets = pd.read_csv(HERE / "simulate" / "regrets.csv")
+    lines = [["prior off by", "search", *DOMAINS], ["---"] * (2 + len(DOMAINS))]
+    for distance in (0.2, 0.4, ""):
+        for sampler, name in SAMPLERS.items():
+            of = regrets[
+                (regrets["sampler"] == sampler) & (regrets["distance"].fillna("") == distance)
+            ]
+            if len(of):
+                means = of.groupby("table")[["5", "10", "20"]].mean()
+                cells = [
+                    " / ".join(f"{mean:.2f}" for mean in means.loc[table]) for table in DOMAINS
+                ]
+                lines.append([str(distance), name, *cells])
+    return markdown(lines)
+
+
+def intervals():
+    """The intervals of the project's own search on two tables."""
+    regrets = pd.read_csv(HERE / "simulate" / "regrets.csv")
+    own = regrets[regrets["sampler"] == "auto"]
+    lines = [["table, prior off by", "5 trials", "10 trials", "20 trials"], ["---"] * 4]
+    for (table, distance), of in own.groupby(["table", "distance"]):
+        if table in ("clipart", "sketch"):
+            cells = [mean_and_interval(of[number].to_numpy()) for number in ("5", "10", "20")]
+            lines.append([f"{table}, {distance}", *cells])
+    return markdown(lines)
+
+
+def markdown(lines):
+    return "".join(f"| {' | '.join(cells)} |\n" for cells in lines)
 
 
 def transcript():
@@ -53,6 +90,8 @@ RESULTS = {
     "photographs, differences": lambda: photographs(differences),
     "drawings": lambda: drawings(accuracies),
     "drawings, differences": lambda: drawings(differences),
+    "searches": searches,
+    "searches, intervals": intervals,
 }
 
 
