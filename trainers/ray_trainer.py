@@ -35,6 +35,7 @@ from ray.train.torch import TorchConfig, TorchTrainer
 
 from trainers.checkpoints.format import STATE, WEIGHTS
 from trainers.checkpoints.storage import (
+    END,
     fetch_checkpoint,
     newest_checkpoint,
     remove_other_checkpoints,
@@ -321,8 +322,9 @@ def train(
                 save(report, folder)  # a kill during the evaluation costs no training
                 images = load_split(config, final_split)
                 report.add(evaluate_run(report.run, final_split, images))
-                if (point := report.metrics.get("line/a", 1)) != 1:
-                    report.add(measure_end(report.run, final_split, images, point))
+                if report.metrics.get("line/a", 1) != 1:
+                    report.add(measure_end(report.run, final_split, images))
+                report.save_end(folder.at(END))
             save(report, folder)
             yield report
 

@@ -16,7 +16,8 @@ from __future__ import annotations
 import dataclasses
 import json
 import zipfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
@@ -142,6 +143,23 @@ def save_checkpoint(
         StorageFailed: the disk is full, or cannot be written for another reason.
     """
     import torch
+
+    with _writing(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / WEIGHTS).unlink(missing_ok=True)
+        with (folder / STATE).open("wb") as file:  # given a path, torch hides the system's error
+            torch.save(dict(training), file)
+        if (predictions := training.get(PREDICTIONS)) is not None:
+            (folder / PREDICTIONS).write_bytes(predictions)
+    save_weights(folder, weights, header)
+
+
+def save_weights(folder: Path, weights: Mapping[str, Tensor], header: Header) -> None:
+    """Write the weights of a checkpoint, from which no training continues, into a folder.
+
+    Raises:
+        StorageFailed: see `save_checkpoint`.
+    """
     from safetensors.torch import save_file
 
     metadata = {
@@ -150,18 +168,18 @@ def save_checkpoint(
         "reports": header.reports,
         "train_curves": header.train_curves,
     }
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        (folder / WEIGHTS).unlink(missing_ok=True)
-        with (folder / STATE).open("wb") as file:  # given a path, torch hides the system's error
-            torch.save(dict(training), file)
-        if (predictions := training.get(PREDICTIONS)) is not None:
-            (folder / PREDICTIONS).write_bytes(predictions)
+    with _writing(folder):
         tensors = {name: value.detach().cpu().contiguous() for name, value in weights.items()}
         texts = {key: json.dumps(value) for key, value in metadata.items()}
         save_file(tensors, folder / WEIGHTS, metadata=texts)
+
+
+@contextmanager
+def _writing(folder: Path) -> Iterator[None]:
+    """Turn what torch and safetensors raise where a disk is full into a `StorageFailed`."""
+    try:
+        yield
     except (OSError, RuntimeError, SafetensorError) as error:
-        # Where a disk is full, torch and safetensors raise errors of their own.
         cause = system_error(error)
         if cause is None and not isinstance(error, SafetensorError):
             raise

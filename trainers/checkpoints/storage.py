@@ -1,6 +1,7 @@
 """Checkpoints of one training in a folder or bucket: written, found, fetched, removed.
 
     <folder>/checkpoint_<time>/{training_state.pt, predictions.parquet, student.safetensors}
+    <folder>/end/checkpoint_<time>/student.safetensors      of a training of `confirm`
 
 A bucket can neither rename nor remove a folder as a whole, so the order of the files matters. The
 weights are written last and removed first: a checkpoint without whole weights is incomplete, and is
@@ -10,19 +11,33 @@ never used. A checkpoint is removed only when a newer one is complete.
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterable
-from contextlib import suppress
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from datetime import datetime
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from pyarrow import fs
 
-from trainers.checkpoints.format import PREDICTIONS, STATE, WEIGHTS, saved_step
+from trainers.checkpoints.format import (
+    PREDICTIONS,
+    STATE,
+    WEIGHTS,
+    Header,
+    save_weights,
+    saved_step,
+)
 from trainers.data.store import Store
 from trainers.errors import StorageFailed, storage_failures
+from trainers.folders import temporary_folder
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 CHECKPOINT = "checkpoint_"
 """Prefix of a checkpoint's folder. Names are times, so that no two attempts ever share one."""
+END = "end"
+"""Folder in that of a training, with the weights at its end, before a point of the line."""
 _MARKER = ".storage_marker"
 """File in the folder of a training; a node that does not see it has no access to the storage."""
 _COPY_BYTES = 16 << 20
@@ -89,16 +104,48 @@ def write_checkpoint(folder: Store, source: Path) -> str:
     Raises:
         StorageFailed: the storage cannot be written, or this node has no access to it.
     """
-    name = f"{CHECKPOINT}{datetime.now():%Y-%m-%d_%H-%M-%S.%f}"
     with storage_failures(folder.url, "a checkpoint cannot be written"):
         if not folder.exists(_MARKER):
             raise StorageFailed(f"{folder.url}: it was removed, or this node does not see it")
-        for file in (STATE, PREDICTIONS, WEIGHTS):
-            if file == PREDICTIONS and not (source / file).exists():
-                continue  # before the last step
+        return _copy(folder, source)
+
+
+def write_weights(folder: Store, weights: Mapping[str, Tensor], header: Header) -> None:
+    """Replace all checkpoints of a folder by one of weights alone.
+
+    Raises:
+        StorageFailed: the storage cannot be written, or the folder for temporary files is full.
+    """
+    with temporary_folder("lipsum-tune-weights-") as source:
+        save_weights(source, weights, header)
+        with storage_failures(folder.url, "weights cannot be written"):
+            name = _copy(folder, source)
+    remove_other_checkpoints(folder, name)
+
+
+def _copy(folder: Store, source: Path) -> str:
+    """Copy the files of a checkpoint into a new one, and return its name."""
+    name = f"{CHECKPOINT}{datetime.now():%Y-%m-%d_%H-%M-%S.%f}"
+    for file in (STATE, PREDICTIONS, WEIGHTS):
+        if (source / file).exists():
             with (source / file).open("rb") as read, folder.write(f"{name}/{file}") as written:
                 shutil.copyfileobj(read, written, _COPY_BYTES)
     return name
+
+
+@contextmanager
+def fetched(checkpoint: Store) -> Iterator[Path]:
+    """Within the block, the weights of a checkpoint in a folder of this machine.
+
+    Raises:
+        StorageFailed: they cannot be copied.
+    """
+    if checkpoint.is_local:
+        yield checkpoint.local_path()
+        return
+    with temporary_folder("lipsum-tune-fetched-") as folder:
+        fetch_checkpoint(checkpoint, folder, (WEIGHTS,))
+        yield folder
 
 
 def remove_other_checkpoints(folder: Store, name: str) -> None:

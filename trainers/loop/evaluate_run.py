@@ -69,14 +69,14 @@ def choose_weights(
         What was measured on the line.
     """
     if run.progress.step == 0:
-        run.eval_weights = None  # still the zero-shot model
+        run.eval_weights = run.end_weights = None  # still the zero-shot model
         return {}
     now: Weights = run.weights
     trained = now if run.ema is None else run.ema
     gradient = validation_gradient(run, images[run.config.data.id_domain])
     chosen = run.config.method.eval_weights(trained, run.initial, gradient)
-    run.eval_weights = None if chosen is now else chosen
-    return {} if line_sample is None else _go_to_line(run, line_sample)
+    run.eval_weights = run.end_weights = None if chosen is now else chosen
+    return {} if line_sample is None else go_to_line(run, line_sample)
 
 
 def measure(
@@ -133,16 +133,12 @@ def _measure_each(
     ]
 
 
-def measure_end(run: TrainState, split: str, images: Images, point: float) -> dict[str, float]:
+def measure_end(run: TrainState, split: str, images: Images) -> dict[str, float]:
     """The accuracies at the end of the line, as `line/1/...`; the run keeps its predictions, too.
 
     Evaluate the same split with `evaluate_run` first.
-
-    Args:
-        point: of the evaluated weights, from which the line goes on to its end.
     """
-    weights = run.eval_weights or run.weights
-    with holding(run, interpolate(_line_start(run, weights), weights, 1 / point)):
+    with holding(run, run.end_weights or run.weights):
         of_point = run.predictions
         metrics = measure(run, split, images, keep_predictions=True)
         assert of_point is not None  # see `evaluate_run`
@@ -223,7 +219,7 @@ def validation_gradient(
     return gradient
 
 
-def _go_to_line(run: TrainState, sample: Images) -> dict[str, float]:
+def go_to_line(run: TrainState, sample: Images) -> dict[str, float]:
     """Replace the evaluated weights by those of a point of the line, as `eval.line` says.
 
     Returns:

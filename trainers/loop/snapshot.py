@@ -36,9 +36,22 @@ def snapshot(run: TrainState) -> tuple[dict[str, Tensor], dict[str, Any], Header
         "ema": run.ema,
         "trained": trained if is_merged or run.eval_weights is not None else None,
         "deployed": dict(evaluated) if is_merged else None,
+        "end": None if run.end_weights is run.eval_weights else run.end_weights,
     }
     header = Header(run.progress, tuple(run.class_names), run.reports, run.train_curves)
     return plain, training, header
+
+
+def end_of(run: TrainState) -> tuple[dict[str, Tensor], Header]:
+    """The merged weights at the end of a training, before a point of its line, and their header.
+
+    Without a head that a text encoder makes.
+    """
+    with swapped_in(run.student.trained, run.end_weights or run.weights):
+        plain = run.student.plain_state()
+    if run.student.text is not None:
+        del plain["head"]
+    return plain, Header(run.progress, tuple(run.class_names), run.reports[-1:])
 
 
 def restore(run: TrainState, folder: Path) -> None:
@@ -70,6 +83,10 @@ def restore(run: TrainState, folder: Path) -> None:
     run.micro_batch_size = min(training["micro_batch_size"], run.micro_batch_size)
     run.predictions = training[PREDICTIONS]
     run.progress, run.reports = header.progress, header.reports
+    run.end_weights = run.eval_weights
+    if header.metrics.get("line/a", 1) != 1:
+        end = training["end"]
+        run.end_weights = None if end is None else fitted(end)
     run.train_curves = header.train_curves
 
 

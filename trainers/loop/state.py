@@ -57,6 +57,9 @@ class TrainState:
     eval_weights: Weights | None = None
     """Weights used by the last validation (EMA, WiSE, ...). None if they are the raw training
     weights."""
+    end_weights: Weights | None = None
+    """What the last validation would have used had no point of the line been chosen: after the last
+    step, the end of the training. None if these are the raw training weights."""
     eval_head: Tensor | None = None
     """(K, D) head of the last validation, if the text encoder makes it."""
     reports: list[dict[str, float]] = field(default_factory=list)

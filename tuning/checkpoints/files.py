@@ -9,15 +9,13 @@ files of one trial are those of `trainers.checkpoints.storage`.
 
 from __future__ import annotations
 
-import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from trainers.checkpoints import storage
 from trainers.checkpoints.format import STATE, WEIGHTS
-from trainers.checkpoints.storage import CHECKPOINT, fetch_checkpoint, newest_checkpoint
+from trainers.checkpoints.storage import CHECKPOINT, newest_checkpoint
 from trainers.data.store import Store, open_store
 from tuning.runs.run_folder import TRIAL_PREFIX, trial_path
 
@@ -63,21 +61,6 @@ def kept_checkpoint(train: Store, trial_id: str) -> Store | None:
     folder = train.at(trial_path(trial_id))
     newest = newest_checkpoint(folder)
     return None if newest is None else folder.at(newest)
-
-
-@contextmanager
-def fetched(checkpoint: Store) -> Iterator[Path]:
-    """Within the block, the weights of a checkpoint in a folder of this machine.
-
-    Raises:
-        StorageFailed: they cannot be copied.
-    """
-    if checkpoint.is_local:
-        yield checkpoint.local_path()
-        return
-    with tempfile.TemporaryDirectory(prefix="lipsum-tune-") as folder:
-        fetch_checkpoint(checkpoint, Path(folder), (WEIGHTS,))
-        yield Path(folder)
 
 
 def keep_weights(trial: TrialFiles) -> None:

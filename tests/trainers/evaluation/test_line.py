@@ -211,7 +211,7 @@ def test_the_end_is_found_again_from_the_point(short, whole_root):
     report = trained(config)
     images = load_split(config, "test")
     evaluate_run(report.run, "test", images)
-    found = measure_end(report.run, "test", images, 0.4)
+    found = measure_end(report.run, "test", images)
     end = trained(config, eval__line="off")
     tested = evaluate_run(end.run, "test", images)
     for name in ("id_test/acc", "ood_test/sketch/acc", "ood_test/mean_acc"):

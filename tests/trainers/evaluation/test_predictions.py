@@ -53,7 +53,7 @@ def test_those_of_a_final_split_take_their_place(trial, whole_root):
     *_, last = fine_tune(config)
     images = load_split(config, "test")
     metrics = evaluate_run(last.run, "test", images)
-    metrics |= measure_end(last.run, "test", images, 0.5)
+    metrics |= measure_end(last.run, "test", images)
     rows = pq.read_table(io.BytesIO(last.run.predictions)).to_pandas()
     for prefix, column in (("", "predicted"), ("line/1/", "end")):
         right = (rows[column] == rows["label"]).groupby(rows["domain"], observed=True).mean()
