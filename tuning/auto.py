@@ -47,15 +47,18 @@ from tuning.preparation.prepare import render, sources_of
 from tuning.resume import earlier_run, search_or_resume
 from tuning.runs.conclusion import Conclusion, conclusion
 from tuning.runs.confirmation import FT, SPLIT, confirm_history
+from tuning.runs.model import models_tested
 from tuning.runs.remaining import used_hours
 from tuning.runs.run_folder import load_run
 from tuning.views.confirmation_table import confirmation_table
 from tuning.views.formatting import format_hours, show_phase
 from tuning.views.leaderboard import SHOWN
 from tuning.views.leaderboard import report as leaderboard
+from tuning.views.model_table import model_table
 from tuning.views.page import REPORT_FILE, REPORT_FOLDER
 from tuning.views.result_table import fit_table
 from tuning.weights.export import ABOUT, export_weights
+from tuning.weights.sources import why_chosen
 from tuning.zero_shot.evaluate import Row, guesses, measure, zero_shot_table
 
 EPOCHS: Final = 10
@@ -233,8 +236,11 @@ def auto(
         rules = ("--rule", RULE, "--seeds", CONFIRM_SEEDS, *(["--again"] if again else ()))
         announce("5 Confirm", "confirm", run.name, *rules)
         confirmed = confirm(run, seeds=CONFIRM_SEEDS, rules=[RULE], again=again, address=address)
-        console.print(fit_table(confirmation_table(confirmed), console.width, run.name))
         loaded = load_run(run)
+        of_model = model_table(confirmed, models_tested(loaded.folder))
+        for each in (of_model, confirmation_table(confirmed)):
+            if each is not None:
+                console.print(fit_table(each, console.width, run.name))
         concluded = conclusion(loaded.search, loaded.history.records)
         has_ft = bool(confirmed.values(FT, search.objectives[0].metric))
         if confirmed.failed and not (concluded.seeds and has_ft):
@@ -242,10 +248,10 @@ def auto(
             raise ConfigError(problem, source=run, hint="the same command tries again")
 
         assert concluded.won is not None  # otherwise there was nothing to confirm
-        exported = run / f"model-{concluded.won.trial_id}"
+        exported = run / "export"
         announce("6 Export", "export", run.name, "--output", exported)
         about = exported / ABOUT
-        if about.is_file() and json.loads(about.read_text())["chosen"] != " ".join(concluded.lines):
+        if about.is_file() and json.loads(about.read_text())["chosen"] != why_chosen(loaded):
             shutil.rmtree(exported)  # `confirm` has read the test splits again since
         if not exported.is_dir():
             export_weights(run, exported)
@@ -338,21 +344,27 @@ def _zero_shot(trial: TrialConfig, console: Console) -> tuple[list[Row], float]:
 
 
 def _accuracy_line(found: Conclusion) -> str | None:
-    """How good the confirmed winner is on the test images of each domain; None without results."""
+    """How good the model is on the test images of each domain, without one the confirmed winner;
+    None without results."""
     if found.confirmation is None or found.won is None:
         return None
     search, parts = found.confirmation.search, []
+    of_model = None if found.model is None else found.model.test
     for domain in (search.id_domain, *search.ood_domains):
         key = MetricKey(SPLIT, ID if domain == search.id_domain else domain, "acc")
-        if (mean := found.confirmation.estimate(found.won.trial_id, str(key))) is None:
+        if of_model is not None:
+            accuracy = of_model.get(str(key))
+        else:
+            mean = found.confirmation.estimate(found.won.trial_id, str(key))
+            accuracy = None if mean is None else mean.mean
+        if accuracy is None:
             continue
         zero_shot = found.confirmation.zero_shot.get(str(key))
         before = "" if zero_shot is None else f" (zero-shot {zero_shot:.1f})"
-        parts.append(f"{mean.mean:.1f} % on {domain}{before}")
+        parts.append(f"{accuracy:.1f} % on {domain}{before}")
     trainings = len(found.confirmation.seeds)
-    return (
-        f"{', '.join(parts)}: test images, mean of {trainings} fresh trainings" if parts else None
-    )
+    of_what = f", mean of {trainings} fresh trainings" if of_model is None else ""
+    return f"{', '.join(parts)}: test images{of_what}" if parts else None
 
 
 def sizes(file: SearchFile, images: int) -> dict[str, int]:

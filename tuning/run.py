@@ -98,6 +98,18 @@ class Run(RunFolder):
         # None is shown as text: the search has only begun.
         return None if self.history.zero_shot is None else self.plot._repr_html_()
 
+    def load_model(self) -> Any:
+        """The open_clip model that `export` writes, float32 on the CPU, in evaluation mode.
+
+        It is the one that `confirm` has tested; before that, the training that won the search.
+
+        Raises:
+            ConfigError: its weights are not kept.
+        """
+        # Of a layer above this one, and with torch.
+        weights, sources = map(import_module, ("tuning.weights.export", "tuning.weights.sources"))
+        return weights.load_classifier(sources.find_source(self.folder))[0]
+
     @property
     def best(self) -> BestTrial | None:
         """The trial that the objective chooses; None if no trial has a value."""

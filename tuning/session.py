@@ -135,8 +135,8 @@ class Session:
         Raises:
             StorageFailed: run folder or checkpoints could not be written, or Ray is lost.
         """
-        # The test splits are read through this argument alone. A run in which anything is proposed
-        # or chosen by results must not have it.
+        # Trainings read the test splits through this argument alone. A run in which anything is
+        # proposed or chosen by results must not have it.
         if final_split is not None and driver.proposes:
             raise RuntimeError("trials are proposed, so the test splits must not be read")
         show_phase(self.console, "Trials", f"starting workers for {self.concurrent} at once")

@@ -1,5 +1,6 @@
 """`auto`: what it chooses, what it refuses, and its steps, each of which is done once."""
 
+import json
 import re
 import shlex
 from collections import Counter
@@ -28,6 +29,7 @@ from tuning.planning.plan import CONFIRM_SEEDS, Plan
 from tuning.runs.confirmation import confirm_history, results_of
 from tuning.runs.history import JOURNAL_FILE
 from tuning.runs.run_folder import load_run
+from tuning.weights.sources import why_chosen
 from tuning.zero_shot.evaluate import Row
 
 QUIET = Console(quiet=True)
@@ -151,7 +153,8 @@ def instant(shop, monkeypatch):
 
     def export(run, output):
         output.mkdir()
-        (output / "weights").touch()
+        about = {"chosen": why_chosen(load_run(run))}
+        (output / "classes.json").write_text(json.dumps(about))
 
     tiny = yaml.safe_load(Path("tiny.yaml").read_text())
     tiny["trial"]["model"] = {"name": random_model(Path.cwd(), "clip").name}
@@ -161,6 +164,7 @@ def instant(shop, monkeypatch):
     for where in ("tuning.resume", "tuning.search", "tuning.confirmation.confirm"):
         monkeypatch.setattr(f"{where}.SearchOptions", options)
     monkeypatch.setattr("tuning.confirmation.confirm.complete_files", lambda _: [])
+    monkeypatch.setattr("tuning.confirmation.confirm.needs_model", lambda *_: False)
     by_hand = plan_of()
     monkeypatch.setattr(module, "plan_search", lambda file, **_: replace(by_hand, file=file))
     monkeypatch.setattr(module, "export_weights", export)
@@ -200,7 +204,7 @@ def test_a_call_that_is_stopped_in_any_step_goes_on_there(monkeypatch):
     said = done.stdout
     assert re.search(r"Accuracy +[\d.]+ % on studio: test images, mean of 2 fresh trainings", said)
     assert re.search(r"Took +\S+ of the 2 of --hours", said)
-    (model,) = Path("runs", "shop").glob("model-*")
+    model = Path("runs", "shop", "export")
     assert shlex.quote(str(model.absolute() / "predict.py")) in said.replace("\n", "")
     planned = ["prepare", "zero-shot", "plan"]
     rest = ["prepare", "search", "confirm", "export"]
@@ -230,7 +234,7 @@ def stop(*_, **__):
 def test_a_trial_that_became_better_is_confirmed_and_exported_with_again():
     assert invoke(*SHOP).exit_code == 0
     run = Path("runs", "shop")
-    (first,) = run.glob("model-*")
+    first = (run / "export" / "classes.json").read_text()
     more = CliRunner().invoke(app, ["resume", str(run), "--trials", "+1"])
     assert more.exit_code == 0, more.exception
     refused = invoke(*SHOP)
@@ -239,7 +243,7 @@ def test_a_trial_that_became_better_is_confirmed_and_exported_with_again():
     done = invoke(*SHOP, "--again")
     assert done.exit_code == 0, done.exception
     assert steps_of(done) == ["prepare", "search", "confirm", "export"]
-    assert {*run.glob("model-*")} == {first, run / "model-trial-006"}
+    assert (run / "export" / "classes.json").read_text() != first
     assert "then for trial-006, chosen when test accuracies were known" in done.output
 
 
@@ -323,7 +327,7 @@ def test_of_two_calls_at_once_the_later_one_is_refused(monkeypatch):
 def test_a_folder_of_images_becomes_a_model():
     done = invoke(*SHOP)
     assert done.exit_code == 0, done.exception
-    (model,) = Path("runs", "shop").glob("model-*")
+    model = Path("runs", "shop", "export")
     assert (model / "open_clip_config.json").is_file()
     assert f"Model       {model.absolute()}" in done.output
     assert Path("runs", "shop", "report", "index.html").is_file()

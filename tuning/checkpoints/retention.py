@@ -21,7 +21,7 @@ from trainers.errors import system_words
 from tuning.checkpoints.files import keep_weights, list_trials, remove
 from tuning.runs.follower import View
 from tuning.runs.history import History
-from tuning.runs.ranking import misses, non_dominated, pareto_front, ranked
+from tuning.runs.ranking import first_trial, misses, non_dominated, pareto_front, ranked
 from tuning.runs.records import SearchRecord, TrialRecord
 from tuning.selection.rules import choices
 
@@ -42,6 +42,7 @@ def kept_trials(
     kept = [
         *(record for record in finished if record.kind == "reference"),
         *ranked(search, trials)[:keep_top],
+        *filter(None, [first_trial(trials)]),
         # One of them is the best by several objectives, whichever trials are still to come.
         *(pareto_front(search, trials) if len(search.objectives) > 1 else ()),
         *(r for choice in choices(search, trials) for r in choice.trials),

@@ -12,6 +12,7 @@ from typing import Any
 from trainers.evaluation.metrics import MetricKey
 from tuning.runs.conclusion import conclusion
 from tuning.runs.confirmation import FT, SPLIT, Confirmation
+from tuning.runs.model import findings, models_tested
 from tuning.runs.records import TrialRecord, zero_shot_record
 from tuning.runs.run_folder import RunFolder
 from tuning.views.overview import state_of
@@ -54,6 +55,7 @@ def of_run(run: RunFolder) -> Document:
             ],
         },
         "confirmation": again and _confirmation(again),
+        "model": again and _model(again, run),
     }
 
 
@@ -79,6 +81,26 @@ def _confirmation(found: Confirmation) -> Document:
             {"trial_id": name, "seed": seed, "error": error}
             for (name, seed), error in found.failed.items()
         ],
+    }
+
+
+def _model(again: Confirmation, run: RunFolder) -> Document | None:
+    """The model that was tested last; null before that."""
+    models = models_tested(run.folder)
+    if not models:
+        return None
+    *earlier, model = models
+    found = findings(again, model)
+    return {
+        "made_of": model.made_of(),
+        "kind": model.chosen.kind,
+        "trainings": model.chosen.trainings,
+        "point": model.chosen.point,
+        "metrics": model.test,
+        "findings": [{"label": one.label, "metrics": one.values} for one in found],
+        "notes": model.notes,
+        "further_trials": model.further(run.history.records),
+        "earlier": [{"made_of": one.made_of(), "metrics": one.test} for one in earlier],
     }
 
 

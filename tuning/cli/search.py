@@ -191,23 +191,26 @@ def confirm(
         bool,
         typer.Option(
             "--again",
-            help="Confirm other trials than those whose test accuracies are known. Reports, model "
-            "cards and MLflow count that.",
+            help="Confirm other trials than those whose test accuracies are known, and build the "
+            "model anew. Reports, model cards and MLflow count that.",
         ),
     ] = False,
     address: Address = None,
 ) -> None:
-    """Train the chosen trials again with fresh seeds, then evaluate the test splits, once.
+    """Train the chosen trials again with fresh seeds, build the model, and test both, once.
 
-    Each chosen trial and plain fine-tuning is trained with every seed.
+    Each chosen trial and plain fine-tuning is trained with every seed. The model is the best set of
+    weights by the whole validation splits: a kept one of the search, or a mean. `export` writes it.
 
     Example: lipsum-tune confirm quickstart --rule objective --seeds 3
     """
     check_run(run)
     from tuning.confirmation.confirm import confirm as confirm_choices
     from tuning.runs.conclusion import conclusion
+    from tuning.runs.model import models_tested
     from tuning.runs.run_folder import load_run
     from tuning.views.confirmation_table import confirmation_table
+    from tuning.views.model_table import model_table
     from tuning.views.result_table import fit_table
 
     with _stopped("the results so far are kept, and the same command goes on from them"):
@@ -215,8 +218,10 @@ def confirm(
             run, top=top, seeds=seeds, rules=rule or (), again=again, address=address
         )
     console, loaded = Console(), load_run(run)
-    table = confirmation_table(found)
-    console.print(fit_table(table, console.width, word_for(loaded.folder)))
+    of_model = model_table(found, models_tested(loaded.folder))
+    for table in (of_model, confirmation_table(found)):
+        if table is not None:
+            console.print(fit_table(table, console.width, word_for(loaded.folder)))
     concluded = conclusion(loaded.search, loaded.history.records)
     show("Result", *concluded.lines)
     _show_next(concluded, loaded.folder)

@@ -75,7 +75,9 @@ def export(
     ] = None,
     trial: Annotated[
         str | None,
-        typer.Option(help="ID of a trial, or `ft`. Default: what won, by `confirm` if it has run."),
+        typer.Option(
+            help="ID of a trial, or `ft`. Default: the model of `confirm`, or what won before it."
+        ),
     ] = None,
     alpha: Annotated[
         float | None,
@@ -102,7 +104,8 @@ def export(
         exported = export_weights(run, output, **which)
         about = json.loads((exported / ABOUT).read_text(encoding="utf-8"))
         if "chosen" in about and not trial:
-            show("Model", f"{about['trial']}. {about['chosen']}")
+            name = f"{about['trial']}. " if "trial" in about else ""
+            show("Model", f"{name}{about['chosen']}")
     if output is not None:
         written = output.expanduser().absolute()
         show("Exported", written)

@@ -116,9 +116,9 @@ class CheckpointsConfig(Frozen):
     storage: str | None = None
     """A folder or URL (`s3://bucket/x`) that all nodes reach; each search gets a folder in it. null
     is the run folder. The run folder itself must be on a disk: buckets cannot append to files."""
-    keep_top: int = Field(default=0, ge=0, le=1_000_000)
-    """Always keep the weights of so many best trials by the objective, for `export` and its soups.
-    0 keeps only those that a selection rule may choose."""
+    keep_top: int = Field(default=4, ge=0, le=1_000_000)
+    """Keep the weights of so many best trials, of which `confirm` may build the model. Those that a
+    selection rule may choose, the first trial and the references stay in any case."""
 
     @field_validator("storage")
     @classmethod

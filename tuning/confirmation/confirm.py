@@ -7,13 +7,13 @@ before what is trained, the seeds are new and the same for all configurations an
 last step. Apart from `zero-shot`, which selects nothing, no other command reads the test splits.
 
 A confirmation is a run of its own, in `confirm/` below that of the search: with a journal, from
-which an interrupted one continues, but without a sampler.
+which an interrupted one continues, but without a sampler. It ends with the model of the search, see
+`tuning.confirmation.model`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from contextlib import suppress
 from dataclasses import replace
 from itertools import count, islice
 from pathlib import Path
@@ -21,13 +21,15 @@ from pathlib import Path
 from rich.console import Console
 
 from trainers.checkpoints.format import PREDICTIONS
+from trainers.checkpoints.storage import checkpoint_names, remove_checkpoint
 from trainers.checks import check_data
 from trainers.data.config import DataConfig
 from trainers.data.roots import split_fingerprint
 from trainers.data.store import Store, open_root, open_store, url_of
-from trainers.errors import ConfigError, did_you_mean, quoted
+from trainers.errors import ConfigError, did_you_mean, quoted, system_words
 from tuning.checkpoints.files import kept_checkpoint, remove_folder
 from tuning.config.recorded import check_followed
+from tuning.confirmation.model import ModelBuilder, needs_model
 from tuning.runs.confirmation import (
     CONFIRM_FOLDER,
     REFERENCE,
@@ -49,7 +51,7 @@ from tuning.runs.ranking import first_trial, ranked
 from tuning.runs.records import UNTUNED, ZERO_SHOT, SearchRecord, TrialRecord
 from tuning.runs.run_folder import CONFIG_FILE, TRAIN_FOLDER, RunFolder, load_run, trial_path
 from tuning.selection.rules import BY_METHOD, FIRST, OBJECTIVE, PARETO, RULES, choices
-from tuning.session import SearchOptions, fixed_only, open_session
+from tuning.session import SearchOptions, Session, fixed_only, open_session
 from tuning.views.completion import complete_files, complete_mlflow
 from tuning.views.formatting import show_phase
 from tuning.views.mlflow.client import tracking_uri
@@ -71,17 +73,19 @@ def confirm(
     address: str | None = None,
     console: Console | None = None,
 ) -> Confirmation:
-    """Train the chosen configurations of a search with fresh seeds, then read the test splits.
+    """Train the chosen configurations of a search with fresh seeds, then build and test a model.
 
-    Results of earlier calls are read from the run folder instead of being measured again. At the
-    end the report of the run is written again, with the results of all calls.
+    Each training and the model read the test splits once, at their ends. Results of earlier calls
+    are read from the run folder instead of being measured again. At the end the report of the run
+    is written again, with the results of all calls.
 
     Args:
         top: number of trials to confirm, best first by the search's objective.
         rules: names of `tuning.selection.rules` whose choices are confirmed, and `first`, the trial
             that the search began with; by default all but the Pareto front.
         again: confirm a choice of other trials after test accuracies of earlier ones were shown.
-            Other seeds of the same trials do not need it. The conclusion counts both.
+            Other seeds of the same trials do not need it. The conclusion counts both. Also build
+            the model anew, which otherwise stays as it was tested.
         address: of a Ray cluster; by default the one in `RAY_ADDRESS`, or a new local one.
         console: for the display of progress; by default the standard error.
 
@@ -113,27 +117,26 @@ def confirm(
     wanted: dict[Key, TrialRecord] = {
         (one.trial_id, seed): one for seed in fresh for one in configurations
     }
-    if {(ZERO_SHOT, None), *wanted} - results_of(confirm_history(run.folder)).keys():
+    missing = {(ZERO_SHOT, None), *wanted} - results_of(confirm_history(run.folder)).keys()
+    builds = needs_model(run, again)
+    train_folder = open_store(url_of(run.checkpoint_root, CONFIRM_FOLDER, TRAIN_FOLDER))
+    if missing or builds or train_folder.exists():
         data = file.trial.data
         parts = [*data.trial_parts, *((domain, SPLIT) for domain in data.domains)]
         check_data(data, parts)
         check_same_inputs(run.folder, file.trial)
-        named = [f"{one.trial_id} ({', '.join(one.labels)})" for one in trials]
-        what = f"{', '.join(['zero-shot', UNTUNED, *named])}; all but zero-shot are trained on"
-        show_phase(console, "Confirm", f"{what} {seeds} seeds: {len(wanted)} trainings")
+        if missing:
+            named = [f"{one.trial_id} ({', '.join(one.labels)})" for one in trials]
+            what = f"{', '.join(['zero-shot', UNTUNED, *named])}; all but zero-shot are trained on"
+            show_phase(console, "Confirm", f"{what} {seeds} seeds: {len(wanted)} trainings")
+        if missing and not builds and len(file.objectives) == 1:
+            stays = "stays as it was tested; `confirm --again` builds it anew"
+            show_phase(console, "Model", stays)
         names = [one.trial_id for one in trials]
-        if lost := [name for name in names if kept_checkpoint(run.checkpoints, name) is None]:
-            lost_of = f"those of {', '.join(lost)} were deleted, so `export` cannot write them"
-            show_phase(console, "Weights", lost_of)
-        _train(run, wanted, names, SearchOptions(address=address, console=console))
+        options = SearchOptions(address=address, console=console)
+        _train_and_build(run, wanted, names, builds, options)
     history = confirm_history(run.folder)
     results = results_of(history)
-    checkpoint_root = url_of(run.checkpoint_root, CONFIRM_FOLDER, TRAIN_FOLDER)
-    if all(record.is_final for record in history.records):
-        with suppress(OSError):  # what cannot be copied now is kept for the next call
-            for record in history.records:
-                keep_predictions(run.folder, open_store(checkpoint_root), record)
-            remove_folder(checkpoint_root)
     write_table(run.folder / CONFIRM_FOLDER, "results", results_table(results))
     failures = failures_of(history)
     failed = {key: failures[key][-1].error_line for key in wanted if key in failures}
@@ -195,13 +198,17 @@ def chosen(
     raise ConfigError(problem, key="--rule", value=", ".join(rules))
 
 
-def _train(
+def _train_and_build(
     run: RunFolder,
     wanted: Mapping[Key, TrialRecord],
     names: Sequence[str],
+    builds: bool,
     options: SearchOptions,
 ) -> None:
     """Run the trainings that have no result yet, in the run folder of the confirmation.
+
+    Args:
+        builds: build a model of all that was trained, too.
 
     Raises:
         KeyboardInterrupt: not all have ended.
@@ -224,6 +231,8 @@ def _train(
             run_folder=folder,
             run_id=journal.run_id,
         )
+        builder = ModelBuilder(session, run)
+        was_chosen = builder.test_chosen()
         points = trainings(history, wanted)
         wanted_names = {point.trial_id for point in points}
         earlier = [r for r in history.records if r.trial_id in wanted_names]
@@ -232,15 +241,23 @@ def _train(
             _Trained(run.folder, session.checkpoints),
             MlflowView(uri, confirms=run.search.run_id),
         ]
-        driver = session.driver(
-            search,
-            replace(history, records=tuple(earlier)),
-            [Follower(views, journal), session.progress],
-            fixed=points,
-        )
-        _, outcome, _ = session.run(driver, final_split=SPLIT)
-    if outcome == "stopped":
-        raise KeyboardInterrupt
+        if points:
+            driver = session.driver(
+                search,
+                replace(history, records=tuple(earlier)),
+                [Follower(views, journal), session.progress],
+                fixed=points,
+            )
+            _, outcome, _ = session.run(driver, final_split=SPLIT)
+            if outcome == "stopped":
+                raise KeyboardInterrupt
+        _keep_all(run.folder, session)
+        builder.add_up()
+        _remove_all(run.folder, session)
+        if builds and not was_chosen:
+            builder.build()
+        if not points:
+            journal.session_ended("finished")
 
 
 def trainings(history: History, wanted: Mapping[Key, TrialRecord]) -> list[TrialRecord]:
@@ -256,9 +273,34 @@ def trainings(history: History, wanted: Mapping[Key, TrialRecord]) -> list[Trial
     return points
 
 
+def _keep_all(run_folder: Path, session: Session) -> None:
+    """Copy the predictions that a killed call has left; one that cannot be read is named."""
+    for record in confirm_history(run_folder).records:
+        try:
+            keep_predictions(run_folder, session.checkpoints, record)
+        except OSError as error:
+            problem = f"predictions of {record.trial_id}: {system_words(error)}"
+            session.console.print(f"note: {problem}; the next call tries again", soft_wrap=True)
+
+
+def _remove_all(run_folder: Path, session: Session) -> None:
+    """Remove the folder of all trainings once their ends are added up and predictions kept."""
+    records = confirm_history(run_folder).records
+    left = [
+        record
+        for record in records
+        if record.outcome == "finished"
+        and not predictions_path(run_folder, record.trial_id).is_file()
+        and kept_checkpoint(session.checkpoints, record.trial_id) is not None
+    ]
+    if not left and all(record.is_final for record in records):
+        remove_folder(session.checkpoints.url)
+
+
 class _Trained(View):
     """The files of trainings whose result, or failure, is in the journal: their predictions are
-    kept in the run folder, their checkpoints are removed."""
+    kept in the run folder, their checkpoints are removed. Those that have finished leave their
+    ends."""
 
     name = "the folder of checkpoints"
     behind = "has files that are no longer needed: the same `lipsum-tune confirm` removes them"
@@ -271,7 +313,12 @@ class _Trained(View):
         for record in history.records:
             if record.is_final and record.trial_id not in self._done:
                 keep_predictions(self._run_folder, self._checkpoints, record)
-                remove_folder(self._checkpoints.at(trial_path(record.trial_id)).url)
+                folder = self._checkpoints.at(trial_path(record.trial_id))
+                if record.outcome == "finished":
+                    for name in checkpoint_names(folder):
+                        remove_checkpoint(folder.at(name))
+                else:
+                    remove_folder(folder.url)
                 self._done.add(record.trial_id)
 
 

@@ -17,15 +17,16 @@ from statistics import fmean
 from rich.console import Console, Group, RenderableType
 from rich.text import Text
 
+from trainers.checkpoints.format import WEIGHTS
 from trainers.config import with_overrides
 from trainers.data.config import DataConfig
 from trainers.data.roots import domain_files
 from trainers.data.schema import read_headers
-from trainers.data.store import open_root, url_of
+from trainers.data.store import Store, open_root, url_of
 from trainers.errors import ConfigError
 from trainers.folders import temporary_folder
 from tuning.algorithms.pruning import LEAST_FINISHED
-from tuning.checkpoints.files import remove_folder
+from tuning.checkpoints.files import kept_checkpoint, remove_folder
 from tuning.config.schema import SearchFile
 from tuning.execution.ray_session import runs_folder
 from tuning.runs.history import History
@@ -40,6 +41,8 @@ SHORT = {"steps": 2 * EVERY, "eval.every": EVERY}
 AT_ONCE = 2
 """Most slots that are timed, with two trials each: the first one of a slot starts its workers."""
 CONFIRM_SEEDS = 5
+CONFIRMED = 2
+"""Configurations that are trained with them: the best trial's, and plain fine-tuning."""
 
 
 @dataclass(frozen=True)
@@ -74,6 +77,10 @@ class Plan:
     memory_gb: float = 0.0
     """Memory of the first worker's process, with the decoded images that it keeps for evaluations;
     without processes that decode images for training."""
+    weights_gb: float = 0.0
+    """A set of weights in the checkpoint root."""
+    checkpoint_gb: float = 0.0
+    """A checkpoint of a trial that trains, weights included."""
 
     @property
     def device(self) -> str:
@@ -118,13 +125,39 @@ class Plan:
     def confirm_price(self) -> Price:
         """One trial and plain fine-tuning, again with fresh seeds and on the test splits.
 
-        These are read again at the end of a line, if its chosen point is another one.
+        These are read again at the end of a line, if its chosen point is another one. Then follows
+        the model, one evaluation after the other: two means at their end and at a point, a soup,
+        and the test.
         """
         trial = self.file.trial
         readings = 2 if trial.method.has_line and trial.eval.line != "off" else 1
         tested = replace(self, eval_s=self.eval_s * (1 + readings * self.test_images))
         what = f"confirm --rule objective, {CONFIRM_SEEDS} seeds"
-        return tested.price(what, 2 * CONFIRM_SEEDS)
+        trained = tested.price(what, CONFIRMED * CONFIRM_SEEDS)
+        resources = self.file.search.resources
+        devices = resources.gpus_per_worker or resources.cpus_per_worker
+        evaluations = 2 * CONFIRMED + self.file.search.checkpoints.keep_top + self.test_images
+        if len(self.file.objectives) > 1:
+            evaluations = 0
+        model_h = evaluations * self.eval_s / 3600
+        return Price(what, trained.hours + model_h, trained.device_hours + model_h * devices)
+
+    @property
+    def disk_gb(self) -> tuple[float, float]:
+        """The most that checkpoints take while a search runs, and while `confirm` does.
+
+        A checkpoint is removed once the next one is written. `confirm` adds the end of each
+        training, then their sums in float64, and the model.
+        """
+        file = self.file
+        domains, methods = len(file.trial.data.ood_domains), len(file.search_space().parts())
+        chosen_by_rules = domains + methods + 2  # one domain left out each; ID and OOD accuracy
+        first = 1
+        kept = file.search.checkpoints.keep_top + len(file.search.references)
+        searched = (kept + chosen_by_rules + first) * self.weights_gb
+        training = 2 * self.concurrent * self.checkpoint_gb
+        added = CONFIRMED * (CONFIRM_SEEDS + 2) + 1
+        return searched + training, searched + training + added * self.weights_gb
 
 
 def plan_search(
@@ -171,11 +204,22 @@ def plan_search(
         short_trials = [TrialRecord(f"timing-{n}", n, "trial", {}) for n in range(2 * at_once)]
         driver = session.driver(search, History(), [session.progress], fixed=short_trials)
         ended, outcome, _ = replace(session, concurrent=at_once).run(driver)
+        sizes = [_sizes(session.checkpoints, record.trial_id) for record in ended.records]
     if outcome == "stopped":
         raise KeyboardInterrupt
     if failed := [record for record in ended.records if record.outcome != "finished"]:
         raise ConfigError(f"a short trial of this configuration failed: {failed[0].error_line}")
-    return plan_of(file, ended.records, concurrent, at_once, began)
+    plan = plan_of(file, ended.records, concurrent, at_once, began)
+    weights_gb, checkpoint_gb = max(sizes)
+    return replace(plan, weights_gb=weights_gb, checkpoint_gb=checkpoint_gb)
+
+
+def _sizes(checkpoints: Store, trial_id: str) -> tuple[float, float]:
+    """10^9 bytes of a trial's weights, and of its whole checkpoint."""
+    checkpoint = kept_checkpoint(checkpoints, trial_id)
+    files = [] if checkpoint is None else checkpoint.list()
+    weights = sum(file.size for file in files if file.base_name == WEIGHTS)
+    return weights / 1e9, sum(file.size for file in files) / 1e9
 
 
 def plan_of(
@@ -274,6 +318,8 @@ def render(plan: Plan) -> RenderableType:
         f"{plan.eval_s:.2g} s), checkpoint {plan.save_s:.2g} s, start of a trial "
         f"{plan.start_s:.2g} s, memory of a worker {plan.memory_gb:.1f} GB"
     )
+    searched, confirmed = (f"{gb:.2g} GB" for gb in plan.disk_gb)
+    measured += f"\nCheckpoints take at most {searched}, and {confirmed} in confirm"
     table = borderless_table("", "wall clock", f"{plan.device}-hours")
     for price in (*plan.prices, plan.confirm_price):
         hours = format_hours(price.device_hours)

@@ -23,6 +23,7 @@ from tuning.runs.confirmation import (
     Estimate,
     read_confirmation,
 )
+from tuning.runs.model import Model, model_in_words, models_tested
 from tuning.runs.ranking import (
     best_trial,
     finished_trials,
@@ -54,6 +55,8 @@ class Conclusion:
     """These seeds."""
     confirmation: Confirmation | None = None
     """All results of `confirm`; None before the first, or if they are damaged."""
+    model: Model | None = None
+    """The tested model of the search, which `export` writes."""
 
     @property
     def is_half_done(self) -> bool:
@@ -69,7 +72,10 @@ class Conclusion:
         won = self.won
         if won is None or won.outcome == "running":
             return []
-        export = f"lipsum-tune export {run} --output model   # {trial_label(won)}, for open_clip"
+        what = f"{trial_label(won)}, for open_clip, not tested"
+        if self.model:
+            what = "the model, for open_clip"
+        export = f"lipsum-tune export {run} --output model   # {what}"
         if won.outcome != "finished" or (self.seeds and not self.is_half_done):
             return [export]
         confirm = f"lipsum-tune confirm {run} --rule objective"
@@ -96,9 +102,11 @@ def conclusion(search: SearchRecord, records: Sequence[TrialRecord]) -> Conclusi
     best = best_trial(search, records)
     if best is None or best.outcome != "finished":
         return Conclusion(best, ["No trial has finished yet.", *notes])
-    confirmation = None
+    confirmation: Confirmation | None = None
+    models: Sequence[Model] = ()
     try:
         confirmation = read_confirmation(search)
+        models = models_tested(search.run_folder)
     except ConfigError as error:
         notes.append(f"Results of confirm are left out: {error}")
     if confirmation is not None and confirmation.readings:
@@ -108,13 +116,17 @@ def conclusion(search: SearchRecord, records: Sequence[TrialRecord]) -> Conclusi
         found = _of_search(search, records, best)
     else:
         found = _of_fresh_seeds(search, records, best, again)
+    of_model = model_in_words(confirmation, models, records) if confirmation else []
+    if of_model and again is not None:
+        of_model.append("Settings, which are what a paper reports:")
     first = first_trial(records)
     others = [] if first is None or first.trial_id == best.trial_id else [first.trial_id]
     return replace(
         found,
-        lines=[*found.lines, *notes],
+        lines=[*of_model, *found.lines, *notes],
         compared=[best.trial_id, *others],
         confirmation=confirmation,
+        model=models[-1] if models else None,
     )
 
 
@@ -255,7 +267,8 @@ def _luck(search: SearchRecord, records: Sequence[TrialRecord], best: TrialRecor
     if expected is None or own is None or objective.signed(expected) >= objective.signed(own):
         return []
     shown, seen = f"{expected:.3g}", f"{own:.3g}"
-    luck = f"Its {objective.metric} of {seen} is partly luck: expect about {shown} with a new seed."
+    luck = f"Its {objective.metric} of {seen} is partly luck: "
+    luck += f"expect about {shown} of these settings with a new seed."
     return [luck] if shown != seen else []
 
 

@@ -28,6 +28,8 @@ SPLIT = "test"
 END = "line/1/"
 """Prefix of test accuracies at the end of a training."""
 CONFIDENCE = 0.95
+TESTED = "model_tested"
+"""Event of a model, see `tuning.runs.model`."""
 PREDICTIONS_FOLDER = "predictions"
 """Folder in that of the confirmation: a Parquet file for each training, with a row for each image
 of the test splits, see `trainers.evaluation.predictions`."""
@@ -77,6 +79,15 @@ def estimate(values: Sequence[float], images: Sequence[tuple[float, np.ndarray]]
     over_images = math.sqrt(sum(weight**2 * image_variance(of) for weight, of in images))
     margin = math.hypot(over_seeds, float(ndtri(quantile)) * over_images)
     return Estimate(mean, sd, mean - margin, mean + margin, len(images) > 0)
+
+
+def over_images(mean: float, images: Sequence[tuple[float, np.ndarray]]) -> Estimate:
+    """A value of given weights, with its 95 % interval for other images; NaN without images."""
+    if not images:
+        return Estimate(mean, math.nan, math.nan, math.nan)
+    variance = sum(weight**2 * image_variance(of) for weight, of in images)
+    margin = float(ndtri((1 + CONFIDENCE) / 2)) * math.sqrt(variance)
+    return Estimate(mean, math.nan, mean - margin, mean + margin, covers_images=True)
 
 
 def image_variance(values: np.ndarray) -> float:
@@ -286,7 +297,8 @@ class Session:
     seeds: int
     """Fresh seeds of each."""
     has_result: bool = False
-    """Whether a training has finished: until then no test accuracy was shown."""
+    """Whether a training has finished, or the model was tested: until then no test accuracy was
+    shown."""
 
 
 def sessions_of(run_folder: Path) -> list[Session]:
@@ -299,7 +311,9 @@ def sessions_of(run_folder: Path) -> list[Session]:
     for event in JournalReader(path.parent).events() if path.is_file() else ():
         if event["event"] == "session":
             found.append(Session(tuple(event.get("chosen", ())), event.get("seeds", 0)))
-        elif event["event"] == "ended" and event["outcome"] == "finished":
+        elif event["event"] == TESTED or (
+            event["event"] == "ended" and event["outcome"] == "finished"
+        ):
             found[-1].has_result = True
     return found
 

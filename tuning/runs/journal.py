@@ -146,6 +146,10 @@ class Journal:
         """The user has steered the search. See `tuning.runs.orders`."""
         self._append({"event": "control", "order": dict(order), "read": read})
 
+    def model(self, event: Event) -> None:
+        """A model was chosen, or tested. See `tuning.runs.model`."""
+        self._append(dict(event))
+
     def trial_ended(self, record: TrialRecord) -> list[Event]:
         """An attempt of a trial ended."""
         return self._append(_end_of(record))

@@ -16,6 +16,7 @@ from plotly.offline import get_plotlyjs
 from trainers.data.store import open_store
 from trainers.errors import storage_failures
 from tuning.runs.conclusion import conclusion
+from tuning.runs.model import models_tested
 from tuning.runs.records import SearchRecord, TrialRecord
 from tuning.runs.run_folder import word_for
 from tuning.selection.rules import PROPOSED_WITH_OOD, RULES, choices
@@ -24,6 +25,7 @@ from tuning.views.confirmation_table import confirmation_table
 from tuning.views.figures import Plots, optuna_figures
 from tuning.views.formatting import format_hours, format_outcomes, format_percent, format_seconds
 from tuning.views.leaderboard import trial_table
+from tuning.views.model_table import model_table
 from tuning.views.result_table import ResultTable
 
 REPORT_FOLDER = "report"
@@ -76,6 +78,7 @@ def write_page(
         rows=rows,
         lines=found.lines,
         commands=found.commands(word_for(search.run_folder)),
+        model=again and model_table(again, models_tested(search.run_folder)),
         confirmed=confirmation_table(again) if again and again.seeds else None,
         rules=selection_table(search, records),
         changed=() if isinstance(changed, str) else changed,

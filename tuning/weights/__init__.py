@@ -1,1 +1,1 @@
-"""What is done with fine-tuned weights after a search: exported, or averaged to a soup."""
+"""What is done with fine-tuned weights after a search: they are exported."""

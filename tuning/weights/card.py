@@ -51,9 +51,14 @@ def summary(about: Mapping[str, Any]) -> str:
     model, alpha = about["model"], about["alpha"]
     what = "A zero-shot CLIP with a head" if alpha == 0 else "A CLIP of open_clip, fine-tuned"
     origin = {"model": " / ".join(f"`{part}`" for part in model.values() if part)}
+    origin["made of"] = about.get("made_of", "")
     origin |= {key: about.get(key, "") for key in ("method", "run", "trial", "step", "chosen")}
-    params = (about.get("params") or {}).items()
-    origin["parameters"] = ", ".join(f"`{key}` {format_value(value)}" for key, value in params)
+    origin["parameters"] = _params(about.get("params") or {})
+    for training in about.get("trainings", ()):
+        parts = [f"{training['method']}, seed {training['seed']}", _params(training["params"])]
+        if training["point"] is not None:
+            parts.append(f"at {training['point']:g} of its line")
+        origin[f"training `{training['name']}`"] = ", ".join(filter(None, parts))
     if alpha is not None:
         origin["WiSE-FT"] = f"alpha = {alpha:g}: 0 is the zero-shot model, 1 the fine-tuned"
     origin["tokenizer"] = f"`{about['tokenizer'].replace('{folder}', '.')}`"
@@ -64,26 +69,36 @@ def summary(about: Mapping[str, Any]) -> str:
     )
 
 
+def _params(params: Mapping[str, Any]) -> str:
+    return ", ".join(f"`{key}` {format_value(value)}" for key, value in params.items())
+
+
 def _accuracies(about: Mapping[str, Any]) -> str:
-    """A table of the known accuracies, and how they were measured."""
+    """A table of the known accuracies, and how they were measured.
+
+    Validation accuracies stand there only where nothing was tested.
+    """
     rows = {}
     for label, one in about["test"].items():
         seeds = f", mean of {one['seeds']} fresh trainings" if "seeds" in one else ""
-        rows[f"{label}, test{seeds}"] = (one["metrics"], TEST)
-    rows["this model, validation"] = (about["metrics"], SPLIT)
+        rows[f"{label}, test{seeds}"] = (one["metrics"], one.get("margins", {}), TEST)
+    if not rows:
+        rows["this model, validation"] = (about["metrics"], {}, SPLIT)
     columns = {about["id_domain"]: ID, "OOD mean": MEAN_OOD}
     columns |= {domain: domain for domain in about["ood_domains"]}
-    if not any(metrics for metrics, _ in rows.values()):
+    if not any(metrics for metrics, _, _ in rows.values()):
         return "These weights have not been evaluated."
     lines = [f"| accuracy in percent | {' | '.join(columns)} |", f"|---|{'---:|' * len(columns)}"]
-    for label, (metrics, split) in rows.items():
-        values = [metrics.get(str(MetricKey(split, domain, "acc"))) for domain in columns.values()]
-        shown = " | ".join("-" if value is None else f"{value:.1f}" for value in values)
-        lines.append(f"| {label} | {shown} |")
+    for label, (metrics, margins, split) in rows.items():
+        names = [str(MetricKey(split, domain, "acc")) for domain in columns.values()]
+        cells = [f"{metrics[name]:.1f}" if name in metrics else "-" for name in names]
+        pairs = zip(cells, names, strict=True)
+        shown = [f"{c} ± {margins[name]:.1f}" if name in margins else c for c, name in pairs]
+        lines.append(f"| {label} | {' | '.join(shown)} |")
     if about["test"]:
-        lines.append("\nTest accuracies are from `lipsum-tune confirm`, after the choice.")
-    elif about.get("trial") or about.get("trials"):
-        lines.append("\nThe validation splits chose the model, so this is optimistic.")
+        lines.append("\nTested by `lipsum-tune confirm`, after the choice. ± covers new images.")
+    elif about.get("trial"):
+        lines.append("\nNot tested. The validation splits chose it, so this is optimistic.")
     return "\n".join(lines)
 
 

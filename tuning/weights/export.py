@@ -52,7 +52,8 @@ def export_weights(
     Args:
         folder: of a run, or of `lipsum-tune train`.
         output: a new folder, or an empty one.
-        trial: of the run, or `ft` or `zero-shot`; by default what won, see `conclusion`.
+        trial: of the run, or `ft` or `zero-shot`. By default the model that `confirm` has tested;
+            before that what won, see `conclusion`, which is not tested.
         alpha: of a named trial, or of what `train` wrote: the point of the line from 0 (zero-shot)
             to 1 (the end of the training); by default the one that it has chosen (`eval.line`).
         onnx: add `model.onnx`, image encoder and head in one file, whose logits are compared with

@@ -33,11 +33,11 @@ def register_weights(
     """Export weights of a search, and log them as the next version of a registered MLflow model.
 
     `mlflow.pyfunc.load_model("models:/NAME/1")` loads it: a column `image` with the bytes of image
-    files in, one column of probabilities for each class out. The model belongs to the run of the
-    trial, or to that of the search for a soup. It is files and `predict.py`, nothing pickled.
+    files in, one column of probabilities for each class out. What `confirm` has built belongs to
+    the run of the search, a trial to its own. It is files and `predict.py`, nothing pickled.
 
     Args:
-        which: trial, soup and others of `export_weights`.
+        which: trial and others of `export_weights`.
 
     Raises:
         ConfigError: see `export_weights`; MLflow cannot be used, or has no run of this search.

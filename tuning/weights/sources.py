@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping
+import math
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -13,24 +14,37 @@ import yaml
 from torch import Tensor
 
 from trainers.checkpoints.format import load_weights, saved_step, whole_header
+from trainers.checkpoints.storage import fetched, newest_checkpoint
 from trainers.config import TrialConfig
 from trainers.data.store import Store, open_store
 from trainers.errors import ConfigError, did_you_mean, listed, validate
 from trainers.evaluation.metrics import ID, MetricKey
 from trainers.yaml_text import read_yaml
-from tuning.checkpoints.files import fetched, kept_checkpoint
+from tuning.checkpoints.files import kept_checkpoint
 from tuning.config.recorded import drop_unknown
 from tuning.runs.conclusion import conclusion, readings_in_words
-from tuning.runs.confirmation import FT, read_confirmation
+from tuning.runs.confirmation import FT, REFERENCE, Confirmation, read_confirmation
 from tuning.runs.confirmation import SPLIT as TEST
+from tuning.runs.model import (
+    OWN,
+    Finding,
+    Model,
+    findings,
+    model_folder,
+    model_in_words,
+    models_tested,
+)
 from tuning.runs.ranking import best_trial
-from tuning.runs.records import UNTUNED, ZERO_SHOT, trial_label
+from tuning.runs.records import UNTUNED, ZERO_SHOT
 from tuning.runs.run_folder import CONFIG_FILE, RunFolder, config_of, load_run
 
 logger = logging.getLogger(__name__)
 
 TRIAL_FILE = "trial.yaml"
 """Configuration, beside the checkpoint of `lipsum-tune train`."""
+THIS = "this model"
+"""Label of a model's own test accuracies."""
+NOT_TESTED = "Not tested: `lipsum-tune confirm` builds a model and tests it."
 SPLIT = "val"
 """The only split that a search evaluates."""
 
@@ -52,7 +66,8 @@ class Source:
     alpha: float | None = None
     """0 for the zero-shot model: the point of WiSE-FT that is exported. None: the weights."""
     test: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
-    """What `confirm` measured of it and beside it: label -> number of `seeds`, mean `metrics`."""
+    """Of a model, what `confirm` measured of it and beside it: label -> `metrics` and `margins`,
+    of several trainings their number as `seeds` and their means."""
 
 
 def find_source(folder: Path, trial: str | None = None) -> Source:
@@ -60,13 +75,18 @@ def find_source(folder: Path, trial: str | None = None) -> Source:
 
     Args:
         folder: a run folder, or one that `lipsum-tune train` wrote.
-        trial: `ft` and `zero-shot` included; by default what won, see `conclusion`.
+        trial: `ft` and `zero-shot` included. By default the model that `confirm` has tested, and
+            before that the single training that the conclusion names.
 
     Raises:
         ConfigError: they do not exist or were not kept, or the results of `confirm` are damaged.
     """
     if (folder / CONFIG_FILE).is_file() or not (folder / TRIAL_FILE).is_file():
-        return _of_trial(load_run(folder), trial)
+        run = load_run(folder)
+        again, models = read_confirmation(run.search), models_tested(run.folder)
+        if again is not None and models and not trial:
+            return _of_model(run, again, models)
+        return _of_trial(run, trial, again)
     if trial:
         raise ConfigError("is for runs, not for one training", key="--trial", value=trial)
     header = whole_header(folder)
@@ -90,9 +110,68 @@ def write_trial(folder: Path, trial: TrialConfig) -> None:
     (folder / TRIAL_FILE).write_text(text, encoding="utf-8")
 
 
-def _of_trial(run: RunFolder, trial_id: str | None) -> Source:
+def _of_model(run: RunFolder, again: Confirmation, models: Sequence[Model]) -> Source:
+    """The model that `confirm` has built and tested last."""
+    search, one = run.search, models[-1].chosen
+    found = findings(again, models[-1])
+    before = again.zero_shot
+    ft = {name: value for name, value in again.means(FT).items() if name in models[-1].test}
+    test: dict[str, dict[str, Any]] = {THIS: _measured_with_margins(models[-1], found)}
+    for number, earlier in enumerate(models[:-1], 1):
+        test[f"model {number}, built earlier"] = {"metrics": measured(earlier.test, TEST)}
+    test[ZERO_SHOT] = {"metrics": measured(before, TEST)}
+    if ft:
+        seeds = len(again.values(FT, str(MetricKey(TEST, ID, "acc"))))
+        test[UNTUNED] = {"seeds": seeds, "metrics": measured(ft, TEST)}
+    origin = {
+        "run": search.name,
+        "made_of": models[-1].made_of(),
+        "method": ", ".join(dict.fromkeys(str(t["method"]) for t in one.trainings)) or None,
+        "trainings": [dict(training) for training in one.trainings],
+        "point": one.point,
+        "chosen": why_chosen(run),
+        "looks_at_ood": search.sees_ood,
+    }
+    records = {record.trial_id: record for record in run.history.records}
+    config = run.file.trial
+    if one.trainings:
+        record = records.get(one.name if one.kind == "seeds" else one.trainings[0]["name"])
+        config = config_of(run.file, record or REFERENCE)
+    folder = model_folder(run, models[-1].number)
+    newest = newest_checkpoint(folder)
+    if newest is None:
+        problem = "the weights of the model are gone"
+        hint = "`lipsum-tune confirm --again` builds it anew; --trial names other weights"
+        raise ConfigError(problem, source=folder.url, hint=hint)
+    load = partial(_read, folder.at(newest))
+    alpha = 0.0 if one.name == ZERO_SHOT else None
+    return Source(f"{search.name}, the model", load, config, origin, {}, alpha, test)
+
+
+def why_chosen(run: RunFolder) -> str:
+    """Sentences on the weights that are exported if none are named: what they are, and why."""
+    search, records = run.search, run.history.records
+    again, models = read_confirmation(search), models_tested(run.folder)
+    if again is not None and models:
+        lines = model_in_words(again, models, records)
+        if again.readings:
+            lines.append(readings_in_words(again.readings))
+        return " ".join(lines)
+    why = f"{' '.join(conclusion(search, records).lines)} {NOT_TESTED}"
+    if len(search.objectives) > 1:
+        why += " With several objectives there is no model: --trial names other weights."
+    return why
+
+
+def _measured_with_margins(model: Model, found: Sequence[Finding]) -> dict[str, Any]:
+    """Test metrics of a model, and half the 95 % intervals of its accuracies."""
+    own = next((one.values for one in found if one.label == OWN), {})
+    margins = {m: of.high - of.mean for m, of in own.items() if not math.isnan(of.high)}
+    return {"metrics": measured(model.test, TEST), "margins": margins}
+
+
+def _of_trial(run: RunFolder, trial_id: str | None, again: Confirmation | None) -> Source:
     search, records = run.search, {r.trial_id: r for r in run.history.records}
-    again = read_confirmation(search)
     said = readings_in_words(again.readings) if again and again.readings else ""
     why, looks_at_ood = f"Named by hand. {said}".rstrip(), None
     best = best_trial(search, run.history.records)
@@ -101,7 +180,7 @@ def _of_trial(run: RunFolder, trial_id: str | None) -> Source:
         if found.won is None or best is None:
             raise ConfigError("no trial has a value of the objective yet", source=run.folder)
         trial_id, looks_at_ood = found.won.trial_id, search.sees_ood
-        why = " ".join(found.lines)
+        why = why_chosen(run)
         if trial_id == FT and FT not in records:
             hint = f"--trial {best.trial_id} exports the best trial; search.references has `ft`"
             problem = f"this search has no weights of the winner. {why}"
@@ -135,23 +214,9 @@ def _of_trial(run: RunFolder, trial_id: str | None) -> Source:
     if is_zero_shot:
         origin |= {"trial": ZERO_SHOT, "method": None, "params": {}, "outcome": None, "step": 0}
         report = search.zero_shot
-    label = ZERO_SHOT if is_zero_shot else trial_label(record)
     title, config = f"{search.name}, {origin['trial']}", config_of(run.file, record)
-    test, alpha = _test_accuracies(run, label, record.trial_id), 0.0 if is_zero_shot else None
-    return Source(title, partial(_read, checkpoint), config, origin, report, alpha, test)
-
-
-def _test_accuracies(run: RunFolder, label: str, trial_id: str) -> dict[str, dict[str, Any]]:
-    """Label -> number of fresh seeds and mean test metrics: the model, FT and zero-shot."""
-    found: dict[str, dict[str, Any]] = {}
-    if confirmation := read_confirmation(run.search):
-        for name, one in ((label, trial_id), (UNTUNED, FT)):
-            if seeds := confirmation.values(one, str(MetricKey(TEST, ID, "acc"))):
-                means = measured(confirmation.means(one), TEST)
-                found[name] = {"seeds": len(seeds), "metrics": means}
-        if zero_shot := measured(confirmation.zero_shot, TEST):
-            found[ZERO_SHOT] = {"metrics": zero_shot}
-    return found if label in found else {}
+    load, alpha = partial(_read, checkpoint), 0.0 if is_zero_shot else None
+    return Source(title, load, config, origin, report, alpha)
 
 
 def measured(metrics: Mapping[str, float], split: str = SPLIT) -> dict[str, float]:

@@ -1,5 +1,6 @@
 """Who is confirmed, and confirmations with instant trainings, and with small ones on a real Ray."""
 
+import json
 import os
 import re
 import shutil
@@ -29,7 +30,7 @@ from tests.tuning.run_folders import LR, WEIGHT, search_file, swap_classes, writ
 from tests.tuning.run_folders import trial as searched
 from tests.waiting import wait_until
 from trainers.checkpoints.format import PREDICTIONS, Header, Progress, save_checkpoint
-from trainers.checkpoints.storage import prepare_folder
+from trainers.checkpoints.storage import newest_checkpoint, prepare_folder
 from trainers.data.store import open_store
 from trainers.errors import ConfigError
 from trainers.exchange import Request
@@ -52,6 +53,7 @@ from tuning.runs.confirmation import (
     sessions_of,
 )
 from tuning.runs.history import History
+from tuning.runs.model import model_folder, models_tested
 from tuning.runs.run_folder import load_run
 from tuning.selection.rules import chosen_with_ood, rules_of
 from tuning.session import Session
@@ -59,6 +61,7 @@ from tuning.views.completion import complete_mlflow
 from tuning.views.confirmation_table import confirmation_table
 from tuning.views.mlflow.client import connect, default_tracking_uri, search_run
 from tuning.views.mlflow.writer import MlflowView
+from tuning.weights.export import export_weights
 
 STEPS = 3
 QUIET = Console(quiet=True)
@@ -237,6 +240,7 @@ def instant(images_root, whole_root, tmp_path):
     with (
         without_ray(mlflow=False),
         patch("tuning.confirmation.confirm.complete_files", return_value=[]),
+        patch("tuning.confirmation.confirm.needs_model", return_value=False),
     ):
         yield folder, run, splits
 
@@ -375,7 +379,7 @@ def test_mlflow_has_each_training_below_the_search(instant):
     }
 
 
-def run_folder(root, folder):
+def run_folder(root, folder, **changes):
     """A finished search of two trials, one of which diverges if it is trained again."""
     file = search_file(
         root,
@@ -384,7 +388,7 @@ def run_folder(root, folder):
         trial__eval={"every": STEPS, "line": "auto"},
         trial__steps=STEPS,
         trial__seed=3,
-        search__resources__workers=1,
+        **{"search__resources__workers": 1, **changes},
     )
     reports = fakes.report(STEPS, 70.0, 50.0), fakes.report(STEPS, 75.0, 35.0)
     records = [
@@ -423,7 +427,7 @@ def test_a_confirmation_measures_what_a_training_alone_does(confirmed):
     *_, last = fine_tune(trial)  # the point of the line is chosen here without a test split
     images = load_split(trial, "test")
     last.add(evaluate_run(last.run, "test", images))
-    last.add(measure_end(last.run, "test", images, last.metrics["line/a"]))
+    last.add(measure_end(last.run, "test", images))
     measured = found.results["trial-000", 1004].metrics
     timed = {name for name in measured if name.startswith(("cost/", "train/images"))} | {"step"}
     assert {name: measured[name] for name in measured.keys() - timed} == pytest.approx(
@@ -442,6 +446,33 @@ def test_a_confirmation_measures_what_a_training_alone_does(confirmed):
         assert 100 * right["real"].mean() == pytest.approx(accuracy)
     assert found.estimate("trial-000", END + metric).covers_images
     assert gap.covers_images
+
+
+@pytest.mark.ray
+def test_a_model_is_built_of_what_a_killed_driver_has_left(confirmed):
+    folder, _, found = confirmed
+    (model,) = models_tested(folder)
+    assert model.notes == ()  # no end is lost
+    assert model.chosen.metrics["val/mean_acc"] >= found.zero_shot["val/mean_acc"]
+    sums = sorted(path.name for path in (folder / "confirm" / "sums").iterdir())
+    assert sums == ["ft", "trial-000"]
+
+
+@pytest.mark.ray
+@pytest.mark.nightly
+def test_the_model_of_two_workers_lies_in_a_bucket(whole_root, ray_head, bucket, tmp_path):
+    storage = {"search__checkpoints__storage": f"{bucket}/confirmed"}
+    made = with_database(tmp_path) / "small"
+    folder = run_folder(whole_root, made, search__resources__workers=2, **storage)
+    with ray_session(ray_head.address):
+        confirm(folder, seeds=2, rules=["objective"], console=QUIET)
+    (model,) = models_tested(folder)
+    stored = model_folder(load_run(folder), 1)
+    assert stored.url.startswith(bucket)
+    assert newest_checkpoint(stored) is not None
+    about = export_weights(folder, tmp_path / "model") / "classes.json"
+    tested = json.loads(about.read_text())["test"]["this model"]["metrics"]
+    assert tested["id_test/acc"] == model.test["id_test/acc"]
 
 
 @pytest.mark.ray

@@ -48,11 +48,24 @@ def test_both_prices_are_sums_of_rounds():
     assert least.what == "6 in full, 3 to step 100"
     assert least.hours * 3600 == pytest.approx(60 + 2 * FULL + stopped)
     assert least.device_hours * 3600 == pytest.approx(7 * FULL + 3 * stopped)
-    # Twice as many test images, read at the chosen point of the line and at its end.
-    assert plan.confirm_price.hours * 3600 == pytest.approx(60 + 3 * (FULL + 2 * 2 * 9))
+    # Twice as many test images, read at the chosen point of the line and at its end. For the
+    # model, two means at their end and at a point, four trials of a soup, and its test.
+    model_s = (2 * 2 + 4 + 2) * 9
+    assert plan.confirm_price.hours * 3600 == pytest.approx(60 + 3 * (FULL + 2 * 2 * 9) + model_s)
     file = search_file(budget={"trials": 9})
     off = make_plan(with_line_off(file))
-    assert off.confirm_price.hours * 3600 == pytest.approx(60 + 3 * (FULL + 2 * 9))
+    assert off.confirm_price.hours * 3600 == pytest.approx(60 + 3 * (FULL + 2 * 9) + model_s)
+
+
+def test_the_peak_of_the_disk_is_stated():
+    plan = replace(make_plan(search_file()), weights_gb=1.0, checkpoint_gb=3.0)
+    # Of four trials at once, an old and a new checkpoint. The four best, the first, ft, and those
+    # of ID and OOD accuracy, of one method, and without each of four domains.
+    search, confirmation = plan.disk_gb
+    assert search == 4 * 2 * 3 + 4 + 1 + 1 + 2 + 1 + 4
+    # Ten ends, two sums of twice the size, and the model.
+    assert confirmation == search + 10 + 2 * 2 + 1
+    assert "GB in confirm" in str(render(plan).renderables[0])
 
 
 @pytest.mark.parametrize("search", [{"scheduler": {"name": "none"}}, {"budget": {"trials": 6}}])
@@ -140,7 +153,7 @@ def test_a_plan_is_short():
         "6 in full, 14 to step 100",
         "confirm --rule objective, 5 seeds",
     ]
-    assert len(lines) <= 8
+    assert len(lines) <= 9
 
 
 def test_a_trial_that_fails_is_one_sentence_and_nothing_is_left(images_root, tmp_path, monkeypatch):

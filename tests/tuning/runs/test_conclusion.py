@@ -100,7 +100,7 @@ def test_a_lucky_best_trial_is_not_expected_again():
     search = replace(SEARCH, space=SearchSpace(parameters=lr))
     expected, seen = expected_value(search, records), best.last("val/mean_acc")
     sentence = f"Its val/mean_acc of {seen:.3g} is partly luck: expect about {expected:.3g}"
-    assert f"{sentence} with a new seed." in lines(search, records)
+    assert f"{sentence} of these settings with a new seed." in lines(search, records)
     assert not any("luck" in line for line in lines(search, records[:9]))
 
 

@@ -138,18 +138,29 @@ def with_snippet(config, folder):
     model = export(folder / "trained", folder / "model").rename(folder / "moved")
     card = (model / "README.md").read_text()
     assert str(folder / "model") not in card
+    (model / "snippet.py").write_text(snippet_of(card))
+    names, labels = write_images(config, "val", model)
+    (model / "images.json").write_text(json.dumps(names))
+    return model, labels
+
+
+def snippet_of(card):
+    """The code of a card that makes a classifier."""
     (snippet,) = re.findall(r"```python\n(.*?)```", card, re.DOTALL)
     lines, example = snippet.rsplit("print", 1)
     assert example == '(classify(Image.open("image.jpg")))\n'
-    (model / "snippet.py").write_text(lines)
+    return lines
+
+
+def write_images(config, split, folder):
+    """The images of a split as files: their names, their domains and classes."""
     names, labels = [], []
-    for domain, images in load_split(config, "val").items():
+    for domain, images in load_split(config, split).items():
         for index in range(len(images.labels)):
             names.append(f"{domain}-{index}.png")
-            images.decode(index).save(model / names[-1])
+            images.decode(index).save(folder / names[-1])
             labels.append((domain, images.class_names[int(images.labels[index])].replace("_", " ")))
-    (model / "images.json").write_text(json.dumps(names))
-    return model, labels
+    return names, labels
 
 
 def test_the_snippet_of_the_card_reaches_its_accuracies(trial, tmp_path):

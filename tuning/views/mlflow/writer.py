@@ -27,6 +27,7 @@ from tuning.runs.conclusion import conclusion
 from tuning.runs.environment import ENVIRONMENT_FILE, seen_at_start
 from tuning.runs.follower import View
 from tuning.runs.history import Event, History
+from tuning.runs.model import MODEL
 from tuning.runs.ranking import misses, ranked
 from tuning.runs.records import (
     STEP,
@@ -268,6 +269,10 @@ class MlflowView(View):
             tags["best/trial"] = best.trial_id
             values = {f"best/{name}": value for name, value in self._shown(best.metrics).items()}
             metrics = mlf.metrics_of(values, best.step, at)
+        if found.model is not None:
+            tags["model"] = found.model.made_of()
+            tested = {f"{MODEL}/{n}": v for n, v in found.model.test.items() if n.endswith("acc")}
+            metrics += mlf.metrics_of(tested, 0, at)
         client.log_batch(self._parent_id, metrics, tags=mlf.tags_of(tags))
         if outcome == "running":
             client.update_run(self._parent_id, STATUS[outcome])

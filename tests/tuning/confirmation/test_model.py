@@ -1,0 +1,265 @@
+"""The model that `confirm` builds, from weights of known worth in place of trainings."""
+
+import json
+import shutil
+import subprocess
+import sys
+from unittest.mock import patch
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from tests.tuning.confirmation.searched import GOOD, SPOILT, Searched, noisy
+from tests.tuning.execution.inline_tuner import Killed
+from tests.tuning.run_folders import trial as searched
+from tests.tuning.weights.test_export import CLASSIFY_ALL, snippet_of, write_images
+from trainers.checkpoints.format import WEIGHTS, Header, Progress
+from trainers.checkpoints.storage import fetched, newest_checkpoint, write_weights
+from trainers.data.store import open_store
+from tuning import load_run as load_in_python
+from tuning.confirmation.model import ModelBuilder
+from tuning.runs.confirmation import read_confirmation, results_path
+from tuning.runs.model import CHOSEN, findings, model_folder, models_tested
+from tuning.runs.run_folder import load_run
+from tuning.weights.export import export_weights
+
+
+@pytest.fixture
+def search(whole_root, tmp_path):
+    return Searched(whole_root, tmp_path)
+
+
+def test_a_lucky_seed_wins_and_is_tested_itself(search):
+    search.write(99.0, 20.0)
+    search.keep("trial-000", SPOILT)
+    search.ends = {"ft": GOOD, "trial-000": GOOD}
+    search.confirm(seeds=2)
+    assert (search.chosen.kind, search.chosen.name) == ("single", "trial-000")
+    assert (
+        search.chosen.trainings[0].items()
+        >= {"method": "lipsum_ft", "seed": 0, "point": None}.items()
+    )
+    # Its validation accuracy was 99; as it was tested, the weights guess.
+    assert search.models[0].test["id_test/acc"] < 50
+    stored = model_folder(load_run(search.folder), 1)
+    with fetched(stored.at(newest_checkpoint(stored))) as local:
+        ours = load_file(local / WEIGHTS)
+    expected, _ = noisy(search.root, SPOILT)
+    assert all(torch.equal(ours[name], value) for name, value in expected.items())
+
+
+def test_the_mean_of_plain_fine_tuning_wins(search):
+    search.write(2.0, 3.0)
+    search.ends = {"ft": 0.05, "trial-001": SPOILT}
+    found = search.confirm(seeds=2)
+    one = search.chosen
+    assert (one.kind, one.name, len(one.trainings)) == ("seeds", "ft", 2)
+    assert [t["name"] for t in one.trainings] == ["ft-seed-1000", "ft-seed-1001"]
+    assert one.metrics["val/mean_acc"] > 50
+    found = read_confirmation(load_run(search.folder).search)
+    labels = [finding.label for finding in findings(found, search.models[0])]
+    assert labels[0] == "test accuracy"
+
+
+def test_the_greedy_soup_wins(search):
+    search.write(2.0, 1.5)
+    for number in range(2):
+        search.keep(f"trial-00{number}", 0.2, seed=number)
+    search.ends = {"ft": SPOILT, "trial-000": SPOILT}
+    search.confirm(seeds=2)
+    one = search.chosen
+    assert (one.kind, [t["name"] for t in one.trainings]) == ("soup", ["trial-000", "trial-001"])
+
+
+def test_trials_that_miss_the_constraints_are_no_part_of_a_soup(whole_root, tmp_path):
+    search = Searched(whole_root, tmp_path, search__constraints=("id_val/acc >= 1.8",))
+    search.write(2.0, 1.5)
+    for number in range(2):
+        search.keep(f"trial-00{number}", 0.2, seed=number)
+    search.ends = {"ft": SPOILT, "trial-000": SPOILT}
+    search.confirm(seeds=2)
+    assert "soup" not in kinds_of_candidates(search.folder)
+
+
+def test_trials_of_other_shapes_are_not_averaged(search):
+    """One trains the text encoder, too."""
+    search.write(2.0, 1.5)
+    search.keep("trial-000", 0.2)
+    weights, names = noisy(search.root, 0.2, 1)
+    weights |= {"text.logit_scale": torch.zeros(())}
+    folder = open_store(search.folder / "train" / "train-trial-001")
+    write_weights(folder, weights, Header(Progress(6), names, [{"step": 6}]))
+    search.ends = {"ft": GOOD, "trial-000": GOOD}
+    search.confirm(seeds=2)
+    assert kinds_of_candidates(search.folder) == ["single"] * 3 + ["seeds"] * 2
+
+
+def kinds_of_candidates(folder):
+    (event,) = (e for e in events(folder) if e["event"] == CHOSEN)
+    return [kind for kind, *_ in event["candidates"]]
+
+
+def events(folder):
+    return [json.loads(line) for line in results_path(folder).read_text().splitlines()]
+
+
+def test_an_objective_that_only_a_training_reports_chooses_among_trainings(whole_root, tmp_path):
+    objective = {"metric": "train/loss", "mode": "min"}
+    search = Searched(whole_root, tmp_path, search__objective=objective, trial__eval__line="off")
+    search.write(2.0, 1.5)
+    search.keep("trial-000", GOOD)
+    search.ends = {"ft": GOOD, "trial-000": GOOD}
+    search.confirm(seeds=2)
+    assert search.chosen.name == "trial-000"
+    assert any("only a training reports" in note for note in search.models[0].notes)
+
+
+def test_several_objectives_have_no_model(whole_root, tmp_path):
+    objectives = [{"metric": "id_val/acc"}, {"metric": "ood_val/mean_acc"}]
+    search = Searched(whole_root, tmp_path, search__objective=objectives)
+    search.write(2.0, 1.5)
+    search.confirm(seeds=2)
+    assert search.models == ()
+
+
+@pytest.mark.parametrize("where", ["mean_of_ends", "make_and_test"])
+def test_a_killed_call_begins_again_with_equal_digits(where, search, tmp_path):
+    """While candidates are built, and between choice and test."""
+    search.write(2.0, 1.5)
+    search.keep("trial-000", 0.2)
+    search.keep("trial-001", 0.2, seed=1)
+    search.ends = {"ft": 0.1, "trial-000": 0.12}
+    shutil.copytree(search.folder, tmp_path / "copy")
+    search.confirm(seeds=2)
+    (whole,) = search.models
+    shutil.rmtree(search.folder)
+    (tmp_path / "copy").rename(search.folder)
+    with patch(f"tuning.confirmation.model.{where}", side_effect=Killed), pytest.raises(Killed):
+        search.confirm(seeds=2)
+    assert len(search.models) == (where == "make_and_test")
+    before = len(events(search.folder))
+    search.confirm(seeds=2)
+    assert search.models == (whole,)
+    new = [event["event"] for event in events(search.folder)[before:]]
+    assert new.count("started") == 0  # nothing is trained again
+    assert new.count(CHOSEN) == (where == "mean_of_ends")
+    assert not (search.folder / "confirm" / "train").exists()
+
+
+def test_more_seeds_leave_the_model_and_again_builds_another(search):
+    search.write(2.0, 3.0)
+    search.ends = {"ft": 0.1, "trial-001": SPOILT}
+    search.confirm(seeds=2)
+    (first,) = search.models
+    search.confirm(seeds=3)
+    assert search.models == (first,)
+    readings = search.confirm(seeds=3, again=True).readings
+    _, second = search.models
+    assert [len(model.chosen.trainings) for model in search.models] == [2, 3]
+    assert models_tested(search.folder)[-1] == second
+    assert readings == [("trial-001",)] * 3
+    seeds = [training["seed"] for training in second.chosen.trainings]
+    assert seeds == [1000, 1001, 1002]
+
+
+def test_the_test_splits_are_read_after_the_choice_is_in_the_journal(search):
+    search.write(2.0)
+    search.keep("trial-000", GOOD)
+    test = ModelBuilder._test
+
+    def checked(builder, model, recipe):
+        assert events(search.folder)[-1]["event"] == CHOSEN
+        return test(builder, model, recipe)
+
+    with patch.object(ModelBuilder, "_test", checked):
+        search.confirm(seeds=2)
+    assert events(search.folder)[-1]["event"] == "model_tested"
+
+
+def test_weights_that_are_gone_are_named(search):
+    search.write(5.0, 4.0)
+    search.keep("trial-001", GOOD)
+    search.ends = {"trial-000": GOOD}
+    search.confirm(seeds=2)
+    notes = " ".join(search.models[0].notes)
+    assert "the weights of trial-000 are gone" in notes
+    assert "the ends of ft with seeds 1000, 1001 are gone" in notes
+
+
+def test_a_choice_whose_weights_are_gone_is_made_anew(search):
+    search.write(99.0, 98.0)
+    search.keep("trial-000", GOOD)
+    search.keep("trial-001", GOOD)
+    with patch.object(ModelBuilder, "_test", side_effect=Killed), pytest.raises(Killed):
+        search.confirm(seeds=2)
+    shutil.rmtree(search.folder / "train" / "train-trial-000")
+    search.confirm(seeds=2)
+    assert [model.chosen.name for model in search.models] == ["trial-000", "trial-001"]
+    (tested,) = models_tested(search.folder)
+    assert tested.chosen.name == "trial-001"
+
+
+def test_further_trials_are_counted(search):
+    search.write(2.0, 1.0)
+    search.confirm(seeds=2)
+    (model,) = models_tested(search.folder)
+    records = load_run(search.folder).history.records
+    assert model.further(records) == 0
+    assert model.further([*records, searched(2, 1.0, 1.0)]) == 1
+
+
+def test_a_training_that_failed_is_no_part_of_a_mean(search):
+    search.write(2.0, 3.0)
+    search.ends = {"ft": GOOD, "trial-001": SPOILT}
+    search.fails = {"ft-seed-1001"}
+    search.confirm(seeds=3)
+    assert [training["seed"] for training in search.chosen.trainings] == [1000, 1002]
+
+
+def test_plain_open_clip_reaches_the_test_accuracy_of_the_card(search, tmp_path):
+    """To the last image, in a process that imports nothing of this project."""
+    search.write(2.0, 3.0)
+    search.ends = {"ft": 0.1, "trial-001": SPOILT}
+    search.confirm(seeds=2)
+    assert search.chosen.kind == "seeds"
+    folder = export_weights(search.folder, tmp_path / "model")
+    about = json.loads((folder / "classes.json").read_text())
+    assert [t["seed"] for t in about["trainings"]] == [1000, 1001]
+    card = (folder / "README.md").read_text()
+    assert "validation" not in card.partition("| accuracy in percent")[2]
+    names, labels = write_images(load_run(search.folder).file.trial, "test", folder)
+    (folder / "images.json").write_text(json.dumps(names))
+    (folder / "snippet.py").write_text(snippet_of(card))
+    command = [sys.executable, "-c", CLASSIFY_ALL, folder]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    predicted = json.loads(done.stdout)
+    tested = about["test"]["this model"]["metrics"]
+    for domain in ("real", "sketch", "clipart"):
+        right = [p == label for p, (d, label) in zip(predicted, labels, strict=True) if d == domain]
+        name = "id_test/acc" if domain == "real" else f"ood_test/{domain}/acc"
+        assert 100 * sum(right) / len(right) == tested[name]
+        assert f"{tested[name]:.1f} ±" in card
+
+
+def test_run_load_model_gives_what_export_writes(search, tmp_path):
+    search.write(2.0, 3.0)
+    search.ends = {"ft": 0.1, "trial-001": SPOILT}
+    search.confirm(seeds=2)
+    folder = export_weights(search.folder, tmp_path / "model")
+    exported = load_file(folder / "open_clip_model.safetensors")
+    loaded = load_in_python(search.folder).load_model().state_dict()
+    assert all(torch.equal(value, exported[name]) for name, value in loaded.items())
+
+
+def test_a_named_trial_has_no_test_figures_of_other_weights(search, tmp_path):
+    search.write(99.0, 3.0)
+    search.keep("trial-000", GOOD)
+    before = export_weights(search.folder, tmp_path / "before")
+    assert "Not tested" in (before / "README.md").read_text()
+    search.ends = {"ft": GOOD, "trial-000": GOOD}
+    search.confirm(seeds=2)
+    folder = export_weights(search.folder, tmp_path / "model", trial="trial-000")
+    assert json.loads((folder / "classes.json").read_text())["test"] == {}
+    assert "Not tested" in (folder / "README.md").read_text()

@@ -1,0 +1,334 @@
+"""The model of a search: what it is made of, how it is chosen, and what was measured of it.
+
+Settings are measured by trainings with fresh seeds. A model is one set of weights, which was chosen
+among candidates by validation data and then tested itself, once. Its events are in the journal of
+the confirmation.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, Final, Literal, TypeAlias
+
+import numpy as np
+
+from trainers.data.store import Store, open_store, url_of
+from trainers.errors import first_line, listed
+from trainers.evaluation.metrics import ID, MEAN_OOD, MetricKey
+from tuning.config.objectives import Constraint, Objective
+from tuning.runs.confirmation import (
+    CONFIRM_FOLDER,
+    FT,
+    SPLIT,
+    TESTED,
+    Confirmation,
+    Estimate,
+    Right,
+    estimate,
+    over_images,
+    predictions_path,
+    read_right,
+    results_path,
+)
+from tuning.runs.history import Event, JournalReader
+from tuning.runs.ranking import finished_trials
+from tuning.runs.records import ZERO_SHOT, SearchRecord, TrialRecord
+from tuning.runs.run_folder import RunFolder
+
+logger = logging.getLogger(__name__)
+
+Kind: TypeAlias = Literal["single", "soup", "seeds"]
+"""One training of the search, or the zero-shot model; a mean of trials; a mean of the ends of one
+configuration's trainings with fresh seeds."""
+CHOSEN: Final = "model_chosen"
+OWN: Final = "test accuracy"
+"""Label of a model's own accuracies."""
+MODEL: Final = "model"
+"""Its folder below the checkpoint root of a confirmation, and the begin of its name there."""
+
+
+@dataclass(frozen=True)
+class Goal:
+    """What makes a model better: its violations of the constraints, and then the objective."""
+
+    objective: Objective
+    bounds: tuple[Constraint, ...] = ()
+    """Constraints whose bounds are numbers."""
+
+    def merit(self, metrics: Mapping[str, float]) -> tuple[float, float]:
+        """Of metrics of the validation splits: greater is better."""
+        missed = (c.violation(metrics.get(c.metric), c.offset) for c in self.bounds)
+        value = metrics.get(self.objective.metric, math.nan)
+        signed = self.objective.signed(value) if math.isfinite(value) else -math.inf
+        return -sum(max(0.0, amount) for amount in missed), signed
+
+    @property
+    def metrics(self) -> set[str]:
+        """All metrics that it reads."""
+        return {self.objective.metric, *(bound.metric for bound in self.bounds)}
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """Weights that may become the model."""
+
+    kind: Kind
+    name: str
+    """A trial or reference, `zero-shot` or `soup`; of seeds, what was trained with them."""
+    metrics: Mapping[str, float]
+    """Of the whole validation splits."""
+    trainings: tuple[Mapping[str, Any], ...] = ()
+    """What it is made of: `name`, `method`, `seed`, `params` and `point` of each training."""
+    point: float | None = None
+    """Of a mean of seeds: the point of its line, None for its end."""
+
+
+@dataclass(frozen=True)
+class Model:
+    """A candidate that was chosen."""
+
+    number: int
+    """From 1 on: `confirm --again` builds another one."""
+    chosen: Candidate
+    finished: int
+    """Number of trials that had finished."""
+    notes: tuple[str, ...] = ()
+    """What was left out, and why."""
+    test: Mapping[str, float] = field(default_factory=dict)
+    """Metrics of the test splits; empty before they are read."""
+
+    @property
+    def training(self) -> str:
+        """Under which its predictions are stored."""
+        return f"{MODEL}-{self.number}"
+
+    @property
+    def is_of_ft(self) -> bool:
+        """Whether it is made of plain fine-tuning's fresh seeds."""
+        return (self.chosen.kind, self.chosen.name) == ("seeds", FT)
+
+    def further(self, records: Iterable[TrialRecord]) -> int:
+        """Number of trials that have finished since it was built."""
+        return max(0, len(finished_trials(records)) - self.finished)
+
+    def made_of(self) -> str:
+        """What it is, in words."""
+        one, number = self.chosen, len(self.chosen.trainings)
+        if one.kind == "soup":
+            return f"the mean weights of {listed([t['name'] for t in one.trainings])}"
+        name = "plain fine-tuning" if one.name == FT else one.name
+        if one.kind == "seeds":
+            where = "" if one.point is None else f", at {one.point:g} of its line"
+            return f"the mean weights of {number} trainings of {name} with fresh seeds{where}"
+        if one.name == ZERO_SHOT:
+            return "the zero-shot model"
+        return f"{name}, as the search trained it"
+
+
+def goal_of(search: SearchRecord, records: Sequence[TrialRecord]) -> Goal | None:
+    """The goal of a search's model; None with several objectives, none of which decides.
+
+    A bound relative to the best is that of the search's trials, for all candidates.
+    """
+    if len(search.objectives) > 1:
+        return None
+    bests = search.bests(records)
+    bounds = [(c, c.bound(search.zero_shot, bests.get(c.text))) for c in search.constraints]
+    fixed = [replace(c, anchor=None, offset=b) for c, b in bounds if b is not None]
+    return Goal(search.objectives[0], tuple(fixed))
+
+
+def choose(goal: Goal, candidates: Sequence[Candidate]) -> Candidate:
+    """The best candidate, the earlier one of equals."""
+    return max(candidates, key=lambda one: goal.merit(one.metrics))
+
+
+def chosen_event(model: Model, goal: Goal, candidates: Sequence[Candidate]) -> Event:
+    """What the journal has of a choice, before the model reads the test splits."""
+    one = model.chosen
+    return {
+        "event": CHOSEN,
+        "number": model.number,
+        "kind": one.kind,
+        "name": one.name,
+        "metrics": dict(one.metrics),
+        "trainings": [dict(training) for training in one.trainings],
+        "point": one.point,
+        "finished": model.finished,
+        "notes": list(model.notes),
+        "candidates": [[c.kind, c.name, *goal.merit(c.metrics)] for c in candidates],
+    }
+
+
+def models_of(run_folder: Path) -> tuple[Model, ...]:
+    """All models of a search in the order of their choice. At most the last one is not tested yet.
+
+    Raises:
+        ConfigError: the journal of the confirmation is damaged.
+    """
+    path, found = results_path(run_folder), dict[int, Model]()
+    for event in JournalReader(path.parent).events() if path.is_file() else ():
+        if event["event"] == CHOSEN:
+            trainings = tuple(event["trainings"])
+            chosen = Candidate(
+                event["kind"], event["name"], event["metrics"], trainings, event["point"]
+            )
+            number, notes = event["number"], tuple(event["notes"])
+            found[number] = Model(number, chosen, event["finished"], notes)
+        elif event["event"] == TESTED and event["number"] in found:
+            number = event["number"]
+            found[number] = replace(found[number], test=event["metrics"])
+    return tuple(found.values())
+
+
+def models_tested(run_folder: Path) -> tuple[Model, ...]:
+    """The models whose test accuracies are known; the last one is that of the search."""
+    return tuple(model for model in models_of(run_folder) if model.test)
+
+
+def model_folder(run: RunFolder, number: int) -> Store:
+    """Where a model of a run is."""
+    return open_store(url_of(run.checkpoint_root, CONFIRM_FOLDER, MODEL, str(number)))
+
+
+@dataclass(frozen=True)
+class Finding:
+    """Test accuracies of a model, or their differences to another one, in points."""
+
+    label: str
+    values: Mapping[str, Estimate]
+    """By metric: ID, mean OOD, each domain."""
+    covers_seeds: bool = False
+    """Whether intervals hold for new seeds of the other one, and not for new images alone."""
+
+
+def findings(confirmation: Confirmation, model: Model) -> list[Finding]:
+    """What was measured of a model: alone, beside zero-shot, and beside one plain fine-tuning.
+
+    The weights of a model are given, so its intervals are over images alone. One plain fine-tuning
+    is a draw of its seed as well; not so those that the model is a mean of.
+    """
+    search = confirmation.search
+    domains = [ID, *([MEAN_OOD] if search.ood_domains else []), *search.ood_domains]
+    metrics = [str(MetricKey(SPLIT, domain, "acc")) for domain in domains]
+    columns = _right(confirmation, model)
+    shares = {metric: confirmation.weights(metric) for metric in metrics}
+
+    def against(other: Right | None, metric: str) -> list[tuple[float, np.ndarray]]:
+        """Right images, or the differences to those of another model, as one row."""
+        if columns is None:
+            return []
+        right = columns["predicted"]
+        rows = {d: right[d] if other is None else right[d] - other[d] for d in shares[metric]}
+        return [(share, rows[d][None]) for d, share in shares[metric].items()]
+
+    def all_of(of: Mapping[str, Estimate | None]) -> dict[str, Estimate]:
+        return {metric: found for metric, found in of.items() if found is not None}
+
+    test, before = model.test, confirmation.zero_shot
+    known = [metric for metric in metrics if metric in test]
+    own = {metric: over_images(test[metric], against(None, metric)) for metric in known}
+    zero_shot = columns["zero_shot"] if columns is not None else None
+    to_zero_shot = {
+        metric: over_images(test[metric] - before[metric], against(zero_shot, metric))
+        for metric in known
+        if metric in before
+    }
+    to_ft = all_of({metric: _to_ft(confirmation, model, metric, columns) for metric in known})
+    seeds = [t["seed"] for t in model.chosen.trainings] if model.is_of_ft else []
+    label = f"these {len(seeds)} trainings on average" if seeds else "one plain fine-tuning"
+    found = [
+        Finding(OWN, own),
+        Finding(f"than {ZERO_SHOT}", to_zero_shot),
+        Finding(f"than {label}", to_ft, covers_seeds=not seeds),
+    ]
+    return [one for one in found if one.values]
+
+
+def coverage_in_words(found: Sequence[Finding]) -> str:
+    """What the intervals hold for; empty without any."""
+    intervals = [value for one in found for value in one.values.values()]
+    if all(math.isnan(value.low) for value in intervals):
+        return ""
+    of_seeds = any(one.covers_seeds for one in found)
+    also = ", against plain fine-tuning also new seeds of that" if of_seeds else ""
+    return f"± covers new images{also}"
+
+
+def model_in_words(
+    confirmation: Confirmation, models: Sequence[Model], records: Iterable[TrialRecord]
+) -> list[str]:
+    """Sentences on the model of a search: what it is made of, and what was measured of it.
+
+    Args:
+        models: those that were tested, see `models_tested`; nothing without any.
+    """
+    if not models:
+        return []
+    *earlier, model = models
+    lines = [f"The model is {model.made_of()}."]
+    found = findings(confirmation, model)
+    own = [one for one in found if one.label == OWN]
+    lines += [f"Its test accuracy, in percent: {_values(one)}." for one in own]
+    others = [f"{one.label}: {_values(one, '+')}" for one in found if one.label != OWN]
+    if others:
+        held = coverage_in_words(found)
+        lines.append(f"Points more {'; '.join(others)}{f' ({held})' if held else ''}.")
+    for one in earlier:
+        before = [_values(of) for of in findings(confirmation, one) if of.label == OWN]
+        lines.append(f"An earlier model, {one.made_of()}, has {''.join(before)}.")
+    if model.notes:
+        lines.append(f"Left out of its candidates: {'; '.join(model.notes)}.")
+    if further := model.further(records):
+        trials = f"{further} further trial{'s' * (further > 1)}"
+        lines.append(f"It was built before {trials}; `confirm --again` builds it anew.")
+    return lines
+
+
+def _values(found: Finding, sign: str = "") -> str:
+    """`ID 66.5 ± 1.2, OOD 53.0 ± 1.0 (sketch 45.1 ± 1.5, clipart 60.9 ± 1.4)`."""
+    words = {}
+    for metric, value in found.values.items():
+        key = MetricKey.parse(metric)
+        domain = "" if key is None else {ID: "ID", MEAN_OOD: "OOD"}.get(key.domain, key.domain)
+        margin = "" if math.isnan(value.low) else f" ± {value.high - value.mean:.1f}"
+        words[domain] = f"{domain} {value.mean:{sign}z.1f}{margin}"
+    whole = [words.pop(domain) for domain in ("ID", "OOD") if domain in words]
+    each = f" ({', '.join(words.values())})" if words and not sign else ""
+    return ", ".join(whole) + each
+
+
+def _to_ft(
+    confirmation: Confirmation, model: Model, metric: str, columns: Mapping[str, Right] | None
+) -> Estimate | None:
+    """The difference of a model to plain fine-tuning; None if no training of that has a result."""
+    values, right = confirmation.values(FT, metric), confirmation.right(FT, metric)
+    if model.is_of_ft:
+        seeds = {training["seed"] for training in model.chosen.trainings}
+        values = {seed: value for seed, value in values.items() if seed in seeds}
+    if not values:
+        return None
+    gaps = [model.test[metric] - value for value in values.values()]
+    images = []
+    if columns is not None and (stored := [right[seed] for seed in values if seed in right]):
+        for domain, share in confirmation.weights(metric).items():
+            others = np.stack([of_seed[domain] for of_seed in stored])
+            images.append((share, columns["predicted"][domain][None] - others))
+    if not model.is_of_ft:
+        return estimate(gaps, images)
+    means = [(share, rows.mean(axis=0, keepdims=True)) for share, rows in images]
+    return over_images(sum(gaps) / len(gaps), means)
+
+
+def _right(confirmation: Confirmation, model: Model) -> Mapping[str, Right] | None:
+    """The right images of a model and of the zero-shot model; None if they cannot be read."""
+    path = predictions_path(confirmation.search.run_folder, model.training)
+    try:
+        return read_right(path) if path.is_file() else None
+    except (OSError, ValueError, KeyError) as error:
+        logger.warning("%s cannot be read: %s", path, first_line(error))
+        return None
