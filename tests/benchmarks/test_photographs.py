@@ -8,7 +8,7 @@ import pandas as pd
 import pytest
 import torch
 
-from tests.benchmarks.photographs import zero_shot_clip
+from tests.benchmarks.photographs import models, zero_shot_clip
 from tests.benchmarks.photographs.__main__ import SEARCHES, configuration, confirmed, settings
 from tests.benchmarks.photographs.table import markdown, results_of
 from tests.tuning.execution.inline_tuner import without_ray
@@ -147,3 +147,35 @@ def test_the_trainings_of_one_search_count_once(results):
     one = results[results["seed"] == 0]
     assert cells(one)["Lipsum-FT, random search"][2] == ["60.0"]
     assert len(cells(one)["Lipsum-FT, untuned"][2]) == 2
+
+
+def test_the_table_of_models_counts_id_domains(tmp_path):
+    results = models.Results(tmp_path / "models.json")
+    for domain, own in (("photo", 80.0), ("sketch", 60.0)):
+        of_seeds = [{"seed": seed, "id": own, "ood": own - seed} for seed in (0, 10)]
+        results.add(
+            *({"domain": domain, "search": 0, "row": models.SETTINGS, **row} for row in of_seeds)
+        )
+    again = models.Results(tmp_path / "models.json")
+    assert again.has("photo", 0, models.SETTINGS)
+    assert not again.has("photo", 10, models.SETTINGS)
+    _, _, row = models.table(again).splitlines()
+    assert f"67.5 ± {estimate([77.5, 57.5]).high - 67.5:.1f}" in row
+    # 50 / sqrt(50) of the two seeds that are ten points apart, and the lowest of all.
+    assert row.endswith("| 7.1 | 50.0 |")
+
+
+@pytest.mark.nightly
+def test_the_competitor_is_built_of_plain_fine_tunings(whole_root, tmp_path, monkeypatch):
+    monkeypatch.setattr(models, "COMPETITORS", 7)
+    given = DRAWINGS | {"trial.data.root": whole_root, "trial.steps": 2, "trial.eval.every": 2}
+    results = models.Results(tmp_path / "models.json")
+    models.competitor("real", given, tmp_path, results)
+    rows = [one["row"] for one in results.rows]
+    assert rows.count(models.ONE) == rows.count(models.ONE_END) == 7
+    of_three = [one for one in results.rows if one["row"].startswith("plain fine-tuning, ")]
+    (other,) = (one for one in results.rows if one["row"] == models.OTHER)
+    assert other["val"] == max(one["val"] for one in of_three)
+    before = len(results.rows)
+    models.competitor("real", given, tmp_path, results)
+    assert len(results.rows) == before

@@ -57,11 +57,22 @@ SEARCHES = {
 
 
 def prepare(pacs, out):
-    """Make what is missing of the model, and of the images: links to those that are used in
-    `out/chosen`, and the prepared domains in `out/data`."""
+    """Make what is missing of the model, and of the images."""
+    build_clip(out)
+    prepare_images(pacs, out, load_suite("pacs"))
+    return inputs(out)
+
+
+def build_clip(out):
+    """Make the model, if it is missing."""
     if not (out / f"clip-{PIXELS}" / zero_shot_clip.WEIGHTS_FILE).is_file():
         zero_shot_clip.build(out / f"clip-{PIXELS}", PIXELS)
-    suite, chosen = load_suite("pacs"), out / "chosen"
+
+
+def prepare_images(pacs, out, suite):
+    """Make what is missing of the images: links to those that are used in `out/chosen`, and the
+    prepared domains in `out/data`."""
+    chosen = out / "chosen"
     for domain in (suite.id_domain, *suite.ood_domains):
         for folder in sorted(path for path in (pacs / domain).iterdir() if path.is_dir()):
             images = sorted(path for path in folder.iterdir() if path.is_file())
@@ -75,7 +86,6 @@ def prepare(pacs, out):
     command = [sys.executable, "-m", "tuning", "prepare", "folders", str(chosen), str(out / "data")]
     command += ["--id", suite.id_domain, "--ood", ",".join(suite.ood_domains), *FRACTIONS]
     subprocess.run(command, check=True)
-    return inputs(out)
 
 
 def inputs(out):
