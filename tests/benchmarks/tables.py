@@ -22,10 +22,10 @@ HERE = Path(__file__).parent
 ROOT = HERE.parents[1]
 DOMAINS = ("real", "clipart", "sketch", "infograph", "photographs")
 SEARCHES = (
-    (0.2, "auto", "Lipsum-Tune"),
-    (0.2, "tpe", "TPE"),
-    (0.4, "auto", "Lipsum-Tune"),
-    (0.4, "tpe", "TPE"),
+    ("0.2", "auto", "Lipsum-Tune"),
+    ("0.2", "tpe", "TPE"),
+    ("0.4", "auto", "Lipsum-Tune"),
+    ("0.4", "tpe", "TPE"),
     ("", "random", "random search"),
 )
 REGRETS, TRIALS = HERE / "simulate" / "regrets.csv", ["5", "10", "20"]
@@ -46,13 +46,13 @@ def drawings(table):
 
 def searches():
     """Mean regrets after 5 / 10 / 20 trials of simulated searches."""
-    regrets = pd.read_csv(REGRETS).fillna({"distance": ""})
+    regrets = pd.read_csv(REGRETS, dtype={"distance": str}, keep_default_na=False)
     found = regrets.groupby(["distance", "sampler", "table"])[TRIALS].mean()
     lines = [["prior off by", "search", *DOMAINS], ["---"] * (2 + len(DOMAINS))]
     for distance, sampler, name in SEARCHES:
         of_domains = [found.loc[(distance, sampler, domain)] for domain in DOMAINS]
         cells = [" / ".join(f"{regret:.2f}" for regret in of) for of in of_domains]
-        lines.append([str(distance), name, *cells])
+        lines.append([distance, name, *cells])
     return markdown(lines)
 
 
