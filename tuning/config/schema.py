@@ -228,8 +228,9 @@ class SearchConfig(Frozen):
     @field_validator("name")
     @classmethod
     def _is_no_file_of_mlflow(cls, name: str) -> str:
-        if name in ("mlflow.db", "mlflow.db.lock", "mlflow-artifacts"):
-            raise ValueError("MLflow has a file of this name beside the run folders")
+        # SQLite's files are mlflow.db-wal and others; some file systems ignore case.
+        if name.lower().startswith(("mlflow.db", "mlflow-artifacts")) or name == "journal.lock":
+            raise ValueError("MLflow or a run has a file of this name beside the run folders")
         return name
 
     study_storage: str | None = None

@@ -59,7 +59,10 @@ MISTAKES = [
     ({"trial.eval.line": [0.5, 1, 0.5]}, "trial.eval.line", "0.5 is named twice"),
     ({"trial.eval.line_goal": {"objectives": [["id_val/acuracy", "max"]]}}, "trial",
      r"'id_val/acuracy': is no metric of the validation splits \(did"),
-    ({"search.name": "mlflow.db"}, "search.name", "MLflow has a file of this name"),
+    ({"search.name": "mlflow.db"}, "search.name", "has a file of this name"),
+    ({"search.name": "mlflow.db-wal"}, "search.name", "has a file of this name"),
+    ({"search.name": "MLFLOW.DB"}, "search.name", "has a file of this name"),
+    ({"search.name": "journal.lock"}, "search.name", "has a file of this name"),
     # What is optimised.
     ({"search.objective.metric": "val/acc"}, "search.objective.metric", "did you mean .val/mean"),
     ({"search.objective.metric": "ood_val/acc"}, "search.objective.metric", ".ood_val/mean_acc."),

@@ -13,7 +13,7 @@ import tempfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
-from filelock import FileLock
+from filelock import FileLock, Timeout
 
 from trainers.errors import ConfigError, first_line
 from trainers.folders import temporary_folder
@@ -24,29 +24,37 @@ from tuning.execution.signals import environment_variables
 
 
 @contextlib.contextmanager
-def brief_requests(retries: int = 1) -> Iterator[None]:
-    """Within the block, MLflow gives up requests after seconds, and neither logs nor prints much.
+def quiet() -> Iterator[None]:
+    """Within the block, MLflow neither logs nor prints much, and sends no telemetry.
 
     A user's own settings of the environment win. All is restored afterwards.
     """
     # MLflow takes these from the environment only, and reads them at every request.
     settings = {
-        "MLFLOW_HTTP_REQUEST_MAX_RETRIES": str(retries),
-        "MLFLOW_HTTP_REQUEST_TIMEOUT": "10",
         "MLFLOW_DISABLE_TELEMETRY": "true",
         "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
         "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
     }
-    # A page for an error that is also raised; fifty lines for a new database; an input example.
+    # A page for an error that is also raised; fifty lines for a new database; an input example; a
+    # line for each attempt of a request.
+    names = "mlflow.store.db.utils", "alembic", "mlflow.pyfunc", "urllib3.connectionpool"
     with contextlib.ExitStack() as restore:
         restore.enter_context(environment_variables(settings, override=False))
-        for logger in map(logging.getLogger, ("mlflow.store.db.utils", "alembic", "mlflow.pyfunc")):
+        for logger in map(logging.getLogger, names):
             restore.callback(logger.setLevel, logger.level)
             logger.setLevel(logging.CRITICAL)
         yield
 
 
-with brief_requests():  # MLflow 3.17 starts its telemetry when it is imported
+@contextlib.contextmanager
+def brief_requests() -> Iterator[None]:
+    """Within the block, MLflow gives up requests after seconds, and is `quiet`."""
+    limits = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0", "MLFLOW_HTTP_REQUEST_TIMEOUT": "10"}
+    with environment_variables(limits, override=False), quiet():
+        yield
+
+
+with quiet():  # MLflow 3.17 starts its telemetry when it is imported
     from mlflow.entities import Dataset as Dataset
     from mlflow.entities import DatasetInput as DatasetInput
     from mlflow.entities import Metric, Param, Run, RunTag
@@ -56,9 +64,20 @@ with brief_requests():  # MLflow 3.17 starts its telemetry when it is imported
 PARENT_TAG = "mlflow.parentRunId"
 MAX_CHARS = 5000
 """Limit of a value. MLflow allows 6000 in a param, 8000 in a tag."""
+_ARTIFACTS = "mlflow-artifacts"
+_PLACES = (
+    ("experiments", "artifact_location"),
+    ("runs", "artifact_uri"),
+    ("logged_models", "artifact_location"),
+    ("model_versions", "source"),
+    ("model_versions", "storage_location"),
+)
+"""Columns of MLflow 3.17's database with places of artifacts."""
 _CONNECT_SECONDS = 5.0
 _MIGRATION_SECONDS = 300.0
 """Time to wait while other processes create the database, which takes some 10 s of CPU time."""
+
+logger = logging.getLogger(__name__)
 
 
 class TrackingError(ConfigError):
@@ -99,14 +118,14 @@ def connect(uri: str, experiment: str) -> tuple[MlflowClient, str]:
     configured, uri = uri, os.path.expandvars(uri)
     try:
         with contextlib.ExitStack() as stack:
-            stack.enter_context(brief_requests(retries=0))
+            stack.enter_context(brief_requests())
             if path := sqlite_path(uri):
                 path.parent.mkdir(parents=True, exist_ok=True)
                 # FileLock would try for minutes where no file can be created.
                 tempfile.TemporaryFile(dir=path.parent).close()
                 # MLflow 3.17 creates and migrates the tables of a new SQLite database at the first
                 # connection without a lock: two processes that do it at once destroy it.
-                stack.enter_context(FileLock(f"{path}.lock", timeout=_MIGRATION_SECONDS))
+                stack.enter_context(_locked(path))
                 if not path.exists():
                     # Nor can it repeat a migration that was killed. So it is made in one piece.
                     with temporary_folder(f"{path.name}-new-", path.parent) as folder:
@@ -116,6 +135,7 @@ def connect(uri: str, experiment: str) -> tuple[MlflowClient, str]:
                 # Fails at once, where MLflow would try ten times over two minutes.
                 with contextlib.closing(sqlite3.connect(path, timeout=_CONNECT_SECONDS)) as file:
                     file.execute("PRAGMA schema_version")
+                    _follow_the_move(file, artifacts_of(path))
             client = MlflowClient(tracking_uri=uri)
             return client, _experiment_id(client, experiment, path)
     except TrackingError:
@@ -125,6 +145,58 @@ def connect(uri: str, experiment: str) -> tuple[MlflowClient, str]:
             f"MLflow cannot be used at {redact(uri)}: {reason_of(error, configured)}. "
             "Start the server or correct the tracking URI."
         ) from None  # the cause's text may hold the credentials that were just taken out
+
+
+def artifacts_of(database: Path) -> str:
+    """The folder of artifacts beside an SQLite database, as a URI."""
+    return (database.resolve().parent / _ARTIFACTS).as_uri()
+
+
+def _follow_the_move(file: sqlite3.Connection, here: str) -> None:
+    """Correct the places of artifacts in a database that was copied or moved with their folder.
+
+    MLflow stores them as absolute paths, so a copy would write into the folder of the original.
+    """
+    columns = {
+        table: {row[1] for row in file.execute(f"PRAGMA table_info({table})")}
+        for table, _ in _PLACES
+    }
+    if not columns["experiments"]:  # MLflow has not made its tables yet
+        return
+    found = file.execute("SELECT DISTINCT artifact_location FROM experiments").fetchall()
+    for (there,) in found:
+        is_ours = str(there).startswith("file:") and str(there).endswith(f"/{_ARTIFACTS}")
+        if not is_ours or there == here:
+            continue
+        with file:  # all of it or nothing
+            for table, column in _PLACES:
+                if column in columns[table]:
+                    file.execute(
+                        f"UPDATE {table} SET {column} = ? || substr({column}, ?) "
+                        f"WHERE substr({column} || '/', 1, ?) = ?",
+                        (here, len(there) + 1, len(there) + 1, f"{there}/"),
+                    )
+        logger.warning("MLflow's database was moved or copied: its artifacts are in %s", here)
+
+
+@contextlib.contextmanager
+def _locked(database: Path) -> Iterator[None]:
+    """Hold the lock beside a database, which only those can take who may write its folder."""
+    writers = database.parent.stat().st_mode & 0o222
+    mode = writers | writers << 1
+    path = database.with_name(f"{database.name}.lock")
+    with contextlib.suppress(OSError):
+        path.chmod(mode)  # of an earlier version
+    lock = FileLock(path, mode=mode)
+    try:
+        lock.acquire(timeout=1)
+    except Timeout:
+        logger.warning("waiting for %s, which another process has locked", path)
+        lock.acquire(timeout=_MIGRATION_SECONDS)
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 def search_run(
@@ -174,9 +246,7 @@ def tags_of(values: Mapping[str, str]) -> list[RunTag]:
 def _experiment_id(client: MlflowClient, name: str, database: Path | None) -> str:
     found = client.get_experiment_by_name(name)
     if found is None:
-        folder = None
-        if database is not None:
-            folder = (database.resolve().parent / "mlflow-artifacts").as_uri()
+        folder = None if database is None else artifacts_of(database)
         try:
             return str(client.create_experiment(name, artifact_location=folder))
         except MlflowException:  # a search that began at the same moment has created it

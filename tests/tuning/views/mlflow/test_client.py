@@ -3,12 +3,17 @@
 import itertools
 import multiprocessing
 import os
+import shutil
+import threading
 import time
+from pathlib import Path
 
 import pytest
 from alembic.runtime.migration import HeadMaintainer
+from filelock import FileLock
 
 from tests.tuning.databases import with_database
+from tests.waiting import wait_until
 from tuning.views.mlflow import client as mlf
 from tuning.views.mlflow.client import TrackingError, connect, default_tracking_uri, sqlite_path
 
@@ -22,6 +27,36 @@ def test_a_runs_folder_may_have_any_name(name, tmp_path):
     client.log_text(run.info.run_id, "x", "a.txt")
     assert [*tmp_path.rglob("mlflow.db")] == [folder / "mlflow.db"]
     assert [file.parents[3] for file in tmp_path.rglob("a.txt")] == [folder]
+
+
+def test_a_copied_runs_folder_writes_into_its_own_artifacts(tmp_path, caplog):
+    original = with_database(tmp_path / "a" / "runs")
+    client, experiment_id = connect(default_tracking_uri(original), "mine")
+    run = client.create_run(experiment_id).info.run_id
+    client.log_text(run, "of the original", "a.txt")
+    copy = Path(shutil.copytree(original, tmp_path / "b" / "runs"))
+    client, experiment_id = connect(default_tracking_uri(copy), "mine")
+    (text,) = copy.rglob("a.txt")
+    assert f"{client.get_run(run).info.artifact_uri}/a.txt" == text.as_uri()
+    client.log_text(client.create_run(experiment_id).info.run_id, "new", "b.txt")
+    assert [file.is_relative_to(copy) for file in tmp_path.rglob("b.txt")] == [True]
+    assert sum("moved or copied" in message for message in caplog.messages) == 1
+    connect(default_tracking_uri(copy), "mine")
+    assert sum("moved or copied" in message for message in caplog.messages) == 1
+
+
+def test_a_reader_cannot_lock_the_database_and_a_wait_says_for_what(tmp_path, caplog):
+    folder = with_database(tmp_path / "runs")
+    lock = folder / "mlflow.db.lock"
+    lock.touch()
+    lock.chmod(0o644)
+    connect(default_tracking_uri(folder), "mine")
+    assert lock.stat().st_mode & 0o777 == 0o600
+    with FileLock(lock):
+        waiting = threading.Thread(target=connect, args=(default_tracking_uri(folder), "mine"))
+        waiting.start()
+        wait_until(lambda: f"waiting for {lock}, which another process" in caplog.text)
+    waiting.join()
 
 
 def test_a_folder_in_which_no_file_can_be_created_is_refused_at_once():
