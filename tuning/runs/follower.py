@@ -15,18 +15,17 @@ from collections.abc import Sequence
 from contextlib import ExitStack, suppress
 from threading import Thread
 
-from trainers.errors import StorageFailed, first_line
+from trainers.errors import ConfigError, first_line
 from trainers.redact import redact, traceback_of
 from tuning.runs.callbacks import Callback
-from tuning.runs.history import Event, History, JournalReader, Replay
+from tuning.runs.history import Event, History, JournalReader
 from tuning.runs.journal import Journal
 from tuning.runs.records import SearchOutcome, SearchRecord, TrialRecord
 
 logger = logging.getLogger(__name__)
 
-PATIENCE_S = 30.0
-"""How long the end of a search waits for views of which none gets on: longer than one request to a
-server may take to fail. Ctrl-C ends the wait."""
+PATIENCE_S = 60.0
+"""How long the end of a search waits for its views. Ctrl-C ends the wait."""
 
 
 class View:
@@ -40,12 +39,6 @@ class View:
     """What the log calls it."""
     seconds: float = 0.0
     """Shortest time between two updates."""
-    expected: tuple[type[Exception], ...] = (StorageFailed, OSError)
-    """Errors that the log tells without a traceback."""
-    behind = "lacks a part. Nothing is lost: `lipsum-tune report` of this run adds it"
-    """What the log says of it if a search ends before it is up to date."""
-    num_written = 0
-    """It grows while an update gets on."""
 
     def start(self, search: SearchRecord) -> None:
         """Prepare. An exception here ends the search before anything runs."""
@@ -64,10 +57,6 @@ class View:
     def close(self) -> None:
         """The search has ended. Not called if `start` has raised."""
 
-    def reason(self, error: Exception) -> str:
-        """An error in one line without secrets."""
-        return redact(f"{type(error).__name__}: {first_line(error)}")
-
 
 class Follower(Callback):
     """Reads the journal of a search and gives what is new to its views in turn.
@@ -83,12 +72,11 @@ class Follower(Callback):
     ) -> None:
         self._views, self._journal, self._tick = views, journal, tick
         self._is_over, self._gives_up = threading.Event(), threading.Event()
-        self._behind: set[View] = set()  # those that lack a part
         self._due: dict[View, float] = {}
-        self.errors: dict[View, Exception] = {}
-        """Why the last update of a view failed."""
-        self._told: set[View] = set()
-        self._is_unread = False  # the last turn has failed
+        self._behind: set[View] = set()  # those that have not written the last event
+        self.lacks: dict[View, str] = {}
+        """Why a view lacks a part."""
+        self._unread = ""
 
     def search_started(self, search: SearchRecord) -> None:
         """Start the views, then the thread.
@@ -101,26 +89,28 @@ class Follower(Callback):
                 view.start(search)
                 stack.callback(view.close)
             self._open_views = stack.pop_all()
-        self._read(search)
+        self.read(search)
         # A daemon: a process that ends does not wait for a request that hangs.
         self._thread = Thread(target=self._follow, name="follower", daemon=True)
         self._thread.start()
 
     def search_ended(self, records: Sequence[TrialRecord], outcome: SearchOutcome) -> None:
-        """Wait for the views as long as they get on."""
+        """Wait for the views, and name those that lack a part."""
         self._is_over.set()
         with self._open_views, suppress(KeyboardInterrupt):
-            before = -1
-            while (now := sum(view.num_written for view in self._views)) > before:
-                before = now
-                self._thread.join(PATIENCE_S)
-                if not self._thread.is_alive():
-                    break
+            self._thread.join(PATIENCE_S)
         if not self._gives_up.is_set():  # the end of a session may be told twice
             self._gives_up.set()
-            for view in self._views:
-                if view in self._behind:
-                    logger.warning("%s %s.", view.name, view.behind)
+            lacking = {*self._behind, *self.lacks}
+            if behind := [view.name for view in self._views if view in lacking]:
+                said = "%s: not up to date. Nothing is lost: `lipsum-tune report` completes it"
+                logger.warning(said, ", ".join(behind))
+
+    def read(self, search: SearchRecord) -> None:
+        """Begin with the first event of a journal."""
+        self._reader = JournalReader(search.run_folder)
+        self._behind = {*self._views}
+        self._due = {view: time.monotonic() + view.seconds for view in self._views}
 
     def turn(self, is_over: bool = False) -> None:
         """Read what is new, and update the views that are due; all of them if the search is over.
@@ -131,30 +121,36 @@ class Follower(Callback):
         # A view that saw a line which is cut off again could remove what a resume needs.
         until = None if self._journal is None else self._journal.synced
         for event in self._reader.events(until):
-            if not self._reader.give(self._replay, event) or event["event"] == "alive":
+            if event["event"] == "alive":
                 continue
             self._behind = {*self._views}
-            record = self._replay.records.get(event.get("trial", ""))
+            record = self._reader.replay.records.get(event.get("trial", ""))
             for view in self._views:
-                view.take(event, record)
+                try:
+                    view.take(event, record)
+                except Exception as error:  # the views after it get the event all the same
+                    self._fail(view, error)
         now = time.monotonic()
         due = [v for v in self._views if v in self._behind and (is_over or now >= self._due[v])]
         if not due:
             return
-        history = self._replay.history(live=not is_over)
+        history = self._reader.history(live=not is_over)
         for view in due:
             try:
                 view.write(history, is_over)
                 self._behind.discard(view)
-                self.errors.pop(view, None)
+                self.lacks.pop(view, None)
             except Exception as error:
-                self.errors[view] = error
+                self._fail(view, error)
             self._due[view] = time.monotonic() + view.seconds
 
-    def _read(self, search: SearchRecord) -> None:
-        self._reader, self._replay = JournalReader(search.run_folder), Replay()
-        self._behind = {*self._views}
-        self._due = {view: time.monotonic() + view.seconds for view in self._views}
+    def _fail(self, view: View, error: Exception) -> None:
+        reason = _reason(error)
+        if self.lacks.get(view) != reason:
+            said = "%s cannot be written now: %s; `lipsum-tune report` completes it"
+            logger.warning(said, view.name, reason)
+            logger.debug("%s", traceback_of(error))
+        self.lacks[view] = reason
 
     def _follow(self) -> None:
         while not self._is_over.wait(self._tick):
@@ -169,22 +165,18 @@ class Follower(Callback):
         """A turn. A journal that cannot be read, which is logged once, may be readable later."""
         try:
             self.turn(is_over)
-            self._is_unread = False
+            self._unread = ""
         except Exception as error:
-            if not self._is_unread:
-                what = "the views of the search cannot be written, and get this later"
-                logger.error("%s\n%s", what, traceback_of(error))
-            self._is_unread = True
-        self._tell()
+            if self._unread != (reason := _reason(error)):
+                logger.warning("the views of the search cannot be written now: %s", reason)
+            self._unread = reason
 
-    def _tell(self) -> None:
-        for view in self._told - self.errors.keys():
-            logger.warning("%s can be written again and has everything.", view.name)
-        for view in self.errors.keys() - self._told:
-            error, what = self.errors[view], "cannot be written, and gets this later"
-            trace = "" if isinstance(error, view.expected) else f"\n{traceback_of(error)}"
-            logger.warning("%s %s: %s%s", view.name, what, view.reason(error), trace)
-        self._told = {*self.errors}
+
+def _reason(error: Exception) -> str:
+    """An error in one line without secrets."""
+    if isinstance(error, ConfigError):
+        return redact(first_line(error))
+    return redact(f"{type(error).__name__}: {first_line(error)}")
 
 
 def complete(search: SearchRecord, views: Sequence[View]) -> dict[View, str]:
@@ -199,11 +191,11 @@ def complete(search: SearchRecord, views: Sequence[View]) -> dict[View, str]:
             try:
                 view.start(search)
             except Exception as error:
-                lacks[view] = view.reason(error)
+                lacks[view] = _reason(error)
                 continue
             stack.callback(view.close)
             usable.append(view)
         follower = Follower(usable)
-        follower._read(search)
+        follower.read(search)
         follower.turn(is_over=True)
-    return lacks | {view: view.reason(error) for view, error in follower.errors.items()}
+    return lacks | follower.lacks

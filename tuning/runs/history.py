@@ -23,14 +23,9 @@ from trainers.errors import ConfigError, listed
 from tuning.runs.records import TRAIN_CURVE, Outcome, SearchOutcome, TrialRecord
 
 JOURNAL_FILE = "journal.jsonl"
+_CONTROL: Final = re.compile(rb"\\u00(?:0[0-8bcef]|1[0-9a-f]|7f|[89][0-9a-f])", re.IGNORECASE)
+"""Control characters in JSON but tabs and ends of lines."""
 FORMAT = 3
-_LOST: Final = {
-    "zero_shot": "the zero-shot metrics",
-    "started": "{trial}",
-    "report": "a report of {trial}",
-    "ended": "the end of {trial}",
-}
-"""What is missing without an event."""
 _MOST_MISSING: Final = 10_000
 """Most lines that are counted between two."""
 _warn_once = cache(logging.getLogger(__name__).warning)
@@ -84,7 +79,8 @@ def _event_of(line: bytes) -> Event | None:
     if line[-length:] != _seal(text):
         return None
     with suppress(ValueError, RecursionError):
-        event = json.loads(text)
+        # Somebody else's journal may have escapes, which a terminal would obey.
+        event = json.loads(_CONTROL.sub(rb"\\ufffd", text))
         if isinstance(event, dict) and isinstance(event.get("line"), int):
             return event
     return None
@@ -100,57 +96,16 @@ def read_history(run_folder: Path, live: bool = False, whole: bool = False) -> H
     Raises:
         ConfigError: see `JournalReader.events`.
     """
-    return replayed(run_folder, whole).history(live)
-
-
-def replayed(run_folder: Path, whole: bool = False) -> Replay:
-    """The state after all events of a journal. See `read_history`."""
-    reader, replay = JournalReader(run_folder, whole), Replay()
-    for _ in _replayed(reader, replay):
+    reader = JournalReader(run_folder, whole)
+    for _ in reader.events():
         pass
-    replay.damage = reader.damage
-    return replay
-
-
-class Log:
-    """All of a journal, which is read once: each history continues where the one before ended.
-
-    Args:
-        whole: see `JournalReader`.
-    """
-
-    def __init__(self, run_folder: Path, whole: bool = False) -> None:
-        self._reader, self._replay = JournalReader(run_folder, whole), Replay()
-        self.trial_events: list[tuple[str, TrialRecord]] = []
-        """Every `started`, `report` and `ended` of a trial up to the last history, in the order of
-        the journal, with the record of the trial then."""
-
-    def history(self) -> History:
-        """The contents so far. A session without an end was cut off by a kill.
-
-        Raises:
-            ConfigError: see `JournalReader.events`.
-        """
-        for event in _replayed(self._reader, self._replay):
-            if event["event"] in ("started", "report", "ended"):
-                self.trial_events.append((event["event"], self._replay.records[event["trial"]]))
-        return self._replay.history(live=False)
-
-    @property
-    def last(self) -> float:
-        """See `Replay.last`."""
-        return self._replay.last
-
-
-def _replayed(reader: JournalReader, replay: Replay) -> Iterator[Event]:
-    """The events of a journal, each once `replay` has it."""
-    for event in reader.events():
-        if reader.give(replay, event):
-            yield event
+    return reader.history(live)
 
 
 class JournalReader:
-    """Reads a journal. A view that follows a running search goes on where it stopped before.
+    """Reads a journal, and knows the state of the search after the last event that it has read.
+
+    A view that follows a running search goes on where it stopped before.
 
     Args:
         whole: refuse a journal of which lines are damaged or missing. Otherwise the log names them,
@@ -159,20 +114,23 @@ class JournalReader:
 
     def __init__(self, run_folder: Path, whole: bool = False) -> None:
         self._folder, self._whole = run_folder, whole
+        self.replay = Replay()
+        """The state of the search."""
         self._offset = 0
         self._last = self._last_sound = 0  # numbers of the last line, and of the last undamaged one
         self._damaged: dict[int, str] = {}  # what is wrong with a line, by its number
-        self._lost: dict[str, None] = {}  # what may be missing, each once
 
     def events(self, until: int | None = None) -> Iterator[Event]:
-        """The events since the last call, without an incomplete last line.
+        """The events since the last call, without an incomplete last line, each once it counts.
+
+        Where lines are damaged, events that need one of them are left out.
 
         Args:
             until: bytes of the file; lines that end after them are left for a later call.
 
         Raises:
-            ConfigError: there is no journal, its format is of another version, or all lines are
-                damaged; if `whole`, any line.
+            ConfigError: there is no journal, its format is of another version, or no line of it is
+                sound; if `whole`, any line is damaged.
         """
         path = self._folder / JOURNAL_FILE
         if not path.is_file():
@@ -187,73 +145,50 @@ class JournalReader:
                     break
                 event = _event_of(line)
                 if self._offset == 0:
-                    self._check_format(line)
+                    self._check_format(line, event)
                 self._offset += len(line)
                 if event is None:
-                    self._count_damaged(line)
-                elif self._is_next(event["line"]):
+                    self._last += 1
+                    self._damaged[self._last] = "damaged"
+                elif self._is_next(event["line"]) and self._is_used(event):
                     yield event
-        if self._damaged and not self._last_sound:
-            raise ConfigError(f"{JOURNAL_FILE}: no line is sound", source=self._folder)
-        if self._damaged and self._whole:
+        if self._damaged and (self._whole or self._last_sound == 0):
             problem = f"{self.damage}; such a run can be read and exported, but not continued"
-            raise ConfigError(problem, source=self._folder)
+            raise ConfigError(problem if self._last_sound else self.damage, source=self._folder)
         if self._damaged:
             _warn_once(f"{self._folder.resolve()}: {self.damage}")
 
     @property
     def damage(self) -> str:
-        """Which lines so far are damaged or missing, and what they may have had, in one line.
-
-        Empty for a journal that is whole.
-        """
+        """Which lines so far are damaged, missing or repeated, in one line; empty if none is."""
         if not self._damaged:
             return ""
         what = " or ".join(sorted({*self._damaged.values()}))
         numbers = listed(sorted(self._damaged))
         lines = f"line {numbers} is" if len(self._damaged) == 1 else f"lines {numbers} are"
-        lost = f": {listed(self._lost)} may be missing" if self._lost else ""
-        return f"{JOURNAL_FILE}: {lines} {what}{lost}"
+        return f"{JOURNAL_FILE}: {lines} {what}"
 
-    def give(self, replay: Replay, event: Event) -> bool:
-        """Add an event to a history. False if it needs another one that is missing.
+    def history(self, live: bool = False) -> History:
+        """The contents that have been read.
 
-        Raises:
-            ConfigError: the event cannot be used, and no line before it is damaged or missing.
+        Args:
+            live: the driver is running. Otherwise, trials without an end were cut off by a kill.
         """
-        try:
-            replay.add(event)
-        except (ValueError, KeyError, TypeError, AttributeError):
-            if not self._damaged:
-                problem = f"{JOURNAL_FILE}: line {event['line']} is damaged"
-                raise ConfigError(problem, source=self._folder) from None
-            self._lost[str(event.get("trial"))] = None
-            return False
-        return True
+        return replace(self.replay.history(live), damage=self.damage)
 
-    def _check_format(self, line: bytes) -> None:
+    def _check_format(self, line: bytes, event: Event | None) -> None:
         """Refuse a journal of another format by its first line. The earliest had no check sums."""
-        if b'"crc"' in line and _event_of(line) is None:
+        if b'"crc"' in line and event is None:
             return  # damaged
-        try:
-            found = json.loads(line)["format"]
-        except (ValueError, KeyError, TypeError, RecursionError):
-            return
+        found: object = FORMAT
+        with suppress(ValueError, KeyError, TypeError, RecursionError):
+            found = (event or json.loads(line))["format"]
         if found != FORMAT:
             raise ConfigError(
-                f"format {found!r} is of another version of lipsum-tune, not {FORMAT}",
+                f"format {found!r:.20} is of another version of lipsum-tune, not {FORMAT}",
                 source=self._folder / JOURNAL_FILE,
                 hint="finish and export the run with that version",
             )
-
-    def _count_damaged(self, line: bytes) -> None:
-        self._last += 1
-        self._damaged[self._last] = "damaged"
-        kind = re.search(rb'"event": "(\w+)"', line)
-        trial = re.search(rb'"trial": "([\w-]+)"', line)
-        text = _LOST.get(kind[1].decode(), "") if kind else ""
-        if text and (trial or "{" not in text):
-            self._lost[text.format(trial=trial and trial[1].decode())] = None
 
     def _is_next(self, number: int) -> bool:
         """Count an undamaged line. False if it has been read before."""
@@ -265,6 +200,48 @@ class JournalReader:
         self._damaged.pop(number, None)  # one damaged line may have become two
         self._last = self._last_sound = number
         return True
+
+    def _is_used(self, event: Event) -> bool:
+        """Add an event to the state. False if it needs another one that is damaged.
+
+        Raises:
+            ConfigError: the event cannot be used, and no line before it is damaged or missing.
+        """
+        try:
+            self.replay.add(event)
+        except (ValueError, KeyError, TypeError, AttributeError, OverflowError):
+            if not self._damaged:
+                problem = f"{JOURNAL_FILE}: line {event['line']} is damaged"
+                raise ConfigError(problem, source=self._folder) from None
+            return False
+        return True
+
+
+class Log:
+    """What a driver reads of its journal: each history continues where the one before ended."""
+
+    def __init__(self, run_folder: Path) -> None:
+        self._reader = JournalReader(run_folder, whole=True)
+        self.trial_events: list[tuple[str, TrialRecord]] = []
+        """Every `started`, `report` and `ended` of a trial up to the last history, in the order of
+        the journal, with the record of the trial then."""
+
+    def history(self) -> History:
+        """The contents so far. A session without an end was cut off by a kill.
+
+        Raises:
+            ConfigError: see `JournalReader.events`.
+        """
+        records = self._reader.replay.records
+        for event in self._reader.events():
+            if event["event"] in ("started", "report", "ended"):
+                self.trial_events.append((event["event"], records[event["trial"]]))
+        return self._reader.history()
+
+    @property
+    def last(self) -> float:
+        """See `Replay.last`."""
+        return self._reader.replay.last
 
 
 class Replay:
@@ -278,8 +255,6 @@ class Replay:
         self.records = {record.trial_id: record for record in records}
         self.last = 0.0
         """Largest time of the last session, in Unix seconds."""
-        self.damage = ""
-        """See `JournalReader.damage`."""
         self._found = History()  # without the records and the last session's time
         self._session_start: float | None = None
 
@@ -296,7 +271,9 @@ class Replay:
             self._close_session()
             self._session_start = self.last = at
             objects = dict(event.get("objects", {}))
-            found = {"fingerprints": event["fingerprints"], "objects": objects}
+            found: dict[str, Any] = {"fingerprints": event["fingerprints"], "objects": objects}
+            # The first line, which has it as well, may be damaged.
+            found["run_id"] = self._found.run_id or event.get("id", "")
             self._found = replace(self._found, outcome=None, ended_by="", **found)
         self.last = max(self.last, at)
         if kind == "used_ood":
@@ -306,6 +283,8 @@ class Replay:
         elif kind == "zero_shot":
             self._found = replace(self._found, zero_shot=_numbers(event["metrics"]))
         elif kind == "session_ended":
+            if event["outcome"] not in get_args(SearchOutcome):
+                raise ValueError
             ended_by = str(event.get("reason", ""))
             self._found = replace(self._found, outcome=event["outcome"], ended_by=ended_by)
             self._close_session()
@@ -348,8 +327,7 @@ class Replay:
         if not live:
             self._close_session()
         records = sorted(self.records.values(), key=lambda record: record.number)
-        found = replace(self._found, records=tuple(records), seconds=self._seconds)
-        return replace(found, damage=self.damage)
+        return replace(self._found, records=tuple(records), seconds=self._seconds)
 
 
 def _numbers(metrics: dict[str, float]) -> dict[str, float]:

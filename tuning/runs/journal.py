@@ -64,7 +64,7 @@ class Journal:
         self._writing = threading.Lock()  # a thread that waits for a lost Ray may write late
         self._last_write = 0.0
         self._lines = self._size = 0  # of the file after the last write
-        self._log: Log | None = Log(run_folder, whole=True)
+        self._log: Log | None = Log(run_folder)
         try:
             found = self._log.history()
         except ConfigError:
@@ -81,7 +81,7 @@ class Journal:
 
     def log(self) -> Log:
         """What was read when the journal was opened. Only the first caller gets that."""
-        log, self._log = self._log or Log(self._path.parent, whole=True), None
+        log, self._log = self._log or Log(self._path.parent), None
         return log
 
     def now(self) -> float:
@@ -102,7 +102,7 @@ class Journal:
             chosen: IDs of the trials that `confirm` trains again, without FT.
             seeds: with so many seeds each.
         """
-        started = {"event": "session", "fingerprints": dict(fingerprints)}
+        started = {"event": "session", "id": self.run_id, "fingerprints": dict(fingerprints)}
         seldom = {"chosen": list(chosen), "seeds": seeds, "objects": objects}
         self._append(started | {key: value for key, value in seldom.items() if value})
         self.in_session = True

@@ -12,7 +12,7 @@ from trainers.errors import StorageFailed
 from trainers.redact import traceback_of
 from tuning.runs.callbacks import Callback
 from tuning.runs.errors import storage_failure
-from tuning.runs.history import History, Replay, replayed
+from tuning.runs.history import History, JournalReader, Replay
 from tuning.runs.journal import Journal
 from tuning.runs.messages import Ended, Failed, Message, Progressed, Reported, SteppedBack
 from tuning.runs.records import SearchOutcome, SearchRecord, TrialRecord
@@ -124,7 +124,10 @@ class Recorder:
         more, a reader comes to the same result without these lines. A session that was refused
         writes none.
         """
-        replay = replayed(self.search.run_folder)
+        reader = JournalReader(self.search.run_folder)
+        for _ in reader.events():
+            pass
+        replay = reader.replay
         if self._journal.in_session:
             with suppress(StorageFailed):
                 for record in replay.history(live=True).records:
@@ -133,7 +136,7 @@ class Recorder:
                         replay.add(*self._journal.trial_ended(stopped))
                         self._close(stopped)
                 replay.add(*self._journal.session_ended(outcome, reason))
-        history = replay.history(live=False)
+        history = reader.history()
         self._notify("search_ended", list(history.records), outcome)
         return history
 

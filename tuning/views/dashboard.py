@@ -75,7 +75,6 @@ class DashboardView(View):
     """
 
     name = "the Optuna study of the dashboard"
-    expected = (Exception,)
 
     def __init__(self, storage: BaseStorage, space: SearchSpace) -> None:
         self._storage, self._parts = storage, space.parts()
@@ -99,7 +98,6 @@ class DashboardView(View):
                 if record.trial_id not in self._written:
                     self._study.add_trial(self._trial(record, bests))
                     self._written.add(record.trial_id)
-                    self.num_written += 1
         except Exception:
             self._study = None
             raise

@@ -129,23 +129,43 @@ def test_lines_that_are_missing_are_named(recorded):
     Journal(folder).close()
 
 
-def test_a_damaged_line_says_what_may_be_missing(recorded, caplog):
+def test_damaged_lines_are_named_once(recorded, caplog):
     folder, _ = recorded
     path = folder / JOURNAL_FILE
     lines = path.read_bytes().splitlines(keepends=True)
-    kinds = [(event["event"], event.get("trial")) for event in JournalReader(folder).events()]
-    for what, text in {
-        ("report", "trial-001"): ": a report of trial-001 may be missing",
-        ("started", "trial-001"): ": trial-001 may be missing",
-        ("started", "trial-000"): ": trial-000 may be missing",
-        ("ended", "trial-001"): ": the end of trial-001 may be missing",
-        ("zero_shot", None): ": the zero-shot metrics may be missing",
-        ("session", None): "",
-    }.items():
-        at = kinds.index(what)
+    for at in range(len(lines)):
         path.write_bytes(b"".join([*lines[:at], b"?" + lines[at][1:], *lines[at + 1 :]]))
         caplog.clear()
         for _ in range(2):
             damage = read_history(folder).damage
-        assert damage == f"journal.jsonl: line {at + 1} is damaged{text}"
+        assert damage == f"journal.jsonl: line {at + 1} is damaged"
         assert caplog.messages == [f"{folder}: {damage}"]
+
+
+@pytest.mark.parametrize("change", [b"\xef\xbb\xbf{}", b"", b"?{}"], ids=["BOM", "lost", "damaged"])
+def test_a_damaged_first_line_hides_no_other(recorded, change):
+    folder, expected = recorded
+    first, *others = (folder / JOURNAL_FILE).read_bytes().splitlines(keepends=True)
+    changed = change.replace(b"{}", first)
+    (folder / JOURNAL_FILE).write_bytes(b"".join([changed, *others]))
+    found = read_history(folder)
+    assert found.damage.startswith("journal.jsonl: line 1 is ")
+    assert found == dataclasses.replace(expected, damage=found.damage)
+
+
+def test_a_journal_without_a_sound_line_is_refused(recorded):
+    folder, _ = recorded
+    (folder / JOURNAL_FILE).write_text("{}\n{}\n")
+    with pytest.raises(ConfigError, match="lines 1, 2 are damaged"):
+        read_history(folder)
+
+
+def test_escapes_of_a_foreign_journal_reach_no_terminal(tmp_path):
+    journal = Journal(tmp_path)
+    journal.session_started({})
+    journal.trial_started(fakes.trial(0, outcome="running", params={"optim.lr": "\x1b[31m\x9b1m"}))
+    journal.trial_ended(fakes.trial(0, outcome="failed", error="\x1b]0;title\x07\nat\tline 7"))
+    journal.close()
+    (record,) = read_history(tmp_path).records
+    assert record.params == {"optim.lr": "\ufffd[31m\ufffd1m"}
+    assert record.error == "\ufffd]0;title\ufffd\nat\tline 7"

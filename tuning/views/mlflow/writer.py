@@ -67,13 +67,11 @@ class MlflowView(View):
             parent run of that search, with all metrics of the test splits.
     """
 
-    expected = (Exception,)
-
     def __init__(self, uri: str, confirms: str | None = None, seconds: float = 5.0) -> None:
         self.name = f"MLflow at {mlf.redact(uri)}"
         self.seconds = seconds
         self._uri, self._confirms = uri, confirms
-        self._brief = ExitStack()
+        self._quiet = ExitStack()
         self._latest = self._created = 0.0  # times of the last and of the first event
         self._returns = Counter[str]()  # how often a trial went back to an earlier step
         self._reports: dict[str, list[Event]] = {}  # by trial ID
@@ -95,24 +93,20 @@ class MlflowView(View):
         if self._confirms is None:
             mlf.connect(self._uri, self._experiment)
         # For the whole search, not around each write: a thread must not change the environment
-        # while another one reads it.
-        self._brief.enter_context(mlf.brief_requests())
+        # while another one reads it. Requests are as long as MLflow has them: the upload of the
+        # report takes its time, and callbacks of the user have these settings, too.
+        self._quiet.enter_context(mlf.quiet())
 
     def close(self) -> None:
         """Give the environment back."""
-        self._brief.close()
-
-    def reason(self, error: Exception) -> str:
-        """The first line of MLflow's error without the secrets of the URI."""
-        return mlf.reason_of(error, self._uri)
+        self._quiet.close()
 
     def take(self, event: Event, record: TrialRecord | None) -> None:
         """Keep the reports of trials with their times."""
         kind, at = event["event"], event["time"]
         self._latest = max(self._latest, at)
-        if kind == "created":
-            self._created = at
-        elif kind == "zero_shot":
+        self._created = self._created or at  # the line `created` may be damaged
+        if kind == "zero_shot":
             metrics = {STEP: 0, **event["metrics"]}
             self._reports[ZERO_SHOT] = [{"time": at, "report": metrics}]
             model = zero_shot_record(metrics)
@@ -129,7 +123,7 @@ class MlflowView(View):
         """Send what MLflow lacks. At the end, the results in the run folder are uploaded.
 
         Raises:
-            Exception: MLflow lacks a part, which the next call sends.
+            TrackingError: MLflow lacks a part, which the next call sends.
         """
         search, records = self._search, [*self._zero_shot, *history.records]
         missed = misses(search, history.records)
@@ -155,9 +149,10 @@ class MlflowView(View):
                 self._write_parent(history.records, outcome)
                 if is_over:
                     self._upload()
-        except Exception:
+        except Exception as error:
             self._is_open = False
-            raise
+            # Its own text may hold the credentials of the URI.
+            raise mlf.TrackingError(mlf.reason_of(error, self._uri)) from None
 
     def _open(self) -> None:
         """Connect, find or create the parent run, and find the runs of trials."""
@@ -254,7 +249,6 @@ class MlflowView(View):
         if record.ended_at is not None:
             client.set_terminated(run_id, STATUS[record.outcome], round(1000 * record.ended_at))
         self._sent[trial_id], self._written[trial_id] = len(reports), (record, order)
-        self.num_written += 1
 
     def _write_parent(self, records: Sequence[TrialRecord], outcome: str) -> None:
         search, client, at = self._search, self._client, self._latest

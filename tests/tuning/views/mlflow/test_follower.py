@@ -47,7 +47,7 @@ def finish(run, follower):
 def test_a_search_is_there_while_it_runs_and_complete_at_its_end(follower, begun, caplog):
     wait_until(lambda: "zero-shot" in found_runs(begun.parent))
     assert found_runs(begun.parent)[None].info.status == "RUNNING"
-    assert TIMEOUT in os.environ  # limits of requests
+    assert TIMEOUT not in os.environ  # callbacks of the user have requests of their own
     finish(begun, follower)
     assert TIMEOUT not in os.environ
     assert not caplog.records
@@ -77,8 +77,8 @@ def test_an_outage_of_the_whole_search_is_one_warning_and_made_up_for(
         answers.set()
         wait_until(lambda: len(caplog.records) > 1)
     said = sorted(record.message.partition("mlflow.db ")[2] for record in caplog.records)
-    assert said[0] == "cannot be written, and gets this later: http://***@c refused"
-    assert said[1].endswith("`lipsum-tune report` of this run adds it.")
+    assert said[0].startswith("cannot be written now: http://***@c refused; ")
+    assert any("Nothing is lost" in record.message for record in caplog.records)
     # Nor is it tried, loudly, for ever.
     wait_until(lambda: not any(t.name == "follower" for t in threading.enumerate()))
     assert "trial-000" not in found_runs(begun.parent)

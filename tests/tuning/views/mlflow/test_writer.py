@@ -123,7 +123,7 @@ def test_an_outage_loses_and_doubles_nothing(is_answer_lost, run, tmp_path, monk
     with monkeypatch.context() as patch:
         for name in ("create_run", "log_batch", "update_run", "set_terminated"):
             patch.setattr(MlflowClient, name, unreliable(getattr(MlflowClient, name)))
-        while follower.turn() or follower.errors:
+        while follower.turn() or follower.lacks:
             failures += 1
     assert failures > 5
     follower.turn(is_over=True)
