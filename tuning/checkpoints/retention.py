@@ -4,7 +4,8 @@ Files of a trial that runs, or may run again, are not touched here; while it tra
 `trainers/ray_trainer.py` keeps the newest alone. When a trial ends, it is decided what stays of
 it. A pruned or failed trial loses all its files. A finished one keeps its newest weights while it
 is the current choice of a selection rule, one of the `search.checkpoints.keep_top` best by the
-objective, or a reference. So the disk holds a few weights, however many trials there are.
+objective, the first trial, or a reference. So the disk holds a few weights, however many trials
+there are.
 
 The files are compared with these rules once trials have ended. So whatever could not be removed,
 was left by a killed driver, or was written again while a trial was being stopped, goes at the next
@@ -79,7 +80,6 @@ class CheckpointsView(View):
     """
 
     name = "the folder of checkpoints"
-    behind = "has files that are no longer needed: `lipsum-tune resume` of this run removes them"
 
     def __init__(self, train: Store, keep_top: int = 0) -> None:
         self._train, self._keep_top = train, keep_top

@@ -303,15 +303,17 @@ class _Trained(View):
     ends."""
 
     name = "the folder of checkpoints"
-    behind = "has files that are no longer needed: the same `lipsum-tune confirm` removes them"
 
     def __init__(self, run_folder: Path, checkpoints: Store) -> None:
         self._run_folder, self._checkpoints = run_folder, checkpoints
         self._done: set[str] = set()
 
     def write(self, history: History, is_over: bool) -> None:
+        failure: OSError | None = None
         for record in history.records:
-            if record.is_final and record.trial_id not in self._done:
+            if not record.is_final or record.trial_id in self._done:
+                continue
+            try:
                 keep_predictions(self._run_folder, self._checkpoints, record)
                 folder = self._checkpoints.at(trial_path(record.trial_id))
                 if record.outcome == "finished":
@@ -320,6 +322,10 @@ class _Trained(View):
                 else:
                     remove_folder(folder.url)
                 self._done.add(record.trial_id)
+            except OSError as error:  # those of the others are kept all the same
+                failure = error
+        if failure is not None:
+            raise failure
 
 
 def keep_predictions(run_folder: Path, checkpoints: Store, record: TrialRecord) -> None:

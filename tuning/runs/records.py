@@ -262,9 +262,15 @@ class SearchRecord:
     def all_rules_see_ood(self) -> bool:
         """Whether a constraint, which all selection rules obey, reads OOD validation data, or the
         objective does that chose the point of each trial's line."""
+        return _uses_ood(*self.constraints) or self.line_sees_ood
+
+    @property
+    def line_sees_ood(self) -> bool:
+        """Whether the objective chose the point of each line, references included, and reads OOD
+        validation data."""
         line = self.configured("trial", "eval", "line")
         on_line = line == "auto" or (isinstance(line, Sequence) and line != "off")
-        return _uses_ood(*self.constraints, *(self.objectives if on_line else ()))
+        return on_line and _uses_ood(*self.objectives)
 
     @property
     def configured_method(self) -> str | None:

@@ -85,7 +85,9 @@ def rules_of(configuration: TrialRecord) -> set[str]:
 
 
 def chosen_with_ood(search: SearchRecord, configuration: TrialRecord) -> bool:
-    """Whether a rule that chose a configuration for `confirm` used OOD validation data."""
+    """Whether OOD validation data chose a configuration for `confirm`, or its point of the line."""
+    if configuration.kind == "reference":
+        return search.line_sees_ood
     return any(looks_at_ood(search, rule) for rule in rules_of(configuration))
 
 

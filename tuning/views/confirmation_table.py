@@ -48,7 +48,9 @@ def confirmation_table(confirmation: Confirmation) -> ResultTable:
         seconds = confirmation.estimate(one.trial_id, SECONDS)
         time = "" if seconds is None else format_seconds(seconds.mean)
         means = _means(confirmation, one.trial_id, [*accs, *errors])
-        add(UNTUNED if one.trial_id == FT else named, {**means, "time": time})
+        if one.trial_id == FT:
+            named = Text(f"{UNTUNED}{star.rstrip()}")
+        add(named, {**means, "time": time})
         if any(confirmation.values(one.trial_id, END + metric) for metric in accs):
             ends = _means(confirmation, one.trial_id, [*accs], END)
             dim = {metric: Text(mean, "dim") for metric, mean in ends.items()}

@@ -237,3 +237,12 @@ def test_the_front_of_several_objectives_keeps_its_weights(tmp_path):
         kept = kept_trials(search, (*kept.values(), record))
         assert {r.trial_id for r in pareto_front(search, trials[:number])} <= kept.keys()
         assert best_trial(search, trials[:number]).trial_id in kept
+
+
+def test_the_first_trial_keeps_its_weights(tmp_path):
+    """`confirm --rule first` may find that it is the best one, which `export` then writes."""
+    given = trial(0, 70.0, 50.0, is_first_point=True)
+    others = [trial(number, 80.0 + number, 60.0 + number) for number in (1, 2)]
+    assert "trial-000" in kept_trials(search_record(tmp_path), [given, *others])
+    proposed = replace(given, is_first_point=False)
+    assert "trial-000" not in kept_trials(search_record(tmp_path), [proposed, *others])

@@ -235,7 +235,8 @@ def instant(images_root, whole_root, tmp_path):
 
     def run(**arguments):
         with patch("tuning.confirmation.confirm.SearchOptions", options):
-            return confirm(folder, console=QUIET, **{"rules": ["objective"], **arguments})
+            given = {"console": QUIET, "rules": ["objective"], **arguments}
+            return confirm(folder, **given)
 
     with (
         without_ray(mlflow=False),

@@ -69,6 +69,15 @@ def test_means_and_paired_differences():
     assert "The choice used OOD" in notes(confirmation_table(confirmation()))
 
 
+def test_a_point_that_ood_data_chose_is_marked_on_plain_fine_tuning_too():
+    blind = confirmation(rules=("id_val",))
+    lines = {"trial": {"eval": {"line": "auto"}}}
+    seen = replace(blind, search=replace(blind.search, config=lines))
+    names = [row[0] for row in cells(confirmation_table(seen))]
+    assert f"{UNTUNED} *" in names
+    assert "The choice used OOD" in notes(confirmation_table(seen))
+
+
 def test_with_stored_predictions_each_accuracy_has_an_interval(tmp_path):
     """All images of FT are right or wrong in turn, in each seed alike."""
     right = np.arange(100) % 2
