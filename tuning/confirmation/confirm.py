@@ -54,8 +54,6 @@ from tuning.selection.rules import BY_METHOD, FIRST, OBJECTIVE, PARETO, RULES, c
 from tuning.session import SearchOptions, Session, fixed_only, open_session
 from tuning.views.completion import complete_files, complete_mlflow
 from tuning.views.formatting import show_phase
-from tuning.views.mlflow.client import tracking_uri
-from tuning.views.mlflow.writer import MlflowView
 from tuning.views.tables import results_table, write_table
 
 FIRST_FRESH_SEED = 1000
@@ -236,11 +234,7 @@ def _train_and_build(
         points = trainings(history, wanted)
         wanted_names = {point.trial_id for point in points}
         earlier = [r for r in history.records if r.trial_id in wanted_names]
-        uri = tracking_uri(file.search.tracking.uri, run.folder.parent)
-        views = [
-            _Trained(run.folder, session.checkpoints),
-            MlflowView(uri, confirms=run.search.run_id),
-        ]
+        views = [_Trained(run.folder, session.checkpoints)]
         if points:
             driver = session.driver(
                 search,

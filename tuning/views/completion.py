@@ -5,16 +5,13 @@ A driver brings its own run up to date: while there is one, nothing is written h
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 from trainers.data.store import url_of
 from trainers.errors import ConfigError
 from trainers.redact import redact
 from tuning.algorithms.studies import quiet_optuna
 from tuning.runs.follower import View, complete
-from tuning.runs.history import JOURNAL_FILE, read_history
 from tuning.runs.journal import is_running
-from tuning.runs.run_folder import CONFIRM_FOLDER, TRAIN_FOLDER, RunFolder
+from tuning.runs.run_folder import TRAIN_FOLDER, RunFolder
 from tuning.views.dashboard import DashboardView, open_storage
 from tuning.views.mlflow.client import sqlite_path, tracking_uri
 from tuning.views.mlflow.writer import MlflowView
@@ -55,15 +52,8 @@ def complete_mlflow(run: RunFolder) -> str:
     where, database = redact(uri), sqlite_path(uri)
     if database is not None and not database.is_file():
         return f"{where} is not here"  # the run folder was moved, or never had one
-    views = {run.folder: (search, MlflowView(uri))}
-    again = run.folder / CONFIRM_FOLDER
-    try:
-        if (again / JOURNAL_FILE).is_file():
-            training = replace(search, run_folder=again, run_id=read_history(again).run_id)
-            views[again] = training, MlflowView(uri, confirms=search.run_id)
-    except ConfigError as error:
-        return f"{where} lacks a part of it ({error})"
-    for folder, (of, view) in views.items():
-        if not is_running(folder) and (lacks := complete(of, [view])):
-            return f"{where} lacks a part of it; repeat this later ({lacks[view]})"
+    if is_running(run.folder):
+        return f"{where} gets it from the running search"
+    for reason in complete(search, [MlflowView(uri)]).values():
+        return f"{where} lacks a part of it; repeat this later ({reason})"
     return f"{where} has all of it"

@@ -60,7 +60,6 @@ from tuning.session import Session
 from tuning.views.completion import complete_mlflow
 from tuning.views.confirmation_table import confirmation_table
 from tuning.views.mlflow.client import connect, default_tracking_uri, search_run
-from tuning.views.mlflow.writer import MlflowView
 from tuning.weights.export import export_weights
 
 STEPS = 3
@@ -357,27 +356,17 @@ def test_ctrl_c_is_raised_and_the_next_call_goes_on(instant, monkeypatch):
     assert list(run(seeds=2).results) == KEYS
 
 
-def test_mlflow_has_each_training_below_the_search(instant):
+def test_mlflow_has_the_means_over_fresh_seeds(instant):
     folder, run, _ = instant
     complete_mlflow(load_run(folder))
-    with (
-        patch("tuning.confirmation.confirm.MlflowView", MlflowView),
-        patch("tuning.confirmation.confirm.complete_mlflow", str),  # it is complete before
-    ):
-        found = run(seeds=2)
+    found = run(seeds=2)
     client, experiment_id = connect(default_tracking_uri(folder.parent), "lipsum-tune")
-    runs = client.search_runs([experiment_id], "tags.kind = 'confirm'")
-    accuracies = {
-        (one.data.tags["confirms"], one.data.params.get("seed")): one.data.metrics.get(
-            "id_test/acc"
-        )
-        for one in runs
-        if one.info.status == "FINISHED"
-    }
-    assert accuracies == {
-        (trial_id, seed and str(seed)): result.metrics.get("id_test/acc")
-        for (trial_id, seed), result in found.results.items()
-    }
+    parent = search_run(client, experiment_id, load_run(folder).search.run_id)
+    for name in ("ft", "trial-000"):
+        mean = parent.data.metrics[f"confirmed/{name}/id_test/acc"]
+        assert mean == pytest.approx(found.means(name)["id_test/acc"])
+    (table,) = client.list_artifacts(parent.info.run_id, "confirm")
+    assert table.path == "confirm/results.parquet"
 
 
 def run_folder(root, folder, **changes):

@@ -111,9 +111,7 @@ def without_ray(mlflow=True, follows=False):
     }
     with ExitStack() as patches:
         if not mlflow:
-            for module in ("tuning.search", "tuning.confirmation.confirm"):
-                stand_in = patch(f"{module}.MlflowView", lambda *_, **__: View())
-                patches.enter_context(stand_in)
+            patches.enter_context(patch("tuning.search.MlflowView", lambda *_, **__: View()))
         for name, stand_in in session.items():
             patches.enter_context(patch(f"tuning.session.{name}", stand_in))
         if not follows:

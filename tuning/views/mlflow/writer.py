@@ -1,9 +1,8 @@
 """The search in MLflow: one parent run for each search, one child run for each trial.
 
-The zero-shot model and the trainings of `confirm` are child runs, too. The metrics are
-`view.main_metrics`; `confirm` adds those of the test splits, and MLflow shows their means over the
-seeds if runs are grouped by the tag `confirms`. The parent has report, tables, resolved
-configuration and environment as artifacts.
+The zero-shot model is a child run, too. The metrics are `main_metrics`. The parent has report,
+tables, resolved configuration and environment as artifacts, and the means over fresh seeds that
+`confirm` has measured.
 
 Every point has the time of its event. MLflow's SQL stores ignore a point that they have already
 (same key, step, time and value), so whatever is in doubt is sent again, and no file notes what it
@@ -24,6 +23,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tuning.runs.conclusion import conclusion
+from tuning.runs.confirmation import Confirmation
 from tuning.runs.environment import ENVIRONMENT_FILE, seen_at_start
 from tuning.runs.follower import View
 from tuning.runs.history import Event, History
@@ -38,7 +38,7 @@ from tuning.runs.records import (
     trial_label,
     zero_shot_record,
 )
-from tuning.runs.run_folder import CONFIG_FILE
+from tuning.runs.run_folder import CONFIG_FILE, CONFIRM_FOLDER
 from tuning.views.formatting import format_params
 from tuning.views.mlflow import client as mlf
 from tuning.views.mlflow.shared_view import main_metrics, order_of, share_view
@@ -63,14 +63,12 @@ class MlflowView(View):
 
     Args:
         uri: a database (`sqlite:////abs/mlflow.db`) or a server (`https://...`), as configured.
-        confirms: `run_id` of the search that this run confirms: its trainings stand below the
-            parent run of that search, with all metrics of the test splits.
     """
 
-    def __init__(self, uri: str, confirms: str | None = None, seconds: float = 5.0) -> None:
+    def __init__(self, uri: str, seconds: float = 5.0) -> None:
         self.name = f"MLflow at {mlf.redact(uri)}"
         self.seconds = seconds
-        self._uri, self._confirms = uri, confirms
+        self._uri = uri
         self._quiet = ExitStack()
         self._latest = self._created = 0.0  # times of the last and of the first event
         self._returns = Counter[str]()  # how often a trial went back to an earlier step
@@ -86,12 +84,11 @@ class MlflowView(View):
         """Connect.
 
         Raises:
-            TrackingError: within seconds, if MLflow cannot be used. A confirmation goes on without.
+            TrackingError: within seconds, if MLflow cannot be used.
         """
         super().start(search)
         self._experiment = str(search.configured("search", "tracking", "experiment"))
-        if self._confirms is None:
-            mlf.connect(self._uri, self._experiment)
+        mlf.connect(self._uri, self._experiment)
         # For the whole search, not around each write: a thread must not change the environment
         # while another one reads it. Requests are as long as MLflow has them: the upload of the
         # report takes its time, and callbacks of the user have these settings, too.
@@ -144,7 +141,7 @@ class MlflowView(View):
                 if written is not record or its_order != order:
                     self._write_trial(record, order)
                     is_changed = True
-            if self._confirms is None and is_changed:
+            if is_changed:
                 outcome = history.outcome or ("stopped" if is_over else "running")
                 self._write_parent(history.records, outcome)
                 if is_over:
@@ -159,19 +156,16 @@ class MlflowView(View):
         search = self._search
         client, self._experiment_id = mlf.connect(self._uri, self._experiment)
         self._client = client
-        parent = mlf.search_run(client, self._experiment_id, self._confirms or search.run_id)
-        if self._confirms is None:
+        parent = mlf.search_run(client, self._experiment_id, search.run_id)
+        if parent is None:
             own = {"search_id": search.run_id, "kind": "search"}
-            if parent is None:
-                start_ms, tags = round(1000 * self._created), own | self._origin()
-                parent = client.create_run(self._experiment_id, start_ms, tags, search.name)
-            tags = {"search": search.name, "run_folder": str(search.run_folder.resolve())}
-            # MLflow's params cannot change, and a resumed search may have another configuration.
-            params = [p for p in mlf.params_of(search.config) if p.key not in parent.data.params]
-            client.log_batch(parent.info.run_id, params=params, tags=mlf.tags_of(tags))
-            client.update_run(parent.info.run_id, name=search.name)  # its folder may be renamed
-        elif parent is None:
-            raise LookupError("it has no run of the search yet")
+            start_ms, tags = round(1000 * self._created), own | self._origin()
+            parent = client.create_run(self._experiment_id, start_ms, tags, search.name)
+        tags = {"search": search.name, "run_folder": str(search.run_folder.resolve())}
+        # MLflow's params cannot change, and a resumed search may have another configuration.
+        params = [p for p in mlf.params_of(search.config) if p.key not in parent.data.params]
+        client.log_batch(parent.info.run_id, params=params, tags=mlf.tags_of(tags))
+        client.update_run(parent.info.run_id, name=search.name)  # its folder may be renamed
         self._parent_id, self._inputs = str(parent.info.run_id), self._dataset()
         client.log_inputs(self._parent_id, self._inputs)
 
@@ -198,10 +192,9 @@ class MlflowView(View):
     def _dataset(self) -> list[mlf.DatasetInput]:
         """The images of the search for MLflow's column *Dataset*, by the hash of all splits."""
         search = self._search
-        folder = search.run_folder if self._confirms is None else search.run_folder.parent
         root = str(search.configured("trial", "data", "root"))
         name = Path(root.partition("?")[0]).name
-        splits = json.dumps(seen_at_start(folder) or {}, sort_keys=True).encode()
+        splits = json.dumps(seen_at_start(search.run_folder) or {}, sort_keys=True).encode()
         digest = hashlib.sha256(splits).hexdigest()[:8]
         source = mlf.redact(json.dumps({"uri": root}))
         return [mlf.DatasetInput(mlf.Dataset(name, digest, "local", source))]
@@ -226,13 +219,9 @@ class MlflowView(View):
             "outcome": record.outcome,
             "error": error,
             "reason": record.reason,
-            "labels": ", ".join(record.labels),
             "returns": str(self._returns[trial_id] or ""),
-            "order": order if self._confirms is None else "",
+            "order": order,
         }
-        if self._confirms is not None:
-            own["kind"], label = "confirm", f"confirm {label}"
-            tags["confirms"] = trial_id.partition("-seed-")[0]
         if trial_id not in self._runs:
             start_ms = round(1000 * (record.started_at or self._created))
             at_start = own | self._origin()
@@ -267,6 +256,8 @@ class MlflowView(View):
             tags["model"] = found.model.made_of()
             tested = {f"{MODEL}/{n}": v for n, v in found.model.test.items() if n.endswith("acc")}
             metrics += mlf.metrics_of(tested, 0, at)
+        if found.confirmation is not None:
+            metrics += mlf.metrics_of(_over_fresh_seeds(found.confirmation), search.total_steps, at)
         client.log_batch(self._parent_id, metrics, tags=mlf.tags_of(tags))
         if outcome == "running":
             client.update_run(self._parent_id, STATUS[outcome])
@@ -281,6 +272,8 @@ class MlflowView(View):
         folder, client = self._search.run_folder, self._client
         for path in (*folder.glob("*.parquet"), *(folder / "report").glob("*")):
             client.log_artifact(self._parent_id, str(path))
+        if (path := folder / CONFIRM_FOLDER / "results.parquet").is_file():
+            client.log_artifact(self._parent_id, str(path), CONFIRM_FOLDER)
         for name in (CONFIG_FILE, ENVIRONMENT_FILE):
             if (path := folder / name).is_file():
                 text = mlf.redact(path.read_text(encoding="utf-8"))
@@ -304,6 +297,16 @@ class MlflowView(View):
 
         MLflow 3.17 shows metrics in order of arrival, and compares runs by the first one.
         """
-        more = [name for name in report if self._confirms and "test/" in name]
-        names = dict.fromkeys((*main_metrics(self._search), *more))
+        names = main_metrics(self._search)
         return {name: report[name] for name in names if name in report and name != STEP}
+
+
+def _over_fresh_seeds(confirmation: Confirmation) -> dict[str, float]:
+    """The means of test accuracies over fresh seeds, as `confirmed/trial-007/id_test/acc`."""
+    models = [one.trial_id for one in confirmation.configurations]
+    return {
+        f"confirmed/{name}/{metric}": mean
+        for name in models
+        for metric, mean in confirmation.means(name).items()
+        if confirmation.weights(metric)  # of accuracies alone
+    }

@@ -268,29 +268,6 @@ def test_a_better_trial_of_another_method_leaves_no_parameter_of_the_former(run)
     assert best() == wanted
 
 
-def test_trainings_of_confirm_stand_below_the_search(run):
-    tested = {"id_test/acc": 90.0, "ood_test/sketch/nll": 1.0, "line/1/id_test/acc": 89.0}
-    write_results(run, {("zero-shot", None): tested, ("ft", 1001): tested})
-    write_results(run, {("trial-000", s): {**tested, "id_val/ece": 3.0} for s in (1001, 1002)})
-    parent = write(run)[None].info
-    assert complete_mlflow(load_run(run)).endswith("has all of it")
-    before = content(run.parent)
-    complete_mlflow(load_run(run))
-    assert content(run.parent) == before
-    client = MlflowClient(mlf.default_tracking_uri(run.parent))
-    below = f"tags.`mlflow.parentRunId` = '{parent.run_id}' and tags.kind = 'confirm'"
-    found = client.search_runs([parent.experiment_id], below)
-    by_trial = {one.data.tags["trial_id"]: one for one in found}
-    assert by_trial.keys() == {
-        "zero-shot", "ft-seed-1001", "trial-000-seed-1001", "trial-000-seed-1002"
-    }  # fmt: skip
-    one = by_trial["trial-000-seed-1002"]
-    assert one.data.metrics == tested
-    assert (one.data.tags["confirms"], one.data.tags["labels"]) == ("trial-000", "objective #1")
-    assert one.data.params["seed"] == "1002"
-    assert one.info.run_name == "confirm trial-000-seed-1002 lr=1e-05 seed=1002"
-
-
 def test_the_description_tells_what_confirm_has_found(run):
     loaded = load_run(run)
     for mean_acc in (None, 99.0):
