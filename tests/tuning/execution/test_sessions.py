@@ -32,6 +32,7 @@ from tests.tuning.run_folders import LR, WEIGHT, trial, write_run
 from tests.waiting import wait_until
 from trainers.errors import ConfigError
 from tuning.algorithms.budget import Budget
+from tuning.algorithms.studies import TRIAL_ID
 from tuning.algorithms.warm_start import load_earlier, warm_start_uses_ood
 from tuning.config.validation import load_config
 from tuning.run import load_run
@@ -157,7 +158,7 @@ def test_the_best_trial_of_a_constrained_search_is_the_best_of_those_that_meet_i
     best = max(meet, key=lambda record: record.metrics["val/mean_acc"])
     run = load_run(found.folder)
     assert found.best.trial_id == run.best.trial_id == best.trial_id
-    assert found.study.best_trial.number == best.number
+    assert found.study.best_trial.user_attrs[TRIAL_ID] == best.trial_id
     assert disagreements(found.folder) == []
 
 
