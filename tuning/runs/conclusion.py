@@ -46,6 +46,8 @@ class Conclusion:
     yet."""
     lines: Sequence[str]
     """Sentences: the result, what it is beside the first trial, and the limit."""
+    more: str = "--trials +8"
+    """How a resume goes on."""
     compared: Sequence[str] = ()
     """IDs of the trials that `confirm` should train: the best one, and the first one."""
     means: dict[str, float] | None = None
@@ -86,7 +88,7 @@ class Conclusion:
         known = {name for names in again.readings for name in names} if again else set()
         confirm += " --again" * bool(known and not known.issuperset(self.compared))
         confirm += "   # fresh seeds, then the test splits, once"
-        resume = f"lipsum-tune resume {run} --trials +8   # no trial is better yet"
+        resume = f"lipsum-tune resume {run} {self.more}   # no trial is better yet"
         more = [resume] if won.kind == "reference" and not self.seeds else []
         return [confirm, *more, export]
 
@@ -124,10 +126,20 @@ def conclusion(search: SearchRecord, records: Sequence[TrialRecord]) -> Conclusi
     return replace(
         found,
         lines=[*of_model, *found.lines, *notes],
+        more=_more(search),
         compared=[best.trial_id, *others],
         confirmation=confirmation,
         model=models[-1] if models else None,
     )
+
+
+def _more(search: SearchRecord) -> str:
+    """As much again of the hours that have ended the search, else eight trials."""
+    for name in ("hours", "gpu_hours"):
+        limit = search.configured("search", "budget", name)
+        if isinstance(limit, int | float) and search.ended_by.startswith(f"search.budget.{name} "):
+            return f"--{name.replace('_', '-')} +{limit:g}"
+    return "--trials +8"
 
 
 def _of_search(

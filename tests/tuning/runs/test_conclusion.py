@@ -147,6 +147,18 @@ def test_where_a_reference_is_higher_it_is_confirmed_and_exported(of_ft, trial, 
     assert f"# {'untuned FT' if won == 'ft' else won}" in export
 
 
+def test_after_its_hours_a_search_goes_on_with_more_hours(tmp_path):
+    search, (_, best) = searched(tmp_path, (86.0, 57.0))
+    ended = replace(
+        search,
+        config={"search": {"budget": {"hours": 0.5}}},
+        ended_by="search.budget.hours = 0.5 are used up",
+    )
+    ft = fakes.reference(curve=(fakes.report(fakes.TOTAL_STEPS, 88.0, 57.0),))
+    _, resume, _ = conclusion(ended, [ft, best]).commands("mine")
+    assert resume.startswith("lipsum-tune resume mine --hours +0.5 ")
+
+
 @pytest.mark.parametrize(
     ("of_second", "result"),
     [
