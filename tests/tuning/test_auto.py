@@ -159,7 +159,7 @@ def instant(shop, monkeypatch):
     tiny = yaml.safe_load(Path("tiny.yaml").read_text())
     tiny["trial"]["model"] = {"name": random_model(Path.cwd(), "clip").name}
     of_its_context = {"method.text_length": {"high": 12}}
-    tiny["search"]["space"] = {"parameters": of_its_context}
+    tiny["search"] = {"space": {"parameters": of_its_context}}
     Path("tiny.yaml").write_text(yaml.safe_dump(tiny))
     for where in ("tuning.resume", "tuning.search", "tuning.confirmation.confirm"):
         monkeypatch.setattr(f"{where}.SearchOptions", options)

@@ -190,7 +190,7 @@ def test_a_space_object_stands_in_place_of_a_named_space(points):
 
 def test_only_changed_fields_of_a_parameter_are_recorded(path):
     keys = ["search.space.parameters={optim.lr: {low: 1e-5, high: 1e-4}}"]
-    file = load_config(path, [*keys, "trial.method.name=lipsum_ft"])
+    file = load_config(path, [*keys, "trial.method.name=lipsum_ft", "search.space.methods=[]"])
     changed = {"optim.lr": Float(low=1e-5, high=1e-4, log=True)}
     assert file.search_space().parameters == {**SPACES["lipsum_ft"].parameters, **changed}
     recorded = file.model_dump(mode="json")
