@@ -20,7 +20,6 @@ from trainers.methods.registry import texts_of
 from tuning.algorithms.studies import Studies, quiet_optuna
 from tuning.config.schema import BudgetConfig, ResourcesConfig, SchedulerConfig, SearchFile
 from tuning.driver import Driver
-from tuning.execution.cluster_resources import check_shared_memory, shared_memory
 from tuning.execution.ray_session import concurrent_trials, ray_session
 from tuning.execution.ray_watch import RayWatch, watched_ray
 from tuning.execution.signals import restored_process
@@ -199,8 +198,6 @@ def open_session(
             storage, name = file.search.checkpoints.storage, file.search.name
             checkpoint_root = checkpoint_root_of(folder, storage, name, journal.run_id)
         concurrent = concurrent_trials(file.search.resources, is_own_ray=is_own_ray)
-        if is_own_ray:
-            check_shared_memory(concurrent * shared_memory(file.trial, file.search.resources))
         checkpoints = open_store(url_of(checkpoint_root, TRAIN_FOLDER))
         yield Session(
             file, options, journal, checkpoints, concurrent, console, progress, watch,

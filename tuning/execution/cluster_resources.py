@@ -2,13 +2,9 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Final
 
-from trainers.config import TrialConfig
-from trainers.data.config import MORE_SHARED_MEMORY, MOST_LOADERS, SHARED_MEMORY
 from trainers.errors import ConfigError
 from tuning.config.schema import ResourcesConfig
 
@@ -44,30 +40,6 @@ def check_fits(nodes: Sequence[Mapping[str, float]], resources: ResourcesConfig)
     )
     hint = "on a cluster that adds nodes by itself, set search.resources.max_concurrent"
     raise ConfigError(problem, key="search.resources", hint=hint)
-
-
-def shared_memory(trial: TrialConfig, resources: ResourcesConfig) -> int:
-    """Bytes of shared memory that a trial needs: one batch for each of its loader processes."""
-    loaders = trial.data.workers
-    if loaders == "auto":  # as `trainers.ray_trainer`
-        cpus = max(1, int(resources.cpus_per_worker))
-        loaders = min(MOST_LOADERS, cpus) if resources.gpus_per_worker else 0
-    if not loaders:
-        return 0
-    from trainers.models.clip import model_config
-
-    side = model_config(trial.model)["vision_cfg"].get("image_size", 224)
-    side = max(side) if isinstance(side, list | tuple) else side
-    return int(loaders) * trial.optim.batch_size * 3 * int(side) ** 2
-
-
-def check_shared_memory(needed: int) -> None:
-    """Raise a ConfigError if less is free on this machine than loader processes need."""
-    folder = Path(SHARED_MEMORY)
-    if folder.is_dir() and (free := shutil.disk_usage(folder).free) < needed:
-        problem = f"{folder} has {free / 1e6:.0f} MB free, loader processes need "
-        problem += f"{needed / 1e6:.0f} MB"
-        raise ConfigError(problem, key="trial.data.workers", hint=MORE_SHARED_MEMORY)
 
 
 def _per_worker(resources: ResourcesConfig) -> dict[str, float]:

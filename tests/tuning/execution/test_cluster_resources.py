@@ -1,11 +1,8 @@
 import pytest
 
-from tests.tuning.execution.inline_tuner import without_ray
-from tests.tuning.execution.instant import instant_file, run_instantly
 from trainers.errors import ConfigError
 from tuning.config.schema import ResourcesConfig
-from tuning.config.validation import load_config
-from tuning.execution.cluster_resources import check_fits, fitting_trials, shared_memory
+from tuning.execution.cluster_resources import check_fits, fitting_trials
 
 
 def cpus(*numbers):
@@ -50,25 +47,3 @@ def test_an_error_names_what_is_missing_for_a_trial(nodes, resources, problem):
     assert problem in error.value.problem
     assert "max_concurrent" in str(error.value.hint)
     check_fits([{"CPU": 64, "GPU": 8}] * 3, ResourcesConfig.model_validate(resources))
-
-
-def test_loader_processes_need_a_batch_each_in_shared_memory():
-    """As for any search of ViT-B/16 on GPUs: 8 processes, batches of 256 images of 224 pixels."""
-    file = load_config("vit_b16", check=False)
-    assert shared_memory(file.trial, file.search.resources) == 8 * 256 * 3 * 224 * 224
-    small = load_config("quickstart", check=False)
-    assert shared_memory(small.trial, small.search.resources) == 0
-
-
-def test_a_search_without_room_for_its_loader_processes_does_not_start(
-    images_root, tmp_path, monkeypatch
-):
-    """Two trials at once, of two processes each. `/proc` has no free bytes."""
-    monkeypatch.setattr("tuning.execution.cluster_resources.SHARED_MEMORY", "/proc")
-    changes = {"trial__data__workers": 2, "search__resources__max_concurrent": 2}
-    file = instant_file(images_root, tmp_path / "runs", **changes)
-    with without_ray(mlflow=False), pytest.raises(ConfigError, match="--shm-size") as error:
-        run_instantly(file)
-    batches = 2 * 2 * file.trial.optim.batch_size * 3 * 64 * 64
-    assert f"/proc has 0 MB free, loader processes need {batches / 1e6:.0f} MB" in str(error.value)
-    assert not (tmp_path / "runs" / "small").exists()
