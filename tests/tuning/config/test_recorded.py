@@ -116,6 +116,15 @@ def test_a_run_with_all_removed_keys_at_their_neutral_values_goes_on(run, went_o
     assert str(resumed(run)) == "went on"
 
 
+def test_a_run_with_averaged_rungs_is_refused_by_name(run, went_on):
+    edit(run, {"trial.eval.rung_weights": "averaged"})
+    for command in ("resume", "confirm"):
+        refused = CliRunner().invoke(app, [command, str(run)]).exception
+        assert (refused.key, refused.value) == ("trial.eval.rung_weights", "averaged")
+    assert not went_on
+    assert CliRunner().invoke(app, ["report", str(run)]).exit_code == 0
+
+
 @pytest.mark.parametrize("version", sorted(path.name for path in KEPT.iterdir()))
 def test_a_run_of_an_earlier_version_goes_on(version, images_root, tmp_path, went_on):
     run = shutil.copytree(KEPT / version, tmp_path / "kept")
