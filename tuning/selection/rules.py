@@ -2,7 +2,7 @@
 
 The data that a rule looks at determine how its OOD accuracy may be read (Gulrajani and Lopez-Paz,
 ICLR 2021: a domain generalisation algorithm must specify its model selection). All rules use
-validation splits at a trial's last step; docs/searching.md says which look at OOD data. `id_val`
+validation splits at a trial's last step; docs/confirm.md says which look at OOD data. `id_val`
 favours the method `tpgm`, which learns its radii on the labels of the ID validation split.
 
 A rule affects only the final choice: the trials that were proposed, and those that were stopped

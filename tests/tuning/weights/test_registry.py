@@ -98,7 +98,7 @@ def test_a_served_model_takes_an_image_by_curl_as_documented(real, tmp_path):
     folder = with_database(tmp_path / "runs")
     complete_mlflow(load_run(shutil.copytree(real[0], folder / "mine")))
     register_weights(folder / "mine", "shop-clip", tmp_path / "exported", trial="trial-003")
-    (block,) = [b for b in blocks(ROOT / "docs/searching.md") if "mlflow models serve" in b.code]
+    (block,) = [b for b in blocks(ROOT / "docs/confirm.md") if "mlflow models serve" in b.code]
     port = str(free_ports(1))
     uri, serve, *send = block.code.replace("5001", port).splitlines()
     image = load_split(load_run(real[0]).file.trial, "val")["real"].decode(0)
