@@ -14,6 +14,7 @@ which an interrupted one continues, but without a sampler. It ends with the mode
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from itertools import count, islice
 from pathlib import Path
@@ -26,7 +27,7 @@ from trainers.checks import check_data
 from trainers.data.config import DataConfig
 from trainers.data.roots import split_fingerprint
 from trainers.data.store import Store, open_root, open_store, url_of
-from trainers.errors import ConfigError, did_you_mean, quoted, system_words
+from trainers.errors import ConfigError, StorageFailed, did_you_mean, quoted, system_words
 from tuning.checkpoints.files import kept_checkpoint, remove_folder
 from tuning.config.recorded import check_followed
 from tuning.confirmation.model import ModelBuilder, needs_model
@@ -117,8 +118,7 @@ def confirm(
     }
     missing = {(ZERO_SHOT, None), *wanted} - results_of(confirm_history(run.folder)).keys()
     builds = needs_model(run, again)
-    train_folder = open_store(url_of(run.checkpoint_root, CONFIRM_FOLDER, TRAIN_FOLDER))
-    if missing or builds or train_folder.exists():
+    if missing or builds or _has_files(run):
         data = file.trial.data
         parts = [*data.trial_parts, *((domain, SPLIT) for domain in data.domains)]
         check_data(data, parts)
@@ -265,6 +265,13 @@ def trainings(history: History, wanted: Mapping[Key, TrialRecord]) -> list[Trial
             params, number = {**one.params, "seed": key[1] or 0}, first + len(points)
             points.append(TrialRecord(name, number, "trial", params, labels=one.labels))
     return points
+
+
+def _has_files(run: RunFolder) -> bool:
+    """Whether a killed call has left files of trainings; not if the storage cannot be reached."""
+    with suppress(OSError, StorageFailed):
+        return open_store(url_of(run.checkpoint_root, CONFIRM_FOLDER, TRAIN_FOLDER)).exists()
+    return False
 
 
 def _keep_all(run_folder: Path, session: Session) -> None:
