@@ -49,13 +49,17 @@ def plan_of(steps=900, gpus=0, **budget):
     return Plan(file, 2, setup_s=60, start_s=2, step_s=1, save_s=0, rung_s=5, eval_s=9)
 
 
+MODEL_S = (2 * 2 + 4 + 2) * 9
+"""Two means at two points, a soup of four trials, and the test on twice as many images."""
+
+
 def full(steps, last=9):
     return 2 + steps + 2 * 5 + last
 
 
 def test_as_many_trials_as_fit_beside_confirm_and_the_reference():
     # Two trainings per seed, two at once; the test images are twice those of validation.
-    confirm = 60 + CONFIRM_SEEDS * full(900, last=27)
+    confirm = 60 + CONFIRM_SEEDS * full(900, last=27) + MODEL_S
     rounds = 60 + 4 * full(900)  # plain fine-tuning and seven trials
     found = fitting(plan_of(), (confirm + rounds) / 3600 + 0.001, spent=0.0005)
     assert found.file.search.budget.trials == 7
@@ -66,14 +70,15 @@ def test_as_many_trials_as_fit_beside_confirm_and_the_reference():
 
 def test_gpu_hours_are_those_of_all_gpus():
     trials = fitting(plan_of(gpus=1, gpu_hours=9), 9.0).file.search.budget
-    confirm = 2 * CONFIRM_SEEDS * full(900, last=27)
+    confirm = 2 * CONFIRM_SEEDS * full(900, last=27) + MODEL_S
     assert trials.trials == (9 * 3600 - confirm) // full(900) - 1
     assert (trials.hours, trials.gpu_hours) == (None, pytest.approx(9 - confirm / 3600, rel=0.01))
 
 
 def test_trials_are_shorter_before_they_are_too_few():
     needed = [
-        2 * 60 + CONFIRM_SEEDS * full(steps, last=27) + 4 * full(steps) for steps in (900, 450, 225)
+        2 * 60 + CONFIRM_SEEDS * full(steps, last=27) + MODEL_S + 4 * full(steps)
+        for steps in (900, 450, 225)
     ]
     for steps, seconds in zip((900, 450, 225), needed, strict=True):
         found = fitting(plan_of(), (seconds + 1) / 3600)
@@ -164,7 +169,6 @@ def instant(shop, monkeypatch):
     for where in ("tuning.resume", "tuning.search", "tuning.confirmation.confirm"):
         monkeypatch.setattr(f"{where}.SearchOptions", options)
     monkeypatch.setattr("tuning.confirmation.confirm.complete_files", lambda _: [])
-    monkeypatch.setattr("tuning.confirmation.confirm.needs_model", lambda *_: False)
     by_hand = plan_of()
     monkeypatch.setattr(module, "plan_search", lambda file, **_: replace(by_hand, file=file))
     monkeypatch.setattr(module, "export_weights", export)

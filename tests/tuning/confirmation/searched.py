@@ -108,7 +108,7 @@ class Searched:
             return SearchOptions(trainable=trainable, **{"console": QUIET, **given})
 
         with (
-            without_ray(mlflow=False),
+            without_ray(mlflow=False, models=True),
             patch("tuning.confirmation.confirm.SearchOptions", options),
             patch("tuning.confirmation.confirm.complete_files", return_value=[]),
         ):

@@ -240,7 +240,6 @@ def instant(images_root, whole_root, tmp_path):
     with (
         without_ray(mlflow=False),
         patch("tuning.confirmation.confirm.complete_files", return_value=[]),
-        patch("tuning.confirmation.confirm.needs_model", return_value=False),
     ):
         yield folder, run, splits
 

@@ -94,11 +94,12 @@ def run_inline(train, driver, concurrent, max_failures, callbacks=()):
 
 
 @contextmanager
-def without_ray(mlflow=True, follows=False):
+def without_ray(mlflow=True, follows=False, models=False):
     """Within the block, searches have instant trials, no Ray and no figures.
 
     Args:
         follows: views are written by their thread, and not after each message.
+        models: `confirm` builds a model, of weights that its trainings have left.
     """
     watch = SimpleNamespace(check=lambda: None, call=lambda function, *of: function(*of))
     session = {
@@ -112,6 +113,10 @@ def without_ray(mlflow=True, follows=False):
     with ExitStack() as patches:
         if not mlflow:
             patches.enter_context(patch("tuning.search.MlflowView", lambda *_, **__: View()))
+        if not models:
+            patches.enter_context(
+                patch("tuning.confirmation.confirm.needs_model", return_value=False)
+            )
         for name, stand_in in session.items():
             patches.enter_context(patch(f"tuning.session.{name}", stand_in))
         if not follows:
