@@ -27,7 +27,7 @@ from tuning.runs.conclusion import conclusion
 from tuning.runs.ranking import best_trial
 from tuning.runs.run_folder import load_run
 from tuning.weights.export import export_weights as export
-from tuning.weights.sources import measured, write_trial
+from tuning.weights.sources import NOT_TESTED, measured, write_trial
 
 FILES = {
     "open_clip_config.json", "open_clip_model.safetensors", "head.safetensors", "classes.json",
@@ -71,7 +71,8 @@ def test_the_default_is_the_trial_that_the_objective_chooses(real, tmp_path):
     assert {path.name for path in tmp_path.iterdir()} == {"model", "run"}
     best = best_trial(search, records)
     expected = {"trial": best.trial_id, "params": best.params, "step": 2, "split": "val"}
-    expected |= {"chosen": " ".join(conclusion(search, records).lines), "looks_at_ood": True}
+    chosen = f"{' '.join(conclusion(search, records).lines)} {NOT_TESTED}"
+    expected |= {"chosen": chosen, "looks_at_ood": True}
     expected |= {"metrics": measured(best.metrics)}
     assert about(written).items() >= expected.items()
 
