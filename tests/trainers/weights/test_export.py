@@ -61,7 +61,7 @@ def exported_logits(run, checkpoint, to, alpha=None):
 
 def run_logits(run, weights):
     with holding(run, weights):
-        return classify(run, pixels(run))[1]
+        return classify(run, pixels(run))
 
 
 def evaluated(run):

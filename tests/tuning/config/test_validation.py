@@ -59,7 +59,6 @@ def test_a_reference_has_the_other_settings_of_the_base_trial(path):
         ("objective={metric: id_val/nll, mode: min}", [("id_val/nll", "min")]),
         ("objective.metric=id_val/nll", [("id_val/nll", "min")]),
         ("objective.metric=id_val/class_acc", [("id_val/class_acc", "max")]),
-        ("objective={metric: train/reg, mode: min}", [("train/reg", "min")]),
         ("objective=[{metric: id_val/acc}, {metric: val/mean_acc}]",
          [("id_val/acc", "max"), ("val/mean_acc", "max")]),
     ],
