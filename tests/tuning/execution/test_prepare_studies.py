@@ -102,7 +102,11 @@ def test_a_prior_is_tried_at_the_beginning_only(images_root, prepared, earlier):
     assert len(points) == 4
     for trials, line in (
         (6, "4 of 6 trials are given or of the prior, the sampler proposes 2"),
-        (4, "4 of 4 trials are given or of the prior, the sampler proposes 0"),
+        (
+            4,
+            "4 of 4 trials are given or of the prior, the sampler proposes 0 "
+            "(lower search.prior.points)",
+        ),
     ):
         _, printed = prepared(search_file(images_root, search__budget__trials=trials, **PRIOR))
         assert f"Points      {line}\n" in printed

@@ -82,14 +82,6 @@ def test_a_trial_is_stopped_and_a_point_tried_next(damaged, searching):
     assert [record.outcome for record in (second, *rest)] == ["finished"] * 3
 
 
-def test_a_number_that_an_order_spells_as_text_is_a_number(searching):
-    search = searching({0: [{"enqueue": {LR: "3e-4", WEIGHT: 2}}]})
-    search.session()
-    assert {name: repr(value) for name, value in search.trials[1].params.items()} == {
-        name: repr(value) for name, value in POINT.items()
-    }
-
-
 def test_what_is_no_order_is_left_out_by_a_search_and_its_resume(searching):
     lines = [*map(json.dumps, NO_ORDERS), "[" * 200_000]
     search = searching({0: [f"{line}\n" for line in lines], 3: [{"end": True}]})
