@@ -51,5 +51,5 @@ def follower_of(run, runs=None):
     view.start(load_run(run).search)
     view.close()
     follower = Follower([view])
-    follower._read(load_run(run).search)
+    follower.read(load_run(run).search)
     return follower
