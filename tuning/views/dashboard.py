@@ -76,8 +76,9 @@ class DashboardView(View):
 
     name = "the Optuna study of the dashboard"
 
-    def __init__(self, storage: BaseStorage, space: SearchSpace) -> None:
-        self._storage, self._parts = storage, space.parts()
+    def __init__(self, storage: BaseStorage, space: SearchSpace | None) -> None:
+        self._storage = storage
+        self._parts = {} if space is None else space.parts()
         self._study: optuna.Study | None = None  # found again after an error
         self._written: set[str] = set()
 
@@ -157,7 +158,7 @@ class DashboardView(View):
 def study_of(search: SearchRecord, records: Sequence[TrialRecord]) -> optuna.Study:
     """The study of a search with the trials that have ended, in memory."""
     storage = InMemoryStorage()
-    view = DashboardView(storage, search.space or SearchSpace(parameters={}))
+    view = DashboardView(storage, search.space)
     with quiet_optuna():
         view.start(search)
         view.write(History(tuple(records)), is_over=True)
