@@ -139,7 +139,8 @@ def test_a_point_is_taken_if_it_is_strictly_better_on_all_images(better, train, 
 def test_a_soup_takes_what_makes_the_mean_better(train, tmp_path):
     config, folder, metrics = train("ft", line="off")
     weights, names = load_weights(folder)
-    ruined = {n: v + torch.randn(v.shape) for n, v in weights.items()}
+    noise = torch.Generator().manual_seed(0)
+    ruined = {n: v + torch.randn(v.shape, generator=noise) for n, v in weights.items()}
     write_weights(open_store(tmp_path / "ruined"), ruined, Header(Progress(), names))
     folders = [str(folder), str(tmp_path / "ruined"), str(folder)]
     evaluated = evaluation_config(config, trains_text=False)
