@@ -10,7 +10,7 @@ L2-normalised features of M random texts, drawn again at every step::
 
 The scale is inside the square: with CLIP's s = 100, the term would be 10,000 times weaker without
 it. Since ``reg = s^2 / 2 * (f - f0)' C (f - f0)`` with ``C = sum_m t_m t_m' / M``, the random texts
-act only through their second moment, whose effective rank is reported.
+act only through their second moment.
 """
 
 from __future__ import annotations
