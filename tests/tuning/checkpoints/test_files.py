@@ -17,8 +17,9 @@ from trainers.checkpoints.format import (
     save_checkpoint,
     saved_step,
 )
+from trainers.checkpoints.storage import fetched
 from trainers.data.store import Store
-from tuning.checkpoints.files import fetched, keep_weights, kept_checkpoint, list_trials, remove
+from tuning.checkpoints.files import keep_weights, kept_checkpoint, list_trials, remove
 from tuning.runs.run_folder import trial_path
 
 TRIAL = "trial-000"
