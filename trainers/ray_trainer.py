@@ -369,9 +369,6 @@ def newest_on_this_node(folder: Store) -> Iterator[Path | None]:
 
     All workers must enter it. The first one looks, so that all continue from the same checkpoint;
     the first one of each node fetches it.
-
-    Raises:
-        StorageFailed: the storage cannot be read.
     """
     context, newest = ray.train.get_context(), None
     if context.get_world_rank() == 0:
@@ -394,11 +391,7 @@ def newest_on_this_node(folder: Store) -> Iterator[Path | None]:
 
 
 def save(report: Report, folder: Store) -> None:
-    """Write the checkpoint of a report into the storage; all workers must call it.
-
-    Raises:
-        StorageFailed: the storage cannot be written, or the folder for temporary files is full.
-    """
+    """Write the checkpoint of a report into the storage; all workers must call it."""
     name = None
     with saved_locally(report) as source:
         if ray.train.get_context().get_world_rank() == 0:

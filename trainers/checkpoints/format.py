@@ -138,9 +138,6 @@ def save_checkpoint(
         weights: of the last evaluation (EMA, WiSE, ...), with the class head.
         training: state of the optimizer and of everything else that training continues from: on
             CPUs bit for bit with one or two workers, else up to the rounding of sums.
-
-    Raises:
-        StorageFailed: the disk is full, or cannot be written for another reason.
     """
     import torch
 
@@ -155,11 +152,7 @@ def save_checkpoint(
 
 
 def save_weights(folder: Path, weights: Mapping[str, Tensor], header: Header) -> None:
-    """Write the weights of a checkpoint, from which no training continues, into a folder.
-
-    Raises:
-        StorageFailed: see `save_checkpoint`.
-    """
+    """Write the weights of a checkpoint, from which no training continues, into a folder."""
     from safetensors.torch import save_file
 
     metadata = {

@@ -6,6 +6,9 @@
 A bucket can neither rename nor remove a folder as a whole, so the order of the files matters. The
 weights are written last and removed first: a checkpoint without whole weights is incomplete, and is
 never used. A checkpoint is removed only when a newer one is complete.
+
+What reads the names of checkpoints or removes one raises an OSError of the storage; everything else
+turns it into a `StorageFailed`.
 """
 
 from __future__ import annotations
@@ -45,11 +48,7 @@ _COPY_BYTES = 16 << 20
 
 
 def checkpoint_names(folder: Store) -> list[str]:
-    """Names of all checkpoints of a training, oldest first; some may be incomplete.
-
-    Raises:
-        OSError: the storage cannot be read.
-    """
+    """Names of all checkpoints of a training, oldest first; some may be incomplete."""
     return [
         info.base_name
         for info in folder.list()
@@ -63,9 +62,6 @@ def newest_checkpoint(
     """Name of the complete checkpoint with the most steps, the later one of equals; None without.
 
     With `resumable`, training can continue from it: an ended trial keeps weights only.
-
-    Raises:
-        OSError: the storage cannot be read.
     """
     complete = [
         (step, name)
@@ -77,11 +73,7 @@ def newest_checkpoint(
 
 
 def prepare_folder(folder: Store) -> None:
-    """Make the folder ready for an attempt: it can be written, and holds no incomplete checkpoint.
-
-    Raises:
-        StorageFailed: the storage cannot be read or written.
-    """
+    """Make the folder ready for an attempt: writable, and without incomplete checkpoints."""
     with storage_failures(folder.url, "the folder of checkpoints cannot be used"):
         with folder.write(_MARKER) as file:
             file.write(b"")
@@ -100,9 +92,6 @@ def write_checkpoint(folder: Store, source: Path) -> str:
 
     Returns:
         The name of the new checkpoint.
-
-    Raises:
-        StorageFailed: the storage cannot be written, or this node has no access to it.
     """
     with storage_failures(folder.url, "a checkpoint cannot be written"):
         if not folder.exists(_MARKER):
@@ -111,11 +100,7 @@ def write_checkpoint(folder: Store, source: Path) -> str:
 
 
 def write_weights(folder: Store, weights: Mapping[str, Tensor], header: Header) -> None:
-    """Replace all checkpoints of a folder by one of weights alone.
-
-    Raises:
-        StorageFailed: the storage cannot be written, or the folder for temporary files is full.
-    """
+    """Replace all checkpoints of a folder by one of weights alone."""
     with temporary_folder("lipsum-tune-weights-") as source:
         save_weights(source, weights, header)
         with storage_failures(folder.url, "weights cannot be written"):
@@ -135,11 +120,7 @@ def _copy(folder: Store, source: Path) -> str:
 
 @contextmanager
 def fetched(checkpoint: Store) -> Iterator[Path]:
-    """Within the block, the weights of a checkpoint in a folder of this machine.
-
-    Raises:
-        StorageFailed: they cannot be copied.
-    """
+    """Within the block, the weights of a checkpoint in a folder of this machine."""
     if checkpoint.is_local:
         yield checkpoint.local_path()
         return
@@ -157,11 +138,7 @@ def remove_other_checkpoints(folder: Store, name: str) -> None:
 
 
 def fetch_checkpoint(checkpoint: Store, target: Path, files: Iterable[str]) -> None:
-    """Copy files of a checkpoint into a folder of this machine.
-
-    Raises:
-        StorageFailed: they cannot be copied.
-    """
+    """Copy files of a checkpoint into a folder of this machine."""
     target.mkdir(parents=True, exist_ok=True)
     with storage_failures(checkpoint.url, "the checkpoint cannot be copied to this machine"):
         for file in files:
@@ -170,11 +147,7 @@ def fetch_checkpoint(checkpoint: Store, target: Path, files: Iterable[str]) -> N
 
 
 def remove_checkpoint(checkpoint: Store) -> None:
-    """Remove a checkpoint; one that is gone already is fine.
-
-    Raises:
-        OSError: a file cannot be removed.
-    """
+    """Remove a checkpoint; one that is gone already is fine."""
     remove_file(checkpoint, WEIGHTS)
     remove_folder(checkpoint)
 

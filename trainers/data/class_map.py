@@ -76,12 +76,7 @@ class ClassMap:
 def domain_class_map(
     data: DataConfig, id_classes: Sequence[str], domain: str, domain_classes: Sequence[str]
 ) -> ClassMap:
-    """The map of one of a configuration's domains, by its suite or else by names.
-
-    Raises:
-        ConfigError: not the number of classes that the suite expects, a class that stands for no ID
-            class, or two classes with one name or with the same ID classes.
-    """
+    """The map of one of a configuration's domains, by its suite or else by names."""
     rule, id_domain = data.rules.rule(domain), data.id_domain
     if rule.num_classes is not None and rule.num_classes != len(domain_classes):
         problem = f"it has {len(domain_classes)} classes, and the suite expects {rule.num_classes}"

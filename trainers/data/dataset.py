@@ -55,10 +55,6 @@ class ImageDataset:
     The package `datasets` keeps them as Arrow files in the cache of this machine, which is filled
     first if needed. These are memory-mapped: an image is read when it is used, and processes share
     the pages. Pickled copies in other processes map the same files.
-
-    Raises:
-        ConfigError: no such data, an unfinished preparation, a label without a class, or files that
-            differ in their class names.
     """
 
     def __init__(
@@ -100,11 +96,7 @@ class ImageDataset:
         return sample
 
     def decode(self, index: int) -> Image.Image:
-        """One image, RGB and upright, as `prepare` would store it.
-
-        Raises:
-            ConfigError: it cannot be decoded; names the image.
-        """
+        """One image, RGB and upright, as `prepare` would store it."""
         image = self._images[index].as_py()
         try:
             return decode(image["bytes"] or b"")

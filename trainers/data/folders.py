@@ -70,9 +70,6 @@ def files_below(root: Path) -> list[str]:
 
     A link to a folder above itself counts as a file: below it, all images would be found again, as
     images of other classes.
-
-    Raises:
-        OSError: a folder cannot be listed.
     """
 
     def refuse(error: OSError) -> None:
@@ -140,12 +137,11 @@ def in_classes(
 def read_folders(root: Path, class_names: Sequence[str] | None = None) -> dict[Split, Found]:
     """Class folders of one's own, in split folders or without.
 
+    Refused is what would train on wrong labels without an error: folders of domains, splits beside
+    classes, and folders that the ID domain does not train on.
+
     Args:
         class_names: of the ID domain. Without it, the folders of the train split, sorted.
-
-    Raises:
-        ConfigError: what would train without an error on the wrong labels: folders of domains,
-            splits beside classes, or folders that the ID domain does not train on.
     """
     paths = files_below(root)
     images = [path for path in paths if is_image(path)]

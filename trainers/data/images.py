@@ -78,11 +78,7 @@ def encode(data: bytes, *, resize: int | None = None) -> bytes:
 
 
 def decode(data: bytes) -> Image.Image:
-    """The image as `encode` would store it: RGB and upright.
-
-    Raises:
-        BadImage: it cannot be decoded to its end.
-    """
+    """The image as `encode` would store it: RGB and upright."""
     image, _ = _decode(data)
     return image if image.mode == "RGB" else image.convert("RGB")
 

@@ -109,9 +109,6 @@ def prepare(
         id_domain: the domain to fine-tune on; the train images of the others become val and test.
             Without it, each domain keeps a train split.
         console: for a bar of progress, if it is a terminal.
-
-    Raises:
-        ConfigError: a source cannot be read, or a domain's folder holds anything else.
     """
     columns = (
         TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(),
@@ -188,11 +185,7 @@ def _record(source: Source, splits: Mapping[Split, Found], options: Options) -> 
 
 
 def _kept(folder: Store, domain: str, record: Mapping[str, Any]) -> DomainReport | None:
-    """The domain, if it is there already and has this record; None if it is to be written.
-
-    Raises:
-        ConfigError: its folder holds what must not be replaced.
-    """
+    """The domain, if it is there already and has this record; None if it is to be written."""
     before = read_record(folder)
     problem = None
     if before is None:

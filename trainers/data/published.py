@@ -36,9 +36,6 @@ def read_imagenet(layout: str, root: Path) -> dict[Split, Found]:
     """The splits of one of `IMAGENET`, whose class folders other folders beside them may join.
 
     A part of ImageNet is prepared with the classes of its train folder.
-
-    Raises:
-        ConfigError: no images in class folders.
     """
     paths = files_below(root)
     folders: dict[Split, str] = {"test": ""}
@@ -76,9 +73,6 @@ def read_domainnet(root: Path, domain: str) -> dict[Split, Found]:
 
     The lists alone say which images there are; classes are those of all lists, so that they do not
     depend on which domains are prepared. An image of both lists stays in test.
-
-    Raises:
-        ConfigError: no lists, or labels and folders of classes that do not match.
     """
     lists = _lists(root)
     known = {(label, path.split("/")[1]) for lines in lists.values() for path, label in lines}

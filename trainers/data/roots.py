@@ -28,12 +28,7 @@ DUPLICATES = "duplicates.csv"
 
 
 def domain_files(store: Store, domain: str, split: str) -> list[str]:
-    """Paths of the Parquet files of a domain and split, in the order of their names.
-
-    Raises:
-        ConfigError: there are none, the domain's preparation is not done, or the root cannot be
-            read.
-    """
+    """Paths of the Parquet files of a domain and split, in the order of their names."""
     try:
         files = [
             store.relative(info)
@@ -78,11 +73,7 @@ def without_split(root: str, domains: Iterable[str], split: str) -> list[str]:
 
 
 def read_record(domain: Store) -> dict[str, Any] | None:
-    """The record of `prepare` in a domain's folder, if there is one.
-
-    Raises:
-        ConfigError: it is damaged.
-    """
+    """The record of `prepare` in a domain's folder, if there is one."""
     if not domain.info(PREPARATION_FILE).is_file:
         return None
     try:
@@ -126,9 +117,6 @@ def remarks(store: Store, parts: Iterable[tuple[str, str]]) -> list[str]:
 
     Args:
         parts: domain and split; those that do not exist are passed over.
-
-    Raises:
-        ConfigError: data that cannot be read.
     """
     headers: dict[str, list[Header]] = {}
     for domain, split in parts:

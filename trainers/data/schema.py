@@ -80,12 +80,7 @@ def write_images(
 
 
 def read_header(store: Store, file: str, *, check_labels: bool = False) -> Header:
-    """Header of a file: its footer, and with `check_labels` its labels, but no images.
-
-    Raises:
-        ConfigError: not a Parquet file of images, labels and class names; or a label is missing or
-            has no class.
-    """
+    """Header of a file: its footer, and with `check_labels` its labels, but no images."""
     with open_parquet(store, file) as parquet:
         header = _header_of(parquet, store.locate(file))
         if not check_labels:
@@ -106,11 +101,7 @@ def read_headers(store: Store, files: Sequence[str], *, check_labels: bool = Fal
 
 
 def split_header(store: Store, files: Sequence[str]) -> Header:
-    """The header that all files of a split have, with the sum of their rows; labels are checked.
-
-    Raises:
-        ConfigError: as `read_header`; or there are no images, or files that differ.
-    """
+    """The header that all files of a split have, with the sum of their rows; labels are checked."""
     first, *others = read_headers(store, files, check_labels=True)
     for file, header in zip(files[1:], others, strict=True):
         if header.class_names != first.class_names:
@@ -124,12 +115,7 @@ def split_header(store: Store, files: Sequence[str]) -> Header:
 
 @contextmanager
 def open_parquet(store: Store, file: str) -> Iterator[pq.ParquetFile]:
-    """Open a Parquet file, of which only the requested parts are read.
-
-    Raises:
-        ConfigError: it is missing, is not Parquet, or cannot be read within the context.
-        StorageFailed: its storage does not answer.
-    """
+    """Open a Parquet file, of which only the requested parts are read."""
     try:
         stream = store.open(file)
     except OSError as error:

@@ -107,9 +107,6 @@ def open_domain(
 
     Args:
         class_names: those of the ID domain, for class folders.
-
-    Raises:
-        ConfigError: there is no such source, or its images or labels are not to be found.
     """
     root = Path(source.path).expanduser()
     if source.layout != "hub" and not root.is_dir():

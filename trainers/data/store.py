@@ -126,10 +126,6 @@ def open_store(url: str | Path | Store) -> Store:
 
     File systems that Arrow lacks are fsspec's. `${NAME}` in a URL is taken from the environment. A
     store is returned as it is.
-
-    Raises:
-        ConfigError: a password in the URL, or an unknown file system.
-        StorageFailed: it cannot be reached.
     """
     if isinstance(url, Store):
         return url
@@ -166,11 +162,7 @@ def _unreachable(error: OSError, url: str) -> StorageFailed:
 
 
 def open_root(root: str) -> Store:
-    """The folder of `trial.data.root`: a path or URL, or that of the embedded benchmark.
-
-    Raises:
-        ConfigError, StorageFailed: as `open_store`.
-    """
+    """The folder of `trial.data.root`: a path or URL, or that of the embedded benchmark."""
     if root != EMBEDDED:
         return open_store(root)
     folder = Path(__file__).parents[1] / "benchmark"

@@ -111,9 +111,8 @@ class Suite(Frozen):
     def prompts(self, class_names: Sequence[str]) -> Prompts:
         """Texts of the zero-shot head, for the ID classes in the order of their labels.
 
-        Raises:
-            ConfigError: a class has no name, or two have one name, as only `imagenet` may have
-                them: open_clip has two such pairs. Tokenizers ignore case and spaces.
+        No two classes may have one name, in which tokenizers ignore case and spaces. Of `imagenet`,
+        open_clip has two such pairs.
         """
         names = tuple(self._name(name) for name in class_names)
         first: dict[str, str] = {}
@@ -146,11 +145,7 @@ class Suite(Frozen):
 
 
 def load_suite(source: str | Path) -> Suite:
-    """A packaged suite by name, or one of a YAML file.
-
-    Raises:
-        ConfigError: there is none, or it is not valid; one line for each mistake.
-    """
+    """A packaged suite by name, or one of a YAML file."""
     name, path = str(source), Path(source).expanduser()
     if name in packaged_suites():
         return _packaged(name)
@@ -170,9 +165,6 @@ def resolve_suite(value: Any, source: str = "suite") -> str | Suite | None:
     """The suite as a configuration keeps it: a packaged suite's name, or the whole of any other.
 
     `value` is a name, a YAML file, the keys of a suite, or a resolved suite.
-
-    Raises:
-        ConfigError: as `load_suite`.
     """
     if isinstance(value, Mapping):
         return validate(Suite, value, source)

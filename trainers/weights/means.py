@@ -99,10 +99,6 @@ def add_ends(
 
     Returns:
         The seeds of the sum, in the order in which they were added.
-
-    Raises:
-        ConfigError: an end has other classes or tensors than the sum.
-        StorageFailed: the storage cannot be read or written.
     """
     folder = open_store(total)
     weights: dict[str, Tensor] = {}
@@ -230,11 +226,7 @@ def _mean(folders: Sequence[str], number: int) -> dict[str, Tensor]:
 
 
 def _add(total: dict[str, Tensor], weights: Mapping[str, Tensor], source: str) -> None:
-    """Add weights to a sum in float64; counts of batches are the same in all of them.
-
-    Raises:
-        ConfigError: they have other tensors.
-    """
+    """Add weights to a sum in float64; counts of batches are the same in all of them."""
     if total and {n: v.shape for n, v in total.items()} != {n: v.shape for n, v in weights.items()}:
         raise ConfigError("other tensors than those of the others", source=source)
     for name, value in weights.items():
