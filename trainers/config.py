@@ -7,6 +7,7 @@ methods and evaluation are defined beside their code; those that the training lo
 """
 
 import logging
+import math
 from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
@@ -65,6 +66,14 @@ class OptimConfig(Frozen):
     eps: float = Field(default=1e-8, gt=0, le=1)
     """AdamW's term for numerical stability."""
 
+    def lr_at(self, step: int, steps: int, peak: float | None = None) -> float:
+        """Linear warm-up to the peak, by default `lr`, then a cosine to 0; `step` is from 0."""
+        peak = self.lr if peak is None else peak
+        warmup = round(self.warmup_fraction * steps)
+        if step < warmup:
+            return peak * (step + 1) / warmup
+        return peak * 0.5 * (1 + math.cos(math.pi * (step - warmup) / (steps - warmup)))
+
     def share(self, workers: int) -> int:
         """Images of a step for each of several workers, whose shares must be equal.
 
@@ -73,15 +82,32 @@ class OptimConfig(Frozen):
         """
         share, rest = divmod(self.batch_size, workers)
         if rest:
-            problem, even = f"{workers} workers cannot share it evenly", (share + 1) * workers
-            hint = f"{even - workers} or {even}" if share else f"{even}"
-            value = self.batch_size
-            raise ConfigError(problem, key="optim.batch_size", value=value, hint=hint)
+            problem = f"{workers} workers cannot share it evenly"
+            even = [n * workers for n in (share, share + 1) if n]
+            hint = " or ".join(map(str, even))
+            raise ConfigError(problem, key="optim.batch_size", value=self.batch_size, hint=hint)
         return share
 
     def at_once(self, share: int) -> int:
         """Images of a worker's share that go through the model at once."""
         return share if self.micro_batch_size is None else min(self.micro_batch_size, share)
+
+
+def first_learning_rate(parameters: int, steps: int) -> float:
+    """A peak learning rate of AdamW for a model without published settings, to two digits.
+
+    ``1e-5 sqrt(86.2e6 / parameters) sqrt(5000 / steps)``: that of Lipsum-FT's authors for the image
+    encoder of CLIP ViT-B/16 in 5000 steps, transferred to another model and length. At equal depth,
+    the root of the number of parameters is proportional to the width of a network, and AdamW's best
+    learning rate to its inverse (Yang et al., "Tensor Programs V", arXiv 2203.03466). An Adam step
+    moves each weight by about the learning rate, so that ``1 / sqrt(steps)`` is the rate of the
+    bounds for stochastic gradient methods, and that with which independent steps move a weight as
+    far in any number of steps.
+
+    Args:
+        parameters: of the image encoder, those that train.
+    """
+    return float(f"{1e-5 * math.sqrt(86.2e6 / parameters * 5000 / steps):.1e}")
 
 
 class TrialConfig(Frozen):

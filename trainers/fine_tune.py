@@ -22,7 +22,6 @@ from trainers.data.dataset import ImageDataset, StepSampler, train_batches
 from trainers.data.store import Store
 from trainers.hang import alive, pause
 from trainers.loop.evaluate_run import class_maps, evaluate_run
-from trainers.loop.lr_schedule import learning_rate
 from trainers.loop.snapshot import end_of, restore, snapshot
 from trainers.loop.state import (
     TrainState,
@@ -112,7 +111,6 @@ def fine_tune(
         MicroBatchTooLarge: one of several workers has run out of memory.
     """
     run = start(config, device=device)
-    method, optim = config.method, config.optim
     if resume_from is not None:
         restore(run, resume_from)
     train = open_images(config.data, config.data.id_domain, "train")
@@ -132,12 +130,12 @@ def fine_tune(
     begin_phase()
     for step, (views, labels) in enumerate(training_batches(run, train), start=first):
         # A stage has an optimiser and a learning-rate schedule of its own; most methods have one.
-        stage = method.stage(step, config.steps)
+        stage = config.method.stage(step, config.steps)
         if step == stage.first > 0:
             run.optimizer = optimizer_of(run.student, config, stage)
         if step in (first, stage.first):
             run.student.head_alone = stage.head_alone
-        lr = learning_rate(step - stage.first, stage.steps, optim, stage.lr)
+        lr = config.optim.lr_at(step - stage.first, stage.steps, stage.lr)
 
         clock.add(stepper.step(step, views, labels, lr=lr))
         run.progress.step = step + 1

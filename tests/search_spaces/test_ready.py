@@ -8,7 +8,7 @@ import pytest
 
 from search_spaces import SPACES
 from tests.test_docs import COMMANDS
-from trainers.loop.lr_schedule import first_learning_rate
+from trainers.config import first_learning_rate
 from trainers.models.clip import load_clip
 from tuning.config.loading import find_config, ready_configs
 from tuning.config.schema import SchedulerConfig, SearchFile

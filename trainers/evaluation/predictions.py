@@ -1,6 +1,6 @@
 """The prediction for each image of an evaluation, beside that of the zero-shot model.
 
-Metrics need sums only (`trainers.evaluation.domain_sums`). The report of a search also shows which
+Metrics need sums only (`trainers.evaluation.evaluate`). The report of a search also shows which
 images are lost and gained against the zero-shot model, and the intervals of `confirm` cover the
 choice of the test images.
 """
@@ -20,7 +20,7 @@ from torch import Tensor
 from trainers.checkpoints.format import PREDICTED_CLASSES
 from trainers.data.class_map import ClassMap
 from trainers.data.dataset import ImageDataset
-from trainers.evaluation.batches import EvalBatches
+from trainers.evaluation.evaluate import EvalBatches
 
 
 class Predictions:

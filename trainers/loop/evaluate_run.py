@@ -14,7 +14,6 @@ from torch.nn import functional
 from trainers.data.class_map import ClassMap, domain_class_map
 from trainers.data.dataset import ImageDataset, StepSampler, eval_samples
 from trainers.data.transforms import normalise
-from trainers.evaluation.domain_sums import DomainSums
 from trainers.evaluation.evaluate import Classify, evaluate
 from trainers.evaluation.line import LineGoal, choose_point
 from trainers.evaluation.metrics import ID_ACC, MEAN_ACC, OOD_MEAN_ACC, flat_metrics
@@ -106,30 +105,25 @@ def _measure_each(
     Each image is read once for all, see `evaluate`.
     """
     run.student.eval()
-    maps, batches = class_maps(run, images), run.zero_shot_features.batches
-    by_domain = dict[str, list[DomainSums]]()
+    batches = run.zero_shot_features.batches
+    measured = dict[str, list[dict[str, float]]]()
     predictions = dict[str, Predictions]()
-    for domain, of_domain in images.items():
+    for domain, class_map in class_maps(run, images).items():
+        zero_shot = [run.zero_shot_features.classifier(images[domain])] if with_zero_shot else []
+        note = None
         if keep_predictions:
-            predictions[domain] = Predictions(of_domain, maps[domain], batches)
-        zero_shot = [run.zero_shot_features.classifier(of_domain)] if with_zero_shot else []
-        by_domain[domain] = evaluate(
-            [*zero_shot, *models],
-            of_domain,
-            batches,
-            class_map=maps[domain],
-            predictions=predictions.get(domain),
+            predictions[domain] = Predictions(images[domain], class_map, batches)
+            note = predictions[domain].add
+        found = evaluate(
+            [*zero_shot, *models], images[domain], batches, class_map=class_map, note=note
         )
+        measured[domain] = [sums.measures() for sums in found]
     run.student.train()
     if keep_predictions:
         run.predictions = parquet_of(predictions)
     return [
-        flat_metrics(
-            {domain: of_model.measures() for domain, of_model in zip(by_domain, sums, strict=True)},
-            run.config.data,
-            split,
-        )
-        for sums in zip(*by_domain.values(), strict=True)
+        flat_metrics(dict(zip(measured, of_model, strict=True)), run.config.data, split)
+        for of_model in zip(*measured.values(), strict=True)
     ]
 
 

@@ -28,8 +28,7 @@ from trainers.data.dataset import ImageDataset
 from trainers.data.feature_cache import FeatureFile
 from trainers.data.store import open_root
 from trainers.data.transforms import normalise
-from trainers.evaluation.batches import EvalBatches
-from trainers.evaluation.evaluate import Classify, image_features
+from trainers.evaluation.evaluate import Classify, EvalBatches, image_features
 from trainers.loop.precision import Precision
 from trainers.models.zero_shot import ZeroShotModel
 from trainers.texts.random_texts import random_texts

@@ -15,7 +15,7 @@ from typing import Any, cast
 
 from search_spaces import SPACES, Categorical, Distribution, SearchSpace
 from search_spaces.ready_spaces import around
-from trainers.config import TrialConfig
+from trainers.config import TrialConfig, first_learning_rate
 from trainers.errors import ConfigError, suggestion, validate
 from trainers.evaluation.metrics import ID_ACC, REPORTED, direction, metric_names
 from trainers.overrides import LR_KEY, METHOD_KEY
@@ -123,7 +123,6 @@ def with_first_rate(trial: TrialConfig) -> TrialConfig:
 
 def first_rate(trial: TrialConfig) -> float:
     """`first_learning_rate` for the model and the steps of a trial. Needs no weights."""
-    from trainers.loop.lr_schedule import first_learning_rate
     from trainers.models.clip import skeleton
 
     weights = cast("Any", skeleton(trial.model)).visual.parameters()

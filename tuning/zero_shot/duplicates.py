@@ -26,8 +26,7 @@ from trainers.config import TrialConfig
 from trainers.data.dataset import ImageDataset
 from trainers.data.store import open_root
 from trainers.data.transforms import eval_view, normalise
-from trainers.evaluation.batches import EvalBatches
-from trainers.evaluation.evaluate import image_features
+from trainers.evaluation.evaluate import EvalBatches, image_features
 from trainers.loop.state import open_images
 from trainers.seeding import generator
 from tuning.views.result_table import borderless_table

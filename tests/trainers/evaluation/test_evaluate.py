@@ -14,9 +14,7 @@ from trainers.data.config import DataConfig
 from trainers.data.dataset import ImageDataset
 from trainers.data.schema import LabelledImage, part_path, write_images
 from trainers.errors import ConfigError
-from trainers.evaluation.batches import EvalBatches
-from trainers.evaluation.domain_sums import DomainSums
-from trainers.evaluation.evaluate import evaluate
+from trainers.evaluation.evaluate import DomainSums, EvalBatches, evaluate
 from trainers.evaluation.metrics import MEASURES, MetricKey, flat_metrics, metric_names
 from trainers.evaluation.predictions import Predictions
 from trainers.models.image import ImageInput
@@ -104,7 +102,7 @@ def test_predictions_are_of_the_scored_images_in_their_own_classes(images):
     class_map = ClassMap(4, ((), (0, 1), (2,), (3,)))
     predictions = Predictions(images, class_map, FOURS)
     models = [classifier(1), classifier(3), classifier(2)]
-    evaluate(models, images, FOURS, class_map=class_map, predictions=predictions)
+    evaluate(models, images, FOURS, class_map=class_map, note=predictions.add)
     rows = predictions.table().to_pydict()
     assert predictions.classes == ["bee", "cat", "dog"]
     assert rows["image"] == [4, 5, 6, 7, 8]

@@ -6,20 +6,19 @@ import re
 import pytest
 
 from tests.trainers.curves import short
-from trainers.config import OptimConfig
+from trainers.config import OptimConfig, first_learning_rate
 from trainers.fine_tune import fine_tune
-from trainers.loop.lr_schedule import first_learning_rate, learning_rate
 
 ONE_STEP = {"steps": 1, "eval__every": 1, "optim__lr": 1e-3, "optim__warmup_fraction": 0.0}
 
 
 def test_the_learning_rate_warms_up_and_decays_as_a_cosine():
     optim = OptimConfig(lr=2.0, warmup_fraction=0.1)
-    rates = [learning_rate(step, 100, optim) for step in range(100)]
+    rates = [optim.lr_at(step, 100) for step in range(100)]
     assert rates[:10] == pytest.approx([0.2 * (i + 1) for i in range(10)])
     assert rates[10] == pytest.approx(2.0)
     assert rates[55] == pytest.approx(2.0 * 0.5 * (1 + math.cos(math.pi * 45 / 90)))
-    assert learning_rate(100, 100, optim) == pytest.approx(0.0)
+    assert optim.lr_at(100, 100) == pytest.approx(0.0)
 
 
 def test_the_first_learning_rate_is_the_published_one_of_vit_b16():
