@@ -1,18 +1,195 @@
-"""Commands beside a search: `control` steers a running one, `config` shows configurations."""
+"""Commands on runs: `report` shows them, `ui` serves their pages, `control` steers a running one.
+
+`config` shows configurations.
+"""
 
 from __future__ import annotations
 
+import ctypes
 import json
+import os
+import shlex
+import signal
+import socket
+import subprocess
+import sys
+import webbrowser
+from contextlib import suppress
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 import yaml
 from rich.console import Console
 
-from tuning.cli.options import Run, Set, app, names, show, warn, word_for
+from tuning.cli.options import Run, Set, app, found, names, shortest, show, warn, word_for
 
 if TYPE_CHECKING:
     from search_spaces import SearchSpace
+
+_HOST = "127.0.0.1"
+_QUIET = {
+    "MLFLOW_LOGGING_LEVEL": "WARNING",
+    "PYTHONWARNINGS": "ignore",
+    "MLFLOW_DISABLE_TELEMETRY": "true",
+    "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
+}
+
+
+@app.command()
+def report(
+    run: Annotated[
+        list[Path] | None,
+        typer.Argument(
+            callback=lambda runs: [found(run) for run in runs or ()],
+            help="A run folder, or the name of one in runs/; several are shown side by side. "
+            "Default: a list of all.",
+        ),
+    ] = None,
+    open_: Annotated[bool, typer.Option("--open", help="Open the report in a browser.")] = False,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Print one run as JSON, and write nothing.")
+    ] = False,
+) -> None:
+    """Show the trials of a run, which may be running; write its tables and report, complete MLflow.
+
+    Example: lipsum-tune report quickstart --open
+    """
+    from trainers.errors import ConfigError
+    from tuning.runs.run_folder import load_run, places_of_runs, runs_in
+    from tuning.views.overview import comparison, runs_table, state_of
+
+    console = Console()
+    if as_json and len(run or ()) != 1:
+        raise ConfigError("is for one run", key="--json")
+    if not run:
+        folders = [folder for place in places_of_runs() for folder in runs_in(place)]
+        console.print(runs_table(folders))
+        return
+    if len(run) > 1:
+        console.print(comparison(run))
+        return
+    loaded = load_run(run[0])
+    state = state_of(loaded)
+    if as_json:
+        from tuning.cli.documents import of_run, plain
+
+        print(json.dumps(plain(of_run(loaded)), allow_nan=False))
+        return
+    if loaded.history.zero_shot is None and state == "running":
+        show("State", "running, evaluating the zero-shot model")
+        return
+    from tuning.views.leaderboard import report as full_report
+
+    search, records = loaded.search, loaded.history.records
+    table = full_report(search, records, console.width, seconds=loaded.history.seconds)
+    console.print(table, highlight=False)
+    of_jobs = {place.resolve() for place in places_of_runs()[1:]}
+    again = f"`lipsum-tune resume {word_for(loaded.folder)}`"
+    again = "the same `lipsum-tune submit`" if loaded.folder.parent in of_jobs else again
+    show("State", f"killed; {again} continues it" if state == "killed" else state)
+    if loaded.history.ended_by:
+        show("Ended by", loaded.history.ended_by)
+    page = loaded.folder / "report" / "index.html"
+    show("Report", shortest(page))
+    if state != "running":  # a running search writes all of this itself
+        from tuning.views.completion import complete_files, complete_mlflow
+
+        for problem in complete_files(loaded):
+            warn(problem)
+        show("MLflow", complete_mlflow(loaded))  # uploads the page
+    if open_:
+        webbrowser.open(page.resolve().as_uri())
+
+
+@app.command()
+def ui(
+    run: Annotated[
+        Path,
+        typer.Argument(callback=found, help="A run folder, its name, or the folder of all runs."),
+    ] = Path("runs"),
+    port: Annotated[int, typer.Option(min=1, max=65535, help="Port of MLflow.")] = 5000,
+    browser: Annotated[bool, typer.Option(help="Open the report in a browser.")] = True,
+) -> None:
+    """Open the report of a run, and serve its MLflow pages to this machine alone.
+
+    For a folder of runs, take the run that was written to last.
+
+    Example: lipsum-tune ui quickstart --port 5001
+    """
+    from trainers.errors import ConfigError, system_words
+    from trainers.redact import redact
+    from tuning.runs.run_folder import CONFIG_FILE, load_run, runs_in
+
+    if not (run / CONFIG_FILE).is_file():
+        run = next(iter(runs_in(run)), run)
+        if not (run / CONFIG_FILE).is_file():
+            raise ConfigError("no runs", hint="run a search first", source=run)
+    loaded = load_run(run)
+    folder, tracking = loaded.folder, loaded.file.search.tracking
+    page = (folder / "report" / "index.html").resolve().as_uri()
+    links, server = {"Report": page}, list[str]()
+    recorded = tracking.uri or os.environ.get("MLFLOW_TRACKING_URI") or ""
+    if recorded and not recorded.startswith("sqlite"):
+        links["MLflow"] = redact(recorded)
+    elif (folder.parent / "mlflow.db").is_file():
+        from tuning.views.mlflow.client import connect, default_tracking_uri, search_run
+        from tuning.views.mlflow.shared_view import summary_path, view_path
+
+        try:
+            socket.create_server((_HOST, port)).close()
+        except OSError as error:
+            raise ConfigError(system_words(error), key="--port", value=port) from None
+        links["MLflow"] = address = f"http://{_HOST}:{port}"
+        uri = default_tracking_uri(folder.parent)
+        with suppress(ConfigError):  # a search that has just begun has no pages there
+            client, experiment = connect(uri, tracking.experiment)
+            links["MLflow"] = address + view_path(experiment, loaded.search)
+            if whole := search_run(client, experiment, loaded.search.run_id):
+                links["Summary"] = address + summary_path(experiment, whole)
+        # One worker process: each takes 0.5 GB and seconds to start. No line for each request.
+        options = ["--backend-store-uri", uri, "--registry-store-uri", uri, "--workers", "1"]
+        options += ["--uvicorn-opts", "--log-level warning"]
+        options += ["--host", _HOST, "--port", str(port)]
+        server = [sys.executable, "-m", "mlflow", "server", *options]
+    study = loaded.file.search.study_storage
+    # The shell replaces the ${NAME} of a password within double quotes.
+    study = f'"{study}"' if study else shlex.quote(str(shortest(folder / "optuna.journal")))
+    links["Dashboard"] = f"optuna-dashboard --host {_HOST} {study}"
+    for label, link in links.items():
+        show(label, link)
+    # Without a display, Python would open a browser for text in this terminal.
+    displays = {"DISPLAY", "WAYLAND_DISPLAY"} & os.environ.keys()
+    if browser and (displays or sys.platform in ("darwin", "win32")):
+        webbrowser.open(page)
+    if not server:
+        return
+
+    for signum in (signal.SIGTERM, signal.SIGHUP):
+        if signal.getsignal(signum) != signal.SIG_IGN:  # `nohup` ignores SIGHUP
+            signal.signal(signum, lambda number, _: sys.exit(128 + number))
+    libc = ctypes.CDLL(None)
+
+    def end_with_parent() -> None:
+        """Let Linux end this process with its parent, even if that is killed."""
+        with suppress(AttributeError):  # other systems
+            libc.prctl(1, signal.SIGTERM)  # PR_SET_PDEATHSIG
+
+    # Ctrl-C reaches this process alone, since MLflow prints a stack trace for it.
+    process = subprocess.Popen(
+        server,
+        env=os.environ | _QUIET,
+        stdout=sys.stderr,
+        start_new_session=True,
+        preexec_fn=end_with_parent,
+    )
+    try:
+        raise typer.Exit(process.wait())
+    except KeyboardInterrupt:
+        raise typer.Exit(130) from None
+    finally:
+        process.terminate()
+        process.wait()
 
 
 @app.command()
@@ -129,14 +306,14 @@ def config(
     if schema:
         from tuning.config.schema import SearchFile
 
-        found = SearchFile.model_json_schema()
-        found["properties"]["extends"] = {  # it is resolved before the rest is validated
+        document = SearchFile.model_json_schema()
+        document["properties"]["extends"] = {  # it is resolved before the rest is validated
             "type": "string",
             "description": "A ready configuration, or the path of a file, that this one changes.",
         }
-        found["properties"]["version"] = {"description": "Of lipsum-tune, in a run folder."}
+        document["properties"]["version"] = {"description": "Of lipsum-tune, in a run folder."}
         # With anyOf in place of oneOf, since a change of a parameter may look like a whole one.
-        print(json.dumps(found, indent=2).replace('"oneOf":', '"anyOf":'))
+        print(json.dumps(document, indent=2).replace('"oneOf":', '"anyOf":'))
     elif config is None:
         from tuning.views.overview import configs_table
 
