@@ -13,7 +13,7 @@ from trainers.data.sources import Source
 from trainers.data.store import open_store
 from trainers.errors import ConfigError
 from tuning.config.validation import load_config
-from tuning.preparation.prepare import sources_of
+from tuning.prepare import sources_of
 from tuning.weights.sources import find_source
 
 HOSTILE = ["", ".", "..", "../up", "a/b", "/absolute", "C:\\x", "nul\0", "x" * 300]

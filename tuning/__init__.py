@@ -17,12 +17,12 @@ if TYPE_CHECKING:
     from tuning.config.validation import load_config as load_config
     from tuning.confirmation.confirm import confirm as confirm
     from tuning.planning.plan import plan_search as plan_search
-    from tuning.resume import resume_search as resume_search
     from tuning.run import load_run as load_run
     from tuning.runs.callbacks import Callback as Callback
     from tuning.runs.records import SearchRecord as SearchRecord
     from tuning.runs.records import TrialRecord as TrialRecord
     from tuning.search import SearchResult as SearchResult
+    from tuning.search import resume_search as resume_search
     from tuning.search import run_search as run_search
     from tuning.weights.export import export_weights as export_weights
 
@@ -38,7 +38,7 @@ _MODULES = {
     "load_config": "tuning.config.validation",
     "load_run": "tuning.run",
     "plan_search": "tuning.planning.plan",
-    "resume_search": "tuning.resume",
+    "resume_search": "tuning.search",
     "run_search": "tuning.search",
 }
 

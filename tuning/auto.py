@@ -43,23 +43,22 @@ from tuning.confirmation.confirm import confirm
 from tuning.execution.ray_session import runs_folder
 from tuning.planning.plan import CONFIRM_SEEDS, Plan, plan_search
 from tuning.planning.plan import render as render_plan
-from tuning.preparation.prepare import render, sources_of
-from tuning.resume import earlier_run, search_or_resume
+from tuning.prepare import render, sources_of
 from tuning.runs.conclusion import Conclusion, conclusion
 from tuning.runs.confirmation import FT, SPLIT, confirm_history
 from tuning.runs.model import models_tested
-from tuning.runs.remaining import used_hours
+from tuning.runs.resume import earlier_run, used_hours
 from tuning.runs.run_folder import load_run
-from tuning.views.confirmation_table import confirmation_table
+from tuning.search import search_or_resume
+from tuning.views.confirmation_table import confirmation_table, model_table
 from tuning.views.formatting import format_hours, show_phase
 from tuning.views.leaderboard import SHOWN
 from tuning.views.leaderboard import report as leaderboard
-from tuning.views.model_table import model_table
 from tuning.views.page import REPORT_FILE, REPORT_FOLDER
 from tuning.views.result_table import fit_table
 from tuning.weights.export import ABOUT, export_weights
 from tuning.weights.sources import why_chosen
-from tuning.zero_shot.evaluate import Row, guesses, measure, zero_shot_table
+from tuning.zero_shot import Row, guesses, measure, zero_shot_table
 
 EPOCHS: Final = 10
 """Of a trial on one's own images, as in Lipsum-FT's experiments on DomainNet."""

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cached_property
-from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -48,10 +47,10 @@ class BestTrial:
         Raises:
             ConfigError: its weights are not kept.
         """
-        # Of a layer above this one, and with torch.
-        weights, sources = map(import_module, ("tuning.weights.export", "tuning.weights.sources"))
-        source = sources.find_source(self.run_folder, self.trial_id)
-        return weights.load_classifier(source)[0]
+        from tuning.weights.export import load_classifier
+        from tuning.weights.sources import find_source
+
+        return load_classifier(find_source(self.run_folder, self.trial_id))[0]
 
 
 @dataclass(frozen=True, repr=False)
@@ -106,9 +105,10 @@ class Run(RunFolder):
         Raises:
             ConfigError: its weights are not kept.
         """
-        # Of a layer above this one, and with torch.
-        weights, sources = map(import_module, ("tuning.weights.export", "tuning.weights.sources"))
-        return weights.load_classifier(sources.find_source(self.folder))[0]
+        from tuning.weights.export import load_classifier
+        from tuning.weights.sources import find_source
+
+        return load_classifier(find_source(self.folder))[0]
 
     @property
     def best(self) -> BestTrial | None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 import shutil
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -29,21 +29,28 @@ from trainers.evaluation.metrics import ID, MetricKey
 from tuning.algorithms.pruning import LEAST_FINISHED, create_pruner, name_of
 from tuning.algorithms.studies import Studies, create_studies
 from tuning.algorithms.warm_start import Earlier, load_earlier, warm_start, warm_start_uses_ood
-from tuning.checkpoints.retention import CheckpointsView
 from tuning.config.schema import SamplerConfig, SearchConfig, SearchFile
-from tuning.config.validation import check_search, check_settings, load_config
+from tuning.config.validation import check_search, check_settings, load_config, load_recorded
 from tuning.execution.ray_session import runs_folder
 from tuning.run import Run
 from tuning.runs.callbacks import Callback
-from tuning.runs.follower import Follower
 from tuning.runs.history import JOURNAL_FILE, History, Log, read_history
 from tuning.runs.journal import is_running
 from tuning.runs.orders import wanted_points
 from tuning.runs.records import SearchOutcome, SearchRecord, TrialRecord
-from tuning.runs.run_folder import create_run_folder, search_record, write_config
+from tuning.runs.resume import check_changes, earlier_run, larger_budget, nothing_left
+from tuning.runs.run_folder import (
+    CONFIG_FILE,
+    create_run_folder,
+    load_run,
+    search_record,
+    write_config,
+)
 from tuning.session import SearchOptions as SearchOptions
 from tuning.session import open_session
+from tuning.views.checkpoints import CheckpointsView
 from tuning.views.dashboard import DashboardView, open_storage
+from tuning.views.follower import Follower
 from tuning.views.formatting import near_chance, show_phase
 from tuning.views.mlflow.client import TrackingError, tracking_uri
 from tuning.views.mlflow.writer import MlflowView
@@ -112,6 +119,70 @@ def run_search(
     return start_search(*with_options(file, options, space, sampler, storage))
 
 
+def resume_search(
+    folder: str | Path,
+    overrides: Iterable[str] = (),
+    *,
+    trials: int | str | None = None,
+    callbacks: Sequence[Callback] = (),
+    sampler: BaseSampler | SamplerConfig | str | None = None,
+    storage: BaseStorage | str | None = None,
+    address: str | None = None,
+    console: Console | None = None,
+    tune_callbacks: Sequence[TuneCallback] = (),
+    pruner: BasePruner | None = None,
+) -> SearchResult:
+    """Continue a search from its run folder: interrupted, or with more trials, hours, a sampler.
+
+    Args:
+        overrides: `key=value`: budgets, resources, sampler, scheduler, location of the data.
+        trials: number of trials, `30`, or `+8` in addition to those it has.
+        callbacks: this and all others as in `run_search`.
+
+    Raises:
+        ConfigError: not a run folder, or one that another process is running; a key that must not
+            change; changed data.
+    """
+    loaded, overrides = load_run(folder, whole=True), list(overrides)
+    run = loaded.folder
+    overrides += larger_budget(loaded, trials=trials)
+    file, _ = load_recorded(run / CONFIG_FILE, overrides, check=True)
+    options = SearchOptions(
+        callbacks=callbacks,
+        address=address,
+        console=console,
+        tune_callbacks=tune_callbacks,
+        pruner=pruner,
+    )
+    changed, given = with_options(file, options, None, sampler, storage)
+    check_changes(loaded, changed)
+    if over := nothing_left(loaded.history, changed):
+        raise over.within(run)
+    return continue_search(run, changed, given)
+
+
+def search_or_resume(
+    file: SearchFile, *, address: str | None = None, callbacks: Sequence[Callback] = ()
+) -> SearchResult:
+    """Resume the run of this name and configuration, or start it if there is none.
+
+    For jobs of Ray, Kubernetes or Slurm, which submit the same command again after an interruption.
+    Keys of FREE may differ. A run of the same name with another configuration is left alone, and
+    the new one gets a number.
+    """
+    options = SearchOptions(callbacks=callbacks, address=address)
+    folder = earlier_run(file, runs_folder(file.search.storage))
+    if folder is None:
+        return start_search(file, options)
+    if (folder / JOURNAL_FILE).is_file():  # else its first session was killed before it began
+        loaded = load_run(folder, whole=True)
+        check_changes(loaded, file)
+        if over := nothing_left(loaded.history, file):
+            uri = tracking_uri(file.search.tracking.uri, folder.parent)
+            return SearchResult(folder, file, loaded.history, "finished", uri, str(over))
+    return continue_search(folder, file, options)
+
+
 def with_options(
     file: SearchFile,
     options: SearchOptions,
@@ -175,7 +246,7 @@ def continue_search(
     options: SearchOptions,
     on_begin: Callable[[], object] = lambda: None,
 ) -> SearchResult:
-    """Run the rest of a search in its run folder. `tuning.resume` checks what has changed.
+    """Run the rest of a search in its run folder, once `check_changes` has passed.
 
     Args:
         on_begin: called once nothing refuses the search any more.

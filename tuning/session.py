@@ -22,10 +22,10 @@ from tuning.config.schema import BudgetConfig, ResourcesConfig, SchedulerConfig,
 from tuning.driver import Driver
 from tuning.execution.ray_session import concurrent_trials, ray_session
 from tuning.execution.ray_watch import RayWatch, watched_ray
-from tuning.execution.signals import restored_process
-from tuning.execution.trainable import trainable
+from tuning.execution.slot import trainable
+from tuning.execution.trial_hardware import zero_shot_metrics
 from tuning.execution.tune_adapter import run_trials
-from tuning.execution.zero_shot import zero_shot_metrics
+from tuning.process import restored_process
 from tuning.runs.callbacks import Callback
 from tuning.runs.errors import resumable, storage_failure
 from tuning.runs.history import History

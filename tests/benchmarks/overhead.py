@@ -180,7 +180,7 @@ def span(images, runs, slow, trials):
     file = instant_file(images, runs, search__budget__trials=trials)
     with ExitStack() as stack:
         stack.enter_context(without_ray(follows=True))
-        stack.enter_context(patch("tuning.runs.follower.PATIENCE_S", 0.1))
+        stack.enter_context(patch("tuning.views.follower.PATIENCE_S", 0.1))
         for one in slow:
             stack.enter_context(slower(*one))
         found = run_instantly(file, storage=DashboardStorage())

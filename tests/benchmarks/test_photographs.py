@@ -49,7 +49,7 @@ def test_untuned_trials_have_the_authors_settings(images_root):
 
 def test_what_was_searched_and_confirmed_is_not_repeated(whole_root, tmp_path, monkeypatch):
     given = DRAWINGS | {"trial.data.root": whole_root, "trial.steps": 6, "trial.eval.every": 2}
-    for where in ("tuning.resume", "tuning.confirmation.confirm"):
+    for where in ("tuning.search", "tuning.confirmation.confirm"):
         options = partial(instant_options, SearchFile())
         monkeypatch.setattr(f"{where}.SearchOptions", options)
     with (

@@ -14,11 +14,11 @@ from tests.tuning import fakes
 from tests.tuning.run_folders import search_file, write_run
 from tests.waiting import wait_until
 from trainers.errors import ConfigError
-from tuning.runs.follower import Follower, complete
 from tuning.runs.journal import Journal
 from tuning.runs.run_folder import load_run
 from tuning.views.completion import complete_mlflow
 from tuning.views.dashboard import DashboardView, open_storage
+from tuning.views.follower import Follower, complete
 from tuning.views.mlflow.client import connect
 from tuning.views.mlflow.writer import MlflowView
 

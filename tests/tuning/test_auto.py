@@ -30,7 +30,7 @@ from tuning.runs.confirmation import confirm_history, results_of
 from tuning.runs.history import JOURNAL_FILE
 from tuning.runs.run_folder import load_run
 from tuning.weights.sources import why_chosen
-from tuning.zero_shot.evaluate import Row
+from tuning.zero_shot import Row
 
 QUIET = Console(quiet=True)
 
@@ -166,7 +166,7 @@ def instant(shop, monkeypatch):
     of_its_context = {"method.text_length": {"high": 12}}
     tiny["search"] = {"space": {"parameters": of_its_context}}
     Path("tiny.yaml").write_text(yaml.safe_dump(tiny))
-    for where in ("tuning.resume", "tuning.search", "tuning.confirmation.confirm"):
+    for where in ("tuning.search", "tuning.confirmation.confirm"):
         monkeypatch.setattr(f"{where}.SearchOptions", options)
     monkeypatch.setattr("tuning.confirmation.confirm.complete_files", lambda _: [])
     by_hand = plan_of()

@@ -22,17 +22,17 @@ from tests.tuning.execution.instant import instant_file, resume_instantly, run_i
 from tests.tuning.run_folders import LR, search_file, swap_classes, trial, write_run
 from trainers.errors import ConfigError
 from trainers.models.config import HUB, LOCAL_DIR, ModelConfig
-from tuning import resume
 from tuning import search as run_search
 from tuning.cli import app
 from tuning.config.schema import SamplerConfig
 from tuning.config.validation import load_config
 from tuning.confirmation.confirm import confirm
-from tuning.resume import earlier_run, resume_search, search_or_resume
 from tuning.runs.environment import check_same_inputs, environment
 from tuning.runs.history import JOURNAL_FILE, read_history
 from tuning.runs.journal import Journal
+from tuning.runs.resume import earlier_run
 from tuning.runs.run_folder import CONFIG_FILE, create_run_folder, load_run, write_config
+from tuning.search import resume_search, search_or_resume
 
 
 @pytest.fixture
@@ -45,7 +45,9 @@ def run(images_root, tmp_path):
 def went_on(monkeypatch):
     """The configurations with which searches would continue, which takes Ray."""
     files = []
-    monkeypatch.setattr(resume, "continue_search", lambda folder, file, options: files.append(file))
+    monkeypatch.setattr(
+        run_search, "continue_search", lambda folder, file, options: files.append(file)
+    )
     return files
 
 
@@ -95,7 +97,7 @@ def quick_run(images_root, tmp_path):
 
 
 def test_a_resume_with_nothing_to_do_says_so_before_ray_starts(quick_run, monkeypatch):
-    monkeypatch.setattr(resume, "continue_search", lambda *_: pytest.fail("started Ray"))
+    monkeypatch.setattr(run_search, "continue_search", lambda *_: pytest.fail("started Ray"))
     history = load_run(quick_run).history
     used = history.seconds / 3600
     for options, problem in {
@@ -112,7 +114,7 @@ def test_a_resume_with_nothing_to_do_says_so_before_ray_starts(quick_run, monkey
 
 def test_hours_that_are_used_up_are_raised_by_what_is_printed(quick_run, monkeypatch):
     went_on = []
-    monkeypatch.setattr(resume, "continue_search", lambda *given: went_on.append(given[1]))
+    monkeypatch.setattr(run_search, "continue_search", lambda *given: went_on.append(given[1]))
     words = ["--trials", "+8", "--set", "search.budget.hours=1e-9"]
     refused = CliRunner().invoke(app, ["resume", str(quick_run), *words]).exception
     option = refused.hint.split()[0]

@@ -23,7 +23,7 @@ from tuning.config.schema import ResourcesConfig
 from tuning.config.validation import load_config
 from tuning.execution.ray_session import concurrent_trials, ray_session
 from tuning.execution.ray_watch import RayWatch
-from tuning.execution.zero_shot import zero_shot_metrics
+from tuning.execution.trial_hardware import zero_shot_metrics
 from tuning.search import run_search
 
 SURFACE = Path(__file__).parents[1] / "public_surface.yaml"

@@ -22,7 +22,7 @@ import typer
 # Each module adds its commands, in the order of the help.
 from tuning.cli import data, export, runs, search  # noqa: F401
 from tuning.cli.options import app as app
-from tuning.execution.signals import GC_THRESHOLD
+from tuning.process import GC_THRESHOLD
 
 _shown = SimpleNamespace(debug=False)
 """What the options of all commands ask for."""

@@ -95,7 +95,7 @@ def prepare(
     from trainers.data.store import open_store
     from trainers.errors import validate
     from trainers.yaml_text import read_text
-    from tuning.preparation.prepare import render, sources_of
+    from tuning.prepare import render, sources_of
 
     lines = None
     if class_names is not None:
@@ -156,10 +156,10 @@ def zero_shot(
 
     trial = load_config(config, set_ or (), check=False).trial
     from trainers.data.roots import remarks_on
+    from tuning.duplicates import duplicates_table, near_duplicates
 
     # With torch, after mistakes in the configuration were reported.
-    from tuning.zero_shot import evaluate
-    from tuning.zero_shot.duplicates import duplicates_table, near_duplicates
+    from tuning.zero_shot import causes, guesses, measure, published, zero_shot_table
 
     console = Console()
     status = Console(stderr=True).status("starting")
@@ -171,18 +171,18 @@ def zero_shot(
             found.write(Path("near_duplicates.csv"))
             console.print(duplicates_table(found), soft_wrap=True)
             return
-        expected = evaluate.published(trial) if expect else None
+        expected = published(trial) if expect else None
         with status:
-            rows = evaluate.measure(trial, which, expected=expected, began=status.update)
+            rows = measure(trial, which, expected=expected, began=status.update)
     except ConfigError as error:
         raise error.within(config) from None
     title = f"{trial.model.name}, zero-shot, {which} splits"
-    table = evaluate.zero_shot_table(rows, title=title, id_domain=trial.data.id_domain)
+    table = zero_shot_table(rows, title=title, id_domain=trial.data.id_domain)
     console.print(table)
     console.print("± is the 95 % sampling error of the accuracy on that many images.")
     parts = [(domain, which) for domain in trial.data.domains]
-    for line in (*evaluate.guesses(rows), *remarks_on(trial.data.root, parts)):
+    for line in (*guesses(rows), *remarks_on(trial.data.root, parts)):
         print(f"! {line}")
-    if likely := evaluate.causes(rows):
+    if likely := causes(rows):
         print(likely, file=sys.stderr)
         raise typer.Exit(1)

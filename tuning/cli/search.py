@@ -83,8 +83,7 @@ def search(
             show(what, f"{metric} uses OOD validation data{hint}")
     _say_what_data_lack(file)
     # Imported after the check, since Ray and MLflow take seconds to import.
-    from tuning.resume import search_or_resume
-    from tuning.search import run_search
+    from tuning.search import run_search, search_or_resume
 
     with _stopped():
         run = search_or_resume if resume else run_search
@@ -112,14 +111,14 @@ def resume_run(
 
     Example: lipsum-tune resume quickstart --trials +8
     """
-    from tuning.runs.remaining import larger_budget
+    from tuning.runs.resume import larger_budget
     from tuning.runs.run_folder import load_run
 
     loaded = load_run(run, whole=True)
     keys = larger_budget(loaded, hours=hours, gpu_hours=gpu_hours) + list(set_ or ())
     budgets = larger_budget(loaded, trials=trials)
     _announce("Resume", check_run(run, [*keys, *budgets]))
-    from tuning.resume import resume_search
+    from tuning.search import resume_search
 
     with _stopped(f"`lipsum-tune resume {word_for(run)}` continues it"):
         result = resume_search(run, keys, trials=trials, address=address)
@@ -209,8 +208,7 @@ def confirm(
     from tuning.runs.conclusion import conclusion
     from tuning.runs.model import models_tested
     from tuning.runs.run_folder import load_run
-    from tuning.views.confirmation_table import confirmation_table
-    from tuning.views.model_table import model_table
+    from tuning.views.confirmation_table import confirmation_table, model_table
     from tuning.views.result_table import fit_table
 
     with _stopped("the results so far are kept, and the same command goes on from them"):
@@ -323,7 +321,7 @@ def _show(result: SearchResult, allow_failed_trials: bool = False) -> None:
     from trainers.redact import redact
     from tuning.runs.conclusion import conclusion
     from tuning.runs.ranking import finished_trials, on_bounds
-    from tuning.runs.remaining import used_hours
+    from tuning.runs.resume import used_hours
     from tuning.views.leaderboard import SHOWN
     from tuning.views.leaderboard import report as full_report
     from tuning.views.mlflow.client import default_tracking_uri

@@ -28,7 +28,6 @@ from trainers.data.config import DataConfig
 from trainers.data.roots import split_fingerprint
 from trainers.data.store import Store, open_root, open_store, url_of
 from trainers.errors import ConfigError, StorageFailed, did_you_mean, quoted, system_words
-from tuning.checkpoints.files import kept_checkpoint, remove_folder
 from tuning.config.recorded import check_followed
 from tuning.confirmation.model import ModelBuilder, needs_model
 from tuning.runs.confirmation import (
@@ -46,14 +45,15 @@ from tuning.runs.confirmation import (
     training_name,
 )
 from tuning.runs.environment import check_same_inputs
-from tuning.runs.follower import Follower, View
 from tuning.runs.history import History
 from tuning.runs.ranking import first_trial, ranked
 from tuning.runs.records import UNTUNED, ZERO_SHOT, SearchRecord, TrialRecord
+from tuning.runs.rules import BY_METHOD, FIRST, OBJECTIVE, PARETO, RULES, choices
 from tuning.runs.run_folder import CONFIG_FILE, TRAIN_FOLDER, RunFolder, load_run, trial_path
-from tuning.selection.rules import BY_METHOD, FIRST, OBJECTIVE, PARETO, RULES, choices
 from tuning.session import SearchOptions, Session, fixed_only, open_session
+from tuning.views.checkpoints import kept_checkpoint, remove_folder
 from tuning.views.completion import complete_files, complete_mlflow
+from tuning.views.follower import Follower, View
 from tuning.views.formatting import show_phase
 from tuning.views.tables import results_table, write_table
 
@@ -80,7 +80,7 @@ def confirm(
 
     Args:
         top: number of trials to confirm, best first by the search's objective.
-        rules: names of `tuning.selection.rules` whose choices are confirmed, and `first`, the trial
+        rules: names of `tuning.runs.rules` whose choices are confirmed, and `first`, the trial
             that the search began with; by default all but the Pareto front.
         again: confirm a choice of other trials after test accuracies of earlier ones were shown.
             Other seeds of the same trials do not need it. The conclusion counts both. Also build

@@ -27,8 +27,6 @@ from trainers.weights.means import (
     make_and_test,
     mean_of_ends,
 )
-from tuning.checkpoints.files import kept_checkpoint, remove_folder
-from tuning.checkpoints.retention import kept_trials
 from tuning.execution.trial_hardware import call_where_trials_run
 from tuning.runs.confirmation import (
     CONFIRM_FOLDER,
@@ -56,6 +54,7 @@ from tuning.runs.ranking import finished_trials, misses, ranked
 from tuning.runs.records import ZERO_SHOT, TrialRecord
 from tuning.runs.run_folder import RunFolder, config_of, trial_path
 from tuning.session import Session
+from tuning.views.checkpoints import kept_checkpoint, kept_trials, remove_folder
 from tuning.views.formatting import show_phase
 
 SUMS: Final = "sums"

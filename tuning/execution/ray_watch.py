@@ -17,7 +17,7 @@ from typing import Any, TypeVar
 import ray
 
 from trainers.errors import StorageFailed
-from tuning.execution.signals import interrupted_by_signals
+from tuning.process import interrupted_by_signals
 
 T = TypeVar("T")
 

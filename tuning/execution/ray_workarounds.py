@@ -22,7 +22,7 @@ from ray.exceptions import RayActorError, RayError, RayTaskError
 from ray.util.placement_group import PlacementGroup, remove_placement_group
 
 from trainers.errors import ConfigError
-from tuning.execution.signals import environment_variables
+from tuning.process import environment_variables
 
 TESTED: Final = "2.60"
 """Version of Ray that has all internals."""

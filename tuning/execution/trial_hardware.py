@@ -1,4 +1,4 @@
-"""A function that is called once where trials run, on their hardware."""
+"""What is called once where trials run, on their hardware: a function, the zero-shot metrics."""
 
 from __future__ import annotations
 
@@ -9,7 +9,10 @@ from typing import Any, TypeVar
 import ray
 import torch
 
+from trainers.config import TrialConfig
 from trainers.errors import ConfigError
+from trainers.loop.evaluate_run import evaluate_run
+from trainers.loop.state import load_split, start
 from trainers.process_state import restored_state
 from trainers.ray_trainer import task_device
 from tuning.config.schema import ResourcesConfig
@@ -48,3 +51,32 @@ def call_where_trials_run(
 
 def _on_its_device(function: Callable[..., T], arguments: tuple[Any, ...]) -> T:
     return function(*arguments, device=task_device())
+
+
+def zero_shot_metrics(
+    trial: TrialConfig,
+    resources: ResourcesConfig,
+    call: Callable[..., Any],
+    *,
+    here: bool = False,
+    final_split: str | None = None,
+) -> dict[str, float]:
+    """The validation metrics of a trial before its first step.
+
+    Args:
+        call: of a `RayWatch`.
+        here: see `call_where_trials_run`.
+        final_split: adds the metrics of this split.
+    """
+    arguments = trial, final_split
+    return call_where_trials_run(_evaluate, *arguments, resources=resources, call=call, here=here)
+
+
+def _evaluate(
+    trial: TrialConfig, final_split: str | None, *, device: torch.device
+) -> dict[str, float]:
+    run = start(trial, device=device)
+    metrics = evaluate_run(run, "val", load_split(trial, "val"))
+    if final_split is not None:
+        metrics |= evaluate_run(run, final_split, load_split(trial, final_split))
+    return metrics

@@ -20,7 +20,7 @@ from trainers.folders import temporary_folder
 from trainers.redact import traceback_of
 from tuning.driver import Driver, End, Trial, Wait
 from tuning.execution.ray_workarounds import tune_workarounds
-from tuning.execution.signals import environment_variables, raise_interrupt
+from tuning.process import environment_variables, raise_interrupt
 from tuning.runs.errors import error_text
 from tuning.runs.messages import MESSAGE, Ended, Failed, Reported
 

@@ -26,12 +26,12 @@ from trainers.data.store import Store, open_root, url_of
 from trainers.errors import ConfigError
 from trainers.folders import temporary_folder
 from tuning.algorithms.pruning import LEAST_FINISHED
-from tuning.checkpoints.files import kept_checkpoint, remove_folder
 from tuning.config.schema import SearchFile
 from tuning.execution.ray_session import runs_folder
 from tuning.runs.history import History
 from tuning.runs.records import SECONDS, SearchRecord, TrialRecord
 from tuning.session import SearchOptions, fixed_only, open_session
+from tuning.views.checkpoints import kept_checkpoint, remove_folder
 from tuning.views.formatting import format_hours, format_seconds, show_phase
 from tuning.views.result_table import borderless_table
 

@@ -22,9 +22,9 @@ from trainers.data.roots import split_fingerprint
 from trainers.data.store import Store, open_root, open_store
 from trainers.errors import ConfigError, first_line
 from trainers.redact import redact
-from tuning.checkpoints.files import kept_checkpoint
 from tuning.runs.environment import seen_at_start
 from tuning.runs.records import SearchRecord
+from tuning.views.checkpoints import kept_checkpoint
 
 NUM_SHOWN: Final = 6
 """Images of each domain and direction, fewer of many domains."""

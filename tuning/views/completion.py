@@ -9,10 +9,10 @@ from trainers.data.store import url_of
 from trainers.errors import ConfigError
 from trainers.redact import redact
 from tuning.algorithms.studies import quiet_optuna
-from tuning.runs.follower import View, complete
 from tuning.runs.journal import is_running
 from tuning.runs.run_folder import TRAIN_FOLDER, RunFolder
 from tuning.views.dashboard import DashboardView, open_storage
+from tuning.views.follower import View, complete
 from tuning.views.mlflow.client import sqlite_path, tracking_uri
 from tuning.views.mlflow.writer import MlflowView
 from tuning.views.results import ResultsView

@@ -1,4 +1,8 @@
-"""The table of a confirmation: test accuracies, and differences to fine-tuning and zero-shot."""
+"""The tables of a confirmation, both of test accuracies: of settings, and of the model.
+
+Settings stand beside fine-tuning and zero-shot, with intervals over seeds and images; the model has
+intervals over images alone.
+"""
 
 from __future__ import annotations
 
@@ -10,8 +14,9 @@ from rich.text import Text
 
 from trainers.evaluation.metrics import ID, MEAN_OOD, MetricKey
 from tuning.runs.confirmation import END, FT, SPLIT, Confirmation, Estimate
+from tuning.runs.model import OWN, Model, coverage_in_words, findings
 from tuning.runs.records import METHOD_KEY, SECONDS, UNTUNED, ZERO_SHOT
-from tuning.selection.rules import BY_METHOD, chosen_with_ood, rules_of
+from tuning.runs.rules import BY_METHOD, chosen_with_ood, rules_of
 from tuning.views.formatting import format_difference, format_mean, format_params, format_seconds
 from tuning.views.result_table import Cell, ResultTable
 
@@ -120,3 +125,42 @@ def _means(
 
 def _difference(found: Estimate | None) -> Cell:
     return "-" if found is None else format_difference(found.mean, found.low, found.high)
+
+
+def model_table(confirmation: Confirmation, models: Sequence[Model]) -> ResultTable | None:
+    """The last model that was tested, and below it earlier ones; None without any."""
+    if not models:
+        return None
+    *earlier, model = models
+    search = confirmation.search
+    domains = {ID: f"{search.id_domain}\n(ID)"}
+    if search.ood_domains:
+        domains[MEAN_OOD] = "OOD\nmean"
+    domains |= {domain: domain for domain in search.ood_domains}
+    metrics = [str(MetricKey(SPLIT, domain, "acc")) for domain in domains]
+    rows: list[Sequence[Cell]] = []
+    notes = [f"The model is {model.made_of()}."]
+    of_model = findings(confirmation, model)
+    for found in of_model:
+        is_own = found.label == OWN
+        label = Text(OWN, "bold") if is_own else f"more {found.label}"
+        cells = [
+            _with_margin(found.values.get(metric), "" if is_own else "+") for metric in metrics
+        ]
+        rows.append([label, *cells])
+    if covers := coverage_in_words(of_model):
+        notes.append(f"{covers}.")
+    for one in reversed(earlier):
+        for found in findings(confirmation, one):
+            if found.label == OWN:
+                cells = [_with_margin(found.values.get(metric), "") for metric in metrics]
+                rows.append([f"an earlier model: {one.made_of()}", *cells])
+    title = f"{search.name}, the model, test splits, in percent"
+    return ResultTable(["", *domains.values()], rows, notes, title)
+
+
+def _with_margin(value: Estimate | None, sign: str) -> str:
+    if value is None:
+        return "-"
+    margin = "" if math.isnan(value.low) else f" ± {value.high - value.mean:.1f}"
+    return f"{value.mean:{sign}z.1f}{margin}"

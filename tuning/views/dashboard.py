@@ -30,10 +30,10 @@ from tuning.algorithms.studies import (
     quiet_optuna,
     violations,
 )
-from tuning.runs.follower import View
 from tuning.runs.history import History
 from tuning.runs.journal import cut_torn_line
 from tuning.runs.records import METHOD_KEY, STEP, SearchRecord, TrialRecord
+from tuning.views.follower import View
 
 OPTUNA_FILE = "optuna.journal"
 

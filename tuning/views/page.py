@@ -18,14 +18,13 @@ from trainers.errors import storage_failures
 from tuning.runs.conclusion import conclusion
 from tuning.runs.model import models_tested
 from tuning.runs.records import SearchRecord, TrialRecord
+from tuning.runs.rules import PROPOSED_WITH_OOD, RULES, choices
 from tuning.runs.run_folder import word_for
-from tuning.selection.rules import PROPOSED_WITH_OOD, RULES, choices
 from tuning.views.changed_images import Changed
-from tuning.views.confirmation_table import confirmation_table
+from tuning.views.confirmation_table import confirmation_table, model_table
 from tuning.views.figures import Plots, optuna_figures
 from tuning.views.formatting import format_hours, format_outcomes, format_percent, format_seconds
 from tuning.views.leaderboard import trial_table
-from tuning.views.model_table import model_table
 from tuning.views.result_table import ResultTable
 
 REPORT_FOLDER = "report"

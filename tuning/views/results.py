@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from trainers.errors import ConfigError
-from tuning.runs.follower import View
 from tuning.runs.history import History
 from tuning.runs.ranking import best_finished
 from tuning.runs.records import SearchRecord, TrialRecord
+from tuning.views.follower import View
 from tuning.views.tables import write_tables
 
 if TYPE_CHECKING:

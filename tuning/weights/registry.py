@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from trainers.errors import ConfigError
 from trainers.redact import redact
-from tuning.execution.signals import environment_variables
+from tuning.process import environment_variables
 from tuning.runs.run_folder import load_run
 from tuning.views.mlflow import client as mlf
 from tuning.weights import predict

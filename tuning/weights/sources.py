@@ -20,7 +20,6 @@ from trainers.data.store import Store, open_store
 from trainers.errors import ConfigError, did_you_mean, listed, validate
 from trainers.evaluation.metrics import ID, MetricKey
 from trainers.yaml_text import read_yaml
-from tuning.checkpoints.files import kept_checkpoint
 from tuning.config.recorded import drop_unknown
 from tuning.runs.conclusion import conclusion, readings_in_words
 from tuning.runs.confirmation import FT, REFERENCE, Confirmation, read_confirmation
@@ -37,6 +36,7 @@ from tuning.runs.model import (
 from tuning.runs.ranking import best_trial
 from tuning.runs.records import UNTUNED, ZERO_SHOT
 from tuning.runs.run_folder import CONFIG_FILE, RunFolder, config_of, load_run
+from tuning.views.checkpoints import kept_checkpoint
 
 logger = logging.getLogger(__name__)
 

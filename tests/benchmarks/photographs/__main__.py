@@ -32,7 +32,8 @@ from trainers.config import first_learning_rate
 from trainers.data.suite import load_suite
 from trainers.models.clip import load_clip
 from tuning import confirm, load_config, load_run
-from tuning.resume import earlier_run, search_or_resume
+from tuning.runs.resume import earlier_run
+from tuning.search import search_or_resume
 
 HERE = Path(__file__).parent
 PIXELS = 96

@@ -39,11 +39,12 @@ from trainers.weights.means import (
     mean_of_ends,
 )
 from tuning import confirm, load_run
-from tuning.checkpoints.files import kept_checkpoint
-from tuning.resume import earlier_run, search_or_resume
 from tuning.runs.confirmation import END, FT, SPLIT, estimate
 from tuning.runs.model import models_tested
 from tuning.runs.ranking import best_trial, first_trial
+from tuning.runs.resume import earlier_run
+from tuning.search import search_or_resume
+from tuning.views.checkpoints import kept_checkpoint
 
 SEARCHES = (0, 10)
 """Seeds of trials and samplers; the fresh seeds of a search are 1000 higher."""

@@ -23,7 +23,7 @@ from trainers.data.sources import GENERAL, Source, open_domain
 from trainers.data.sources import LAYOUTS as DESCRIBED
 from trainers.data.store import CACHE_VARIABLE, open_store
 from trainers.errors import ConfigError
-from tuning.preparation.prepare import sources_of
+from tuning.prepare import sources_of
 
 SPLITS = ("train", "val", "test")
 

@@ -29,13 +29,13 @@ from trainers.checkpoints.format import saved_step
 from trainers.data.schema import LabelledImage, part_path, write_images
 from trainers.errors import ConfigError, StorageFailed
 from trainers.overrides import LR_KEY
-from tuning import resume
 from tuning import search as run_search
 from tuning.cli import app, run_command
 from tuning.cli.runs import point_of
 from tuning.config.loading import find_config, ready_configs
 from tuning.config.validation import load_config
 from tuning.runs.journal import Journal
+from tuning.runs.resume import earlier_run
 from tuning.runs.run_folder import CONFIG_FILE, load_run, write_config
 from tuning.search import SearchResult
 
@@ -332,15 +332,14 @@ def test_the_learning_rate_and_its_range_follow_the_rule_where_none_is_given(
     run.mkdir(parents=True)
     write_config(run, found)
     assert load_config(run / CONFIG_FILE).search_space() == found.search_space()
-    assert resume.earlier_run(load_config(file), run.parent) == run
+    assert earlier_run(load_config(file), run.parent) == run
 
 
 def test_ctrl_c_outside_of_the_trials_says_how_to_go_on(run, images_root, tmp_path, monkeypatch):
     def interrupt(*_):
         raise KeyboardInterrupt
 
-    for module in (run_search, resume):
-        monkeypatch.setattr(module, "continue_search", interrupt)
+    monkeypatch.setattr(run_search, "continue_search", interrupt)
     for done, how in (
         (searched(images_root, tmp_path), "`lipsum-tune resume RUN` continues one"),
         (invoke("resume", run), f"`lipsum-tune resume {run}` continues it"),
@@ -569,7 +568,6 @@ def went_on(monkeypatch):
         write_config(folder, file)
         return SearchResult(folder, file, load_run(folder).history, "finished", "uri")
 
-    monkeypatch.setattr(resume, "continue_search", end_at_once)
     monkeypatch.setattr(run_search, "continue_search", end_at_once)
     return files
 

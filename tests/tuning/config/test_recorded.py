@@ -15,10 +15,10 @@ from tests.tuning import fakes
 from tests.tuning.run_folders import edit_journal, search_file, trial, write_run
 from trainers.errors import ConfigError
 from trainers.overrides import nest
-from tuning import resume
+from tuning import search as search_module
 from tuning.config.recorded import REMOVED_KEYS
-from tuning.resume import earlier_run
 from tuning.run import load_run
+from tuning.runs.resume import earlier_run
 from tuning.runs.run_folder import CONFIG_FILE
 
 KEPT = Path(__file__).parents[1] / "runs" / "kept"
@@ -38,7 +38,7 @@ def went_on(monkeypatch):
         files.append(file)
         raise ConfigError("went on")
 
-    monkeypatch.setattr(resume, "continue_search", go_on)
+    monkeypatch.setattr(search_module, "continue_search", go_on)
     return files
 
 

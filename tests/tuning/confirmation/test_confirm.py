@@ -54,8 +54,8 @@ from tuning.runs.confirmation import (
 )
 from tuning.runs.history import History
 from tuning.runs.model import model_folder, models_tested
+from tuning.runs.rules import chosen_with_ood, rules_of
 from tuning.runs.run_folder import load_run
-from tuning.selection.rules import chosen_with_ood, rules_of
 from tuning.session import Session
 from tuning.views.completion import complete_mlflow
 from tuning.views.confirmation_table import confirmation_table

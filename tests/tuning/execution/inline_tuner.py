@@ -15,9 +15,9 @@ from optuna.storages.journal import JournalFileBackend
 from tests.tuning.execution.instant import zero_shot
 from tuning.driver import End, Trial
 from tuning.runs.errors import error_text
-from tuning.runs.follower import Follower, View
 from tuning.runs.journal import append_synced
 from tuning.runs.messages import MESSAGE, Ended, Failed, Reported
+from tuning.views.follower import Follower, View
 
 REPORTED = {}
 """The step that each trial has reported last, whoever learned of it."""
@@ -121,7 +121,7 @@ def without_ray(mlflow=True, follows=False, models=False):
             patches.enter_context(patch(f"tuning.session.{name}", stand_in))
         if not follows:
             # A thread would outlive a driver that is killed in this process, and write its files.
-            patches.enter_context(patch("tuning.runs.follower.Thread", JoinedThread))
+            patches.enter_context(patch("tuning.views.follower.Thread", JoinedThread))
         patches.enter_context(patch("tuning.views.page.write_page"))
         yield
 

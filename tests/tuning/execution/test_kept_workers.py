@@ -25,7 +25,7 @@ from trainers.ray_trainer import torch_trainer
 from tuning.config.schema import ResourcesConfig
 from tuning.execution.kept_workers import KeptWorkers
 from tuning.execution.ray_session import ray_session
-from tuning.execution.trainable import Slot
+from tuning.execution.slot import Slot
 from tuning.runs.callbacks import Callback
 from tuning.runs.messages import MESSAGE
 from tuning.search import run_search

@@ -16,11 +16,11 @@ from tests.tuning.execution.nodes import processes
 from tests.waiting import wait_until
 from trainers.errors import StorageFailed
 from trainers.ray_trainer import torch_trainer
-from tuning import resume
+from tuning import search as search_module
 from tuning.execution import ray_session as module
 from tuning.execution.ray_session import LONGEST_PARENT, PREFIX, ray_session
-from tuning.resume import resume_search, search_or_resume
 from tuning.run import load_run
+from tuning.search import resume_search, search_or_resume
 
 LOOPBACK = ("0100007F:", "0000000000000000FFFF00000100007F:")
 """Beginnings of addresses as the kernel writes them."""
@@ -135,7 +135,7 @@ def test_a_ray_that_starts_slowly_twice_is_no_mistake(starts, images_root, tmp_p
     assert starts.made == 2
     run = load_run(tmp_path / "small")
     went_on = []
-    monkeypatch.setattr(resume, "continue_search", lambda folder, *_: went_on.append(folder))
+    monkeypatch.setattr(search_module, "continue_search", lambda folder, *_: went_on.append(folder))
     resume_search(run.folder)
     search_or_resume(run.file)
     assert went_on == [run.folder] * 2

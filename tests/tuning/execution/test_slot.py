@@ -8,8 +8,8 @@ from ray.train.v2.api.exceptions import WorkerGroupError
 from trainers.errors import ConfigError, MicroBatchTooLarge, StorageFailed, TrainingDiverged
 from trainers.exchange import Reported
 from tuning.config.schema import ResourcesConfig
-from tuning.execution import trainable
-from tuning.execution.trainable import Slot
+from tuning.execution import slot as module
+from tuning.execution.slot import Slot
 from tuning.runs.messages import MESSAGE, Failed, SteppedBack
 
 DEAD = WorkerHealthCheckFailedError("A worker health check failed.", ActorDiedError())
@@ -37,7 +37,7 @@ def slot(tmp_path, monkeypatch):
         def end(self):
             pass
 
-    monkeypatch.setattr(trainable, "KeptWorkers", Workers)
+    monkeypatch.setattr(module, "KeptWorkers", Workers)
     slot = object.__new__(Slot)
     slot.storage_path, slot.resources = str(tmp_path), ResourcesConfig(workers=2)
     slot.final_split, slot.plugins, slot.raises, slot.fits = None, {}, [], 8

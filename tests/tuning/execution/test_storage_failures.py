@@ -20,9 +20,8 @@ from trainers.checkpoints.format import STATE, WEIGHTS
 from trainers.errors import StorageFailed
 from trainers.fine_tune import fine_tune
 from tuning.execution.ray_session import ray_session
-from tuning.resume import resume_search
 from tuning.runs.run_folder import load_run
-from tuning.search import run_search
+from tuning.search import resume_search, run_search
 from tuning.weights.export import export_weights
 
 pytestmark = pytest.mark.ray

@@ -6,8 +6,8 @@ import pytest
 from tests.tuning import fakes
 from tests.tuning.confirmation.written import write_results
 from tests.waiting import wait_until
-from tuning.runs.follower import Follower
 from tuning.runs.journal import Journal
+from tuning.views.follower import Follower
 from tuning.views.results import ResultsView
 
 

@@ -20,7 +20,7 @@ from trainers.folders import temporary_folder
 from trainers.overrides import flat
 from trainers.redact import is_secret_name
 from trainers.redact import redact as redact
-from tuning.execution.signals import environment_variables
+from tuning.process import environment_variables
 
 
 @contextlib.contextmanager

@@ -25,7 +25,6 @@ from typing import TYPE_CHECKING
 from tuning.runs.conclusion import conclusion
 from tuning.runs.confirmation import Confirmation
 from tuning.runs.environment import ENVIRONMENT_FILE, seen_at_start
-from tuning.runs.follower import View
 from tuning.runs.history import Event, History
 from tuning.runs.model import MODEL
 from tuning.runs.ranking import misses, ranked
@@ -39,6 +38,7 @@ from tuning.runs.records import (
     zero_shot_record,
 )
 from tuning.runs.run_folder import CONFIG_FILE, CONFIRM_FOLDER
+from tuning.views.follower import View
 from tuning.views.formatting import format_params
 from tuning.views.mlflow import client as mlf
 from tuning.views.mlflow.shared_view import main_metrics, order_of, share_view

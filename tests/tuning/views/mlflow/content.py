@@ -5,8 +5,8 @@ from contextlib import closing
 
 from mlflow.tracking import MlflowClient
 
-from tuning.runs.follower import Follower
 from tuning.runs.run_folder import load_run
+from tuning.views.follower import Follower
 from tuning.views.mlflow.client import connect, default_tracking_uri
 from tuning.views.mlflow.writer import MlflowView
 

@@ -11,10 +11,10 @@ from tests.tuning import fakes
 from tests.tuning.run_folders import search_file, write_run
 from tests.tuning.views.mlflow.content import content, found_runs
 from tests.waiting import wait_until
-from tuning.runs.follower import Follower
 from tuning.runs.journal import Journal
 from tuning.runs.run_folder import load_run
 from tuning.views.completion import complete_mlflow
+from tuning.views.follower import Follower
 from tuning.views.mlflow.client import default_tracking_uri
 from tuning.views.mlflow.writer import MlflowView
 
@@ -63,7 +63,7 @@ def test_an_outage_of_the_whole_search_is_one_warning_and_made_up_for(
     wait_until(lambda: "zero-shot" in found_runs(begun.parent))
     wait_until(lambda: "outcome" in found_runs(begun.parent)[None].data.tags)
     with monkeypatch.context() as patch:
-        patch.setattr("tuning.runs.follower.PATIENCE_S", 0.2)
+        patch.setattr("tuning.views.follower.PATIENCE_S", 0.2)
         is_asked, answers = threading.Event(), threading.Event()
 
         def hang(*args, **kwargs):

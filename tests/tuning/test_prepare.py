@@ -14,7 +14,7 @@ from trainers.data.prepare import DomainReport, Report
 from trainers.data.sources import LAYOUTS, Source
 from trainers.errors import ConfigError
 from tuning.cli import app
-from tuning.preparation.prepare import render, sources_of
+from tuning.prepare import render, sources_of
 
 
 @pytest.fixture

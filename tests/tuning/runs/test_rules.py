@@ -7,7 +7,7 @@ import pytest
 
 from tests.tuning import fakes
 from tuning.config.objectives import Objective, parse_constraint
-from tuning.selection.rules import RULES, choices
+from tuning.runs.rules import RULES, choices
 
 SEARCH = fakes.search_record(Path("run"), ood_domains=("a", "b", "c"))
 # ID accuracy, then a, b, c. The means of a, b, c are 50, 55, 56 and 53.

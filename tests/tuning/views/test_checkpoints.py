@@ -9,13 +9,13 @@ import torch
 from tests.tuning.fakes import DOMAINS, reference, report, search_record, trial
 from trainers.checkpoints.format import STATE, WEIGHTS, Header, Progress, save_checkpoint
 from trainers.data.store import open_store
-from tuning.checkpoints.retention import CheckpointsView, kept_trials
 from tuning.config.objectives import Objective, parse_constraint
 from tuning.runs.history import History
 from tuning.runs.ranking import best_trial, pareto_front
 from tuning.runs.records import TrialRecord
+from tuning.runs.rules import best_by_method, choices
 from tuning.runs.run_folder import TRAIN_FOLDER, trial_path
-from tuning.selection.rules import best_by_method, choices
+from tuning.views.checkpoints import CheckpointsView, kept_trials
 
 RUNNING = trial(9, outcome="running")
 LINES = [(), ("id_val/acc >= 85.5",), ("id_val/acc >= 85", "train/loss <= 0.9")]

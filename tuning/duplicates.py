@@ -30,7 +30,7 @@ from trainers.evaluation.evaluate import EvalBatches, image_features
 from trainers.loop.state import open_images
 from trainers.seeding import generator
 from tuning.views.result_table import borderless_table
-from tuning.zero_shot.evaluate import open_model
+from tuning.zero_shot import open_model
 
 SHARE_FOUND = 0.95
 """Share of the copies whose cosine is above the threshold."""

@@ -13,8 +13,8 @@ from typer.testing import CliRunner
 
 from trainers.data.dataset import ImageDataset
 from trainers.data.schema import LabelledImage, part_path, write_images
+from tuning import duplicates
 from tuning.cli import app
-from tuning.zero_shot import duplicates
 
 
 def rewritten(image, scale, quality):

@@ -8,10 +8,10 @@ import pytest
 from tests.tuning import fakes
 from tests.waiting import wait_until
 from trainers.errors import ConfigError, StorageFailed
-from tuning.runs import follower as module
-from tuning.runs.follower import Follower, View, complete
 from tuning.runs.history import JOURNAL_FILE
 from tuning.runs.journal import Journal
+from tuning.views import follower as module
+from tuning.views.follower import Follower, View, complete
 
 
 class Shown(View):

@@ -5,7 +5,7 @@ from contextlib import nullcontext
 
 import pytest
 
-from tuning.execution.signals import interrupted_by_signals
+from tuning.process import interrupted_by_signals
 
 
 def left(*_):

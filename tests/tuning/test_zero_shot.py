@@ -22,7 +22,7 @@ from trainers.models import tiny_clip
 from trainers.models.clip import load_tokenizer
 from trainers.models.config import ModelConfig
 from tuning.cli import app
-from tuning.zero_shot.evaluate import Row, causes, guesses, measure, published, zero_shot_table
+from tuning.zero_shot import Row, causes, guesses, measure, published, zero_shot_table
 
 MASKED = ("umbrella", "cat", "bus")
 """A part of the classes, in another order."""

@@ -1,1 +1,0 @@
-"""Checkpoint files of the trials of a search."""

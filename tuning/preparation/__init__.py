@@ -1,1 +1,0 @@
-"""`lipsum-tune prepare`: images of any source, checked and written as Parquet."""

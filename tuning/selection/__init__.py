@@ -1,1 +1,0 @@
-"""Selection rules: which trial to choose after a search."""

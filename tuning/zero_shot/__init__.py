@@ -1,1 +1,0 @@
-"""Evaluation of the zero-shot model on its own."""
