@@ -13,6 +13,7 @@ Settings, ranges and the learning rate are those of `tests.benchmarks.photograph
 
 import argparse
 import json
+import math
 import shutil
 from pathlib import Path
 from statistics import fmean, stdev
@@ -59,6 +60,9 @@ TRIAL = "best trial's weights"
 MODEL = "the model"
 OTHER = "best of 30 plain fine-tunings, their soup and their mean"
 ROWS = (ZERO, ONE_END, ONE, AUTHORS, SETTINGS, TRIAL, MODEL, OTHER)
+BOTH = {"id": 0.5, "ood": 0.5}
+PARTS = ({"id": 1.0}, {"ood": 1.0}, BOTH)
+"""What is averaged: accuracies with their weights."""
 
 
 def accuracies(metrics, prefix=""):
@@ -78,6 +82,9 @@ class Results:
 
     def has(self, domain, search, row):
         return any((r["domain"], r["search"], r["row"]) == (domain, search, row) for r in self.rows)
+
+    def of(self, row):
+        return [one for one in self.rows if one["row"] == row]
 
     def add(self, *rows):
         self.rows += rows
@@ -105,6 +112,9 @@ def search(domain, seed, given, out, results):
     for row, trial_id in ((AUTHORS, first.trial_id), (SETTINGS, best.trial_id)):
         of_seeds = [(s, r) for (name, s), r in found.results.items() if name == trial_id]
         rows += [{"row": row, "seed": s, **accuracies(record.metrics)} for s, record in of_seeds]
+    for (name, fresh), record in found.results.items():
+        if name == FT:
+            rows += plain_rows(fresh, record.metrics)
     kept = kept_checkpoint(run.checkpoints, best.trial_id)
     recipe = Recipe(
         evaluation_config(file.trial_config(best.params), trains_text=False), (kept.root,)
@@ -114,6 +124,15 @@ def search(domain, seed, given, out, results):
     model = models_tested(folder)[-1]
     rows.append({"row": MODEL, "seed": None, "made_of": model.made_of(), **accuracies(model.test)})
     results.add(*({"domain": domain, "search": seed, **row} for row in rows))
+
+
+def plain_rows(seed, metrics):
+    """One plain fine-tuning on its line and at its end."""
+    at_end = "" if metrics["line/a"] == 1 else END
+    return [
+        {"row": ONE, "seed": seed, **accuracies(metrics)},
+        {"row": ONE_END, "seed": seed, **accuracies(metrics, at_end)},
+    ]
 
 
 def competitor(domain, given, out, results):
@@ -162,44 +181,58 @@ def competitor(domain, given, out, results):
     chosen = max(rows, key=lambda row: row["val"])
     rows.append({**chosen, "row": OTHER})
     for seed in seeds:
-        prefix = "" if metrics[seed]["line/a"] == 1 else END
-        rows.append({"row": ONE, "seed": seed, **accuracies(metrics[seed])})
-        rows.append({"row": ONE_END, "seed": seed, **accuracies(metrics[seed], prefix)})
+        if seed not in fresh:  # the searches have stored these
+            rows += plain_rows(seed, metrics[seed])
     results.add(*({"domain": domain, "search": None, **row} for row in rows))
     shutil.rmtree(folder)
 
 
 def table(results):
-    """Means over ID domains with 95 % intervals, deviation between seeds, and the worst seed."""
-    lines = [
-        "| | mean of ID and OOD | ID | OOD | deviation between seeds, OOD | worst seed, OOD |",
-        "|---|---|---|---|---|---|",
-    ]
+    """Means over ID domains.
+
+    The interval of a difference counts ID domains, each of which is one draw.
+    """
+    head = ("test accuracy, %", "ID", "OOD", "mean of both", f"less {ONE}")
+    head += ("deviation between seeds, OOD", "worst seed, OOD")
+    lines = [head, ["---"] * len(head)]
     for row in ROWS:
-        of_row = [one for one in results.rows if one["row"] == row]
-        domains = {}
-        for one in of_row:
-            domains.setdefault(one["domain"], []).append(one)
-        if not domains:
+        rows = results.of(row)
+        if not rows:
             continue
-        cells = []
-        for weights in ({"id": 0.5, "ood": 0.5}, {"id": 1.0}, {"ood": 1.0}):
-            means = [
-                fmean(sum(one[part] * w for part, w in weights.items()) for one in of)
-                for of in domains.values()
-            ]
-            found = estimate(means)
-            margin = "" if len(domains) < 2 else f" ± {found.high - found.mean:.1f}"
-            cells.append(f"{found.mean:.1f}{margin}")
-        repeats = seeds_of(of_row)
-        groups = [values for values in repeats if len(values) > 1]
+        means = [fmean(by_domain(rows, part).values()) for part in PARTS]
+        own, its = (by_domain(of, BOTH) for of in (rows, results.of(ONE)))
+        gaps = [own[domain] - its[domain] for domain in own if domain in its]
+        groups = [values for values in seeds_of(rows) if len(values) > 1]
         freedom = sum(len(values) - 1 for values in groups)
         squares = sum(stdev(values) ** 2 * (len(values) - 1) for values in groups)
-        cells.append(f"{(squares / freedom) ** 0.5:.1f}" if freedom else "-")
-        worst = min((value for values in repeats for value in values), default=None)
-        cells.append("-" if worst is None else f"{worst:.1f}")
-        lines.append(f"| {row} | {' | '.join(cells)} |")
-    return "\n".join(lines)
+        lines.append(
+            [
+                row,
+                *(f"{mean:.1f}" for mean in means),
+                difference(gaps) if row != ONE else "",
+                f"{(squares / freedom) ** 0.5:.1f}" if freedom else "",
+                f"{min(map(min, groups)):.1f}" if groups else "",
+            ]
+        )
+    return "".join(f"| {' | '.join(cells)} |\n" for cells in lines)
+
+
+def by_domain(rows, weights):
+    """The mean of a weighted accuracy over all rows of an ID domain."""
+    of_domains = {}
+    for one in rows:
+        value = sum(one[part] * weight for part, weight in weights.items())
+        of_domains.setdefault(one["domain"], []).append(value)
+    return {domain: fmean(values) for domain, values in of_domains.items()}
+
+
+def difference(gaps):
+    """Mean ± half of the 95 % interval; empty without a domain."""
+    if not gaps:
+        return ""
+    found = estimate(gaps)
+    half = found.high - found.mean
+    return f"{found.mean:+.1f}" if math.isnan(half) else f"{found.mean:+.1f} ± {half:.1f}"
 
 
 def seeds_of(rows):
