@@ -103,7 +103,10 @@ def search(domain, seed, given, out, results):
     file = configuration({**given, **own})
     folder = earlier_run(file, storage)
     if folder is None or load_run(folder).history.outcome != "finished":
-        folder = search_or_resume(file).folder
+        result = search_or_resume(file)
+        folder = result.folder
+        if result.outcome == "stopped":
+            raise SystemExit(f"{folder}: stopped; the same command goes on")
     found = confirm(folder, seeds=FRESH_SEEDS, rules=["objective", "first"])
     run = load_run(folder)
     best = best_trial(run.search, run.history.records)
