@@ -7,6 +7,7 @@ from datetime import datetime
 from itertools import takewhile
 from pathlib import Path
 
+from rich.console import Group, RenderableType
 from rich.markup import escape
 from rich.table import Table
 
@@ -39,9 +40,11 @@ def runs_table(runs: Sequence[Path]) -> Table:
     return table
 
 
-def comparison(runs: Sequence[Path]) -> Table:
+def comparison(runs: Sequence[Path]) -> RenderableType:
     """One column for each run: what it has found, then the keys in which configurations differ."""
-    values = [flat(load_run(run).file.model_dump(mode="json")) for run in runs]
+    files = [load_run(run).file for run in runs]
+    values = [flat(file.model_dump(mode="json")) for file in files]
+    has_same_domains = len({file.trial.data.domains for file in files}) == 1
     table = Table(box=None, padding=(0, 2, 0, 0), header_style="bold", pad_edge=False)
     for name in ("", *(run.name for run in runs)):
         table.add_column(escape(name), overflow="fold")
@@ -49,10 +52,14 @@ def comparison(runs: Sequence[Path]) -> Table:
     for key in dict.fromkeys(key for facts in found for key in facts):
         table.add_row(key, *(escape(facts.get(key, "")) for facts in found))
     for key in dict.fromkeys(key for each in values for key in each):
+        if key.startswith("trial.data.suite.") and not has_same_domains:
+            continue
         texts = [str(each[key]) if key in each else "" for each in values]
         if len({*texts}) > 1 and key not in ("search.name", "search.storage"):
             table.add_row(key, *map(escape, texts), style="dim")
-    return table
+    if has_same_domains:
+        return table
+    return Group("These runs have other domains: their accuracies cannot be compared.", "", table)
 
 
 def _facts(folder: Path) -> dict[str, str]:

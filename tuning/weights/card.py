@@ -32,18 +32,13 @@ print(classify(Image.open("image.jpg")))
 
 So does `python predict.py image.jpg ...`, with the probability.
 
-Images are shown to the model as in its evaluation: the centre, {crop:g} of the side{others};
-precision was `{precision}`.
+`classes.json` has the preprocessing of each domain, as in the evaluation of the model.
 """
 
 
 def model_card(title: str, about: Mapping[str, Any], data: ModelCardData) -> str:
     """The card in Markdown: metadata for the hub, the `summary` and the code to use the model."""
-    crops = about["preprocessing"]["crop_pct"]
-    crop = crops[about["id_domain"]]
-    others = "".join(f", of {name} {pct:g}" for name, pct in crops.items() if pct != crop)
-    use = _USE.format(crop=crop, others=others, precision=about["precision"])
-    return f"---\n{data.to_yaml()}\n---\n\n# {title}\n\n{summary(about)}\n{use}"
+    return f"---\n{data.to_yaml()}\n---\n\n# {title}\n\n{summary(about)}\n{_USE}"
 
 
 def summary(about: Mapping[str, Any]) -> str:
@@ -61,7 +56,6 @@ def summary(about: Mapping[str, Any]) -> str:
         origin[f"training `{training['name']}`"] = ", ".join(filter(None, parts))
     if alpha is not None:
         origin["WiSE-FT"] = f"alpha = {alpha:g}: 0 is the zero-shot model, 1 the fine-tuned"
-    origin["tokenizer"] = f"`{about['tokenizer'].replace('{folder}', '.')}`"
     rows = "\n".join(f"| {key} | {value} |" for key, value in origin.items() if value)
     classes = f"{len(about['classes'])} classes of {about['id_domain']}"
     return (

@@ -102,8 +102,9 @@ def test_a_named_trial_is_exported_with_classes_origin_and_card(real, tmp_path):
     assert torch.equal(head_of(written), weights["head"])
     scale = exported["logit_scale"].exp().item()
     assert recorded["logit_scale"] == pytest.approx(scale, rel=1e-6)
+    assert "bpe.txt.gz" in recorded["tokenizer"]
     accuracy = f"{records[3].metrics['id_val/acc']:.1f}"
-    for part in ("trial-003", "flyp", "`optim.lr` 0.0001", "bpe.txt.gz", "optimistic", accuracy):
+    for part in ("trial-003", "flyp", "`optim.lr` 0.0001", "optimistic", accuracy):
         assert part in (written / "README.md").read_text()
 
 
