@@ -1,14 +1,16 @@
 """What the site needs beside its pages: the reference, made from the code, and equations.
 
-`python -m docs.build` writes `reference/configuration.md` from the JSON Schema of the configuration
-and `reference/spaces.md` from the ready search spaces; `make docs` lets Typer write
-`reference/commands.md`. None of them is in the repository.
+`python -m docs.build` writes `reference/configuration.md` from the JSON Schema of the
+configuration, `reference/spaces.md` from the ready search spaces, and `reference/equations.md` from
+the docstrings of the methods; `make docs` lets Typer write `reference/commands.md`. None of them is
+in the repository.
 """
 
 from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +32,11 @@ configurations for full-size models. Sources stand in `search_spaces/ready_space
 
 | space | parameter | values | scale | first point |
 |---|---|---|---|---|
+"""
+EQUATIONS = """\
+# Equations
+
+What each [method](../methods.md) minimises and evaluates, as its file begins.
 """
 
 
@@ -86,6 +93,17 @@ def spaces() -> str:
     return SPACES + "\n".join(rows) + "\n"
 
 
+def equations() -> str:
+    """The page of the equations: the docstring of each method's module."""
+    from search_spaces.ready_spaces import SPACES as READY
+
+    parts = [EQUATIONS]
+    for name in READY:
+        text = import_module(f"trainers.methods.{name}").__doc__ or ""
+        parts += [f"\n## {name}\n\n", text.replace("::\n", ":\n")]
+    return "".join(parts)
+
+
 def sections(
     node: dict[str, Any], models: dict[str, Any], path: str = ""
 ) -> Iterator[tuple[str, dict[str, Any]]]:
@@ -117,5 +135,5 @@ def equation(source: str, *_: Any, **options: Any) -> str:
 
 if __name__ == "__main__":
     REFERENCE.mkdir(exist_ok=True)
-    for page in (configuration, spaces):
+    for page in (configuration, spaces, equations):
         (REFERENCE / f"{page.__name__}.md").write_text(page(), encoding="utf-8")
