@@ -352,7 +352,7 @@ def prepare_studies(
     left = search.budget_trials - sum(r.kind != "reference" for r in history.records)
     if studies.num_waiting and left > 0:
         given = min(left, studies.num_waiting)
-        what = f"{given} of {left} trials are given or of the prior"
+        what = f"{given} of {left} trials are first points"
         what = f"{what}, the sampler proposes {left - given}"
         if given == left:
             what += " (lower search.prior.points)"

@@ -45,7 +45,7 @@ def test_what_is_sent_twice_is_there_once(postgres, server, images_root, tmp_pat
     tables = ("metrics", "latest_metrics", "params", "tags", "runs")
     found = []
     for _ in range(2):
-        assert complete_mlflow(load_run(run)).endswith("has all of it")
+        assert complete_mlflow(load_run(run)).endswith("has the whole run")
         rows = [postgres.query("mlflow", f"select * from {table}") for table in tables]
         found.append([sorted(map(str, table)) for table in rows])
     assert found[0] == found[1]

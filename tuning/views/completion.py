@@ -53,7 +53,7 @@ def complete_mlflow(run: RunFolder) -> str:
     if database is not None and not database.is_file():
         return f"{where} is not here"  # the run folder was moved, or never had one
     if is_running(run.folder):
-        return f"{where} gets it from the running search"
+        return f"{where} is written by the running search"
     for reason in complete(search, [MlflowView(uri)]).values():
-        return f"{where} lacks a part of it; repeat this later ({reason})"
-    return f"{where} has all of it"
+        return f"{where} lacks a part of the run; repeat this later ({reason})"
+    return f"{where} has the whole run"

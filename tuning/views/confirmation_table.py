@@ -92,7 +92,7 @@ def _notes(confirmation: Confirmation, metrics: Sequence[str]) -> Iterator[str]:
     but = f", those of {', '.join(blind)} for new seeds alone" if blind and blind != trained else ""
     yield f"Intervals hold for new seeds{images}{but}."
     if any(chosen_with_ood(confirmation.search, one) for one in configurations):
-        yield "* The choice used OOD validation data: these domains are not unseen."
+        yield "* Chosen with OOD validation data of these domains."
     fewer = []
     for one in configurations:
         numbers = [len(confirmation.values(one.trial_id, metric)) for metric in metrics]

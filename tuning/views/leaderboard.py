@@ -73,7 +73,7 @@ def _notes(search: SearchRecord, records: Sequence[TrialRecord]) -> Iterator[str
         yield f"{len(failed)} failed: {first.trial_id}, {first.error_line or 'no error'}"
     trials = [record for record in records if record.kind == "trial"]
     if trials and all(record.is_first_point for record in trials):
-        yield "All trials are given points or the prior's: the sampler has proposed none."
+        yield "All trials are first points: the sampler has proposed none."
 
 
 @dataclass(frozen=True)

@@ -52,7 +52,7 @@ def run(images_root, tmp_path_factory):
     search = load_run(folder).search
     write_page(search, RECORDS, folder / "report")
     with_database(folder.parent)
-    assert complete_mlflow(load_run(folder)).endswith("has all of it")
+    assert complete_mlflow(load_run(folder)).endswith("has the whole run")
     complete_files(load_run(folder))
     # A newer search that has nothing to show yet.
     write_run(folder.parent / "begun", search_file(images_root), zero_shot=None, outcome=None)

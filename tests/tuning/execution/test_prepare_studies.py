@@ -101,11 +101,10 @@ def test_a_prior_is_tried_at_the_beginning_only(images_root, prepared, earlier):
     points = start()
     assert len(points) == 4
     for trials, line in (
-        (6, "4 of 6 trials are given or of the prior, the sampler proposes 2"),
+        (6, "4 of 6 trials are first points, the sampler proposes 2"),
         (
             4,
-            "4 of 4 trials are given or of the prior, the sampler proposes 0 "
-            "(lower search.prior.points)",
+            "4 of 4 trials are first points, the sampler proposes 0 (lower search.prior.points)",
         ),
     ):
         _, printed = prepared(search_file(images_root, search__budget__trials=trials, **PRIOR))

@@ -65,8 +65,8 @@ def test_means_and_paired_differences():
         ["5.0 ± 0.0", "10.0 ± 0.0", "1m 00s"],
     ]
     assert "trial-004 seed 1002: OutOfMemoryError: full" in notes(table)
-    assert "The choice used OOD" not in notes(table)
-    assert "The choice used OOD" in notes(confirmation_table(confirmation()))
+    assert "Chosen with OOD" not in notes(table)
+    assert "Chosen with OOD" in notes(confirmation_table(confirmation()))
 
 
 def test_a_point_that_ood_data_chose_is_marked_on_plain_fine_tuning_too():
@@ -75,7 +75,7 @@ def test_a_point_that_ood_data_chose_is_marked_on_plain_fine_tuning_too():
     seen = replace(blind, search=replace(blind.search, config=lines))
     names = [row[0] for row in cells(confirmation_table(seen))]
     assert f"{UNTUNED} *" in names
-    assert "The choice used OOD" in notes(confirmation_table(seen))
+    assert "Chosen with OOD" in notes(confirmation_table(seen))
 
 
 def test_with_stored_predictions_each_accuracy_has_an_interval(tmp_path):

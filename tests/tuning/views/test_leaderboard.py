@@ -95,7 +95,7 @@ def test_the_report_ends_with_the_answer_and_at_most_two_notes():
     assert answer.startswith("trial-003 has +5.2 OOD and ")
     assert limit.startswith("Chosen on validation data")
     assert failed == "1 failed: trial-002, RuntimeError: boom"
-    assert given.startswith("All trials are given points")
+    assert given.startswith("All trials are first points")
 
 
 def test_no_number_is_shortened_beside_outcomes_on_80_columns():
