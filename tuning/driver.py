@@ -11,7 +11,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from trainers.config import TrialConfig
 from tuning.algorithms.budget import Budget
 from tuning.algorithms.studies import Studies
 from tuning.config.schema import SearchFile
@@ -31,17 +30,8 @@ class Trial:
     """A trial to start, or to continue from its checkpoints."""
 
     record: TrialRecord
-    config: TrialConfig
-
-    @property
-    def for_slot(self) -> dict[str, Any]:
-        """Name, parameters, and the configuration as JSON, which is all that the workers parse."""
-        record = self.record
-        return {
-            "trial_id": record.trial_id,
-            "params": dict(record.params),
-            "trial": self.config.model_dump_json(),
-        }
+    for_slot: dict[str, Any]
+    """`trial_id`, `params`, and `trial`, the `TrialConfig` as JSON."""
 
 
 @dataclass
@@ -125,7 +115,12 @@ class Driver:
                 self.recorder.rejected(record, error_text(error))
                 continue
             self.recorder.proposed(record)
-            return Trial(record, config)
+            for_slot = {
+                "trial_id": record.trial_id,
+                "params": dict(record.params),
+                "trial": config.model_dump_json(),
+            }
+            return Trial(record, for_slot)
         is_running = any(not record.is_final for record in self.recorder.records.values())
         if is_running and self.budget.allows(self._number):
             return Wait()

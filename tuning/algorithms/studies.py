@@ -78,10 +78,6 @@ class MethodStudy:
         """Whether the points of a grid replace the sampler."""
         return self.config is not None and self.config.name == "grid"
 
-    def params(self, point: Mapping[str, ParamValue]) -> dict[str, ParamValue]:
-        """The parameters of a trial at a point of the space, with the method if it is searched."""
-        return {**point} if self.method is None else {METHOD_KEY: self.method, **point}
-
     def ask(self, trial_id: str, point: Mapping[str, ParamValue] | None = None) -> optuna.Trial:
         """A new trial, at a point or where the sampler proposes."""
         if self.config is not None:
@@ -245,7 +241,8 @@ class Studies(Callback):
         trial = study.ask(trial_id, point)
         self._running[trial_id] = study, trial
         is_first = is_wanted or (point is not None and not study.is_grid)
-        params = study.params(trial.params)
+        of_method = {} if study.method is None else {METHOD_KEY: study.method}
+        params = {**of_method, **trial.params}
         return TrialRecord(trial_id, number, "trial", params, is_first_point=is_first)
 
     def goes_on(self, trial_id: str, report: Mapping[str, Any]) -> bool:

@@ -41,16 +41,6 @@ RESUMED = [("f", 1, 2), ("e", LAST, 2), ("f", LAST, 2)]
 FULL = [("g", 1, 1), ("g", "full", 1)]
 
 
-class Proposed(Trial):
-    def __init__(self, config):
-        super().__init__(None, None)
-        self.__dict__["config"] = config
-
-    @property
-    def for_slot(self):
-        return self.config
-
-
 class Scripted:
     """A driver that follows a story, and writes down what it is asked."""
 
@@ -73,7 +63,7 @@ class Scripted:
                 return Wait()
             del self._waiting[trial_id]
             self._note("next", trial_id)
-            return Proposed({"trial_id": trial_id, "story": self.story})
+            return Trial(None, {"trial_id": trial_id, "story": self.story})
         self._note("end")
         return End()
 
