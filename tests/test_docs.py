@@ -123,6 +123,17 @@ def test_commands(block, runs, monkeypatch):
                 assert not block.is_run, f"not tested: {shlex.join(words)}"
 
 
+def test_contributing_names_files_that_exist():
+    folders = [
+        ROOT / name for name in ("cluster", "docs", "search_spaces", "tests", "trainers", "tuning")
+    ]
+    known = {f"/{file.relative_to(ROOT)}" for folder in folders for file in folder.rglob("*.py")}
+    named = re.findall(r"`([\w/]+\.py)`", (ROOT / "CONTRIBUTING.md").read_text("utf-8"))
+    assert len(named) > 30
+    for path in named:
+        assert any(file.endswith(f"/{path}") for file in known), path
+
+
 def test_each_decision_names_the_commit_where_it_ran():
     rows = [line for line in DECISIONS.read_text("utf-8").splitlines() if line.startswith("| ")]
     assert len(rows) > 40
