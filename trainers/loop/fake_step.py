@@ -5,7 +5,7 @@
 Fake tensors (`FakeTensorMode`) have shapes and types, and nothing is computed. The step is the
 training loop's own (`Stepper`), so methods, precision and parts of a batch cost what they do there.
 The tensors are on a fake CPU, which every build of PyTorch has. Its attention is a flash kernel
-that keeps what that of a GPU keeps; `as_on_gpu` makes its autocast that of a GPU.
+that keeps what that of a GPU keeps; its autocast is made that of a GPU.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from __future__ import annotations
 import warnings
 import weakref
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, NamedTuple, cast
 
@@ -34,10 +34,8 @@ from trainers.loop.step import Stepper
 from trainers.loop.zero_shot_features import ZeroShotFeatures
 from trainers.models.clip import load_tokenizer, skeleton
 from trainers.models.image import image_input, pooled_features
-from trainers.models.text import ignored_tokens
 from trainers.models.zero_shot import ZeroShotModel
 from trainers.texts.prompts import Prompts
-from trainers.texts.random_texts import Vocabulary, random_texts
 
 FILLED = 0.9
 """Share of a GPU's memory that tensors may take, beside CUDA itself and gaps between tensors."""
@@ -152,12 +150,7 @@ class StepCost:
         return self.parts / self.recorded_parts * sum(op.flops for op in self.of_parts)
 
 
-def step_cost(
-    config: TrialConfig,
-    *,
-    classes: int,
-    as_on_gpu: bool = True,
-) -> StepCost:
+def step_cost(config: TrialConfig, *, classes: int) -> StepCost:
     """Take two steps of a configuration on fake tensors.
 
     A batch of more than two parts is recorded as two of them.
@@ -165,12 +158,11 @@ def step_cost(
     Args:
         config: its batch is that of one worker. `auto` as precision is float32.
         classes: of the ID domain.
-        as_on_gpu: with the types of a GPU's autocast, not of a CPU's.
     """
     batch = config.optim.batch_size
     part = config.optim.at_once(batch)
     recorded = min(batch, 2 * part)
-    with fake_run(config, classes, as_on_gpu=as_on_gpu) as (run, recorder):
+    with fake_run(config, classes) as (run, recorder):
         stepper, marks = Stepper(run), list[int]()
         run.optimizer.register_step_pre_hook(lambda *_: marks.append(len(recorder.operations)))
         size = run.zero_shot.image_input.size
@@ -233,11 +225,7 @@ def evaluation_cost(
 
 @contextmanager
 def fake_run(
-    config: TrialConfig,
-    classes: int,
-    *,
-    as_on_gpu: bool = True,
-    device: torch.device | str = "cpu",
+    config: TrialConfig, classes: int, device: torch.device | str = "cpu"
 ) -> Iterator[tuple[TrainState, Operations]]:
     """Within the block, a run on fake tensors, which reads neither weights nor images."""
     config = config.model_copy(update={"zero_shot_cache_gb": 0.0, "compile": False})
@@ -245,40 +233,43 @@ def fake_run(
     names = tuple(f"class {number}" for number in range(classes))
     prompts = Prompts(names, config.data.rules.all_templates)
     where = torch.device(device)
-    visual = cast(nn.Module, clip.visual)
-    trainable = frozenset(name for name, p in visual.named_parameters() if p.requires_grad)
-    vocabulary = Vocabulary(tokenizer, ignored_tokens(clip))
     transforms._mean_and_std.cache_clear()  # neither real tensors in the block nor fake ones after
     try:
         with (
             warnings.catch_warnings(action="ignore", category=UserWarning),  # of copied tensors
             _Mode(allow_non_fake_inputs=True),
+            _GpuAutocast(),
             Operations() as recorder,
         ):
-            _make_fake(clip, where)
-            size = image_input(clip).size
-            with torch.no_grad():
-                features = pooled_features(visual, torch.empty(1, 3, size, size, device=where))
-            width = features.shape[1]
-            zero_shot = _ZeroShot(
-                clip=clip.requires_grad_(False),
-                head=torch.empty(classes, width, device=where),
-                contexts=torch.empty(len(prompts.templates), width, device=where),
-                prompts=prompts,
-                logit_scale=100.0,
-                image_input=image_input(clip),
-                vocabulary=vocabulary,
-                tokenizer=tokenizer,
-                trainable=trainable,
-                digest="",
-            )
-            run = state_of(config, zero_shot, prompts.names, where)
+            zero_shot = _fake_model(clip, tokenizer, prompts, where)
+            run = state_of(config, zero_shot, names, where)
             run.zero_shot_features = _Features(zero_shot, config, run.precision)
             run.zero_shot_features.recorder = recorder
-            with _GpuAutocast() if as_on_gpu else nullcontext():
-                yield run, recorder
+            yield run, recorder
     finally:
         transforms._mean_and_std.cache_clear()
+
+
+def _fake_model(
+    clip: nn.Module, tokenizer: Any, prompts: Prompts, where: torch.device
+) -> _ZeroShot:
+    """A zero-shot model on the meta device as one of fake tensors, with a head of any values."""
+    visual = cast(nn.Module, clip.visual)
+    trainable = frozenset(name for name, p in visual.named_parameters() if p.requires_grad)
+    _make_fake(clip, where)
+    size = image_input(clip).size
+    with torch.no_grad():
+        width = pooled_features(visual, torch.empty(1, 3, size, size, device=where)).shape[1]
+    return _ZeroShot(
+        clip=clip.requires_grad_(False),
+        head=torch.empty(len(prompts.names), width, device=where),
+        contexts=torch.empty(len(prompts.templates), width, device=where),
+        prompts=prompts,
+        logit_scale=100.0,
+        tokenizer=tokenizer,
+        trainable=trainable,
+        digest="",
+    )
 
 
 def _make_fake(module: nn.Module, where: torch.device) -> None:
@@ -303,34 +294,26 @@ class _Mode(FakeTensorMode):
 
 
 class _ZeroShot(ZeroShotModel):
-    """A fake model with a real tokenizer."""
+    """A fake model whose tokens are real, since their number depends on the texts."""
 
     def tokenize(self, texts: Sequence[str]) -> Tensor:
-        """Real tokens, whose number depends on the texts."""
+        """Real tokens."""
         with unset_fake_temporarily():
             return super().tokenize(texts)
 
+    def random_tokens(self, count: int, length: int, *, seed: int, step: int) -> Tensor:
+        """Real tokens."""
+        with unset_fake_temporarily():
+            return super().random_tokens(count, length, seed=seed, step=step)
+
 
 class _Features(ZeroShotFeatures):
-    """Features of a fake zero-shot model."""
+    """Features of a fake zero-shot model, whose operations only the first trial needs."""
 
     recorder: Operations
 
-    def of_views(self, views: Tensor, step: int, first: int, at_once: int) -> Tensor:
-        """As the base class."""
-        with self._recorded_as_shared():
-            return super().of_views(views, step, first, at_once)
-
-    def of_random_texts(self, count: int, length: int, step: int) -> Tensor:
-        """As the base class, of real tokens."""
-        with unset_fake_temporarily():
-            texts = random_texts(self._zero_shot.vocabulary, count, length, seed=0, step=step)
-            texts = self._zero_shot.shortened(texts)
-        with self._recorded_as_shared():
-            return self._zero_shot.encode_tokens(texts.to(self._zero_shot.device))
-
-    @contextmanager
-    def _recorded_as_shared(self) -> Iterator[None]:
+    def _shared(self, *args: Any) -> Tensor:
         self.recorder.shared = True
-        yield
+        features = super()._shared(*args)
         self.recorder.shared = False
+        return features

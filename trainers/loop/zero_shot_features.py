@@ -31,7 +31,6 @@ from trainers.data.transforms import normalise
 from trainers.evaluation.evaluate import Classify, EvalBatches, image_features
 from trainers.loop.precision import Precision
 from trainers.models.zero_shot import ZeroShotModel
-from trainers.texts.random_texts import random_texts
 
 NOT_OF_VIEWS = {"root", "suite", "id_domain", "ood_domains", "crop_pct", "workers"}
 """Keys of `data` without effect on the views of given images."""
@@ -121,8 +120,12 @@ class ZeroShotFeatures:
 
     def of_random_texts(self, count: int, length: int, step: int) -> Tensor:
         """L2-normalised features (count, D) of a step's random texts of `length` tokens."""
-        seed = self._config.seed
-        encode = partial(random_text_features, self._zero_shot, count, length, seed=seed, step=step)
+        zero_shot, seed = self._zero_shot, self._config.seed
+
+        def encode() -> Tensor:
+            tokens = zero_shot.random_tokens(count, length, seed=seed, step=step)
+            return zero_shot.encode_tokens(to_device(tokens, zero_shot.device))
+
         key = ("random texts", *self._of_texts, count, length, seed)
         return self._shared(self._file(key, self._config.steps, count), step, count, encode)
 
@@ -187,11 +190,3 @@ def to_device(tensor: Tensor, device: torch.device) -> Tensor:
     if device.type == "cuda" and not tensor.is_cuda:
         tensor = tensor.pin_memory()
     return tensor.to(device, non_blocking=True)
-
-
-def random_text_features(
-    zero_shot: ZeroShotModel, count: int, length: int, *, seed: int, step: int
-) -> Tensor:
-    """L2-normalised features (count, D) of a step's random texts, on the model's device."""
-    texts = random_texts(zero_shot.vocabulary, count, length, seed=seed, step=step)
-    return zero_shot.encode_tokens(to_device(zero_shot.shortened(texts), zero_shot.device))

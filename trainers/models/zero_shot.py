@@ -16,7 +16,7 @@ from trainers.models.image import ImageInput, image_input, pooled_features
 from trainers.models.text import encode_tokens, ignored_tokens, shortened
 from trainers.models.text_head import cached_heads, check_distinct_tokens, model_digest
 from trainers.texts.prompts import Prompts
-from trainers.texts.random_texts import Vocabulary
+from trainers.texts.random_texts import Vocabulary, random_texts
 
 
 @dataclass(frozen=True, eq=False)
@@ -36,8 +36,6 @@ class ZeroShotModel:
     The bias of sigmoid models (SigLIP) is left out: it is the same for all classes and cancels in
     the softmax, in its gradient, and in every difference of scores.
     """
-    image_input: ImageInput
-    vocabulary: Vocabulary
     tokenizer: Any
     trainable: frozenset[str]
     """Names of the parameters of `visual` that open_clip trains; others are constants, such as
@@ -55,6 +53,16 @@ class ZeroShotModel:
         """The image encoder with its projection."""
         return cast(nn.Module, self.clip.visual)
 
+    @cached_property
+    def image_input(self) -> ImageInput:
+        """The pixels that the image encoder expects."""
+        return image_input(self.clip)
+
+    @cached_property
+    def vocabulary(self) -> Vocabulary:
+        """The tokens that random texts are made of."""
+        return Vocabulary(self.tokenizer, ignored_tokens(self.clip))
+
     @torch.no_grad()
     def image_features(self, images: Tensor) -> Tensor:
         """L2-normalised float32 features (B, D) of normalised images (B, 3, H, W)."""
@@ -66,17 +74,18 @@ class ZeroShotModel:
 
     def tokenize(self, texts: Sequence[str]) -> Tensor:
         """Tokens (N, n) of texts, on the CPU, with n as short as the model allows."""
-        return self.shortened(self.tokenizer(list(texts)))
+        return shortened(self.clip, self.tokenizer(list(texts)))
+
+    def random_tokens(self, count: int, length: int, *, seed: int, step: int) -> Tensor:
+        """Tokens (count, n) of the random texts of a step, on the CPU, as short as `tokenize`."""
+        texts = random_texts(self.vocabulary, count, length, seed=seed, step=step)
+        return shortened(self.clip, texts)
 
     @cached_property
     def tokenize_once(self) -> Callable[[Sequence[str]], Tensor]:
         """`tokenize`, which keeps the tokens: for prompts, the same ones in each evaluation."""
         kept = cache(self.tokenize)
         return lambda texts: kept(tuple(texts))
-
-    def shortened(self, tokens: Tensor) -> Tensor:
-        """Tokens (N, n) without padding, if the model allows it."""
-        return shortened(self.clip, tokens)
 
     @torch.no_grad()
     def encode_tokens(self, tokens: Tensor) -> Tensor:
@@ -104,8 +113,6 @@ def load_zero_shot(
         contexts=heads.contexts.to(device),
         prompts=prompts,
         logit_scale=cast(Tensor, clip.logit_scale).exp().item(),
-        image_input=image_input(clip),
-        vocabulary=Vocabulary(tokenizer, ignored_tokens(clip)),
         tokenizer=tokenizer,
         trainable=trainable,
         digest=digest,

@@ -77,7 +77,7 @@ def training(method, model, device="meta", precision="fp32"):
     ema = None if method.ema is not None else 0.9
     evaluation = config.eval.model_copy(update={"ema": ema})
     config = config.model_copy(update={"model": model, "method": method, "eval": evaluation})
-    with fake_run(config, classes=4, as_on_gpu=False, device=device) as (run, _):
+    with fake_run(config, classes=4, device=device) as (run, _):
         stepper, size = Stepper(run), run.zero_shot.image_input.size
 
         def step():

@@ -32,7 +32,7 @@ SMALL = Card(memory_gb=0.065, bandwidth_gb_s=320, fp32_tflops=8, half_tflops=65)
 def test_memory_and_operations_are_those_of_a_real_step(method):
     """With the CPU's kernels in both, in float32."""
     config = trial("tiny-clip", method, 16)
-    predicted = step_cost(config, classes=10, as_on_gpu=False)
+    predicted = step_cost(config, classes=10)
     peak_bytes, flops = measured(config, classes=10)
     assert predicted.peak_bytes == pytest.approx(peak_bytes, rel=0.1)
     assert predicted.flops == flops
