@@ -7,7 +7,7 @@ import torch
 from tests.benchmarks.peers import fine_tune as plain
 from trainers.fine_tune import fine_tune, training_batches
 from trainers.loop.state import open_images, start
-from trainers.texts.random_texts import random_texts
+from trainers.texts import random_texts
 
 SHARED = ("train/task_loss", "train/reg", "id_val/acc", "ood_val/mean_acc", "val/mean_acc")
 

@@ -24,7 +24,7 @@ from pydantic import BeforeValidator, Field
 
 from trainers.config_model import Frozen
 from trainers.errors import ConfigError, did_you_mean, nearest, validate
-from trainers.texts.prompts import TEMPLATES, Prompts, named_templates
+from trainers.texts import TEMPLATES, Prompts, named_templates
 from trainers.yaml_text import parse_yaml, read_yaml
 
 _WORDNET_ID = re.compile(r"n\d{8}")

@@ -35,7 +35,7 @@ from trainers.loop.zero_shot_features import ZeroShotFeatures
 from trainers.models.clip import load_tokenizer, skeleton
 from trainers.models.image import image_input, pooled_features
 from trainers.models.zero_shot import ZeroShotModel
-from trainers.texts.prompts import Prompts
+from trainers.texts import Prompts
 
 FILLED = 0.9
 """Share of a GPU's memory that tensors may take, beside CUDA itself and gaps between tensors."""

@@ -21,7 +21,7 @@ from pydantic import Field
 
 from trainers.config_model import Frozen
 from trainers.seeding import generator
-from trainers.texts.prompts import Prompts
+from trainers.texts import Prompts
 
 if TYPE_CHECKING:
     from torch import Tensor, nn

@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, Literal
 
 from trainers.methods.base import Batch, Loss, Method, Step, StepRandom, Texts
 from trainers.methods.registry import register_method
-from trainers.texts.prompts import Prompts
+from trainers.texts import Prompts
 
 if TYPE_CHECKING:
     from torch import Tensor

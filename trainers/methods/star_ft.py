@@ -41,7 +41,7 @@ from trainers.methods.base import (
 )
 from trainers.methods.flyp import ContrastiveMethod, contrastive_loss, similarities
 from trainers.methods.registry import register_method
-from trainers.texts.prompts import Prompts
+from trainers.texts import Prompts
 
 Attributes: TypeAlias = Literal["background", "texture", "resolution"]
 
@@ -101,5 +101,5 @@ class StarFineTuning(ContrastiveMethod):
 @cache
 def spurious_templates(attributes: Attributes) -> tuple[str, ...]:
     """The templates of `spurious_templates.yaml`, each with one `{}` for the caption."""
-    file = files("trainers.texts").joinpath("spurious_templates.yaml")
+    file = files("trainers.methods").joinpath("spurious_templates.yaml")
     return tuple(yaml.safe_load(file.read_text(encoding="utf-8"))[attributes])

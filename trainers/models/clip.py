@@ -24,7 +24,7 @@ from trainers.models import tiny_clip
 from trainers.models.config import LOCAL_DIR, RANDOM, TINY_CLIP, ModelConfig
 from trainers.models.image import image_input
 from trainers.models.text import embedding, ignored_tokens
-from trainers.texts.random_texts import Vocabulary
+from trainers.texts import Vocabulary
 
 RANDOM_SEED = 0
 """Seed of `model.pretrained = random`: every worker and trial must start from the same model."""

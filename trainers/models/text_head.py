@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from trainers.errors import ConfigError
 from trainers.folders import waiting_lock
 from trainers.models.text import encode_tokens, shortened
-from trainers.texts.prompts import Prompts
+from trainers.texts import Prompts
 
 TEXTS_A_BATCH = 1024
 KEPT_HEADS = 100

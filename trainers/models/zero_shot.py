@@ -15,8 +15,7 @@ from trainers.models.config import ModelConfig
 from trainers.models.image import ImageInput, image_input, pooled_features
 from trainers.models.text import encode_tokens, ignored_tokens, shortened
 from trainers.models.text_head import cached_heads, check_distinct_tokens, model_digest
-from trainers.texts.prompts import Prompts
-from trainers.texts.random_texts import Vocabulary, random_texts
+from trainers.texts import Prompts, Vocabulary, random_texts
 
 
 @dataclass(frozen=True, eq=False)

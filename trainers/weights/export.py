@@ -26,7 +26,7 @@ from trainers.models.clip import (
 )
 from trainers.models.config import CONFIG, LOCAL_DIR, ModelConfig
 from trainers.models.text_head import cached_heads, model_digest, zero_shot_heads
-from trainers.texts.prompts import Prompts
+from trainers.texts import Prompts
 
 MODEL, HEAD = "open_clip_model.safetensors", "head.safetensors"
 _HEAD, _TEXT = "head", "text."

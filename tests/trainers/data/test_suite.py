@@ -7,7 +7,7 @@ from trainers.data.config import DataConfig
 from trainers.data.published import wordnet_ids
 from trainers.data.suite import Suite, imagenet_names, load_suite, packaged_suites
 from trainers.errors import ConfigError, validate
-from trainers.texts.prompts import named_templates
+from trainers.texts import named_templates
 
 OWN = {
     "name": "products",

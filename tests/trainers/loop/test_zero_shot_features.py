@@ -15,7 +15,7 @@ from trainers.loop.evaluate_run import classify
 from trainers.loop.state import load_split, start
 from trainers.loop.zero_shot_features import ZeroShotFeatures
 from trainers.models.text_head import model_digest
-from trainers.texts.random_texts import random_texts
+from trainers.texts import random_texts
 
 ROUNDING = 2**-11
 """Greatest relative change of a float that is rounded to float16."""

@@ -2,7 +2,7 @@ import pytest
 
 from tests.trainers.tiny_models import random_model
 from trainers.models.zero_shot import load_zero_shot
-from trainers.texts.prompts import Prompts
+from trainers.texts import Prompts
 
 PROMPTS = Prompts(("cat", "dog", "fish"), ("a photo of a {}.", "art of a {}.", "one {}"))
 

@@ -17,7 +17,7 @@ from trainers.errors import ConfigError
 from trainers.methods.carot import CaRot, projections
 from trainers.models.image import pooled_features
 from trainers.models.zero_shot import load_zero_shot
-from trainers.texts.prompts import Prompts
+from trainers.texts import Prompts
 
 CLASSES = (0, 1, 0, 2)
 RNG = np.random.default_rng(1)

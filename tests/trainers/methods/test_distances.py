@@ -9,7 +9,7 @@ from tests.trainers.methods.by_hand import cross_entropy, divergence
 from trainers.models import text_head as heads
 from trainers.models.clip import load_clip, load_tokenizer
 from trainers.models.config import ModelConfig
-from trainers.texts.prompts import Prompts, named_templates
+from trainers.texts import Prompts, named_templates
 
 
 def test_both_models_use_their_own_head_and_one_scale(trial):

@@ -9,7 +9,7 @@ from trainers.methods.base import StepRandom
 from trainers.methods.carot import CaRot
 from trainers.methods.flyp import ContrastiveFineTuning
 from trainers.methods.r_adapter import ResidualAdapter
-from trainers.texts.prompts import Prompts, named_templates
+from trainers.texts import Prompts, named_templates
 
 FLYP = ContrastiveFineTuning()
 

@@ -13,7 +13,7 @@ from trainers.errors import ConfigError
 from trainers.methods.base import Batch
 from trainers.methods.lipsum_ft import LipsumFineTuning
 from trainers.models.config import ModelConfig
-from trainers.texts.random_texts import Vocabulary, random_texts
+from trainers.texts import Vocabulary, random_texts
 
 CLIP_WORDS = Vocabulary(open_clip.SimpleTokenizer(context_length=24))
 

@@ -13,7 +13,7 @@ from trainers.models.adapters import GAIN, Adapter
 from trainers.models.image import pooled_features
 from trainers.models.student import TextTower
 from trainers.models.zero_shot import load_zero_shot
-from trainers.texts.prompts import Prompts
+from trainers.texts import Prompts
 
 PROMPTS = Prompts(("cat", "dog"), ("a {}.",))
 TIMM_VIT = {"timm_model_name": "test_vit", "timm_pool": "token", "image_size": 160}

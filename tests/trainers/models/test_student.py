@@ -11,7 +11,7 @@ from trainers.methods.ft import FineTuning
 from trainers.methods.lipsum_ft import LipsumFineTuning
 from trainers.models.student import Outputs
 from trainers.models.zero_shot import load_zero_shot
-from trainers.texts.prompts import Prompts
+from trainers.texts import Prompts
 
 PROMPTS = Prompts(("cat", "dog", "fish"), ("a photo of a {}.",))
 METHODS = (FineTuning(), LipsumFineTuning(text_count=5))

@@ -13,7 +13,7 @@ from trainers.models import text_head
 from trainers.models.clip import load_clip, load_tokenizer, model_config
 from trainers.models.text_head import cached_heads, model_digest, zero_shot_heads
 from trainers.models.zero_shot import load_zero_shot
-from trainers.texts.prompts import Prompts
+from trainers.texts import Prompts
 
 PROMPTS = Prompts(
     names=("cat", "teddy bear", "The_Eiffel_Tower", "water lily"),

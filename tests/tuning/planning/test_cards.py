@@ -11,7 +11,7 @@ from tests.tuning.result_tables import text_of
 from trainers.errors import ConfigError
 from trainers.loop.fake_step import FILLED, Operation, step_cost
 from trainers.models.zero_shot import load_zero_shot
-from trainers.texts.prompts import Prompts
+from trainers.texts import Prompts
 from tuning.config.schema import SearchFile
 from tuning.planning import cards
 from tuning.planning.cards import (

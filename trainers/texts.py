@@ -1,15 +1,10 @@
-"""Random texts for any tokenizer.
-
-The tokenizer itself tells how a text is laid out: all words of a text are one letter, and where the
-tokens of two such texts differ stand the ordinary tokens; all others are the frame. A random text
-is the frame with ordinary tokens drawn from the vocabulary. CLIP has a start and an end token,
-RoBERTa other ones, SigLIP only an end token, which is its padding, too.
-"""
+"""Texts: prompts, which are class names in templates, and random texts for any tokenizer."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
-from functools import cached_property
+from dataclasses import dataclass, field
+from functools import cache, cached_property
 from string import ascii_lowercase
 from typing import TYPE_CHECKING, Any
 
@@ -22,9 +17,39 @@ from trainers.seeding import generator
 if TYPE_CHECKING:
     from torch import Tensor
 
+TEMPLATES = ("openai_imagenet", "simple_imagenet")
+"""Names of templates: the 80 of CLIP's authors, and the 7 that they found nearly as good."""
+
+
+@cache
+def named_templates(name: str = "openai_imagenet") -> tuple[str, ...]:
+    """The templates of one of these names, each with one `{}`."""
+    import open_clip
+
+    return tuple(template("{}") for template in getattr(open_clip, f"{name.upper()}_TEMPLATES"))
+
+
+@dataclass(frozen=True)
+class Prompts:
+    """Prompts of K classes: every name in every template."""
+
+    names: tuple[str, ...]
+    """(K,) class names as used in prompts, in the order of the classes."""
+    templates: tuple[str, ...] = field(default_factory=named_templates)
+    """Each with one `{}`."""
+
+    def of(self, name: str) -> list[str]:
+        """All texts of one class."""
+        return [template.replace("{}", name) for template in self.templates]
+
 
 class Vocabulary:
     """The tokens and the layout of a tokenizer's texts.
+
+    The tokenizer itself tells how a text is laid out: all words of a text are one letter, and where
+    the tokens of two such texts differ stand the ordinary tokens; all others are the frame. A
+    random text is the frame with ordinary tokens drawn from the vocabulary. CLIP has a start and an
+    end token, RoBERTa other ones, SigLIP only an end token, which is its padding, too.
 
     Args:
         tokenizer: of open_clip: from N texts to padded tokens (N, context length).

@@ -8,8 +8,7 @@ from trainers.errors import ConfigError
 from trainers.models.clip import vocabulary
 from trainers.models.config import ModelConfig
 from trainers.models.zero_shot import load_zero_shot
-from trainers.texts.prompts import Prompts
-from trainers.texts.random_texts import Vocabulary, random_texts
+from trainers.texts import Prompts, Vocabulary, random_texts
 
 TINY = vocabulary(ModelConfig())
 FIRST_TEXTS = [[2046, 14, 808, 868, 1167, 2047], [2046, 445, 167, 1700, 426, 2047]]

@@ -1,1 +1,0 @@
-"""Texts: class prompts, random texts, and texts of the user."""
