@@ -21,8 +21,7 @@ import torch
 from torch import Tensor
 
 from trainers.data.config import DataConfig
-from trainers.data.suite import near
-from trainers.errors import ConfigError, quoted
+from trainers.errors import ConfigError, nearest, quoted
 
 
 @dataclass(frozen=True)
@@ -77,7 +76,8 @@ def domain_class_map(
     data: DataConfig, id_classes: Sequence[str], domain: str, domain_classes: Sequence[str]
 ) -> ClassMap:
     """The map of one of a configuration's domains, by its suite or else by names."""
-    rule, id_domain = data.rules.rule(domain), data.id_domain
+    rule = data.rules.rule(domain)
+    id_domain = data.id_domain
     if rule.num_classes is not None and rule.num_classes != len(domain_classes):
         problem = f"it has {len(domain_classes)} classes, and the suite expects {rule.num_classes}"
         raise ConfigError(problem, source=domain)
@@ -94,13 +94,12 @@ def domain_class_map(
     if rule.unknown_classes == "refuse":
         of_class = {name: targets.get(name, ()) for name in domain_classes}
         if unknown := [n for n, of in of_class.items() if not of or not labels.keys() >= {*of}]:
-            hint = near(unknown[0], labels) if len(unknown) == 1 else ""
-            raise ConfigError(
-                f"{quoted(unknown)}: no class of {id_domain}, which has {len(labels)}{hint}",
-                hint=f"in a suite of your own, domains.{domain} may have a class_map, or "
-                "unknown_classes: skip",
-                source=domain,
-            )
+            rules = f"domains.{domain} may have a class_map, or unknown_classes: skip"
+            hint = f"in a suite of your own, {rules}"
+            if len(unknown) == 1 and (close := nearest(unknown[0], labels)):
+                hint = f"{close}; {hint}"
+            problem = f"{quoted(unknown)}: no class of {id_domain}, which has {len(labels)}"
+            raise ConfigError(problem, hint=hint, source=domain)
     scored = [frozenset(group) for group in groups if group]
     if not scored:
         raise ConfigError(f"none of its classes is one of {id_domain}", source=domain)

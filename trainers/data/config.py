@@ -16,10 +16,6 @@ from trainers.errors import ConfigError
 MOST_LOADERS = 16
 """Limit of `data.workers: auto`; a process decodes some hundred images a second."""
 
-SHARED_MEMORY = "/dev/shm"
-"""Where loader processes put batches on Linux. A container has 64 MB of it by default."""
-MORE_SHARED_MEMORY = "start the container with --shm-size=8g, or lower the number of processes"
-
 Strength: TypeAlias = Annotated[float, Field(ge=0, le=1)]
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import io
 import json
-import shutil
 import signal
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
@@ -25,7 +24,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 from torchvision.io import ImageReadMode, decode_jpeg
 from torchvision.transforms.v2 import functional
 
-from trainers.data.config import MORE_SHARED_MEMORY, SHARED_MEMORY, DataConfig
+from trainers.data.config import DataConfig
 from trainers.data.images import BadImage, decode, is_too_large, orientation
 from trainers.data.roots import domain_files
 from trainers.data.schema import Header, split_header
@@ -140,7 +139,7 @@ class ImageDataset:
         is_large = len(mine) * 3 * image_input.size**2 > KEEP_BYTES
         options = {"batch_size": batch_size, "pin_memory": pin_memory and is_large}
         views_of = _EvalViews(self, image_input)
-        decoded = _batches(views_of, batch_size, workers, sampler=mine, **options)
+        decoded = _batches(views_of, workers, sampler=mine, **options)
         if is_large:
             yield from decoded
             return
@@ -337,8 +336,7 @@ def train_batches(
     augment = augmentation(data.augment, image_input)
     views = _TrainViews(images, image_input, data, augment, sampler.seed)
     workers = data.loader_processes(on_gpu=pin_memory)
-    size = sampler.batch_size // sampler.world_size
-    return _batches(views, size, workers, batch_sampler=sampler, pin_memory=pin_memory)
+    return _batches(views, workers, batch_sampler=sampler, pin_memory=pin_memory)
 
 
 def eval_samples(
@@ -348,22 +346,13 @@ def eval_samples(
     workers: int = 0,
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """Chosen images as evaluation sees them: ((B, 3, size, size) uint8, (B,) int64) a batch."""
-    return _batches(_EvalViews(images, image_input), 0, workers, batch_sampler=samples)
+    return _batches(_EvalViews(images, image_input), workers, batch_sampler=samples)
 
 
 def _batches(
-    views: _EvalViews | _TrainViews, size: int, workers: int, **options: Any
+    views: _EvalViews | _TrainViews, workers: int, **options: Any
 ) -> Iterator[tuple[Tensor, Tensor]]:
-    """One pass in batches of at most `size` (0: unknown), by `workers` processes or this one.
-
-    Each process decodes two batches ahead, or one if shared memory is scarce. A ConfigError of it
-    is raised without its traceback.
-    """
-    memory = Path(SHARED_MEMORY)
-    ahead = 2 * workers * size * 3 * views.image_input.size**2
-    # Other trials and Ray's objects need room, too.
-    is_scarce = memory.is_dir() and ahead > shutil.disk_usage(memory).free / 4
-    options["prefetch_factor"] = (1 if is_scarce else 2) if workers else None
+    """One pass, by `workers` processes or this one; an error of a process as if of this one."""
     batches = iter(DataLoader(views, num_workers=workers, **options))
     try:
         yield from batches
@@ -377,8 +366,9 @@ def _batches(
         ended = [process.exitcode for process in getattr(batches, "_workers", ())]
         if -signal.SIGBUS not in ended:
             raise
-        problem = f"{memory} is full: a process that decodes images was killed"
-        failure = ConfigError(problem, key="trial.data.workers", hint=MORE_SHARED_MEMORY)
+        problem = "/dev/shm is full: a process that decodes images was killed"
+        hint = "start the container with --shm-size=8g, or lower the number of processes"
+        failure = ConfigError(problem, key="trial.data.workers", hint=hint)
     finally:
         del batches  # as the traceback
     raise failure

@@ -27,7 +27,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from pydantic import Field, model_validator
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import Progress
 
 from trainers.config_model import Frozen
 from trainers.data.folders import SPLITS, Found, Split
@@ -110,12 +110,9 @@ def prepare(
             Without it, each domain keeps a train split.
         console: for a bar of progress, if it is a terminal.
     """
-    columns = (
-        TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(),
-    )  # fmt: skip
     is_shown = console is not None and console.is_terminal
     lock: Any = nullcontext()
-    with Progress(*columns, console=console, disable=not is_shown) as bar:
+    with Progress(console=console, disable=not is_shown) as bar:
         progress = partial(bar.update, bar.add_task("listing images", total=None))
         plans = _plans(sources, options, id_domain)
         if destination.is_local:

@@ -309,13 +309,13 @@ def _tables(source: Source, domain: str) -> dict[Split, Found]:
     found = dict[Split, Found]()
     left_out = _unread(source, files)
     for name, rows in loaded.items():
-        usual = SPLIT_WORDS.get(name.lower(), "train" if len(loaded) == 1 else None)
-        split = source.splits.get(name) if source.splits else usual
+        split = _split_of(name, source, is_alone=len(loaded) == 1)
         labels = [number.get(value, -1) for value in rows[label][:]]
-        # Hugging Face sets all labels of a split to -1 if they are kept secret.
-        if split is None or max(labels, default=-1) < 0:
-            reason = "without labels" if split else "not train, val or test"
-            left_out.append((f"split {name} ({len(rows):,} images)", reason))
+        if split is None:
+            left_out.append((f"split {name} ({len(rows):,} images)", "not train, val or test"))
+            continue
+        if max(labels, default=-1) < 0:  # Hugging Face has -1 for labels that are kept secret
+            left_out.append((f"split {name} ({len(rows):,} images)", "without labels"))
             continue
         if split in found:
             problem = f"several of its splits are {split}: {listed(loaded)}"
@@ -332,6 +332,13 @@ def _tables(source: Source, domain: str) -> dict[Split, Found]:
     for of_split in list(found.values())[:1]:
         of_split.left_out += left_out
     return found
+
+
+def _split_of(name: str, source: Source, *, is_alone: bool) -> Split | None:
+    """Which split of ours one of the source is; None for none."""
+    if source.splits:
+        return source.splits.get(name)
+    return SPLIT_WORDS.get(name.lower(), "train" if is_alone else None)
 
 
 def _class_names(source: Source, loaded: Mapping[str, datasets.Dataset], label: str) -> list[str]:
@@ -379,9 +386,13 @@ def _column(
 ) -> str:
     """The given column, the one with the usual name, or the only one of a kind."""
     of_kind = [column for column, feature in features.items() if isinstance(feature, kind)]
-    chosen = [given] if given else [name] if name in features else of_kind
-    if len(chosen) == 1 and chosen[0] in features:
-        return chosen[0]
+    chosen = of_kind[0] if len(of_kind) == 1 else None
+    if name in features:
+        chosen = name
+    if given:
+        chosen = given
+    if chosen in features:
+        return chosen
     problem = f"which column is not clear; there are {', '.join(features)}"
     raise ConfigError(problem, key=f"--{name}-column", source=source.path)
 

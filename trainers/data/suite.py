@@ -14,7 +14,7 @@ A suite is a few lines of YAML, packaged (`imagenet`, `domainnet`) or a user's o
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from functools import cache
 from importlib import resources
 from pathlib import Path
@@ -23,7 +23,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BeforeValidator, Field
 
 from trainers.config_model import Frozen
-from trainers.errors import ConfigError, did_you_mean, nearest, validate
+from trainers.errors import ConfigError, did_you_mean, nearest, suggestion, validate
 from trainers.texts import TEMPLATES, Prompts, named_templates
 from trainers.yaml_text import parse_yaml, read_yaml
 
@@ -137,11 +137,11 @@ class Suite(Frozen):
             return identity.replace("_", " ").replace("-", " ")
         names = imagenet_names() if self.class_names == "imagenet" else self.class_names
         if identity not in names:
-            raise self._error(f"has no name for {identity!r}{near(identity, names)}")
+            raise self._error(f"has no name for {identity!r}", nearest(identity, names))
         return names[identity]
 
-    def _error(self, problem: str) -> ConfigError:
-        return ConfigError(problem, key="class_names", source=f"suite {self.name!r}")
+    def _error(self, problem: str, hint: str | None = None) -> ConfigError:
+        return ConfigError(problem, key="class_names", hint=hint, source=f"suite {self.name!r}")
 
 
 def load_suite(source: str | Path) -> Suite:
@@ -150,8 +150,8 @@ def load_suite(source: str | Path) -> Suite:
     if name in packaged_suites():
         return _packaged(name)
     if not path.is_file():
-        hint = did_you_mean(name, packaged_suites())
-        raise ConfigError(f"no suite is called {name!r}, nor is there such a file{hint}")
+        hint = suggestion(name, packaged_suites())
+        raise ConfigError(f"no suite is called {name!r}, nor is there such a file", hint=hint)
     return validate(Suite, read_yaml(path), name)
 
 
@@ -191,9 +191,3 @@ def imagenet_names() -> dict[str, str]:
     from trainers.data.published import wordnet_ids
 
     return dict(zip(wordnet_ids(), IMAGENET_CLASSNAMES, strict=True))
-
-
-def near(name: str, known: Iterable[str]) -> str:
-    """The nearest of many names, to append to a message; never a list of all of them."""
-    hint = nearest(name, known)
-    return f" ({hint})" if hint else ""

@@ -12,7 +12,6 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from torch.utils.data import DataLoader
 
 from tests.images import exif_of, file_of
 from tests.trainers.data.layouts import write_table
@@ -145,24 +144,6 @@ def test_a_loader_killed_for_want_of_shared_memory_says_so(root, monkeypatch, in
     with ThreadPoolExecutor() as threads, pytest.raises(ConfigError, match="--shm-size") as error:
         list(batches) if in_main_thread else threads.submit(list, batches).result()
     assert error.value.key == "trial.data.workers"
-
-
-@pytest.mark.parametrize(("folder", "ahead"), [("/proc", 1), ("/no/such", 2), (".", 2)])
-def test_loaders_keep_fewer_batches_where_shared_memory_is_small(folder, ahead, root, monkeypatch):
-    """`/proc` has no free bytes."""
-    monkeypatch.setattr(images_module, "SHARED_MEMORY", folder)
-    loaders = []
-
-    class Noted(DataLoader):
-        def __iter__(self):
-            loaders.append(self)
-            return super().__iter__()
-
-    monkeypatch.setattr(images_module, "DataLoader", Noted)
-    images, sampler = ImageDataset(root, "real", "train"), StepSampler(7, 4, seed=0, steps=range(2))
-    assert len(list(train_batches(images, sampler, INPUT, DataConfig(workers=1)))) == 2
-    assert len(list(images.eval_batches(INPUT, 3, workers=1))) == 3
-    assert [loader.prefetch_factor for loader in loaders] == [ahead, ahead]
 
 
 AUGMENT = {
