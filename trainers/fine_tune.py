@@ -165,9 +165,9 @@ def _evaluation(
 ) -> dict[str, float]:
     """The validation metrics: of the sample, or of all images after the last step."""
     began = time.perf_counter()
-    images, line_sample = sampled, None
+    images = held_out if run.is_done else sampled
+    line_sample = None
     if run.is_done:
-        images = held_out
         line_sample = {d: i.sampled(run.config.eval.line_images) for d, i in held_out.items()}
     metrics = evaluate_run(run, "val", images, line_sample=line_sample)
     metrics["eval/images"] = float(sum(len(of_domain.eval_rows) for of_domain in images.values()))

@@ -217,10 +217,12 @@ def serve(values: dict[str, Any]) -> None:
     import_module("trainers.fine_tune")  # before the state of the process is recorded
     # Frozen objects are left out of garbage collections, such as the one after each trial.
     gc.freeze()
-    exchange, context = values["exchange"], ray.train.get_context()
-    rank, is_alone = context.get_world_rank(), context.get_world_size() == 1
-    is_first = rank == 0
-    folder, running = None, ExitStack()
+    exchange = values["exchange"]
+    context = ray.train.get_context()
+    is_first = context.get_world_rank() == 0
+    is_alone = context.get_world_size() == 1
+    folder = None
+    running = ExitStack()
 
     def note_progress(train_curve: TrainCurve) -> None:
         if is_first and not ray.get(exchange.set_progress.remote(request, train_curve)):
@@ -370,7 +372,8 @@ def newest_on_this_node(folder: Store) -> Iterator[Path | None]:
     All workers must enter it. The first one looks, so that all continue from the same checkpoint;
     the first one of each node fetches it.
     """
-    context, newest = ray.train.get_context(), None
+    context = ray.train.get_context()
+    newest = None
     if context.get_world_rank() == 0:
         with storage_failures(folder.url, "the checkpoints cannot be read"):
             newest = newest_checkpoint(folder, resumable=True)

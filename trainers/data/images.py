@@ -165,7 +165,8 @@ def _load(data: bytes) -> tuple[Image.Image, bool]:
         image = Image.alpha_composite(white, image.convert("RGBA")).convert("RGB")
         as_it_is = False
     elif image.mode not in ("L", "RGB"):
-        image, as_it_is = image.convert("RGB"), False
+        image = image.convert("RGB")
+        as_it_is = False
     image.format = file_format
     return image, as_it_is
 

@@ -224,7 +224,9 @@ def _written(
             if waiting and (image is None or len(waiting) == _ROWS or size >= _BYTES):
                 with folder.write(f"{split}/part-{part:05d}.parquet") as file:
                     write_images(file, waiting, found.class_names)
-                waiting, size, part = [], 0, part + 1
+                waiting = []
+                size = 0
+                part += 1
             if image is not None:
                 waiting.append(image)
                 size += len(image.image)
@@ -301,7 +303,8 @@ class _Room:
     """Bounds the memory of threads that decode: `_PIXELS` at a time, or one image of more."""
 
     def __init__(self) -> None:
-        self._changed, self._used = threading.Condition(), 0
+        self._changed = threading.Condition()
+        self._used = 0
 
     @contextmanager
     def of(self, pixels: int) -> Iterator[None]:

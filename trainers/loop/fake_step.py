@@ -10,6 +10,7 @@ that keeps what that of a GPU keeps; its autocast is made that of a GPU.
 
 from __future__ import annotations
 
+import math
 import warnings
 import weakref
 from collections.abc import Callable, Iterator, Sequence
@@ -163,7 +164,8 @@ def step_cost(config: TrialConfig, *, classes: int) -> StepCost:
     part = config.optim.at_once(batch)
     recorded = min(batch, 2 * part)
     with fake_run(config, classes) as (run, recorder):
-        stepper, marks = Stepper(run), list[int]()
+        stepper = Stepper(run)
+        marks = list[int]()
         run.optimizer.register_step_pre_hook(lambda *_: marks.append(len(recorder.operations)))
         size = run.zero_shot.image_input.size
         others = torch.empty(batch - recorded, 3, size, size, dtype=torch.uint8)  # stays on the GPU
@@ -175,12 +177,12 @@ def step_cost(config: TrialConfig, *, classes: int) -> StepCost:
                 labels = torch.arange(recorded) % classes
             stepper.step(number, views, labels, lr=config.optim.lr)
         del others
-        done, recorded_parts = recorder.operations, -(-recorded // part)
+        done = recorder.operations
         return StepCost(
             peak_bytes=recorder.peak,
             parts=batch / part,
             of_parts=done[: marks[1]],
-            recorded_parts=recorded_parts,
+            recorded_parts=math.ceil(recorded / part),
             of_optimizer=done[marks[1] :],
             width=run.student.head.shape[1],
             image_size=size,
@@ -213,7 +215,8 @@ def evaluation_cost(
         images = torch.empty(config.eval.batch_size, 3, size, size)
         recorder.operations.clear()
         classify(run, images)
-        of_images, texts = list(recorder.operations), list[Operation]()
+        of_images = list(recorder.operations)
+        texts = list[Operation]()
         if run.student.text is not None:
             tokens = run.zero_shot.tokenize(run.zero_shot.prompts.of("class 10")[:1])
             recorder.operations.clear()

@@ -21,7 +21,8 @@ def snapshot(run: TrainState) -> tuple[dict[str, Tensor], dict[str, Any], Header
     training as well if they cannot be read from these: if others were evaluated (EMA, WiSE, ...),
     or if the method merged what it trained into the layers of the model.
     """
-    trained, evaluated = run.weights, run.eval_weights or run.weights
+    trained = run.weights
+    evaluated = run.eval_weights or trained
     with swapped_in(run.student.trained, evaluated):
         plain = run.student.plain_state()
     is_merged = any(_plain_name(name) not in plain for name in trained)

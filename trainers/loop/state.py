@@ -101,7 +101,8 @@ def state_of(
         names: (K,) the classes of its head.
     """
     rank, world_size = world()
-    method, share = config.method, config.optim.share(world_size)
+    method = config.method
+    share = config.optim.share(world_size)
     student = Student(zero_shot)
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(config.seed)

@@ -79,7 +79,8 @@ class Stepper:
 
         # The texts of the images, tokenised: captions, spurious texts, or none.
         draw = StepRandom(config.seed, number, config.optim.batch_size, run.rank, run.world_size)
-        texts, tokens = method.texts(labels.tolist(), run.zero_shot.prompts, draw), None
+        texts = method.texts(labels.tolist(), run.zero_shot.prompts, draw)
+        tokens = None
         if texts:
             flat = run.zero_shot.tokenize([text for kind in texts for text in kind])
             tokens = to_device(flat.unflatten(0, (len(texts), len(labels))), run.device)
@@ -123,10 +124,12 @@ class Stepper:
         if run.ema is not None and run.ema_decay is not None:
             update_average(run.ema, run.weights, run.ema_decay)
 
-        norm, counts = norm.double(), values.new_ones(2)
+        norm = norm.double()
+        counts = values.new_ones(2)
         if run.scaler.is_enabled():  # the scaler skips a step that overflows
             counts = torch.stack([values.isfinite().all(), norm.isfinite()]).double()
-            values, norm = torch.where(counts[0] > 0, values, 0), norm.nan_to_num(0, 0, 0)
+            values = torch.where(counts[0] > 0, values, 0)
+            norm = norm.nan_to_num(0, 0, 0)
         return torch.cat([values, norm.reshape(1), counts])
 
     def _gradients(
@@ -136,7 +139,8 @@ class Stepper:
 
         If they do not fit into memory, they are computed again in parts of half the size.
         """
-        run, size = self._run, self._run.micro_batch_size
+        run = self._run
+        size = run.micro_batch_size
         parts = []
         for first in range(0, len(labels), size):
             rows = slice(first, first + size)

@@ -108,7 +108,8 @@ class ZeroShotFeatures:
 
         It is called with the batches of the evaluation in their order, and does not look at them.
         """
-        features, done = self.of_images(images), 0
+        features = self.of_images(images)
+        done = 0
 
         def classify(views: Tensor) -> Tensor:
             nonlocal done

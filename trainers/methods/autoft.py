@@ -60,16 +60,13 @@ class AutoFineTuning(Method):
 
     @property
     def per_image(self) -> bool:
-        """False if images are compared with the texts of others."""
         return self.contrastive_weight == 0
 
     @property
     def weighs_classes(self) -> bool:
-        """True."""
         return True
 
     def loss(self, batch: Batch, step: Step) -> Loss:
-        """Cross-entropy, plus all other terms with their weights as the regulariser."""
         import torch
         from torch.nn import functional
 
@@ -79,7 +76,8 @@ class AutoFineTuning(Method):
         now = list(step.weights.values())
         moved = [value - step.initial[name] for name, value in step.weights.items()]
 
-        number, entropy = sum(value.numel() for value in now), -(log_p.exp() * log_p).sum(dim=-1)
+        entropy = -(log_p.exp() * log_p).sum(dim=-1)
+        number = sum(value.numel() for value in now)
 
         def mean(terms: list[Tensor]) -> Tensor:
             return torch.stack([term.sum() for term in terms]).sum() / number
@@ -87,12 +85,12 @@ class AutoFineTuning(Method):
         def hinge() -> Tensor:  # PyTorch's is the mean over the classes
             return functional.multi_margin_loss(student.logits, labels) * student.logits.shape[-1]
 
+        def contrastive() -> Tensor:
+            return contrastive_loss(student.logit_scale * student.features @ texts.T)
+
         terms = (
             (self.hinge_weight, hinge),
-            (
-                self.contrastive_weight,
-                lambda: contrastive_loss(student.logit_scale * student.features @ texts.T),
-            ),
+            (self.contrastive_weight, contrastive),
             (self.entropy_weight, entropy.mean),
             (self.mistakes_weight, ((log_p.argmax(dim=-1) != labels) * entropy).mean),
             (self.l1_norm_weight, lambda: mean([value.abs() for value in now])),

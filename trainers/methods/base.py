@@ -252,11 +252,9 @@ class ZeroShotRegulariser(Method, ABC):
 
     @property
     def needs_zero_shot(self) -> bool:
-        """Whether the regulariser has a weight."""
         return self.reg_weight > 0
 
     def loss(self, batch: Batch, step: Step) -> Loss:
-        """Cross-entropy plus the regulariser."""
         task = cross_entropy(batch)
         if batch.zero_shot is None:
             return Loss(task)

@@ -33,7 +33,6 @@ class ContextAwareFineTuning(ZeroShotRegulariser):
     name: Literal["car_ft"] = "car_ft"
 
     def regulariser(self, student: Outputs, zero_shot: Outputs, step: Step) -> Tensor:
-        """The divergence from the zero-shot model's contexts."""
         contexts, scale = step.zero_shot.contexts, step.zero_shot.logit_scale
         before, now = (scale * of.features @ contexts.T for of in (zero_shot, student))
         return kl_divergence(before, now)

@@ -76,7 +76,6 @@ class CaRot(ContrastiveMethod):
     """Updates of the average in a run, evenly spread; at most one a step."""
 
     def check(self, model: ModelConfig) -> None:
-        """Raise a `ConfigError` if an encoder has no linear projection."""
         from trainers.models.clip import skeleton
 
         if self.orthogonality_weight or self.cross_weight:
@@ -97,7 +96,6 @@ class CaRot(ContrastiveMethod):
         return first + (last - first) * min(1.0, step / (RISE * steps))
 
     def loss(self, batch: Batch, step: Step) -> Loss:
-        """The contrastive loss, plus all other terms with their weights as the regulariser."""
         import torch
         from torch.nn.functional import cross_entropy
 

@@ -36,7 +36,6 @@ class ContrastiveMethod(Method):
     """Base of the methods that compare the images of a batch with each other's captions."""
 
     def prepare(self, student: Student) -> None:
-        """Let image and text encoder train, with their projections and the logit scale."""
         student.train_both_encoders()
 
     @property
@@ -63,7 +62,6 @@ class ContrastiveFineTuning(ContrastiveMethod):
     name: Literal["flyp"] = "flyp"
 
     def loss(self, batch: Batch, step: Step) -> Loss:
-        """The contrastive loss."""
         return Loss(contrastive_loss(similarities(batch.student)))
 
 

@@ -31,5 +31,4 @@ class Distillation(ZeroShotRegulariser):
     name: Literal["kd"] = "kd"
 
     def regulariser(self, student: Outputs, zero_shot: Outputs, step: Step) -> Tensor:
-        """The divergence from the zero-shot model's probabilities."""
         return kl_divergence(zero_shot.logits, student.logits)

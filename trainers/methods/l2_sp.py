@@ -30,11 +30,9 @@ class L2SP(Method):
 
     @property
     def weighs_classes(self) -> bool:
-        """True."""
         return True
 
     def loss(self, batch: Batch, step: Step) -> Loss:
-        """Cross-entropy plus the squared distance from the initial weights."""
         import torch
 
         task = cross_entropy(batch)

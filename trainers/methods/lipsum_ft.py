@@ -43,7 +43,6 @@ class LipsumFineTuning(ZeroShotRegulariser):
     """M: texts a step."""
 
     def check(self, model: ModelConfig) -> None:
-        """Raise a `ConfigError` if random texts do not fit into the model's context."""
         from trainers.models.clip import vocabulary
 
         of_model = vocabulary(model)
@@ -57,11 +56,9 @@ class LipsumFineTuning(ZeroShotRegulariser):
         of_model.frame(self.text_length)
 
     def weight_at(self, step: Step) -> float:
-        """The weight by `reg_schedule`."""
         return scheduled(self.reg_weight, self.reg_schedule, step)
 
     def regulariser(self, student: Outputs, zero_shot: Outputs, step: Step) -> Tensor:
-        """Half the mean squared change of the scaled scores on the texts of this step."""
         shared = step.zero_shot_features
         texts = shared.of_random_texts(self.text_count, self.text_length, step.number)
         change = student.features - zero_shot.features

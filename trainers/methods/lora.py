@@ -36,14 +36,12 @@ class LowRankFineTuning(Method):
     """The change is multiplied by alpha / r."""
 
     def prepare(self, student: Student) -> None:
-        """Add the changes to the image encoder, and let these and the head train."""
         from trainers.models.low_rank import add_low_rank
 
         student.train_head()
         add_low_rank(student.visual, self.rank, self.alpha / self.rank)
 
     def check(self, model: ModelConfig) -> None:
-        """Raise a `ConfigError` if the image encoder has no matrices to change."""
         from trainers.models.clip import skeleton
         from trainers.models.low_rank import add_low_rank
 

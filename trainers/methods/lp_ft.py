@@ -36,7 +36,6 @@ class LinearProbeFineTuning(Method):
     """Peak learning rate of these steps; `optim.head_lr_factor` does not change it."""
 
     def stage(self, step: int, steps: int) -> Stage:
-        """The probe, then everything."""
         probing = round(self.probe_fraction * steps)
         if step < probing:
             return Stage(0, probing, self.probe_lr, head_alone=True)

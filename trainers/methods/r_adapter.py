@@ -62,7 +62,6 @@ class ResidualAdapter(ContrastiveMethod):
     """eps: the share of the label that the texts of other classes have together."""
 
     def prepare(self, student: Student) -> None:
-        """Add adapters to both encoders, and let these train alone."""
         from trainers.models.adapters import add_adapters
 
         add_adapters(student.visual)
@@ -70,7 +69,6 @@ class ResidualAdapter(ContrastiveMethod):
 
     @contextmanager
     def during_step(self, student: Student, draw: StepRandom) -> Iterator[None]:
-        """Scale each adapter by 0 with probability p, else by 1 / (1 - p)."""
         from trainers.models.adapters import Adapter
 
         adapters = [part for part in student.modules() if isinstance(part, Adapter)]
@@ -84,7 +82,6 @@ class ResidualAdapter(ContrastiveMethod):
                 adapter.scale.fill_(1)
 
     def check(self, model: ModelConfig) -> None:
-        """Raise a `ConfigError` if an encoder has no transformer blocks."""
         from trainers.models.adapters import add_adapters
         from trainers.models.clip import skeleton
         from trainers.models.student import TextTower
@@ -94,7 +91,6 @@ class ResidualAdapter(ContrastiveMethod):
             add_adapters(encoder)
 
     def loss(self, batch: Batch, step: Step) -> Loss:
-        """The multi-positive contrastive loss with its margin; eps is 0 for a single class."""
         import torch
         from torch.nn.functional import cross_entropy
 

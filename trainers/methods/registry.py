@@ -152,7 +152,8 @@ def _load_module(module: str) -> None:
         METHODS.update(methods)  # another file may have replaced some
         SEARCH_SPACES.update(spaces)
         return
-    before, name = dict(METHODS), _module_of(module)
+    before = dict(METHODS)
+    name = _module_of(module)
     if name != module and module not in _TEXTS and not Path(module).is_file():
         hint = "if a run folder names it, put the file back there, or a link to it"
         raise ConfigError("no such file", key="plugins", value=module, hint=hint)

@@ -68,11 +68,9 @@ class StarFineTuning(ContrastiveMethod):
 
     @property
     def needs_zero_shot(self) -> bool:
-        """The regulariser compares with the zero-shot model, unless its weight is 0."""
         return self.reg_weight > 0
 
     def texts(self, labels: Sequence[int], prompts: Prompts, draw: StepRandom) -> Texts:
-        """Captions, then spurious texts if the regulariser has a weight."""
         captions = [CAPTION.replace("{}", prompts.names[label]) for label in labels]
         if not self.needs_zero_shot:
             return (captions,)
@@ -83,7 +81,6 @@ class StarFineTuning(ContrastiveMethod):
         return captions, spurious
 
     def loss(self, batch: Batch, step: Step) -> Loss:
-        """The contrastive loss, plus the divergence on spurious texts."""
         task = contrastive_loss(similarities(batch.student))
         if batch.zero_shot is None:
             return Loss(task)

@@ -43,7 +43,6 @@ class ProjectedFineTuning(Method):
     def eval_weights(
         self, trained: Weights, initial: Weights, id_gradient: Callable[[Weights], Weights]
     ) -> Weights:
-        """Each weight between its initial and its trained value, by its learned share."""
         if self.projection_steps == 0:
             return trained
         import torch

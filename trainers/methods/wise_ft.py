@@ -32,7 +32,6 @@ class WiseFineTuning(Method):
     def eval_weights(
         self, trained: Weights, initial: Weights, id_gradient: Callable[[Weights], Weights]
     ) -> Weights:
-        """The interpolated weights."""
         from trainers.models.averaging import interpolate
 
         return interpolate(initial, trained, self.alpha)

@@ -190,7 +190,8 @@ def _one_line(model: ModelConfig, problem: str) -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        reason, hint = " ".join(str(error).split()) or type(error).__name__, None
+        reason = " ".join(str(error).split()) or type(error).__name__
+        hint = None
         refused = ("eights only load failed", "TorchScript", "allow_pickle")
         if any(words in reason for words in refused):
             # The advice of PyTorch and NumPy is to run the code in the file.

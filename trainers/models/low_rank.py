@@ -39,7 +39,8 @@ class LowRank(nn.Module):
 
 def add_low_rank(encoder: nn.Module, rank: int, scale: float) -> None:
     """Change all matrices of linear layers and attention in the blocks of an encoder."""
-    layers, changed = layers_of(encoder), 0
+    layers = layers_of(encoder)
+    changed = 0
     for name, layer in layers.items():
         owner, _, tensor = name.rpartition(".")
         module = encoder.get_submodule(owner)

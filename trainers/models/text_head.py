@@ -25,6 +25,8 @@ from trainers.models.text import encode_tokens, shortened
 from trainers.texts import Prompts
 
 TEXTS_A_BATCH = 1024
+PACKAGES = ("numpy", "open_clip_torch", "pillow", "timm", "torch", "torchvision", "transformers")
+"""What features depend on beside the model."""
 KEPT_HEADS = 100
 """Heads in the cache, of some 2 MB each. Those unused for longest are removed."""
 
@@ -49,7 +51,8 @@ def heads_of(
     """
     num_templates = len(prompts.templates)
     per_batch = max(1, TEXTS_A_BATCH // num_templates)
-    rows, contexts = [], torch.zeros(())
+    rows = []
+    contexts = torch.zeros(())
     for start in range(0, len(prompts.names), per_batch):
         names = prompts.names[start : start + per_batch]
         features = encode(tokenize([text for name in names for text in prompts.of(name)])).float()
@@ -132,8 +135,8 @@ def model_digest(clip: nn.Module, config: Mapping[str, Any]) -> str:
         values: Any = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy()
         return name.encode() + hashlib.sha256(values).digest()
 
-    packages, names = {}, "numpy open_clip_torch pillow timm torch torchvision transformers"
-    for package in names.split():
+    packages = {}
+    for package in PACKAGES:
         with suppress(PackageNotFoundError):
             packages[package] = version(package)
     described = json.dumps([config, packages], sort_keys=True, default=str).encode()
