@@ -386,13 +386,10 @@ def _column(
 ) -> str:
     """The given column, the one with the usual name, or the only one of a kind."""
     of_kind = [column for column, feature in features.items() if isinstance(feature, kind)]
-    chosen = of_kind[0] if len(of_kind) == 1 else None
-    if name in features:
-        chosen = name
-    if given:
-        chosen = given
-    if chosen in features:
-        return chosen
+    usual = [name] if name in features else of_kind
+    chosen = [given] if given else usual
+    if len(chosen) == 1 and chosen[0] in features:
+        return chosen[0]
     problem = f"which column is not clear; there are {', '.join(features)}"
     raise ConfigError(problem, key=f"--{name}-column", source=source.path)
 
