@@ -135,7 +135,7 @@ def _methods_of_this_test():
 
 @pytest.fixture(scope="session")
 def whole_root(tmp_path_factory):
-    """The five domains of the embedded benchmark with eight classes and few images."""
+    """The five domains of the built-in benchmark with eight classes and few images."""
     root = tmp_path_factory.mktemp("data") / "images"
     return write_first_images(root, CLASSES, train=6, val=3, test=2)
 

@@ -35,7 +35,7 @@ def write_split(root, domain, split, classes, *, part=0, red=200):
 
 
 def write_first_images(root, classes, train, val, test):
-    """The first images of some classes of the embedded benchmark, in all its domains and splits.
+    """The first images of some classes of the built-in benchmark, in all its domains and splits.
 
     train, val, test: how many of each class.
     """

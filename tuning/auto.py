@@ -67,7 +67,7 @@ MOST_TRIALS, LEAST_TRIALS = 40, 6
 EVALUATIONS: Final = 3
 """Of a trial."""
 BENCHMARK_HOURS: Final = 0.2
-"""For the embedded benchmark."""
+"""For the built-in benchmark."""
 RULE: Final = "objective"
 PREPARED: Final = "prepared"
 """Folder of prepared images, in the current one. Not `data`, where the images themselves may be."""
@@ -91,10 +91,10 @@ def auto(
     The configuration is `NAME.yaml` beside the run folder, the images are in `prepared/NAME`.
 
     Args:
-        source: a folder of images of the layout `folders`; by default the embedded benchmark.
+        source: a folder of images of the layout `folders`; by default the built-in benchmark.
         id_domain: the domain to fine-tune on.
         ood: the other domains that are evaluated; by default all.
-        model: a ready configuration or a YAML file to extend: `vit_b32`, or for the embedded
+        model: a ready configuration or a YAML file to extend: `vit_b32`, or for the built-in
             benchmark `quickstart`.
         hours: of wall clock for everything from the call on.
         gpu_hours: of search and `confirm`, instead of `hours`.

@@ -1,6 +1,6 @@
 """Is anything lost or done twice when the driver is killed? `python -m tests.benchmarks.kills`
 
-Runs a search on the embedded benchmark as a process of its own, kills its driver with SIGKILL at
+Runs a search on the built-in benchmark as a process of its own, kills its driver with SIGKILL at
 random moments, resumes it each time, and at the end compares the journal, the Optuna study, the
 MLflow runs and the tables one to one. Exits with status 1 and names what does not agree.
 """

@@ -1,4 +1,4 @@
-"""What is a search worth on the embedded benchmark? `python -m tests.benchmarks.phenomenon --out O`
+"""What is a search worth on the built-in benchmark? `python -m tests.benchmarks.phenomenon --out O`
 
 The searches and the table of `photographs`, with the trial of the quickstart. The benchmark was
 shaped to show the effect of Lipsum-FT within minutes: this table demonstrates the method, it is no

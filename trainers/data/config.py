@@ -66,7 +66,7 @@ class DataConfig(Frozen):
 
     root: str = EMBEDDED
     """Folder or URL (`s3://bucket/data`) with `<domain>/<split>/*.parquet`; `openmoji` is the
-    embedded benchmark."""
+    built-in benchmark."""
     suite: Annotated[str | Suite | None, BeforeValidator(resolve_suite)] = None
     """Name of a packaged suite, or your own as a YAML file or its keys, which become part of the
     configuration. It has the domains, unless the next two keys are given, and the class names in

@@ -21,7 +21,7 @@ from trainers.errors import ConfigError, StorageFailed, first_line
 from trainers.redact import WRITE_NAME, has_password, redact
 
 EMBEDDED = "openmoji"
-"""Root of the images that come with this package: the embedded benchmark."""
+"""Root of the images that come with this package: the built-in benchmark."""
 
 CACHE_VARIABLE = "HF_DATASETS_CACHE"
 """Environment variable of the package `datasets` for the folder of this machine's caches."""
@@ -162,7 +162,7 @@ def _unreachable(error: OSError, url: str) -> StorageFailed:
 
 
 def open_root(root: str) -> Store:
-    """The folder of `trial.data.root`: a path or URL, or that of the embedded benchmark."""
+    """The folder of `trial.data.root`: a path or URL, or that of the built-in benchmark."""
     if root != EMBEDDED:
         return open_store(root)
     folder = Path(__file__).parents[1] / "benchmark"

@@ -1,1 +1,1 @@
-"""Zero-shot models: any that open_clip can load, and the embedded `tiny-clip`."""
+"""Zero-shot models: any that open_clip can load, and the built-in `tiny-clip`."""

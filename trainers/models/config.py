@@ -20,7 +20,7 @@ class ModelConfig(Frozen):
     """Which zero-shot model is fine-tuned."""
 
     name: str = TINY_CLIP
-    """`tiny-clip` (embedded), a name that open_clip knows, such as `ViT-B-16-quickgelu`,
+    """`tiny-clip` (built in), a name that open_clip knows, such as `ViT-B-16-quickgelu`,
     `hf-hub:org/repo`, or `local-dir:/folder`."""
     pretrained: str | None = None
     """A pre-trained tag of open_clip, a checkpoint's path (`.safetensors`, or `.pt`, `.pth`, `.bin`

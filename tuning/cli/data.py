@@ -144,7 +144,7 @@ def zero_shot(
         ),
     ] = False,
 ) -> None:
-    """Evaluate the zero-shot model: a check of class names, templates, masks and preprocessing.
+    """Evaluate the zero-shot model: a check of class names, templates and preprocessing.
 
     Reading the test splits here does not bias a search: no hyperparameter is chosen by the result.
     With --expect, the exit status is 1 if a domain differs by more than its sampling error.

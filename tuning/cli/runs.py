@@ -210,7 +210,7 @@ def control(
         typer.Option("--end", help="Stop all trials and end the search; `resume` continues them."),
     ] = False,
 ) -> None:
-    """Steer a running search: its driver follows within seconds, also on another machine.
+    """Steer a running search: it follows within seconds, also from another machine.
 
     Example: lipsum-tune control quickstart --enqueue reg_weight=1,lr=3e-4
     """

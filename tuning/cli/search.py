@@ -231,7 +231,9 @@ def confirm(
 def auto(
     data: Annotated[
         str | None,
-        typer.Argument(help="A folder of images, as for `prepare folders`. Default: openmoji."),
+        typer.Argument(
+            help="A folder of images, as for `prepare folders`. Default: the built-in benchmark."
+        ),
     ] = None,
     id_: Annotated[str | None, typer.Option("--id", help="The domain to fine-tune on.")] = None,
     ood: Annotated[
@@ -242,7 +244,7 @@ def auto(
         typer.Option(help="A ready configuration or YAML file to extend. Default: vit_b32."),
     ] = None,
     hours: Annotated[
-        float | None, typer.Option(help="Wall-clock time of everything. Default of openmoji: 0.2.")
+        float | None, typer.Option(help="Wall-clock time of everything. Default without DATA: 0.2.")
     ] = None,
     gpu_hours: Annotated[
         float | None, typer.Option(help="GPU-hours of the search and `confirm`.")
@@ -261,7 +263,7 @@ def auto(
 ) -> None:
     """From a folder of images to a confirmed, exported model; run it again after a kill.
 
-    Prepares, plans and runs a search that fits the hours, confirms and exports the model that won.
+    Prepares the images, runs a search that fits the hours, confirms it, and exports the model.
 
     Example: lipsum-tune auto /data/shop --id studio --ood street,sketch --gpu-hours 24
     """

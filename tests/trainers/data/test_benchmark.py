@@ -1,4 +1,4 @@
-"""The embedded benchmark: the images that the program of commit b9b9d245 has drawn."""
+"""The built-in benchmark: the images that the program of commit b9b9d245 has drawn."""
 
 import hashlib
 import json
