@@ -387,7 +387,8 @@ def _check_hours(file: SearchFile, left: float, image_s: float, rows: Sequence[R
     Raises:
         ConfigError: they are below a lower bound.
     """
-    resources, steps = file.search.resources, _steps(file.trial.steps // 4)["steps"]
+    resources = file.search.resources
+    steps = _steps(file.trial.steps // 4)["steps"]
     at_once = max(1, int((os.cpu_count() or 1) // (resources.workers * resources.cpus_per_worker)))
     trainings = LEAST_TRIALS + len(file.search.references), 2 * CONFIRM_SEEDS
     rounds = sum(math.ceil(number / at_once) for number in trainings)
@@ -411,10 +412,12 @@ def fitting(plan: Plan, limit: float, spent: float = 0.0) -> Plan:
     Raises:
         ConfigError: not even so fit enough trials.
     """
-    file, steps, needs = plan.file, plan.file.trial.steps, math.inf
-    unit, field, what = "hours", "hours", "hours"
-    if file.search.budget.gpu_hours is not None:
-        unit, field, what = "gpu_hours", "device_hours", "GPU-hours"
+    file = plan.file
+    steps = file.trial.steps
+    is_of_gpus = file.search.budget.gpu_hours is not None
+    unit = "gpu_hours" if is_of_gpus else "hours"
+    field = "device_hours" if is_of_gpus else "hours"
+    needs = math.inf
     references = len(file.search.references)
     for parts in (1, 2, 4):
         changes = {} if parts == 1 else _steps(steps // parts)
@@ -431,7 +434,7 @@ def fitting(plan: Plan, limit: float, spent: float = 0.0) -> Plan:
             search = file.search.model_copy(update={"budget": budget})
             return replace(shorter, file=shorter.file.model_copy(update={"search": search}))
         needs = limit - left + prices[LEAST_TRIALS]
-    needed = f"{format_hours(needs)} {what}"
+    needed = f"{format_hours(needs)} {'GPU-hours' if is_of_gpus else 'hours'}"
     problem = f"{LEAST_TRIALS} trials of {steps // 4} steps and confirm need {needed}"
     option = f"--{unit.replace('_', '-')}"
     hint = f"give {option} {format_hours(1.2 * needs)} or more"

@@ -78,10 +78,14 @@ class Driver:
         orders_before: int = 0,
         check_ray: Callable[[], None] = lambda: None,
     ) -> None:
-        self.search, self._file, self._journal, self._check_ray = search, file, journal, check_ray
+        self.search = search
+        self._file = file
+        self._journal = journal
+        self._check_ray = check_ray
         self.studies = studies or Studies(())
         self.budget = Budget(file.search.budget, history, journal.now)
-        gpus, deciders = file.search.resources.gpus_per_trial, (self.studies, self.budget)
+        gpus = file.search.resources.gpus_per_trial
+        deciders = (self.studies, self.budget)
         self.recorder = Recorder(search, journal, callbacks, history.records, gpus, deciders)
         # A kill may have lost a proposal whose process had not started, but not a later one.
         used = {record.number for record in history.records}
@@ -182,7 +186,8 @@ class Driver:
         It has failed if they raise more often than `max_failures` without a new step in between,
         and if the training raises the same twice: then it is at fault, and no machine.
         """
-        attempts, (line, *_) = self._attempts[trial_id], message.error.splitlines()
+        attempts = self._attempts[trial_id]
+        line = message.error.partition("\n")[0]
         is_repeated = message.is_own and line == attempts.last
         is_last = message.is_counted and not self.attempts_left(trial_id)
         if is_repeated or is_last:

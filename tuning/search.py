@@ -143,10 +143,10 @@ def resume_search(
         ConfigError: not a run folder, or one that another process is running; a key that must not
             change; changed data.
     """
-    loaded, overrides = load_run(folder, whole=True), list(overrides)
+    loaded = load_run(folder, whole=True)
     run = loaded.folder
-    overrides += larger_budget(loaded, trials=trials)
-    file, _ = load_recorded(run / CONFIG_FILE, overrides, check=True)
+    keys = [*overrides, *larger_budget(loaded, trials=trials)]
+    file, _ = load_recorded(run / CONFIG_FILE, keys, check=True)
     options = SearchOptions(
         callbacks=callbacks,
         address=address,
@@ -331,10 +331,11 @@ def prepare_studies(
     concurrent: int = 1,
 ) -> Studies:
     """The Optuna studies of a session: trials of the journal, earlier searches, initial points."""
-    history, sampler = log.history(), options.sampler or file.search.sampler
+    history = log.history()
+    sampler = options.sampler or file.search.sampler
     scheduler = options.pruner or file.search.scheduler
-    steps, every = file.trial.steps, file.trial.eval.every
-    pruner, name = partial(create_pruner, scheduler, steps, every), name_of(scheduler)
+    pruner = partial(create_pruner, scheduler, file.trial.steps, file.trial.eval.every)
+    name = name_of(scheduler)
     studies = create_studies(search, file.search_space(), sampler, pruner, name)
     is_new = not history.records
     for line in warm_start(studies.studies, file, search, earlier, strict=is_new):

@@ -126,7 +126,9 @@ def published(config: TrialConfig) -> dict[str, float]:
     Raises:
         ConfigError: there are none, or none for the domains of the configuration.
     """
-    model, suite, domains = config.model, config.data.rules, config.data.domains
+    model = config.model
+    suite = config.data.rules
+    domains = config.data.domains
     name = f"{model.name}/{model.pretrained}"
     found = suite.published.get(name, {})
     if found.keys().isdisjoint(domains):

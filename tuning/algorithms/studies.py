@@ -104,7 +104,8 @@ class MethodStudy:
         """Take a report into account, and return whether the trial continues."""
         if len(self.study.directions) > 1:  # Optuna stops no trial, and keeps no reports
             return True
-        step, value = int(report[STEP]), self._value(report)
+        step = int(report[STEP])
+        value = self._value(report)
         known = self.study.get_trials(deepcopy=False)[trial.number]
         if known.intermediate_values.get(step) == value:
             return True  # decided before: a resumed trial repeats its last report
@@ -236,7 +237,8 @@ class Studies(Callback):
         if not going:
             return None
         study = min(going, key=lambda study: study.num_trials)
-        is_wanted, queue = bool(study.wanted), study.wanted or study.queue
+        is_wanted = bool(study.wanted)
+        queue = study.wanted or study.queue
         point = queue.popleft() if queue else None
         trial = study.ask(trial_id, point)
         self._running[trial_id] = study, trial
@@ -276,13 +278,17 @@ def create_studies(
         sampler: a configuration, or a sampler of Optuna, of which each method gets a copy.
         pruner: makes one for each method.
     """
-    told, studies, parts = search.sampler_objectives, [], space.parts()
+    told = search.sampler_objectives
+    parts = space.parts()
+    studies = []
     for method, part in parts.items():
-        config, own = None, sampler
-        if isinstance(own, SamplerConfig):
+        config = None
+        own: BaseSampler = RandomSampler()
+        if isinstance(sampler, SamplerConfig):
             trials = math.ceil(search.budget_trials / len(parts))
-            config = resolve_sampler(own, part, trials, len(told))
-            own = RandomSampler()
+            config = resolve_sampler(sampler, part, trials, len(told))
+        else:
+            own = sampler
         study = optuna.create_study(
             study_name=f"{search.run_id}-{method}",  # Hyperband draws trials' brackets from it
             sampler=own if method is None else copy.deepcopy(own),

@@ -110,7 +110,9 @@ def parse_constraint(text: str, known: Iterable[str]) -> Constraint:
             f"{text!r}: write it as `METRIC >= BOUND` or `METRIC <= BOUND`; the bound is a number, "
             "or `best` or `zero_shot.METRIC`, with a number added or taken away"
         )
-    metric, anchor, names = match["metric"], match["anchor"], set(known)
+    metric = match["metric"]
+    anchor = match["anchor"]
+    names = set(known)
     for name in (metric, (anchor or "").removeprefix("zero_shot.")):
         if name not in names and name not in ("", "best"):
             raise ValueError(f"{text!r}: no trial reports {name!r}")

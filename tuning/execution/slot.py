@@ -123,7 +123,9 @@ class Slot(tune.Trainable):
         Raises:
             Exception: the error, if the storage failed.
         """
-        workers, self._workers, self._folder = self._workers, None, None
+        workers = self._workers
+        self._workers = None
+        self._folder = None
         if workers is not None:
             workers.end()
         if storage_failure(error):

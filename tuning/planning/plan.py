@@ -110,7 +110,9 @@ class Plan:
     @property
     def prices(self) -> list[Price]:
         """All trials in full, and if early stopping is on, with the fewest of them in full."""
-        search, trial, trials = self.file.search, self.file.trial, self.file.most_trials
+        search = self.file.search
+        trial = self.file.trial
+        trials = self.file.most_trials
         least = LEAST_FINISHED * len(self.file.search_space().parts())
         references, full = len(search.references), min(least, trials)
         found = [self.price("all trials in full", trials + references)]

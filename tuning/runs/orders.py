@@ -91,7 +91,9 @@ class Orders:
     def __init__(
         self, run_folder: Path, journal: Journal, history: History, before: int = 0
     ) -> None:
-        self._path, self._journal, self._before = run_folder / CONTROL_FILE, journal, before
+        self._path = run_folder / CONTROL_FILE
+        self._journal = journal
+        self._before = before
         self._read = history.controls[-1]["read"] if history.controls else 0
         """Place in the file of orders up to which it was read."""
         self._begin = _begin_of(self._path)

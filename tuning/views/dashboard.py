@@ -121,16 +121,21 @@ class DashboardView(View):
         return study
 
     def _trial(self, record: TrialRecord, bests: Mapping[str, float]) -> FrozenTrial:
-        search, state, values = self._search, STATES[record.outcome], None
+        search = self._search
+        state = STATES[record.outcome]
+        values = None
         if state == TrialState.COMPLETE:
             found = [record.last(objective.metric) for objective in search.objectives]
             values = [value for value in found if value is not None]
             if len(values) < len(found):
-                state, values = TrialState.FAIL, None
-        params, distributions, point = {}, {}, point_of(record)
+                state = TrialState.FAIL
+                values = None
+        params = {}
+        distributions = {}
         for method, space in self._parts.items():
-            if record.params.get(METHOD_KEY) == method and is_inside(point, space):
-                params, distributions = dict(record.params), space.distributions()
+            if record.params.get(METHOD_KEY) == method and is_inside(point_of(record), space):
+                params = dict(record.params)
+                distributions = space.distributions()
                 if method is not None:
                     distributions[METHOD_KEY] = CategoricalDistribution(list(self._parts))
         curve = record.curve if len(search.objectives) == 1 else ()

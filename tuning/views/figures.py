@@ -12,6 +12,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from html import escape
+from itertools import cycle
 from typing import Any
 
 import plotly.graph_objects as go
@@ -87,14 +88,16 @@ class Plots:
         _add_lines(drawn, [r for r in shown if r.outcome == "finished"])
         _add_frontier(drawn, finished)
         methods = search.methods(finished)
-        for index, method in enumerate(methods if len(methods) > 1 else ()):
-            group = [record for record in finished if search.method(record) == method]
-            look = {"symbol": _SYMBOLS[index % len(_SYMBOLS)], "size": 11, "line": _EDGE}
-            look["color"] = COLOURS[index % len(COLOURS)]
-            _add_trials(drawn, search, group, method, look)
+        look: dict[str, Any] = {"size": 11, "line": _EDGE}
         if len(methods) < 2:
-            look = {"color": COLOURS[0], "size": 11, "line": _EDGE, **_colours(search, finished)}
-            _add_trials(drawn, search, finished, "finished", look)
+            colours = _colours(search, finished) or {"color": COLOURS[0]}
+            _add_trials(drawn, search, finished, "finished", look | colours)
+        else:
+            for method, colour, symbol in zip(methods, cycle(COLOURS), cycle(_SYMBOLS)):
+                group = [record for record in finished if search.method(record) == method]
+                _add_trials(
+                    drawn, search, group, method, look | {"color": colour, "symbol": symbol}
+                )
         early = [r for r in shown if r.kind == "trial" and r.outcome != "finished"]
         for outcome in dict.fromkeys(record.outcome for record in early):
             group = [record for record in early if record.outcome == outcome]
@@ -102,8 +105,8 @@ class Plots:
             _add_trials(drawn, search, group, f"{outcome} ({len(group)})", look, hidden=True)
         for record in references(search, self.records):
             if accs_of(record) is not None:
-                look = {"size": 13, "symbol": "x", "color": SOFT}
-                look |= {"size": 14, "symbol": "star"} if record.trial_id == ZERO_SHOT else {}
+                symbol = "star" if record.trial_id == ZERO_SHOT else "x"
+                look = {"size": 13, "symbol": symbol, "color": SOFT}
                 _add_trials(drawn, search, [record], trial_label(record), look)
         won = conclusion(search, self.records).won
         if won is not None and won.outcome == "finished" and (accs := accs_of(won)):

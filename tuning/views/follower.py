@@ -70,7 +70,9 @@ class Follower(Callback):
     def __init__(
         self, views: Sequence[View], journal: Journal | None = None, tick: float = 1.0
     ) -> None:
-        self._views, self._journal, self._tick = views, journal, tick
+        self._views = views
+        self._journal = journal
+        self._tick = tick
         self._is_over, self._gives_up = threading.Event(), threading.Event()
         self._due: dict[View, float] = {}
         self._behind: set[View] = set()  # those that have not written the last event

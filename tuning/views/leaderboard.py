@@ -108,7 +108,7 @@ def trial_table(
     columns |= {"misses": "misses"} if search.constraints else {}
     columns |= {"outcome": "outcome", "time": "time"}
 
-    missed, rows = misses(search, records), []
+    missed = misses(search, records)
     best = found.won if found.won and found.won.outcome == "finished" else None
     front = pareto_front(search, records) if len(search.objectives) > 1 else []
     zero_shot = zero_shot_record(search.zero_shot)
@@ -117,8 +117,10 @@ def trial_table(
     trials = ranked(search, records)
     trials.sort(key=lambda r: confirmed.index(r.trial_id) if r.trial_id in means else len(means))
     ordered = [zero_shot, *references, *trials]
+    rows = []
     for rank, record in enumerate(ordered, -len(references)):
-        is_done, is_trial = record.outcome == "finished", record.kind == "trial"
+        is_done = record.outcome == "finished"
+        is_trial = record.kind == "trial"
         given: dict[str, Any] = {METHOD_KEY: search.method(record), **record.params}
         if not is_trial:
             given = {} if record is zero_shot else search.reference_params
@@ -194,7 +196,9 @@ def _table(
         is_trial = row.record.kind == "trial"
         styles = {"outcome": OUTCOME_STYLE[row.record.outcome]}
         cells = [Text(row.cells[key][0], styles.get(key, "")) for key in keys]
-        look = "bold green" if row.is_best else "" if is_trial and not row.misses else "dim"
-        begins = not is_trial and after is not None and after.record.kind == "trial"
-        table.add_row(*cells, style=look, end_section=begins)
+        look = "" if is_trial and not row.misses else "dim"
+        if row.is_best:
+            look = "bold green"
+        is_last = not is_trial and after is not None and after.record.kind == "trial"
+        table.add_row(*cells, style=look, end_section=is_last)
     return table

@@ -52,7 +52,9 @@ class ProgressCallback(Callback):
         self.earlier_seconds = 0.0
         """Wall clock before `search_started`, which counts against a budget of hours too."""
         self._is_ending = False  # and with it the time left
-        self._console, self._clock, self._shows_best = console, clock, shows_best
+        self._console = console
+        self._clock = clock
+        self._shows_best = shows_best
         self._records: dict[str, TrialRecord] = {}
         self._printed: dict[str, tuple[float, str]] = {}  # when, and what, by trial ID
         self._paced_at = 0.0
@@ -70,7 +72,8 @@ class ProgressCallback(Callback):
     def search_started(self, search: SearchRecord) -> None:
         """Open the display."""
         self.close()
-        self._search, self._began = search, self._clock() - self.earlier_seconds
+        self._search = search
+        self._began = self._clock() - self.earlier_seconds
         if self._console.is_terminal:
             # Of a narrow terminal, the last column gets what the others leave.
             rest = Column(no_wrap=True, ratio=1, overflow="ellipsis")
@@ -133,32 +136,42 @@ class ProgressCallback(Callback):
 
     def _show(self, record: TrialRecord, text: str) -> None:
         """Note a record, and show it: by its bar and above all bars, or as a line of a log."""
-        name, bars, is_over = record.trial_id, self._bars, record.outcome != "running"
-        self._records[name] = record.compact
-        if bars is None:
+        self._records[record.trial_id] = record.compact
+        if self._bars is None:
             if text:
-                self._printed[name] = self._clock(), text
-                # No markup, no colour, and no wrapping at the 80 columns assumed for a log file.
-                now, pace = self._clock(), ""
-                if is_over and now - self._paced_at >= PACE_SECONDS:
-                    self._paced_at, pace = now, f"  ({self._pace()})"
-                self._console.out(f"{name}  {text.rstrip()}{pace}", highlight=False)
-            return
-        if is_over:
-            if name in self._tasks:
-                bars.remove_task(self._tasks.pop(name))
-            if text:
-                bars.console.out(f"{name}  {text}", highlight=False)
+                self._print(record, text)
+        elif record.outcome == "running":
+            self._move(record, self._bars)
         else:
-            if name not in self._tasks:
-                total = self._search.total_steps
-                self._tasks[name] = bars.add_task(name, total=total, about="")
-            last = record.metrics.get(TRAIN_LOSS)
-            last = record.progress[TRAIN_LOSS][-1] if record.progress else last
-            loss = "" if last is None else f"  loss {last:.3g}"
-            about = f"{format_params(record.params)}{loss}"
-            bars.update(self._tasks[name], completed=record.trained_steps, about=about)
+            if record.trial_id in self._tasks:
+                self._bars.remove_task(self._tasks.pop(record.trial_id))
+            if text:
+                self._bars.console.out(f"{record.trial_id}  {text}", highlight=False)
         self._update_whole()
+
+    def _print(self, record: TrialRecord, text: str) -> None:
+        """A line of a log; that of an end may have the pace of the search."""
+        now = self._clock()
+        self._printed[record.trial_id] = now, text
+        line = f"{record.trial_id}  {text.rstrip()}"
+        if record.outcome != "running" and now - self._paced_at >= PACE_SECONDS:
+            self._paced_at = now
+            line += f"  ({self._pace()})"
+        # No markup, no colour, and no wrapping at the 80 columns assumed for a log file.
+        self._console.out(line, highlight=False)
+
+    def _move(self, record: TrialRecord, bars: Progress) -> None:
+        """Move the bar of a running trial, or add it."""
+        name = record.trial_id
+        if name not in self._tasks:
+            self._tasks[name] = bars.add_task(name, total=self._search.total_steps, about="")
+        loss = record.metrics.get(TRAIN_LOSS)
+        if record.progress:
+            loss = record.progress[TRAIN_LOSS][-1]
+        about = format_params(record.params)
+        if loss is not None:
+            about += f"  loss {loss:.3g}"
+        bars.update(self._tasks[name], completed=record.trained_steps, about=about)
 
     def _update_whole(self) -> None:
         if self._bars is not None:
@@ -167,7 +180,9 @@ class ProgressCallback(Callback):
 
     def _pace(self) -> str:
         """What is done and left, the best trial, and what is used of a budget."""
-        search, now, records = self._search, self._clock(), list(self._records.values())
+        search = self._search
+        now = self._clock()
+        records = list(self._records.values())
         texts = []
         if self._bars is None:
             texts.append(f"{_ended(records)} of {search.budget_trials} trials done")

@@ -83,12 +83,16 @@ def export_weights(
     if alpha is not None and not source.trial.method.has_line:
         problem = f"{source.trial.method.name} has an alpha of its own, `method.alpha`"
         raise ConfigError(problem, key="--alpha", value=alpha)
-    data, model, metrics, test = source.trial.data, source.trial.model, source.metrics, source.test
+    data = source.trial.data
+    model = source.trial.model
+    metrics = source.metrics
+    test = source.test
     point = metrics.get("line/a", 1.0)  # at which the weights of the checkpoint are
     if alpha is None:
         alpha = source.alpha
     elif alpha != point:  # nothing else was evaluated in full
-        metrics, test = {}, {}
+        metrics = {}
+        test = {}
     clip, head, class_names = load_classifier(source, None if alpha is None else alpha / point)
     pixels = dataclasses.asdict(image_input(clip))
     origin: dict[str, str | None] = {"name": model.name, "pretrained": model.pretrained}

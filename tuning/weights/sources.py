@@ -83,10 +83,14 @@ def find_source(folder: Path, trial: str | None = None) -> Source:
     """
     if (folder / CONFIG_FILE).is_file() or not (folder / TRIAL_FILE).is_file():
         run = load_run(folder)
-        again, models = read_confirmation(run.search), models_tested(run.folder)
-        if again is not None and models and not trial:
+        again = read_confirmation(run.search)
+        if trial:
+            said = readings_in_words(again.readings) if again and again.readings else ""
+            return _of_trial(run, trial, f"Named by hand. {said}".rstrip())
+        models = models_tested(run.folder)
+        if again is not None and models:
             return _of_model(run, again, models)
-        return _of_trial(run, trial, again)
+        return _of_winner(run)
     if trial:
         raise ConfigError("is for runs, not for one training", key="--trial", value=trial)
     header = whole_header(folder)
@@ -170,28 +174,32 @@ def _measured_with_margins(model: Model, found: Sequence[Finding]) -> dict[str, 
     return {"metrics": measured(model.test, TEST), "margins": margins}
 
 
-def _of_trial(run: RunFolder, trial_id: str | None, again: Confirmation | None) -> Source:
-    search, records = run.search, {r.trial_id: r for r in run.history.records}
-    said = readings_in_words(again.readings) if again and again.readings else ""
-    why, looks_at_ood = f"Named by hand. {said}".rstrip(), None
-    best = best_trial(search, run.history.records)
-    if trial_id is None:
-        found = conclusion(search, run.history.records)
-        if found.won is None or best is None:
-            raise ConfigError("no trial has a value of the objective yet", source=run.folder)
-        trial_id, looks_at_ood = found.won.trial_id, search.sees_ood
-        why = why_chosen(run)
-        if trial_id == FT and FT not in records:
-            hint = f"--trial {best.trial_id} exports the best trial; search.references has `ft`"
-            problem = f"this search has no weights of the winner. {why}"
-            raise ConfigError(problem, source=run.folder, hint=hint)
+def _of_winner(run: RunFolder) -> Source:
+    """The single training that the conclusion names, before there is a model."""
+    records = run.history.records
+    won = conclusion(run.search, records).won
+    best = best_trial(run.search, records)
+    if won is None or best is None:
+        raise ConfigError("no trial has a value of the objective yet", source=run.folder)
+    why = why_chosen(run)
+    if won.trial_id == FT and all(record.trial_id != FT for record in records):
+        hint = f"--trial {best.trial_id} exports the best trial; search.references has `ft`"
+        problem = f"this search has no weights of the winner. {why}"
+        raise ConfigError(problem, source=run.folder, hint=hint)
+    return _of_trial(run, won.trial_id, why, looks_at_ood=run.search.sees_ood)
+
+
+def _of_trial(run: RunFolder, trial_id: str, why: str, looks_at_ood: bool | None = None) -> Source:
+    """The weights of a trial or reference, or of the zero-shot model."""
+    search = run.search
+    records = {record.trial_id: record for record in run.history.records}
     is_zero_shot = trial_id == ZERO_SHOT
-    if is_zero_shot and best is not None:
-        trial_id = best.trial_id  # the zero-shot weights are one end of the line of any trial
-    elif trial_id not in records:
+    record = records.get(trial_id)
+    if is_zero_shot:  # its weights are one end of the line of any trial
+        record = best_trial(search, run.history.records)
+    if record is None:
         problem = "no such trial" + did_you_mean(trial_id, records)
         raise ConfigError(problem, key="--trial", value=trial_id)
-    record = records[trial_id]
     checkpoint = kept_checkpoint(run.checkpoints, record.trial_id)
     if checkpoint is None:
         kept = [name for name in records if kept_checkpoint(run.checkpoints, name) is not None]
@@ -214,9 +222,10 @@ def _of_trial(run: RunFolder, trial_id: str | None, again: Confirmation | None) 
     if is_zero_shot:
         origin |= {"trial": ZERO_SHOT, "method": None, "params": {}, "outcome": None, "step": 0}
         report = search.zero_shot
-    title, config = f"{search.name}, {origin['trial']}", config_of(run.file, record)
-    load, alpha = partial(_read, checkpoint), 0.0 if is_zero_shot else None
-    return Source(title, load, config, origin, report, alpha)
+    title = f"{search.name}, {origin['trial']}"
+    config = config_of(run.file, record)
+    alpha = 0.0 if is_zero_shot else None
+    return Source(title, partial(_read, checkpoint), config, origin, report, alpha)
 
 
 def measured(metrics: Mapping[str, float], split: str = SPLIT) -> dict[str, float]:

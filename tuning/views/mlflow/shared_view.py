@@ -55,12 +55,17 @@ def order_of(
     """
     if record.trial_id in confirmed and record.kind == "trial":
         return f"0 {confirmed.index(record.trial_id):06d}"
-    group = {"finished": 1, "failed": 5}.get(record.outcome, 4)
-    if group == 1:
-        group = 2 if record.kind == "reference" else 3 if missed else 1
+    if record.outcome != "finished":
+        group = 5 if record.outcome == "failed" else 4
+    elif record.kind == "reference":
+        group = 2
+    else:
+        group = 3 if missed else 1
     value = record.last(search.objectives[0].metric)
-    merit = -math.inf if value is None else search.objectives[0].signed(value)
-    merit = -position if len(search.objectives) > 1 else merit
+    if len(search.objectives) > 1:
+        merit: float = -position
+    else:
+        merit = -math.inf if value is None else search.objectives[0].signed(value)
     # Of equal trials, the earlier one comes first.
     merits = (record.step, -sum(missed.values()), merit, -record.number)
     return " ".join([str(group), *(f"{1e9 - min(max(m, -1e9), 1e9):017.6f}" for m in merits)])

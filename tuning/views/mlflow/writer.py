@@ -109,7 +109,8 @@ class MlflowView(View):
             model = zero_shot_record(metrics)
             self._zero_shot = [replace(model, started_at=at, ended_at=at)]
         elif kind == "report" and record is not None and record.metrics is event["report"]:
-            reports, step = self._reports.setdefault(record.trial_id, []), event["report"][STEP]
+            reports = self._reports.setdefault(record.trial_id, [])
+            step = event["report"][STEP]
             if reports and step < reports[-1]["report"][STEP]:
                 reports[:] = [one for one in reports if one["report"][STEP] < step]
                 self._returns[record.trial_id] += 1
@@ -159,14 +160,16 @@ class MlflowView(View):
         parent = mlf.search_run(client, self._experiment_id, search.run_id)
         if parent is None:
             own = {"search_id": search.run_id, "kind": "search"}
-            start_ms, tags = round(1000 * self._created), own | self._origin()
-            parent = client.create_run(self._experiment_id, start_ms, tags, search.name)
+            start_ms = round(1000 * self._created)
+            at_start = own | self._origin()
+            parent = client.create_run(self._experiment_id, start_ms, at_start, search.name)
         tags = {"search": search.name, "run_folder": str(search.run_folder.resolve())}
         # MLflow's params cannot change, and a resumed search may have another configuration.
         params = [p for p in mlf.params_of(search.config) if p.key not in parent.data.params]
         client.log_batch(parent.info.run_id, params=params, tags=mlf.tags_of(tags))
         client.update_run(parent.info.run_id, name=search.name)  # its folder may be renamed
-        self._parent_id, self._inputs = str(parent.info.run_id), self._dataset()
+        self._parent_id = str(parent.info.run_id)
+        self._inputs = self._dataset()
         client.log_inputs(self._parent_id, self._inputs)
 
         below = f"tags.search_id = '{search.run_id}' and tags.kind != 'search'"
@@ -200,7 +203,9 @@ class MlflowView(View):
         return [mlf.DatasetInput(mlf.Dataset(name, digest, "local", source))]
 
     def _write_trial(self, record: TrialRecord, order: str) -> None:
-        search, client, trial_id = self._search, self._client, record.trial_id
+        search = self._search
+        client = self._client
+        trial_id = record.trial_id
         pruned = f" (pruned {record.step})" if record.outcome == "pruned" else ""
         label = f"{trial_label(record)}{pruned} {format_params(record.params)}".strip()
         error = record.error or ""
@@ -229,7 +234,8 @@ class MlflowView(View):
             self._runs[trial_id] = str(run.info.run_id)
         if trial_id not in self._written:  # MLflow keeps one of several equal inputs
             client.log_inputs(self._runs[trial_id], self._inputs)
-        run_id, reports = self._runs[trial_id], self._reports.get(trial_id, [])
+        run_id = self._runs[trial_id]
+        reports = self._reports.get(trial_id, [])
         new = reports[self._sent.get(trial_id, 0) :]
         metrics = [metric for event in new for metric in self._points(event)]
         params = {} if trial_id == ZERO_SHOT else record.params or search.reference_params
@@ -237,10 +243,13 @@ class MlflowView(View):
         client.update_run(run_id, STATUS[record.outcome], label)
         if record.ended_at is not None:
             client.set_terminated(run_id, STATUS[record.outcome], round(1000 * record.ended_at))
-        self._sent[trial_id], self._written[trial_id] = len(reports), (record, order)
+        self._sent[trial_id] = len(reports)
+        self._written[trial_id] = record, order
 
     def _write_parent(self, records: Sequence[TrialRecord], outcome: str) -> None:
-        search, client, at = self._search, self._client, self._latest
+        search = self._search
+        client = self._client
+        at = self._latest
         share_view(client, self._experiment_id, search, records)
         found = conclusion(search, records)
         tags = {"outcome": outcome, "mlflow.note.content": "\n\n".join(found.lines)}
