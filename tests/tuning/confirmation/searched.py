@@ -114,6 +114,12 @@ class Searched:
         ):
             return confirm(self.folder, console=QUIET, **{"rules": ["objective"], **arguments})
 
+    def confirm_a_mean(self):
+        """The model becomes the mean of two trainings of plain fine-tuning."""
+        self.write(2.0, 3.0)
+        self.ends = {"ft": 0.1, "trial-001": SPOILT}
+        return self.confirm(seeds=2)
+
     @property
     def models(self):
         return models_of(self.folder)

@@ -1,5 +1,6 @@
 """Who is confirmed, and confirmations with instant trainings, and with small ones on a real Ray."""
 
+import io
 import json
 import os
 import re
@@ -304,17 +305,23 @@ def test_an_interrupted_confirmation_counts_once_a_training_has_ended(
     assert run(seeds=2, top=2).readings == [*readings, ("trial-000", "trial-001")]
 
 
-def test_predictions_that_a_killed_driver_left_are_kept(instant):
-    """It was killed when the journal had the result of the last training."""
+def test_predictions_that_a_killed_driver_left_are_kept_but_for_those_that_cannot_be_read(instant):
+    """It was killed when the journal had the results of the last trainings."""
     folder, run, _ = instant
     run(seeds=2)
-    left = folder / "confirm" / "train" / "train-ft-seed-1001" / "checkpoint_2030"
-    training = {"optimizer": {}, PREDICTIONS: b"predictions"}
-    save_checkpoint(left, {"head": torch.zeros(9)}, training, Header(Progress(6), ("ant",)))
-    run(seeds=2)
-    assert not (folder / "confirm" / "train").exists()
+    train, shown = folder / "confirm" / "train", io.StringIO()
+    for seed, more in ((1000, {}), (1001, {PREDICTIONS: b"predictions"})):
+        left = train / f"train-ft-seed-{seed}" / "checkpoint_2030"
+        training = {"optimizer": {}, **more}
+        save_checkpoint(left, {"head": torch.zeros(9)}, training, Header(Progress(6), ("ant",)))
+    run(seeds=2, console=Console(file=shown, width=500))
+    assert "note: predictions of ft-seed-1000: No such file" in shown.getvalue()
     (kept,) = (folder / "confirm" / "predictions").iterdir()
     assert (kept.name, kept.read_bytes()) == ("ft-seed-1001.parquet", b"predictions")
+    (train / "train-ft-seed-1000" / "checkpoint_2030" / PREDICTIONS).write_bytes(b"now")
+    run(seeds=2)
+    assert len([*(folder / "confirm" / "predictions").iterdir()]) == 2
+    assert not train.exists()
 
 
 def test_a_training_that_failed_is_tried_again_by_the_next_call(instant):

@@ -50,14 +50,11 @@ def test_a_lucky_seed_wins_and_is_tested_itself(search):
 
 
 def test_the_mean_of_plain_fine_tuning_wins(search):
-    search.write(2.0, 3.0)
-    search.ends = {"ft": 0.05, "trial-001": SPOILT}
-    found = search.confirm(seeds=2)
+    found = search.confirm_a_mean()
     one = search.chosen
-    assert (one.kind, one.name, len(one.trainings)) == ("seeds", "ft", 2)
+    assert (one.kind, one.name) == ("seeds", "ft")
     assert [t["name"] for t in one.trainings] == ["ft-seed-1000", "ft-seed-1001"]
     assert one.metrics["val/mean_acc"] > 50
-    found = read_confirmation(load_run(search.folder).search)
     labels = [finding.label for finding in findings(found, search.models[0])]
     assert labels[0] == "test accuracy"
 
@@ -148,9 +145,7 @@ def test_a_killed_call_begins_again_with_equal_digits(where, search, tmp_path):
 
 
 def test_more_seeds_leave_the_model_and_again_builds_another(search):
-    search.write(2.0, 3.0)
-    search.ends = {"ft": 0.1, "trial-001": SPOILT}
-    search.confirm(seeds=2)
+    search.confirm_a_mean()
     (first,) = search.models
     search.confirm(seeds=3)
     assert search.models == (first,)
@@ -177,13 +172,18 @@ def test_the_test_splits_are_read_after_the_choice_is_in_the_journal(search):
     assert events(search.folder)[-1]["event"] == "model_tested"
 
 
-def test_weights_that_are_gone_are_named(search):
-    search.write(5.0, 4.0)
-    search.keep("trial-001", GOOD)
+def test_weights_that_are_gone_or_torn_are_left_out_and_named(search):
+    search.write(5.0, 4.5, 4.0)
+    for trial_id in ("trial-001", "trial-002"):
+        search.keep(trial_id, GOOD)
+    (torn,) = search.folder.glob(f"train/train-trial-001/*/{WEIGHTS}")
+    torn.write_bytes(torn.read_bytes()[:-9])
     search.ends = {"trial-000": GOOD}
     search.confirm(seeds=2)
+    assert search.chosen.name != "trial-001"
     notes = " ".join(search.models[0].notes)
     assert "the weights of trial-000 are gone" in notes
+    assert "the weights of trial-001 are gone" in notes
     assert "the ends of ft with seeds 1000, 1001 are gone" in notes
 
 
@@ -219,9 +219,7 @@ def test_a_training_that_failed_is_no_part_of_a_mean(search):
 
 def test_plain_open_clip_reaches_the_test_accuracy_of_the_card(search, tmp_path):
     """To the last image, in a process that imports nothing of this project."""
-    search.write(2.0, 3.0)
-    search.ends = {"ft": 0.1, "trial-001": SPOILT}
-    search.confirm(seeds=2)
+    search.confirm_a_mean()
     assert search.chosen.kind == "seeds"
     folder = export_weights(search.folder, tmp_path / "model")
     about = json.loads((folder / "classes.json").read_text())
@@ -244,9 +242,7 @@ def test_plain_open_clip_reaches_the_test_accuracy_of_the_card(search, tmp_path)
 
 
 def test_run_load_model_gives_what_export_writes(search, tmp_path):
-    search.write(2.0, 3.0)
-    search.ends = {"ft": 0.1, "trial-001": SPOILT}
-    search.confirm(seeds=2)
+    search.confirm_a_mean()
     folder = export_weights(search.folder, tmp_path / "model")
     exported = load_file(folder / "open_clip_model.safetensors")
     loaded = load_in_python(search.folder).load_model().state_dict()

@@ -8,14 +8,20 @@ import torch
 from typer.testing import CliRunner
 
 from tests.trainers.exported import open_clip_logits
+from tests.tuning.confirmation.searched import Searched
 from tuning.cli import app
 from tuning.weights import onnx
 
 
 @pytest.mark.nightly
-def test_onnx_has_the_logits_and_the_classes(real, tmp_path):
-    written = tmp_path / "model"
-    command = ["export", str(real[0]), "--output", str(written), "--trial", "trial-003", "--onnx"]
+@pytest.mark.parametrize("which", ["trial-003", "the model"])
+def test_onnx_has_the_logits_and_the_classes(which, real, whole_root, tmp_path):
+    written, (folder, _), named = tmp_path / "model", real, ["--trial", which]
+    if which == "the model":
+        search = Searched(whole_root, tmp_path)
+        search.confirm_a_mean()
+        folder, named = search.folder, []
+    command = ["export", str(folder), "--output", str(written), *named, "--onnx"]
     done = CliRunner().invoke(app, command)
     assert done.exit_code == 0, done.output
     about = json.loads((written / "classes.json").read_text())

@@ -20,6 +20,7 @@ from tests.images import file_of
 from tests.ports import free_ports
 from tests.test_docs import ROOT, blocks
 from tests.trainers.exported import open_clip_logits
+from tests.tuning.confirmation.searched import Searched
 from tests.tuning.databases import with_database
 from tests.waiting import wait_until
 from trainers.data.images import decode
@@ -91,6 +92,19 @@ def test_a_registered_model_predicts_as_the_exported_one(real, tmp_path):
     logits = open_clip_logits(exported, normalise(views, model_input))
     expected = np.tile(logits.softmax(dim=-1).numpy(), (14, 1))
     assert found.to_numpy() == pytest.approx(expected, abs=1e-6)
+
+
+@pytest.mark.nightly
+def test_a_mean_of_trainings_is_registered_with_the_run_of_its_search(whole_root, tmp_path):
+    search = Searched(whole_root, tmp_path / "runs")
+    search.confirm_a_mean()
+    run, uri = load_run(search.folder), default_tracking_uri(search.folder.parent)
+    complete_mlflow(run)
+    version = register_weights(run.folder, "mean-clip", tmp_path / "exported")
+    assert "trial_id" not in MlflowClient(uri).get_run(version.run_id).data.tags
+    assert f"{search.models[0].test['id_test/acc']:.1f} ±" in version.description
+    (stored,) = run.folder.parent.rglob("open_clip_model.safetensors")
+    assert stored.read_bytes() == (tmp_path / "exported" / stored.name).read_bytes()
 
 
 @pytest.mark.nightly
