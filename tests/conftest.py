@@ -49,6 +49,7 @@ def pytest_configure():
 
 def pytest_addoption(parser):
     parser.addoption("--tenth", type=int, help="Of tests marked `nightly`, only this tenth, 0 to 9")
+    parser.addoption("--rewrite-screens", action="store_true", help="Write files of expected output")
 
 
 def pytest_collection_modifyitems(config, items):
@@ -81,6 +82,24 @@ def pytest_terminal_summary(terminalreporter):
         seconds = dict(report.user_properties).get("cpu_seconds", 0.0)
         if seconds > 5 and report.keywords.keys().isdisjoint(("ray", "cluster", "nightly")):
             terminalreporter.line(f"{seconds:.1f} s of CPU time: {report.nodeid}")
+
+
+@pytest.fixture
+def screen(request):
+    """Compares a text with the whole file `screens/NAME.txt` beside the test.
+
+    `pytest --rewrite-screens` writes these files; their difference is what users see changed.
+    """
+
+    def compare(name, text):
+        lines = [line.rstrip() for line in text.splitlines()]
+        shown, path = "\n".join([*lines, ""]), request.path.parent / "screens" / f"{name}.txt"
+        if request.config.getoption("--rewrite-screens"):
+            path.parent.mkdir(exist_ok=True)
+            path.write_text(shown, encoding="utf-8")
+        assert shown == path.read_text(encoding="utf-8")
+
+    return compare
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -9,6 +9,7 @@ from scipy.special import ndtr
 
 from tests.tuning import fakes
 from tests.tuning.confirmation.written import write_predictions, write_results
+from tests.tuning.result_tables import printed
 from trainers.evaluation.metrics import ID, MEAN_OOD, MetricKey
 from tuning.config.objectives import Objective, parse_constraint
 from tuning.runs.confirmation import SPLIT, read_confirmation
@@ -22,6 +23,8 @@ from tuning.runs.model import (
     goal_of,
     model_in_words,
 )
+from tuning.views.confirmation_table import model_table
+from tuning.views.result_table import fit_table
 
 DOMAINS = {"real": 300, "sketch": 200, "clipart": 150}
 """Test images of each."""
@@ -161,21 +164,11 @@ def test_a_model_of_ft_is_compared_with_its_own_trainings(confirmation):
         assert found.values["id_test/acc"].mean == pytest.approx(15)
 
 
-def test_sentences_name_what_was_measured_and_what_was_not(confirmation):
+def test_a_model_is_shown_in_sentences_and_beside_others(confirmation, screen):
     records = [fakes.trial(number) for number in range(3)]
-    model = built(notes=("the weights of trial-001 are gone",))
-    first, own, others, left_out, further = model_in_words(confirmation, [model], records)
-    assert first == "The model is trial-003, as the search trained it."
-    assert own == "Its test accuracy, in percent: ID 70.0, OOD 50.0 (sketch 50.0)."
-    assert others.startswith("Points more than zero-shot: ID +50.0, OOD +20.0; than one plain")
-    assert "trial-001" in left_out
-    assert "built before 1 further trial; `confirm --again`" in further
-    assert not any("expect" in line or "val" in line for line in (first, own, others))
-
-
-def test_an_earlier_model_keeps_its_figure(confirmation):
-    lines = model_in_words(confirmation, [built(), built("soup", "soup")], [])
-    assert "An earlier model, trial-003, as the search trained it, has ID 70.0" in lines[3]
+    models = [built("soup", "soup"), built(notes=("the weights of trial-001 are gone",))]
+    table = printed(fit_table(model_table(confirmation, models), 100, "mine"), 100)
+    screen("model", "\n".join([*model_in_words(confirmation, models, records), table]))
 
 
 def test_constraints_come_before_the_objective(tmp_path):
