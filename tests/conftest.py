@@ -49,7 +49,9 @@ def pytest_configure():
 
 def pytest_addoption(parser):
     parser.addoption("--tenth", type=int, help="Of tests marked `nightly`, only this tenth, 0 to 9")
-    parser.addoption("--rewrite-screens", action="store_true", help="Write files of expected output")
+    parser.addoption(
+        "--rewrite-screens", action="store_true", help="Write files of expected output"
+    )
 
 
 def pytest_collection_modifyitems(config, items):

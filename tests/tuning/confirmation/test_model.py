@@ -19,7 +19,7 @@ from trainers.checkpoints.storage import fetched, newest_checkpoint, write_weigh
 from trainers.data.store import open_store
 from tuning import load_run as load_in_python
 from tuning.confirmation.model import ModelBuilder
-from tuning.runs.confirmation import read_confirmation, results_path
+from tuning.runs.confirmation import results_path
 from tuning.runs.model import CHOSEN, findings, model_folder, models_tested
 from tuning.runs.run_folder import load_run
 from tuning.weights.export import export_weights

@@ -101,4 +101,5 @@ def test_the_end_of_a_training_before_which_a_point_was_chosen_has_a_row(screen)
 def test_a_value_that_is_not_finite_is_left_out(screen):
     broken = {"id_test__ece": math.nan, "id_test__acc": math.inf}
     found = changed(confirmation(rules=("id_val",)), ("trial-004", 1001), **broken)
-    screen("confirmed_not_finite", shown(changed(found, ("zero-shot", None), id_test__acc=math.nan)))
+    found = changed(found, ("zero-shot", None), id_test__acc=math.nan)
+    screen("confirmed_not_finite", shown(found))

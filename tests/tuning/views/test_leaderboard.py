@@ -34,7 +34,10 @@ LONG = {"method.reg_weight": 0.0123, "method.smoothing": 0.1, "optim.lr": 3.33e-
         ("best_few", {}, TRIALS, {"shown": 1}),
         ("point_of_the_line", {}, [ON_LINE], {}),
         ("objective_is_an_accuracy", {"objectives": BOTH[:1]}, [fakes.trial(1)], {}),
-        ("missed_constraint", {"constraints": (LIMIT,)}, [fakes.trial(1, 88), fakes.trial(2, 91)], {}),
+        (
+            "missed_constraint", {"constraints": (LIMIT,)},
+            [fakes.trial(1, 88), fakes.trial(2, 91)], {},
+        ),
         (
             "front_of_two_objectives", {"objectives": BOTH},
             [fakes.trial(1, 90, 50), fakes.trial(2, 80, 70), fakes.trial(3, 79, 49)], {},

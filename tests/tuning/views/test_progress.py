@@ -91,4 +91,3 @@ def test_the_time_left_is_the_mean_of_the_trials_over_the_slots():
     # Two to begin and half a trial, one at a time, 360 s each.
     assert seconds_left(SEARCH, records, 0.0) == pytest.approx(2.5 * 360)
     assert seconds_left(SEARCH, [RUNNING], 0.0) is None
-
