@@ -186,12 +186,10 @@ class TrialConfig(Frozen):
     def _settings_fit_together(self) -> Self:
         name = self.method.name
         if METHODS.get(name) is type(self.method) and not is_available(name, self.plugins):
-            raise ConfigError(
-                f"it is registered by {type(self.method).__module__}, which workers do not import",
-                key="method.name",
-                value=name,
-                hint="name its file or module under `plugins`",
-            )
+            module = type(self.method).__module__
+            problem = f"it is registered by {module}, which workers do not import"
+            hint = "name its file or module under `plugins`"
+            raise ConfigError(problem, key="method.name", value=name, hint=hint)
         if self.class_weights is not None and not self.method.weighs_classes:
             raise ValueError(
                 f"class_weights: the loss of method.name = {name!r} has no such weights"
@@ -202,8 +200,9 @@ class TrialConfig(Frozen):
         known = metric_names(self.data)
         for metric in self.eval.line_goal.metrics if self.eval.line_goal else ():
             if metric not in known:
-                problem, hint = "is no metric of the validation splits", suggestion(metric, known)
-                raise ConfigError(problem, key="eval.line_goal", value=metric, hint=hint)
+                problem = "is no metric of the validation splits"
+                close = suggestion(metric, known)
+                raise ConfigError(problem, key="eval.line_goal", value=metric, hint=close)
         return self
 
 

@@ -211,7 +211,6 @@ def serve(values: dict[str, Any]) -> None:
             `hang_after_s`.
     """
     from trainers.config import TrialConfig
-    from trainers.loop.state import load_split, open_images
     from trainers.methods.registry import use_texts
 
     import_module("trainers.fine_tune")  # before the state of the process is recorded
@@ -237,20 +236,14 @@ def serve(values: dict[str, Any]) -> None:
                 running.close()  # also if early stopping has ended the trial before its last step
                 if request.trial is None:
                     return
+                folder = request.folder
                 use_texts(request.plugins)
-                config, folder = TrialConfig.model_validate_json(request.trial), request.folder
-                running.enter_context(restored_state())
-                # Copying the images into the cache of a machine may take hours on one node while
-                # others have them. These wait at a barrier of Ray, which does not time out.
-                open_images(config.data, config.data.id_domain, "train")
-                for split in ("val", *filter(None, [request.final_split])):
-                    load_split(config, split)
-                if not is_alone:
-                    barrier()
-                store = open_store(folder)
+                config = TrialConfig.model_validate_json(request.trial)
                 if request.micro_batch_size is not None:
                     config = with_parts(config, request.micro_batch_size)
-                trial = train(config, store, request.final_split, on_progress=note_progress)
+                running.enter_context(restored_state())
+                fill_cache(config, request.final_split)
+                trial = train(config, open_store(folder), request.final_split, note_progress)
                 reports = running.enter_context(closing(trial))
             answer: Answer | None = None
             try:
@@ -265,6 +258,22 @@ def serve(values: dict[str, Any]) -> None:
                 ray.get(exchange.answer.remote(request, answer))
             if not isinstance(answer, Reported) or answer.is_last:
                 running.close()  # while the search judges the trial
+
+
+def fill_cache(config: TrialConfig, final_split: str | None) -> None:
+    """Copy all images of a trial into the cache of this machine, if they are not there.
+
+    It may take hours on one node while others have them. These wait at a barrier of Ray, which does
+    not time out.
+    """
+    from trainers.loop.state import load_split, open_images
+
+    open_images(config.data, config.data.id_domain, "train")
+    load_split(config, "val")
+    if final_split is not None:
+        load_split(config, final_split)
+    if ray.train.get_context().get_world_size() > 1:
+        barrier()
 
 
 @contextmanager

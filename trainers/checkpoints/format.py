@@ -191,11 +191,8 @@ def load_checkpoint(
         raise ConfigError(f"no {STATE}; training cannot continue from weights alone", source=folder)
     header = whole_header(folder)
     if header.class_names != tuple(class_names):
-        raise ConfigError(
-            f"trained on other classes, or in another order, than the {len(class_names)} classes "
-            "of the data",
-            source=folder,
-        )
+        problem = f"its classes are not the {len(class_names)} of the data in their order"
+        raise ConfigError(problem, source=folder)
     state = None
     if zipfile.is_zipfile(folder / STATE):  # a file that was cut has no directory at its end
         state = torch.load(folder / STATE, map_location=device, weights_only=True)

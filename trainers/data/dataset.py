@@ -100,11 +100,10 @@ class ImageDataset:
         try:
             return decode(image["bytes"] or b"")
         except BadImage as bad:
-            raise ConfigError(
-                f"row {index} ({image['path']}): {bad}",
-                hint="`lipsum-tune prepare parquet` leaves out such images",
-                source=f"{self.store.url}/{self.name}",
-            ) from None
+            problem = f"row {index} ({image['path']}): {bad}"
+            hint = "`lipsum-tune prepare parquet` leaves out such images"
+            source = f"{self.store.url}/{self.name}"
+            raise ConfigError(problem, hint=hint, source=source) from None
 
     def path(self, index: int) -> str:
         """Name of an image, for people."""

@@ -18,7 +18,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass, field
 from functools import partial
-from itertools import chain, combinations
+from itertools import combinations
 from pathlib import Path
 from typing import Any, Literal
 
@@ -217,26 +217,32 @@ def _written(
         found = splits[split]
         bad = list[tuple[str, str]]()
         show = partial(progress, description=f"{domain}/{split}", total=len(found.rows))
-        images = _encoded(found, options.resize, bad, show)
-        waiting = list[LabelledImage]()
-        size = part = report.images[split] = 0
-        for image in chain(images, [None]):
-            if waiting and (image is None or len(waiting) == _ROWS or size >= _BYTES):
-                with folder.write(f"{split}/part-{part:05d}.parquet") as file:
-                    write_images(file, waiting, found.class_names)
-                waiting = []
-                size = 0
-                part += 1
-            if image is not None:
-                waiting.append(image)
-                size += len(image.image)
-                report.images[split] += 1
+        report.images[split] = 0
+        for number, images in enumerate(_files(_encoded(found, options.resize, bad, show))):
+            with folder.write(f"{split}/part-{number:05d}.parquet") as file:
+                write_images(file, images, found.class_names)
+            report.images[split] += len(images)
         listed += [(split, *why) for why in (*found.left_out, *bad)]
     report.left_out = len(listed)
     if listed:
         _write_csv(folder, BAD, ("split", "path", "reason"), listed)
     _write_record(folder, {**record, **asdict(report)})
     return report
+
+
+def _files(images: Iterable[LabelledImage]) -> Iterator[list[LabelledImage]]:
+    """The images of one Parquet file after the other."""
+    of_file: list[LabelledImage] = []
+    size = 0
+    for image in images:
+        of_file.append(image)
+        size += len(image.image)
+        if len(of_file) == _ROWS or size >= _BYTES:
+            yield of_file
+            of_file = []
+            size = 0
+    if of_file:
+        yield of_file
 
 
 def _write_record(folder: Store, values: Mapping[str, Any]) -> None:

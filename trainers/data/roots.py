@@ -40,26 +40,32 @@ def domain_files(store: Store, domain: str, split: str) -> list[str]:
         if status != "done":
             problem, hint = f"its preparation is {status}", "run the same `prepare` again"
             raise ConfigError(problem, hint=hint, source=f"{store.url}/{domain}")
-        if files:
-            return files
-        if not store.exists():
-            hint = "`lipsum-tune prepare` writes it"
-            raise ConfigError("no such folder", key="data.root", value=store.url, hint=hint)
-        domains, splits = _folders(store), _folders(store, domain)
-        hint = "`lipsum-tune prepare` makes a data set of a folder of images"
-        if domain not in domains:
-            problem = f"it has no domain {domain!r}{did_you_mean(domain, domains)}"
-            raise ConfigError(problem, hint=hint, source=store.url)
-        if split not in splits:
-            problem = f"it has no split {split!r}{did_you_mean(split, splits)}"
-            if others := [name for name in domains if store.exists(f"{name}/{split}")]:
-                hint = f"only {listed(others)} has one"
-                if split == "train":
-                    hint += "; set data.id_domain"
-            raise ConfigError(problem, hint=hint, source=f"{store.url}/{domain}")
-        raise ConfigError("no *.parquet file here", source=f"{store.url}/{domain}/{split}")
+        if not files:
+            raise _missing(store, domain, split)
+        return files
     except OSError as error:
         raise unreadable(error, store.url, key="data.root", value=store.url) from None
+
+
+def _missing(store: Store, domain: str, split: str) -> ConfigError:
+    """Which folder is not there: the root, the domain in it, or the split in that."""
+    if not store.exists():
+        hint = "`lipsum-tune prepare` writes it"
+        return ConfigError("no such folder", key="data.root", value=store.url, hint=hint)
+    hint = "`lipsum-tune prepare` makes a data set of a folder of images"
+    domains = _folders(store)
+    if domain not in domains:
+        problem = f"it has no domain {domain!r}{did_you_mean(domain, domains)}"
+        return ConfigError(problem, hint=hint, source=store.url)
+    splits = _folders(store, domain)
+    if split not in splits:
+        problem = f"it has no split {split!r}{did_you_mean(split, splits)}"
+        if others := [name for name in domains if store.exists(f"{name}/{split}")]:
+            hint = f"only {listed(others)} has one"
+            if split == "train":
+                hint += "; set data.id_domain"
+        return ConfigError(problem, hint=hint, source=f"{store.url}/{domain}")
+    return ConfigError("no *.parquet file here", source=f"{store.url}/{domain}/{split}")
 
 
 def _folders(store: Store, path: str = "") -> list[str]:

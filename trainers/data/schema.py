@@ -153,12 +153,10 @@ def _header_of(parquet: pq.ParquetFile, name: str) -> Header:
             return Header(names, footer.num_rows, content=json.dumps(facts))
     except (LookupError, ValueError, TypeError, AttributeError):
         pass
-    raise ConfigError(
-        f"its columns {', '.join(schema.names)} are not an image (bytes), a label (integer) and "
-        "names of the classes",
-        hint="`lipsum-tune prepare parquet` converts other Parquet files",
-        source=name,
-    )
+    wanted = "an image (bytes), a label (integer) and names of the classes"
+    problem = f"its columns {', '.join(schema.names)} are not {wanted}"
+    hint = "`lipsum-tune prepare parquet` converts other Parquet files"
+    raise ConfigError(problem, hint=hint, source=name)
 
 
 def _facts(column: pq.ColumnChunkMetaData) -> list[object]:

@@ -130,10 +130,9 @@ class Suite(Frozen):
             return identity
         if self.class_names == "spoken":
             if _WORDNET_ID.fullmatch(identity):
-                raise ConfigError(
-                    f"the class {identity!r} is a WordNet id, which means nothing to a model",
-                    hint="set data.suite = imagenet, or class_names: imagenet in your own suite",
-                )
+                problem = f"the class {identity!r} is a WordNet id, which means nothing to a model"
+                hint = "set data.suite = imagenet, or class_names: imagenet in your own suite"
+                raise ConfigError(problem, hint=hint)
             return identity.replace("_", " ").replace("-", " ")
         names = imagenet_names() if self.class_names == "imagenet" else self.class_names
         if identity not in names:
@@ -146,7 +145,8 @@ class Suite(Frozen):
 
 def load_suite(source: str | Path) -> Suite:
     """A packaged suite by name, or one of a YAML file."""
-    name, path = str(source), Path(source).expanduser()
+    name = str(source)
+    path = Path(source).expanduser()
     if name in packaged_suites():
         return _packaged(name)
     if not path.is_file():

@@ -4,24 +4,12 @@ One module for each method, named as in the configuration; `base` has the interf
 the table of all methods. Importing this package registers the shipped methods.
 """
 
-from trainers.methods import (  # noqa: F401  to register them
-    autoft,
-    car_ft,
-    carot,
-    ema,
-    flyp,
-    ft,
-    kd,
-    l2_sp,
-    lipsum_ft,
-    lora,
-    lp_ft,
-    r_adapter,
-    spd,
-    star_ft,
-    tpgm,
-    wise_ft,
-)
+from importlib import import_module
+from pkgutil import iter_modules
+
 from trainers.methods.registry import register_method
+
+for _module in iter_modules(__path__):
+    import_module(f"{__name__}.{_module.name}")
 
 __all__ = ["register_method"]

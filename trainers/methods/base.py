@@ -121,10 +121,8 @@ class Loss:
     def __post_init__(self) -> None:
         for name, term in (("task", self.task), ("reg", self.reg)):
             if term is not None and term.ndim:
-                raise ValueError(
-                    f"{name} of the Loss has shape {tuple(term.shape)}; it must be a scalar, "
-                    "such as the mean over the images"
-                )
+                shape = tuple(term.shape)
+                raise ValueError(f"{name} of the Loss has shape {shape}; it must be a scalar")
 
     @property
     def total(self) -> Tensor:

@@ -122,12 +122,8 @@ def projections(weights: Weights) -> tuple[Tensor, Tensor]:
     for encoder, names in (("image", IMAGE_PROJECTIONS), ("text", TEXT_PROJECTIONS)):
         name = next((name for name in names if name in weights), None)
         if name is None:
-            raise ConfigError(
-                f"the {encoder} encoder of this model has no linear projection to regularise",
-                key="method.name",
-                value="carot",
-                hint="set method.orthogonality_weight = method.cross_weight = 0, or name another "
-                "model",
-            )
+            problem = f"the {encoder} encoder of this model has no linear projection to regularise"
+            hint = "set method.orthogonality_weight and method.cross_weight to 0"
+            raise ConfigError(problem, key="method.name", value="carot", hint=hint)
         found.append(weights[name].T if name.endswith(".weight") else weights[name])
     return found[0], found[1]

@@ -47,12 +47,10 @@ class LipsumFineTuning(ZeroShotRegulariser):
 
         of_model = vocabulary(model)
         if self.text_length > of_model.longest:
-            raise ConfigError(
-                "too long for the model's context with its start and end tokens",
-                key="method.text_length",
-                value=self.text_length,
-                hint=f"at most {of_model.longest}",
-            )
+            problem = "too long for the model's context with its start and end tokens"
+            hint = f"at most {of_model.longest}"
+            key = "method.text_length"
+            raise ConfigError(problem, key=key, value=self.text_length, hint=hint)
         of_model.frame(self.text_length)
 
     def weight_at(self, step: Step) -> float:

@@ -140,10 +140,8 @@ def _load_entry_points() -> None:
         try:
             entry.load()
         except (Exception, SystemExit) as error:  # whatever a foreign module raises
-            raise ConfigError(
-                _import_problem(error),
-                source=f"entry point {entry.value!r} of {ENTRY_POINTS}",
-            ) from error
+            source = f"entry point {entry.value!r} of {ENTRY_POINTS}"
+            raise ConfigError(_import_problem(error), source=source) from error
 
 
 def _load_module(module: str) -> None:

@@ -64,10 +64,6 @@ def add_adapters(encoder: nn.Module) -> None:
             # Safe, but the check would compute a weight, which has no values on the meta device.
             parametrize.register_parametrization(layer, tensor, adapter, unsafe=True)
     if not layers:
-        raise ConfigError(
-            "adapters go after the attention and the MLP of transformer blocks, and the model has "
-            "none in one of its encoders",
-            key="method.name",
-            value="r_adapter",
-            hint="name a model with two transformers, or another method",
-        )
+        problem = "one of the model's encoders has no transformer blocks, where adapters go"
+        hint = "name a model with two transformers, or another method"
+        raise ConfigError(problem, key="method.name", value="r_adapter", hint=hint)

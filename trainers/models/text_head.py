@@ -69,11 +69,9 @@ def check_distinct_tokens(tokenizer: Any, prompts: Prompts) -> None:
     for name, tokens in zip(prompts.names, tokenizer(list(prompts.names)).tolist(), strict=True):
         other = first.setdefault(tuple(tokens), name)
         if other != name:
-            raise ConfigError(
-                f"the tokenizer gives the class names {other!a} and {name!a} the same tokens",
-                key="data.suite",
-                hint="give them other names in class_names of a suite of your own",
-            )
+            problem = f"the tokenizer gives the class names {other!a} and {name!a} the same tokens"
+            hint = "give them other names in class_names of a suite of your own"
+            raise ConfigError(problem, key="data.suite", hint=hint)
 
 
 def zero_shot_heads(
