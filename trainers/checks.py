@@ -17,11 +17,8 @@ from trainers.models.clip import check_model
 def check_trial(config: TrialConfig, checked: list[tuple[DataConfig, Sequence[str]]]) -> None:
     """Raise a ConfigError for a model, method or data that cannot work, alone or together.
 
-    A model is loaded once. No images are read.
-
-    Args:
-        checked: data that other trials have in common with this one, and their classes. Those of
-            this one are added.
+    A model is loaded once. No images are read. `checked` are data that other trials have in common
+    with this one, with their classes; those of this one are added.
     """
     classes = next((classes for data, classes in checked if data == config.data), None)
     if classes is None:
@@ -34,13 +31,8 @@ def check_trial(config: TrialConfig, checked: list[tuple[DataConfig, Sequence[st
 
 
 def check_data(data: DataConfig, parts: Sequence[tuple[str, str]] | None = None) -> tuple[str, ...]:
-    """Raise a ConfigError for data that are missing, unfinished or mislabelled.
-
-    Args:
-        parts: domain and split of each part, of the ID domain first. Default: `trial_parts`.
-
-    Returns:
-        The classes of the ID domain.
+    """The classes of the ID domain; a ConfigError for data that are missing, unfinished or
+    mislabelled. `parts` are domains and splits, the ID domain first; by default `trial_parts`.
     """
     parts = parts or data.trial_parts
     store = open_root(data.root)

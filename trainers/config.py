@@ -102,10 +102,7 @@ def first_learning_rate(parameters: int, steps: int) -> float:
     learning rate to its inverse (Yang et al., "Tensor Programs V", arXiv 2203.03466). An Adam step
     moves each weight by about the learning rate, so that ``1 / sqrt(steps)`` is the rate of the
     bounds for stochastic gradient methods, and that with which independent steps move a weight as
-    far in any number of steps.
-
-    Args:
-        parameters: of the image encoder, those that train.
+    far in any number of steps. `parameters` are those of the image encoder that train.
     """
     return float(f"{1e-5 * math.sqrt(86.2e6 / parameters * 5000 / steps):.1e}")
 
@@ -209,11 +206,8 @@ class TrialConfig(Frozen):
 def with_overrides(config: TrialConfig, overrides: Mapping[str, Any], source: str) -> TrialConfig:
     """The configuration with other values for dotted keys, validated again as a whole.
 
-    Another `method.name` drops all settings of the method before.
-
-    Args:
-        overrides: such as ``{"optim.lr": 1e-4, "method.reg_weight": 0.3}``.
-        source: for the error message, such as the file or `--set`.
+    Another `method.name` drops all settings of the method before. Errors name the `source`, such as
+    the file or `--set`.
     """
     trial = config.model_dump(mode="json")
     if overrides.get(METHOD_KEY, config.method.name) != config.method.name:

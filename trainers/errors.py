@@ -126,11 +126,7 @@ def storage_failures(where: object, what: str) -> Iterator[None]:
 
 
 def unreadable(error: OSError, where: object, **fields: Any) -> ConfigError | StorageFailed:
-    """A mistake if a file is missing or denied; otherwise its storage does not answer.
-
-    Args:
-        fields: of the ConfigError.
-    """
+    """A ConfigError if a file is missing or denied; otherwise its storage does not answer."""
     problem = f"cannot be read: {system_words(error)}"
     if isinstance(error, FileNotFoundError | NotADirectoryError | PermissionError):
         return ConfigError(problem, **fields)
@@ -218,10 +214,7 @@ def validate(
     """The values as a `model`.
 
     Several mistakes are one ConfigError: its fields are those of the first, its text has one line
-    for each.
-
-    Args:
-        source: of the values, or a function that returns it for the key of a mistake.
+    for each. `source` may be a function that returns the source of a key.
     """
     try:
         return model.model_validate(values)

@@ -64,11 +64,8 @@ def temporary_folder(
 
 @contextmanager
 def waiting_lock(file: Path, what: str) -> Iterator[None]:
-    """Hold a lock on a file that no other user can open; a wait for it is logged once.
-
-    Args:
-        what: what waits, such as `copying images`.
-    """
+    """Hold a lock on a file that no other user can open; a wait for it is logged once, as one of
+    `what`, such as `copying images`."""
     lock = filelock.FileLock(file, mode=0o600)
     try:
         lock.acquire(timeout=_UNSAID_WAIT_S)

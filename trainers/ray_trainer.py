@@ -206,9 +206,8 @@ def serve(values: dict[str, Any]) -> None:
     the process, and a worker that is alone leaves a trial that the slot has stopped. Any other
     error ends the workers, and so does a hang, see `trainers.hang`.
 
-    Args:
-        values: `exchange`, the handle of an actor of `trainers.exchange.Exchange`, and
-            `hang_after_s`.
+    `values` are `exchange`, the handle of an actor of `trainers.exchange.Exchange`, and
+    `hang_after_s`.
     """
     from trainers.config import TrialConfig
     from trainers.methods.registry import use_texts

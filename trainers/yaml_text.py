@@ -56,8 +56,7 @@ _Loader.add_implicit_resolver(
 def _size(node: yaml.Node, sizes: dict[int, int]) -> int:
     """Number of values in a node, those of an alias counted wherever it stands.
 
-    Args:
-        sizes: of the nodes that were met so far, by `id`.
+    `sizes` has those of the nodes that were met so far, by `id`.
     """
     if id(node) not in sizes:
         sizes[id(node)] = 1  # of a node within itself, which is refused later
@@ -73,11 +72,7 @@ def _problem(text: str, node: yaml.Node) -> yaml.MarkedYAMLError:
 
 
 def read_text(path: Path, encoding: str = "utf-8", **where: Any) -> str:
-    """The content of a file.
-
-    Args:
-        where: `key`, `value` or `source` of the error.
-    """
+    """The content of a file; `where` are fields of the error."""
     try:
         return path.read_text(encoding)
     except OSError as error:

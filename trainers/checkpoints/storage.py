@@ -85,13 +85,10 @@ def prepare_folder(folder: Store) -> None:
 
 
 def write_checkpoint(folder: Store, source: Path) -> str:
-    """Copy a checkpoint from this machine into the folder of its training.
+    """Copy a checkpoint from this machine into the folder of its training, and return its name.
 
     Files are copied one by one, as `pyarrow.fs.copy_files` of Arrow 25 does not raise if a bucket
     refuses a file (no issue found), and the older checkpoints would be removed all the same.
-
-    Returns:
-        The name of the new checkpoint.
     """
     with storage_failures(folder.url, "a checkpoint cannot be written"):
         if not folder.exists(_MARKER):

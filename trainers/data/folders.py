@@ -140,8 +140,7 @@ def read_folders(root: Path, class_names: Sequence[str] | None = None) -> dict[S
     Refused is what would train on wrong labels without an error: folders of domains, splits beside
     classes, and folders that the ID domain does not train on.
 
-    Args:
-        class_names: of the ID domain. Without it, the folders of the train split, sorted.
+    Classes are those of the ID domain, if `class_names` has them, or the sorted folders of train.
     """
     paths = files_below(root)
     images = [path for path in paths if is_image(path)]

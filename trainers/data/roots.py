@@ -119,10 +119,7 @@ def remarks_on(root: str, parts: Iterable[tuple[str, str]]) -> list[str]:
 
 def remarks(store: Store, parts: Iterable[tuple[str, str]]) -> list[str]:
     """A line for each domain that lacks classes in all these splits, and for splits that share
-    images.
-
-    Args:
-        parts: domain and split; those that do not exist are passed over.
+    images. Splits that do not exist are passed over.
     """
     headers: dict[str, list[Header]] = {}
     for domain, split in parts:

@@ -103,11 +103,7 @@ def domain_names(source: Source) -> list[str]:
 def open_domain(
     source: Source, domain: str, class_names: Sequence[str] | None = None
 ) -> dict[Split, Found]:
-    """The splits of a domain.
-
-    Args:
-        class_names: those of the ID domain, for class folders.
-    """
+    """The splits of a domain; class folders have the `class_names` of the ID domain."""
     root = Path(source.path).expanduser()
     if source.layout != "hub" and not root.is_dir():
         raise ConfigError("no such folder", source=source.path)

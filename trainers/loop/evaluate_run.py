@@ -58,14 +58,10 @@ def evaluate_run(
 def choose_weights(
     run: TrainState, images: Images, line_sample: Images | None = None
 ) -> dict[str, float]:
-    """Set the evaluated weights: those of the method, and of a point of the line to them.
+    """Set the evaluated weights: those of the method, or of a point of the line to them.
 
-    Args:
-        images: of the validation split.
-        line_sample: see `evaluate_run`.
-
-    Returns:
-        What was measured on the line.
+    `images` are of the validation split, `line_sample` as in `evaluate_run`. Returned is what was
+    measured on the line.
     """
     if run.progress.step == 0:
         run.eval_weights = run.end_weights = None  # still the zero-shot model
@@ -216,9 +212,8 @@ def validation_gradient(
 def go_to_line(run: TrainState, sample: Images) -> dict[str, float]:
     """Replace the evaluated weights by those of a point of the line, as `eval.line` says.
 
-    Returns:
-        The point as `line/a`, and what was measured on the sample: `line/0.5/id_val/acc` and so on;
-        nothing if the line is off.
+    Returned are the point as `line/a`, and what was measured on the sample, `line/0.5/id_val/acc`
+    and so on; nothing if the line is off.
     """
     evaluation = run.config.eval
     weights = run.eval_weights or run.weights

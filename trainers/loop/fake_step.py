@@ -154,11 +154,8 @@ class StepCost:
 def step_cost(config: TrialConfig, *, classes: int) -> StepCost:
     """Take two steps of a configuration on fake tensors.
 
-    A batch of more than two parts is recorded as two of them.
-
-    Args:
-        config: its batch is that of one worker. `auto` as precision is float32.
-        classes: of the ID domain.
+    The batch of the configuration is that of one worker; one of more than two parts is recorded as
+    two of them. `auto` as precision is float32.
     """
     batch = config.optim.batch_size
     part = config.optim.at_once(batch)
@@ -195,8 +192,7 @@ def fitting_part(
     """Images at once, halved until a step fits into the memory of a GPU, and what it costs; None if
     single images do not fit.
 
-    Args:
-        cost: of a step with so many images at once.
+    `cost` is that of a step with so many images at once.
     """
     while (step := cost(at_once)).peak_bytes > FILLED * memory_bytes:
         if at_once == 1:

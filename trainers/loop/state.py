@@ -95,11 +95,8 @@ def start(config: TrialConfig, *, device: torch.device | str | None = None) -> T
 def state_of(
     config: TrialConfig, zero_shot: ZeroShotModel, names: tuple[str, ...], where: torch.device
 ) -> TrainState:
-    """The state before the first step, from a zero-shot model on the device `where`.
-
-    Args:
-        names: (K,) the classes of its head.
-    """
+    """The state before the first step, from a zero-shot model on the device `where`, whose head has
+    the (K,) classes `names`."""
     rank, world_size = world()
     method = config.method
     share = config.optim.share(world_size)

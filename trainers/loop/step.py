@@ -45,11 +45,7 @@ class MicroBatch:
 
 
 class Stepper:
-    """Takes the steps of one run.
-
-    Args:
-        class_weights: (K,) of `class_weights`.
-    """
+    """Takes the steps of one run; `class_weights` are (K,)."""
 
     def __init__(self, run: TrainState, class_weights: Tensor | None = None) -> None:
         self._class_weights = None if class_weights is None else class_weights.to(run.device)

@@ -40,8 +40,7 @@ class Mark:
 class Clock:
     """Measures what a run reports of its training and its cost, from when it begins or resumes.
 
-    Args:
-        gpus: of each worker; 0.5 if two trainings share one.
+    `gpus` are those of each worker, 0.5 if two trainings share one.
     """
 
     def __init__(self, run: TrainState, gpus: float = 0.0) -> None:

@@ -90,10 +90,8 @@ def register_method(
 def load_plugins(modules: Iterable[str] = ()) -> None:
     """Import the modules that register further methods, each once per process.
 
-    Modules of the entry-point group `lipsum_tune.methods` are always imported.
-
-    Args:
-        modules: importable names, or paths of `.py` files.
+    They are importable names, or paths of `.py` files. Those of the entry-point group
+    `lipsum_tune.methods` are always imported.
     """
     _load_entry_points()
     owners: dict[str, str] = {}

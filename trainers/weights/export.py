@@ -68,8 +68,7 @@ def classifier(
 def write_open_clip(folder: Path, model: ModelConfig, clip: nn.Module, head: Tensor) -> str:
     """Write `open_clip_config.json`, `open_clip_model.safetensors`, `head.safetensors`, tokenizer.
 
-    Returns:
-        Python code that makes the tokenizer, given the `folder`.
+    Returned is the Python code that makes the tokenizer, given the `folder`.
     """
     folder.mkdir(parents=True, exist_ok=True)
     preprocessing = cast(Any, clip).visual.preprocess_cfg

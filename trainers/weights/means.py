@@ -102,10 +102,12 @@ def add_ends(
     """
     folder = open_store(total)
     weights: dict[str, Tensor] = {}
-    class_names, reports = tuple[str, ...](), list[dict[str, float]]()
+    class_names: tuple[str, ...] = ()
+    reports: list[dict[str, float]] = []
     if (earlier := newest_checkpoint(folder)) is not None:
         header = whole_header(folder.at(earlier))
-        class_names, reports = header.class_names, header.reports
+        class_names = header.class_names
+        reports = header.reports
     seeds = [int(report[SEED]) for report in reports]
     new = [(seed, end) for seed, end in ends if seed not in seeds]
     if not new:
@@ -118,7 +120,7 @@ def add_ends(
         header = whole_header(checkpoint)
         with fetched(checkpoint) as local:
             _add(weights, load_weights(local)[0], end)
-        if header.class_names != (class_names or header.class_names):
+        if class_names and header.class_names != class_names:
             raise ConfigError("trained on other classes than the others", source=end)
         class_names = header.class_names
         reports = [*reports, {**header.reports[-1], SEED: seed}]
@@ -133,11 +135,9 @@ def greedy_soup(
     merit: Merit,
     device: torch.device | str | None = None,
 ) -> Soup:
-    """Average checkpoints, from the best on, each only if the mean becomes better with it.
+    """Average checkpoints, each only if the mean becomes better with it.
 
-    Args:
-        folders: of checkpoints with the same tensors, the best first.
-        first: metrics of the best one.
+    `folders` are of checkpoints with the same tensors, the best first; `first` are its metrics.
     """
     run, images = start(config, device=device), load_split(config, "val")
     soup = Soup((0,), first)
@@ -160,10 +160,7 @@ def mean_of_ends(
     """Evaluate the mean of ends, and a point of its line.
 
     The point is proposed on a sample, as in a training. It is taken if it is better than the end,
-    on all images; a fixed `eval.line` is taken as it is.
-
-    Args:
-        total: folder of the sum.
+    on all images; a fixed `eval.line` is taken as it is. `total` is the folder of the sum.
     """
     run, images = start(config, device=device), load_split(config, "val")
     number = len(whole_header(_newest(open_store(total))).reports)
@@ -189,11 +186,8 @@ def make_and_test(
 ) -> tuple[dict[str, float], bytes]:
     """Write a model into a folder, then evaluate it on a split.
 
-    Args:
-        metrics: of the validation splits, which become the report of the model.
-
-    Returns:
-        Metrics of the split, and the predictions on it as a Parquet file.
+    `metrics` of the validation splits become its report. Returned are those of the split, and the
+    predictions on it as a Parquet file.
     """
     run = start(recipe.config, device=device)
     if recipe.folders:
