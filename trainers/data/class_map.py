@@ -87,19 +87,16 @@ def domain_class_map(
             raise ConfigError(f"several classes are called {quoted(twice)}", source=name)
     by_name = {name: (name,) for name in domain_classes}
     targets: Mapping[str, Sequence[str]] = rule.class_map or by_name
-    groups = tuple(
-        tuple(labels[target] for target in targets.get(name, ()) if target in labels)
-        for name in domain_classes
-    )
-    if rule.unknown_classes == "refuse":
-        of_class = {name: targets.get(name, ()) for name in domain_classes}
-        if unknown := [n for n, of in of_class.items() if not of or not labels.keys() >= {*of}]:
-            rules = f"domains.{domain} may have a class_map, or unknown_classes: skip"
-            hint = f"in a suite of your own, {rules}"
-            if len(unknown) == 1 and (close := nearest(unknown[0], labels)):
-                hint = f"{close}; {hint}"
-            problem = f"{quoted(unknown)}: no class of {id_domain}, which has {len(labels)}"
-            raise ConfigError(problem, hint=hint, source=domain)
+    of_class = {name: targets.get(name, ()) for name in domain_classes}
+    groups = tuple(tuple(labels[t] for t in of if t in labels) for of in of_class.values())
+    unknown = [n for n, of in of_class.items() if not of or not labels.keys() >= {*of}]
+    if unknown and rule.unknown_classes == "refuse":
+        rules = f"domains.{domain} may have a class_map, or unknown_classes: skip"
+        hint = f"in a suite of your own, {rules}"
+        if len(unknown) == 1 and (close := nearest(unknown[0], labels)):
+            hint = f"{close}; {hint}"
+        problem = f"{quoted(unknown)}: no class of {id_domain}, which has {len(labels)}"
+        raise ConfigError(problem, hint=hint, source=domain)
     scored = [frozenset(group) for group in groups if group]
     if not scored:
         raise ConfigError(f"none of its classes is one of {id_domain}", source=domain)

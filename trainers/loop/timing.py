@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 import time
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from resource import RUSAGE_SELF, getrusage
 from statistics import fmean
@@ -26,7 +26,7 @@ itself is no longer finite."""
 
 @dataclass(frozen=True)
 class Mark:
-    """Where one worker was at a point of the training curve."""
+    """A point of the training curve."""
 
     step: int
     lr: float
@@ -57,7 +57,8 @@ class Clock:
 
     def restart(self) -> None:
         """Begin to sum up after a report. What happened at the report is no training."""
-        self._began, self._since = time.perf_counter(), self.run.progress.step
+        self._began = time.perf_counter()
+        self._since = self.run.progress.step
         self._sums = torch.zeros(6, dtype=torch.float64, device=self.run.device)
         self._marks: list[Mark] = []
 
@@ -88,25 +89,26 @@ class Clock:
         workers, each of which must call it. What overflowed in float16 does not count.
         """
         batch_size = self.run.config.optim.batch_size
-        sums = averaged(torch.stack([mark.sums for mark in self._marks]))
+        sums = averaged(torch.stack([mark.sums for mark in self._marks])).cpu()
         curve: TrainCurve = {"step": [], "train/loss": [], "train/lr": [], "train/images_per_s": []}
-        step, seconds, before = self._since, 0.0, torch.zeros(6, dtype=sums.dtype)
-        for mark, summed in zip(self._marks, sums.cpu(), strict=True):
-            images = (mark.step - step) * batch_size
-            of_steps = summed - before
+        before = Mark(self._since, 0.0, 0.0, sums.new_zeros(6))
+        for own, of_all in zip(self._marks, sums, strict=True):
+            mark = replace(own, sums=of_all)
+            of_steps = mark.sums - before.sums
             if not of_steps[4]:  # no loss since the mark before counts
-                of_steps = summed
+                of_steps = mark.sums
             loss, task_loss, reg = (of_steps[:3] / of_steps[4]).tolist()
             grad_norm = float(of_steps[3] / of_steps[5].clamp(min=1))
+            images = (mark.step - before.step) * batch_size
             point = {
                 "train/loss": loss,
                 "train/lr": mark.lr,
-                "train/images_per_s": images / (mark.seconds - seconds),
+                "train/images_per_s": images / (mark.seconds - before.seconds),
             }
             curve["step"].append(mark.step)
             for name, value in point.items():  # six digits, enough for a chart and short in JSON
                 curve[name].append(float(f"{value:.6g}"))
-            step, seconds, before = mark.step, mark.seconds, summed
+            before = mark
         more = {"train/task_loss": task_loss, "train/reg": reg, "train/grad_norm": grad_norm}
         more["train/micro_batch_size"] = float(self.run.micro_batch_size)
         return point | more, curve
