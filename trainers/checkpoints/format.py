@@ -191,7 +191,7 @@ def load_checkpoint(
         raise ConfigError(f"no {STATE}; training cannot continue from weights alone", source=folder)
     header = whole_header(folder)
     if header.class_names != tuple(class_names):
-        problem = f"its classes are not the {len(class_names)} of the data in their order"
+        problem = "trained on other classes than those of the data, or in another order"
         raise ConfigError(problem, source=folder)
     state = None
     if zipfile.is_zipfile(folder / STATE):  # a file that was cut has no directory at its end
