@@ -117,8 +117,7 @@ def prepare(
         plans = _plans(sources, options, id_domain)
         if destination.is_local:
             for source in sources.values():
-                folder = Path(source.path).expanduser().resolve()
-                if destination.local_path().resolve().is_relative_to(folder):
+                if destination.local_path().resolve().is_relative_to(source.folder.resolve()):
                     problem = "it would lie among the images of the source"
                     raise ConfigError(problem, key="DESTINATION", value=destination.url)
             destination.local_path().mkdir(parents=True, exist_ok=True)

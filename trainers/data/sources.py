@@ -77,19 +77,22 @@ class Source(Frozen):
             raise ValueError("expected a different name for each class")
         return names
 
+    @property
+    def folder(self) -> Path:
+        """The path on this machine; there may be none of a data set on the hub."""
+        return Path(self.path).expanduser().absolute()
+
     def absolute(self) -> Source:
         """The same with an absolute path, unless it is the name of a data set on the hub."""
-        folder = Path(self.path).expanduser()
-        if self.layout == "hub" and not folder.is_dir():
+        if self.layout == "hub" and not self.folder.is_dir():
             return self
-        return self.model_copy(update={"path": str(folder.absolute())})
+        return self.model_copy(update={"path": str(self.folder)})
 
 
 def domain_names(source: Source) -> list[str]:
     """The domains of a source."""
-    root = Path(source.path).expanduser()
     if source.layout == "domainnet":
-        return domainnet_domains(root)
+        return domainnet_domains(source.folder)
     if source.layout in IMAGENET:
         return [source.layout]
     if source.domain_column is not None:
@@ -97,14 +100,14 @@ def domain_names(source: Source) -> list[str]:
         loaded, _ = _load(source)
         values = {v for rows in loaded.values() for v in _named(rows, column, source)}
         return sorted(map(str, values - {None}))
-    return [root.absolute().name]
+    return [source.folder.name]
 
 
 def open_domain(
     source: Source, domain: str, class_names: Sequence[str] | None = None
 ) -> dict[Split, Found]:
     """The splits of a domain; class folders have the `class_names` of the ID domain."""
-    root = Path(source.path).expanduser()
+    root = source.folder
     if source.layout != "hub" and not root.is_dir():
         raise ConfigError("no such folder", source=source.path)
     if source.layout == "folders":
@@ -189,12 +192,14 @@ def _load(source: Source) -> tuple[Mapping[str, datasets.Dataset], set[str]]:
     import datasets
 
     datasets.disable_progress_bars()
-    folder = Path(source.path).expanduser()
-    path = str(folder.absolute()) if folder.is_dir() else source.path
+    is_here = source.folder.is_dir()
     try:
         with _only_files_of(source):
             builder = datasets.load_dataset_builder(
-                path, source.subset, revision=source.revision, cache_dir=str(_cache_of(source))
+                str(source.folder) if is_here else source.path,
+                source.subset,
+                revision=source.revision,
+                cache_dir=str(_cache_of(source)),
             )
         if hasattr(builder, "DECODERS"):  # which may end the reading of all images
             raise ValueError("its images are in tars (WebDataset): unpack them into class folders")
@@ -205,15 +210,14 @@ def _load(source: Source) -> tuple[Mapping[str, datasets.Dataset], set[str]]:
     except Exception as error:  # of the network, of the hub, of damaged files
         reason = f"cannot be opened: {first_line(error.__cause__ or error)}"
         raise ConfigError(reason, source=source.path) from None
-    if folder.is_dir():
+    if is_here:
         _check_class_names(sorted(file for file in files if file.endswith(".parquet")))
     return loaded, files
 
 
 def _cache_of(source: Source) -> Path:
     """Folder of this machine for what is read from a source, which no other source may name."""
-    own = Path(source.path).expanduser()
-    name = str(own.resolve()) if own.is_dir() else source.path
+    name = str(source.folder.resolve()) if source.folder.is_dir() else source.path
     return cache_folder() / "lipsum-tune-sources" / hashlib.sha256(name.encode()).hexdigest()[:16]
 
 
@@ -225,7 +229,7 @@ def _within(source: Source) -> tuple[str, ...]:
     from huggingface_hub.constants import HF_HUB_CACHE
     from huggingface_hub.file_download import repo_folder_name
 
-    own = Path(source.path).expanduser()
+    own = source.folder
     if not own.is_dir():
         own = Path(HF_HUB_CACHE, repo_folder_name(repo_id=source.path, repo_type="dataset"))
     folders = [own, _cache_of(source) / "downloads"]
@@ -355,11 +359,10 @@ def _unread(source: Source, files: Iterable[str]) -> list[tuple[str, str]]:
     reads only those."""
     if source.layout != "parquet":
         return []
-    root = Path(source.path).expanduser()
     read = {Path(file).resolve() for file in files}
-    unread = [path for path in sorted(root.rglob("*.parquet")) if path.resolve() not in read]
-    reason = "not train, val or test by its name"
-    return [(str(path.relative_to(root)), reason) for path in unread]
+    there = sorted(source.folder.rglob("*.parquet"))
+    unread = [path.relative_to(source.folder) for path in there if path.resolve() not in read]
+    return [(str(path), "not train, val or test by its name") for path in unread]
 
 
 def _named_images(rows: datasets.Dataset, image: str, split: str) -> datasets.Dataset:
