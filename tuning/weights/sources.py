@@ -84,7 +84,7 @@ def find_source(folder: Path, trial: str | None = None) -> Source:
     if (folder / CONFIG_FILE).is_file() or not (folder / TRIAL_FILE).is_file():
         run = load_run(folder)
         again = read_confirmation(run.search)
-        if trial:
+        if trial is not None:
             said = readings_in_words(again.readings) if again and again.readings else ""
             return _of_trial(run, trial, f"Named by hand. {said}".rstrip())
         models = models_tested(run.folder)
