@@ -15,7 +15,7 @@ import stat
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from itertools import combinations
@@ -111,19 +111,10 @@ def prepare(
         console: for a bar of progress, if it is a terminal.
     """
     is_shown = console is not None and console.is_terminal
-    lock: Any = nullcontext()
     with Progress(console=console, disable=not is_shown) as bar:
         progress = partial(bar.update, bar.add_task("listing images", total=None))
         plans = _plans(sources, options, id_domain)
-        if destination.is_local:
-            for source in sources.values():
-                if destination.local_path().resolve().is_relative_to(source.folder.resolve()):
-                    problem = "it would lie among the images of the source"
-                    raise ConfigError(problem, key="DESTINATION", value=destination.url)
-            destination.local_path().mkdir(parents=True, exist_ok=True)
-            file = destination.local_path(".prepare.lock")
-            lock = waiting_lock(file, f"preparing images in {destination.url}")
-        with lock:
+        with _alone_in(destination, sources.values()):
             others = [domain for domain in _prepared(destination) if domain not in plans]
             records = {d: _record(sources[d], plans[d], options) for d in plans}
             kept = {d: _kept(destination.at(d), d, records[d]) for d in plans}
@@ -135,6 +126,22 @@ def prepare(
                 find_duplicates(destination, [*plans, *others])
     parts = [(domain, split) for domain in (*plans, *others) for split in SPLITS]
     return Report(destination.url, tuple(reports), remarks(destination, parts), id_domain)
+
+
+@contextmanager
+def _alone_in(destination: Store, sources: Iterable[Source]) -> Iterator[None]:
+    """Within the block, no other preparation on this machine writes there."""
+    if not destination.is_local:
+        yield
+        return
+    folder = destination.local_path()
+    for source in sources:
+        if folder.resolve().is_relative_to(source.folder.resolve()):
+            problem = "it would lie among the images of the source"
+            raise ConfigError(problem, key="DESTINATION", value=destination.url)
+    folder.mkdir(parents=True, exist_ok=True)
+    with waiting_lock(folder / ".prepare.lock", f"preparing images in {destination.url}"):
+        yield
 
 
 def _prepared(destination: Store) -> list[str]:

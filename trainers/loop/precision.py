@@ -31,12 +31,6 @@ class Precision:
         sixteen_bits = {"bf16": torch.bfloat16, "fp16": torch.float16}
         return sixteen_bits.get(self.name, torch.float32)
 
-    def set_matrix_products(self) -> None:
-        """Let float32 matrix products of this process be TF32, backward passes included, for
-        `tf32`. Convolutions are TF32 by PyTorch's default."""
-        if self.name == "tf32":
-            torch.set_float32_matmul_precision("high")
-
     def autocast(self) -> AbstractContextManager[object]:
         """Within the block, suitable operations are computed in `dtype`."""
         lower = self.dtype != torch.float32

@@ -107,7 +107,8 @@ def state_of(
     if where.type != "cpu":  # where all of it is made; fake tensors refuse to move
         student.to(where)
     precision = Precision(config.precision, where)
-    precision.set_matrix_products()
+    if config.precision == "tf32":  # of the whole process; convolutions are by PyTorch's default
+        torch.set_float32_matmul_precision("high")
     features = ZeroShotFeatures(zero_shot, config, precision, rank, world_size)
     if config.compile:
         for encoder in (student.visual, student.text):

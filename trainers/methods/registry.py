@@ -150,29 +150,35 @@ def _load_module(module: str) -> None:
         return
     before = dict(METHODS)
     name = _module_of(module)
-    if name != module and module not in _TEXTS and not Path(module).is_file():
+    is_file = name != module
+    if is_file and module not in _TEXTS and not Path(module).is_file():
         hint = "if a run folder names it, put the file back there, or a link to it"
         raise ConfigError("no such file", key="plugins", value=module, hint=hint)
     try:
-        if name == module:
-            importlib.import_module(module)
+        if is_file:
+            _import_file(module, name)
         else:
-            spec = importlib.util.spec_from_file_location(name, module)
-            assert spec is not None
-            if module not in _TEXTS:
-                _TEXTS[module] = text_of_file(module)
-            text = _TEXTS[module]
-            # Tracebacks, and pydantic's search for docstrings, look lines up here.
-            linecache.cache[module] = len(text), None, text.splitlines(keepends=True), module
-            # Registered in sys.modules first, as pydantic looks up annotations there.
-            sys.modules[name] = loaded = importlib.util.module_from_spec(spec)
-            exec(compile(text, module, "exec", dont_inherit=True), loaded.__dict__)
+            importlib.import_module(module)
     except (Exception, SystemExit) as error:  # whatever a foreign module raises
         sys.modules.pop(name, None)
         _TEXTS.pop(module, None)
         raise ConfigError(_import_problem(error), key="plugins", value=module) from error
     new = {name: cls for name, cls in METHODS.items() if before.get(name) is not cls}
     _LOADED[module] = new, {name: SEARCH_SPACES[name] for name in new if name in SEARCH_SPACES}
+
+
+def _import_file(file: str, name: str) -> None:
+    """Import a plug-in as a module, with its text in `_TEXTS`, which a search freezes."""
+    if file not in _TEXTS:
+        _TEXTS[file] = text_of_file(file)
+    text = _TEXTS[file]
+    spec = importlib.util.spec_from_file_location(name, file)
+    assert spec is not None
+    # Tracebacks, and pydantic's search for docstrings, look lines up here.
+    linecache.cache[file] = len(text), None, text.splitlines(keepends=True), file
+    # Registered in sys.modules first, as pydantic looks up annotations there.
+    sys.modules[name] = loaded = importlib.util.module_from_spec(spec)
+    exec(compile(text, file, "exec", dont_inherit=True), loaded.__dict__)
 
 
 def _import_problem(error: Exception | SystemExit) -> str:
