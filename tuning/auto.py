@@ -130,7 +130,8 @@ def auto(
     # What is changed in the base, by dotted keys. One of the two limits is none.
     values: dict[str, Any] = {"search.name": name}
     values |= {"search.budget.hours": hours, "search.budget.gpu_hours": gpu_hours}
-    prepared, sources = Path(PREPARED, name), dict[str, Source]()
+    prepared = Path(PREPARED, name)
+    sources = dict[str, Source]()
     if images is not None:
         sources = sources_of(Source(path=str(images)), id_domain=id_domain, ood=ood)
         first, *others = sources
@@ -141,7 +142,8 @@ def auto(
         values["trial.data.suite"] = {"id_domain": first, "ood_domains": others}
         if not others:
             values["search.objective"] = {"metric": ID_ACC}
-    file, address = _load(base, values), address or os.environ.get("RAY_ADDRESS") or None
+    file = _load(base, values)
+    address = address or os.environ.get("RAY_ADDRESS") or None
     if address is None and file.search.resources.gpus_per_worker and not torch.cuda.is_available():
         if gpu_hours is not None:
             hint = "give --hours, or --address of a cluster"
@@ -175,7 +177,8 @@ def auto(
             first, *others = sources
             domains = _options({"--id": first, "--ood": ",".join(others)})
             announce("1 Prepare", "prepare", "folders", images, prepared, *domains)
-            target, bar = open_store(prepared.absolute()), Console(stderr=True)
+            target = open_store(prepared.absolute())
+            bar = Console(stderr=True)
             found = prepare(sources, target, Options(), id_domain=first, console=bar)
             console.print(render(found), soft_wrap=True)
             if lacking := without_split(str(prepared), sources, "test"):
@@ -347,7 +350,8 @@ def _accuracy_line(found: Conclusion) -> str | None:
     None without results."""
     if found.confirmation is None or found.won is None:
         return None
-    search, parts = found.confirmation.search, []
+    search = found.confirmation.search
+    parts = []
     of_model = None if found.model is None else found.model.test
     for domain in (search.id_domain, *search.ood_domains):
         key = MetricKey(SPLIT, ID if domain == search.id_domain else domain, "acc")

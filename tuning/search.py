@@ -261,7 +261,8 @@ def continue_search(
     earlier = load_earlier(file)
     console = options.console or Console(stderr=True)
     show_phase(console, "Run folder", str(run_folder))
-    again, objects = f"lipsum-tune resume {run_folder}", options.objects
+    again = f"lipsum-tune resume {run_folder}"
+    objects = options.objects
     if objects:
         again = f"resume_search({str(run_folder)!r}, {', '.join(f'{key}=...' for key in objects)})"
     go_on = f"put that right, and `{again}` goes on from the last checkpoints"

@@ -182,7 +182,8 @@ def open_session(
     Raises:
         StorageFailed: in place of any error that a failure of the storage has caused.
     """
-    console, orders = options.console or Console(stderr=True), size_of_orders(folder)
+    console = options.console or Console(stderr=True)
+    orders = size_of_orders(folder)
     with (
         restored_process(),
         resumable(go_on),

@@ -128,7 +128,8 @@ def ui(
     loaded = load_run(run)
     folder, tracking = loaded.folder, loaded.file.search.tracking
     page = (folder / "report" / "index.html").resolve().as_uri()
-    links, server = {"Report": page}, list[str]()
+    links = {"Report": page}
+    server = list[str]()
     recorded = tracking.uri or os.environ.get("MLFLOW_TRACKING_URI") or ""
     if recorded and not recorded.startswith("sqlite"):
         links["MLflow"] = redact(recorded)

@@ -329,7 +329,9 @@ def _show(result: SearchResult, allow_failed_trials: bool = False) -> None:
     from tuning.views.mlflow.client import default_tracking_uri
     from tuning.views.page import REPORT_FILE, REPORT_FOLDER
 
-    console, search, records = Console(), result.search, result.history.records
+    console = Console()
+    search = result.search
+    records = result.history.records
     table = full_report(search, records, console.width, SHOWN, seconds=result.history.seconds)
     console.print(table, highlight=False)
     if result.ended_by:

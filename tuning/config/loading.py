@@ -74,7 +74,8 @@ def find_config(source: str | Path) -> Path:
     for found in (path, _READY / f"{source}.yaml"):
         if found.is_file():
             return found
-    files, ready_ones = (file.name for file in path.parent.glob("*.yaml")), ready_configs()
+    files = (file.name for file in path.parent.glob("*.yaml"))
+    ready_ones = ready_configs()
     hint = nearest(path.name, [*files, *ready_ones]) or suggestion(str(source), ready_ones)
     if path.name == TINY_CLIP:
         hint = "the configuration of that model is `quickstart`"

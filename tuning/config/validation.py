@@ -172,7 +172,8 @@ def _of_the_space(
         return ConfigError(str(error), key="search.space.methods", hint=f"or remove {method!r}")
     if error.key is None or error.key not in point:
         return error
-    parameter, hint = file.search_space().parts()[method].parameters[error.key], error.hint
+    parameter = file.search_space().parts()[method].parameters[error.key]
+    hint = error.hint
     is_of_another = any(error.key in ready.parameters for ready in SPACES.values())
     if error.problem == "unknown key" and is_of_another:
         hint = "of another method: remove this parameter"
@@ -241,7 +242,8 @@ def check_settings(file: SearchFile) -> None:
         more = f"trial.eval.every = {trial.eval.every}: not below trial.steps = {trial.steps}"
         logger.warning("%s, so no trial can be stopped early", more)
     refuse_secrets(file.model_dump(mode="json"))  # one made in Python was not read from a file
-    budget, methods = search.budget, len(search.space.methods)
+    budget = search.budget
+    methods = len(search.space.methods)
     if budget.gpu_hours is not None and not search.resources.gpus_per_worker:
         problem = "trials take no GPU (search.resources.gpus_per_worker = 0)"
         key, hint = "search.budget.gpu_hours", "use search.budget.hours"

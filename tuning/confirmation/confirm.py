@@ -211,12 +211,14 @@ def _train_and_build(
     Raises:
         KeyboardInterrupt: not all have ended.
     """
-    folder, file = run.folder / CONFIRM_FOLDER, fixed_only(run.file, len(wanted))
+    folder = run.folder / CONFIRM_FOLDER
+    file = fixed_only(run.file, len(wanted))
     folder.mkdir(exist_ok=True)
     go_on = "put that right, and the same command goes on from the results so far"
     checkpoint_root = url_of(run.checkpoint_root, CONFIRM_FOLDER)
     with open_session(folder, file, options, go_on, checkpoint_root) as session:
-        journal, history = session.journal, confirm_history(run.folder)
+        journal = session.journal
+        history = confirm_history(run.folder)
         seeds = len({seed for _, seed in wanted})
         splits = same_test_splits(history, file.trial.data)
         journal.session_started(splits, chosen=names, seeds=seeds)
@@ -262,7 +264,8 @@ def trainings(history: History, wanted: Mapping[Key, TrialRecord]) -> list[Trial
     for key, one in wanted.items():
         if key not in done:
             name = training_name(key, 1 + len(failures.get(key, ())))
-            params, number = {**one.params, "seed": key[1] or 0}, first + len(points)
+            params = {**one.params, "seed": key[1] or 0}
+            number = first + len(points)
             points.append(TrialRecord(name, number, "trial", params, labels=one.labels))
     return points
 

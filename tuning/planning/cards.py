@@ -180,7 +180,8 @@ def plan_on(
         try:
             return step_cost(with_overrides(trial, own, "trial"), classes=data.classes)
         except RuntimeError as error:  # an operation that fake tensors do not have
-            problem, name = f"no step on fake tensors: {first_line(error)}", trial.method.name
+            problem = f"no step on fake tensors: {first_line(error)}"
+            name = trial.method.name
             raise ConfigError(problem, key="trial.method.name", value=name) from error
 
     @cache
@@ -246,7 +247,8 @@ def _evaluation_s(
     trial: TrialConfig, data: DataSize, image_s: float, texts_s: float
 ) -> tuple[float, float]:
     """Seconds of an evaluation before the last step, and of that after it with the line."""
-    evaluation, prompts = trial.eval, data.classes * len(trial.data.rules.all_templates)
+    evaluation = trial.eval
+    prompts = data.classes * len(trial.data.rules.all_templates)
     head_s = texts_s * prompts / evaluation.batch_size
 
     def of(images: int) -> float:

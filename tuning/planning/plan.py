@@ -176,7 +176,8 @@ def plan_search(
     """
     began, console = time.time(), console or Console(stderr=True)
     base = with_overrides(file.trial, SHORT, "trial")
-    storage, keep = runs_folder(file.search.storage), file.search.checkpoints.storage
+    storage = runs_folder(file.search.storage)
+    keep = file.search.checkpoints.storage
     options = SearchOptions(address=address, console=console)
     with ExitStack() as stack:
         try:
@@ -273,7 +274,8 @@ def check_budget(plan: Plan) -> None:
     Raises:
         ConfigError: a budget of hours is below the lowest price.
     """
-    budget, cheapest = plan.file.search.budget, min(plan.prices, key=lambda p: p.device_hours)
+    budget = plan.file.search.budget
+    cheapest = min(plan.prices, key=lambda p: p.device_hours)
     needs = {"hours": cheapest.hours, "gpu_hours": cheapest.device_hours}
     for name, needed in needs.items():
         given = getattr(budget, name)
@@ -293,7 +295,8 @@ def budget_line(plan: Plan, card: str = "") -> str | None:
     Args:
         card: a GPU that is not at hand, of which wall clock is not known.
     """
-    budget, references = plan.file.search.budget, len(plan.file.search.references)
+    budget = plan.file.search.budget
+    references = len(plan.file.search.references)
     where = f" on {card}" if card else ""
     fields = {} if card else {"hours": "hours"}
     for name, field in {**fields, "gpu_hours": "device_hours"}.items():
@@ -310,7 +313,8 @@ def budget_line(plan: Plan, card: str = "") -> str | None:
 
 def render(plan: Plan) -> RenderableType:
     """The prices, and what was measured."""
-    trial, references = plan.file.trial, ", ".join(plan.file.search.references)
+    trial = plan.file.trial
+    references = ", ".join(plan.file.search.references)
     beside = f" and the reference {references}" if references else ""
     what = (
         f"{plan.file.most_trials} trials of {trial.steps} steps{beside}, {plan.concurrent} at once"

@@ -1,1 +1,1 @@
-"""The run folder: what happened in a search, and how it continues."""
+"""The run folder: what happened in a search, what follows from that alone, and how it continues."""

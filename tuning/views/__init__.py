@@ -1,1 +1,1 @@
-"""Reports of a search: tables in the terminal, Parquet files, figures, progress."""
+"""What is made of the log of a search: MLflow, dashboard, tables, figures, page, progress."""

@@ -48,7 +48,8 @@ def complete_mlflow(run: RunFolder) -> str:
     """
     if not run.history.run_id:
         return "its run cannot be found: the line of the journal with its ID is damaged"
-    search, uri = run.search, tracking_uri(run.file.search.tracking.uri, run.folder.parent)
+    search = run.search
+    uri = tracking_uri(run.file.search.tracking.uri, run.folder.parent)
     where, database = redact(uri), sqlite_path(uri)
     if database is not None and not database.is_file():
         return f"{where} is not here"  # the run folder was moved, or never had one

@@ -104,7 +104,8 @@ def curves_table(search: SearchRecord, records: Sequence[TrialRecord]) -> pa.Tab
 
 def results_table(results: Mapping[Key, TrialRecord]) -> pa.Table:
     """`confirm/results.parquet`: one row per configuration and seed."""
-    rows, params = [], dict.fromkeys(key for record in results.values() for key in record.params)
+    rows = []
+    params = dict.fromkeys(key for record in results.values() for key in record.params)
     for (trial_id, _), record in results.items():
         kind = {ZERO_SHOT: "zero_shot", FT: "reference"}.get(trial_id, "trial")
         about = {"trial_id": trial_id, "kind": kind, "labels": ", ".join(record.labels)}

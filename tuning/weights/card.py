@@ -43,7 +43,8 @@ def model_card(title: str, about: Mapping[str, Any], data: ModelCardData) -> str
 
 def summary(about: Mapping[str, Any]) -> str:
     """Origin and accuracies of the model in Markdown."""
-    model, alpha = about["model"], about["alpha"]
+    model = about["model"]
+    alpha = about["alpha"]
     what = "A zero-shot CLIP with a head" if alpha == 0 else "A CLIP of open_clip, fine-tuned"
     origin = {"model": " / ".join(f"`{part}`" for part in model.values() if part)}
     origin["made of"] = about.get("made_of", "")

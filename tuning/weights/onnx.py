@@ -55,7 +55,8 @@ def write_onnx(folder: Path, clip: nn.Module, head: Tensor, about: Mapping[str, 
     """
     import onnxruntime
 
-    model, size = _Logits(clip, head).eval(), about["preprocessing"]["size"]
+    model = _Logits(clip, head).eval()
+    size = about["preprocessing"]["size"]
     images = torch.rand(3, 3, size, size, generator=torch.Generator().manual_seed(0))
     expected = model(images)
     with warnings.catch_warnings():
