@@ -7,7 +7,7 @@ release. It is not written again later.
 import json
 import shutil
 import sys
-from contextlib import chdir
+from contextlib import chdir, closing
 from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -23,10 +23,12 @@ from tests.images import write_first_images
 from tests.tuning import fakes
 from tests.tuning.confirmation.written import write_results
 from tests.tuning.run_folders import search_file, trial, write_run
+from tuning.config.objectives import Objective
 from tuning.run import load_run
-from tuning.runs.confirmation import read_confirmation
+from tuning.runs.confirmation import CONFIRM_FOLDER, TESTED, read_confirmation
 from tuning.runs.environment import ENVIRONMENT_FILE, environment
 from tuning.runs.journal import Journal
+from tuning.runs.model import Candidate, Goal, Model, chosen_event, models_tested
 from tuning.runs.run_folder import CONFIG_FILE
 
 KEPT = Path(__file__).parent / "kept"
@@ -79,6 +81,12 @@ def write(folder, version):
     found = {("zero-shot", None): {"step": 0, "id_test/acc": 75.0}}
     found |= {(one, 1000 + s): reports[s] for s in (0, 1) for one in ("ft", "trial-000")}
     write_results(folder, found)
+    training = {"name": "trial-003", "method": "lipsum_ft", "seed": 0, "point": None}
+    chosen = Candidate("single", "trial-003", {"val/mean_acc": 74.5}, (training | {"params": {}},))
+    goal = Goal(Objective("val/mean_acc", "max"))
+    with closing(Journal(folder / CONFIRM_FOLDER)) as journal:
+        journal.model(chosen_event(Model(1, chosen, finished=2), goal, [chosen]))
+        journal.model({"event": TESTED, "number": 1, "metrics": {"id_test/acc": 81.5}})
     (folder / "report").rmdir()
     for lock in folder.rglob("journal.lock"):
         lock.unlink()
@@ -89,8 +97,7 @@ def test_a_run_folder_of_an_earlier_version_is_read_and_reported(version, tmp_pa
     folder = shutil.copytree(KEPT / version, tmp_path / "runs" / "kept")
     assert yaml.safe_load((folder / CONFIG_FILE).read_text())["version"] == version
     run = load_run(folder)
-    found = [record for record in run.history.records if "-seed-" not in record.trial_id]
-    records = {record.trial_id: record for record in found}  # b9b9d245 repeated trials
+    records = {record.trial_id: record for record in run.history.records}
     last = {name: round(r.last("val/mean_acc") or -1.0, 2) for name, r in records.items()}
     assert {name: (r.outcome, last[name]) for name, r in records.items()} == OUTCOMES
     assert records["trial-002"].error_line == "OutOfMemoryError: too big"
@@ -100,6 +107,8 @@ def test_a_run_folder_of_an_earlier_version_is_read_and_reported(version, tmp_pa
     assert run.best.trial_id == "trial-003"
     found = read_confirmation(run.search)
     assert found.values("trial-000", "id_test/acc") == {1000: 80.0, 1001: 81.0}
+    (model,) = models_tested(folder)
+    assert (model.chosen.name, model.test) == ("trial-003", {"id_test/acc": 81.5})
     shown = CliRunner().invoke(app, ["report", str(folder)])
     assert shown.exit_code == 0, shown.exception
     assert "stopped" in shown.output
