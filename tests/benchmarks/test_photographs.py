@@ -1,7 +1,6 @@
 """The benchmark of photographs: the texts of its model, the points of its searches, its table."""
 
 from functools import partial
-from unittest.mock import patch
 
 import numpy as np
 import pandas as pd
@@ -52,10 +51,7 @@ def test_what_was_searched_and_confirmed_is_not_repeated(whole_root, tmp_path, m
     for where in ("tuning.search", "tuning.confirmation.confirm"):
         options = partial(instant_options, SearchFile())
         monkeypatch.setattr(f"{where}.SearchOptions", options)
-    with (
-        without_ray(mlflow=False),
-        patch("tuning.confirmation.confirm.complete_files", return_value=[]),
-    ):
+    with without_ray(mlflow=False):
         found = confirmed("untuned", 10, tmp_path, given)
         journals = {path: path.read_bytes() for path in tmp_path.rglob("journal.jsonl")}
         again = confirmed("untuned", 10, tmp_path, given)

@@ -168,7 +168,6 @@ def instant(shop, monkeypatch):
     Path("tiny.yaml").write_text(yaml.safe_dump(tiny))
     for where in ("tuning.search", "tuning.confirmation.confirm"):
         monkeypatch.setattr(f"{where}.SearchOptions", options)
-    monkeypatch.setattr("tuning.confirmation.confirm.complete_files", lambda _: [])
     by_hand = plan_of()
     monkeypatch.setattr(module, "plan_search", lambda file, **_: replace(by_hand, file=file))
     monkeypatch.setattr(module, "export_weights", export)

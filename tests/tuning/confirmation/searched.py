@@ -110,7 +110,6 @@ class Searched:
         with (
             without_ray(mlflow=False, models=True),
             patch("tuning.confirmation.confirm.SearchOptions", options),
-            patch("tuning.confirmation.confirm.complete_files", return_value=[]),
         ):
             return confirm(self.folder, console=QUIET, **{"rules": ["objective"], **arguments})
 

@@ -238,10 +238,7 @@ def instant(images_root, whole_root, tmp_path):
             given = {"console": QUIET, "rules": ["objective"], **arguments}
             return confirm(folder, **given)
 
-    with (
-        without_ray(mlflow=False),
-        patch("tuning.confirmation.confirm.complete_files", return_value=[]),
-    ):
+    with without_ray(mlflow=False):
         yield folder, run, splits
 
 

@@ -19,7 +19,7 @@ from trainers.checkpoints.storage import fetched, newest_checkpoint, write_weigh
 from trainers.data.store import open_store
 from tuning import load_run as load_in_python
 from tuning.confirmation.model import ModelBuilder
-from tuning.runs.confirmation import results_path
+from tuning.runs.confirmation import read_confirmation, results_path
 from tuning.runs.model import CHOSEN, findings, model_folder, models_tested
 from tuning.runs.run_folder import load_run
 from tuning.weights.export import export_weights
@@ -28,6 +28,14 @@ from tuning.weights.export import export_weights
 @pytest.fixture
 def search(whole_root, tmp_path):
     return Searched(whole_root, tmp_path)
+
+
+@pytest.fixture(scope="module")
+def averaged(whole_root, tmp_path_factory):
+    """A confirmed search, whose model is the mean of two trainings of plain fine-tuning."""
+    search = Searched(whole_root, tmp_path_factory.mktemp("averaged"))
+    search.confirm_a_mean()
+    return search
 
 
 def test_a_lucky_seed_wins_and_is_tested_itself(search):
@@ -49,13 +57,13 @@ def test_a_lucky_seed_wins_and_is_tested_itself(search):
     assert all(torch.equal(ours[name], value) for name, value in expected.items())
 
 
-def test_the_mean_of_plain_fine_tuning_wins(search):
-    found = search.confirm_a_mean()
-    one = search.chosen
+def test_the_mean_of_plain_fine_tuning_wins(averaged):
+    one = averaged.chosen
     assert (one.kind, one.name) == ("seeds", "ft")
     assert [t["name"] for t in one.trainings] == ["ft-seed-1000", "ft-seed-1001"]
     assert one.metrics["val/mean_acc"] > 50
-    labels = [finding.label for finding in findings(found, search.models[0])]
+    found = read_confirmation(load_run(averaged.folder).search)
+    labels = [finding.label for finding in findings(found, averaged.models[0])]
     assert labels[0] == "test accuracy"
 
 
@@ -120,8 +128,7 @@ def test_several_objectives_have_no_model(whole_root, tmp_path):
     assert search.models == ()
 
 
-@pytest.mark.parametrize("where", ["mean_of_ends", "make_and_test"])
-def test_a_killed_call_begins_again_with_equal_digits(where, search, tmp_path):
+def test_a_killed_call_begins_again_with_equal_digits(search, tmp_path):
     """While candidates are built, and between choice and test."""
     search.write(2.0, 1.5)
     search.keep("trial-000", 0.2)
@@ -130,18 +137,19 @@ def test_a_killed_call_begins_again_with_equal_digits(where, search, tmp_path):
     shutil.copytree(search.folder, tmp_path / "copy")
     search.confirm(seeds=2)
     (whole,) = search.models
-    shutil.rmtree(search.folder)
-    (tmp_path / "copy").rename(search.folder)
-    with patch(f"tuning.confirmation.model.{where}", side_effect=Killed), pytest.raises(Killed):
+    for where, is_chosen in (("mean_of_ends", False), ("make_and_test", True)):
+        shutil.rmtree(search.folder)
+        shutil.copytree(tmp_path / "copy", search.folder)
+        with patch(f"tuning.confirmation.model.{where}", side_effect=Killed), pytest.raises(Killed):
+            search.confirm(seeds=2)
+        assert len(search.models) == is_chosen
+        before = len(events(search.folder))
         search.confirm(seeds=2)
-    assert len(search.models) == (where == "make_and_test")
-    before = len(events(search.folder))
-    search.confirm(seeds=2)
-    assert search.models == (whole,)
-    new = [event["event"] for event in events(search.folder)[before:]]
-    assert new.count("started") == 0  # nothing is trained again
-    assert new.count(CHOSEN) == (where == "mean_of_ends")
-    assert not (search.folder / "confirm" / "train").exists()
+        assert search.models == (whole,)
+        new = [event["event"] for event in events(search.folder)[before:]]
+        assert new.count("started") == 0  # nothing is trained again
+        assert new.count(CHOSEN) == (not is_chosen)
+        assert not (search.folder / "confirm" / "train").exists()
 
 
 def test_more_seeds_leave_the_model_and_again_builds_another(search):
@@ -200,11 +208,9 @@ def test_a_choice_whose_weights_are_gone_is_made_anew(search):
     assert tested.chosen.name == "trial-001"
 
 
-def test_further_trials_are_counted(search):
-    search.write(2.0, 1.0)
-    search.confirm(seeds=2)
-    (model,) = models_tested(search.folder)
-    records = load_run(search.folder).history.records
+def test_further_trials_are_counted(averaged):
+    (model,) = models_tested(averaged.folder)
+    records = load_run(averaged.folder).history.records
     assert model.further(records) == 0
     assert model.further([*records, searched(2, 1.0, 1.0)]) == 1
 
@@ -217,16 +223,15 @@ def test_a_training_that_failed_is_no_part_of_a_mean(search):
     assert [training["seed"] for training in search.chosen.trainings] == [1000, 1002]
 
 
-def test_plain_open_clip_reaches_the_test_accuracy_of_the_card(search, tmp_path):
+def test_plain_open_clip_reaches_the_test_accuracy_of_the_card(averaged, tmp_path):
     """To the last image, in a process that imports nothing of this project."""
-    search.confirm_a_mean()
-    assert search.chosen.kind == "seeds"
-    folder = export_weights(search.folder, tmp_path / "model")
+    assert averaged.chosen.kind == "seeds"
+    folder = export_weights(averaged.folder, tmp_path / "model")
     about = json.loads((folder / "classes.json").read_text())
     assert [t["seed"] for t in about["trainings"]] == [1000, 1001]
     card = (folder / "README.md").read_text()
     assert "validation" not in card.partition("| accuracy in percent")[2]
-    names, labels = write_images(load_run(search.folder).file.trial, "test", folder)
+    names, labels = write_images(load_run(averaged.folder).file.trial, "test", folder)
     (folder / "images.json").write_text(json.dumps(names))
     (folder / "snippet.py").write_text(snippet_of(card))
     command = [sys.executable, "-c", CLASSIFY_ALL, folder]
@@ -241,11 +246,10 @@ def test_plain_open_clip_reaches_the_test_accuracy_of_the_card(search, tmp_path)
         assert f"{tested[name]:.1f} ±" in card
 
 
-def test_run_load_model_gives_what_export_writes(search, tmp_path):
-    search.confirm_a_mean()
-    folder = export_weights(search.folder, tmp_path / "model")
+def test_run_load_model_gives_what_export_writes(averaged, tmp_path):
+    folder = export_weights(averaged.folder, tmp_path / "model")
     exported = load_file(folder / "open_clip_model.safetensors")
-    loaded = load_in_python(search.folder).load_model().state_dict()
+    loaded = load_in_python(averaged.folder).load_model().state_dict()
     assert all(torch.equal(value, exported[name]) for name, value in loaded.items())
 
 

@@ -6,6 +6,7 @@
 import json
 import shutil
 from contextlib import ExitStack, contextmanager, nullcontext
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from unittest.mock import patch
@@ -19,6 +20,7 @@ from tuning.runs.journal import append_synced
 from tuning.runs.messages import MESSAGE, Ended, Failed, Reported
 from tuning.views.follower import Follower, View
 
+CONFIRM = "tuning.confirmation.confirm"
 REPORTED = {}
 """The step that each trial has reported last, whoever learned of it."""
 
@@ -88,18 +90,22 @@ class InlineTuner:
             self._free.append(self._running.pop(trial_id))
 
 
-def run_inline(train, driver, concurrent, max_failures, callbacks=()):
+def run_inline(train, driver, concurrent, max_failures, callbacks=(), choose=None):
     """In place of `tuning.execution.tune_adapter.run_trials`."""
-    InlineTuner(train, driver, concurrent, max_failures).run()
+    tuner = InlineTuner(train, driver, concurrent, max_failures)
+    if choose is not None:
+        tuner.choose = choose
+    tuner.run()
 
 
 @contextmanager
-def without_ray(mlflow=True, follows=False, models=False):
+def without_ray(mlflow=True, follows=False, models=False, choose=None):
     """Within the block, searches have instant trials, no Ray and no figures.
 
     Args:
         follows: views are written by their thread, and not after each message.
         models: `confirm` builds a model, of weights that its trainings have left.
+        choose: see `InlineTuner.choose`.
     """
     watch = SimpleNamespace(check=lambda: None, call=lambda function, *of: function(*of))
     session = {
@@ -108,15 +114,14 @@ def without_ray(mlflow=True, follows=False, models=False):
         "concurrent_trials": lambda resources, **_: resources.max_concurrent or 1,
         "zero_shot_metrics": zero_shot,
         "restored_process": nullcontext,
-        "run_trials": run_inline,
+        "run_trials": partial(run_inline, choose=choose),
     }
     with ExitStack() as patches:
         if not mlflow:
             patches.enter_context(patch("tuning.search.MlflowView", lambda *_, **__: View()))
+            patches.enter_context(patch(f"{CONFIRM}.complete_files", return_value=[]))
         if not models:
-            patches.enter_context(
-                patch("tuning.confirmation.confirm.needs_model", return_value=False)
-            )
+            patches.enter_context(patch(f"{CONFIRM}.needs_model", return_value=False))
         for name, stand_in in session.items():
             patches.enter_context(patch(f"tuning.session.{name}", stand_in))
         if not follows:

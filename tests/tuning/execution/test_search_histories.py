@@ -11,7 +11,7 @@ from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
 from tests.tuning.agreement import disagreements, journal_events
-from tests.tuning.execution.inline_tuner import REPORTED, InlineTuner, killed_at_write, without_ray
+from tests.tuning.execution.inline_tuner import REPORTED, killed_at_write, without_ray
 from tests.tuning.execution.instant import instant_file, resume_instantly, run_instantly
 from tests.tuning.execution.slot import BREAK, EVERY, STEPS
 from trainers.errors import ConfigError
@@ -50,8 +50,7 @@ class Story:
         """Search or resume; killed at a write, or to the end."""
         is_killed = nullcontext() if kill_at is None else killed_at_write(kill_at, self.runs)
         with (
-            without_ray(mlflow=False),
-            patch.object(InlineTuner, "choose", self.choose),
+            without_ray(mlflow=False, choose=self.choose),
             patch("tuning.algorithms.studies.LEAST_FINISHED", 1),  # so that trials are pruned
             is_killed,
         ):

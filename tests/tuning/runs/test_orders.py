@@ -2,13 +2,12 @@
 
 import json
 from contextlib import closing
-from unittest.mock import patch
 
 import pytest
 from typer.testing import CliRunner
 
 from tests.tuning.execution import instant
-from tests.tuning.execution.inline_tuner import InlineTuner, killed_at_write, without_ray
+from tests.tuning.execution.inline_tuner import killed_at_write, without_ray
 from tests.tuning.execution.instant import (
     instant_file,
     num_reports,
@@ -54,7 +53,7 @@ class Search:
         return 0
 
     def session(self):
-        with without_ray(mlflow=False), patch.object(InlineTuner, "choose", self.choose):
+        with without_ray(mlflow=False, choose=self.choose):
             if (self.folder / "journal.jsonl").exists():
                 resume_instantly(self.folder)
             else:

@@ -63,11 +63,6 @@ def test_the_answer_comes_first_and_every_trial_has_a_row(tmp_path):
     assert f"pruned at {pruned.step}" in row
 
 
-def test_a_stopped_trial_has_not_ended(tmp_path):
-    records = [fakes.trial(0), fakes.trial(1, outcome="stopped")]
-    assert "1 of 16 trials of 240 steps done (1 finished, 1 stopped)" in page_of(records, tmp_path)
-
-
 def test_text_is_escaped_everywhere(tmp_path):
     bad = "<img src=x onerror=alert(1)>"
     search = replace(SEARCH, name=bad, ood_domains=(bad,), id_domain=bad)
