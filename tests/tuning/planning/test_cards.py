@@ -99,7 +99,8 @@ def test_a_worker_keeps_small_sets_and_samples_of_decoded_images(validation, ima
 
 
 def test_cards_that_need_more_cores_than_a_worker_has_are_named_with_what_to_do():
-    file = SearchFile.model_validate({"search": {"resources": {"cpus_per_worker": 8}}})
+    search = {"resources": {"cpus_per_worker": 8}}
+    file = SearchFile.model_validate({"trial": trial("tiny-clip", "ft", 64), "search": search})
     data, (found,) = plan_on(file, ["A100-80GB"], images=7000, classes=10)
     slow, fast = (replace(found, name=name, cores=n) for name, n in (("slow", 8), ("fast", 18)))
     text = " ".join(text_of(render(file, data, [slow, fast]), 160).split())
@@ -118,11 +119,14 @@ def test_a_card_that_holds_no_image_is_too_small(monkeypatch):
 
 def test_trials_that_share_a_card_share_its_speed():
     """So a trial takes as many GPU-hours."""
-    of = [
-        SearchFile.model_validate({"search": {"resources": {"gpus_per_worker": gpus}}})
-        for gpus in (1, 0.5)
-    ]
-    (whole, half) = (plan_on(file, ["L4"], images=7000, classes=10)[1][0] for file in of)
+
+    def on_a_card(gpus):
+        search = {"resources": {"gpus_per_worker": gpus}}
+        file = SearchFile.model_validate({"trial": trial("tiny-clip", "ft", 8), "search": search})
+        _, (found,) = plan_on(file, ["L4"], images=7000, classes=10)
+        return found
+
+    whole, half = on_a_card(1), on_a_card(0.5)
     assert half.step_s == pytest.approx(2 * whole.step_s)
     assert half.gpu_hours == pytest.approx(whole.gpu_hours)
 
