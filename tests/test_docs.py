@@ -29,6 +29,7 @@ from docs import build
 from tests.trainers.curves import curve, short
 from tests.tuning.run_folders import search_file, trial, write_run
 from trainers.errors import ConfigError
+from trainers.methods.registry import METHODS
 from tuning.config.validation import load_config
 from tuning.runs.confirmation import Confirmation
 from tuning.runs.run_folder import load_run
@@ -261,6 +262,7 @@ def test_the_reference_has_every_key_and_every_space():
     assert "| `lr` | number > 0, <= 1000 | `1e-05` | Peak learning rate. |" in keys
     assert all(f"## `{section}`" in keys for section in ("search.budget", "trial.method[kd]"))
     assert "| `lipsum_ft` | `method.reg_weight` |" in spaces
+    assert all(f"## {name}\n" in build.equations() for name in METHODS)
 
 
 @pytest.mark.parametrize("page", [*PAGES, *(ROOT / name for name in OTHERS)], ids=lambda p: p.name)

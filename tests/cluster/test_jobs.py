@@ -73,11 +73,11 @@ def test_a_submitted_search_ends_and_no_file_has_a_secret(head, images_root, tmp
     assert "trial-001" in submitted.stdout
     assert disagreements(tmp_path / "plain") == []
     assert statuses(tmp_path) == {"FINISHED": 3}
-    assert files_with_secrets(head, tmp_path) == []
     mistaken = submit(head, quickstart(tmp_path / "no-data", tmp_path, "mistaken"))
     assert mistaken.returncode == 1  # Ray's, of a job that failed
     assert f"data.root = '{tmp_path}/no-data': no such folder" in mistaken.stdout
     assert not (tmp_path / "mistaken").exists()
+    assert files_with_secrets(head, tmp_path) == []
 
 
 @pytest.mark.nightly

@@ -20,7 +20,7 @@ from typing import Annotated, Any
 import typer
 
 # Each module adds its commands, in the order of the help.
-from tuning.cli import data, export, runs, search  # noqa: F401
+from tuning.cli import data, search, export, runs  # noqa: F401  # isort: skip
 from tuning.cli.options import app as app
 from tuning.process import GC_THRESHOLD
 

@@ -155,10 +155,10 @@ def zero_shot(
     from tuning.config.validation import load_config
 
     trial = load_config(config, set_ or (), check=False).trial
-    from trainers.data.roots import remarks_on
-    from tuning.duplicates import duplicates_table, near_duplicates
 
     # With torch, after mistakes in the configuration were reported.
+    from trainers.data.roots import remarks_on
+    from tuning.duplicates import duplicates_table, near_duplicates
     from tuning.zero_shot import causes, guesses, measure, published, zero_shot_table
 
     console = Console()

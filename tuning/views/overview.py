@@ -44,7 +44,8 @@ def comparison(runs: Sequence[Path]) -> RenderableType:
     """One column for each run: what it has found, then the keys in which configurations differ."""
     files = [load_run(run).file for run in runs]
     values = [flat(file.model_dump(mode="json")) for file in files]
-    has_same_domains = len({file.trial.data.domains for file in files}) == 1
+    data = [file.trial.data for file in files]
+    has_same_domains = len({(one.id_domain, frozenset(one.ood_domains)) for one in data}) == 1
     table = Table(box=None, padding=(0, 2, 0, 0), header_style="bold", pad_edge=False)
     for name in ("", *(run.name for run in runs)):
         table.add_column(escape(name), overflow="fold")

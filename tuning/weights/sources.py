@@ -91,7 +91,7 @@ def find_source(folder: Path, trial: str | None = None) -> Source:
         if again is not None and models:
             return _of_model(run, again, models)
         return _of_winner(run)
-    if trial:
+    if trial is not None:
         raise ConfigError("is for runs, not for one training", key="--trial", value=trial)
     header = whole_header(folder)
     values = read_yaml(folder / TRIAL_FILE)

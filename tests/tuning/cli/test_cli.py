@@ -149,6 +149,10 @@ def test_report_shows_searches_side_by_side(run, images_root):
     assert rows[("trial.optim.batch_size",)][1:] == ["8", "4"]
     assert ("trial.steps",) not in rows
     assert sorted(run.parent.rglob("*")) == before
+    suite = {"id_domain": "real", "ood_domains": [*reversed(fakes.DOMAINS)]}
+    reordered = search_file(images_root, trial__data__suite=suite)
+    of_same = write_run(run.with_name("reordered"), reordered, [trial(4, 88.0, 60.0)])
+    assert "cannot be compared" not in invoke("report", run, of_same).output
     suite = {"id_domain": "real", "ood_domains": ["sketch"], "templates": ["a {}."]}
     elsewhere = search_file(images_root, trial__data__suite=suite)
     of_others = write_run(run.with_name("elsewhere"), elsewhere, [trial(4, 88.0, 60.0)])
