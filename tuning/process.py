@@ -20,11 +20,7 @@ _interrupted = threading.Event()
 
 
 def raise_interrupt() -> None:
-    """Raise the KeyboardInterrupt of `interrupted_by_signals` again, if it is not dealt with.
-
-    Foreign code may lose it: Optuna's lock of a file puts another error in its place when it is
-    interrupted, and Python ignores what `__del__` raises.
-    """
+    """Raise KeyboardInterrupt in a thread that waits for Ray, once the main thread has got one."""
     if _interrupted.is_set():
         raise KeyboardInterrupt
 

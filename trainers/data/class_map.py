@@ -94,7 +94,7 @@ def domain_class_map(
         rules = f"domains.{domain} may have a class_map, or unknown_classes: skip"
         hint = f"in a suite of your own, {rules}"
         if len(unknown) == 1 and (close := nearest(unknown[0], labels)):
-            hint = f"{close} {hint}"
+            hint = f"{hint}; {close}"
         problem = f"{quoted(unknown)}: no class of {id_domain}, which has {len(labels)}"
         raise ConfigError(problem, hint=hint, source=domain)
     scored = [frozenset(group) for group in groups if group]

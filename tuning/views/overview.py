@@ -60,7 +60,9 @@ def comparison(runs: Sequence[Path]) -> RenderableType:
             table.add_row(key, *map(escape, texts), style="dim")
     if has_same_domains:
         return table
-    return Group("These runs have other domains: their accuracies cannot be compared.", "", table)
+    return Group(
+        "These runs have different domains: their accuracies cannot be compared.", "", table
+    )
 
 
 def _facts(folder: Path) -> dict[str, str]:

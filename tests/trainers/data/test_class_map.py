@@ -42,7 +42,7 @@ def test_classes_may_share_some_of_what_they_stand_for():
 @pytest.mark.parametrize(
     ("classes", "rule", "problem"),
     [
-        (("ant", "cats"), {}, r"'cats': no class of real.* \(did you mean 'cat'\?; in a suite"),
+        (("ant", "cats"), {}, r"'cats': no class of real.* \(in a suite.*; did you mean 'cat'\?\)"),
         (tuple("xyzuv"), {}, "'x', 'y', 'z' and 2 more: no class of real, which has 4"),
         (("ant", "ant"), {}, "sketch: several classes are called 'ant'"),
         (ID, {"num_classes": 200}, "it has 4 classes, and the suite expects 200"),

@@ -157,7 +157,7 @@ def test_report_shows_searches_side_by_side(run, images_root):
     elsewhere = search_file(images_root, trial__data__suite=suite)
     of_others = write_run(run.with_name("elsewhere"), elsewhere, [trial(4, 88.0, 60.0)])
     shown = invoke("report", run, of_others).output
-    assert shown.startswith("These runs have other domains")
+    assert shown.startswith("These runs have different domains")
     assert "suite.templates" not in shown
 
 

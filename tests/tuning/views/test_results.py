@@ -62,3 +62,14 @@ def test_a_resume_keeps_what_confirm_has_found_on_the_page(tmp_path, journal):
     page.unlink()
     follower.search_ended([], "finished")
     assert is_shown()
+
+
+def test_a_page_that_cannot_be_written_ends_nothing(tmp_path, journal, caplog):
+    (tmp_path / "report").write_text("in the way")
+    follower = follow(tmp_path)
+    journal.session_started({})
+    wait_until(lambda: "the page cannot be written" in caplog.text)
+    (tmp_path / "report").unlink()
+    follower.search_ended([], "finished")
+    assert (tmp_path / "report" / "index.html").is_file()
+    assert caplog.records[0].exc_info is None
