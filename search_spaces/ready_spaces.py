@@ -11,7 +11,7 @@ reference.
 
 from __future__ import annotations
 
-from search_spaces.distributions import Float, Int
+from search_spaces.distributions import Distribution, Float, Int
 from search_spaces.space import SearchSpace
 
 # Learning rate of AdamW for all methods that train the whole image encoder. A search takes `around`
@@ -36,65 +36,45 @@ def around(lr: float) -> Float:
     return Float(low=float(f"{lr / 10:.6g}"), high=float(f"{lr * 10:.6g}"), log=True)
 
 
+def _space(**of_method: Distribution) -> SearchSpace:
+    """The settings of a method by name, and the learning rate of what trains the image encoder."""
+    settings = {f"method.{name}": parameter for name, parameter in of_method.items()}
+    return SearchSpace(parameters={**settings, "optim.lr": LR})
+
+
 SPACES: dict[str, SearchSpace] = {
     # The Lipsum-FT paper trains with lr 1e-5.
-    "ft": SearchSpace(parameters={"optim.lr": LR}),
+    "ft": _space(),
     # The authors' code trains with SGD (head: 5 epochs at 0.01, 0.03 or 0.1), which does not carry
     # over to AdamW.
-    "lp_ft": SearchSpace(
-        parameters={
-            "method.probe_fraction": Float(low=0.05, high=0.5),
-            "method.probe_lr": Float(low=1e-5, high=1e-1, log=True),
-            "optim.lr": LR,
-        }
+    "lp_ft": _space(
+        probe_fraction=Float(low=0.05, high=0.5), probe_lr=Float(low=1e-5, high=1e-1, log=True)
     ),
     # 0.999 averages over about 1,000 steps. Shorter searches need a smaller decay: until then the
     # average is close to the zero-shot model.
-    "ema": SearchSpace(parameters={"method.ema_decay": EMA_DECAY, "optim.lr": LR}),
+    "ema": _space(ema_decay=EMA_DECAY),
     # The authors train with lr 3e-5, weight decay 0.1, batches of 512, 500 warm-up steps and 10
     # epochs.
-    "wise_ft": SearchSpace(parameters={"method.alpha": ALPHA, "optim.lr": LR}),
+    "wise_ft": _space(alpha=ALPHA),
     # At 0.1 the radii cross their whole range in a few steps.
-    "tpgm": SearchSpace(
-        parameters={"method.projection_lr": Float(low=1e-3, high=0.1, log=True), "optim.lr": LR}
-    ),
-    "l2_sp": SearchSpace(
-        parameters={"method.reg_weight": Float(low=1e-5, high=10.0, log=True), "optim.lr": LR}
-    ),
-    "kd": SearchSpace(parameters={"method.reg_weight": REG_WEIGHT, "optim.lr": LR}),
-    "car_ft": SearchSpace(parameters={"method.reg_weight": REG_WEIGHT, "optim.lr": LR}),
-    # Weight 1 and texts of 8 tokens are the paper's, as is lr 1e-5.
-    "lipsum_ft": SearchSpace(
-        parameters={
-            "method.reg_weight": REG_WEIGHT,
-            # Tokens of a random text, without its start and end tokens.
-            "method.text_length": Int(low=2, high=24, log=True),
-            "optim.lr": LR,
-        }
-    ),
+    "tpgm": _space(projection_lr=Float(low=1e-3, high=0.1, log=True)),
+    "l2_sp": _space(reg_weight=Float(low=1e-5, high=10.0, log=True)),
+    "kd": _space(reg_weight=REG_WEIGHT),
+    "car_ft": _space(reg_weight=REG_WEIGHT),
+    # Weight 1 and texts of 8 tokens are the paper's, as is lr 1e-5. The length is that of a random
+    # text without its start and end tokens.
+    "lipsum_ft": _space(reg_weight=REG_WEIGHT, text_length=Int(low=2, high=24, log=True)),
     # The authors' code on ImageNet, as that of StarFT and CaRot: lr 1e-5, weight decay 0.1, batches
     # of 512, 500 warm-up steps, 10 epochs.
-    "flyp": SearchSpace(parameters={"optim.lr": LR}),
-    "star_ft": SearchSpace(
-        parameters={"method.reg_weight": Float(low=0.01, high=10.0, log=True), "optim.lr": LR}
+    "flyp": _space(),
+    "star_ft": _space(reg_weight=Float(low=0.01, high=10.0, log=True)),
+    "carot": _space(
+        orthogonality_weight=Float(low=0.01, high=10.0, log=True),
+        distillation_weight=Float(low=0.05, high=50.0, log=True),
     ),
-    "carot": SearchSpace(
-        parameters={
-            "method.orthogonality_weight": Float(low=0.01, high=10.0, log=True),
-            "method.distillation_weight": Float(low=0.05, high=50.0, log=True),
-            "optim.lr": LR,
-        }
-    ),
-    "spd": SearchSpace(
-        parameters={"method.strength": Float(low=0.1, high=10.0, log=True), "optim.lr": LR}
-    ),
+    "spd": _space(strength=Float(low=0.1, high=10.0, log=True)),
     # The range of the weights is that of the authors' code.
-    "autoft": SearchSpace(
-        parameters={
-            **{f"method.{term}_weight": _LOSS_WEIGHT for term in _AUTOFT_TERMS},
-            "optim.lr": LR,
-        }
-    ),
+    "autoft": _space(**{f"{term}_weight": _LOSS_WEIGHT for term in _AUTOFT_TERMS}),
     # Changes of low rank start at zero, so their learning rates are larger; rank 8 and 5e-4 are
     # ours.
     "lora": SearchSpace(
