@@ -112,15 +112,11 @@ def split_fingerprint(store: Store, domain: str, split: str) -> str:
     return hashlib.sha256("".join(h.content for h in headers).encode()).hexdigest()[:16]
 
 
-def remarks_on(root: str, parts: Iterable[tuple[str, str]]) -> list[str]:
-    """`remarks` on the images of a configuration."""
-    return remarks(open_root(root), parts)
-
-
-def remarks(store: Store, parts: Iterable[tuple[str, str]]) -> list[str]:
+def remarks(root: str | Store, parts: Iterable[tuple[str, str]]) -> list[str]:
     """A line for each domain that lacks classes in all these splits, and for splits that share
     images. Splits that do not exist are passed over.
     """
+    store = open_root(root)
     headers: dict[str, list[Header]] = {}
     for domain, split in parts:
         if store.exists(f"{domain}/{split}"):

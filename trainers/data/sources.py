@@ -309,7 +309,8 @@ def _tables(source: Source, domain: str) -> dict[Split, Found]:
     found = dict[Split, Found]()
     left_out = _unread(source, files)
     for name, rows in loaded.items():
-        split = _split_of(name, source, is_alone=len(loaded) == 1)
+        usual = SPLIT_WORDS.get(name.lower(), "train" if len(loaded) == 1 else None)
+        split = source.splits.get(name) if source.splits else usual
         labels = [number.get(value, -1) for value in rows[label][:]]
         if split is None:
             left_out.append((f"split {name} ({len(rows):,} images)", "not train, val or test"))
@@ -332,13 +333,6 @@ def _tables(source: Source, domain: str) -> dict[Split, Found]:
     for of_split in list(found.values())[:1]:
         of_split.left_out += left_out
     return found
-
-
-def _split_of(name: str, source: Source, *, is_alone: bool) -> Split | None:
-    """Which split of ours one of the source is; None for none."""
-    if source.splits:
-        return source.splits.get(name)
-    return SPLIT_WORDS.get(name.lower(), "train" if is_alone else None)
 
 
 def _class_names(source: Source, loaded: Mapping[str, datasets.Dataset], label: str) -> list[str]:

@@ -161,7 +161,7 @@ def _unreachable(error: OSError, url: str) -> StorageFailed:
     return StorageFailed(f"{redact(url)}: cannot be reached: {reason}")
 
 
-def open_root(root: str) -> Store:
+def open_root(root: str | Store) -> Store:
     """The folder of `trial.data.root`: a path or URL, or that of the built-in benchmark."""
     if root != EMBEDDED:
         return open_store(root)

@@ -219,7 +219,10 @@ def go_to_line(run: TrainState, sample: Images) -> dict[str, float]:
     weights = run.eval_weights or run.weights
     if evaluation.line == "off" or not run.config.method.has_line:
         return {}
-    initial = _line_start(run, weights)
+    # One factor of a product, such as the gains of adapters, stays, so that the line is that of the
+    # merged weights. With the other one 0, the model is the zero-shot one.
+    keeps = run.config.method.line_keeps
+    initial = {**run.initial, **{n: v for n, v in weights.items() if n.endswith(keeps)}}
     measured = dict[float, dict[str, float]]()
     if evaluation.line_points:
         points = sorted({*evaluation.line_points, 1.0})
@@ -257,13 +260,3 @@ def classifier_at(run: TrainState, initial: Weights, weights: Weights, a: float)
             return classify(run, images)
 
     return classify_there
-
-
-def _line_start(run: TrainState, weights: Weights) -> dict[str, Tensor]:
-    """The zero-shot weights, as the line to these weights begins with them.
-
-    One factor of a product, such as the gains of adapters, stays, so that the line is that of the
-    merged weights. With the other one 0, the model is the zero-shot one.
-    """
-    keeps = run.config.method.line_keeps
-    return {**run.initial, **{n: v for n, v in weights.items() if n.endswith(keeps)}}

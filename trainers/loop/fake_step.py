@@ -296,12 +296,10 @@ class _ZeroShot(ZeroShotModel):
     """A fake model whose tokens are real, since their number depends on the texts."""
 
     def tokenize(self, texts: Sequence[str]) -> Tensor:
-        """Real tokens."""
         with unset_fake_temporarily():
             return super().tokenize(texts)
 
     def random_tokens(self, count: int, length: int, *, seed: int, step: int) -> Tensor:
-        """Real tokens."""
         with unset_fake_temporarily():
             return super().random_tokens(count, length, seed=seed, step=step)
 

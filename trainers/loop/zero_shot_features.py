@@ -145,14 +145,10 @@ class ZeroShotFeatures:
         self, key: tuple[object, ...], records: int, rows: int, dtype: torch.dtype = torch.float16
     ) -> FeatureFile | None:
         """The file of all that `key` tells apart; None if nothing is shared."""
-        size = {"records": records, "rows": rows, "width": self._width}
+        size = {"records": records, "rows": rows, "width": self._zero_shot.head.shape[1]}
         if self._limit and key not in self._files:
             self._files[key] = FeatureFile(key, **size, dtype=dtype, limit_bytes=self._limit)
         return self._files.get(key)
-
-    @property
-    def _width(self) -> int:
-        return self._zero_shot.head.shape[1]
 
     @cached_property
     def _of_texts(self) -> tuple[object, ...]:

@@ -157,7 +157,7 @@ def zero_shot(
     trial = load_config(config, set_ or (), check=False).trial
 
     # With torch, after mistakes in the configuration were reported.
-    from trainers.data.roots import remarks_on
+    from trainers.data.roots import remarks
     from tuning.duplicates import duplicates_table, near_duplicates
     from tuning.zero_shot import causes, guesses, measure, published, zero_shot_table
 
@@ -181,7 +181,7 @@ def zero_shot(
     console.print(table)
     console.print("± is the 95 % sampling error of the accuracy on that many images.")
     parts = [(domain, which) for domain in trial.data.domains]
-    for line in (*guesses(rows), *remarks_on(trial.data.root, parts)):
+    for line in (*guesses(rows), *remarks(trial.data.root, parts)):
         print(f"! {line}")
     if likely := causes(rows):
         print(likely, file=sys.stderr)

@@ -307,13 +307,13 @@ def _announce(label: str, file: SearchFile) -> None:
 
 def _say_what_data_lack(file: SearchFile) -> None:
     """Say before hours of search what `confirm` would refuse after them, and what is odd."""
-    from trainers.data.roots import remarks_on, without_split
+    from trainers.data.roots import remarks, without_split
 
     data = file.trial.data
     if lacking := without_split(data.root, data.domains, "test"):
         made = "`prepare` makes one with --test-fraction"
         warn(f"no test split, which `confirm` needs: {', '.join(lacking)} ({made})")
-    for line in remarks_on(data.root, data.trial_parts):
+    for line in remarks(data.root, data.trial_parts):
         print(f"! {line}", file=sys.stderr)
 
 

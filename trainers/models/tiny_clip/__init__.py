@@ -9,5 +9,3 @@ one direction.
 from pathlib import Path
 
 FOLDER = Path(__file__).parent
-CONFIG = FOLDER / "open_clip_config.json"
-WEIGHTS = FOLDER / "open_clip_model.safetensors"
