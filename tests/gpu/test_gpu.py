@@ -96,7 +96,8 @@ def test_a_batch_that_does_not_fit_is_halved(name, trial):
     config = changed(config, optim__batch_size=2048, optim__micro_batch_size=64)
     torch.cuda.reset_peak_memory_stats()
     run = start(config)
-    views, labels = (part.repeat(256, *[1] * (part.dim() - 1)) for part in small_batch(config))
+    eight = first_batch(start(changed(config, optim__batch_size=8)))
+    views, labels = (part.repeat(256, *[1] * (part.dim() - 1)) for part in eight)
     expected = Stepper(run).step(0, views, labels, lr=0.0)
     # Room for a fourth of the batch, approximately.
     peak = torch.cuda.max_memory_allocated()
@@ -110,11 +111,6 @@ def test_a_batch_that_does_not_fit_is_halved(name, trial):
         torch.cuda.set_per_process_memory_fraction(1.0)
     assert run.micro_batch_size < 2048
     torch.testing.assert_close(found, expected, rtol=1e-2, atol=1e-2)
-
-
-def small_batch(config):
-    """Views and labels of eight images."""
-    return first_batch(start(changed(config, optim__batch_size=8)))
 
 
 def test_a_trial_leaves_no_memory_behind(trial):

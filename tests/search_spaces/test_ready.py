@@ -11,7 +11,7 @@ from tests.test_docs import COMMANDS
 from trainers.config import first_learning_rate
 from trainers.models.clip import load_clip
 from tuning.config.loading import find_config, ready_configs
-from tuning.config.schema import SchedulerConfig, SearchFile
+from tuning.config.schema import SearchFile
 from tuning.config.validation import load_config
 
 SIZES = ("b16", "b32", "l14")
@@ -121,9 +121,10 @@ def test_recipes_have_the_authors_settings(method):
 
 
 @pytest.mark.parametrize("name", ALL)
-def test_recipes_of_papers_report_the_end_of_a_training(name):
-    is_paper = name in (*PAPER, *RECIPES, RUNLOCAL)
-    assert load_config(name, check=False).trial.eval.line == ("off" if is_paper else "auto")
+def test_trials_are_trained_in_full_and_those_of_papers_report_their_end(name):
+    file, is_paper = load_config(name, check=False), name in (*PAPER, *RECIPES, RUNLOCAL)
+    assert file.search.scheduler.name == "none"
+    assert file.trial.eval.line == ("off" if is_paper else "auto")
 
 
 @pytest.mark.parametrize("name", ["quickstart", RUNLOCAL])
@@ -131,13 +132,6 @@ def test_a_model_without_published_settings_begins_by_the_rule(name):
     trial = load_config(name).trial
     parameters = sum(weight.numel() for weight in load_clip(trial.model).visual.parameters())
     assert trial.optim.lr == first_learning_rate(parameters, trial.steps)
-
-
-@pytest.mark.parametrize("name", ALL)
-def test_trials_are_trained_in_full_until_one_line_stops_them_early(name):
-    assert load_config(name, check=False).search.scheduler.name == "none"
-    file = load_config(name, ["search.scheduler.name=asha"], check=False)
-    assert file.search.scheduler == SchedulerConfig(name="asha")
 
 
 def test_methods_get_equal_trials_and_small_model_ranges():

@@ -11,17 +11,6 @@ def probabilities(logits):
     return p / p.sum(axis=1, keepdims=True)
 
 
-def nll(logits, labels):
-    p = probabilities(logits)
-    return float(-np.log(p[np.arange(len(labels)), labels]).mean())
-
-
-def ece(logits, labels):
-    """In percent."""
-    p = probabilities(logits)
-    return binned_error(p.argmax(axis=1) == labels, p.max(axis=1))
-
-
 def binned_error(correct, confidence):
     """The calibration error in percent of predictions, right or wrong, with a confidence each."""
     error = 0.0
@@ -34,16 +23,13 @@ def binned_error(correct, confidence):
     return float(100 * error)
 
 
-def class_acc(logits, labels):
-    """In percent, over the classes that occur."""
-    right = logits.argmax(axis=1) == labels
-    return float(100 * np.mean([right[labels == label].mean() for label in np.unique(labels)]))
-
-
 def measures(logits, labels):
+    p = probabilities(logits)
+    right = p.argmax(axis=1) == labels
+    of_classes = [right[labels == label].mean() for label in np.unique(labels)]
     return {
-        "acc": float(100 * (logits.argmax(axis=1) == labels).mean()),
-        "class_acc": class_acc(logits, labels),
-        "nll": nll(logits, labels),
-        "ece": ece(logits, labels),
+        "acc": float(100 * right.mean()),
+        "class_acc": float(100 * np.mean(of_classes)),
+        "nll": float(-np.log(p[np.arange(len(labels)), labels]).mean()),
+        "ece": binned_error(right, p.max(axis=1)),
     }

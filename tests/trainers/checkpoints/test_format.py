@@ -62,15 +62,7 @@ def test_a_checkpoint_of_other_classes_is_refused(classes, tmp_path):
     assert error.value.source == str(tmp_path)
 
 
-def test_training_does_not_continue_from_weights_alone(tmp_path):
-    save(tmp_path, 20)
-    (tmp_path / STATE).unlink()
-    with pytest.raises(ConfigError, match=STATE):
-        load(tmp_path)
-    assert saved_step(tmp_path) == 20
-
-
-def test_weights_are_read_without_a_state(tmp_path):
+def test_weights_are_read_without_a_state_but_training_does_not_continue(tmp_path):
     save(tmp_path, 4)
     (tmp_path / STATE).unlink()
     weights, class_names = load_weights(tmp_path)
@@ -80,6 +72,8 @@ def test_weights_are_read_without_a_state(tmp_path):
     assert (header.shapes, header.class_names) == ({"head": (SIZE,)}, CLASSES)
     assert saved_step(tmp_path) == 4
     assert header.metrics == {"id_val/acc": REPORTS[1]["id_val/acc"]}
+    with pytest.raises(ConfigError, match=STATE):
+        load(tmp_path)
 
 
 @pytest.mark.parametrize("read", [load_weights, whole_header, load])

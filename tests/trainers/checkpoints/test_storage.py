@@ -75,6 +75,9 @@ def test_a_new_checkpoint_replaces_the_older_ones(folder, tmp_path):
     for file in (STATE, WEIGHTS):
         original = (tmp_path / "local" / file).read_bytes()
         assert (tmp_path / "fetched" / file).read_bytes() == original
+    folder.filesystem.delete_file(folder.full(f"{name}/{STATE}"))
+    assert newest_checkpoint(folder) == name
+    assert newest_checkpoint(folder, resumable=True) is None
     remove_checkpoint(folder.at(name))
     remove_checkpoint(folder.at(name))
     assert newest_checkpoint(folder) is None
@@ -87,13 +90,6 @@ def test_an_incomplete_checkpoint_is_never_used(folder, tmp_path):
     assert newest_checkpoint(folder) == newest_checkpoint(folder, resumable=True) == EARLY
     prepare_folder(folder)
     assert checkpoint_names(folder) == [EARLY]
-
-
-def test_training_does_not_continue_from_weights_alone(folder, tmp_path):
-    put(folder, EARLY, saved(tmp_path / "local", 40))
-    folder.filesystem.delete_file(folder.full(f"{EARLY}/{STATE}"))
-    assert newest_checkpoint(folder) == EARLY
-    assert newest_checkpoint(folder, resumable=True) is None
 
 
 def test_the_newest_checkpoint_has_the_most_steps(folder, tmp_path):

@@ -2,7 +2,6 @@
 
 import errno
 import hashlib
-import json
 import os
 import pickle
 import signal
@@ -125,6 +124,17 @@ def test_batches_are_bit_for_bit_those_of_0_2(seed, train, evaluated, tmp_path):
     data = DataConfig(crop_area=(0.3, 1.0))
     assert digest(train_batches(images, sampler, INPUT, data)) == train
     assert digest(images.sampled(seed).eval_batches(INPUT, 5)) == evaluated
+
+
+def test_every_epoch_shows_each_sample_once():
+    batches = list(StepSampler(10, 4, seed=0, steps=range(10)))
+    order = [sample for batch in batches for _, sample in batch]
+    for epoch in range(4):
+        assert sorted(order[10 * epoch : 10 * epoch + 10]) == list(range(10))
+    assert order[:10] != order[10:20]
+    workers = [StepSampler(10, 4, seed=0, steps=range(10), rank=r, world_size=2) for r in (0, 1)]
+    for whole, first, second in zip(batches, *workers, strict=True):
+        assert (whole[::2], whole[1::2]) == (first, second)
 
 
 @pytest.mark.parametrize("keep", [0, 1 << 29])
@@ -292,15 +302,6 @@ def test_a_missing_split_is_named(root):
     (root / "real" / "val").mkdir()
     with pytest.raises(ConfigError, match=r"real/val: no \*.parquet file here"):
         ImageDataset(root, "real", "val")
-
-
-def test_a_domain_whose_preparation_is_not_done_is_refused(root):
-    record = root / "real" / "preparation.json"
-    record.write_text(json.dumps({"status": "unfinished"}))
-    with pytest.raises(ConfigError, match=r"is unfinished .run the same `prepare` again"):
-        ImageDataset(root, "real", "train")
-    record.write_text(json.dumps({"status": "done"}))
-    assert len(ImageDataset(root, "real", "train")) == 7
 
 
 @pytest.mark.parametrize("method", ["list", "open"])

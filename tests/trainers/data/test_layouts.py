@@ -181,7 +181,6 @@ def tars(root):
 
 
 REFUSED = {
-    "no such folder": ("folders", lambda root: root / "nowhere", r"no such folder"),
     "no classes": ("folders", lambda root: write(root, "1.jpg"), r"no image lies in a folder"),
     "domains for classes": (
         "folders",

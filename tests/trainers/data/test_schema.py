@@ -51,10 +51,8 @@ NAMES = {
     ("columns", "metadata"),
     [
         ([IMAGE], NAMES),
-        ([("photo", [{"bytes": b"x"}]), LABEL], NAMES),
         ([("image", [b"x"]), LABEL], NAMES),
         ([IMAGE, ("label", ["cat"])], NAMES),
-        ([IMAGE, LABEL], {}),
         ([IMAGE, LABEL], {b"huggingface": b"{"}),
         ([IMAGE, LABEL], {b"huggingface": b'{"info": [1]}'}),
     ],

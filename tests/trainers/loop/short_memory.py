@@ -10,14 +10,13 @@ NO_HANDLE = RuntimeError(
 )
 
 
-def limit_images(most, where, from_step=0, error=EXHAUSTED):
+def limit_images(most, where, error=EXHAUSTED):
     """`start` of a run in which more images at a time raise what PyTorch raises on a GPU.
 
     Args:
         most: that fit.
         where: in the forward pass of the `student` or of the `teacher`, in the student's
             `backward` pass, or in the `evaluation` of both; the other passes fit.
-        from_step: the first step in which that is so.
         error: what is raised.
     """
 
@@ -27,7 +26,7 @@ def limit_images(most, where, from_step=0, error=EXHAUSTED):
 
         def before(module, inputs):
             counts = run.student.training != (where == "evaluation")
-            if counts and run.progress.step >= from_step and len(inputs[0]) > most:
+            if counts and len(inputs[0]) > most:
                 raise error.with_traceback(None)
 
         def after(module, inputs, output):

@@ -3,17 +3,14 @@
 import numpy as np
 import pytest
 import torch
-from typer.testing import CliRunner
 
 from tests.conftest import CLASSES
 from tests.trainers.curves import assert_near, curve, short
 from trainers.checks import check_trial
-from trainers.data.config import DataConfig
 from trainers.errors import ConfigError
-from trainers.loop.state import class_weights, open_images
+from trainers.loop.state import class_weights
 from trainers.methods.base import Batch, cross_entropy
 from trainers.models.student import Outputs
-from tuning.cli import app
 
 LABELS, NAMES = np.array([0, 0, 0, 1, 0, 0]), ("cat", "dog", "owl")
 
@@ -46,21 +43,6 @@ def test_a_weighted_step_is_the_same_in_parts_of_any_size(trial):
     assert_near(parts, whole)
     plain = curve(short(trial, "ft", steps=2, optim__eps=1e-3))
     assert plain[-1]["train/loss"] != pytest.approx(whole[-1]["train/loss"], rel=1e-3)
-
-
-def test_the_command_trains_with_the_weights_of_the_training_images(images_root, tmp_path):
-    images = open_images(DataConfig(root=str(images_root)), "real", "train")
-    given = class_weights("auto", images.labels, images.class_names)
-    by_name = {name: w.item() for name, w in zip(images.class_names, given, strict=True)}
-    losses = []
-    for number, weights in enumerate(("auto", by_name)):
-        sets = [f"data.root={images_root}", f"class_weights={weights}", "steps=1"]
-        sets += ["method={name: ft}", "eval.line=off", "optim.batch_size=8"]
-        command = ["train", "quickstart", "--output", str(tmp_path / str(number))]
-        done = CliRunner().invoke(app, [*command, *(f"--set=trial.{text}" for text in sets)])
-        assert done.exit_code == 0, done.output
-        losses.append(done.output.partition("train/loss")[2].split()[0])
-    assert losses[0] == losses[1]
 
 
 @pytest.mark.parametrize("method", ["flyp", "star_ft", "carot", "r_adapter"])

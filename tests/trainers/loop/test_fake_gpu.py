@@ -134,12 +134,10 @@ def test_steps_in_float16_wait_for_nothing(method, model):
     ("fault", "error"),
     [
         (lambda task: task * task.item(), DataDependentOutputException),
-        (lambda task: task if task > 0 else -task, DataDependentOutputException),
-        (lambda task: task * sum(task.reshape(1).tolist()), DataDependentOutputException),
         (lambda task: task.reshape(1)[task.reshape(1) > 0].sum(), DynamicOutputShapeException),
         (lambda task: (task + torch.ones(1)).sum(), RuntimeError),
     ],
-    ids=["item", "bool", "tolist", "mask", "tensor of the CPU"],
+    ids=["value", "shape", "tensor of the CPU"],
 )
 def test_a_faulty_loss_is_found(fault, error, model):
     class Faulty(FineTuning):
@@ -147,25 +145,4 @@ def test_a_faulty_loss_is_found(fault, error, model):
             return Loss(fault(super().loss(batch, step).task))
 
     with training(Faulty(), model) as (_, step), pytest.raises(error):
-        step()
-
-
-def test_a_buffer_that_stays_on_the_cpu_is_found(model, monkeypatch):
-    def parameters_only(module, change):
-        return moved(module, lambda t: change(t) if isinstance(t, nn.Parameter) else t)
-
-    monkeypatch.setattr(nn.Module, "_apply", parameters_only)
-
-    students = []
-
-    class Faulty(FineTuning):
-        def prepare(self, student):
-            super().prepare(student)
-            student.register_buffer("texts", torch.empty(4, student.head.shape[1]))
-            students.append(student)
-
-        def loss(self, batch, step):
-            return Loss((batch.student.features @ students[0].texts.T).sum())
-
-    with training(Faulty(), model) as (_, step), pytest.raises(RuntimeError, match="cpu"):
         step()

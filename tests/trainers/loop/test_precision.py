@@ -118,38 +118,29 @@ def test_a_skipped_step_of_float16_is_no_divergence(at, trial, monkeypatch):
     assert report.run.scaler.get_scale() == SCALE / 2
 
 
-def test_float16_that_overflows_in_every_step_has_diverged(trial, monkeypatch):
-    monkeypatch.setattr(Overflowing, "_at", range(1, 12))
+@pytest.mark.parametrize(
+    ("precision", "at", "steps"),
+    [("fp16", range(1, 12), 12), ("fp16", range(4), 4), ("fp32", (1,), 4)],
+    ids=["float16 in every step", "float16 without a finite loss", "float32 once"],
+)
+def test_a_loss_that_is_infinite_for_good_has_diverged(precision, at, steps, trial, monkeypatch):
+    monkeypatch.setattr(Overflowing, "_at", at)
     monkeypatch.setattr(timing, "LEAST_SCALE", 2.0**6)  # ten halvings
-    config = short(trial, "ft", precision="fp16", steps=12, eval__every=12)
-    with pytest.raises(TrainingDiverged, match="step 12"):
+    config = short(trial, "ft", precision=precision, steps=steps, eval__every=steps)
+    with pytest.raises(TrainingDiverged, match=f"step {steps}"):
         list(fine_tune(config.model_copy(update={"method": Overflowing()})))
 
 
-def test_float16_without_a_finite_loss_has_diverged(trial, monkeypatch):
-    monkeypatch.setattr(Overflowing, "_at", range(4))
-    config = short(trial, "ft", precision="fp16", steps=4, eval__every=4)
-    with pytest.raises(TrainingDiverged, match="step 4"):
-        list(fine_tune(config.model_copy(update={"method": Overflowing()})))
-
-
-@pytest.mark.parametrize("name", ["train/loss", "train/grad_norm"])
-def test_what_overflows_in_float16_does_not_count(name, trial, monkeypatch):
+def test_what_overflows_in_float16_does_not_count(trial, monkeypatch):
     monkeypatch.setattr(loop, "start", _start_at(SCALE))
 
-    def figure_of(steps, at):
+    def figures_of(steps, at):
         monkeypatch.setattr(Overflowing, "_at", at)
         config = short(trial, "ft", precision="fp16", steps=steps, eval__every=steps)
         (report,) = fine_tune(config.model_copy(update={"method": Overflowing()}))
-        return report.metrics[name]
+        return [report.metrics[name] for name in ("train/loss", "train/grad_norm")]
 
-    assert figure_of(2, at=(1,)) == pytest.approx(figure_of(1, at=()))
-
-
-def test_an_infinite_loss_in_float32_has_diverged(trial):
-    config = short(trial, "ft", steps=4, eval__every=4)
-    with pytest.raises(TrainingDiverged, match="step 4"):
-        list(fine_tune(config.model_copy(update={"method": Overflowing()})))
+    assert figures_of(2, at=(1,)) == pytest.approx(figures_of(1, at=()))
 
 
 def _start_at(scale):

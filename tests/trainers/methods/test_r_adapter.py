@@ -61,21 +61,12 @@ def test_a_batch_of_one_class_has_only_positives(zero_shot):
     assert bool(batch.student.features.grad.isfinite().all())
 
 
-def somewhere(student, seed):
-    rng = torch.Generator().manual_seed(seed)
-    return {n: 0.3 * torch.randn(p.shape, generator=rng) for n, p in student.trained.items()}
-
-
-def eval_weights(method, weights):
-    """What is kept of the average, without a look at images."""
-    return method.eval_weights(weights, {}, None)
-
-
 def test_what_is_kept_is_alpha_of_the_averaged_adapters(zero_shot):
     student = student_of(zero_shot, METHOD)
     assert METHOD.ema == 0.999
-    average = somewhere(student, seed=1)
-    with swapped_in(student.trained, eval_weights(METHOD, average)):
+    rng = torch.Generator().manual_seed(1)
+    average = {n: 0.3 * torch.randn(p.shape, generator=rng) for n, p in student.trained.items()}
+    with swapped_in(student.trained, METHOD.eval_weights(average, {}, None)):
         state = student.plain_state()
     for tower, encoder in (("visual", zero_shot.visual), ("text", zero_shot.clip)):
         for site in product(range(2), ("attn.out_proj", "mlp.c_proj")):

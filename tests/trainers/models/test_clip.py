@@ -14,7 +14,6 @@ from safetensors.torch import load_file, save_file
 
 from tests.trainers.tiny_models import KINDS, random_model
 from trainers.errors import ConfigError
-from trainers.models import tiny_clip
 from trainers.models.clip import (
     MERGES,
     check_model,
@@ -96,18 +95,14 @@ def test_a_missing_package_is_named(tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("contents", "part"),
     [
-        ("{", "no model configuration"),
         pytest.param("[" * 100_000, "no model configuration", id="deep"),
-        ([1], "no model configuration"),
-        ({"model_cfg": {"embed_dim": 8, "vision_cfg": {}}}, "'text_cfg'"),
-        ({"model_cfg": KINDS["clip"] | {"vision_cfg": {"image_sise": 32}}}, "'image_sise'"),
-        ({"model_cfg": KINDS["clip"] | {"vision_cfg": {"timm_model_name": "resnut"}}}, "resnut"),
-        ({"model_cfg": KINDS["clip"] | {"vision_cfg": 3}}, "no model configuration"),
+        ('{"model_cfg": {"embed_dim": 8, "vision_cfg": {}}}', "'text_cfg'"),
+        (json.dumps({"model_cfg": KINDS["clip"] | {"vision_cfg": {"x": 3}}}), "argument 'x'"),
+        (json.dumps({"model_cfg": KINDS["clip"] | {"vision_cfg": 3}}), "no model configuration"),
     ],
 )
 def test_a_file_that_is_no_model_configuration_is_refused(contents, part, folder):
-    text = contents if isinstance(contents, str) else json.dumps(contents)
-    (folder / CONFIG).write_text(text)
+    (folder / CONFIG).write_text(contents)
     assert part in refused(f"local-dir:{folder}")
 
 
@@ -204,18 +199,10 @@ def test_code_in_a_checkpoint_is_not_run(ending, protocol, folder, tmp_path):
     assert not trap.exists()
 
 
-@pytest.mark.parametrize("ending", [".pth", ".safetensors"])
-def test_files_that_are_cut_short_or_do_not_fit_are_refused(ending, folder):
-    state, path = load_file(folder / WEIGHTS), folder / f"open_clip_pytorch_model{ending}"
-    (folder / WEIGHTS).unlink()
-    save = torch.save if ending == ".pth" else save_file
-    save(state, path)
-    whole = path.read_bytes()
-    for length in (0, 100, len(whole) // 2):
-        path.write_bytes(whole[:length])
-        assert "it cannot be loaded" in refused(f"local-dir:{folder}")
-    wrong = {key: value for key, value in state.items() if "resblocks.1" not in key}
-    save(wrong | {"surplus": torch.zeros(2)}, path)
+def test_weights_that_do_not_fit_are_refused(folder):
+    state = load_file(folder / WEIGHTS)
+    fitting = {key: value for key, value in state.items() if "resblocks.1" not in key}
+    save_file(fitting | {"surplus": torch.zeros(2)}, folder / WEIGHTS)
     missing = 'Missing key(s) in state_dict: "visual.transformer.resblocks.1.ln_1.weight"'
     assert missing in refused(f"local-dir:{folder}")
 
@@ -286,16 +273,6 @@ def test_a_skeleton_has_every_parameter_and_no_memory(kind, tiny, tmp_path, capl
     assert all(parameter.is_meta for parameter in parameters.values())
     shapes = {name: p.shape for name, p in tiny(kind).named_parameters()}
     assert {name: p.shape for name, p in parameters.items()} == shapes
-
-
-def test_the_embedded_vocabulary_keeps_clips_merges_in_their_order():
-    cut, whole = load_tokenizer(ModelConfig()), open_clip.SimpleTokenizer()
-    assert cut.vocab_size == load_clip(ModelConfig()).vocab_size == 2048
-    assert (cut.sot_token_id, cut.eot_token_id) == (2046, 2047)
-    # An ordinary token has the id that it has in CLIP's whole vocabulary.
-    assert all(cut.decoder[i] == whole.decoder[i] for i in range(cut.sot_token_id))
-    assert cut.decode(cut.encode("a photo of a cat.")).strip() == "a photo of a cat ."
-    assert tiny_clip.WEIGHTS.stat().st_size <= 5_000_000
 
 
 EVIL = """
