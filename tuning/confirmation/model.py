@@ -75,13 +75,13 @@ class ModelBuilder:
     """Builds the model of a search within a session of `confirm`.
 
     Raises:
-        ConfigError: from each method: data or model cannot be loaded.
         StorageFailed: from each method: weights cannot be read or written.
     """
 
     def __init__(self, session: Session, run: RunFolder) -> None:
         self._session, self._run = session, run
         self._search, self._records = run.search, run.history.records
+        self._by_name = {record.trial_id: record for record in self._records} | {FT: REFERENCE}
         self._notes: list[str] = []
 
     def test_chosen(self) -> bool:
@@ -106,12 +106,12 @@ class ModelBuilder:
         history = confirm_history(self._run.folder)
         open_keys = {key_of(record)[0] for record in history.records if not record.is_final}
         ends: dict[str, list[tuple[int, str]]] = {}
-        for (trial_id, seed), record in sorted(results_of(history).items(), key=_by_seed):
+        for (trial_id, seed), record in results_of(history).items():
             folder = self._session.checkpoints.at(trial_path(record.trial_id)).at(END)
             if seed is not None and trial_id not in open_keys and newest_checkpoint(folder):
                 ends.setdefault(trial_id, []).append((seed, location(folder)))
         for trial_id, found in ends.items():
-            self._call(add_ends, location(self._sum(trial_id)), found)
+            self._call(add_ends, location(self._sum(trial_id)), sorted(found))  # by their seeds
 
     def build(self) -> None:
         """Choose a model, note the choice in the journal, and test it."""
@@ -203,10 +203,9 @@ class ModelBuilder:
         """Of each trial that was confirmed, and FT, the mean of the ends of its fresh seeds."""
         found = []
         results = results_of(confirm_history(self._run.folder))
-        records = {record.trial_id: record for record in self._records} | {FT: REFERENCE}
         trained: dict[str, list[int]] = {}
         for trial_id, seed in results:
-            if seed is not None and trial_id in records:
+            if seed is not None and trial_id in self._by_name:
                 trained.setdefault(trial_id, []).append(seed)
         for trial_id, seeds in trained.items():
             header = self._sum_header(trial_id)
@@ -217,15 +216,9 @@ class ModelBuilder:
                 continue
             config = self._config_of_mean(trial_id, header)
             mean = self._call(mean_of_ends, config, location(self._sum(trial_id)), goal.merit)
-            one = records[trial_id]
+            one = {**self._training(self._by_name[trial_id]), "point": None}
             trainings = tuple(
-                {
-                    **self._training(one),
-                    "name": training_name((trial_id, seed)),
-                    "seed": seed,
-                    "point": None,
-                }
-                for seed in summed
+                {**one, "name": training_name((trial_id, seed)), "seed": seed} for seed in summed
             )
             found.append(Candidate("seeds", trial_id, mean.metrics, trainings, mean.point))
         return found
@@ -233,7 +226,6 @@ class ModelBuilder:
     def _recipe(self, chosen: Candidate) -> Recipe | None:
         """How a candidate is made of stored weights; None if not all of them are there."""
         names = [training["name"] for training in chosen.trainings]
-        records = {record.trial_id: record for record in self._records}
         if chosen.kind == "seeds":
             header = self._sum_header(chosen.name)
             seeds = [int(report["seed"]) for report in header.reports] if header else []
@@ -246,7 +238,7 @@ class ModelBuilder:
         folders = [self._kept(name) for name in names]
         if any(folder is None for folder in folders):
             return None
-        config, _ = self._kind(records[names[0]])
+        config, _ = self._kind(self._by_name[names[0]])
         return Recipe(config, tuple(location(f) for f in folders if f is not None), len(names))
 
     def _kept(self, trial_id: str) -> Store | None:
@@ -263,8 +255,7 @@ class ModelBuilder:
         return evaluation_config(config, trains_text=_trains_text(header)), header
 
     def _config_of_mean(self, trial_id: str, header: Header) -> TrialConfig:
-        records = {record.trial_id: record for record in self._records} | {FT: REFERENCE}
-        config = self._run.file.trial_config(records[trial_id].params)
+        config = self._run.file.trial_config(self._by_name[trial_id].params)
         return evaluation_config(config, trains_text=_trains_text(header))
 
     def _sum(self, trial_id: str) -> Store:
@@ -289,11 +280,6 @@ class ModelBuilder:
             "params": params,
             "point": record.metrics.get("line/a"),
         }
-
-
-def _by_seed(item: tuple[tuple[str, int | None], TrialRecord]) -> tuple[str, int]:
-    (trial_id, seed), _ = item
-    return trial_id, -1 if seed is None else seed
 
 
 def _trains_text(header: Header) -> bool:

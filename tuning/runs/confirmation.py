@@ -111,19 +111,6 @@ def image_variance(values: np.ndarray) -> float:
     return float(between + 2 / (images + 2)) / images
 
 
-def paired_difference(
-    of: Mapping[int, float],
-    against: Mapping[int, float],
-    images: Sequence[tuple[float, np.ndarray]] = (),
-) -> Estimate:
-    """The mean of `of` - `against`, seed by seed, over the seeds that both have.
-
-    Both map seeds to values. Pairing removes the variation that two runs with the same seed share
-    (batches, crops), and in the images (see `estimate`) their difficulty.
-    """
-    return estimate([value - against[s] for s, value in of.items() if s in against], images)
-
-
 @dataclass(frozen=True)
 class Confirmation:
     """The results on the test splits over fresh seeds."""
@@ -177,8 +164,21 @@ class Confirmation:
         return {name: fmean(values.values()) for name, values in found.items() if values}
 
     def against(self, other_id: str, trial_id: str, metric: str) -> Estimate | None:
-        """The difference to another model, paired by seed; None if they share no value."""
-        return difference(self, trial_id, self, other_id, metric)
+        """The difference to another model, over the seeds that both have; None if there is none.
+
+        Pairing by seed removes the variation that two trainings with the same seed share (batches,
+        crops), and pairing by image the difficulty of the images.
+        """
+        of, its = self.values(trial_id, metric), self.values(other_id, metric)
+        right, its_right = self.right(trial_id, metric), self.right(other_id, metric)
+        seeds = [seed for seed in right if seed in its_right]
+        images = [
+            (weight, np.stack([right[seed][domain] - its_right[seed][domain] for seed in seeds]))
+            for domain, weight in self.weights(metric).items()
+            if seeds
+        ]
+        gaps = [value - its[seed] for seed, value in of.items() if seed in its]
+        return estimate(gaps, images) if gaps else None
 
     @property
     def has_predictions(self) -> bool:
@@ -223,24 +223,6 @@ class Confirmation:
         return found
 
 
-def difference(
-    ours: Confirmation, trial_id: str, its: Confirmation, other_id: str, metric: str
-) -> Estimate | None:
-    """The difference of two models on the same test splits, paired by seed and image.
-
-    None if they share no seed.
-    """
-    of, against = ours.values(trial_id, metric), its.values(other_id, metric)
-    right, its_right = ours.right(trial_id, metric), its.right(other_id, metric)
-    seeds = [seed for seed in right if seed in its_right]
-    images = [
-        (weight, np.stack([right[seed][domain] - its_right[seed][domain] for seed in seeds]))
-        for domain, weight in ours.weights(metric).items()
-        if seeds
-    ]
-    return paired_difference(of, against, images) if of.keys() & against.keys() else None
-
-
 def predictions_path(run_folder: Path, training: str) -> Path:
     """The file of a training's predictions on the test splits, by its name in the journal."""
     return run_folder / CONFIRM_FOLDER / PREDICTIONS_FOLDER / f"{training}.parquet"
@@ -279,11 +261,7 @@ def results_path(run_folder: Path) -> Path:
 
 
 def confirm_history(run_folder: Path) -> History:
-    """The contents of the journal of a confirmation; empty before the first.
-
-    Raises:
-        ConfigError: it is damaged.
-    """
+    """The contents of the journal of a confirmation; empty before the first."""
     path = results_path(run_folder)
     return read_history(path.parent) if path.is_file() else History()
 
@@ -302,11 +280,7 @@ class Session:
 
 
 def sessions_of(run_folder: Path) -> list[Session]:
-    """The calls of `confirm` that have begun to train, in their order.
-
-    Raises:
-        ConfigError: the journal is damaged.
-    """
+    """The calls of `confirm` that have begun to train, in their order."""
     path, found = results_path(run_folder), list[Session]()
     for event in JournalReader(path.parent).events() if path.is_file() else ():
         if event["event"] == "session":
@@ -358,9 +332,6 @@ def read_confirmation(search: SearchRecord) -> Confirmation | None:
     """The results of all calls so far, with every seed; None before the first.
 
     Each trial has the labels of the rules that chose it in any call.
-
-    Raises:
-        ConfigError: the results are damaged.
     """
     history = confirm_history(search.run_folder)
     results = results_of(history)

@@ -165,11 +165,7 @@ def chosen_event(model: Model, goal: Goal, candidates: Sequence[Candidate]) -> E
 
 
 def models_of(run_folder: Path) -> tuple[Model, ...]:
-    """All models of a search in the order of their choice. At most the last one is not tested yet.
-
-    Raises:
-        ConfigError: the journal of the confirmation is damaged.
-    """
+    """All models of a search in the order of their choice. At most the last one is not tested."""
     path, found = results_path(run_folder), dict[int, Model]()
     for event in JournalReader(path.parent).events() if path.is_file() else ():
         if event["event"] == CHOSEN:
@@ -226,9 +222,6 @@ def findings(confirmation: Confirmation, model: Model) -> list[Finding]:
         rows = {d: right[d] if other is None else right[d] - other[d] for d in shares[metric]}
         return [(share, rows[d][None]) for d, share in shares[metric].items()]
 
-    def all_of(of: Mapping[str, Estimate | None]) -> dict[str, Estimate]:
-        return {metric: found for metric, found in of.items() if found is not None}
-
     test, before = model.test, confirmation.zero_shot
     known = [metric for metric in metrics if metric in test]
     own = {metric: over_images(test[metric], against(None, metric)) for metric in known}
@@ -238,7 +231,11 @@ def findings(confirmation: Confirmation, model: Model) -> list[Finding]:
         for metric in known
         if metric in before
     }
-    to_ft = all_of({metric: _to_ft(confirmation, model, metric, columns) for metric in known})
+    to_ft = {
+        metric: gap
+        for metric in known
+        if (gap := _to_ft(confirmation, model, metric, columns)) is not None
+    }
     seeds = [t["seed"] for t in model.chosen.trainings] if model.is_of_ft else []
     label = f"these {len(seeds)} trainings on average" if seeds else "one plain fine-tuning"
     found = [

@@ -79,10 +79,9 @@ class Plots:
         entry of the legend is clicked.
         """
         search = self.search
-        drawn = _figure(
-            f"ID accuracy on {search.id_domain}, %",
-            f"OOD accuracy, mean of {len(search.ood_domains)}, %",
-        )
+        drawn = _themed(go.Figure())
+        drawn.update_xaxes(title=f"ID accuracy on {search.id_domain}, %")
+        drawn.update_yaxes(title=f"OOD accuracy, mean of {len(search.ood_domains)}, %")
         shown = [r for r in self.records if r.outcome != "failed" and accs_of(r) is not None]
         finished = finished_trials(shown)
         _add_lines(drawn, [r for r in shown if r.outcome == "finished"])
@@ -256,10 +255,6 @@ def _add_trials(
         customdata=[record.trial_id for record in records],
         visible="legendonly" if hidden else True,
     )  # fmt: skip
-
-
-def _figure(x_title: str, y_title: str) -> go.Figure:
-    return _themed(go.Figure().update_xaxes(title=x_title).update_yaxes(title=y_title))
 
 
 def _themed(drawn: go.Figure) -> go.Figure:

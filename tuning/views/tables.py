@@ -109,13 +109,7 @@ def results_table(results: Mapping[Key, TrialRecord]) -> pa.Table:
     for (trial_id, _), record in results.items():
         kind = {ZERO_SHOT: "zero_shot", FT: "reference"}.get(trial_id, "trial")
         about = {"trial_id": trial_id, "kind": kind, "labels": ", ".join(record.labels)}
-        rows.append(
-            {
-                **about,
-                **record.params,
-                **record.metrics,
-            }
-        )
+        rows.append({**about, **record.params, **record.metrics})
     return _table(rows, ("trial_id", "kind", STEP), ["labels", *params])
 
 

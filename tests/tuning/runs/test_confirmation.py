@@ -10,10 +10,8 @@ from tests.tuning import fakes
 from tests.tuning.confirmation.written import write_predictions, write_results
 from tuning.runs.confirmation import (
     CONFIDENCE,
-    difference,
     estimate,
     image_variance,
-    paired_difference,
     predictions_path,
     read_confirmation,
     training_name,
@@ -22,25 +20,25 @@ from tuning.runs.confirmation import (
 
 @pytest.mark.parametrize("number", [2, 5, 30])
 def test_intervals_agree_with_scipys_tests(number):
-    rng = np.random.default_rng(number)
-    ours, its = rng.normal(60, 2, number), rng.normal(59, 2, number)
-    found = estimate(ours.tolist())
-    expected = scipy.stats.ttest_1samp(ours, 0).confidence_interval(CONFIDENCE)
-    assert found.mean == pytest.approx(ours.mean())
-    assert found.sd == pytest.approx(ours.std(ddof=1))
+    values = np.random.default_rng(number).normal(60, 2, number)
+    found = estimate(values.tolist())
+    expected = scipy.stats.ttest_1samp(values, 0).confidence_interval(CONFIDENCE)
+    assert found.mean == pytest.approx(values.mean())
+    assert found.sd == pytest.approx(values.std(ddof=1))
     assert (found.low, found.high) == pytest.approx((expected.low, expected.high))
-    paired = paired_difference(dict(enumerate(ours)), dict(enumerate(its)))
+
+
+def test_only_seeds_that_both_have_are_paired(tmp_path):
+    accs = {"trial-000": {1: 10.0, 2: 20.0, 3: 99.0}, "ft": {2: 18.0, 1: 9.0, 4: 0.0}}
+    accs["trial-001"] = {5: 50.0}
+    for name, of_seeds in accs.items():
+        write_results(tmp_path, {(name, s): {"id_test/acc": acc} for s, acc in of_seeds.items()})
+    found = read_confirmation(fakes.search_record(tmp_path))
+    gap = found.against("ft", "trial-000", "id_test/acc")
+    ours, its = [10.0, 20.0], [9.0, 18.0]
     expected = scipy.stats.ttest_rel(ours, its).confidence_interval(CONFIDENCE)
-    assert paired.sd == pytest.approx((ours - its).std(ddof=1))
-    assert (paired.low, paired.high) == pytest.approx((expected.low, expected.high))
-
-
-def test_only_seeds_that_both_have_are_paired():
-    found = paired_difference({1: 10.0, 2: 20.0, 3: 99.0}, {2: 18.0, 1: 9.0, 4: 0.0})
-    assert found.mean == pytest.approx(1.5)
-    assert found.sd == pytest.approx(0.5**0.5)  # of two differences, 1 and 2
-    with pytest.raises(ValueError, match="at least one"):
-        paired_difference({1: 1.0}, {2: 1.0})
+    assert (gap.low, gap.high) == pytest.approx((expected.low, expected.high))
+    assert found.against("ft", "trial-001", "id_test/acc") is None
 
 
 def test_one_seed_has_a_mean_and_no_interval():
@@ -151,9 +149,6 @@ def test_differences_are_paired_by_image(tmp_path):
         (expected.mean, expected.low, expected.high)
     )
     assert half(gap) > half(estimate(values))
-    other, _ = stored(tmp_path / "other", ["trial-000"])
-    same = difference(found, "trial-000", read_confirmation(other), "trial-000", "id_test/acc")
-    assert same.covers_images
 
 
 def test_without_stored_predictions_the_interval_is_over_seeds(tmp_path):
