@@ -64,9 +64,6 @@ def near_duplicates(
 
     Nothing is removed. The features of all images are in memory, in float16; their products are
     computed block by block.
-
-    Raises:
-        ConfigError: the data cannot be read.
     """
     data = config.data
     parts = [(data.id_domain, "train"), *((d, s) for d in data.domains for s in ("val", "test"))]

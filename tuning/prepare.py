@@ -33,9 +33,6 @@ def sources_of(
 
     Without `id_domain`, all domains of a published data set, or one domain that is called `domain`
     or after its folder.
-
-    Raises:
-        ConfigError: a domain that the source does not have.
     """
     root = Path(source.path).expanduser()
     below = source.layout == "folders" and id_domain is not None

@@ -79,9 +79,6 @@ def measure(
 
     `expected` has accuracies in percent to compare with. `began` is called with each domain before
     it is evaluated.
-
-    Raises:
-        ConfigError: a domain lacks the split, or data that do not fit.
     """
     data = config.data
     check_data(data, [(domain, split) for domain in data.domains])
@@ -121,11 +118,7 @@ def open_model(
 
 
 def published(config: TrialConfig) -> dict[str, float]:
-    """Published accuracies in percent of the model on the suite, by domain.
-
-    Raises:
-        ConfigError: there are none, or none for the domains of the configuration.
-    """
+    """Published accuracies in percent of the model on the suite, by domain."""
     model = config.model
     suite = config.data.rules
     domains = config.data.domains

@@ -150,11 +150,7 @@ def confirm(
 def chosen(
     search: SearchRecord, records: Sequence[TrialRecord], top: int = 1, rules: Sequence[str] = ()
 ) -> tuple[TrialRecord, ...]:
-    """The finished trials to confirm, without repetitions, each with all the rules that chose it.
-
-    Raises:
-        ConfigError: there is none, no such rule, or `top` is not positive or of no rule's use.
-    """
+    """The finished trials to confirm, each once with all the rules that chose it."""
     for rule in rules:
         if rule not in (*RULES, FIRST):
             hint = did_you_mean(rule, (*RULES, FIRST))
@@ -347,11 +343,7 @@ def keep_predictions(run_folder: Path, checkpoints: Store, record: TrialRecord) 
 
 
 def same_test_splits(history: History, data: DataConfig) -> dict[str, str]:
-    """Fingerprints of the test splits, which are those of the results so far.
-
-    Raises:
-        ConfigError: a test split has changed.
-    """
+    """Fingerprints of the test splits, which are those of the results so far."""
     store = open_root(data.root)
     now = {domain: split_fingerprint(store, domain, SPLIT) for domain in data.domains}
     changed = [domain for domain in now if history.fingerprints.get(domain) != now[domain]]

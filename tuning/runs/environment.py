@@ -105,9 +105,6 @@ def check_same_inputs(folder: Path, trial: TrialConfig) -> None:
     """Check that data, files and plug-ins are those with which a run's search began.
 
     It warns if the data are not known.
-
-    Raises:
-        ConfigError: a domain and split, a file of the model or a plug-in has changed or is missing.
     """
     model = trial.model
     for inputs, read, key, value in (

@@ -92,9 +92,6 @@ def read_history(run_folder: Path, live: bool = False, whole: bool = False) -> H
     Args:
         live: the driver is running. Otherwise, trials without an end were cut off by a kill.
         whole: see `JournalReader`.
-
-    Raises:
-        ConfigError: see `JournalReader.events`.
     """
     reader = JournalReader(run_folder, whole)
     for _ in reader.events():
@@ -127,10 +124,6 @@ class JournalReader:
 
         Args:
             until: bytes of the file; lines that end after them are left for a later call.
-
-        Raises:
-            ConfigError: there is no journal, its format is of another version, or no line of it is
-                sound; if `whole`, any line is damaged.
         """
         path = self._folder / JOURNAL_FILE
         if not path.is_file():
@@ -202,11 +195,7 @@ class JournalReader:
         return True
 
     def _is_used(self, event: Event) -> bool:
-        """Add an event to the state. False if it needs another one that is damaged.
-
-        Raises:
-            ConfigError: the event cannot be used, and no line before it is damaged or missing.
-        """
+        """Add an event to the state. False if it needs another one that is damaged."""
         try:
             self.replay.add(event)
         except (ValueError, KeyError, TypeError, AttributeError, OverflowError):
@@ -227,11 +216,7 @@ class Log:
         the journal, with the record of the trial then."""
 
     def history(self) -> History:
-        """The contents so far. A session without an end was cut off by a kill.
-
-        Raises:
-            ConfigError: see `JournalReader.events`.
-        """
+        """The contents so far. A session without an end was cut off by a kill."""
         records = self._reader.replay.records
         for event in self._reader.events():
             if event["event"] in ("started", "report", "ended"):

@@ -47,8 +47,6 @@ class Journal:
     """The journal of one run folder, opened and locked by the driver of its search.
 
     Raises:
-        ConfigError: another process has it open, its format is of another version, lines of it are
-            damaged or missing, or its file system does not support locks.
         StorageFailed: from the constructor and from every method that writes.
     """
 
@@ -205,9 +203,6 @@ def is_running(run_folder: Path) -> bool:
     """Whether a driver has the journal open, on any machine that shares locks with this one.
 
     To those who may not lock it, a session without an end is one that runs.
-
-    Raises:
-        ConfigError: the file system does not support locks.
     """
     path = run_folder / LOCK_FILE
     try:

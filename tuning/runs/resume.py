@@ -62,9 +62,6 @@ def larger_budget(run: RunFolder, **wanted: float | str | None) -> list[str]:
     """The overrides of a run for budgets by name, such as `30`, or `+8` for eight more.
 
     They are added to the budget, but to the trials that there are if a user has ended the search.
-
-    Raises:
-        ConfigError: neither a number nor one to add.
     """
     given = {name: str(value) for name, value in wanted.items() if value is not None}
     return [f"search.budget.{name}={_total(run, name, value)}" for name, value in given.items()]

@@ -72,11 +72,7 @@ class RunFolder:
 
     @property
     def search(self) -> SearchRecord:
-        """The search of the run.
-
-        Raises:
-            ConfigError: it was interrupted before the zero-shot model was evaluated.
-        """
+        """The search of the run."""
         found, folder = self.history, self.folder
         if found.zero_shot is None:
             hint = found.damage or ("wait" if is_running(folder) else "resume it")
@@ -153,9 +149,6 @@ def load_run(folder: str | Path, whole: bool = False) -> RunFolder:
 
     Args:
         whole: refuse a damaged journal, as a resume does. Otherwise the log names what is missing.
-
-    Raises:
-        ConfigError: it is not a run folder, or one of another version.
     """
     folder = find_run(folder)
     config = folder / CONFIG_FILE
@@ -180,11 +173,7 @@ def load_run(folder: str | Path, whole: bool = False) -> RunFolder:
 
 
 def config_of(file: SearchFile, record: TrialRecord) -> TrialConfig:
-    """The configuration of a trial or reference.
-
-    Raises:
-        ConfigError: its parameters do not go together.
-    """
+    """The configuration of a trial or reference."""
     if record.kind == "reference":
         return file.reference_config(record.trial_id)
     return file.trial_config(record.params)
@@ -197,11 +186,7 @@ def search_record(
     run_id: str = "",
     used_ood: bool = False,
 ) -> SearchRecord:
-    """The record of a search in a run folder.
-
-    Raises:
-        ConfigError: no trial can meet the constraints, given the zero-shot metrics.
-    """
+    """The record of a search in a run folder."""
     return SearchRecord(
         name=folder.name,
         total_steps=file.trial.steps,
@@ -224,11 +209,10 @@ def search_record(
 def create_run_folder(file: SearchFile, storage: Path) -> Path:
     """Create the folder of a new search with its configuration; a name in use gets a number.
 
+    A failure leaves nothing behind.
+
     Args:
         storage: the folder of runs, absolute.
-
-    Raises:
-        ConfigError: the folder cannot be written, or the data cannot be read. Nothing is left.
     """
     described = json.dumps(environment(file.trial), indent=2) + "\n"
     try:

@@ -44,9 +44,6 @@ def open_storage(run_folder: Path, url: str | None) -> BaseStorage:
     Args:
         run_folder: folder of the search, whose driver holds the lock.
         url: of a database, `postgresql+psycopg://...`; None for a file in the run folder.
-
-    Raises:
-        ConfigError: it cannot be used.
     """
     try:
         if url is not None:

@@ -81,11 +81,7 @@ class Follower(Callback):
         self._unread = ""
 
     def search_started(self, search: SearchRecord) -> None:
-        """Start the views, then the thread.
-
-        Raises:
-            ConfigError: a view cannot be used.
-        """
+        """Start the views, then the thread."""
         with ExitStack() as stack:
             for view in self._views:
                 view.start(search)
@@ -115,11 +111,7 @@ class Follower(Callback):
         self._due = {view: time.monotonic() + view.seconds for view in self._views}
 
     def turn(self, is_over: bool = False) -> None:
-        """Read what is new, and update the views that are due; all of them if the search is over.
-
-        Raises:
-            ConfigError: the journal cannot be read.
-        """
+        """Read what is new, and update the views that are due; all if the search is over."""
         # A view that saw a line which is cut off again could remove what a resume needs.
         until = None if self._journal is None else self._journal.synced
         for event in self._reader.events(until):

@@ -35,11 +35,7 @@ class _Logits(nn.Module):
 
 
 def check_onnx() -> None:
-    """Check that the packages are installed.
-
-    Raises:
-        ConfigError: one is missing.
-    """
+    """Check that the packages are installed."""
     for package in _PACKAGES:
         if find_spec(package) is None:
             hint = "pip install 'lipsum-tune[onnx]'"
@@ -48,11 +44,7 @@ def check_onnx() -> None:
 
 @torch.no_grad()
 def write_onnx(folder: Path, clip: nn.Module, head: Tensor, about: Mapping[str, Any]) -> None:
-    """Write ONNX: `images` (N, 3, H, W), normalised, to `logits` (N, K); the metadata are JSON.
-
-    Raises:
-        ConfigError: ONNX Runtime computes other logits than PyTorch.
-    """
+    """Write ONNX: `images` (N, 3, H, W), normalised, to `logits` (N, K); the metadata are JSON."""
     import onnxruntime
 
     model = _Logits(clip, head).eval()

@@ -38,9 +38,6 @@ def register_weights(
 
     Args:
         which: trial and others of `export_weights`.
-
-    Raises:
-        ConfigError: see `export_weights`; MLflow cannot be used, or has no run of this search.
     """
     from mlflow import pyfunc
     from mlflow.models import Model, ModelSignature

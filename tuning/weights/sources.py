@@ -77,9 +77,6 @@ def find_source(folder: Path, trial: str | None = None) -> Source:
         folder: a run folder, or one that `lipsum-tune train` wrote.
         trial: `ft` and `zero-shot` included. By default the model that `confirm` has tested, and
             before that the single training that the conclusion names.
-
-    Raises:
-        ConfigError: they do not exist or were not kept, or the results of `confirm` are damaged.
     """
     if (folder / CONFIG_FILE).is_file() or not (folder / TRIAL_FILE).is_file():
         run = load_run(folder)
