@@ -44,6 +44,7 @@ def test_the_roles_choose_folders_as_domains(shop):
 @pytest.mark.parametrize(
     ("roles", "problem"),
     [
+        ({"path": "nowhere", "id_domain": "studio"}, "nowhere: no such folder"),
         ({"id_domain": "studo"}, r"--id = 'studo': no such domain \(did you mean 'studio'"),
         ({"id_domain": "studio", "ood": ["x"]}, "--ood = 'x': no such domain"),
         ({"id_domain": "studio", "ood": ["studio"]}, "is the domain of --id"),
@@ -52,13 +53,9 @@ def test_the_roles_choose_folders_as_domains(shop):
     ],
 )
 def test_roles_that_do_not_fit_are_refused(roles, problem, shop):
+    path = roles.pop("path", str(shop))
     with pytest.raises(ConfigError, match=problem):
-        sources_of(Source(path=str(shop)), **roles)
-
-
-def test_a_source_that_is_not_there_is_named(tmp_path):
-    with pytest.raises(ConfigError, match="shop: no such folder"):
-        sources_of(Source(path=str(tmp_path / "shop")), id_domain="studio")
+        sources_of(Source(path=path), **roles)
 
 
 def test_the_command_prints_counts_findings_and_the_configuration(shop, tmp_path):

@@ -19,7 +19,6 @@ import ray
 import torch
 from rich.console import Console
 
-from tests.trainers.curves import changed
 from tests.tuning import fakes
 from tests.tuning.confirmation.written import write_results
 from tests.tuning.databases import with_database
@@ -31,17 +30,13 @@ from tests.tuning.run_folders import LR, WEIGHT, search_file, swap_classes, writ
 from tests.tuning.run_folders import trial as searched
 from tests.waiting import wait_until
 from trainers.checkpoints.format import PREDICTIONS, Header, Progress, save_checkpoint
-from trainers.checkpoints.storage import newest_checkpoint, prepare_folder
-from trainers.data.store import open_store
+from trainers.checkpoints.storage import newest_checkpoint
 from trainers.errors import ConfigError
-from trainers.exchange import Failed, Reported, Request
 from trainers.fine_tune import fine_tune
 from trainers.loop.evaluate_run import evaluate_run, measure_end
 from trainers.loop.state import load_split
 from tuning.config.objectives import Objective
-from tuning.config.schema import ResourcesConfig
 from tuning.confirmation.confirm import chosen, confirm, fresh_seeds, same_test_splits
-from tuning.execution.kept_workers import KeptWorkers
 from tuning.execution.ray_session import ray_session
 from tuning.runs.confirmation import (
     END,
@@ -298,8 +293,11 @@ def test_an_interrupted_confirmation_counts_once_a_training_has_ended(
         broken.setattr(InstantSlot, "step", interrupt)
         with pytest.raises(KeyboardInterrupt):
             run(seeds=2, top=2)
+    assert confirm_history(folder).records[-1].outcome == "stopped"
     assert readings_of(sessions_of(folder)) == readings
-    assert run(seeds=2, top=2).readings == [*readings, ("trial-000", "trial-001")]
+    found = run(seeds=2, top=2)
+    assert found.results.keys() >= {*KEYS}
+    assert found.readings == [*readings, ("trial-000", "trial-001")]
 
 
 def test_predictions_that_a_killed_driver_left_are_kept_but_for_those_that_cannot_be_read(instant):
@@ -347,16 +345,6 @@ def test_a_killed_confirmation_continues(write, instant):
         key: one.metrics for key, one in whole.results.items()
     }
     assert len(confirm_history(folder).records) == len(KEYS) - 1
-
-
-def test_ctrl_c_is_raised_and_the_next_call_goes_on(instant, monkeypatch):
-    folder, run, _ = instant
-    with monkeypatch.context() as broken:
-        broken.setattr(InstantSlot, "step", lambda self: signal.raise_signal(signal.SIGINT))
-        with pytest.raises(KeyboardInterrupt):
-            run(seeds=2)
-    assert [record.outcome for record in confirm_history(folder).records] == ["stopped"]
-    assert list(run(seeds=2).results) == KEYS
 
 
 def test_mlflow_has_the_means_over_fresh_seeds(instant):
@@ -485,28 +473,3 @@ def test_the_report_in_mlflow_has_the_confirmation(confirmed, tmp_path):
     parent = search_run(client, experiment_id, load_run(folder).search.run_id)
     page = client.download_artifacts(parent.info.run_id, "index.html", str(tmp_path))
     assert "Confirmed on fresh seeds" in Path(page).read_text("utf-8")
-
-
-@pytest.mark.ray
-@pytest.mark.nightly
-@pytest.mark.usefixtures("local_ray")
-def test_two_workers_read_the_test_splits_once(trial, whole_root, tmp_path):
-    config = changed(trial, data__root=str(whole_root), steps=STEPS)
-    prepare_folder(open_store(tmp_path / "two"))
-    request = Request(str(tmp_path / "two"), config.model_dump_json(), "test")
-
-    def last_report():
-        workers = KeptWorkers(600, ResourcesConfig(workers=2).per_trial())
-        while not isinstance(answer := workers.ask(request), Reported) or not answer.is_last:
-            assert not isinstance(answer, Failed)
-        workers.end()
-        return answer.metrics
-
-    with ray_session():
-        first, again = last_report(), last_report()
-    assert again == first  # its last word, said again
-    *_, last = fine_tune(config)  # with neither Ray nor search
-    expected = evaluate_run(last.run, "test", load_split(config, "test"))
-    for name, value in expected.items():
-        if name.endswith("nll"):
-            assert first[name] == pytest.approx(value, rel=0.01)

@@ -36,22 +36,6 @@ def edit_times(folder, times):
     edit_journal(folder, at_times)
 
 
-def test_what_was_written_is_read_back(tmp_path):
-    failed = fakes.trial(1, outcome="failed", error="OutOfMemoryError: too big", curve=())
-    journal = Journal(tmp_path)
-    journal.session_started({"trial": "abc"})
-    journal.zero_shot({"id_val/acc": 53.0})
-    for record in (fakes.reference(), ENDED, failed):
-        write_trial(journal, record)
-    journal.session_ended("finished")
-    history = read_history(tmp_path)
-    assert history.records == (fakes.reference(), ENDED, failed)
-    assert history.zero_shot == {"id_val/acc": 53.0}
-    assert history.outcome == "finished"
-    assert history.fingerprints == {"trial": "abc"}
-    assert all(record.is_final for record in history.records)
-
-
 def test_the_quiet_time_before_a_kill_counts_but_for_half_a_minute(tmp_path, monkeypatch):
     journal, began = Journal(tmp_path), time.monotonic()
     journal.session_started({})
@@ -115,36 +99,6 @@ def test_wall_clock_is_that_of_the_sessions_not_of_the_time_between(tmp_path):
     journal.zero_shot({})
     edit_times(tmp_path, [0, 10, 25, 1000, 1007, 2000, 2003])
     assert read_history(tmp_path).seconds == read_history(tmp_path, live=True).seconds == 15 + 7 + 3
-
-
-def test_a_clock_that_was_ahead_in_one_session_costs_the_next_nothing(tmp_path):
-    ahead = 40 * 86400.0
-    first = [ahead, ahead, ahead, ahead, ahead + 10]
-    journal = Journal(tmp_path)
-    journal.session_started({})
-    journal.trial_started(STARTED)
-    journal.trial_started(fakes.trial(1, outcome="running", ended_at=None, curve=()))
-    journal.zero_shot({})
-    edit_times(tmp_path, first)
-    journal.session_started({})  # the first was killed
-    journal.trial_started(STARTED)
-    journal.used_ood()
-    edit_times(tmp_path, [*first, 500, 502, 507])
-    history = read_history(tmp_path)
-    assert history.seconds == 10 + 7
-    assert [record.seconds for record in history.records] == [10 + 5, 10]
-
-
-def test_an_attempt_that_a_clock_puts_before_its_start_takes_no_time(tmp_path):
-    journal = Journal(tmp_path)
-    journal.session_started({})
-    started = dataclasses.replace(STARTED, gpus=2.0)
-    journal.trial_started(started)
-    journal.trial_started(started)  # its driver was lost
-    journal.trial_ended(ENDED)
-    edit_times(tmp_path, [1000, 1000, 1000, 400, 430])
-    (record,) = read_history(tmp_path).records
-    assert (record.seconds, record.gpu_seconds(430)) == (30, 60)
 
 
 def test_a_torn_last_line_is_left_out_and_cut_off_by_the_next_driver(tmp_path):

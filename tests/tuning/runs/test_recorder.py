@@ -123,18 +123,6 @@ def test_the_records_are_those_that_a_reader_finds(tmp_path):
     check()
 
 
-def test_setting_the_clock_during_a_session_changes_no_duration(tmp_path, monkeypatch):
-    r, day = recorder(tmp_path), 86400
-    r.started("trial-000")
-    monkeypatch.setattr("time.time", lambda: 0.0)
-    report(r, 40)
-    later = time.monotonic() + day
-    monkeypatch.setattr("time.monotonic", lambda: later)
-    history = r.finish("stopped")
-    (record,) = history.records
-    assert day <= record.gpu_seconds(0.0) / 2 <= history.seconds < 2 * day
-
-
 def test_the_time_of_a_wait_for_gpus_is_not_that_of_gpus(tmp_path, monkeypatch, caplog):
     r, began = recorder(tmp_path), time.monotonic()
 

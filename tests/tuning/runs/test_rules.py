@@ -205,38 +205,28 @@ def test_without_trials_no_rule_chooses():
 
 
 @pytest.mark.parametrize(
-    ("objective", "constraint", "blind"),
+    ("line", "objective", "constraint", "blind"),
     [
-        ("val/mean_acc", None, {"id_val"}),
-        ("id_val/acc", None, {"id_val", "objective"}),
-        ("id_val/acc", "id_val/acc >= 50", {"id_val", "objective"}),
-        ("id_val/acc", "ood_val/a/acc >= 50", set()),
+        ("off", "val/mean_acc", None, {"id_val"}),
+        ("off", "id_val/acc", None, {"id_val", "objective"}),
+        ("off", "id_val/acc", "id_val/acc >= 50", {"id_val", "objective"}),
+        ("off", "id_val/acc", "ood_val/a/acc >= 50", set()),
+        ("auto", "val/mean_acc", None, set()),
+        ([0.5], "val/mean_acc", None, set()),
+        (0.5, "val/mean_acc", None, {"id_val"}),
+        ("auto", "id_val/acc", None, {"id_val", "objective"}),
     ],
 )
-def test_rules_and_constraints_decide_whether_ood_data_is_used(objective, constraint, blind):
+def test_rules_constraints_and_the_line_decide_whether_ood_data_is_used(
+    line, objective, constraint, blind
+):
     known = TABLE[0].metrics
     search = replace(
         SEARCH,
         objectives=(Objective(objective),),
         constraints=(parse_constraint(constraint, known),) if constraint else (),
+        config={"trial": {"eval": {"line": line}}},
     )
     assert search.sees_ood == ("objective" not in blind)
-    found = chosen(search, TABLE)
-    assert {rule for rule, choice in found.items() if not choice.looks_at_ood} == blind
-
-
-@pytest.mark.parametrize(
-    ("line", "objective", "blind"),
-    [
-        ("auto", "val/mean_acc", set()),
-        ([0.5], "val/mean_acc", set()),
-        (0.5, "val/mean_acc", {"id_val"}),
-        ("off", "val/mean_acc", {"id_val"}),
-        ("auto", "id_val/acc", {"id_val", "objective"}),
-    ],
-)
-def test_a_line_that_is_chosen_on_ood_data_leaves_no_rule_blind(line, objective, blind):
-    config = {"trial": {"eval": {"line": line}}}
-    search = replace(SEARCH, objectives=(Objective(objective),), config=config)
     found = chosen(search, TABLE)
     assert {rule for rule, choice in found.items() if not choice.looks_at_ood} == blind

@@ -86,9 +86,11 @@ def test_a_search_that_cannot_start_leaves_no_folder_behind(images_root, tmp_pat
 
 
 def test_what_a_search_wrote_is_loaded(file, tmp_path):
-    records = (fakes.reference(), trial(0, 85.0, 62.0))
+    failed = fakes.trial(1, outcome="failed", error="OutOfMemoryError: too big", curve=())
+    records = (fakes.reference(), trial(0, 85.0, 62.0), failed)
     run = load_run(write_run(tmp_path / "run", file, records))
     assert (run.folder, run.file, run.history.records) == (tmp_path / "run", file, records)
+    assert (run.history.outcome, run.history.fingerprints) == ("finished", file.fingerprints())
     assert run.search.name == "run"
     assert run.search.zero_shot == ZERO_SHOT
     assert run.search.total_steps == fakes.TOTAL_STEPS

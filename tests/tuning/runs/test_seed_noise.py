@@ -128,23 +128,6 @@ def test_coordinates_are_those_of_the_space():
     assert found == pytest.approx(np.array([[0, 0, 1, 0], [0.5, 0.01, 0, 1], [1, 0.5, 0, 1]]))
 
 
-def test_a_range_from_zero_counts_like_any_other():
-    """Not by the logarithm of its values, as these span a decade."""
-    rng = np.random.default_rng(500)
-    at = rng.random(20)
-    values = 62 - 30 * (at - 0.5) ** 2 + rng.standard_normal(20)
-
-    def expected(low):
-        space = SearchSpace(parameters={"method.alpha": Float(low=low, high=low + 1)})
-        of = [
-            fakes.trial(n, 85.0, value, params={"method.alpha": low + position})
-            for n, (value, position) in enumerate(zip(values, at, strict=True))
-        ]
-        return expected_value(replace(SEARCH, space=space), of)
-
-    assert expected(0.0) == pytest.approx(expected(1.0))
-
-
 def test_the_trials_around_the_best_one_tell_its_luck():
     """Of many, the best ones alone would all be lucky."""
     rng, points = np.random.default_rng(0), np.geomspace(1e-5, 1e-3, 120)

@@ -12,7 +12,7 @@ from tests.tuning import fakes
 from tests.tuning.run_folders import search_file, trial, write_run
 from trainers.errors import ConfigError
 from tuning.algorithms.studies import STATES, TRIAL_ID, quiet_optuna
-from tuning.config.objectives import Objective, parse_constraint
+from tuning.config.objectives import Objective
 from tuning.run import load_run
 from tuning.runs.history import History
 from tuning.runs.ranking import best_trial
@@ -135,23 +135,6 @@ def test_a_study_is_found_by_the_run(opened, search, tmp_path):
     write(view(other, opened()), record(0))
     found = {s.study_name: s.n_trials for s in optuna.get_all_study_summaries(opened())}
     assert found == {f"{search.name} (1234)": 2, f"{search.name} (5678)": 1}
-
-
-def test_several_objectives_have_values_and_no_reports(opened, search):
-    write(view(replace(search, objectives=BOTH), opened()), *RECORDS)
-    found = study(opened())
-    values = {trial.user_attrs[TRIAL_ID]: trial.values for trial in found.trials}
-    assert values == {"trial-000": [84.0, 62.0], "trial-001": None, "trial-002": [86.0, 62.0],
-                      "trial-003": None}  # fmt: skip
-    assert not any(trial.intermediate_values for trial in found.trials)
-
-
-def test_the_best_meets_the_constraints(opened, search):
-    line = parse_constraint("id_val/acc >= 85.5", ["id_val/acc"])
-    search = replace(search, constraints=(line,), objectives=(Objective("ood_val/mean_acc"),))
-    records = [record(0, 84.0, 70.0), record(1, 86.0, 60.0), record(2, 87.0, 61.0)]
-    write(view(search, opened()), *records)
-    assert study(opened()).best_trial.number == best_trial(search, records).number == 2
 
 
 def test_all_methods_are_in_one_study(opened, search):

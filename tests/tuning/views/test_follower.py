@@ -153,24 +153,22 @@ def test_a_view_that_cannot_start_ends_the_search_and_closes_the_others(tmp_path
     assert first.is_over == [True]
 
 
-def test_a_journal_that_cannot_be_read_for_a_while_is_read_later(tmp_path, journal, caplog):
-    follower = begin(tmp_path, view := Shown())
+@pytest.mark.parametrize("comes_back", [True, False])
+def test_a_journal_that_cannot_be_read_is_said_once(
+    comes_back, tmp_path, journal, caplog, monkeypatch
+):
+    follower = begin(tmp_path, view := Shown("the page"))
     hidden = (tmp_path / JOURNAL_FILE).rename(tmp_path / "hidden")
     wait_until(lambda: caplog.messages)
-    hidden.rename(tmp_path / JOURNAL_FILE)
-    train(journal, 0)
-    wait_until(lambda: view.outcomes[-1:] == [["finished"]])
+    said = ["the views of the search cannot be written now"]
+    if comes_back:
+        hidden.rename(tmp_path / JOURNAL_FILE)
+        train(journal, 0)
+        wait_until(lambda: view.outcomes[-1:] == [["finished"]])
+    else:
+        monkeypatch.setattr(module, "PATIENCE_S", 0.3)
+        said.append("the page: not up to date.")
     follower.search_ended([], "finished")
-    (said,) = caplog.messages
-    assert said.startswith("the views of the search cannot be written now: ")
-
-
-def test_a_journal_that_is_gone_is_said_once(tmp_path, journal, caplog, monkeypatch):
-    monkeypatch.setattr(module, "PATIENCE_S", 0.3)
-    follower = begin(tmp_path, Shown("the page"))
-    (tmp_path / JOURNAL_FILE).unlink()
-    follower.search_ended([], "stopped")
-    said = ["the views of the search cannot be written now", "the page: not up to date."]
     assert [text[: len(found)] for text, found in zip(caplog.messages, said, strict=True)] == said
 
 

@@ -76,17 +76,20 @@ def test_text_is_escaped_everywhere(tmp_path):
     assert "Confirmed on fresh seeds" in page
 
 
-def test_the_page_of_an_ended_search_needs_nothing_beside_it(tmp_path):
-    """That of a running one loads itself anew, and Plotly from a file."""
+def test_the_page_of_a_running_search_loads_itself_anew_and_plotly_from_a_file(tmp_path):
+    """That of an ended one needs nothing beside it."""
     small = page_of([], tmp_path, running=True)
     assert 'http-equiv="refresh"' in small
+    assert re.search(r"Running, written at \d\d:\d\d:\d\d\.", small)
     assert (tmp_path / SCRIPT_FILE).is_file()
-    page = page_of([fakes.trial(1)], tmp_path)
-    assert 'http-equiv="refresh"' not in page
+    running = fakes.trial(1, outcome="running", curve=())
+    page = page_of([fakes.trial(0), running, fakes.trial(2, outcome="stopped")], tmp_path)
+    assert "1 of 16 trials of 240 steps done (1 finished, 1 running, 1 stopped)" in page
+    for text in ('http-equiv="refresh"', "written at"):
+        assert text not in page
     assert not (tmp_path / SCRIPT_FILE).exists()
-    assert not re.findall(
-        r"<(?:script|link|img)[^>]*(?:src|href)=(?!\"data:)", page.split("<body>")[0]
-    )
+    head = page.split("<body>")[0]
+    assert not re.findall(r"<(?:script|link|img)[^>]*(?:src|href)=(?!\"data:)", head)
     assert len(small) < 300_000 < len(page)
 
 
@@ -201,15 +204,6 @@ def test_the_commands_of_the_page_name_the_run_as_the_terminal_does(tmp_path, mo
 def test_methods_have_a_series_each():
     drawn = Plots(SEARCH, fakes.compared_methods()).id_vs_ood()
     assert set(fakes.METHODS) <= {trace.name for trace in drawn.data}
-
-
-def test_a_running_page_tells_what_is_done_and_when_it_was_written(tmp_path):
-    running = fakes.trial(1, outcome="running", curve=())
-    page = page_of([fakes.trial(0), running, fakes.trial(2, outcome="stopped")], tmp_path)
-    assert "1 of 16 trials of 240 steps done (1 finished, 1 running, 1 stopped)" in page
-    assert "written at" not in page
-    page = page_of([], tmp_path, running=True)
-    assert re.search(r"Running, written at \d\d:\d\d:\d\d\.", page)
     assert Plots(SEARCH, []).id_vs_ood().layout.showlegend
 
 
