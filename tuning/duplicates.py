@@ -109,7 +109,6 @@ def _of_copies(
     features: dict[str, Tensor],
     batches: EvalBatches,
 ) -> np.ndarray:
-    """Cosines of random images and their copies."""
     every = [(images, row) for images in sets for row in range(len(images))]
     chosen = [every[i] for i in generator(0, "copies").permutation(len(every))[:_COPIES]]
     found = []
@@ -127,7 +126,6 @@ def _of_copies(
 
 
 def _copy(image: Image.Image) -> Image.Image:
-    """The image, resized and compressed."""
     file = io.BytesIO()
     width, height = (max(1, round(_SCALE * side)) for side in image.size)
     image.resize((width, height), Image.Resampling.BICUBIC).save(file, "JPEG", quality=_QUALITY)

@@ -90,13 +90,10 @@ def read_history(run_folder: Path, live: bool = False, whole: bool = False) -> H
     """The contents of a journal, without an incomplete last line and without damaged ones.
 
     Args:
-        live: the driver is running. Otherwise, trials without an end were cut off by a kill.
+        live: see `JournalReader.history`.
         whole: see `JournalReader`.
     """
-    reader = JournalReader(run_folder, whole)
-    for _ in reader.events():
-        pass
-    return reader.history(live)
+    return JournalReader(run_folder, whole).read(live)
 
 
 class JournalReader:
@@ -160,6 +157,12 @@ class JournalReader:
         numbers = listed(sorted(self._damaged))
         lines = f"line {numbers} is" if len(self._damaged) == 1 else f"lines {numbers} are"
         return f"{JOURNAL_FILE}: {lines} {what}"
+
+    def read(self, live: bool = False) -> History:
+        """The contents, see `history`, after what is new was read."""
+        for _ in self.events():
+            pass
+        return self.history(live)
 
     def history(self, live: bool = False) -> History:
         """The contents that have been read.

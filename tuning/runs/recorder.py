@@ -125,17 +125,15 @@ class Recorder:
         writes none.
         """
         reader = JournalReader(self.search.run_folder)
-        for _ in reader.events():
-            pass
-        replay = reader.replay
+        records = reader.read(live=True).records
         if self._journal.in_session:
             with suppress(StorageFailed):
-                for record in replay.history(live=True).records:
+                for record in records:
                     if record.outcome == "running":
                         stopped = record.with_end("stopped", self._journal.now(), reason=reason)
-                        replay.add(*self._journal.trial_ended(stopped))
+                        reader.replay.add(*self._journal.trial_ended(stopped))
                         self._close(stopped)
-                replay.add(*self._journal.session_ended(outcome, reason))
+                reader.replay.add(*self._journal.session_ended(outcome, reason))
         history = reader.history()
         self._notify("search_ended", list(history.records), outcome)
         return history
@@ -189,7 +187,6 @@ class Recorder:
         self._end(record.with_end("failed", self._journal.now(), error))
 
     def _end(self, record: TrialRecord) -> None:
-        """Record the end of a trial without a report."""
         self._replay.add(*self._journal.trial_ended(record))
         self._ended(record.trial_id)
 

@@ -101,7 +101,6 @@ class DashboardView(View):
             raise
 
     def _found(self) -> optuna.Study:
-        """The study, which is created if it is missing."""
         search = self._search
         known = [study.study_name for study in self._storage.get_all_studies()]
         run_id = f"({search.run_id})"

@@ -161,7 +161,6 @@ class ProgressCallback(Callback):
         self._console.out(line, highlight=False)
 
     def _move(self, record: TrialRecord, bars: Progress) -> None:
-        """Move the bar of a running trial, or add it."""
         name = record.trial_id
         if name not in self._tasks:
             self._tasks[name] = bars.add_task(name, total=self._search.total_steps, about="")

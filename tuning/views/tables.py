@@ -3,24 +3,9 @@
 Columns have the names of the configuration and of the reports: parameters have dots
 (`method.reg_weight`), metrics have slashes (`id_val/acc`), so neither collides with a fixed column.
 
-`trials.parquet` and `.csv`, one row per trial after a row for the zero-shot model:
-
-| column | type | meaning |
-|---|---|---|
-| trial_id | string | `trial-007`, `ft`; `zero-shot` in the first row |
-| number | int64 | order of proposal; null for zero-shot |
-| kind | string | `trial`, `reference` (plain fine-tuning) or `zero_shot` |
-| outcome | string | `running`, `finished`, `pruned`, `failed`, `stopped` |
-| error | string | error of a failed trial with its traceback, else null |
-| reason | string | `pruned by asha`, `stopped by the user`, the budget that stopped it, else null |
-| step, total_steps | int64 | optimiser steps done, steps of a whole trial |
-| started_at, ended_at | timestamp, UTC | null if unknown |
-| seconds | double | wall time |
-| objective, objective_best | double | the (first) objective at the last step, and at its best |
-| is_best | bool | whether `best_finished` chooses it |
-| is_first_point | bool | whether it was given and not proposed; null for zero-shot |
-| one per parameter | int64, double, bool or string | null if the row has no value |
-| one per metric | double | the last report; null if absent, NaN if it diverged |
+`trials.parquet` and `.csv`, one row per trial after a row for the zero-shot model: the columns of
+`_TYPES`, then one per parameter (null if the row has no value), and one per metric of the last
+report (null if absent, NaN if it diverged).
 
 `curves.parquet` and `.csv`, one row per report (zero-shot is step 0): trial_id, number, kind, step,
 then one column per metric, for example for `df[df.kind == "trial"].plot(x="step", ...)`.
@@ -48,20 +33,20 @@ from tuning.runs.records import STEP, ZERO_SHOT, SearchRecord, TrialRecord, zero
 
 _TYPES = {
     "trial_id": pa.string(),
-    "number": pa.int64(),
-    "kind": pa.string(),
-    "outcome": pa.string(),
-    "error": pa.string(),
-    "reason": pa.string(),
-    STEP: pa.int64(),
-    "total_steps": pa.int64(),
-    "started_at": pa.timestamp("ms", "UTC"),
+    "number": pa.int64(),  # order of proposal; null for zero-shot
+    "kind": pa.string(),  # `trial`, `reference` (plain fine-tuning) or `zero_shot`
+    "outcome": pa.string(),  # `running`, `finished`, `pruned`, `failed`, `stopped`
+    "error": pa.string(),  # of a failed trial with its traceback, else null
+    "reason": pa.string(),  # why it was pruned, or the budget that stopped it, else null
+    STEP: pa.int64(),  # optimiser steps done
+    "total_steps": pa.int64(),  # of a whole trial
+    "started_at": pa.timestamp("ms", "UTC"),  # null if unknown
     "ended_at": pa.timestamp("ms", "UTC"),
-    "seconds": pa.float64(),
-    "objective": pa.float64(),
-    "objective_best": pa.float64(),
-    "is_best": pa.bool_(),
-    "is_first_point": pa.bool_(),
+    "seconds": pa.float64(),  # wall time
+    "objective": pa.float64(),  # the (first) one at the last step
+    "objective_best": pa.float64(),  # and at its best
+    "is_best": pa.bool_(),  # whether `best_finished` chooses it
+    "is_first_point": pa.bool_(),  # whether it was given and not proposed; null for zero-shot
 }
 """Of the fixed columns of `trials.parquet`, in their order."""
 
