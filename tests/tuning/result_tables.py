@@ -1,17 +1,8 @@
-"""Result tables as plain lists of cells, for tests."""
+"""What a terminal shows of tables."""
 
 import io
 
 from rich.console import Console
-
-
-def cells(table):
-    """The formatted cells of all rows; `-` if empty."""
-    return [[" ".join(str(cell).split("\n")).strip() or "-" for cell in row] for row in table.rows]
-
-
-def notes(table):
-    return "\n".join(table.notes)
 
 
 def text_of(renderable, width=100):

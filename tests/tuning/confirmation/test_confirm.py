@@ -25,7 +25,6 @@ from tests.tuning.databases import with_database
 from tests.tuning.execution.inline_tuner import killed_at_write, without_ray
 from tests.tuning.execution.instant import instant_file, instant_options
 from tests.tuning.execution.slot import BREAK, InstantSlot
-from tests.tuning.result_tables import cells, notes
 from tests.tuning.run_folders import LR, WEIGHT, search_file, swap_classes, write_run
 from tests.tuning.run_folders import trial as searched
 from tests.waiting import wait_until
@@ -178,8 +177,8 @@ def test_the_end_of_a_training_is_a_mean_over_all_seeds(tmp_path):
         for seed, (a, acc, end) in enumerate(found)
     }
     write_results(tmp_path, results, one.labels)
-    rows = cells(confirmation_table(read_confirmation(search)))
-    assert [row[1] for row in rows if row[0] == "at the end of its training"] == ["57.0 ± 6.1"]
+    rows = confirmation_table(read_confirmation(search)).rows
+    assert [row[1].plain for row in rows if "at the end" in str(row[0])] == ["57.0 ± 6.1"]
 
 
 def test_changed_or_incomplete_data_are_refused_at_once(whole_root, tmp_path):
@@ -463,7 +462,9 @@ def test_a_failed_training_is_named_and_the_others_go_on(confirmed):
     assert found.failed.keys() == {("trial-001", 1003), ("trial-001", 1004)}
     assert "TrainingDiverged: the training loss is not" in found.failed["trial-001", 1003]
     assert found.estimate("trial-001", "id_test/acc") is None
-    assert "trial-001 seed 1003: TrainingDiverged" in notes(confirmation_table(found))
+    assert any(
+        "trial-001 seed 1003: TrainingDiverged" in n for n in confirmation_table(found).notes
+    )
 
 
 @pytest.mark.ray

@@ -67,24 +67,21 @@ def test_the_mean_of_plain_fine_tuning_wins(averaged):
     assert labels[0] == "test accuracy"
 
 
-def test_the_greedy_soup_wins(search):
+@pytest.mark.parametrize("constraints", [(), ("id_val/acc >= 1.8",)])
+def test_the_greedy_soup_of_trials_that_meet_the_constraints_wins(
+    constraints, whole_root, tmp_path
+):
+    search = Searched(whole_root, tmp_path, search__constraints=constraints)
     search.write(2.0, 1.5)
     for number in range(2):
         search.keep(f"trial-00{number}", 0.2, seed=number)
     search.ends = {"ft": SPOILT, "trial-000": SPOILT}
     search.confirm(seeds=2)
-    one = search.chosen
-    assert (one.kind, [t["name"] for t in one.trainings]) == ("soup", ["trial-000", "trial-001"])
-
-
-def test_trials_that_miss_the_constraints_are_no_part_of_a_soup(whole_root, tmp_path):
-    search = Searched(whole_root, tmp_path, search__constraints=("id_val/acc >= 1.8",))
-    search.write(2.0, 1.5)
-    for number in range(2):
-        search.keep(f"trial-00{number}", 0.2, seed=number)
-    search.ends = {"ft": SPOILT, "trial-000": SPOILT}
-    search.confirm(seeds=2)
-    assert "soup" not in kinds_of_candidates(search.folder)
+    if constraints:  # which one of them misses
+        assert "soup" not in kinds_of_candidates(search.folder)
+    else:
+        assert search.chosen.kind == "soup"
+        assert [t["name"] for t in search.chosen.trainings] == ["trial-000", "trial-001"]
 
 
 def test_trials_of_other_shapes_are_not_averaged(search):

@@ -36,18 +36,14 @@ def write_predictions(folder, key, right):
     pq.write_table(pa.table({"domain": domains, "label": [1] * len(domains), **columns}), path)
 
 
-def write_results(folder, found, labels=("objective #1",), splits=None, seeds=0):
-    """Add results to a confirmation: trial and seed -> metrics, or -> error.
-
-    Args:
-        splits: fingerprints of the test splits.
-        seeds: that were asked for.
-    """
+def write_results(folder, found, labels=("objective #1",), seeds=0):
+    """Add results to a confirmation, for which so many seeds were asked: trial and seed -> metrics,
+    or -> error."""
     path = results_path(folder)
     path.parent.mkdir(parents=True, exist_ok=True)
     journal = Journal(path.parent)
     chosen = dict.fromkeys(name for name, _ in found if name not in ("ft", ZERO_SHOT))
-    journal.session_started(splits or {}, chosen=[*chosen], seeds=seeds)
+    journal.session_started({}, chosen=[*chosen], seeds=seeds)
     for number, (key, metrics) in enumerate(found.items()):
         if key[0] == ZERO_SHOT:
             journal.zero_shot(metrics)

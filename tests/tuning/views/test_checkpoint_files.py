@@ -26,11 +26,6 @@ TRIAL = "trial-000"
 OLD, NEW = "checkpoint_2030-01-01_10-00-00.000000", "checkpoint_2030-01-01_11-00-00.000000"
 
 
-@pytest.fixture
-def train(anywhere):
-    return anywhere
-
-
 def two_checkpoints(train, local):
     """Both checkpoints that a trial has while it removes the older one."""
     folder = train.at(trial_path(TRIAL))
@@ -48,7 +43,8 @@ def files(train):
     return {train.relative(info) for info in listed if info.type == fs.FileType.File}
 
 
-def test_a_trial_is_listed_reduced_to_its_newest_weights_and_removed(train, tmp_path):
+def test_a_trial_is_listed_reduced_to_its_newest_weights_and_removed(anywhere, tmp_path):
+    train = anywhere
     assert list_trials(train) == []
     two_checkpoints(train, tmp_path / "local")
     (trial,) = list_trials(train)

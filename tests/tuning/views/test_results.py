@@ -1,10 +1,7 @@
-from dataclasses import replace
-
 import pyarrow.parquet as pq
 import pytest
 
 from tests.tuning import fakes
-from tests.tuning.confirmation.written import write_results
 from tests.waiting import wait_until
 from tuning.runs.journal import Journal
 from tuning.views.follower import Follower
@@ -43,25 +40,6 @@ def test_page_and_tables_follow_the_journal(tmp_path, journal):
     assert outcomes(tmp_path) == {"trial-001": "finished", "trial-002": "stopped"}
     page = (tmp_path / "report" / "index.html").read_text()
     assert 'http-equiv="refresh"' not in page
-
-
-def test_a_resume_keeps_what_confirm_has_found_on_the_page(tmp_path, journal):
-    write_results(tmp_path, {("trial-001", 1000): {"val/mean_acc": 70.0, "id_test/acc": 71.5}})
-    page = tmp_path / "report" / "index.html"
-
-    def is_shown():
-        text = page.read_text() if page.is_file() else ""
-        return "Confirmed on fresh seeds" in text and "by the means over 1 fresh seed." in text
-
-    follower = follow(tmp_path)
-    journal.session_started({})
-    trial = replace(fakes.trial(1), outcome="running")
-    journal.trial_started(trial)
-    journal.trial_reported(trial.with_end("finished", 2e9))
-    wait_until(is_shown)
-    page.unlink()
-    follower.search_ended([], "finished")
-    assert is_shown()
 
 
 def test_a_page_that_cannot_be_written_ends_nothing(tmp_path, journal, caplog):
