@@ -337,8 +337,13 @@ def _tables(source: Source, domain: str) -> dict[Split, Found]:
 
 def _class_names(source: Source, loaded: Mapping[str, datasets.Dataset], label: str) -> list[str]:
     """Names of the classes in the order of the labels: the given ones, or those of the column."""
-    known = getattr(next(iter(loaded.values())).features[label], "names", None)
-    if given := source.class_names or known:
+    import datasets
+
+    kind = next(iter(loaded.values())).features[label]
+    if not isinstance(kind, datasets.Value | datasets.ClassLabel):
+        problem = "an image has no single label"
+        raise ConfigError(problem, key="--label-column", value=label, source=source.path)
+    if given := source.class_names or getattr(kind, "names", None):
         return list(given)
     values = [v for rows in loaded.values() for v in rows[label][:] if v not in (None, "")]
     if not all(isinstance(value, str) for value in values):

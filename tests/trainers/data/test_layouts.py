@@ -157,10 +157,10 @@ def script(root):
     return root
 
 
-def several_labels(root):
-    """A list of labels for each image."""
-    features = {"image": datasets.Image(), "label": datasets.Sequence(datasets.Value("int64"))}
-    rows = {"image": [{"bytes": b"x", "path": None}], "label": [[0, 1]]}
+def labelled(root, label, kind):
+    """An image with a label of that kind."""
+    features = {"image": datasets.Image(), "label": kind}
+    rows = {"image": [{"bytes": b"x", "path": None}], "label": [label]}
     root.mkdir()
     made = datasets.Dataset.from_dict(rows, features=datasets.Features(features))
     made.to_parquet(root / "train.parquet")
@@ -180,6 +180,7 @@ def tars(root):
     return root
 
 
+SEVERAL = datasets.Sequence(datasets.Value("int64"))
 REFUSED = {
     "no classes": ("folders", lambda root: write(root, "1.jpg"), r"no image lies in a folder"),
     "domains for classes": (
@@ -207,7 +208,9 @@ REFUSED = {
     "not ImageNet": ("imagenet", lambda root: write(root, "val/cat/1.jpg"), r"not imagenet: no im"),
     "no Parquet": ("parquet", lambda root: write(root, "x.parquet"), r"cannot be opened"),
     "tars": ("hub", tars, r"its images are in tars .WebDataset.: unpack them"),
-    "several labels": ("parquet", several_labels, r"its labels are no names"),
+    "several labels": (
+        "parquet", lambda root: labelled(root, [0, 1], SEVERAL), r"an image has no single label",
+    ),
     "two orders of classes": ("parquet", two_orders, r"label: its classes have other names or"),
     "a name of nothing": ("hub", lambda root: "nobody/nothing", r"cannot be opened"),
     "a script": ("hub", script, r"scripts are no longer supported"),
@@ -249,9 +252,15 @@ def test_columns_and_class_names_that_are_not_clear_are_asked_for(tmp_path):
     wrong = source.model_copy(update={"label_column": "lable"})
     with pytest.raises(ConfigError, match=r"--label-column: which column is not clear; there are"):
         open_domain(wrong, "d")
-    several_labels(tmp_path / "several")
+    labelled(tmp_path / "number", 1, datasets.Value("int64"))
     with pytest.raises(ConfigError, match=r"names of the classes are not known .--class-names"):
-        open_domain(Source(path=str(tmp_path / "several"), layout="parquet"), "d")
+        open_domain(Source(path=str(tmp_path / "number"), layout="parquet"), "d")
+    named = {"layout": "parquet", "class_names": ("cat", "dog")}
+    labelled(tmp_path / "several", [0, 1], SEVERAL)
+    with pytest.raises(
+        ConfigError, match=r"--label-column = 'label': an image has no single label"
+    ):
+        open_domain(Source(path=str(tmp_path / "several"), **named), "d")
     write_table(tmp_path / "numbered" / "x.parquet", [(b"x", 1), (b"y", 0)], ("0", "1"))
     numbered = Source(path=str(tmp_path / "numbered"), layout="parquet", class_names=("cat", "dog"))
     found = open_domain(numbered, "d")["train"]
