@@ -97,7 +97,6 @@ def fine_tune(
     """Fine-tune, and report at every evaluation and at the last step.
 
     Args:
-        config: model, data, method and everything else that determines the result.
         device: where to train; by default a GPU if there is one.
         resume_from: a folder that `Report.save` wrote. The run first repeats its last report before
             that, as it may have been lost, and then continues with the same batches, views and

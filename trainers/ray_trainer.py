@@ -102,7 +102,6 @@ class _ClosedProcessGroup(TorchConfig().backend_cls):  # type: ignore[misc]  # n
     """
 
     def on_start(self, worker_group: Any, backend_config: TorchConfig) -> None:
-        """Connect the workers."""
         on_gpu = worker_group.get_resources_per_worker().get("GPU", 0) > 0
         group = {
             "backend": "nccl" if on_gpu else "gloo",
@@ -164,8 +163,6 @@ def torch_trainer(
     """A trainer whose workers run a loop; `fit()` starts them.
 
     Args:
-        loop: `serve`, or another one in tests.
-        values: passed to the loop.
         name: of Ray Train's run; unique to the attempt.
         scratch: folder on this machine for the files of Ray Train's run, which nothing reads.
         workers: as all other resources, see `tuning.config.schema.ResourcesConfig`.

@@ -90,7 +90,6 @@ class DomainSums:
         return cls(torch.stack(counts).double(), nll, gaps)
 
     def __add__(self, other: DomainSums) -> DomainSums:
-        """The sums of the images of both."""
         pairs = zip(vars(self).values(), vars(other).values(), strict=True)
         return DomainSums(*(mine + its for mine, its in pairs))
 

@@ -22,16 +22,13 @@ REPORTS = [{"step": step, "id_val/acc": 53.1 + step / 3} for step in (2, 4)]
 CLASSES = ("ant", "bee", "cat")
 
 
-def at(step):
+def save(folder, step):
     """A checkpoint in which every number, of weights and of state, is the step."""
     weights = {"head": torch.full((SIZE,), float(step))}
-    training = {"optimizer": {"exp_avg": torch.full((2 * SIZE,), float(step))}, "size": step}
-    training["trained"] = None
-    return weights, training, Header(Progress(step, 0.1 * step), CLASSES, REPORTS)
-
-
-def save(folder, step):
-    save_checkpoint(folder, *at(step))
+    optimizer = {"exp_avg": torch.full((2 * SIZE,), float(step))}
+    training = {"optimizer": optimizer, "size": step, "trained": None}
+    header = Header(Progress(step, 0.1 * step), CLASSES, REPORTS)
+    save_checkpoint(folder, weights, training, header)
 
 
 def load(folder):

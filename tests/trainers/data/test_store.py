@@ -2,7 +2,7 @@
 
 import pytest
 
-from trainers.data.store import Store, open_store
+from trainers.data.store import open_store
 from trainers.errors import ConfigError, StorageFailed
 
 
@@ -60,14 +60,9 @@ def test_a_name_in_a_url_is_taken_from_the_environment(monkeypatch):
         open_store("nosuch://bucket/x")
 
 
-def test_a_url_that_leads_nowhere_is_refused():
-    with pytest.raises(ConfigError, match="names no folder"):
-        open_store("")
+def test_a_host_that_does_not_answer_is_no_mistake():
     with pytest.raises(StorageFailed, match=r"ftp://127.0.0.1:9/x: cannot be reached: .*refused"):
         open_store("ftp://127.0.0.1:9/x")
-    for ask in (Store.exists, Store.list):
-        with pytest.raises(ConfigError, match="hf://x: Repository id must be"):
-            ask(open_store("hf://x"))
 
 
 def test_a_user_name_alone_is_no_secret():

@@ -1,24 +1,14 @@
-"""The schedule of the learning rate; those of layers, by how far Adam's first step moves each."""
+"""The first learning rate; those of layers, by how far Adam's first step moves each."""
 
-import math
 import re
 
 import pytest
 
 from tests.trainers.curves import short
-from trainers.config import OptimConfig, first_learning_rate
+from trainers.config import first_learning_rate
 from trainers.fine_tune import fine_tune
 
 ONE_STEP = {"steps": 1, "eval__every": 1, "optim__lr": 1e-3, "optim__warmup_fraction": 0.0}
-
-
-def test_the_learning_rate_warms_up_and_decays_as_a_cosine():
-    optim = OptimConfig(lr=2.0, warmup_fraction=0.1)
-    rates = [optim.lr_at(step, 100) for step in range(100)]
-    assert rates[:10] == pytest.approx([0.2 * (i + 1) for i in range(10)])
-    assert rates[10] == pytest.approx(2.0)
-    assert rates[55] == pytest.approx(2.0 * 0.5 * (1 + math.cos(math.pi * 45 / 90)))
-    assert optim.lr_at(100, 100) == pytest.approx(0.0)
 
 
 def test_the_first_learning_rate_is_the_published_one_of_vit_b16():
