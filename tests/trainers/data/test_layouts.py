@@ -267,6 +267,19 @@ def test_columns_and_class_names_that_are_not_clear_are_asked_for(tmp_path):
     assert (found.class_names, found.rows["label"][:]) == (["cat", "dog"], [1, 0])
 
 
+def readme(files, **more):
+    entry = {"config_name": "default", "data_files": files, **more}
+    return f"---\n{yaml.safe_dump({'configs': [entry]})}---\n"
+
+
+def write_paths(file, paths):
+    """A table whose images are files, wherever their paths lead."""
+    features = {"image": datasets.Image(decode=False), "label": datasets.ClassLabel(names=["cat"])}
+    images = [{"bytes": None, "path": str(path)} for path in paths]
+    rows = {"image": images, "label": len(paths) * [0]}
+    pq.write_table(pa.table(rows, schema=datasets.Features(features).arrow_schema), file)
+
+
 def test_no_file_outside_of_a_source_is_read(tmp_path):
     """Parquet files and a README.md of somebody else may name any path."""
     (tmp_path / "private").mkdir()
@@ -276,11 +289,7 @@ def test_no_file_outside_of_a_source_is_read(tmp_path):
     own.parent.mkdir(parents=True)
     own.write_bytes(file_of(Image.new("RGB", (8, 6), "blue")))
     paths = [own, private, f"{own.parent}/../../private/me.png", "a\0b", "x" * 5000]
-    features = {"image": datasets.Image(decode=False), "label": datasets.ClassLabel(names=["cat"])}
-    images = [{"bytes": None, "path": str(path)} for path in paths]
-    rows = {"image": images, "label": len(paths) * [0]}
-    schema = datasets.Features(features).arrow_schema
-    pq.write_table(pa.table(rows, schema=schema), tmp_path / "source/train.parquet")
+    write_paths(tmp_path / "source/train.parquet", paths)
     (tmp_path / "link").symlink_to(tmp_path / "source")
     for layout, folder in product(("parquet", "hub"), ("source", "link")):
         source = Source(path=str(tmp_path / folder), layout=layout)
@@ -298,8 +307,7 @@ def test_no_file_outside_of_a_source_is_read(tmp_path):
         f"local://{private}",
         chained,
     ):
-        text = f"---\nconfigs:\n- config_name: default\n  data_files: '{name}'\n---\n"
-        (tmp_path / "source/README.md").write_text(text)
+        (tmp_path / "source/README.md").write_text(readme(name))
         with pytest.raises(ConfigError, match=r"files outside of it|cannot be opened"):
             open_domain(source, "x")
     with pytest.raises(ConfigError, match="files outside of it"):  # of the chain
@@ -316,11 +324,8 @@ def test_a_folder_of_somebody_else_takes_no_downloads_of_this_user(tmp_path, mon
     for path in private:
         path.parent.mkdir(parents=True)
         path.write_bytes(image)
-    features = {"image": datasets.Image(decode=False), "label": datasets.ClassLabel(names=["cat"])}
-    rows = {"image": [{"bytes": None, "path": str(path)} for path in private], "label": [0, 0]}
     (tmp_path / "foreign").mkdir()
-    table = pa.table(rows, schema=datasets.Features(features).arrow_schema)
-    pq.write_table(table, tmp_path / "foreign/train.parquet")
+    write_paths(tmp_path / "foreign/train.parquet", private)
     source = Source(path=str(tmp_path / "foreign"), layout="hub")
     options = Options(val_fraction=0, test_fraction=0)
     (report,) = prepare({"x": source}, open_store(tmp_path / "x"), options).domains
@@ -330,11 +335,6 @@ def test_a_folder_of_somebody_else_takes_no_downloads_of_this_user(tmp_path, mon
         (tmp_path / "foreign/README.md").write_text(readme(name))
         with pytest.raises(ConfigError, match=r"its README.md names files outside of it"):
             open_domain(source, "x")
-
-
-def readme(files, **more):
-    entry = {"config_name": "default", "data_files": files, **more}
-    return f"---\n{yaml.safe_dump({'configs': [entry]})}---\n"
 
 
 def test_a_readme_sends_no_request(tmp_path):

@@ -15,7 +15,7 @@ from trainers.data.dataset import ImageDataset
 from trainers.data.schema import LabelledImage, part_path, write_images
 from trainers.errors import ConfigError
 from trainers.evaluation.evaluate import DomainSums, EvalBatches, evaluate
-from trainers.evaluation.metrics import MEASURES, MetricKey, flat_metrics, metric_names
+from trainers.evaluation.metrics import MetricKey, flat_metrics
 from trainers.evaluation.predictions import Predictions
 from trainers.models.image import ImageInput
 
@@ -123,22 +123,6 @@ def test_certainty_is_in_the_last_bin_and_what_is_no_number_stays_visible():
     broken = DomainSums.of(torch.tensor([[math.nan, 1.0]]), torch.tensor([0]))
     assert math.isnan(broken.measures()["nll"])
     assert math.isnan(broken.measures()["ece"])
-
-
-def sums_of(seed):
-    rng = torch.Generator().manual_seed(seed)
-    labels = torch.arange(50) % 4
-    logits = functional.one_hot(labels) * 3.0 + (1 + seed) * torch.randn(50, 4, generator=rng)
-    return DomainSums.of(logits, labels)
-
-
-@pytest.mark.parametrize("split", ["val", "test"])
-def test_names_say_domain_and_split_and_are_known_beforehand(split):
-    domains = ("real", "sketch", "clipart")
-    flat = flat_metrics({d: sums_of(i).measures() for i, d in enumerate(domains)}, PAINTED, split)
-    assert set(flat) == set(metric_names(PAINTED, split))
-    alone = DataConfig(id_domain="real", ood_domains=())
-    assert set(metric_names(alone, split)) == {f"id_{split}/{name}" for name in MEASURES}
 
 
 def test_means_are_over_domains_and_over_id_and_ood():
