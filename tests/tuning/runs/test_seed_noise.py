@@ -160,13 +160,9 @@ def test_the_method_of_the_best_trial_within_the_constraints_counts():
     assert expected_value(search, [*within, *beyond, *behind]) == alone
 
 
-@pytest.mark.parametrize("mode", ["max", "min"])
-def test_the_luckiest_of_equal_trials_is_expected_to_be_like_the_others(mode):
-    search = replace(SEARCH, objectives=(Objective(OOD_MEAN_ACC, mode),))
-    above = 4 if mode == "max" else -4  # better than the zero-shot model
-    values = 61 + above + np.random.default_rng(0).standard_normal(12)
+def test_the_luckiest_of_equal_trials_is_expected_to_be_like_the_others_where_less_is_better():
+    search = replace(SEARCH, objectives=(Objective(OOD_MEAN_ACC, "min"),))
+    values = 57 + np.random.default_rng(0).standard_normal(12)  # better than the zero-shot model
     of = trials(values, np.random.default_rng(1).permutation(np.geomspace(1e-5, 1e-3, 12)))
-    best = of[(values.argmax if mode == "max" else values.argmin)()]
     found = expected_value(search, of)
-    assert abs(found - values.mean()) < 0.5 * abs(best.last(OOD_MEAN_ACC) - values.mean())
-    assert expected_value(search, of[:9]) is None
+    assert abs(found - values.mean()) < 0.5 * abs(values.min() - values.mean())

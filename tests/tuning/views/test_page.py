@@ -97,18 +97,25 @@ def test_a_thousand_trials_fit_on_a_page(tmp_path):
     assert len(page_of(scattered(1000), tmp_path)) < 8_000_000
 
 
+MIXED = [fakes.reference(), *scattered(8), *fakes.compared_methods()[1:]]
+EQUAL = [fakes.trial(n) for n in range(3)]
+
+
 @pytest.mark.parametrize(
-    "search",
+    ("changes", "records"),
     [
-        replace(SEARCH, ood_domains=()),
-        replace(SEARCH, objectives=(Objective("id_val/acc"), Objective("ood_val/mean_acc"))),
-        replace(SEARCH, constraints=(parse_constraint("id_val/acc >= 99", SEARCH.zero_shot),)),
+        ({"ood_domains": ()}, MIXED),
+        ({"objectives": (Objective("id_val/acc"), Objective("ood_val/mean_acc"))}, MIXED),
+        ({"constraints": (parse_constraint("id_val/acc >= 99", SEARCH.zero_shot),)}, MIXED),
+        ({}, [fakes.trial(n, math.nan, math.nan) for n in range(3)]),
+        ({}, EQUAL),
+        ({}, [*EQUAL, fakes.trial(3, outcome="pruned")]),
     ],
-    ids=["no OOD domain", "two objectives", "constraint"],
+    ids=["no OOD domain", "two objectives", "constraint", "diverged", "equal", "equal and pruned"],
 )
-def test_every_kind_of_search_has_a_page(search, tmp_path):
-    records = [fakes.reference(), *scattered(8), *fakes.compared_methods()[1:]]
-    rows = rows_of(page_of(records, tmp_path, search))
+def test_every_kind_of_search_has_a_page(changes, records, tmp_path):
+    rows = rows_of(page_of(records, tmp_path, replace(SEARCH, **changes)))
+    assert len(rows) == 1 + len(records)
     assert len({len(row) for row in rows}) == 1
 
 
@@ -205,16 +212,3 @@ def test_methods_have_a_series_each():
     drawn = Plots(SEARCH, fakes.compared_methods()).id_vs_ood()
     assert set(fakes.METHODS) <= {trace.name for trace in drawn.data}
     assert Plots(SEARCH, []).id_vs_ood().layout.showlegend
-
-
-@pytest.mark.parametrize(
-    "records",
-    [
-        [fakes.trial(n, math.nan, math.nan) for n in range(3)],
-        [fakes.trial(n) for n in range(3)],
-        [*(fakes.trial(n) for n in range(3)), fakes.trial(3, outcome="pruned")],
-    ],
-    ids=["diverged", "equal", "equal and pruned"],
-)
-def test_trials_without_a_difference_have_a_page(records, tmp_path):
-    assert len(rows_of(page_of(records, tmp_path))) == 1 + len(records)
