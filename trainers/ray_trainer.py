@@ -49,7 +49,6 @@ from trainers.errors import (
     first_line,
     storage_failures,
     system_error,
-    system_words,
 )
 from trainers.exchange import Answer, Failed, Reported, Withdrawn
 from trainers.folders import temporary_folder
@@ -415,10 +414,8 @@ def saved_locally(report: Report) -> Iterator[Path]:
     with temporary_folder(SAVED) as folder:
         try:
             report.save(folder)
-        except (OSError, StorageFailed) as error:
-            message = system_words(error) if isinstance(error, OSError) else str(error)
-            raise StorageFailed(
-                f"node {ray.util.get_node_ip_address()}: {message}; TMPDIR selects another folder "
-                "for temporary files"
-            ) from None
+        except StorageFailed as error:
+            hint = "TMPDIR selects another folder for temporary files"
+            node = ray.util.get_node_ip_address()
+            raise StorageFailed(f"node {node}: {error}; {hint}") from None
         yield folder

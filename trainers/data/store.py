@@ -140,25 +140,19 @@ def open_store(url: str | Path | Store) -> Store:
         raise ConfigError(problem, source=text, hint=WRITE_NAME)
     expanded = os.path.expandvars(text)
     try:
-        filesystem, path = fs.FileSystem.from_uri(expanded)
-    except (ArrowInvalid, NotImplementedError):
         try:
+            filesystem, path = fs.FileSystem.from_uri(expanded)
+        except (ArrowInvalid, NotImplementedError):
             other, path = fsspec.core.url_to_fs(expanded)
-        except (ImportError, ValueError) as error:
-            raise ConfigError(redact(str(error), text), source=text) from None
-        except OSError as error:
-            raise _unreachable(error, text) from None
-        filesystem = fs.PyFileSystem(fs.FSSpecHandler(other))
+            filesystem = fs.PyFileSystem(fs.FSSpecHandler(other))
+    except (ImportError, ValueError) as error:
+        raise ConfigError(redact(str(error), text), source=text) from None
     except OSError as error:
-        raise _unreachable(error, text) from None
+        reason = " ".join(redact(str(error), text).split())
+        raise StorageFailed(f"{redact(text)}: cannot be reached: {reason}") from None
     if not str(path).strip("/"):
         raise ConfigError("names no bucket or folder", source=text)
     return Store(filesystem, str(path).rstrip("/"), text)
-
-
-def _unreachable(error: OSError, url: str) -> StorageFailed:
-    reason = " ".join(redact(str(error), url).split())
-    return StorageFailed(f"{redact(url)}: cannot be reached: {reason}")
 
 
 def open_root(root: str | Store) -> Store:
