@@ -58,7 +58,7 @@ from tuning.views.page import REPORT_FILE, REPORT_FOLDER
 from tuning.views.result_table import fit_table
 from tuning.weights.export import ABOUT, export_weights
 from tuning.weights.sources import why_chosen
-from tuning.zero_shot import Row, guesses, measure, zero_shot_table
+from tuning.zero_shot import Row, measure, zero_shot_table
 
 EPOCHS: Final = 10
 """Of a trial on one's own images, as in Lipsum-FT's experiments on DomainNet."""
@@ -340,8 +340,6 @@ def _zero_shot(trial: TrialConfig, console: Console) -> tuple[list[Row], float]:
         image_s = (time.monotonic() - starts[-1]) / rows[-1].images
     title, id_domain = f"{trial.model.name}, zero-shot, val splits", trial.data.id_domain
     console.print(zero_shot_table(rows, title=title, id_domain=id_domain))
-    for line in guesses(rows):
-        console.print(f"! {line}", style="yellow", markup=False, soft_wrap=True)
     return rows, image_s
 
 
