@@ -323,7 +323,6 @@ def _show(result: SearchResult, allow_failed_trials: bool = False) -> None:
     from trainers.redact import redact
     from tuning.runs.conclusion import conclusion
     from tuning.runs.ranking import finished_trials, on_bounds
-    from tuning.runs.resume import used_hours
     from tuning.views.leaderboard import SHOWN
     from tuning.views.leaderboard import report as full_report
     from tuning.views.mlflow.client import default_tracking_uri
@@ -348,16 +347,13 @@ def _show(result: SearchResult, allow_failed_trials: bool = False) -> None:
             source=run,
             hint=f"`lipsum-tune resume {run}` with a larger budget continues it",
         )
-    budget = result.file.search.budget
-    for name in ("hours", "gpu_hours"):
-        limit = getattr(budget, name)
-        if limit is not None and used_hours(result.history)[name] >= limit:
-            option = f"--{name.replace('_', '-')}"
-            show("Go on with", f"lipsum-tune resume {run} {option} +{limit:g}")
+    found = conclusion(search, records)
+    if search.ended_by.startswith("search.budget."):
+        show("Go on with", f"lipsum-tune resume {run} {found.more}")
     if result.outcome == "stopped":
         show("Go on with", f"lipsum-tune resume {run}")
         raise typer.Exit(MAY_CONTINUE if result.ended_by else 130)
-    _show_next(conclusion(search, records), result.folder)
+    _show_next(found, result.folder)
     if result.failed:
         print(f"{len(result.failed)} trial(s) failed", file=sys.stderr)
         if not (allow_failed_trials and finished):

@@ -126,20 +126,28 @@ def conclusion(search: SearchRecord, records: Sequence[TrialRecord]) -> Conclusi
     return replace(
         found,
         lines=[*of_model, *found.lines, *notes],
-        more=_more(search),
+        more=_more(search, records),
         compared=[best.trial_id, *others],
         confirmation=confirmation,
         model=models[-1] if models else None,
     )
 
 
-def _more(search: SearchRecord) -> str:
-    """As much again of the hours that have ended the search, else eight trials."""
+def _more(search: SearchRecord, records: Sequence[TrialRecord]) -> str:
+    """As much again of the hours that have ended the search, and eight trials if all have ended.
+
+    `tuning.runs.resume.nothing_left` refuses a resume with less.
+    """
+    options = []
     for name in ("hours", "gpu_hours"):
         limit = search.configured("search", "budget", name)
         if isinstance(limit, int | float) and search.ended_by.startswith(f"search.budget.{name} "):
-            return f"--{name.replace('_', '-')} +{limit:g}"
-    return "--trials +8"
+            options.append(f"--{name.replace('_', '-')} +{limit:g}")
+    begun = sum(record.kind != "reference" for record in records)
+    is_unfinished = any(record.outcome == "stopped" for record in records)
+    if not options or (begun >= search.budget_trials and not is_unfinished):
+        options.append("--trials +8")
+    return " ".join(options)
 
 
 def _of_search(

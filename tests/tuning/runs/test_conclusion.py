@@ -70,6 +70,12 @@ def test_a_search_shows_what_it_observed(name, search, records, screen):
     screen(name, shown(search, records))
 
 
+def test_a_search_whose_hours_and_trials_are_used_up_needs_both():
+    search = replace(HOURS, budget_trials=1)
+    _, resume, _ = conclusion(search, [ft(), fakes.trial(0, 86.0, 57.0)]).commands("mine")
+    assert resume.startswith("lipsum-tune resume mine --hours +0.5 --trials +8 ")
+
+
 def test_a_search_claims_no_difference():
     """Neither an interval nor a verdict, whoever is ahead and however many trials there are."""
     rng = np.random.default_rng(0)
