@@ -51,17 +51,11 @@ def submit_search(
     """Check a search and hand it to `ray job submit`, which follows it to its end.
 
     Args:
-        config: a YAML file below the current directory, or the name of a ready configuration.
         environment: names of variables to pass to the job.
         options: more words for `ray job submit`, such as `--no-wait`.
-        allow_remote: allow plain http to another machine.
 
     Returns:
         The exit status of `ray job submit`: 1 if the search failed.
-
-    Raises:
-        ConfigError: the configuration is wrong (data and resources are those of the cluster), a
-            path in it is relative, or a variable is missing or holds a secret.
     """
     check_address(address, allow_remote)
     config_there = config
@@ -124,11 +118,7 @@ def _check_paths(values: Mapping[str, Any]) -> None:
 
 
 def job_environment(names: Sequence[str], environment: Mapping[str, str]) -> dict[str, str]:
-    """Environment variables for a job: those named, and settings that every job needs.
-
-    Raises:
-        ConfigError: a variable is not set, or holds a secret.
-    """
+    """Environment variables for a job: those named, and settings that every job needs."""
     for name in names:
         if name not in environment:
             raise ConfigError("not set in this environment", key=f"--env {name}")

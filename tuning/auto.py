@@ -90,25 +90,12 @@ def auto(
 
     The configuration is `NAME.yaml` beside the run folder, the images are in `prepared/NAME`.
 
-    Args:
-        source: a folder of images of the layout `folders`; by default the built-in benchmark.
-        id_domain: the domain to fine-tune on.
-        ood: the other domains that are evaluated; by default all.
-        model: a ready configuration or a YAML file to extend: `vit_b32`, or for the built-in
-            benchmark `quickstart`.
-        hours: of wall clock for everything from the call on.
-        gpu_hours: of search and `confirm`, instead of `hours`.
-        name: of the run; by default that of the folder of images, or `auto`.
-        again: confirm a trial that became the best after test accuracies were known, see `confirm`.
-        address: of a Ray cluster; by default the one in `RAY_ADDRESS`, or a new local one.
-        console: for tables and commands; by default the standard output.
+    The arguments are the options of the command.
 
     Returns:
         The exported model, in the run folder.
 
     Raises:
-        ConfigError: wrong arguments, before anything starts. Later: bad images, or fewer hours than
-            a few short trials need.
         KeyboardInterrupt: the same call goes on.
     """
     began, console = time.monotonic(), console or Console()
@@ -207,7 +194,9 @@ def auto(
             values |= {"trial.steps": trial.steps, "trial.eval.every": trial.eval.every}
             values |= {"search.budget.trials": budget.trials}
             values |= {f"search.budget.{unit}": getattr(budget, unit)}
-            by_rule = not _gives_rate(base)
+            # A rate counts if the user's own file gives it: a ready one's is for its own steps.
+            of_user = flat(read_yaml(Path(base))) if Path(base).is_file() else {}
+            by_rule = "trial.optim.lr" not in of_user
             if by_rule:
                 values["trial.optim.lr"] = first_rate(trial)
             write()
@@ -296,11 +285,7 @@ def _base(model: str) -> str:
 
 @contextmanager
 def _alone(config: Path, name: str) -> Iterator[None]:
-    """Keep other calls of this name out.
-
-    Raises:
-        ConfigError: another one runs.
-    """
+    """Keep other calls of this name out."""
     config.parent.mkdir(parents=True, exist_ok=True)
     with config.with_suffix(".lock").open("w") as file:
         try:
@@ -313,11 +298,7 @@ def _alone(config: Path, name: str) -> Iterator[None]:
 
 
 def _fetch_weights(trial: TrialConfig, console: Console) -> None:
-    """Say which weights are downloaded, and do that before minutes of other work.
-
-    Raises:
-        ConfigError: the model cannot be loaded.
-    """
+    """Say which weights are downloaded, and do that before minutes of other work."""
     model = trial.model
     if model.is_here:
         return
@@ -385,9 +366,6 @@ def _check_hours(file: SearchFile, left: float, image_s: float, rows: Sequence[R
         left: hours.
         image_s: seconds that the zero-shot evaluation, on all cores, takes for an image.
         rows: of the zero-shot evaluation.
-
-    Raises:
-        ConfigError: they are below a lower bound.
     """
     resources = file.search.resources
     steps = _steps(file.trial.steps // 4)["steps"]
@@ -410,9 +388,6 @@ def fitting(plan: Plan, limit: float, spent: float = 0.0) -> Plan:
     Args:
         limit: hours of wall clock, or GPU-hours if the budget has these.
         spent: of them, before the search.
-
-    Raises:
-        ConfigError: not even so fit enough trials.
     """
     file = plan.file
     steps = file.trial.steps
@@ -448,21 +423,12 @@ def _steps(steps: int) -> dict[str, int]:
     return {"steps": EVALUATIONS * every, "eval.every": every}
 
 
-def _gives_rate(base: str) -> bool:
-    """Whether the user's own file gives a learning rate: a ready one's is for its own steps."""
-    return Path(base).is_file() and "trial.optim.lr" in flat(read_yaml(Path(base)))
-
-
 def _load(base: str, values: Mapping[str, Any]) -> SearchFile:
     return load_config(base, [f"{k}={json.dumps(v)}" for k, v in values.items()], check=False)
 
 
 def _is_planned(config: Path, command: str) -> bool:
-    """Whether the configuration has its trials.
-
-    Raises:
-        ConfigError: it belongs to another command.
-    """
+    """Whether the configuration, which must be of the same command, has its trials."""
     text = config.read_text(encoding="utf-8") if config.is_file() else ""
     if text and not text.startswith("# lipsum-tune auto "):
         hint = "give another --name"

@@ -26,10 +26,10 @@ from trainers.data.schema import split_header
 from trainers.data.store import open_root
 from trainers.errors import ConfigError, validate
 from trainers.evaluation.metrics import ID, MetricKey
-from tuning.algorithms.pruning import LEAST_FINISHED, create_pruner, name_of
+from tuning.algorithms.pruning import LEAST_FINISHED, create_pruner
 from tuning.algorithms.studies import Studies, create_studies
 from tuning.algorithms.warm_start import Earlier, load_earlier, warm_start, warm_start_uses_ood
-from tuning.config.schema import SamplerConfig, SearchConfig, SearchFile
+from tuning.config.schema import SamplerConfig, SchedulerConfig, SearchConfig, SearchFile
 from tuning.config.validation import check_search, check_settings, load_config, load_recorded
 from tuning.execution.ray_session import runs_folder
 from tuning.run import Run
@@ -37,7 +37,7 @@ from tuning.runs.callbacks import Callback
 from tuning.runs.history import JOURNAL_FILE, History, Log, read_history
 from tuning.runs.journal import is_running
 from tuning.runs.orders import wanted_points
-from tuning.runs.records import SearchOutcome, SearchRecord, TrialRecord
+from tuning.runs.records import METHOD_KEY, SearchOutcome, SearchRecord, TrialRecord
 from tuning.runs.resume import check_changes, earlier_run, larger_budget, nothing_left
 from tuning.runs.run_folder import (
     CONFIG_FILE,
@@ -161,16 +161,14 @@ def resume_search(
     return continue_search(run, changed, given)
 
 
-def search_or_resume(
-    file: SearchFile, *, address: str | None = None, callbacks: Sequence[Callback] = ()
-) -> SearchResult:
+def search_or_resume(file: SearchFile, *, address: str | None = None) -> SearchResult:
     """Resume the run of this name and configuration, or start it if there is none.
 
     For jobs of Ray, Kubernetes or Slurm, which submit the same command again after an interruption.
     Keys of FREE may differ. A run of the same name with another configuration is left alone, and
     the new one gets a number.
     """
-    options = SearchOptions(callbacks=callbacks, address=address)
+    options = SearchOptions(address=address)
     folder = earlier_run(file, runs_folder(file.search.storage))
     if folder is None:
         return start_search(file, options)
@@ -248,11 +246,7 @@ def continue_search(
 ) -> SearchResult:
     """Run the rest of a search in its run folder, once `check_changes` has passed.
 
-    Args:
-        on_begin: called once nothing refuses the search any more.
-
-    Raises:
-        StorageFailed: run folder or checkpoints could not be written; the search can be resumed.
+    `on_begin` is called once nothing refuses the search any more.
     """
     if options.pruner is not None and len(file.objectives) > 1:
         problem = "no trial can be stopped early with several objectives"
@@ -336,14 +330,15 @@ def prepare_studies(
     sampler = options.sampler or file.search.sampler
     scheduler = options.pruner or file.search.scheduler
     pruner = partial(create_pruner, scheduler, file.trial.steps, file.trial.eval.every)
-    name = name_of(scheduler)
+    name = scheduler.name if isinstance(scheduler, SchedulerConfig) else type(scheduler).__name__
     studies = create_studies(search, file.search_space(), sampler, pruner, name)
     is_new = not history.records
     for line in warm_start(studies.studies, file, search, earlier, strict=is_new):
         if is_new or "not used" in line:
             show_phase(console, "Warm start", line)
     for study in studies.studies:  # earlier results replace a prior, but not points that are given
-        study.is_warm &= not file.search.space.has_initial_points(study.method)
+        own = file.search.space.initial_points or ()
+        study.is_warm &= not any(point.get(METHOD_KEY) == study.method for point in own)
     studies.enqueue_first_points()
     for point in wanted_points(history):
         studies.enqueue(point)

@@ -130,9 +130,6 @@ class Session:
 
         Returns:
             What the journal contains, how the session ended, and the budget that ended it.
-
-        Raises:
-            StorageFailed: run folder or checkpoints could not be written, or Ray is lost.
         """
         # Trainings read the test splits through this argument alone. A run in which anything is
         # proposed or chosen by results must not have it.
@@ -178,9 +175,6 @@ def open_session(
         folder: exists; nothing is written there before the journal is locked.
         go_on: how to continue after a failure of the storage.
         checkpoint_root: folder or URL of all checkpoints; by default that of a search.
-
-    Raises:
-        StorageFailed: in place of any error that a failure of the storage has caused.
     """
     console = options.console or Console(stderr=True)
     orders = size_of_orders(folder)

@@ -15,11 +15,7 @@ from tuning.runs.records import TrialRecord
 
 
 class Budget(Callback):
-    """Counts what a search has used, by the events of its trials.
-
-    Args:
-        clock: the one of the journal, by which the trials are timed.
-    """
+    """Counts what a search has used, by the events of its trials and the clock of its journal."""
 
     def __init__(self, config: BudgetConfig, history: History, clock: Callable[[], float]) -> None:
         self._config, self._clock = config, clock

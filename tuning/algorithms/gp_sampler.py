@@ -39,9 +39,6 @@ class RobustGPSampler(GPSampler):
     three of four proposals are near the best trial that meets the constraints, as in a trust region
     (Eriksson et al., NeurIPS 2019; here of constant size), and the fourth one is anywhere. With
     several objectives, or if no trial meets the constraints, every proposal is anywhere.
-
-    Args:
-        reach: see `region_around`.
     """
 
     def __init__(self, *, reach: float = 1.0, n_startup_trials: int = 10, **options: Any) -> None:

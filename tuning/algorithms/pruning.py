@@ -18,11 +18,6 @@ LEAST_FINISHED: Final = 6
 """Trials (of a method) that finish before any is stopped: a few early values say little."""
 
 
-def name_of(config: SchedulerConfig | BasePruner) -> str:
-    """The name of a configured pruner, or the class of the user's."""
-    return config.name if isinstance(config, SchedulerConfig) else type(config).__name__
-
-
 def create_pruner(
     config: SchedulerConfig | BasePruner, total_steps: int, eval_every: int
 ) -> BasePruner | None:

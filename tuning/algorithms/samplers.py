@@ -18,12 +18,7 @@ GP_TRIALS: Final = 100
 def resolve_sampler(
     config: SamplerConfig, space: SearchSpace, trials: int, objectives: int = 1
 ) -> SamplerConfig:
-    """The configuration with a name in place of `auto`, and the startup trials that suit it.
-
-    Args:
-        space: of one study.
-        trials: that it may have.
-    """
+    """The configuration for one study, with a name in place of `auto` and its startup trials."""
     name = config.name
     if name == "auto":
         choices = [p for p in space.parameters.values() if isinstance(p, Categorical)]

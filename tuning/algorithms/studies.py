@@ -105,7 +105,7 @@ class MethodStudy:
         if len(self.study.directions) > 1:  # Optuna stops no trial, and keeps no reports
             return True
         step = int(report[STEP])
-        value = self._value(report)
+        value = float(report.get(self.search.sampler_objectives[0].metric, math.nan))
         known = self.study.get_trials(deepcopy=False)[trial.number]
         if known.intermediate_values.get(step) == value:
             return True  # decided before: a resumed trial repeats its last report
@@ -126,9 +126,6 @@ class MethodStudy:
             self.study.tell(trial, values)
         else:
             self.study.tell(trial, state=state)
-
-    def _value(self, report: Mapping[str, Any]) -> float:
-        return float(report.get(self.search.sampler_objectives[0].metric, math.nan))
 
     def _result(self, record: TrialRecord) -> tuple[TrialState, list[float] | None]:
         """The state of the Optuna trial, and the values of a complete one.
@@ -164,11 +161,7 @@ class Studies(Callback):
                 study.queue.extend(study.space.initial_points)
 
     def enqueue(self, params: Mapping[str, ParamValue]) -> None:
-        """Let a point be tried next. One that lies outside of the space is left out.
-
-        Args:
-            params: with the method, if several are compared.
-        """
+        """Let a point, with its method, be tried next, unless it lies outside of the space."""
         point = {key: value for key, value in params.items() if key != METHOD_KEY}
         for study in self.studies:
             if study.method == params.get(METHOD_KEY) and is_inside(point, study.space):
@@ -176,10 +169,9 @@ class Studies(Callback):
                 study.wanted.append(found)
 
     def replay(self, events: Iterable[tuple[str, TrialRecord]]) -> None:
-        """Take the events of earlier sessions into account; unfinished trials are running then.
+        """Take `Log.trial_events` of earlier sessions into account.
 
-        Args:
-            events: see `tuning.runs.history.Log.trial_events`.
+        Unfinished trials are running then.
         """
         events = list(events)
         # Trials are proposed in the order of their numbers, and may start in another one.

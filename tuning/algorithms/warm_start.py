@@ -45,9 +45,7 @@ def warm_start(
     """Enqueue the best points of earlier runs in studies without trials; a line about each run.
 
     Each study gets the points of its own method, whether the earlier run compared methods or not.
-
-    Args:
-        strict: raise if a run does not fit. Otherwise the search continues without it.
+    Unless `strict`, a run that does not fit is left out.
     """
     lines: list[str] = []
     for folder, run in earlier.items():

@@ -3,14 +3,10 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
-
-if TYPE_CHECKING:
-    from tuning.config.schema import SearchFile
 
 app = typer.Typer(
     name="lipsum-tune",
@@ -71,14 +67,6 @@ def word_for(run: Path) -> str:
 def warn(problem: object) -> None:
     """Print a warning on standard error."""
     print(f"warning: {problem}", file=sys.stderr)
-
-
-def check_run(run: Path, overrides: Sequence[str] = (), whole: bool = False) -> SearchFile:
-    """Report mistakes in a run folder or a key before Ray and torch are imported."""
-    from tuning.config.validation import load_recorded
-    from tuning.runs.run_folder import CONFIG_FILE, load_run
-
-    return load_recorded(load_run(run, whole).folder / CONFIG_FILE, overrides)[0]
 
 
 def names(listed: str | None) -> tuple[str, ...]:

@@ -254,11 +254,7 @@ def control(
 
 
 def point_of(text: str, space: SearchSpace) -> dict[str, Any]:
-    """The parameters of a trial for `reg_weight=1,lr=3e-4`, with all keys of the space.
-
-    Raises:
-        ConfigError: a key or a value is not of the space.
-    """
+    """The parameters of a trial for `reg_weight=1,lr=3e-4`, with all keys of the space."""
     from pydantic import ValidationError
 
     from search_spaces import SearchSpace

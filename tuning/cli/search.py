@@ -21,7 +21,6 @@ from tuning.cli.options import (
     Run,
     Set,
     app,
-    check_run,
     names,
     shortest,
     show,
@@ -111,13 +110,15 @@ def resume_run(
 
     Example: lipsum-tune resume quickstart --trials +8
     """
+    from tuning.config.validation import load_recorded
     from tuning.runs.resume import larger_budget
-    from tuning.runs.run_folder import load_run
+    from tuning.runs.run_folder import CONFIG_FILE, load_run
 
     loaded = load_run(run, whole=True)
     keys = larger_budget(loaded, hours=hours, gpu_hours=gpu_hours) + list(set_ or ())
     budgets = larger_budget(loaded, trials=trials)
-    _announce("Resume", check_run(run, [*keys, *budgets]))
+    file, _ = load_recorded(loaded.folder / CONFIG_FILE, [*keys, *budgets])
+    _announce("Resume", file)
     from tuning.search import resume_search
 
     with _stopped(f"`lipsum-tune resume {word_for(run)}` continues it"):
@@ -203,11 +204,12 @@ def confirm(
 
     Example: lipsum-tune confirm quickstart --rule objective --seeds 3
     """
-    check_run(run)
+    from tuning.runs.run_folder import load_run
+
+    load_run(run)  # reports mistakes before torch and Ray are imported
     from tuning.confirmation.confirm import confirm as confirm_choices
     from tuning.runs.conclusion import conclusion
     from tuning.runs.model import models_tested
-    from tuning.runs.run_folder import load_run
     from tuning.views.confirmation_table import confirmation_table, model_table
     from tuning.views.result_table import fit_table
 

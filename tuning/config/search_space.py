@@ -146,10 +146,6 @@ class SpaceConfig(_Section):
             return {"name": None, "parameters": values.parameters, "initial_points": points}
         return values
 
-    def has_initial_points(self, method: str | None) -> bool:
-        """Whether points are given for a method, or for a search of one, in place of a prior's."""
-        return any(point.get(METHOD_KEY) == method for point in self.initial_points or ())
-
     @field_validator("methods", "by_method")
     @classmethod
     def _methods_are_known(cls, methods: Any) -> Any:

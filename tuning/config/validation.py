@@ -54,9 +54,6 @@ def load_recorded(
 
     Returns:
         Beside the configuration, the keys that this version does not know, with their values.
-
-    Raises:
-        ConfigError: as `load_config`.
     """
     unknown: dict[str, Any] = {}
 
@@ -80,11 +77,7 @@ def _validated(
 
 
 def load_trial(source: str | Path, overrides: Iterable[str] = ()) -> TrialConfig:
-    """The `trial:` section alone, read and checked as by `load_config`.
-
-    Raises:
-        ConfigError: with one line for each mistake in that section.
-    """
+    """The `trial:` section alone, read and checked as by `load_config`."""
     source_of, values = read_layers(source, overrides)
     values.pop("search", None)
     trial = validate(SearchFile, values, source_of).trial

@@ -19,12 +19,7 @@ _SLACK = 1e-6
 
 
 def fitting_trials(nodes: Sequence[Mapping[str, float]], resources: ResourcesConfig) -> int:
-    """Number of trials that run at a time.
-
-    Args:
-        nodes: CPUs and GPUs of each node, under Ray's names.
-        resources: of one trial.
-    """
+    """Number of trials that run at a time on nodes with these CPUs and GPUs, by Ray's names."""
     return sum(_workers_on(node, resources) for node in nodes) // resources.workers
 
 

@@ -28,11 +28,8 @@ END_S = 20.0
 class KeptWorkers:
     """Workers that run one trial after the other.
 
-    They start in the background. An error of one ends all, and the object cannot be used again.
-
-    Args:
-        hang_after_s: see `trainers.hang`.
-        options: arguments of `torch_trainer`.
+    They start in the background, with `options` of `torch_trainer`. An error of one ends all, and
+    the object cannot be used again.
     """
 
     def __init__(self, hang_after_s: float, options: dict[str, Any]) -> None:
@@ -54,10 +51,7 @@ class KeptWorkers:
     def ask(self, request: Request) -> Answer | Progressed:
         """The next report of a trial, or the training curve since the last one: then ask again.
 
-        Another request withdraws one that is not answered.
-
-        Raises:
-            Exception: an error of `TorchTrainer.fit`.
+        Another request withdraws one that is not answered. Errors are those of `TorchTrainer.fit`.
         """
         if request != self._request:
             self._request, self._answer = request, None

@@ -118,10 +118,9 @@ class Slot(tune.Trainable):
         return answer
 
     def _failed(self, error: Exception) -> Message:
-        """End the workers after an error of theirs. The driver decides whether the trial goes on.
+        """End the workers after an error of theirs, which is raised if the storage failed.
 
-        Raises:
-            Exception: the error, if the storage failed.
+        Else the driver decides whether the trial goes on.
         """
         workers = self._workers
         self._workers = None

@@ -61,13 +61,7 @@ def zero_shot_metrics(
     here: bool = False,
     final_split: str | None = None,
 ) -> dict[str, float]:
-    """The validation metrics of a trial before its first step.
-
-    Args:
-        call: of a `RayWatch`.
-        here: see `call_where_trials_run`.
-        final_split: adds the metrics of this split.
-    """
+    """The metrics of a trial before its first step, on validation and on a final split."""
     arguments = trial, final_split
     return call_where_trials_run(_evaluate, *arguments, resources=resources, call=call, here=here)
 

@@ -123,14 +123,9 @@ class _Scheduler(_OfDriver, FIFOScheduler):
         return TrialScheduler.CONTINUE
 
     def on_trial_error(self, tune_controller: TuneController, trial: TuneTrial) -> None:
-        """Raise an error that ends the search.
-
-        Raises:
-            StorageFailed: see `Driver.lost`.
-            TuneError: the trial did not fail, but the record of its end did.
-        """
+        """Raise an error that ends the search, see `Driver.lost`."""
         error = _error_of(trial)
-        if error is None:  # Python adds the cause
+        if error is None:  # the trial did not fail; Python adds the cause
             raise tune.TuneError(f"the end of {trial} could not be recorded")
         self._driver.lost(_trial_id(trial), error)
 

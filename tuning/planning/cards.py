@@ -161,9 +161,6 @@ def plan_on(
         cards: names in `CARDS`.
         images: training images, if the data are not in a folder of this machine; 128,000.
         classes: of the ID domain, likewise; 1,000.
-
-    Raises:
-        ConfigError: an unknown card, or a method whose step needs real tensors.
     """
     cards = [known_card(name) for name in cards]
     data, resources = data_size(file.trial, images, classes), file.search.resources

@@ -269,11 +269,7 @@ def test_images(data: DataConfig) -> float:
 
 
 def check_budget(plan: Plan) -> None:
-    """Refuse a search whose budget is too small even if early stopping ends most of its trials.
-
-    Raises:
-        ConfigError: a budget of hours is below the lowest price.
-    """
+    """Refuse a search whose budget is too small even if early stopping ends most of its trials."""
     budget = plan.file.search.budget
     cheapest = min(plan.prices, key=lambda p: p.device_hours)
     needs = {"hours": cheapest.hours, "gpu_hours": cheapest.device_hours}
