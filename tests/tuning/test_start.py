@@ -5,8 +5,10 @@ from pathlib import Path
 
 import pytest
 
+from search_spaces import Float, SearchSpace
 from tests.tuning.execution.inline_tuner import without_ray
 from tests.tuning.execution.instant import instant_file, run_instantly
+from tests.tuning.run_folders import LR, search_file
 from trainers.errors import ConfigError, StorageFailed
 from tuning.config.schema import BudgetConfig, ObjectiveConfig
 from tuning.runs.callbacks import Callback
@@ -65,3 +67,24 @@ def test_a_configuration_that_was_made_in_python_is_checked(changes, key, images
         run_search(copied)
     assert caught.value.key == key
     assert not (tmp_path / "small").exists()
+
+
+LRS = {LR: Float(low=1e-6, high=1e-3, log=True)}
+
+
+@pytest.mark.parametrize(
+    ("argument", "key"),
+    [
+        ({"sampler": "bogus"}, "sampler.name"),
+        ({"sampler": 5}, "sampler"),
+        ({"space": "ft"}, "space"),
+        ({"space": {"parameters": {LR: {"type": "float", "low": "a", "high": 1}}}},
+         f"space.parameters.{LR}.low"),
+        ({"space": SearchSpace(branches={"ft": SearchSpace(parameters=LRS)})}, "space"),
+    ],
+)  # fmt: skip
+def test_a_wrong_argument_has_its_key(argument, key, images_root, tmp_path):
+    with pytest.raises(ConfigError) as caught:
+        run_search(search_file(images_root, search__storage=str(tmp_path)), **argument)
+    assert (caught.value.key, caught.value.source) == (key, "arguments")
+    assert list(tmp_path.iterdir()) == []

@@ -61,7 +61,6 @@ def states(session):
         ({120: 50.0, 240: 55.0}, False, TrialState.COMPLETE, 55.0),
         ({30: 49.0, 60: 51.0}, False, TrialState.PRUNED, 51.0),
         ({240: math.nan}, False, TrialState.FAIL, None),
-        ({240: math.inf}, False, TrialState.FAIL, None),
         ({}, True, TrialState.FAIL, None),
     ],
 )

@@ -2,7 +2,6 @@
 
 import errno
 import json
-import math
 import re
 import shlex
 import shutil
@@ -63,19 +62,14 @@ def run(images_root, tmp_path):
     return write_run(tmp_path / "runs" / "mine", search_file(images_root), records)
 
 
-def test_every_help_states_what_and_has_an_example():
+def test_every_command_explains_itself_at_h_and_by_an_example():
+    assert "--help" in CliRunner().invoke(whole, ["-h"]).output
     for name, command in get_command(whole).commands.items():
+        short, long = (CliRunner().invoke(whole, [name, word]).output for word in ("-h", "--help"))
+        assert short == long
         first, *rest = str(command.help).splitlines()
         assert first.endswith("."), name
         assert any(line.startswith(f"Example: lipsum-tune {name}") for line in rest), name
-
-
-def test_every_command_explains_itself_at_h():
-    for command in ([], *([name] for name in get_command(whole).commands)):
-        short, long = (CliRunner().invoke(whole, [*command, word]) for word in ("-h", "--help"))
-        assert short.exit_code == 0
-        assert short.output == long.output
-        assert "--help" in short.output
 
 
 def test_schema_accepts_the_ready_configurations():
@@ -101,19 +95,6 @@ def test_config_prints_what_load_config_reads(tmp_path):
     assert "did you mean 'val/mean_acc'" in str(done.exception)
     listed = {line.split(" ")[0] for line in invoke("config").output.splitlines()}
     assert {*ready_configs()} <= listed
-
-
-def test_report_as_json_has_null_where_a_trial_diverged(images_root, tmp_path):
-    bad = fakes.trial(0, outcome="pruned", curve=(fakes.report(40, 80.0, math.nan),))
-    run = write_run(tmp_path / "mine", search_file(images_root), [bad])
-    shown = invoke("report", run, "--json").output
-    found = json.loads(shown, parse_constant=lambda name: pytest.fail(f"{name} is no JSON"))
-    assert (found["name"], found["state"]) == ("mine", "finished")
-    (shown_trial,) = found["trials"]
-    assert (shown_trial["trial_id"], shown_trial["outcome"]) == ("trial-000", "pruned")
-    metrics = shown_trial["metrics"]
-    assert (metrics["id_val/acc"], metrics["val/mean_acc"]) == (80.0, None)
-    assert not (run / "trials.csv").exists()
 
 
 def test_report_without_a_run_lists_all(run, images_root, monkeypatch):
@@ -388,9 +369,6 @@ MISTAKES = [
     ("plan quickstart --images 5", "--images: is for --on"),
     ("search bomb.yaml", "aliases repeat more than 10,000 values"),
     ("auto mine", "give one of --hours"),
-    ("plan no-such.yaml", "no-such.yaml: no such file"),
-    ("search quickstart --set trial.optim.lrr=1", "did you mean 'lr'"),
-    ("search quickstart --set search.objective.metric=acc", "no trial reports it"),
     ("train quickstart --set trial.data.root=/nowhere", "no such folder"),
     ("config quickstart --set trial.data.root=\x1b", "unacceptable character #x001b"),
     ("config quickstart --set plugins=[ends.py]", "ends.py': ends the process when it is imported"),
@@ -411,9 +389,7 @@ MISTAKES = [
         )
     ),
     ("report damaged", " is damaged"),
-    ("report mine .", ".: not a run folder"),
     ("report mine mine/report", "report: not a run folder"),
-    ("confirm mine --seeds 1", "--seeds = 1"),
     ("confirm mine --seeds 1000000000", "--seeds = 1000000000: must be 2, for an interval, to"),
     ("export mine --output out", "the weights of trial-000 (finished)"),
     ("export mine", "give --output FOLDER, --register NAME or both"),

@@ -1,6 +1,7 @@
 """`report --json`: one document alone on the standard output."""
 
 import json
+import math
 from collections.abc import Mapping
 
 import pytest
@@ -15,10 +16,10 @@ from tuning.cli.documents import of_run, plain
 from tuning.runs.run_folder import load_run
 
 
-def documents_of(text):
-    """One for each line; NaN is no JSON."""
-    refuse = {"parse_constant": lambda name: pytest.fail(f"{name} is no JSON")}
-    return [json.loads(line, **refuse) for line in text.splitlines()]
+def printed(run):
+    """What `report --json` prints: one line, in which NaN is no JSON."""
+    (line,) = CliRunner().invoke(app, ["report", str(run), "--json"]).stdout.splitlines()
+    return json.loads(line, parse_constant=lambda name: pytest.fail(f"{name} is no JSON"))
 
 
 def keys_of(value, path):
@@ -49,7 +50,7 @@ def test_no_key_changes_unnoticed(run):
 
 
 def test_a_confirmed_run_is_one_document(run):
-    (shown,) = documents_of(CliRunner().invoke(app, ["report", str(run), "--json"]).stdout)
+    shown = printed(run)
     assert shown == plain(of_run(load_run(run)))
     assert shown["conclusion"]["won"] == "trial-000"
     assert shown["conclusion"]["next"] == [["lipsum-tune", "export", str(run), "--output", "model"]]
@@ -60,3 +61,11 @@ def test_a_confirmed_run_is_one_document(run):
     }  # fmt: skip
     assert ft["against_ft"] == {}
     assert shown["confirmation"]["readings"] == [["trial-000"]]
+
+
+def test_a_number_that_is_not_finite_is_null_and_nothing_is_written(images_root, tmp_path):
+    bad = fakes.trial(0, outcome="pruned", curve=(fakes.report(40, 80.0, math.nan),))
+    run = write_run(tmp_path / "mine", search_file(images_root), [bad])
+    (shown,) = printed(run)["trials"]
+    assert (shown["metrics"]["id_val/acc"], shown["metrics"]["val/mean_acc"]) == (80.0, None)
+    assert not (run / "trials.csv").exists()

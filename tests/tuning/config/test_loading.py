@@ -183,9 +183,6 @@ def test_plugins_move_to_the_trial(tmp_path):
     assert caught.value.source == str(tmp_path / "wrong.yaml")
 
 
-DEEP = "".join("  " * n + f"k{n}:\n" for n in range(3_000))
-
-
 @pytest.mark.parametrize(
     ("text", "words"),
     [
@@ -194,14 +191,11 @@ DEEP = "".join("  " * n + f"k{n}:\n" for n in range(3_000))
         ("- 1", "expected the sections"),
         ("trial: {steps: 1}\nsearch: {}\ntrial: {steps: 2}", "'trial' is given twice"),
         ("trial: {seed: 2024-13-45}", "month must be in 1..12"),
-        (f"trial: {{seed: {'9' * 5_000}}}", "digits"),
         ('trial: "\\0"', "the character NUL"),
         ("trial: &a {eval: *a}", "line 1, column 8: found unconstructable recursive"),
-        ("trial:\n\tsteps: 5", "line 2, column 1: found character"),
-        (DEEP, "nested"),
         ("trial: " + "[" * 3_000 + "]" * 3_000, "nested"),
     ],
-    ids=range(11),
+    ids=range(8),
 )
 def test_bad_yaml_is_one_line(text, words, tmp_path):
     path = tmp_path / "bad.yaml"

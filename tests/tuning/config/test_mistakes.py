@@ -37,10 +37,7 @@ def batches(**searched):
 MISTAKES = [
     # The trial: unknown keys, types, ranges, and what its data and model do not have.
     ({"serch": {}}, "serch", "did you mean 'search'"),
-    ({"variants": {}}, "variants", "unknown key"),
     ({"trial.optim.lrr": 1}, "trial.optim.lrr", r"unknown key \(did you mean 'lr'\?\)"),
-    ({"trial.optim.lr": "fast"}, "trial.optim.lr", "valid number"),
-    ({"trial.optim.batch_size": True}, "trial.optim", "batch_size = True: expected a number"),
     ({"trial.method": {"name": "lipsum"}}, "trial.method.name", "did you mean 'lipsum_ft'"),
     ({"trial.method": {"name": "ft", "reg_weight": 1}}, "trial.method.reg_weight", "unknown key"),
     ({"trial.method": {"text_count": 9}}, "trial.method.name", "missing"),
@@ -59,12 +56,10 @@ MISTAKES = [
     ({"trial.eval.line": [0.5, 1, 0.5]}, "trial.eval.line", "0.5 is named twice"),
     ({"trial.eval.line_goal": {"objectives": [["id_val/acuracy", "max"]]}}, "trial",
      r"'id_val/acuracy': is no metric of the validation splits \(did"),
-    ({"search.name": "mlflow.db"}, "search.name", "has a file of this name"),
     ({"search.name": "mlflow.db-wal"}, "search.name", "has a file of this name"),
     ({"search.name": "MLFLOW.DB"}, "search.name", "has a file of this name"),
     ({"search.name": "journal.lock"}, "search.name", "has a file of this name"),
     # What is optimised.
-    ({"search.objective.metric": "val/acc"}, "search.objective.metric", "did you mean .val/mean"),
     ({"search.objective.metric": "ood_val/acc"}, "search.objective.metric", ".ood_val/mean_acc."),
     ({"search.objective.metric": "id_val"}, "search.objective.metric", "did you mean .id_val/acc."),
     ({"search.objective.metric": "id_test/acc"}, "search.objective.metric", "no trial reports it"),
@@ -84,9 +79,7 @@ MISTAKES = [
     ({PARAMETERS: {"optim.lr": {**LR, "low": 2}}}, f"{PARAMETERS}.optim.lr", "low=2"),
     ({PARAMETERS: {"optim.lr": {"low": 2}}}, f"{PARAMETERS}.optim.lr", "low=2"),
     ({PARAMETERS: {"optim.lr": {**LR, "type": "fload"}}}, f"{PARAMETERS}.optim.lr", "float, int o"),
-    ({PARAMETERS: {"optim.lr": 3}}, f"{PARAMETERS}.optim.lr", "float, int or categorical"),
     ({PARAMETERS: {"optim.lr": {"lwo": 2}}}, f"{PARAMETERS}.optim.lr.lwo", "mean 'low'"),
-    ({PARAMETERS: {"optim.lr": {"low": "fast"}}}, f"{PARAMETERS}.optim.lr.low", "number"),
     ({PARAMETERS: {"optim.lr": {"choices": [1.0]}}}, f"{PARAMETERS}.optim.lr", "'choices'"),
     ({PARAMETERS: {"method.reg_wight": {"low": 1}}}, f"{PARAMETERS}.method.reg_wight",
      "needs a `type` .*did you mean 'method.reg_weight'"),
@@ -107,7 +100,6 @@ MISTAKES = [
     # Several methods.
     (compared("ft", "lipsumft"), f"{SPACE}.methods", r"did you mean 'lipsum_ft'"),
     (compared("ft", "ft"), f"{SPACE}.methods", "given twice"),
-    (compared("all", "ft"), f"{SPACE}.methods", "unknown method 'all'"),
     (compared("ft", by_method={"lipsumft": {}}), f"{SPACE}.by_method", "'lipsum_ft'"),
     (compared("ft", by_method={"ft": {"parameters": {"optim.lr": {"low": 1}}}}),
      f"{SPACE}.by_method.ft.parameters.optim.lr", "low=1.0"),
@@ -118,7 +110,6 @@ MISTAKES = [
     (compared("ft", "kd") | {"search.budget.trials": 1}, "search.budget.trials", "fewer than"),
     # The prior.
     ({f"{PRIOR}.center": {"optim.lr": 1}}, f"{PRIOR}.center.optim.lr", "outside 1e-06 .. 0.0001"),
-    ({f"{PRIOR}.center": {"optim.lr": "fast"}}, f"{PRIOR}.center.optim.lr", "not a finite number"),
     ({f"{PRIOR}.center": {"optim.lr": [1]}}, f"{PRIOR}.center.optim.lr", "float"),
     ({f"{PRIOR}.center": {"optim.lrr": 1}}, f"{PRIOR}.center.optim.lrr", "did you mean 'optim.lr'"),
     (compared("ft", by_method={"ft": {"center": {"method.reg_weight": 3}}}),
@@ -139,8 +130,6 @@ MISTAKES = [
         "parameters": {"optim.batch_size": {"type": "int", "low": 1, "high": 9}}}}),
      f"{SPACE}.by_method.kd.parameters.optim.batch_size", "low: 2, high: 8, step: 2"),
     ({"search.checkpoints.storage": "here"}, "search.checkpoints.storage", "absolute path"),
-    ({"search.checkpoints.storage": "s3://me:hunter2@b/x"}, "search.checkpoints.storage",
-     r"a secret .*write \$\{NAME\}"),
     (search(scheduler={"name": "asha", "grace_steps": 7}), "search.scheduler.grace_steps",
      "more than trial.steps = 6 .*null"),
     ({"search.sampler.name": "tpf"}, "search.sampler.name", "did you mean 'tpe'"),
@@ -176,4 +165,3 @@ def test_a_mistake_is_one_line_with_its_key(good, path, entrance, given, key, wo
     starts = {"file": f"{path}: ", "--set": ("--set", f"{path} with --set"), "python": ""}
     assert str(caught.value).startswith(starts[entrance])
     assert len(str(caught.value).splitlines()) == 1
-    assert "hunter2" not in str(caught.value)

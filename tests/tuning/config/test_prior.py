@@ -100,12 +100,6 @@ def test_numbers_in_scientific_notation_need_no_point(tmp_path):
     assert first("{low: 1e-5, high: 1e-3}", f"search.prior.center={{{LR}: 2e-4}}")[LR] == 2e-4
 
 
-def test_given_points_replace_the_prior():
-    mine = {WEIGHT: 2.0, LENGTH: 4, LR: 1e-4}
-    assert points(search__space__initial_points=[mine]) == [mine]
-    assert points(search__space__initial_points=[]) == []
-
-
 def test_each_method_has_a_centre():
     own = {"kd": {"center": {LR: 2e-5, WEIGHT: 3.0}}}
     space = SearchFile.model_validate(

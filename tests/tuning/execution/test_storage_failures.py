@@ -16,7 +16,7 @@ from tests.s3 import SECRET, s3_server
 from tests.tuning.agreement import disagreements
 from tests.tuning.execution.instant import num_reports
 from tests.tuning.execution.real_searches import outcomes, real_file
-from trainers.checkpoints.format import STATE, WEIGHTS
+from trainers.checkpoints.format import WEIGHTS
 from trainers.errors import StorageFailed
 from trainers.fine_tune import fine_tune
 from tuning.execution.ray_session import ray_session
@@ -130,21 +130,8 @@ def test_a_search_with_a_refusing_bucket_can_be_resumed(server, images_root, tmp
     found = resume_search(folder, [ONE_TRIAL], console=Console(quiet=True))
     assert outcomes(found) == {"trial-000": "finished"}
     check_as_undisturbed(file, list(found.history.records))
-    check_kept(s3, home, {record.trial_id for record in found.history.records})
     exported = export_weights(folder, tmp_path / "model")
     assert (exported / "open_clip_model.safetensors").is_file()
     # Nothing of the storage's credentials is in what the search left.
     text = b"".join(path.read_bytes() for path in tmp_path.rglob("*") if path.is_file())
     assert SECRET.encode() not in text
-
-
-def check_kept(s3, home, trial_ids):
-    """Of ended trials, weights alone lie in the bucket, at most one checkpoint a trial."""
-    prefix = home.removeprefix("s3://mine/")
-    listed = s3.list_objects_v2(Bucket="mine", Prefix=prefix)["Contents"]
-    files = [entry["Key"].removeprefix(f"{prefix}/") for entry in listed if entry["Size"]]
-    weights = [name for name in files if name.endswith(WEIGHTS)]
-    assert not any(name.endswith(STATE) for name in files)
-    owners = [name.split("/")[1].removeprefix("train-") for name in weights]
-    assert len(owners) == len(set(owners)) >= 1
-    assert set(owners) <= trial_ids

@@ -25,11 +25,6 @@ def search_file(**search):
     return SearchFile.model_validate({"trial": trial, "search": {"scheduler": scheduler, **search}})
 
 
-def with_line_off(file):
-    trial = with_overrides(file.trial, {"eval.line": "off"}, "test")
-    return file.model_copy(update={"trial": trial})
-
-
 def make_plan(file):
     """A step takes 1 s, an evaluation 5 s, the last one 9 s, a checkpoint 1 s; four at once."""
     return Plan(file, 4, setup_s=60, start_s=2, step_s=1, save_s=1, rung_s=5, eval_s=9)
@@ -52,8 +47,8 @@ def test_both_prices_are_sums_of_rounds():
     # model, two means at their end and at a point, four trials of a soup, and its test.
     model_s = (2 * 2 + 4 + 2) * 9
     assert plan.confirm_price.hours * 3600 == pytest.approx(60 + 3 * (FULL + 2 * 2 * 9) + model_s)
-    file = search_file(budget={"trials": 9})
-    off = make_plan(with_line_off(file))
+    trial = with_overrides(plan.file.trial, {"eval.line": "off"}, "test")
+    off = make_plan(plan.file.model_copy(update={"trial": trial}))
     assert off.confirm_price.hours * 3600 == pytest.approx(60 + 3 * (FULL + 2 * 9) + model_s)
 
 
