@@ -1,6 +1,7 @@
 """The gradient on ID validation images: of which ones, in which order, and against sums."""
 
 from dataclasses import replace
+from itertools import islice
 
 import numpy as np
 import pytest
@@ -24,47 +25,36 @@ def run(trial, monkeypatch):
     return run
 
 
-class Looks:
-    """What the student is shown, as places in the validation split."""
+def samples_of(run, number):
+    """Places in the validation split of the images in the first so many batches."""
+    taken = []
 
-    def __init__(self, run):
-        self.images, self.labels = by_open_clip.images_of(run.config)
-        self._places = {image.numpy().tobytes(): n for n, image in enumerate(self.images)}
-        assert len(self._places) == len(self.images) == 24
-        self._images = load_split(run.config, "val")["real"]
+    def take(images, samples, *_):
+        taken.extend(islice(samples, number))
 
-    def of(self, run, number):
-        """The first so many batches, and the gradients of the head as it is."""
-        shown = []
-
-        def see(_, arguments):
-            shown.append([self._places[image.numpy().tobytes()] for image in arguments[0]])
-
-        gradient = evaluate_run.validation_gradient(run, self._images)
-        with run.student.register_forward_pre_hook(see):
-            heads = [gradient(run.weights)["head"] for _ in range(number)]
-        return shown, heads
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(evaluate_run, "eval_samples", take)
+        evaluate_run.validation_gradient(run, load_split(run.config, "val")["real"])
+    return taken
 
 
 def test_every_image_is_seen_once_before_any_is_seen_twice(run):
     """In an order of its own, though the files are sorted by class, that the seed alone decides."""
-    looks = Looks(run)
-    batches, _ = looks.of(run, 12)
+    batches, (_, labels) = samples_of(run, 12), by_open_clip.images_of(run.config)
     assert [len(batch) for batch in batches] == 12 * [BATCH]
     order = [place for batch in batches for place in batch]
     epochs = [order[start : start + 24] for start in range(0, 120, 24)]
     assert all(sorted(epoch) == list(range(24)) for epoch in epochs)
     assert len({tuple(epoch) for epoch in epochs}) == 5
-    assert all(len({looks.labels[place] for place in batch}) >= 5 for batch in batches)
-    assert looks.of(run, 12)[0] == batches
+    assert all(len({labels[place] for place in batch}) >= 5 for batch in batches)
+    assert samples_of(run, 12) == batches
     other_seed = replace(run, config=run.config.model_copy(update={"seed": 1}))
-    assert looks.of(other_seed, 12)[0] != batches
+    assert samples_of(other_seed, 12) != batches
 
 
 def test_the_gradient_of_other_weights_equals_sums_over_images(run):
-    looks = Looks(run)
-    ((batch, *_), _) = looks.of(run, 1)
-    images, labels = looks.images[batch], [looks.labels[place] for place in batch]
+    (batch,), (images, labels) = samples_of(run, 1), by_open_clip.images_of(run.config)
+    images, labels = images[batch], [labels[place] for place in batch]
     noise = torch.Generator().manual_seed(0)
     moved = {n: v + 0.01 * torch.randn(v.shape, generator=noise) for n, v in run.weights.items()}
     before = {name: value.clone() for name, value in run.student.plain_state().items()}
