@@ -1,7 +1,6 @@
 """Real searches on a real local Ray, small. Slow: a trial takes ten seconds to start."""
 
 import shutil
-from pathlib import Path
 from unittest.mock import patch
 
 import pytest
@@ -12,6 +11,7 @@ from ray.util import placement_group_table
 from rich.console import Console
 
 from tests.conftest import CLASSES
+from tests.test_public_surface import EXPECTED
 from tests.tuning.agreement import disagreements
 from tests.tuning.databases import with_database
 from tests.tuning.execution.real_searches import configuration, outcomes
@@ -25,8 +25,6 @@ from tuning.execution.ray_session import concurrent_trials, ray_session
 from tuning.execution.ray_watch import RayWatch
 from tuning.execution.trial_hardware import zero_shot_metrics
 from tuning.search import run_search
-
-SURFACE = Path(__file__).parents[1] / "public_surface.yaml"
 
 pytestmark = pytest.mark.ray
 
@@ -105,8 +103,7 @@ def test_study_mlflow_and_tables_agree_with_the_journal(search):
 
 
 def test_a_run_folder_has_the_files_that_are_promised(search):
-    surface = yaml.safe_load(SURFACE.read_text("utf-8"))
-    assert sorted(path.name for path in search.folder.iterdir()) == surface["run_folder"]
+    assert sorted(path.name for path in search.folder.iterdir()) == EXPECTED["run_folder"]
 
 
 @pytest.mark.usefixtures("search")

@@ -105,11 +105,6 @@ def test_mlflow_answers_this_machine_alone(links):
 
 
 @pytest.fixture(scope="module")
-def address(links):
-    return links["MLflow"]
-
-
-@pytest.fixture(scope="module")
 def browser():
     with sync_playwright() as playwright:
         yield playwright.chromium.launch(executable_path="/usr/bin/chromium")
@@ -154,9 +149,9 @@ def column(page, name):
     return [texts[row] for row in sorted(texts, key=int)]
 
 
-def test_the_first_page_has_id_and_ood_accuracy_of_all_trials_best_first(run, address, page):
+def test_the_first_page_has_id_and_ood_accuracy_of_all_trials_best_first(run, links, page):
     page.set_viewport_size({"width": 1280, "height": 1000})
-    page.goto(address)
+    page.goto(links["MLflow"])
     page.get_by_role("link", name="trial-000").wait_for()
     best = ranked(load_run(run).search, RECORDS)
     ends = sum(record.outcome == "finished" for record in best)

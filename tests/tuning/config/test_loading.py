@@ -38,7 +38,6 @@ def loaded(path, *overrides):
         ({"a": {"c": 1}}, {"a": {"name": "x", "d": 2}}, {"a": {"name": "x", "d": 2}}),
         ({"a": RANGE}, {"a": {"type": "int"}}, {"a": {"type": "int"}}),
         ({"a": [1, 2]}, {"a": [3]}, {"a": [3]}),
-        ({"a": [1]}, {"a": {"b": 1}}, {"a": {"b": 1}}),
         ({"a": {"b": 1}}, {"a": None}, {"a": None}),
         ({"steps": 9}, {"epochs": 2}, {"epochs": 2}),
         ({"epochs": 2}, {"steps": 9}, {"steps": 9}),

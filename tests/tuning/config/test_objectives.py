@@ -79,7 +79,6 @@ def test_a_value_exactly_at_its_bound_meets_it(line, value, best):
     ("line", "said"),
     [
         ("id_val/acc > 60", "write it as"),
-        ("id_val/acc >= good", "write it as"),
         ("id_val/acc >= best - x", "write it as"),
         ("id_val/acc >= nan", "write it as"),
         ("id_val/nll <= 1e999", "too large"),
@@ -99,8 +98,6 @@ def test_a_line_that_cannot_be_read_is_named(line, said):
         (("id_val/acc >= 101",), "cannot be met"),
         (("id_val/acc >= best + 5",), "cannot be met, not even by the best"),
         (("id_val/nll <= best - 0.1",), "cannot be met, not even by the best"),
-        (("ood_val/mean_acc <= -1",), "cannot be met"),
-        (("id_val/class_acc >= 101",), "cannot be met"),
         (("ood_val/mean_ece <= -1",), "cannot be met"),
         (("id_val/acc >= zero_shot.id_val/acc + 50",), "cannot be met"),
         (("id_val/acc >= 60", "id_val/acc <= 59"), "exclude each other"),

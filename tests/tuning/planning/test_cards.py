@@ -28,6 +28,12 @@ from tuning.planning.cards import (
 SMALL = Card(memory_gb=0.065, bandwidth_gb_s=320, fp32_tflops=8, half_tflops=65)
 
 
+def planned(config, *names, **search):
+    """The predictions for cards of these names, for 7,000 images of ten classes."""
+    file = SearchFile.model_validate({"trial": config, "search": search})
+    return file, *plan_on(file, names, images=7000, classes=10)
+
+
 @pytest.mark.parametrize("method", ["ft", "lipsum_ft"])
 def test_memory_and_operations_are_those_of_a_real_step(method, monkeypatch):
     """In float32. PyTorch does not count the operations of its fused attention for inference, which
@@ -69,8 +75,7 @@ def test_precision_is_that_of_the_card():
 def test_a_search_on_two_cards(monkeypatch):
     monkeypatch.setitem(cards.CARDS, "small", SMALL)
     config = trial("tiny-clip", "lipsum_ft", 64, steps=1000)
-    file = SearchFile.model_validate({"trial": config, "search": {"budget": {"trials": 8}}})
-    data, (large, small) = plan_on(file, ["A100-80GB", "small"], images=7000, classes=10)
+    file, data, (large, small) = planned(config, "A100-80GB", "small", budget={"trials": 8})
     assert (data.classes, data.validation) == (10, [1000])
     assert (large.micro_batch, small.micro_batch) == (64, 32)
     assert small.step.peak_bytes <= FILLED * 1e9 * SMALL.memory_gb
@@ -99,9 +104,8 @@ def test_a_worker_keeps_small_sets_and_samples_of_decoded_images(validation, ima
 
 
 def test_cards_that_need_more_cores_than_a_worker_has_are_named_with_what_to_do():
-    search = {"resources": {"cpus_per_worker": 8}}
-    file = SearchFile.model_validate({"trial": trial("tiny-clip", "ft", 64), "search": search})
-    data, (found,) = plan_on(file, ["A100-80GB"], images=7000, classes=10)
+    config, resources = trial("tiny-clip", "ft", 64), {"cpus_per_worker": 8}
+    file, data, (found,) = planned(config, "A100-80GB", resources=resources)
     slow, fast = (replace(found, name=name, cores=n) for name, n in (("slow", 8), ("fast", 18)))
     text = " ".join(text_of(render(file, data, [slow, fast]), 160).split())
     assert "`--resize 256`, which need fewer: fast 10." in text
@@ -110,9 +114,7 @@ def test_cards_that_need_more_cores_than_a_worker_has_are_named_with_what_to_do(
 
 def test_a_card_that_holds_no_image_is_too_small(monkeypatch):
     monkeypatch.setitem(cards.CARDS, "tiny", replace(SMALL, memory_gb=1e-6))
-    config = trial("tiny-clip", "ft", 2)
-    file = SearchFile.model_validate({"trial": config})
-    data, plans = plan_on(file, ["tiny"], images=7000, classes=10)
+    file, data, plans = planned(trial("tiny-clip", "ft", 2), "tiny")
     assert plans[0].step is None
     assert "too small" in text_of(render(file, data, plans), 120)
 
@@ -121,9 +123,8 @@ def test_trials_that_share_a_card_share_its_speed():
     """So a trial takes as many GPU-hours."""
 
     def on_a_card(gpus):
-        search = {"resources": {"gpus_per_worker": gpus}}
-        file = SearchFile.model_validate({"trial": trial("tiny-clip", "ft", 8), "search": search})
-        _, (found,) = plan_on(file, ["L4"], images=7000, classes=10)
+        config, resources = trial("tiny-clip", "ft", 8), {"gpus_per_worker": gpus}
+        _, _, (found,) = planned(config, "L4", resources=resources)
         return found
 
     whole, half = on_a_card(1), on_a_card(0.5)
