@@ -1,9 +1,10 @@
-"""Writes tables and transcript of README and docs from stored results: `-m tests.benchmarks.tables`
+"""Writes what README and docs show of stored results: `python -m tests.benchmarks.tables`
 
-Each stands on its page between `<!-- result: NAME -->` and `<!-- end -->`. `test_tables.py` fails
-where a page differs from what this command writes.
+Each text stands on its page between `<!-- result: NAME -->` and `<!-- end -->`. `test_tables.py`
+fails where a page differs from what this command writes.
 """
 
+import json
 import re
 from io import StringIO
 from pathlib import Path
@@ -11,9 +12,7 @@ from pathlib import Path
 import pandas as pd
 from rich.console import Console
 
-from tests.benchmarks.phenomenon import SUITE
-from tests.benchmarks.photographs.table import accuracies, differences, means
-from trainers.data.suite import load_suite
+from tests.benchmarks.models.table import ROWS, TAKEN_HOME, figure, table
 from tuning import load_run
 from tuning.views.leaderboard import SHOWN, report
 
@@ -33,19 +32,16 @@ SEARCHES = (
     ("", "random", "random search"),
 )
 REGRETS, TRIALS = HERE / "simulate" / "regrets.csv", ["5", "10", "20"]
+FIGURE = ROOT / "docs" / "images" / "models.png"
 PAGES = (ROOT / "README.md", ROOT / "docs" / "results.md")
 MARKED = re.compile(
     r"(?<=<!-- result: )(?P<name>[^>]+)( -->\n\n)(?P<text>.*?)(?=\n<!-- end -->)", re.DOTALL
 )
 
 
-def photographs(table):
-    results = pd.read_parquet(HERE / "photographs" / "results.parquet")
-    return table(results, means(load_suite("pacs")))
-
-
-def drawings():
-    return accuracies(pd.read_parquet(HERE / "phenomenon.parquet"), means(SUITE))
+def models(name):
+    """The stored test accuracies of a study."""
+    return json.loads((HERE / "models" / f"{name}.json").read_text())
 
 
 def searches():
@@ -79,9 +75,8 @@ def transcript():
 
 RESULTS = {
     "quickstart": transcript,
-    "photographs": lambda: photographs(accuracies),
-    "photographs, differences": lambda: photographs(differences),
-    "drawings": drawings,
+    "taken home": lambda: table(models("photographs"), TAKEN_HOME, of_seeds=False),
+    "photographs": lambda: table(models("photographs"), ROWS),
     "searches": searches,
 }
 
@@ -95,6 +90,7 @@ def written(page):
 def main():
     for page in PAGES:
         page.write_text(written(page), encoding="utf-8")
+    figure(models("photographs")).savefig(FIGURE, dpi=160)
 
 
 if __name__ == "__main__":

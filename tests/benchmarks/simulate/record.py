@@ -74,8 +74,7 @@ def main():
     parser.add_argument("--photographs", type=Path, metavar="OUT")
     arguments = parser.parse_args()
     if arguments.photographs:
-        given = photographs.inputs(arguments.photographs)
-        file = photographs.configuration(photographs.settings(given))
+        file = photographs.configuration(photographs.settings(arguments.photographs, "photo"))
     else:
         file = load_config("quickstart")
     space = file.search_space()

@@ -1,0 +1,128 @@
+"""Table and figure of what a user takes home, from the test accuracies that `study` has stored.
+
+Each is a row of a JSON file: ID domain, search or None, what was tested, seed or None, accuracies.
+"""
+
+import math
+from statistics import fmean, stdev
+
+from matplotlib.figure import Figure
+
+from tuning.runs.confirmation import estimate
+
+ZERO = "zero-shot"
+ONE_END = "one plain fine-tuning, at its end"
+ONE = "one plain fine-tuning, on its line"
+AUTHORS = "Lipsum-FT at its authors' settings"
+SETTINGS = "settings of the search, trained once more"
+TRIAL = "weights of the best trial"
+MODEL = "**the model that `confirm` builds**"
+OTHER = "best of 30 plain fine-tunings, their soup and their mean"
+ROWS = (ZERO, ONE_END, ONE, AUTHORS, SETTINGS, TRIAL, MODEL, OTHER)
+TAKEN_HOME = (ZERO, ONE, SETTINGS, TRIAL, MODEL, OTHER)
+BOTH = {"id": 0.5, "ood": 0.5}
+PARTS = ({"id": 1.0}, {"ood": 1.0}, BOTH)
+"""What is averaged: accuracies with their weights."""
+MARKS = {
+    ZERO: ("zero-shot", "#5B616B"),
+    ONE: ("one plain fine-tuning, on its line: mean and each seed", "#D55E00"),
+    OTHER: ("best of 30 plain fine-tunings, their soup and their mean", "#E69F00"),
+    MODEL: ("the model of a search", "#0072B2"),
+}
+"""Rows in the figure, with label and colour."""
+
+
+def table(results, names, *, of_seeds=True):
+    """Means over ID domains.
+
+    The interval of a difference counts ID domains, each of which is one draw. A row that lacks some
+    of them has its difference alone.
+
+    Args:
+        names: rows of the table.
+        of_seeds: with what a row varies between seeds.
+    """
+    head = ("test accuracy, %", "ID", "OOD", "mean of both", f"less {ONE}")
+    if of_seeds:
+        head += ("deviation between seeds, OOD", "worst of three seeds, OOD")
+    lines = [head, ["---"] * len(head)]
+    plain = by_domain(rows_of(results, ONE), BOTH)
+    for name in names:
+        rows = rows_of(results, name)
+        own = by_domain(rows, BOTH)
+        if not own:
+            continue
+        gaps = [own[domain] - plain[domain] for domain in own]
+        levels = [f"{fmean(by_domain(rows, part).values()):.1f}" for part in PARTS]
+        if len(own) < len(plain):
+            name = f"{name} ({len(own)} of {len(plain)} ID domains)"
+            levels = [""] * len(PARTS)
+        cells = [name, *levels, difference(gaps) if name != ONE else ""]
+        if of_seeds:
+            cells += between_seeds(rows)
+        lines.append(cells)
+    return "".join(f"| {' | '.join(cells)} |\n" for cells in lines)
+
+
+def rows_of(results, name):
+    return [one for one in results if one["row"] == name]
+
+
+def by_domain(rows, weights):
+    """The mean of a weighted accuracy over all rows of an ID domain."""
+    of_domains = {}
+    for one in rows:
+        value = sum(one[part] * weight for part, weight in weights.items())
+        of_domains.setdefault(one["domain"], []).append(value)
+    return {domain: fmean(values) for domain, values in of_domains.items()}
+
+
+def difference(gaps):
+    """Mean ± half of the 95 % interval; the mean alone of one ID domain."""
+    found = estimate(gaps)
+    half = found.high - found.mean
+    return f"{found.mean:+.1f}" if math.isnan(half) else f"{found.mean:+.1f} ± {half:.1f}"
+
+
+def between_seeds(rows):
+    """Pooled deviation of OOD accuracy, and the mean over searches of its lowest fresh seed."""
+    groups = {}
+    for one in rows:
+        if one["seed"] is not None:
+            groups.setdefault((one["domain"], one["search"]), []).append(one["ood"])
+    several = [values for values in groups.values() if len(values) > 1]
+    if not several:
+        return "", ""
+    freedom = sum(len(values) - 1 for values in several)
+    squares = sum(stdev(values) ** 2 * (len(values) - 1) for values in several)
+    return f"{(squares / freedom) ** 0.5:.1f}", f"{fmean(map(min, several)):.1f}"
+
+
+def figure(results):
+    """The mean of ID and OOD test accuracy, a line for each ID domain."""
+    of_rows = {name: by_domain(rows_of(results, name), BOTH) for name in MARKS}
+    domains = list(of_rows[ONE])
+    drawn = Figure(figsize=(7.2, 3.2), layout="constrained")
+    axes = drawn.add_subplot(xlabel="mean of ID and OOD test accuracy, %")
+    labels = [f"{domain.replace('_', ' ')} is ID" for domain in domains]
+    axes.set_yticks(range(len(domains)), labels)
+    axes.invert_yaxis()
+    axes.grid(axis="x", color="#ECEEF1")
+    axes.set_axisbelow(True)
+    for side in ("top", "right", "left"):
+        axes.spines[side].set_visible(False)
+    axes.tick_params(axis="y", length=0)
+    for place, domain in enumerate(domains):
+        found = [values[domain] for values in of_rows.values() if domain in values]
+        axes.plot([min(found), max(found)], [place, place], color="#C9CED6", lw=2, zorder=1)
+    seeds = rows_of(results, ONE)
+    values = [(one["id"] + one["ood"]) / 2 for one in seeds]
+    places = [domains.index(one["domain"]) for one in seeds]
+    axes.scatter(values, places, s=14, color=MARKS[ONE][1], alpha=0.6, zorder=3)
+    for name, (label, colour) in MARKS.items():
+        if not of_rows[name]:
+            continue
+        places = [domains.index(domain) for domain in of_rows[name]]
+        axes.scatter(of_rows[name].values(), places, s=70, color=colour, label=label, zorder=2)
+    drawn.legend(loc="outside upper center", ncols=2, frameon=False)
+    return drawn

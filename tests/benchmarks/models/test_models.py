@@ -1,0 +1,60 @@
+"""The study of what a user takes home, and its table."""
+
+from functools import partial
+
+import pytest
+
+from tests.benchmarks import drawings
+from tests.benchmarks.models import study
+from tests.benchmarks.models.table import AUTHORS, MODEL, ONE, ONE_END, OTHER, SETTINGS, table
+from tuning.runs.confirmation import estimate
+
+
+def test_the_table_counts_id_domains():
+    results = []
+    for domain, own, plain in (("photo", 80.0, 70.0), ("sketch", 60.0, 58.0)):
+        common = {"domain": domain, "search": 0}
+        results += [
+            {**common, "row": SETTINGS, "seed": seed, "id": own, "ood": own - seed}
+            for seed in (0, 10)
+        ]
+        results.append({**common, "row": ONE, "seed": 0, "id": plain, "ood": plain})
+    *_, row = table(results, [ONE, SETTINGS]).splitlines()
+    # Ahead by 7.5 and -0.5. 50 / sqrt(50) of the two seeds that are ten points apart.
+    half = estimate([7.5, -0.5]).high - 3.5
+    cells = ["70.0", "65.0", "67.5", f"+3.5 ± {half:.1f}", "7.1", "60.0"]
+    assert row == f"| {' | '.join([SETTINGS, *cells])} |"
+
+
+def test_a_row_that_lacks_a_domain_has_its_difference_alone():
+    plain = [
+        {"domain": domain, "search": 0, "row": ONE, "seed": 0, "id": 50.0, "ood": 40.0}
+        for domain in ("photo", "sketch")
+    ]
+    other = {**plain[0], "row": OTHER, "id": 54.0}
+    *_, row = table([*plain, other], [OTHER], of_seeds=False).splitlines()
+    assert row == f"| {OTHER} (1 of 2 ID domains) |  |  |  | +2.0 |"
+
+
+@pytest.mark.nightly
+def test_a_study_stores_searches_and_competitors_once(whole_root, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(study, "TRIALS", 2)
+    monkeypatch.setattr(study, "COMPETITORS", 4)
+    given = {"trial.data.root": whole_root, "trial.steps": 2, "trial.eval.every": 2}
+    given |= {"trial.data.suite": "{id_domain: real, ood_domains: [sketch]}"}
+
+    def configure(changes):
+        return drawings.configuration({**given, **changes})
+
+    run = partial(study.study, {"real": configure}, (0,), tmp_path)
+    run()
+    shown = capsys.readouterr().out
+    assert all(f"| {row} |" in shown for row in (AUTHORS, SETTINGS, MODEL, OTHER))
+    results = study.Results(tmp_path / "models.json")
+    rows = [one["row"] for one in results.rows]
+    assert rows.count(ONE) == rows.count(ONE_END) == 3
+    of_three = [one for one in results.rows if one["row"].startswith("plain fine-tuning, ")]
+    (other,) = (one for one in results.rows if one["row"] == OTHER)
+    assert other["val"] == max(one["val"] for one in of_three)
+    run()
+    assert study.Results(tmp_path / "models.json").rows == results.rows
