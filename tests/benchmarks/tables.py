@@ -77,6 +77,7 @@ RESULTS = {
     "quickstart": transcript,
     "taken home": lambda: table(models("photographs"), TAKEN_HOME, of_seeds=False),
     "photographs": lambda: table(models("photographs"), ROWS),
+    "drawings": lambda: table(models("drawings"), ROWS),
     "searches": searches,
 }
 
