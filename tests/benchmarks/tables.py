@@ -12,7 +12,15 @@ from pathlib import Path
 import pandas as pd
 from rich.console import Console
 
-from tests.benchmarks.models.table import ROWS, TAKEN_HOME, figure, table
+from tests.benchmarks.models.table import (
+    BUILT,
+    ROWS,
+    TAKEN_HOME,
+    differences,
+    figure,
+    markdown,
+    table,
+)
 from tuning import load_run
 from tuning.views.leaderboard import SHOWN, report
 
@@ -35,7 +43,7 @@ REGRETS, TRIALS = HERE / "simulate" / "regrets.csv", ["5", "10", "20"]
 FIGURE = ROOT / "docs" / "images" / "models.png"
 PAGES = (ROOT / "README.md", ROOT / "docs" / "results.md")
 MARKED = re.compile(
-    r"(?<=<!-- result: )(?P<name>[^>]+)( -->\n\n)(?P<text>.*?)(?=\n<!-- end -->)", re.DOTALL
+    r"(?<=<!-- result: )(?P<name>[^>]+)( -->\n\n)(?P<text>.*?)(?=<!-- end -->)", re.DOTALL
 )
 
 
@@ -56,10 +64,6 @@ def searches():
     return markdown(lines)
 
 
-def markdown(lines):
-    return "".join(f"| {' | '.join(cells)} |\n" for cells in lines)
-
-
 def transcript():
     """What a search of the quickstart prints at its end on 80 columns, without the time it took.
 
@@ -77,6 +81,7 @@ RESULTS = {
     "quickstart": transcript,
     "taken home": lambda: table(models("photographs"), TAKEN_HOME, of_seeds=False),
     "photographs": lambda: table(models("photographs"), ROWS),
+    "photographs, each ID domain": lambda: differences(models("photographs"), BUILT),
     "drawings": lambda: table(models("drawings"), ROWS),
     "searches": searches,
 }
@@ -85,7 +90,7 @@ RESULTS = {
 def written(page):
     """The text of a page with the results of today."""
     text = page.read_text(encoding="utf-8")
-    return MARKED.sub(lambda found: f"{found['name']}{found[2]}{RESULTS[found['name']]()}", text)
+    return MARKED.sub(lambda found: f"{found['name']}{found[2]}{RESULTS[found['name']]()}\n", text)
 
 
 def main():

@@ -19,7 +19,8 @@ TRIAL = "weights of the best trial"
 MODEL = "**the model that `confirm` builds**"
 OTHER = "best of 30 plain fine-tunings, their soup and their mean"
 ROWS = (ZERO, ONE_END, ONE, AUTHORS, SETTINGS, TRIAL, MODEL, OTHER)
-TAKEN_HOME = (ZERO, ONE, SETTINGS, TRIAL, MODEL, OTHER)
+BUILT = (SETTINGS, TRIAL, MODEL, OTHER)
+TAKEN_HOME = (ZERO, ONE, *BUILT)
 BOTH = {"id": 0.5, "ood": 0.5}
 PARTS = ({"id": 1.0}, {"ood": 1.0}, BOTH)
 """What is averaged: accuracies with their weights."""
@@ -61,6 +62,24 @@ def table(results, names, *, of_seeds=True):
         if of_seeds:
             cells += between_seeds(rows)
         lines.append(cells)
+    return markdown(lines)
+
+
+def differences(results, names):
+    """The mean of ID and OOD accuracy less that of one plain fine-tuning, for each ID domain."""
+    plain = by_domain(rows_of(results, ONE), BOTH)
+    lines = [[f"less {ONE}", *plain], ["---"] * (1 + len(plain))]
+    for name in names:
+        own = by_domain(rows_of(results, name), BOTH)
+        if own and name != ONE:
+            gaps = [
+                f"{own[domain] - plain[domain]:+.1f}" if domain in own else "" for domain in plain
+            ]
+            lines.append([name, *gaps])
+    return markdown(lines)
+
+
+def markdown(lines):
     return "".join(f"| {' | '.join(cells)} |\n" for cells in lines)
 
 

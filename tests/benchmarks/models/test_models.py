@@ -6,7 +6,16 @@ import pytest
 
 from tests.benchmarks import drawings
 from tests.benchmarks.models import study
-from tests.benchmarks.models.table import AUTHORS, MODEL, ONE, ONE_END, OTHER, SETTINGS, table
+from tests.benchmarks.models.table import (
+    AUTHORS,
+    MODEL,
+    ONE,
+    ONE_END,
+    OTHER,
+    SETTINGS,
+    differences,
+    table,
+)
 from tuning.runs.confirmation import estimate
 
 
@@ -34,6 +43,8 @@ def test_a_row_that_lacks_a_domain_has_its_difference_alone():
     other = {**plain[0], "row": OTHER, "id": 54.0}
     *_, row = table([*plain, other], [OTHER], of_seeds=False).splitlines()
     assert row == f"| {OTHER} (1 of 2 ID domains) |  |  |  | +2.0 |"
+    *_, row = differences([*plain, other], [OTHER]).splitlines()
+    assert row == f"| {OTHER} | +2.0 |  |"
 
 
 @pytest.mark.nightly
