@@ -125,14 +125,23 @@ def test_commands(block, runs, monkeypatch):
 
 
 def test_contributing_names_what_exists():
-    """Files and folders, each below a room."""
+    """Files and folders, those that describe a room within it."""
     listed = subprocess.check_output(["git", "ls-files"], cwd=ROOT, text=True).splitlines()
     tracked = [f"/{path}" for path in listed if (ROOT / path).exists()]
-    named = re.findall(r"`([\w/]+(?:\.py|/))`", (ROOT / "CONTRIBUTING.md").read_text("utf-8"))
-    assert len(named) > 50
-    assert [name for name in named if not any(f"/{name}" in path for path in tracked)] == [
-        "build/screenshots/"
-    ]
+    package, checked = "", 0
+    for part in re.split(r"\n+(?=\*\*`|- |#)", (ROOT / "CONTRIBUTING.md").read_text("utf-8")):
+        named = re.findall(r"`([\w/]+(?:\.py|/))`", part)
+        rooms = re.findall(r"`(\w+/)`", part.partition(":")[0]) if part.startswith("- `") else []
+        if part.startswith("**"):
+            package = named[0]
+        elif part.startswith("#"):
+            package = ""
+        for name in named:
+            within = "" if name in (package, *rooms) else "|".join(rooms)
+            place = re.compile(rf"/{package.removesuffix(name)}(.*/)?({within})(.*/)?{name}")
+            assert any(map(place.match, tracked)), (name, part)
+            checked += 1
+    assert checked > 50
 
 
 def test_each_decision_names_the_commit_where_it_ran():

@@ -119,6 +119,12 @@ def direction(name: str) -> Literal["max", "min"] | None:
     return DIRECTIONS.get(key.measure) if key else None
 
 
+def in_percent(name: str) -> bool:
+    """Whether a metric lies between 0 and 100: accuracies and calibration errors."""
+    key = MetricKey.parse(name)
+    return key is not None and key.measure in ("acc", "class_acc", "ece")
+
+
 def flat_metrics(
     by_domain: Mapping[str, Mapping[str, float]], data: DataConfig, split: str
 ) -> dict[str, float]:

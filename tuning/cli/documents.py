@@ -60,12 +60,12 @@ def of_run(run: RunFolder) -> Document:
 
 
 def _confirmation(found: Confirmation) -> Document:
-    models = []
+    settings = []
     for one in found.configurations:
         names = [name for name in found.means(one.trial_id) if _is_of_test(name)]
         estimates = {name: found.estimate(one.trial_id, name) for name in names}
         gaps = {name: found.against(FT, one.trial_id, name) for name in names if one.trial_id != FT}
-        models.append(
+        settings.append(
             {
                 "trial_id": one.trial_id,
                 "labels": one.labels,
@@ -76,7 +76,7 @@ def _confirmation(found: Confirmation) -> Document:
     return {
         "seeds": found.seeds,
         "readings": found.readings,
-        "models": models,
+        "settings": settings,
         "failed": [
             {"trial_id": name, "seed": seed, "error": error}
             for (name, seed), error in found.failed.items()

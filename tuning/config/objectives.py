@@ -19,7 +19,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Final, Literal, TypeAlias
 
-from trainers.evaluation.metrics import MetricKey
+from trainers.evaluation.metrics import MetricKey, in_percent
 
 Mode: TypeAlias = Literal["max", "min"]
 
@@ -28,8 +28,6 @@ _CONSTRAINT: Final = re.compile(
     rf"(?P<metric>.+?)\s*(?P<relation>>=|<=)\s*(?:(?P<number>[+-]?{_NUMBER})"
     rf"|(?P<anchor>best|zero_shot\..+?)\s*(?:(?P<sign>[+-])\s*(?P<offset>{_NUMBER}))?)"
 )
-_PERCENT: Final = ("acc", "ece")
-"""Measures between 0 and 100."""
 _TOLERANCE: Final = 1e-9
 """Far above the rounding of floating-point numbers, far below what one image changes."""
 
@@ -144,7 +142,7 @@ def check_constraints(
             continue  # the bound is not known yet
         metric, bound = constraint.metric, constraint.bound(zero_shot or {}, None)
         assert bound is not None
-        low, high = (0.0, 100.0) if metric.endswith(_PERCENT) else (-math.inf, math.inf)
+        low, high = (0.0, 100.0) if in_percent(metric) else (-math.inf, math.inf)
         if bound > high if constraint.mode == "max" else bound < low:
             raise ValueError(
                 f"{constraint.text!r} cannot be met: {metric} lies between {low:g} and {high:g}, "

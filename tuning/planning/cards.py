@@ -43,7 +43,7 @@ EFFICIENCY = 0.8
 IMAGES_A_CORE = 500
 """JPEGs of 500 x 375 pixels that a CPU core decodes and crops in a second."""
 SMALLER_IMAGES = 1.9
-"""How many times as many if `prepare --resize 256` wrote them: docs/results.md."""
+"""How many times as many if `prepare --resize 256` wrote them: docs/concepts.md."""
 VALIDATION = 1 / 7
 """Validation images of each domain by training images, as `prepare` splits by default."""
 

@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from trainers.errors import ConfigError
-from trainers.evaluation.metrics import ID, ID_ACC, MEAN_OOD, OOD_MEAN_ACC, MetricKey
+from trainers.evaluation.metrics import ID, ID_ACC, MEAN_OOD, OOD_MEAN_ACC, MetricKey, in_percent
 from tuning.runs.confirmation import (
     FT,
     REFERENCE,
@@ -262,9 +262,7 @@ def _value(search: SearchRecord, best: TrialRecord) -> str:
 
 def _shown(metric: str, values: Sequence[float]) -> list[str]:
     """Values of a metric as tables have them, with more digits where they would be equal."""
-    key = MetricKey.parse(metric)
-    in_percent = key is not None and key.measure in ("acc", "class_acc", "ece")
-    shown = [f"{value:.1f}" if in_percent else f"{value:.3g}" for value in values]
+    shown = [f"{value:.1f}" if in_percent(metric) else f"{value:.3g}" for value in values]
     return shown if len({*shown}) == len(shown) else [f"{value:.5g}" for value in values]
 
 

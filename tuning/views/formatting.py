@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from rich.console import Console
 from rich.text import Text
 
-from trainers.evaluation.metrics import MetricKey
+from trainers.evaluation.metrics import in_percent
 from tuning.runs.ranking import accuracy_margin
 from tuning.runs.records import METHOD_KEY, ParamValue, TrialRecord
 
@@ -53,9 +53,7 @@ def format_percent(value: float | None) -> str:
 
 def format_metric(name: str) -> Callable[[float], str]:
     """How values of a metric are written: accuracies and calibration errors in percent."""
-    key = MetricKey.parse(name)
-    in_percent = key is not None and key.measure in ("acc", "class_acc", "ece")
-    return format_percent if in_percent else format_value
+    return format_percent if in_percent(name) else format_value
 
 
 def near_chance(domain: str, acc: float, images: int, classes: int) -> str | None:

@@ -54,7 +54,7 @@ def test_a_confirmed_run_is_one_document(run):
     assert shown == plain(of_run(load_run(run)))
     assert shown["conclusion"]["won"] == "trial-000"
     assert shown["conclusion"]["next"] == [["lipsum-tune", "export", str(run), "--output", "model"]]
-    ft, one = shown["confirmation"]["models"]
+    ft, one = shown["confirmation"]["settings"]
     assert one["metrics"]["id_test/acc"]["mean"] == 62.0
     assert one["against_ft"]["id_test/acc"] == {
         "mean": 2.0, "sd": 0.0, "low": 2.0, "high": 2.0, "covers_images": False,
