@@ -14,7 +14,7 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-# Files stay on one process, which shares their fixtures; tests/conftest.py puts slow files first.
+# Files stay on one process, which shares their fixtures, in the order of tests/conftest.py.
 PARALLEL := --numprocesses 2 --dist loadfile --no-loadscope-reorder
 
 # uv is faster than pip, but reads none of its settings. This prints those of the pip in
