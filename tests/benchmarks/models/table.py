@@ -20,14 +20,14 @@ MODEL = "**the model that `confirm` builds**"
 OTHER = "best of 30 plain fine-tunings, their soup and their mean"
 ROWS = (ZERO, ONE_END, ONE, AUTHORS, SETTINGS, TRIAL, MODEL, OTHER)
 BUILT = (SETTINGS, TRIAL, MODEL, OTHER)
-TAKEN_HOME = (ZERO, ONE, *BUILT)
+TAKEN_HOME = (ZERO, ONE, SETTINGS, MODEL, OTHER)
 BOTH = {"id": 0.5, "ood": 0.5}
 PARTS = ({"id": 1.0}, {"ood": 1.0}, BOTH)
 """What is averaged: accuracies with their weights."""
 MARKS = {
     ZERO: ("zero-shot", "#5B616B"),
-    ONE: ("one plain fine-tuning, on its line: mean and each seed", "#D55E00"),
-    OTHER: ("best of 30 plain fine-tunings, their soup and their mean", "#E69F00"),
+    ONE: ("one plain fine-tuning: mean and each seed", "#D55E00"),
+    OTHER: ("best of 30 plain fine-tunings", "#E69F00"),
     MODEL: ("the model of a search", "#0072B2"),
 }
 """Rows in the figure, with label and colour."""
