@@ -2,7 +2,7 @@
 
 Each domain of PACS in turn is the ID domain, the three others are OOD. Builds a CLIP of an ImageNet
 network (`zero_shot_clip`), prepares the images, and runs `tests.benchmarks.models.study` with two
-searches of each ID domain: about 340 trainings, 8 CPU-hours by the 116 that have run.
+searches of each ID domain: about 340 trainings in 8 CPU-hours.
 
 The first learning rate is by the rule of `trainers.config`; its range reaches a decade from it to
 both sides. Nothing else differs from the defaults of `lipsum_ft`. The weights of the network come
