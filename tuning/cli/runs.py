@@ -55,7 +55,7 @@ def report(
 
     Example: lipsum-tune report quickstart --open
     """
-    from trainers.errors import ConfigError
+    from trainers.errors import MAY_CONTINUE, ConfigError
     from tuning.runs.run_folder import load_run, places_of_runs, runs_in
     from tuning.views.overview import comparison, runs_table, state_of
 
@@ -92,14 +92,18 @@ def report(
         show("Ended by", loaded.history.ended_by)
     page = loaded.folder / "report" / "index.html"
     show("Report", shortest(page))
+    problems = list[str]()
     if state != "running":  # a running search writes all of this itself
         from tuning.views.completion import complete_files, complete_mlflow
 
-        for problem in complete_files(loaded):
+        problems = complete_files(loaded)
+        for problem in problems:
             warn(problem)
         show("MLflow", complete_mlflow(loaded))  # uploads the page
     if open_:
         webbrowser.open(page.resolve().as_uri())
+    if problems:
+        raise typer.Exit(MAY_CONTINUE)
 
 
 @app.command()

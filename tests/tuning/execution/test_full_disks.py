@@ -104,5 +104,5 @@ def test_a_full_disk_is_status_75(images_root, tmp_path, monkeypatch, capsys):
                 main()
             assert caught.value.code == 75, words
             line = capsys.readouterr().err.splitlines()[-1]
-            assert line.startswith("lipsum-tune: ")
+            assert line.startswith(("lipsum-tune: ", "warning: "))
             assert FULL in line
