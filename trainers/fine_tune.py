@@ -16,13 +16,11 @@ import torch
 from torch import Tensor
 
 from trainers.checkpoints.format import TrainCurve, save_checkpoint
-from trainers.checkpoints.storage import write_weights
 from trainers.config import TrialConfig
 from trainers.data.dataset import ImageDataset, StepSampler, train_batches
-from trainers.data.store import Store
 from trainers.hang import alive, pause
 from trainers.loop.evaluate_run import class_maps, evaluate_run
-from trainers.loop.snapshot import end_of, restore, snapshot
+from trainers.loop.snapshot import restore, snapshot
 from trainers.loop.state import (
     TrainState,
     class_weights,
@@ -76,14 +74,6 @@ class Report:
         """
         if self.run.rank == 0:
             save_checkpoint(folder, *snapshot(self.run))
-
-    def save_end(self, folder: Store) -> None:
-        """Write the weights at the end of the training: before a point of its line was chosen.
-
-        Only the first worker writes.
-        """
-        if self.run.rank == 0:
-            write_weights(folder, *end_of(self.run))
 
 
 def fine_tune(

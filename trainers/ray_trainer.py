@@ -35,7 +35,6 @@ from ray.train.torch import TorchConfig, TorchTrainer
 
 from trainers.checkpoints.format import STATE, WEIGHTS
 from trainers.checkpoints.storage import (
-    END,
     fetch_checkpoint,
     newest_checkpoint,
     remove_other_checkpoints,
@@ -330,7 +329,6 @@ def train(
                 report.add(evaluate_run(report.run, final_split, images))
                 if report.metrics.get("line/a", 1) != 1:
                     report.add(measure_end(report.run, final_split, images))
-                report.save_end(folder.at(END))
             save(report, folder)
             yield report
 

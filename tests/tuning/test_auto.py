@@ -49,8 +49,8 @@ def plan_of(steps=900, gpus=0, **budget):
     return Plan(file, 2, setup_s=60, start_s=2, step_s=1, save_s=0, rung_s=5, eval_s=9)
 
 
-MODEL_S = (2 * 2 + 4 + 2) * 9
-"""Two means at two points, a soup of four trials, and the test on twice as many images."""
+MODEL_S = (4 + 4 + 2) * 9
+"""A soup of four trials and four trainings of `confirm`, and the test on twice as many images."""
 
 
 def full(steps, last=9):

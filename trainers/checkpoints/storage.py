@@ -39,8 +39,6 @@ if TYPE_CHECKING:
 
 CHECKPOINT = "checkpoint_"
 """Prefix of a checkpoint's folder. Names are times, so that no two attempts ever share one."""
-END = "end"
-"""Folder in that of a training, with the weights at its end, before a point of the line."""
 _MARKER = ".storage_marker"
 """File in the folder of a training; a node that does not see it has no access to the storage."""
 _COPY_BYTES = 16 << 20

@@ -43,18 +43,6 @@ def snapshot(run: TrainState) -> tuple[dict[str, Tensor], dict[str, Any], Header
     return plain, training, header
 
 
-def end_of(run: TrainState) -> tuple[dict[str, Tensor], Header]:
-    """The merged weights at the end of a training, before a point of its line, and their header.
-
-    Without a head that a text encoder makes.
-    """
-    with swapped_in(run.student.trained, run.end_weights or run.weights):
-        plain = run.student.plain_state()
-    if run.student.text is not None:
-        del plain["head"]
-    return plain, Header(run.progress, tuple(run.class_names), run.reports[-1:])
-
-
 def restore(run: TrainState, folder: Path) -> None:
     """Load a checkpoint into a run that has not begun; of any number of workers."""
     weights, training, header = load_checkpoint(folder, run.class_names, run.device)

@@ -95,7 +95,6 @@ def _model(again: Confirmation, run: RunFolder) -> Document | None:
         "made_of": model.made_of(),
         "kind": model.chosen.kind,
         "trainings": model.chosen.trainings,
-        "point": model.chosen.point,
         "metrics": model.test,
         "findings": [{"label": one.label, "metrics": one.values} for one in found],
         "notes": model.notes,

@@ -22,7 +22,6 @@ from pathlib import Path
 from rich.console import Console
 
 from trainers.checkpoints.format import PREDICTIONS
-from trainers.checkpoints.storage import checkpoint_names, remove_checkpoint
 from trainers.checks import check_data
 from trainers.data.config import DataConfig
 from trainers.data.roots import split_fingerprint
@@ -49,11 +48,11 @@ from tuning.runs.history import History
 from tuning.runs.ranking import first_trial, ranked
 from tuning.runs.records import UNTUNED, ZERO_SHOT, SearchRecord, TrialRecord
 from tuning.runs.rules import BY_METHOD, FIRST, OBJECTIVE, PARETO, RULES, choices
-from tuning.runs.run_folder import CONFIG_FILE, TRAIN_FOLDER, RunFolder, load_run, trial_path
-from tuning.session import SearchOptions, Session, fixed_only, open_session
-from tuning.views.checkpoints import kept_checkpoint, remove_folder
+from tuning.runs.run_folder import CONFIG_FILE, TRAIN_FOLDER, RunFolder, load_run
+from tuning.session import SearchOptions, fixed_only, open_session
+from tuning.views.checkpoints import CheckpointsView, kept_checkpoint, remove_folder
 from tuning.views.completion import complete_files, complete_mlflow
-from tuning.views.follower import Follower, View
+from tuning.views.follower import Follower
 from tuning.views.formatting import show_phase
 from tuning.views.tables import results_table, write_table
 
@@ -116,9 +115,10 @@ def confirm(
     wanted: dict[Key, TrialRecord] = {
         (one.trial_id, seed): one for seed in fresh for one in configurations
     }
-    missing = {(ZERO_SHOT, None), *wanted} - results_of(confirm_history(run.folder)).keys()
+    results = results_of(confirm_history(run.folder))
+    missing = {(ZERO_SHOT, None), *wanted} - results.keys()
     builds = needs_model(run, again)
-    if missing or builds or _has_files(run):
+    if missing or builds or _left(run, results.values()):
         data = file.trial.data
         parts = [*data.trial_parts, *((domain, SPLIT) for domain in data.domains)]
         check_data(data, parts)
@@ -227,27 +227,31 @@ def _train_and_build(
             run_folder=folder,
             run_id=journal.run_id,
         )
-        builder = ModelBuilder(session, run)
-        was_chosen = builder.test_chosen()
+        was_chosen = ModelBuilder(session, run).test_chosen()
         points = trainings(history, wanted)
         wanted_names = {point.trial_id for point in points}
         earlier = [r for r in history.records if r.trial_id in wanted_names]
-        views = [_Trained(run.folder, session.checkpoints)]
+        files = _Trained(run.folder, session.checkpoints, run.file.search.checkpoints.keep_top)
         if points:
             driver = session.driver(
                 search,
                 replace(history, records=tuple(earlier)),
-                [Follower(views, journal), session.progress],
+                [Follower([files], journal), session.progress],
                 fixed=points,
             )
             _, outcome, _ = session.run(driver, final_split=SPLIT)
             if outcome == "stopped":
                 raise KeyboardInterrupt
-        _keep_all(run.folder, session)
-        builder.add_up()
-        _remove_all(run.folder, session)
+        files.start(search)
+        try:
+            files.write(confirm_history(run.folder), is_over=True)
+        except OSError as error:
+            session.console.print(f"note: {error}; the next call tries again", soft_wrap=True)
+        else:
+            if len(search.objectives) > 1:  # without a model, no weights are needed
+                remove_folder(session.checkpoints.url)
         if builds and not was_chosen:
-            builder.build()
+            ModelBuilder(session, run).build()
         if not points:
             journal.session_ended("finished")
 
@@ -266,64 +270,36 @@ def trainings(history: History, wanted: Mapping[Key, TrialRecord]) -> list[Trial
     return points
 
 
-def _has_files(run: RunFolder) -> bool:
-    """Whether a killed call has left files of trainings; not if the storage cannot be reached."""
+def _left(run: RunFolder, results: Iterable[TrialRecord]) -> bool:
+    """Whether a killed call has left predictions; not if the storage cannot be reached."""
+    checkpoints = open_store(url_of(run.checkpoint_root, CONFIRM_FOLDER, TRAIN_FOLDER))
     with suppress(OSError, StorageFailed):
-        return open_store(url_of(run.checkpoint_root, CONFIRM_FOLDER, TRAIN_FOLDER)).exists()
+        return any(
+            kept_checkpoint(checkpoints, one.trial_id) is not None
+            for one in results
+            if not predictions_path(run.folder, one.trial_id).is_file()
+        )
     return False
 
 
-def _keep_all(run_folder: Path, session: Session) -> None:
-    """Copy the predictions that a killed call has left; one that cannot be read is named."""
-    for record in confirm_history(run_folder).records:
-        try:
-            keep_predictions(run_folder, session.checkpoints, record)
-        except OSError as error:
-            problem = f"predictions of {record.trial_id}: {system_words(error)}"
-            session.console.print(f"note: {problem}; the next call tries again", soft_wrap=True)
+class _Trained(CheckpointsView):
+    """The folder of checkpoints; before any of them goes, its predictions are kept in the run
+    folder."""
 
-
-def _remove_all(run_folder: Path, session: Session) -> None:
-    """Remove the folder of all trainings once their ends are added up and predictions kept."""
-    records = confirm_history(run_folder).records
-    left = [
-        record
-        for record in records
-        if record.outcome == "finished"
-        and not predictions_path(run_folder, record.trial_id).is_file()
-        and kept_checkpoint(session.checkpoints, record.trial_id) is not None
-    ]
-    if not left and all(record.is_final for record in records):
-        remove_folder(session.checkpoints.url)
-
-
-class _Trained(View):
-    """The files of trainings whose result, or failure, is in the journal: their predictions are
-    kept in the run folder, their checkpoints are removed. Those that have finished leave their
-    ends."""
-
-    name = "the folder of checkpoints"
-
-    def __init__(self, run_folder: Path, checkpoints: Store) -> None:
-        self._run_folder, self._checkpoints = run_folder, checkpoints
-        self._done: set[str] = set()
+    def __init__(self, run_folder: Path, train: Store, keep_top: int) -> None:
+        super().__init__(train, keep_top)
+        self._run_folder = run_folder
 
     def write(self, history: History, is_over: bool) -> None:
         failure: OSError | None = None
+        done = []
         for record in history.records:
-            if not record.is_final or record.trial_id in self._done:
-                continue
             try:
-                keep_predictions(self._run_folder, self._checkpoints, record)
-                folder = self._checkpoints.at(trial_path(record.trial_id))
-                if record.outcome == "finished":
-                    for name in checkpoint_names(folder):
-                        remove_checkpoint(folder.at(name))
-                else:
-                    remove_folder(folder.url)
-                self._done.add(record.trial_id)
+                keep_predictions(self._run_folder, self._train, record)
+                done.append(record)
             except OSError as error:  # those of the others are kept all the same
-                failure = error
+                failure = OSError(f"predictions of {record.trial_id}: {system_words(error)}")
+        super().write(replace(history, records=tuple(done)), is_over)
         if failure is not None:
             raise failure
 

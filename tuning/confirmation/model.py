@@ -1,36 +1,25 @@
 """The model of a search, built from all that was trained: chosen, journalled, then tested once.
 
 Candidates are built and evaluated where trials run, from weights in the checkpoint root, so that a
-killed call begins again and finds the same.
+killed call begins again and finds the same. The model is in
 
-    <checkpoint root>/confirm/sums/<trial>/     sum of the ends of its trainings with fresh seeds
-    <checkpoint root>/confirm/model/<number>/   the model; `--again` builds the next one
+    <checkpoint root>/confirm/model/<number>/   of which `--again` builds the next one
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any, Final, TypeVar
+from typing import Any, TypeVar
 
-from trainers.checkpoints.format import Header, whole_header
-from trainers.checkpoints.storage import END, newest_checkpoint
+from trainers.checkpoints.format import whole_header
 from trainers.config import TrialConfig
-from trainers.data.store import Store, open_store, url_of
+from trainers.data.store import Store, open_store
 from trainers.errors import ConfigError, listed, storage_failures
 from trainers.evaluation.metrics import metric_names
 from trainers.ray_trainer import location
-from trainers.weights.means import (
-    Recipe,
-    add_ends,
-    evaluation_config,
-    greedy_soup,
-    make_and_test,
-    mean_of_ends,
-)
+from trainers.weights.means import Recipe, evaluation_config, greedy_soup, make_and_test
 from tuning.execution.trial_hardware import call_where_trials_run
 from tuning.runs.confirmation import (
-    CONFIRM_FOLDER,
-    FT,
     REFERENCE,
     SPLIT,
     TESTED,
@@ -38,7 +27,6 @@ from tuning.runs.confirmation import (
     key_of,
     predictions_path,
     results_of,
-    training_name,
 )
 from tuning.runs.model import (
     Candidate,
@@ -50,16 +38,13 @@ from tuning.runs.model import (
     model_folder,
     models_of,
 )
-from tuning.runs.ranking import finished_trials, misses, ranked
+from tuning.runs.ranking import finished_trials
 from tuning.runs.records import ZERO_SHOT, TrialRecord
-from tuning.runs.run_folder import RunFolder, config_of, trial_path
+from tuning.runs.run_folder import RunFolder, config_of
 from tuning.session import Session
 from tuning.views.checkpoints import kept_checkpoint, kept_trials, remove_folder
 from tuning.views.formatting import show_phase
 
-SUMS: Final = "sums"
-LEAST_SEEDS: Final = 2
-"""Of a mean."""
 T = TypeVar("T")
 
 
@@ -72,22 +57,23 @@ def needs_model(run: RunFolder, again: bool) -> bool:
 
 
 class ModelBuilder:
-    """Builds the model of a search within a session of `confirm`.
+    """Builds the model of a search within a session of `confirm`, from what was trained so far.
 
     Raises:
         StorageFailed: from each method: weights cannot be read or written.
     """
 
     def __init__(self, session: Session, run: RunFolder) -> None:
-        self._session, self._run = session, run
-        self._search, self._records = run.search, run.history.records
-        self._by_name = {record.trial_id: record for record in self._records} | {FT: REFERENCE}
+        self._session, self._run, self._search = session, run, run.search
+        self._keep_top = run.file.search.checkpoints.keep_top
+        self._searched = {r.trial_id: r for r in run.history.records if r.outcome == "finished"}
+        results = results_of(confirm_history(run.folder))
+        trained = [record for (_, seed), record in results.items() if seed is not None]
+        self._confirmed = {record.trial_id: record for record in trained}
         self._notes: list[str] = []
 
     def test_chosen(self) -> bool:
         """Test a model that an earlier call has chosen; without its weights another one is built.
-
-        Do this before anything else is trained: more seeds would change a mean.
 
         Returns:
             Whether there was one.
@@ -98,38 +84,24 @@ class ModelBuilder:
             self._test(models[-1], recipe)
         return recipe is not None
 
-    def add_up(self) -> None:
-        """Replace the ends of all trainings that have finished by their sums, one for each trial.
-
-        The ends of a trial are added once none of its trainings goes on.
-        """
-        history = confirm_history(self._run.folder)
-        open_keys = {key_of(record)[0] for record in history.records if not record.is_final}
-        ends: dict[str, list[tuple[int, str]]] = {}
-        for (trial_id, seed), record in results_of(history).items():
-            folder = self._session.checkpoints.at(trial_path(record.trial_id)).at(END)
-            if seed is not None and trial_id not in open_keys and newest_checkpoint(folder):
-                ends.setdefault(trial_id, []).append((seed, location(folder)))
-        for trial_id, found in ends.items():
-            self._call(add_ends, location(self._sum(trial_id)), sorted(found))  # by their seeds
-
     def build(self) -> None:
         """Choose a model, note the choice in the journal, and test it."""
-        goal = goal_of(self._search, self._records)
+        goal = goal_of(self._search, self._run.history.records)
         if goal is None:
             return
-        models = models_of(self._run.folder)
         self._notes = []
         candidates = self._singles()
         if goal.metrics <= set(metric_names(self._run.file.trial.data)):
             show_phase(self._session.console, "Model", "evaluating means of weights")
-            candidates += self._soup(goal) + self._means(goal)
+            candidates += self._soup(goal, candidates)
         else:
             read = listed(sorted(goal.metrics))
-            self._notes.append(f"no means of weights: only a training reports all of {read}")
+            self._notes.append(f"no mean of weights: only a training reports all of {read}")
+        candidates.append(Candidate("single", ZERO_SHOT, self._search.zero_shot))
         chosen = choose(goal, candidates)
-        finished = len(finished_trials(self._records))
-        model = Model(len(models) + 1, chosen, finished, tuple(self._notes))
+        number = len(models_of(self._run.folder)) + 1
+        finished = len(finished_trials(self._searched.values()))
+        model = Model(number, chosen, finished, tuple(self._notes))
         recipe = self._recipe(chosen)
         assert recipe is not None  # its weights were found a moment ago
         self._session.journal.model(chosen_event(model, goal, candidates))
@@ -158,129 +130,81 @@ class ModelBuilder:
             remove_folder(model_folder(self._run, number).url)
 
     def _singles(self) -> list[Candidate]:
-        """All single sets of kept weights: trials, best first, then references and zero-shot."""
-        search, found = self._search, []
-        references = [r for r in self._records if r.kind == "reference"]
-        finished = [r for r in self._records if r.outcome == "finished"]
-        expected = kept_trials(search, finished, self._run.file.search.checkpoints.keep_top)
-        for record in [*ranked(search, self._records), *references]:
-            if record.outcome != "finished":
-                continue
-            if self._kept(record.trial_id) is not None:
-                training = self._training(record)
-                found.append(Candidate("single", record.trial_id, record.metrics, (training,)))
-            elif record.trial_id in expected:
-                self._notes.append(f"the weights of {record.trial_id} are gone")
-        return [*found, Candidate("single", ZERO_SHOT, search.zero_shot)]
-
-    def _soup(self, goal: Goal) -> list[Candidate]:
-        """The greedy soup of the kept trials that met the constraints, if it has two or more."""
-        found = self._ingredients()
-        if len(found) < 2:
-            return []
-        best, _ = found[0]
-        config, _ = self._kind(best)
-        folders = [folder for _, folder in found]
-        soup = self._call(greedy_soup, config, folders, best.metrics, goal.merit)
-        trainings = tuple(self._training(found[index][0]) for index in soup.used)
-        return [Candidate("soup", "soup", soup.metrics, trainings)] if len(trainings) > 1 else []
-
-    def _ingredients(self) -> list[tuple[TrialRecord, str]]:
-        """The kept trials that can be averaged with the best one, best first, and their folders."""
-        missed = misses(self._search, self._records)
-        found: list[tuple[TrialRecord, str]] = []
-        kinds: list[object] = []
-        for record in ranked(self._search, self._records):
-            folder = self._kept(record.trial_id)
-            if record.outcome == "finished" and folder is not None and not missed[record.trial_id]:
-                config, header = self._kind(record)
-                kinds.append((config, header.class_names, header.shapes))
-                if kinds[-1] == kinds[0]:
-                    found.append((record, location(folder)))
-        return found
-
-    def _means(self, goal: Goal) -> list[Candidate]:
-        """Of each trial that was confirmed, and FT, the mean of the ends of its fresh seeds."""
+        """All single sets of kept weights, those of the search first."""
         found = []
-        results = results_of(confirm_history(self._run.folder))
-        trained: dict[str, list[int]] = {}
-        for trial_id, seed in results:
-            if seed is not None and trial_id in self._by_name:
-                trained.setdefault(trial_id, []).append(seed)
-        for trial_id, seeds in trained.items():
-            header = self._sum_header(trial_id)
-            summed = [int(report["seed"]) for report in header.reports] if header else []
-            if lost := sorted({*seeds} - {*summed}):
-                self._notes.append(f"the ends of {trial_id} with seeds {listed(lost)} are gone")
-            if header is None or len(summed) < LEAST_SEEDS:
-                continue
-            config = self._config_of_mean(trial_id, header)
-            mean = self._call(mean_of_ends, config, location(self._sum(trial_id)), goal.merit)
-            one = {**self._training(self._by_name[trial_id]), "point": None}
-            trainings = tuple(
-                {**one, "name": training_name((trial_id, seed)), "seed": seed} for seed in summed
-            )
-            found.append(Candidate("seeds", trial_id, mean.metrics, trainings, mean.point))
+        for records in (self._searched, self._confirmed):
+            expected = kept_trials(self._search, records.values(), self._keep_top)
+            for name, record in records.items():
+                if self._kept(name) is not None:
+                    validated = {n: v for n, v in record.metrics.items() if f"_{SPLIT}/" not in n}
+                    found.append(Candidate("single", name, validated, (self._training(record),)))
+                elif name in expected:
+                    self._notes.append(f"the weights of {name} are gone")
         return found
+
+    def _soup(self, goal: Goal, singles: list[Candidate]) -> list[Candidate]:
+        """The greedy soup of the weights that meet the constraints, if it has two or more.
+
+        Weights that cannot be averaged with the best ones are left out.
+        """
+        ordered = sorted(singles, key=lambda one: goal.merit(one.metrics), reverse=True)
+        meeting = [one for one in ordered if not goal.missed(one.metrics)]
+        kinds = [self._kind(one.name) for one in meeting]
+        used = [one for one, kind in zip(meeting, kinds, strict=True) if kind == kinds[0]]
+        if len(used) < 2:
+            return []
+        config, *_ = kinds[0]
+        folders = [location(folder) for one in used if (folder := self._kept(one.name))]
+        soup = self._call(greedy_soup, config, folders, used[0].metrics, goal.merit)
+        trainings = tuple(used[index].trainings[0] for index in soup.used)
+        return [Candidate("soup", "soup", soup.metrics, trainings)] if len(trainings) > 1 else []
 
     def _recipe(self, chosen: Candidate) -> Recipe | None:
         """How a candidate is made of stored weights; None if not all of them are there."""
         names = [training["name"] for training in chosen.trainings]
-        if chosen.kind == "seeds":
-            header = self._sum_header(chosen.name)
-            seeds = [int(report["seed"]) for report in header.reports] if header else []
-            if header is None or seeds != [training["seed"] for training in chosen.trainings]:
-                return None
-            config = self._config_of_mean(chosen.name, header)
-            return Recipe(config, (location(self._sum(chosen.name)),), len(seeds), chosen.point)
         if not names:
             return Recipe(evaluation_config(self._run.file.trial, trains_text=False))
         folders = [self._kept(name) for name in names]
         if any(folder is None for folder in folders):
             return None
-        config, _ = self._kind(self._by_name[names[0]])
-        return Recipe(config, tuple(location(f) for f in folders if f is not None), len(names))
+        config, *_ = self._kind(names[0])
+        return Recipe(config, tuple(location(folder) for folder in folders if folder is not None))
 
-    def _kept(self, trial_id: str) -> Store | None:
+    def _kept(self, name: str) -> Store | None:
+        """The weights of a training, of the search or of `confirm`."""
+        of_search = name in self._searched
+        checkpoints = self._run.checkpoints if of_search else self._session.checkpoints
         with storage_failures(self._run.checkpoint_root, "cannot be read"):
-            return kept_checkpoint(self._run.checkpoints, trial_id)
+            return kept_checkpoint(checkpoints, name)
 
-    def _kind(self, record: TrialRecord) -> tuple[TrialConfig, Header]:
-        """What an evaluation of a trial's kept weights depends on, and their header."""
-        checkpoint = self._kept(record.trial_id)
+    def _kind(self, name: str) -> tuple[TrialConfig, object, object]:
+        """What must be equal of weights that are averaged: configuration, classes and shapes."""
+        checkpoint = self._kept(name)
         if checkpoint is None:
-            raise ConfigError("the weights are gone", source=record.trial_id)
+            raise ConfigError("the weights are gone", source=name)
         header = whole_header(checkpoint)
-        config = config_of(self._run.file, record)
-        return evaluation_config(config, trains_text=_trains_text(header)), header
+        trains_text = any(name.startswith("text.") for name in header.shapes)
+        config = config_of(self._run.file, self._settings(name))
+        config = evaluation_config(config, trains_text=trains_text)
+        return config, header.class_names, header.shapes
 
-    def _config_of_mean(self, trial_id: str, header: Header) -> TrialConfig:
-        config = self._run.file.trial_config(self._by_name[trial_id].params)
-        return evaluation_config(config, trains_text=_trains_text(header))
-
-    def _sum(self, trial_id: str) -> Store:
-        """The folder of the sum of a trial's ends."""
-        return open_store(url_of(self._run.checkpoint_root, CONFIRM_FOLDER, SUMS, trial_id))
-
-    def _sum_header(self, trial_id: str) -> Header | None:
-        """What is known of the sum of a trial's ends; None without one."""
-        folder = self._sum(trial_id)
-        with storage_failures(folder.url, "cannot be read"):
-            newest = newest_checkpoint(folder)
-            return None if newest is None else whole_header(folder.at(newest))
+    def _settings(self, name: str) -> TrialRecord:
+        """The trial or reference whose settings a training has."""
+        if name in self._searched:
+            return self._searched[name]
+        trial_id, _ = key_of(self._confirmed[name])
+        return self._searched.get(trial_id, REFERENCE)
 
     def _training(self, record: TrialRecord) -> Mapping[str, Any]:
         """What the origin of a model says of one of its trainings."""
-        is_reference = record.kind == "reference"
-        params = dict(self._search.reference_params if is_reference else record.params)
+        settings = self._settings(record.trial_id)
+        is_reference = settings.kind == "reference"
+        params = dict(self._search.reference_params if is_reference else settings.params)
+        searched_seed = params.pop("seed", self._run.file.trial.seed)
         return {
             "name": record.trial_id,
-            "method": self._search.method(record),
-            "seed": params.pop("seed", self._run.file.trial.seed),
+            "method": self._search.method(settings),
+            "seed": record.params.get("seed", searched_seed),
             "params": params,
             "point": record.metrics.get("line/a"),
         }
-
-
-def _trains_text(header: Header) -> bool:
-    return any(name.startswith("text.") for name in header.shapes)

@@ -128,8 +128,7 @@ class Plan:
         """One trial and plain fine-tuning, again with fresh seeds and on the test splits.
 
         These are read again at the end of a line, if its chosen point is another one. Then follows
-        the model, one evaluation after the other: two means at their end and at a point, a soup,
-        and the test.
+        the model: an evaluation for each training that the soup may take, and the test.
         """
         trial = self.file.trial
         readings = 2 if trial.method.has_line and trial.eval.line != "off" else 1
@@ -138,7 +137,7 @@ class Plan:
         trained = tested.price(what, CONFIRMED * CONFIRM_SEEDS)
         resources = self.file.search.resources
         devices = resources.gpus_per_worker or resources.cpus_per_worker
-        evaluations = 2 * CONFIRMED + self.file.search.checkpoints.keep_top + self.test_images
+        evaluations = 2 * self.file.search.checkpoints.keep_top + self.test_images
         if len(self.file.objectives) > 1:
             evaluations = 0
         model_h = evaluations * self.eval_s / 3600
@@ -148,18 +147,19 @@ class Plan:
     def disk_gb(self) -> tuple[float, float]:
         """The most that checkpoints take while a search runs, and while `confirm` does.
 
-        A checkpoint is removed once the next one is written. `confirm` adds the end of each
-        training, then their sums in float64, and the model.
+        A checkpoint is removed once the next one is written. `confirm` keeps weights as the search
+        does, and adds the model.
         """
         file = self.file
         domains, methods = len(file.trial.data.ood_domains), len(file.search_space().parts())
         chosen_by_rules = domains + methods + 2  # one domain left out each; ID and OOD accuracy
         first = 1
-        kept = file.search.checkpoints.keep_top + len(file.search.references)
-        searched = (kept + chosen_by_rules + first) * self.weights_gb
+        chosen = file.search.checkpoints.keep_top + chosen_by_rules
+        kept = chosen + len(file.search.references) + first
         training = 2 * self.concurrent * self.checkpoint_gb
-        added = CONFIRMED * (CONFIRM_SEEDS + 2) + 1
-        return searched + training, searched + training + added * self.weights_gb
+        searched = kept * self.weights_gb + training
+        model = 1
+        return searched, searched + (chosen + model) * self.weights_gb
 
 
 def plan_search(

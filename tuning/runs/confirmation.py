@@ -252,7 +252,14 @@ def training_name(key: Key, attempt: int = 1) -> str:
 
 def key_of(record: TrialRecord) -> Key:
     """What a training of the journal confirms, and with which seed."""
-    return record.trial_id.partition(_SEED)[0], int(record.params["seed"])
+    trial_id, _ = trained(record.trial_id)
+    return trial_id, int(record.params["seed"])
+
+
+def trained(name: str) -> tuple[str, bool]:
+    """The trial or reference of a training's name, and whether it is one of `confirm`."""
+    trial_id, seed, _ = name.partition(_SEED)
+    return trial_id, bool(seed)
 
 
 def results_path(run_folder: Path) -> Path:

@@ -17,7 +17,7 @@ from typing import Any, Final, Literal, TypeAlias
 import numpy as np
 
 from trainers.data.store import Store, open_store, url_of
-from trainers.errors import first_line, listed
+from trainers.errors import first_line
 from trainers.evaluation.metrics import ID, MEAN_OOD, MetricKey
 from tuning.config.objectives import Constraint, Objective
 from tuning.runs.confirmation import (
@@ -33,6 +33,7 @@ from tuning.runs.confirmation import (
     predictions_path,
     read_right,
     results_path,
+    trained,
 )
 from tuning.runs.history import Event, JournalReader
 from tuning.runs.ranking import finished_trials
@@ -41,9 +42,8 @@ from tuning.runs.run_folder import RunFolder
 
 logger = logging.getLogger(__name__)
 
-Kind: TypeAlias = Literal["single", "soup", "seeds"]
-"""One training of the search, or the zero-shot model; a mean of trials; a mean of the ends of one
-configuration's trainings with fresh seeds."""
+Kind: TypeAlias = Literal["single", "soup"]
+"""One training of the search or of `confirm`, or the zero-shot model; a mean of trainings."""
 CHOSEN: Final = "model_chosen"
 OWN: Final = "test accuracy"
 """Label of a model's own accuracies."""
@@ -61,10 +61,14 @@ class Goal:
 
     def merit(self, metrics: Mapping[str, float]) -> tuple[float, float]:
         """Of metrics of the validation splits: greater is better."""
-        missed = (c.violation(metrics.get(c.metric), c.offset) for c in self.bounds)
         value = metrics.get(self.objective.metric, math.nan)
         signed = self.objective.signed(value) if math.isfinite(value) else -math.inf
-        return -sum(max(0.0, amount) for amount in missed), signed
+        return -self.missed(metrics), signed
+
+    def missed(self, metrics: Mapping[str, float]) -> float:
+        """By how much the bounds are violated, 0 if they are met."""
+        amounts = (c.violation(metrics.get(c.metric), c.offset) for c in self.bounds)
+        return sum(max(0.0, amount) for amount in amounts)
 
     @property
     def metrics(self) -> set[str]:
@@ -78,13 +82,11 @@ class Candidate:
 
     kind: Kind
     name: str
-    """A trial or reference, `zero-shot` or `soup`; of seeds, what was trained with them."""
+    """A training, `zero-shot` or `soup`."""
     metrics: Mapping[str, float]
     """Of the whole validation splits."""
     trainings: tuple[Mapping[str, Any], ...] = ()
     """What it is made of: `name`, `method`, `seed`, `params` and `point` of each training."""
-    point: float | None = None
-    """Of a mean of seeds: the point of its line, None for its end."""
 
 
 @dataclass(frozen=True)
@@ -106,27 +108,21 @@ class Model:
         """Under which its predictions are stored."""
         return f"{MODEL}-{self.number}"
 
-    @property
-    def is_of_ft(self) -> bool:
-        """Whether it is made of plain fine-tuning's fresh seeds."""
-        return (self.chosen.kind, self.chosen.name) == ("seeds", FT)
-
     def further(self, records: Iterable[TrialRecord]) -> int:
         """Number of trials that have finished since it was built."""
         return max(0, len(finished_trials(records)) - self.finished)
 
     def made_of(self) -> str:
         """What it is, in words."""
-        one, number = self.chosen, len(self.chosen.trainings)
-        if one.kind == "soup":
-            return f"the mean weights of {listed([t['name'] for t in one.trainings])}"
-        name = "plain fine-tuning" if one.name == FT else one.name
-        if one.kind == "seeds":
-            where = "" if one.point is None else f", at {one.point:g} of its line"
-            return f"the mean weights of {number} trainings of {name} with fresh seeds{where}"
-        if one.name == ZERO_SHOT:
+        names = [training["name"] for training in self.chosen.trainings]
+        if not names:
             return "the zero-shot model"
-        return f"{name}, as the search trained it"
+        if len(names) > 1:
+            return f"the mean weights of {', '.join(names)}"
+        trial_id, is_fresh = trained(names[0])
+        name = "plain fine-tuning" if trial_id == FT else trial_id
+        by = f"`confirm` trained it with seed {self.chosen.trainings[0]['seed']}"
+        return f"{name}, as {by if is_fresh else 'the search trained it'}"
 
 
 def goal_of(search: SearchRecord, records: Sequence[TrialRecord]) -> Goal | None:
@@ -157,7 +153,6 @@ def chosen_event(model: Model, goal: Goal, candidates: Sequence[Candidate]) -> E
         "name": one.name,
         "metrics": dict(one.metrics),
         "trainings": [dict(training) for training in one.trainings],
-        "point": one.point,
         "finished": model.finished,
         "notes": list(model.notes),
         "candidates": [[c.kind, c.name, *goal.merit(c.metrics)] for c in candidates],
@@ -170,9 +165,7 @@ def models_of(run_folder: Path) -> tuple[Model, ...]:
     for event in JournalReader(path.parent).events() if path.is_file() else ():
         if event["event"] == CHOSEN:
             trainings = tuple(event["trainings"])
-            chosen = Candidate(
-                event["kind"], event["name"], event["metrics"], trainings, event["point"]
-            )
+            chosen = Candidate(event["kind"], event["name"], event["metrics"], trainings)
             number, notes = event["number"], tuple(event["notes"])
             found[number] = Model(number, chosen, event["finished"], notes)
         elif event["event"] == TESTED and event["number"] in found:
@@ -206,7 +199,7 @@ def findings(confirmation: Confirmation, model: Model) -> list[Finding]:
     """What was measured of a model: alone, beside zero-shot, and beside one plain fine-tuning.
 
     The weights of a model are given, so its intervals are over images alone. One plain fine-tuning
-    is a draw of its seed as well; not so those that the model is a mean of.
+    is a draw of its seed as well, also if the model is made of some of these draws.
     """
     search = confirmation.search
     domains = [ID, *([MEAN_OOD] if search.ood_domains else []), *search.ood_domains]
@@ -236,12 +229,10 @@ def findings(confirmation: Confirmation, model: Model) -> list[Finding]:
         for metric in known
         if (gap := _to_ft(confirmation, model, metric, columns)) is not None
     }
-    seeds = [t["seed"] for t in model.chosen.trainings] if model.is_of_ft else []
-    label = f"these {len(seeds)} trainings on average" if seeds else "one plain fine-tuning"
     found = [
         Finding(OWN, own),
         Finding(f"than {ZERO_SHOT}", to_zero_shot),
-        Finding(f"than {label}", to_ft, covers_seeds=not seeds),
+        Finding("than one plain fine-tuning", to_ft, covers_seeds=True),
     ]
     return [one for one in found if one.values]
 
@@ -304,9 +295,6 @@ def _to_ft(
 ) -> Estimate | None:
     """The difference of a model to plain fine-tuning; None if no training of that has a result."""
     values, right = confirmation.values(FT, metric), confirmation.right(FT, metric)
-    if model.is_of_ft:
-        seeds = {training["seed"] for training in model.chosen.trainings}
-        values = {seed: value for seed, value in values.items() if seed in seeds}
     if not values:
         return None
     gaps = [model.test[metric] - value for value in values.values()]
@@ -315,10 +303,7 @@ def _to_ft(
         for domain, share in confirmation.weights(metric).items():
             others = np.stack([of_seed[domain] for of_seed in stored])
             images.append((share, columns["predicted"][domain][None] - others))
-    if not model.is_of_ft:
-        return estimate(gaps, images)
-    means = [(share, rows.mean(axis=0, keepdims=True)) for share, rows in images]
-    return over_images(sum(gaps) / len(gaps), means)
+    return estimate(gaps, images)
 
 
 def _right(confirmation: Confirmation, model: Model) -> Mapping[str, Right] | None:

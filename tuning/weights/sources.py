@@ -22,7 +22,7 @@ from trainers.evaluation.metrics import ID, MetricKey
 from trainers.yaml_text import read_yaml
 from tuning.config.recorded import drop_unknown
 from tuning.runs.conclusion import conclusion, readings_in_words
-from tuning.runs.confirmation import FT, REFERENCE, Confirmation, read_confirmation
+from tuning.runs.confirmation import FT, REFERENCE, Confirmation, read_confirmation, trained
 from tuning.runs.confirmation import SPLIT as TEST
 from tuning.runs.model import (
     OWN,
@@ -129,14 +129,14 @@ def _of_model(run: RunFolder, again: Confirmation, models: Sequence[Model]) -> S
         "made_of": models[-1].made_of(),
         "method": ", ".join(dict.fromkeys(str(t["method"]) for t in one.trainings)) or None,
         "trainings": [dict(training) for training in one.trainings],
-        "point": one.point,
         "chosen": why_chosen(run),
         "looks_at_ood": search.sees_ood,
     }
     records = {record.trial_id: record for record in run.history.records}
     config = run.file.trial
     if one.trainings:
-        record = records.get(one.name if one.kind == "seeds" else one.trainings[0]["name"])
+        trial_id, _ = trained(one.trainings[0]["name"])
+        record = records.get(trial_id)
         config = config_of(run.file, record or REFERENCE)
     folder = model_folder(run, models[-1].number)
     newest = newest_checkpoint(folder)

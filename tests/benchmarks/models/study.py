@@ -2,8 +2,8 @@
 
 For each ID domain, searches of 20 trials of Lipsum-FT, confirmed by three fresh seeds of winner,
 first trial and plain fine-tuning (FT), build a model. Their competitor has as many trainings: 30 of
-plain fine-tuning that differ in their seeds, of which the best one, the greedy soup and the mean
-are built by the functions that `confirm` uses, and the best of these by validation is taken.
+plain fine-tuning that differ in their seeds. Of these, the best one or the greedy soup, which the
+function of `confirm` builds, is taken by validation.
 """
 
 import json
@@ -25,16 +25,13 @@ from tests.benchmarks.models.table import (
     ZERO,
     table,
 )
-from trainers.data.store import open_store
 from trainers.evaluation.metrics import MEAN_ACC
 from trainers.fine_tune import fine_tune
 from trainers.weights.means import (
     Recipe,
-    add_ends,
     evaluation_config,
     greedy_soup,
     make_and_test,
-    mean_of_ends,
 )
 from tuning import confirm, load_run
 from tuning.runs.confirmation import END, FT, SPLIT
@@ -148,13 +145,12 @@ def plain(config, folder):
         shutil.rmtree(folder, ignore_errors=True)
         *_, last = fine_tune(config)
         last.save(folder)
-        last.save_end(open_store(folder / "end"))
         stored.write_text(json.dumps(last.metrics))
     return json.loads(stored.read_text())
 
 
 def competitor(domain, configure, fresh, out, results):
-    """Train plain fine-tunings, and store the best by validation of one, soup and mean.
+    """Train plain fine-tunings, and store the best by validation of one and soup.
 
     Args:
         fresh: seeds of the plain fine-tunings of `confirm`, which are among them.
@@ -177,13 +173,9 @@ def competitor(domain, configure, fresh, out, results):
     config = evaluation_config(file.trial_config({"method.name": FT}), trains_text=False)
     points = [str(folder / f"{seed}") for seed in (best, *others)]
     soup = greedy_soup(config, points, metrics[best], merit)
-    total = str(folder / "sum")
-    add_ends(total, [(seed, str(folder / f"{seed}" / "end")) for seed in seeds])
-    mean = mean_of_ends(config, total, merit)
     found = {
         "one": (metrics[best], Recipe(config, (points[0],))),
-        "soup": (soup.metrics, Recipe(config, tuple(points[i] for i in soup.used), len(soup.used))),
-        "mean": (mean.metrics, Recipe(config, (total,), len(seeds), mean.point)),
+        "soup": (soup.metrics, Recipe(config, tuple(points[i] for i in soup.used))),
     }
     rows = []
     for made_of, (of_val, recipe) in found.items():

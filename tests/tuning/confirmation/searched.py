@@ -12,11 +12,11 @@ from rich.console import Console
 from tests.tuning import fakes
 from tests.tuning.execution.inline_tuner import without_ray
 from tests.tuning.execution.instant import instant_file
-from tests.tuning.execution.slot import InstantSlot
+from tests.tuning.execution.slot import METRICS, InstantSlot
 from tests.tuning.run_folders import trial as searched
 from tests.tuning.run_folders import write_run
-from trainers.checkpoints.format import Header, Progress
-from trainers.checkpoints.storage import END, write_weights
+from trainers.checkpoints.format import PREDICTIONS, Header, Progress
+from trainers.checkpoints.storage import CHECKPOINT, write_weights
 from trainers.config import TrialConfig
 from trainers.data.store import open_store
 from trainers.loop.state import start
@@ -53,9 +53,13 @@ def noisy(root, noise, seed=0):
 
 
 class Slot(InstantSlot):
-    """Leaves the end of a training of `confirm`; `ends` has the noise by trial."""
+    """Leaves the weights of a training of `confirm`.
 
-    ends: ClassVar = {}
+    `trained` has by trial the mean accuracy that its trainings report, and the noise in their
+    weights.
+    """
+
+    trained: ClassVar = {}
     fails: ClassVar = set()
     root = None
 
@@ -66,11 +70,13 @@ class Slot(InstantSlot):
             return {"done": True, MESSAGE: Failed("OutOfMemoryError: full")}
         message = super().step()
         if message["done"] and self.final_split:
-            trial_id = name.partition("-seed-")[0]
-            if (noise := self.ends.get(trial_id)) is not None:
+            acc, noise = self.trained.get(name.partition("-seed-")[0], (0.0, None))
+            message[MESSAGE].metrics.update(dict.fromkeys(METRICS[:3], acc))
+            if noise is not None:
                 weights, names = noisy(self.root, noise, self.trial["seed"])
-                header = Header(Progress(6), names, [{"step": 6}])
-                write_weights(open_store(folder / END), weights, header)
+                write_weights(open_store(folder), weights, Header(Progress(6), names))
+                (checkpoint,) = folder.glob(f"{CHECKPOINT}*")
+                (checkpoint / PREDICTIONS).write_bytes(b"not read here")
         return message
 
 
@@ -84,7 +90,7 @@ class Searched:
             search__references=["ft"], **domains, **changes,
         )  # fmt: skip
         self.root, self.folder = root, tmp_path / "small"
-        self.ends, self.fails = {}, set()
+        self.trained, self.fails = {}, set()
 
     def write(self, *accs, **more):
         """Trials by their mean accuracy on the validation splits, in percent."""
@@ -100,8 +106,8 @@ class Searched:
     def confirm(self, **arguments):
         def trainable(checkpoints, resources, final_split, plugins):
             common = {"folder": Path(checkpoints), "runs": Path(self.file.search.storage)}
-            common |= {"final_split": final_split, "ends": self.ends, "root": self.root}
-            common |= {"fails": self.fails}
+            common |= {"final_split": final_split, "root": self.root}
+            common |= {"trained": self.trained, "fails": self.fails}
             return tune.with_resources(type("Slot", (Slot,), common), SLOT)
 
         def options(**given):
@@ -116,7 +122,7 @@ class Searched:
     def confirm_a_mean(self):
         """The model becomes the mean of two trainings of plain fine-tuning."""
         self.write(2.0, 3.0)
-        self.ends = {"ft": 0.1, "trial-001": SPOILT}
+        self.trained = {"ft": (4.0, 0.1), "trial-001": (1.0, SPOILT)}
         return self.confirm(seeds=2)
 
     @property

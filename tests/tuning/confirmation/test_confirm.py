@@ -28,7 +28,7 @@ from tests.tuning.execution.slot import BREAK, InstantSlot
 from tests.tuning.run_folders import LR, WEIGHT, search_file, swap_classes, write_run
 from tests.tuning.run_folders import trial as searched
 from tests.waiting import wait_until
-from trainers.checkpoints.format import PREDICTIONS, Header, Progress, save_checkpoint
+from trainers.checkpoints.format import PREDICTIONS, STATE, Header, Progress, save_checkpoint
 from trainers.checkpoints.storage import newest_checkpoint
 from trainers.errors import ConfigError
 from trainers.fine_tune import fine_tune
@@ -252,7 +252,6 @@ def test_chosen_trials_and_plain_fine_tuning_run_with_each_seed(instant):
     more = run(seeds=3)
     assert more.results.keys() - found.results.keys() == {("ft", 1002), ("trial-000", 1002)}
     assert splits == ["test"] * 2
-    assert not (folder / "confirm" / "train").exists()
     rows = pq.read_table(folder / "confirm" / "results.parquet").to_pylist()
     assert [(row["trial_id"], row["seed"]) for row in rows] == list(more.results)
     assert [row["kind"] for row in rows[:3]] == ["zero_shot", "reference", "trial"]
@@ -315,7 +314,7 @@ def test_predictions_that_a_killed_driver_left_are_kept_but_for_those_that_canno
     (train / "train-ft-seed-1000" / "checkpoint_2030" / PREDICTIONS).write_bytes(b"now")
     run(seeds=2)
     assert len([*(folder / "confirm" / "predictions").iterdir()]) == 2
-    assert not train.exists()
+    assert not [*train.rglob(STATE)]
 
 
 def test_a_training_that_failed_is_tried_again_by_the_next_call(instant):
@@ -420,7 +419,7 @@ def test_a_confirmation_measures_what_a_training_alone_does(confirmed):
     ours, its = found.values("trial-000", metric), found.values("ft", metric)
     gap = found.against("ft", "trial-000", metric)
     assert gap.mean == pytest.approx(sum(ours[s] - its[s] for s in found.seeds) / 2)
-    assert not list((folder / "confirm" / "train").glob("*"))
+    assert not [*(folder / "confirm" / "train").rglob(STATE)]
     for key, right in found.right("trial-000", "id_test/acc").items():
         accuracy = found.results["trial-000", key].metrics["id_test/acc"]
         assert 100 * right["real"].mean() == pytest.approx(accuracy)
@@ -432,10 +431,10 @@ def test_a_confirmation_measures_what_a_training_alone_does(confirmed):
 def test_a_model_is_built_of_what_a_killed_driver_has_left(confirmed):
     folder, _, found = confirmed
     (model,) = models_tested(folder)
-    assert not any(note.startswith("the ends of") for note in model.notes)
+    assert not any("-seed-" in note for note in model.notes)
     assert model.chosen.metrics["val/mean_acc"] >= found.zero_shot["val/mean_acc"]
-    sums = sorted(path.name for path in (folder / "confirm" / "sums").iterdir())
-    assert sums == ["ft", "trial-000"]
+    kept = {path.name for path in (folder / "confirm" / "train").iterdir()}
+    assert kept == {f"train-{name}-seed-{s}" for name in ("ft", "trial-000") for s in (1003, 1004)}
 
 
 @pytest.mark.ray

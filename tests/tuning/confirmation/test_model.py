@@ -41,7 +41,7 @@ def averaged(whole_root, tmp_path_factory):
 def test_a_lucky_seed_wins_and_is_tested_itself(search):
     search.write(99.0, 20.0)
     search.keep("trial-000", SPOILT)
-    search.ends = {"ft": GOOD, "trial-000": GOOD}
+    search.trained = {"ft": (2.0, GOOD), "trial-000": (2.0, GOOD)}
     search.confirm(seeds=2)
     assert (search.chosen.kind, search.chosen.name) == ("single", "trial-000")
     assert (
@@ -57,9 +57,20 @@ def test_a_lucky_seed_wins_and_is_tested_itself(search):
     assert all(torch.equal(ours[name], value) for name, value in expected.items())
 
 
+def test_a_training_of_confirm_wins(search):
+    search.write(2.0)
+    search.keep("trial-000", GOOD)
+    search.trained = {"ft": (99.0, SPOILT)}
+    search.confirm(seeds=2)
+    (training,) = search.chosen.trainings
+    assert (training["name"], training["method"], training["seed"]) == ("ft-seed-1000", "ft", 1000)
+    assert search.models[0].made_of() == "plain fine-tuning, as `confirm` trained it with seed 1000"
+    assert not any("test" in name for name in search.chosen.metrics)
+
+
 def test_the_mean_of_plain_fine_tuning_wins(averaged):
     one = averaged.chosen
-    assert (one.kind, one.name) == ("seeds", "ft")
+    assert one.kind == "soup"
     assert [t["name"] for t in one.trainings] == ["ft-seed-1000", "ft-seed-1001"]
     assert one.metrics["val/mean_acc"] > 50
     found = read_confirmation(load_run(averaged.folder).search)
@@ -75,7 +86,7 @@ def test_the_greedy_soup_of_trials_that_meet_the_constraints_wins(
     search.write(2.0, 1.5)
     for number in range(2):
         search.keep(f"trial-00{number}", 0.2, seed=number)
-    search.ends = {"ft": SPOILT, "trial-000": SPOILT}
+    search.trained = {"ft": (0.5, SPOILT), "trial-000": (0.5, SPOILT)}
     search.confirm(seeds=2)
     if constraints:  # which one of them misses
         assert "soup" not in kinds_of_candidates(search.folder)
@@ -92,9 +103,8 @@ def test_trials_of_other_shapes_are_not_averaged(search):
     weights |= {"text.logit_scale": torch.zeros(())}
     folder = open_store(search.folder / "train" / "train-trial-001")
     write_weights(folder, weights, Header(Progress(6), names, [{"step": 6}]))
-    search.ends = {"ft": GOOD, "trial-000": GOOD}
     search.confirm(seeds=2)
-    assert kinds_of_candidates(search.folder) == ["single"] * 3 + ["seeds"] * 2
+    assert kinds_of_candidates(search.folder) == ["single"] * 3
 
 
 def kinds_of_candidates(folder):
@@ -111,7 +121,7 @@ def test_an_objective_that_only_a_training_reports_chooses_among_trainings(whole
     search = Searched(whole_root, tmp_path, search__objective=objective, trial__eval__line="off")
     search.write(2.0, 1.5)
     search.keep("trial-000", GOOD)
-    search.ends = {"ft": GOOD, "trial-000": GOOD}
+    search.trained = {"ft": (2.0, GOOD), "trial-000": (2.0, GOOD)}
     search.confirm(seeds=2)
     assert search.chosen.name == "trial-000"
     assert any("only a training reports" in note for note in search.models[0].notes)
@@ -130,11 +140,11 @@ def test_a_killed_call_begins_again_with_equal_digits(search, tmp_path):
     search.write(2.0, 1.5)
     search.keep("trial-000", 0.2)
     search.keep("trial-001", 0.2, seed=1)
-    search.ends = {"ft": 0.1, "trial-000": 0.12}
+    search.trained = {"ft": (1.0, 0.1), "trial-000": (1.0, 0.12)}
     shutil.copytree(search.folder, tmp_path / "copy")
     search.confirm(seeds=2)
     (whole,) = search.models
-    for where, is_chosen in (("mean_of_ends", False), ("make_and_test", True)):
+    for where, is_chosen in (("greedy_soup", False), ("make_and_test", True)):
         shutil.rmtree(search.folder)
         shutil.copytree(tmp_path / "copy", search.folder)
         with patch(f"tuning.confirmation.model.{where}", side_effect=Killed), pytest.raises(Killed):
@@ -146,7 +156,6 @@ def test_a_killed_call_begins_again_with_equal_digits(search, tmp_path):
         new = [event["event"] for event in events(search.folder)[before:]]
         assert new.count("started") == 0  # nothing is trained again
         assert new.count(CHOSEN) == (not is_chosen)
-        assert not (search.folder / "confirm" / "train").exists()
 
 
 def test_more_seeds_leave_the_model_and_again_builds_another(search):
@@ -156,11 +165,12 @@ def test_more_seeds_leave_the_model_and_again_builds_another(search):
     assert search.models == (first,)
     readings = search.confirm(seeds=3, again=True).readings
     _, second = search.models
-    assert [len(model.chosen.trainings) for model in search.models] == [2, 3]
     assert models_tested(search.folder)[-1] == second
     assert readings == [("trial-001",)] * 3
-    seeds = [training["seed"] for training in second.chosen.trainings]
-    assert seeds == [1000, 1001, 1002]
+    first_one, second_one = (e for e in events(search.folder) if e["event"] == CHOSEN)
+    new = {name for _, name, *_ in second_one["candidates"]}
+    new -= {name for _, name, *_ in first_one["candidates"]}
+    assert "ft-seed-1002" in new
 
 
 def test_the_test_splits_are_read_after_the_choice_is_in_the_journal(search):
@@ -183,13 +193,13 @@ def test_weights_that_are_gone_or_torn_are_left_out_and_named(search):
         search.keep(trial_id, GOOD)
     (torn,) = search.folder.glob(f"train/train-trial-001/*/{WEIGHTS}")
     torn.write_bytes(torn.read_bytes()[:-9])
-    search.ends = {"trial-000": GOOD}
+    search.trained = {"trial-000": (1.0, GOOD)}
     search.confirm(seeds=2)
     assert search.chosen.name != "trial-001"
     notes = " ".join(search.models[0].notes)
     assert "the weights of trial-000 are gone" in notes
     assert "the weights of trial-001 are gone" in notes
-    assert "the ends of ft with seeds 1000, 1001 are gone" in notes
+    assert "the weights of ft-seed-1000 are gone" in notes
 
 
 def test_a_choice_whose_weights_are_gone_is_made_anew(search):
@@ -214,7 +224,7 @@ def test_further_trials_are_counted(averaged):
 
 def test_a_training_that_failed_is_no_part_of_a_mean(search):
     search.write(2.0, 3.0)
-    search.ends = {"ft": GOOD, "trial-001": SPOILT}
+    search.trained = {"ft": (4.0, GOOD), "trial-001": (1.0, SPOILT)}
     search.fails = {"ft-seed-1001"}
     search.confirm(seeds=3)
     assert [training["seed"] for training in search.chosen.trainings] == [1000, 1002]
@@ -222,7 +232,7 @@ def test_a_training_that_failed_is_no_part_of_a_mean(search):
 
 def test_plain_open_clip_reaches_the_test_accuracy_of_the_card(averaged, tmp_path):
     """To the last image, in a process that imports nothing of this project."""
-    assert averaged.chosen.kind == "seeds"
+    assert averaged.chosen.kind == "soup"
     folder = export_weights(averaged.folder, tmp_path / "model")
     about = json.loads((folder / "classes.json").read_text())
     assert [t["seed"] for t in about["trainings"]] == [1000, 1001]
@@ -255,7 +265,7 @@ def test_a_named_trial_has_no_test_figures_of_other_weights(search, tmp_path):
     search.keep("trial-000", GOOD)
     before = export_weights(search.folder, tmp_path / "before")
     assert "Not tested" in (before / "README.md").read_text()
-    search.ends = {"ft": GOOD, "trial-000": GOOD}
+    search.trained = {"ft": (2.0, GOOD), "trial-000": (2.0, GOOD)}
     search.confirm(seeds=2)
     folder = export_weights(search.folder, tmp_path / "model", trial="trial-000")
     assert json.loads((folder / "classes.json").read_text())["test"] == {}
