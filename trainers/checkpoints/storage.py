@@ -1,7 +1,6 @@
 """Checkpoints of one training in a folder or bucket: written, found, fetched, removed.
 
     <folder>/checkpoint_<time>/{training_state.pt, predictions.parquet, student.safetensors}
-    <folder>/end/checkpoint_<time>/student.safetensors      of a training of `confirm`
 
 A bucket can neither rename nor remove a folder as a whole, so the order of the files matters. The
 weights are written last and removed first: a checkpoint without whole weights is incomplete, and is

@@ -20,9 +20,9 @@ import torch
 from torch import Tensor
 
 from trainers.checkpoints.format import Header, Progress, load_weights
-from trainers.checkpoints.storage import fetched, newest_checkpoint, write_weights
+from trainers.checkpoints.storage import fetched, write_weights
 from trainers.config import TrialConfig
-from trainers.data.store import Store, open_store
+from trainers.data.store import open_store
 from trainers.errors import ConfigError, validate
 from trainers.loop.evaluate_run import holding, measure
 from trainers.loop.state import TrainState, load_split, start
@@ -77,14 +77,14 @@ def greedy_soup(
     `folders` are of checkpoints with the same tensors, the best first; `first` are its metrics.
     """
     run, images = start(config, device=device), load_split(config, "val")
-    soup = Soup((0,), first)
+    soup, total = Soup((0,), first), _added({}, folders[0])
     for index in range(1, len(folders)):
-        used = (*soup.used, index)
-        _load(run, _mean([folders[i] for i in used]))
+        used, larger = (*soup.used, index), _added(total, folders[index])
+        _load(run, _mean(larger, len(used)))
         with holding(run, run.weights):
             metrics = measure(run, "val", images)
         if merit(metrics) > merit(soup.metrics):
-            soup = Soup(used, metrics)
+            soup, total = Soup(used, metrics), larger
     return soup
 
 
@@ -101,8 +101,11 @@ def make_and_test(
     predictions on it as a Parquet file.
     """
     run = start(recipe.config, device=device)
-    if recipe.folders:
-        _load(run, _mean(recipe.folders))
+    total: dict[str, Tensor] = {}
+    for folder in recipe.folders:
+        total = _added(total, folder)
+    if total:
+        _load(run, _mean(total, len(recipe.folders)))
     with holding(run, run.weights):
         report = {"step": 0.0, **metrics}
         header = Header(Progress(), tuple(run.class_names), [report])
@@ -112,33 +115,24 @@ def make_and_test(
     return found, run.predictions
 
 
-def _newest(folder: Store) -> Store:
-    """The weights in a folder: those of its newest checkpoint, or its own."""
-    newest = newest_checkpoint(folder)
-    return folder if newest is None else folder.at(newest)
+def _added(total: Mapping[str, Tensor], folder: str) -> dict[str, Tensor]:
+    """A sum, and the weights of one more checkpoint, in float64.
 
-
-def _mean(folders: Sequence[str]) -> dict[str, Tensor]:
-    """The mean of checkpoints in float32; of one, its own weights."""
-    total: dict[str, Tensor] = {}
-    for folder in folders:
-        with fetched(_newest(open_store(folder))) as local:
-            _add(total, load_weights(local)[0], folder)
-    count = len(folders)
-    return {n: (v / count).float() if v.is_floating_point() else v for n, v in total.items()}
-
-
-def _add(total: dict[str, Tensor], weights: Mapping[str, Tensor], source: str) -> None:
-    """Add weights to a sum in float64; counts of batches are the same in all of them."""
+    Counts of batches are the same in all checkpoints, and are not added.
+    """
+    with fetched(open_store(folder)) as local:
+        weights, _ = load_weights(local)
     if total and {n: v.shape for n, v in total.items()} != {n: v.shape for n, v in weights.items()}:
-        raise ConfigError("other tensors than those of the others", source=source)
-    for name, value in weights.items():
-        if not value.is_floating_point():
-            total[name] = value
-        elif name in total:
-            total[name] += value
-        else:
-            total[name] = value.double()
+        raise ConfigError("other tensors than those of the others", source=folder)
+    return {
+        name: value.double() + total.get(name, 0.0) if value.is_floating_point() else value
+        for name, value in weights.items()
+    }
+
+
+def _mean(total: Mapping[str, Tensor], count: int) -> dict[str, Tensor]:
+    """The mean of so many checkpoints in float32."""
+    return {n: (v / count).float() if v.is_floating_point() else v for n, v in total.items()}
 
 
 @torch.no_grad()

@@ -117,8 +117,9 @@ class CheckpointsConfig(Frozen):
     """A folder or URL (`s3://bucket/x`) that all nodes reach; each search gets a folder in it. null
     is the run folder. The run folder itself must be on a disk: buckets cannot append to files."""
     keep_top: int = Field(default=4, ge=0, le=1_000_000)
-    """Keep the weights of so many best trials, of which `confirm` may build the model. Those that a
-    selection rule may choose, the first trial and the references stay in any case."""
+    """Keep the weights of so many best trials, and `confirm` of so many of its best trainings: it
+    may build the model of them. Those that a selection rule may choose, the first trial and the
+    references stay in any case."""
 
     @field_validator("storage")
     @classmethod

@@ -45,12 +45,13 @@ from tuning.runs.confirmation import (
 )
 from tuning.runs.environment import check_same_inputs
 from tuning.runs.history import History
+from tuning.runs.model import goal_of
 from tuning.runs.ranking import first_trial, ranked
 from tuning.runs.records import UNTUNED, ZERO_SHOT, SearchRecord, TrialRecord
 from tuning.runs.rules import BY_METHOD, FIRST, OBJECTIVE, PARETO, RULES, choices
 from tuning.runs.run_folder import CONFIG_FILE, TRAIN_FOLDER, RunFolder, load_run
 from tuning.session import SearchOptions, fixed_only, open_session
-from tuning.views.checkpoints import CheckpointsView, kept_checkpoint, remove_folder
+from tuning.views.checkpoints import CheckpointsView, kept_checkpoint
 from tuning.views.completion import complete_files, complete_mlflow
 from tuning.views.follower import Follower
 from tuning.views.formatting import show_phase
@@ -219,8 +220,11 @@ def _train_and_build(
         splits = same_test_splits(history, file.trial.data)
         journal.session_started(splits, chosen=names, seeds=seeds)
         zero_shot = session.zero_shot(history, SPLIT)
+        goal = goal_of(run.search, run.history.records)
         search = replace(
             run.search,
+            # Weights that may become the model stay, so bounds are those of its goal.
+            constraints=run.search.constraints if goal is None else goal.bounds,
             budget_trials=len(wanted),
             zero_shot=zero_shot,
             config=file.summary(),
@@ -247,9 +251,6 @@ def _train_and_build(
             files.write(confirm_history(run.folder), is_over=True)
         except OSError as error:
             session.console.print(f"note: {error}; the next call tries again", soft_wrap=True)
-        else:
-            if len(search.objectives) > 1:  # without a model, no weights are needed
-                remove_folder(session.checkpoints.url)
         if builds and not was_chosen:
             ModelBuilder(session, run).build()
         if not points:

@@ -9,6 +9,7 @@ killed call begins again and finds the same. The model is in
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import Any, TypeVar
 
 from trainers.checkpoints.format import whole_header
@@ -20,11 +21,9 @@ from trainers.ray_trainer import location
 from trainers.weights.means import Recipe, evaluation_config, greedy_soup, make_and_test
 from tuning.execution.trial_hardware import call_where_trials_run
 from tuning.runs.confirmation import (
-    REFERENCE,
     SPLIT,
     TESTED,
     confirm_history,
-    key_of,
     predictions_path,
     results_of,
 )
@@ -39,7 +38,7 @@ from tuning.runs.model import (
     models_of,
 )
 from tuning.runs.ranking import finished_trials
-from tuning.runs.records import ZERO_SHOT, TrialRecord
+from tuning.runs.records import METHOD_KEY, ZERO_SHOT, TrialRecord
 from tuning.runs.run_folder import RunFolder, config_of
 from tuning.session import Session
 from tuning.views.checkpoints import kept_checkpoint, kept_trials, remove_folder
@@ -89,8 +88,7 @@ class ModelBuilder:
         goal = goal_of(self._search, self._run.history.records)
         if goal is None:
             return
-        self._notes = []
-        candidates = self._singles()
+        candidates = self._singles(goal)
         if goal.metrics <= set(metric_names(self._run.file.trial.data)):
             show_phase(self._session.console, "Model", "evaluating means of weights")
             candidates += self._soup(goal, candidates)
@@ -129,15 +127,17 @@ class ModelBuilder:
         for number in range(1, model.number):
             remove_folder(model_folder(self._run, number).url)
 
-    def _singles(self) -> list[Candidate]:
+    def _singles(self, goal: Goal) -> list[Candidate]:
         """All single sets of kept weights, those of the search first."""
+        search = replace(self._search, constraints=goal.bounds)
+        validation = {*metric_names(self._run.file.trial.data), *goal.metrics}
         found = []
         for records in (self._searched, self._confirmed):
-            expected = kept_trials(self._search, records.values(), self._keep_top)
+            expected = kept_trials(search, records.values(), self._keep_top)
             for name, record in records.items():
                 if self._kept(name) is not None:
-                    validated = {n: v for n, v in record.metrics.items() if f"_{SPLIT}/" not in n}
-                    found.append(Candidate("single", name, validated, (self._training(record),)))
+                    known = {n: v for n, v in record.metrics.items() if n in validation}
+                    found.append(Candidate("single", name, known, (self._training(record),)))
                 elif name in expected:
                     self._notes.append(f"the weights of {name} are gone")
         return found
@@ -184,27 +184,18 @@ class ModelBuilder:
             raise ConfigError("the weights are gone", source=name)
         header = whole_header(checkpoint)
         trains_text = any(name.startswith("text.") for name in header.shapes)
-        config = config_of(self._run.file, self._settings(name))
+        config = config_of(self._run.file, self._searched.get(name) or self._confirmed[name])
         config = evaluation_config(config, trains_text=trains_text)
         return config, header.class_names, header.shapes
 
-    def _settings(self, name: str) -> TrialRecord:
-        """The trial or reference whose settings a training has."""
-        if name in self._searched:
-            return self._searched[name]
-        trial_id, _ = key_of(self._confirmed[name])
-        return self._searched.get(trial_id, REFERENCE)
-
     def _training(self, record: TrialRecord) -> Mapping[str, Any]:
         """What the origin of a model says of one of its trainings."""
-        settings = self._settings(record.trial_id)
-        is_reference = settings.kind == "reference"
-        params = dict(self._search.reference_params if is_reference else settings.params)
-        searched_seed = params.pop("seed", self._run.file.trial.seed)
+        params = {**self._search.reference_params, **record.params}
+        params.pop(METHOD_KEY, None)
         return {
             "name": record.trial_id,
-            "method": self._search.method(settings),
-            "seed": record.params.get("seed", searched_seed),
+            "method": self._search.method(record),
+            "seed": params.pop("seed", self._run.file.trial.seed),
             "params": params,
             "point": record.metrics.get("line/a"),
         }

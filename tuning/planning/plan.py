@@ -128,7 +128,7 @@ class Plan:
         """One trial and plain fine-tuning, again with fresh seeds and on the test splits.
 
         These are read again at the end of a line, if its chosen point is another one. Then follows
-        the model: an evaluation for each training that the soup may take, and the test.
+        the model: about `2 * keep_top` evaluations for the soup, and the test.
         """
         trial = self.file.trial
         readings = 2 if trial.method.has_line and trial.eval.line != "off" else 1
@@ -158,8 +158,9 @@ class Plan:
         kept = chosen + len(file.search.references) + first
         training = 2 * self.concurrent * self.checkpoint_gb
         searched = kept * self.weights_gb + training
+        confirmed = min(chosen, CONFIRMED * CONFIRM_SEEDS)
         model = 1
-        return searched, searched + (chosen + model) * self.weights_gb
+        return searched, searched + (confirmed + model) * self.weights_gb
 
 
 def plan_search(

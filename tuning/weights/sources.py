@@ -22,7 +22,7 @@ from trainers.evaluation.metrics import ID, MetricKey
 from trainers.yaml_text import read_yaml
 from tuning.config.recorded import drop_unknown
 from tuning.runs.conclusion import conclusion, readings_in_words
-from tuning.runs.confirmation import FT, REFERENCE, Confirmation, read_confirmation, trained
+from tuning.runs.confirmation import FT, Confirmation, read_confirmation
 from tuning.runs.confirmation import SPLIT as TEST
 from tuning.runs.model import (
     OWN,
@@ -34,7 +34,7 @@ from tuning.runs.model import (
     models_tested,
 )
 from tuning.runs.ranking import best_trial
-from tuning.runs.records import UNTUNED, ZERO_SHOT
+from tuning.runs.records import METHOD_KEY, UNTUNED, ZERO_SHOT
 from tuning.runs.run_folder import CONFIG_FILE, RunFolder, config_of, load_run
 from tuning.views.checkpoints import kept_checkpoint
 
@@ -132,12 +132,11 @@ def _of_model(run: RunFolder, again: Confirmation, models: Sequence[Model]) -> S
         "chosen": why_chosen(run),
         "looks_at_ood": search.sees_ood,
     }
-    records = {record.trial_id: record for record in run.history.records}
     config = run.file.trial
     if one.trainings:
-        trial_id, _ = trained(one.trainings[0]["name"])
-        record = records.get(trial_id)
-        config = config_of(run.file, record or REFERENCE)
+        first = one.trainings[0]
+        own = {METHOD_KEY: first["method"], **first["params"], "seed": first["seed"]}
+        config = run.file.trial_config(own)
     folder = model_folder(run, models[-1].number)
     newest = newest_checkpoint(folder)
     if newest is None:

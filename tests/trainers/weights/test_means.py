@@ -7,8 +7,8 @@ import torch
 from safetensors.numpy import load_file
 
 from tests.trainers.curves import changed, configured
-from trainers.checkpoints.format import WEIGHTS, Header, Progress, load_weights
-from trainers.checkpoints.storage import fetched, newest_checkpoint, write_weights
+from trainers.checkpoints.format import WEIGHTS, Header, Progress, load_weights, save_weights
+from trainers.checkpoints.storage import fetched, newest_checkpoint
 from trainers.data.store import open_store
 from trainers.errors import ConfigError
 from trainers.evaluation.metrics import MEAN_ACC
@@ -83,8 +83,8 @@ def test_a_soup_takes_what_makes_the_mean_better(train, tmp_path):
     weights, names = load_weights(folder)
     noise = torch.Generator().manual_seed(0)
     ruined = {n: v + torch.randn(v.shape, generator=noise) for n, v in weights.items()}
-    write_weights(open_store(tmp_path / "ruined"), ruined, Header(Progress(), names))
-    folders = [str(folder), str(tmp_path / "ruined"), str(folder)]
+    save_weights(tmp_path, ruined, Header(Progress(), names))
+    folders = [str(folder), str(tmp_path), str(folder)]
     evaluated = evaluation_config(config, trains_text=False)
     merits = iter([1, 2, 2, 2])  # of the larger soup, then of the one so far
     soup = greedy_soup(evaluated, folders, metrics, lambda _: next(merits))

@@ -55,7 +55,7 @@ def noisy(root, noise, seed=0):
 class Slot(InstantSlot):
     """Leaves the weights of a training of `confirm`.
 
-    `trained` has by trial the mean accuracy that its trainings report, and the noise in their
+    `trained` has by trial, or by training, the mean accuracy that is reported, and the noise in the
     weights.
     """
 
@@ -70,8 +70,9 @@ class Slot(InstantSlot):
             return {"done": True, MESSAGE: Failed("OutOfMemoryError: full")}
         message = super().step()
         if message["done"] and self.final_split:
-            acc, noise = self.trained.get(name.partition("-seed-")[0], (0.0, None))
-            message[MESSAGE].metrics.update(dict.fromkeys(METRICS[:3], acc))
+            of_trial = self.trained.get(name.partition("-seed-")[0], (0.0, None))
+            acc, noise = self.trained.get(name, of_trial)
+            message[MESSAGE].metrics.update(dict.fromkeys((*METRICS[:3], "test/mean_acc"), acc))
             if noise is not None:
                 weights, names = noisy(self.root, noise, self.trial["seed"])
                 write_weights(open_store(folder), weights, Header(Progress(6), names))

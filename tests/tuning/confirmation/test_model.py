@@ -68,6 +68,17 @@ def test_a_training_of_confirm_wins(search):
     assert not any("test" in name for name in search.chosen.metrics)
 
 
+def test_a_bound_relative_to_the_best_is_that_of_the_search(whole_root, tmp_path):
+    objective = {"metric": "id_val/acc", "mode": "min"}
+    changes = {"search__objective": objective, "search__checkpoints__keep_top": 0}
+    bound = "id_val/acc >= best - 1"
+    search = Searched(whole_root, tmp_path, search__constraints=[bound], **changes)
+    search.write(3.0)
+    search.trained = {"ft-seed-1000": (5.0, GOOD), "ft-seed-1001": (2.5, GOOD)}
+    search.confirm(seeds=2)
+    assert search.chosen.name == "ft-seed-1001"
+
+
 def test_the_mean_of_plain_fine_tuning_wins(averaged):
     one = averaged.chosen
     assert one.kind == "soup"
