@@ -77,14 +77,17 @@ def greedy_soup(
     `folders` are of checkpoints with the same tensors, the best first; `first` are its metrics.
     """
     run, images = start(config, device=device), load_split(config, "val")
-    soup, total = Soup((0,), first), _added({}, folders[0])
+    soup = Soup((0,), first)
+    total = _added({}, folders[0])
     for index in range(1, len(folders)):
-        used, larger = (*soup.used, index), _added(total, folders[index])
+        used = (*soup.used, index)
+        larger = _added(total, folders[index])
         _load(run, _mean(larger, len(used)))
         with holding(run, run.weights):
             metrics = measure(run, "val", images)
         if merit(metrics) > merit(soup.metrics):
-            soup, total = Soup(used, metrics), larger
+            soup = Soup(used, metrics)
+            total = larger
     return soup
 
 

@@ -53,7 +53,7 @@ def table(results, names, *, of_seeds=True):
         own = by_domain(rows, BOTH)
         if not own:
             continue
-        gaps = [own[domain] - plain[domain] for domain in own]
+        gaps = list(gaps_of(results, name).values())
         levels = [f"{fmean(by_domain(rows, part).values()):.1f}" for part in PARTS]
         if len(own) < len(plain):
             name = f"{name} ({len(own)} of {len(plain)} ID domains)"
@@ -66,17 +66,27 @@ def table(results, names, *, of_seeds=True):
 
 
 def differences(results, names):
-    """The mean of ID and OOD accuracy less that of one plain fine-tuning, for each ID domain."""
-    plain = by_domain(rows_of(results, ONE), BOTH)
-    lines = [[f"less {ONE}", *plain], ["---"] * (1 + len(plain))]
-    for name in names:
-        own = by_domain(rows_of(results, name), BOTH)
-        if own and name != ONE:
-            gaps = [
-                f"{own[domain] - plain[domain]:+.1f}" if domain in own else "" for domain in plain
-            ]
-            lines.append([name, *gaps])
+    """What `gaps_of` finds for each ID domain, then for the model of each search."""
+    rows = {name: gaps_of(results, name) for name in names}
+    searches = sorted({one["search"] for one in results} - {None})
+    for number, search in enumerate(searches, 1):
+        of_search = [one for one in results if one["search"] == search]
+        rows[f"{MODEL}, search {number}"] = gaps_of(of_search, MODEL)
+    domains = by_domain(rows_of(results, ONE), BOTH)
+    lines = [[f"less {ONE}", *domains, "mean"], ["---"] * (2 + len(domains))]
+    for name, gaps in rows.items():
+        if gaps:
+            cells = [f"{gaps[domain]:+.1f}" if domain in gaps else "" for domain in domains]
+            mean = difference(list(gaps.values())) if len(gaps) == len(domains) else ""
+            lines.append([name, *cells, mean])
     return markdown(lines)
+
+
+def gaps_of(results, name):
+    """By ID domain, the mean of ID and OOD accuracy less that of one plain fine-tuning."""
+    plain = by_domain(rows_of(results, ONE), BOTH)
+    own = by_domain(rows_of(results, name), BOTH)
+    return {domain: own[domain] - plain[domain] for domain in plain if domain in own}
 
 
 def markdown(lines):

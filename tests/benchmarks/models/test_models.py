@@ -44,7 +44,20 @@ def test_a_row_that_lacks_a_domain_has_its_difference_alone():
     *_, row = table([*plain, other], [OTHER], of_seeds=False).splitlines()
     assert row == f"| {OTHER} (1 of 2 ID domains) |  |  |  | +2.0 |"
     *_, row = differences([*plain, other], [OTHER]).splitlines()
-    assert row == f"| {OTHER} | +2.0 |  |"
+    assert row == f"| {OTHER} | +2.0 |  |  |"
+
+
+def test_the_model_of_each_search_stands_beside_the_plain_fine_tunings_of_its_own():
+    common = {"domain": "photo", "seed": 0, "ood": 40.0}
+    found = [
+        {**common, "search": search, "row": row, "id": accuracy}
+        for search, plain, model in ((0, 50.0, 54.0), (10, 60.0, 61.0))
+        for row, accuracy in ((ONE, plain), (MODEL, model))
+    ]
+    *_, both, first, second = differences(found, [MODEL]).splitlines()
+    assert both == f"| {MODEL} | +1.2 | +1.2 |"
+    assert first == f"| {MODEL}, search 1 | +2.0 | +2.0 |"
+    assert second == f"| {MODEL}, search 2 | +0.5 | +0.5 |"
 
 
 @pytest.mark.nightly
