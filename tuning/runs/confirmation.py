@@ -148,13 +148,9 @@ class Confirmation:
 
     def estimate(self, trial_id: str, metric: str) -> Estimate | None:
         """The mean over the seeds; None if none has a result."""
-        values, right = self.values(trial_id, metric), self.right(trial_id, metric)
-        images = [
-            (weight, np.stack([of_seed[domain] for of_seed in right.values()]))
-            for domain, weight in self.weights(metric).items()
-            if right
-        ]
-        return estimate(list(values.values()), images) if values else None
+        values = self.values(trial_id, metric)
+        images = self.images(metric, [*self.right(trial_id, metric).values()])
+        return estimate([*values.values()], images) if values else None
 
     def means(self, trial_id: str) -> dict[str, float]:
         """The mean of each metric over the seeds that have a result."""
@@ -171,14 +167,9 @@ class Confirmation:
         """
         of, its = self.values(trial_id, metric), self.values(other_id, metric)
         right, its_right = self.right(trial_id, metric), self.right(other_id, metric)
-        seeds = [seed for seed in right if seed in its_right]
-        images = [
-            (weight, np.stack([right[seed][domain] - its_right[seed][domain] for seed in seeds]))
-            for domain, weight in self.weights(metric).items()
-            if seeds
-        ]
+        rows = [minus(right[seed], its_right[seed]) for seed in right if seed in its_right]
         gaps = [value - its[seed] for seed, value in of.items() if seed in its]
-        return estimate(gaps, images) if gaps else None
+        return estimate(gaps, self.images(metric, rows)) if gaps else None
 
     @property
     def has_predictions(self) -> bool:
@@ -197,6 +188,11 @@ class Confirmation:
         shares |= {domain: (100 - id_share) / len(ood) for domain in ood}
         return {domain: share for domain, share in shares.items() if share}
 
+    def images(self, metric: str, rows: Sequence[Right]) -> list[tuple[float, np.ndarray]]:
+        """Of each domain in a test accuracy: its share, and the rows as one array."""
+        shares = self.weights(metric).items() if rows else ()
+        return [(share, np.stack([row[domain] for row in rows])) for domain, share in shares]
+
     def right(self, trial_id: str, metric: str) -> dict[int, Right]:
         """Seed -> right and wrong images of the test splits, where predictions are stored."""
         column = "zero_shot" if trial_id == ZERO_SHOT else "predicted"
@@ -210,17 +206,13 @@ class Confirmation:
 
     @cached_property
     def _right(self) -> dict[tuple[str, int], dict[str, Right]]:
-        """Of each training whose predictions are stored: by column of its file. A damaged file is
-        left out."""
-        found = {}
-        for (name, seed), result in self.results.items():
-            path = predictions_path(self.search.run_folder, result.trial_id)
-            if seed is not None and path.is_file():
-                try:
-                    found[name, seed] = read_right(path)
-                except (OSError, ValueError, KeyError) as error:
-                    logger.warning("%s cannot be read: %s", path, first_line(error))
-        return found
+        """Of each training whose predictions are stored: by column of its file."""
+        folder = self.search.run_folder
+        return {
+            (name, seed): columns
+            for (name, seed), result in self.results.items()
+            if seed is not None and (columns := read_right(folder, result.trial_id))
+        }
 
 
 def predictions_path(run_folder: Path, training: str) -> Path:
@@ -228,20 +220,33 @@ def predictions_path(run_folder: Path, training: str) -> Path:
     return run_folder / CONFIRM_FOLDER / PREDICTIONS_FOLDER / f"{training}.parquet"
 
 
-def read_right(path: Path) -> dict[str, Right]:
-    """For `predicted`, `zero_shot` and `end` of a file of predictions: the right images."""
+def read_right(run_folder: Path, training: str) -> dict[str, Right]:
+    """The right images by `predicted`, `zero_shot` and `end` of a training's predictions.
+
+    Nothing without a file; a damaged one is named and left out.
+    """
+    path = predictions_path(run_folder, training)
+    if not path.is_file():
+        return {}
     import pandas as pd
 
-    frame = pd.read_parquet(path)
-    if "end" not in frame:  # it was chosen itself
-        frame["end"] = frame["predicted"]
-    domains = list(frame.groupby("domain", observed=True))
-    return {
-        name: {
-            str(domain): (rows[name] == rows["label"]).to_numpy(np.int8) for domain, rows in domains
+    try:
+        frame = pd.read_parquet(path)
+        if "end" not in frame:  # it was chosen itself
+            frame["end"] = frame["predicted"]
+        domains = list(frame.groupby("domain", observed=True))
+        return {
+            name: {str(d): (rows[name] == rows["label"]).to_numpy(np.int8) for d, rows in domains}
+            for name in ("predicted", "zero_shot", "end")
         }
-        for name in ("predicted", "zero_shot", "end")
-    }
+    except (OSError, ValueError, KeyError) as error:
+        logger.warning("%s cannot be read: %s", path, first_line(error))
+        return {}
+
+
+def minus(ours: Right, its: Right) -> Right:
+    """Image by image, 1 where only the first model is right, and -1 where only the other one is."""
+    return {domain: ours[domain] - its[domain] for domain in ours}
 
 
 def training_name(key: Key, attempt: int = 1) -> str:

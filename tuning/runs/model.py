@@ -7,17 +7,13 @@ the confirmation.
 
 from __future__ import annotations
 
-import logging
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Final, Literal, TypeAlias
 
-import numpy as np
-
 from trainers.data.store import Store, open_store, url_of
-from trainers.errors import first_line
 from trainers.evaluation.metrics import ID, MEAN_OOD, MetricKey
 from tuning.config.objectives import Constraint, Objective
 from tuning.runs.confirmation import (
@@ -27,10 +23,9 @@ from tuning.runs.confirmation import (
     TESTED,
     Confirmation,
     Estimate,
-    Right,
     estimate,
+    minus,
     over_images,
-    predictions_path,
     read_right,
     results_path,
     trained,
@@ -39,8 +34,6 @@ from tuning.runs.history import Event, JournalReader
 from tuning.runs.ranking import finished_trials
 from tuning.runs.records import ZERO_SHOT, SearchRecord, TrialRecord
 from tuning.runs.run_folder import RunFolder
-
-logger = logging.getLogger(__name__)
 
 Kind: TypeAlias = Literal["single", "soup"]
 """One training of the search or of `confirm`, or the zero-shot model; a mean of trainings."""
@@ -202,33 +195,26 @@ def findings(confirmation: Confirmation, model: Model) -> list[Finding]:
     is a draw of its seed as well, also if the model is made of some of these draws.
     """
     search = confirmation.search
+    before = confirmation.zero_shot
     domains = [ID, *([MEAN_OOD] if search.ood_domains else []), *search.ood_domains]
-    metrics = [str(MetricKey(SPLIT, domain, "acc")) for domain in domains]
-    columns = _right(confirmation, model)
-    shares = {metric: confirmation.weights(metric) for metric in metrics}
-
-    def against(other: Right | None, metric: str) -> list[tuple[float, np.ndarray]]:
-        """Right images, or the differences to those of another model, as one row."""
-        if columns is None:
-            return []
-        right = columns["predicted"]
-        rows = {d: right[d] if other is None else right[d] - other[d] for d in shares[metric]}
-        return [(share, rows[d][None]) for d, share in shares[metric].items()]
-
-    test, before = model.test, confirmation.zero_shot
-    known = [metric for metric in metrics if metric in test]
-    own = {metric: over_images(test[metric], against(None, metric)) for metric in known}
-    zero_shot = columns["zero_shot"] if columns is not None else None
-    to_zero_shot = {
-        metric: over_images(test[metric] - before[metric], against(zero_shot, metric))
-        for metric in known
-        if metric in before
-    }
-    to_ft = {
-        metric: gap
-        for metric in known
-        if (gap := _to_ft(confirmation, model, metric, columns)) is not None
-    }
+    columns = read_right(search.run_folder, model.training)
+    ours = [columns["predicted"]] if columns else []
+    own: dict[str, Estimate] = {}
+    to_zero_shot: dict[str, Estimate] = {}
+    to_ft: dict[str, Estimate] = {}
+    for metric in (str(MetricKey(SPLIT, domain, "acc")) for domain in domains):
+        if (value := model.test.get(metric)) is None:
+            continue
+        own[metric] = over_images(value, confirmation.images(metric, ours))
+        if metric in before:
+            rows = [minus(right, columns["zero_shot"]) for right in ours]
+            images = confirmation.images(metric, rows)
+            to_zero_shot[metric] = over_images(value - before[metric], images)
+        if of_ft := confirmation.values(FT, metric):
+            its = confirmation.right(FT, metric)
+            rows = [minus(right, its[seed]) for right in ours for seed in of_ft if seed in its]
+            gaps = [value - other for other in of_ft.values()]
+            to_ft[metric] = estimate(gaps, confirmation.images(metric, rows))
     found = [
         Finding(OWN, own),
         Finding(f"than {ZERO_SHOT}", to_zero_shot),
@@ -288,29 +274,3 @@ def _values(found: Finding, sign: str = "") -> str:
     whole = [words.pop(domain) for domain in ("ID", "OOD") if domain in words]
     each = f" ({', '.join(words.values())})" if words and not sign else ""
     return ", ".join(whole) + each
-
-
-def _to_ft(
-    confirmation: Confirmation, model: Model, metric: str, columns: Mapping[str, Right] | None
-) -> Estimate | None:
-    """The difference of a model to plain fine-tuning; None if no training of that has a result."""
-    values, right = confirmation.values(FT, metric), confirmation.right(FT, metric)
-    if not values:
-        return None
-    gaps = [model.test[metric] - value for value in values.values()]
-    images = []
-    if columns is not None and (stored := [right[seed] for seed in values if seed in right]):
-        for domain, share in confirmation.weights(metric).items():
-            others = np.stack([of_seed[domain] for of_seed in stored])
-            images.append((share, columns["predicted"][domain][None] - others))
-    return estimate(gaps, images)
-
-
-def _right(confirmation: Confirmation, model: Model) -> Mapping[str, Right] | None:
-    """The right images of a model and of the zero-shot model; None if they cannot be read."""
-    path = predictions_path(confirmation.search.run_folder, model.training)
-    try:
-        return read_right(path) if path.is_file() else None
-    except (OSError, ValueError, KeyError) as error:
-        logger.warning("%s cannot be read: %s", path, first_line(error))
-        return None

@@ -1,5 +1,6 @@
 """What is said of a model: intervals, and sentences."""
 
+from pathlib import Path
 from types import SimpleNamespace
 from unittest.mock import patch
 
@@ -12,7 +13,7 @@ from tests.tuning.confirmation.written import write_predictions, write_results
 from tests.tuning.result_tables import printed
 from trainers.evaluation.metrics import ID, MEAN_OOD, MetricKey
 from tuning.config.objectives import Objective, parse_constraint
-from tuning.runs.confirmation import SPLIT, read_confirmation
+from tuning.runs.confirmation import SPLIT, Confirmation, read_confirmation
 from tuning.runs.model import (
     OWN,
     Candidate,
@@ -44,7 +45,8 @@ class Drawn:
         ft_soup: how much better a mean of FT's weights is than one of these on average.
     """
 
-    search = SimpleNamespace(ood_domains=("sketch", "clipart"), run_folder=None)
+    search = SimpleNamespace(ood_domains=("sketch", "clipart"), run_folder=Path())
+    images = Confirmation.images
     spread = 0.12
 
     def __init__(self, random, seeds, ft_soup):
@@ -119,7 +121,7 @@ def test_intervals_hold_as_often_as_they_say(seeds, ft_soup):
     random, hits = np.random.default_rng(seeds), {}
     for _ in range(5000):
         drawn = Drawn(random, seeds, ft_soup)
-        with patch("tuning.runs.model._right", return_value=drawn.columns):
+        with patch("tuning.runs.model.read_right", return_value=drawn.columns):
             found = findings(drawn, drawn.model())
         for one in found:
             for metric, value in one.values.items():
