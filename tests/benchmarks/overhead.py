@@ -40,7 +40,7 @@ from tuning.run import load_run
 from tuning.runs.callbacks import Callback
 from tuning.search import SearchOptions, start_search
 from tuning.views.mlflow.writer import MlflowView
-from tuning.views.results import ResultsView, write_results
+from tuning.views.results import ResultsView
 
 SHORT_TRIALS = (
     "trial.steps=8",
@@ -151,7 +151,9 @@ def driver(folder, rounds, trials):
         searching = cpu_seconds(run_instantly, file)
         resuming = cpu_seconds(resume_instantly, run)
     loaded = load_run(run)
-    showing = cpu_seconds(write_results, loaded.search, loaded.history.records)
+    view = ResultsView(loaded.checkpoint_root)
+    view.start(loaded.search)
+    showing = cpu_seconds(view.write, loaded.history, False)
     yield f"driver, {trials} trials, CPU ms a trial", [1000 * searching / trials]
     yield f"resume of {trials} trials, CPU s", [resuming]
     yield f"page of {trials} trials, CPU s", [showing]

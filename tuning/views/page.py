@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from datetime import datetime
-from pathlib import Path
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
@@ -40,12 +39,11 @@ MAX_NAMED = 3
 def write_page(
     search: SearchRecord,
     records: Sequence[TrialRecord],
-    folder: Path,
     *,
     running: bool = False,
     changed: Sequence[Changed] | str = (),
-) -> Path:
-    """Write the page of the trials so far into a folder, and return its path.
+) -> None:
+    """Write the page of the trials so far into the run folder.
 
     Args:
         running: the page loads itself anew, and Plotly from a file beside it; otherwise it is one
@@ -83,6 +81,7 @@ def write_page(
         changed=() if isinstance(changed, str) else changed,
         unchanged=changed if isinstance(changed, str) else "",
     )
+    folder = search.run_folder / REPORT_FOLDER
     files = {REPORT_FILE: page}
     if running and not (folder / SCRIPT_FILE).is_file():
         files[SCRIPT_FILE] = get_plotlyjs()
@@ -92,7 +91,6 @@ def write_page(
                 file.write(text.encode())
         if not running:
             (folder / SCRIPT_FILE).unlink(missing_ok=True)
-    return folder / REPORT_FILE
 
 
 def _about(search: SearchRecord, records: Sequence[TrialRecord]) -> str:

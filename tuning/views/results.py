@@ -5,13 +5,11 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from dataclasses import replace
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from trainers.errors import ConfigError
 from tuning.runs.history import History
 from tuning.runs.ranking import best_finished
-from tuning.runs.records import SearchRecord, TrialRecord
 from tuning.views.follower import View
 from tuning.views.tables import write_tables
 
@@ -33,7 +31,7 @@ class ResultsView(View):
 
     name = "the page"
 
-    def __init__(self, checkpoints: str | None = None, pause: float = PAUSE_SECONDS) -> None:
+    def __init__(self, checkpoints: str, pause: float = PAUSE_SECONDS) -> None:
         self._checkpoints = checkpoints
         self.seconds = self._pause = pause
 
@@ -43,39 +41,19 @@ class ResultsView(View):
         Raises:
             StorageFailed: the disk is full or fails.
         """
+        # Plotly takes a second to import.
+        from tuning.views.changed_images import changed_images
+        from tuning.views.page import write_page
+
         began = time.monotonic()
-        checkpoints = self._checkpoints if is_over else None
         search = replace(self._search, ended_by=history.ended_by)
-        write_results(search, history.records, checkpoints, running=not is_over)
+        write_tables(search.run_folder, search, history.records)
+        best = best_finished(search, history.records)
+        changed: Sequence[Changed] | str = ()
+        if best is not None and is_over:
+            try:
+                changed = changed_images(search, self._checkpoints, best.trial_id)
+            except ConfigError as error:
+                changed = str(error)
+        write_page(search, history.records, running=not is_over, changed=changed)
         self.seconds = max(self._pause, PAUSE_PER_WRITE * (time.monotonic() - began))
-
-
-def write_results(
-    search: SearchRecord,
-    records: Sequence[TrialRecord],
-    checkpoints: str | None = None,
-    *,
-    running: bool = False,
-) -> Path:
-    """Write the tables and the page of a search.
-
-    Returns:
-        The path of the page.
-
-    Raises:
-        StorageFailed: the disk is full or fails.
-    """
-    # Plotly takes a second to import.
-    from tuning.views.changed_images import changed_images
-    from tuning.views.page import REPORT_FOLDER, write_page
-
-    write_tables(search.run_folder, search, records)
-    best = best_finished(search, records)
-    changed: Sequence[Changed] | str = ()
-    if best is not None and checkpoints is not None:
-        try:
-            changed = changed_images(search, checkpoints, best.trial_id)
-        except ConfigError as error:
-            changed = str(error)
-    folder = search.run_folder / REPORT_FOLDER
-    return write_page(search, records, folder, running=running, changed=changed)

@@ -28,7 +28,6 @@ from tuning.runs.records import trial_label
 from tuning.runs.run_folder import load_run
 from tuning.views.completion import complete_files, complete_mlflow
 from tuning.views.dashboard import OPTUNA_FILE, DashboardView, open_storage
-from tuning.views.page import write_page
 
 pytestmark = pytest.mark.nightly
 
@@ -49,11 +48,9 @@ expect.set_options(timeout=TIMEOUT_MS)
 @pytest.fixture(scope="module")
 def run(images_root, tmp_path_factory):
     folder = write_run(tmp_path_factory.mktemp("runs") / "mine", search_file(images_root), RECORDS)
-    search = load_run(folder).search
-    write_page(search, RECORDS, folder / "report")
     with_database(folder.parent)
-    assert complete_mlflow(load_run(folder)).endswith("has the whole run")
     complete_files(load_run(folder))
+    assert complete_mlflow(load_run(folder)).endswith("has the whole run")
     # A newer search that has nothing to show yet.
     write_run(folder.parent / "begun", search_file(images_root), zero_shot=None, outcome=None)
     return folder

@@ -18,9 +18,10 @@ from trainers.data.dataset import ImageDataset
 from trainers.data.roots import split_fingerprint
 from trainers.data.store import open_store
 from trainers.errors import ConfigError
+from tuning.runs.history import History
 from tuning.views import changed_images as module
 from tuning.views.changed_images import NUM_SHOWN, changed_images
-from tuning.views.results import write_results
+from tuning.views.results import ResultsView
 
 
 @pytest.fixture
@@ -93,5 +94,8 @@ def test_a_trial_without_predictions_says_so(search, tmp_path):
 def test_predictions_that_cannot_be_read_are_named_on_the_page(search, checkpoints, tmp_path):
     (tmp_path / PREDICTIONS).write_bytes(b"no table")
     search = replace(search, run_folder=tmp_path / "run", name="mine")
-    page = write_results(search, [fakes.trial(0)], checkpoints).read_text("utf-8")
+    view = ResultsView(checkpoints)
+    view.start(search)
+    view.write(History((fakes.trial(0),)), is_over=True)
+    page = (search.run_folder / "report" / "index.html").read_text("utf-8")
     assert "Images that became right or wrong are left out: images or predictions cannot be" in page

@@ -37,7 +37,8 @@ def scattered(number):
 
 
 def page_of(records, folder, search=SEARCH, **more):
-    return write_page(search, records, folder, **more).read_text("utf-8")
+    write_page(replace(search, run_folder=folder), records, **more)
+    return (folder / "report" / "index.html").read_text("utf-8")
 
 
 def rows_of(page):
@@ -71,7 +72,7 @@ def test_text_is_escaped_everywhere(tmp_path):
     records.append(fakes.trial(9, outcome="failed", error=f"ValueError: {bad}"))
     changed = [Changed(bad, True, 1, [{"true": bad, "before": bad, "after": bad, "jpeg": ""}])]
     write_results(tmp_path, {("trial-000", 1000): {"id_test/acc": 1.0}}, labels=[bad])
-    page = page_of(records, tmp_path, replace(search, run_folder=tmp_path), changed=changed)
+    page = page_of(records, tmp_path, search, changed=changed)
     assert "<img src=x" not in page
     assert "Confirmed on fresh seeds" in page
 
@@ -81,13 +82,13 @@ def test_the_page_of_a_running_search_loads_itself_anew_and_plotly_from_a_file(t
     small = page_of([], tmp_path, running=True)
     assert 'http-equiv="refresh"' in small
     assert re.search(r"Running, written at \d\d:\d\d:\d\d\.", small)
-    assert (tmp_path / SCRIPT_FILE).is_file()
+    assert (tmp_path / "report" / SCRIPT_FILE).is_file()
     running = fakes.trial(1, outcome="running", curve=())
     page = page_of([fakes.trial(0), running, fakes.trial(2, outcome="stopped")], tmp_path)
     assert "1 of 16 trials of 240 steps done (1 finished, 1 running, 1 stopped)" in page
     for text in ('http-equiv="refresh"', "written at"):
         assert text not in page
-    assert not (tmp_path / SCRIPT_FILE).exists()
+    assert not (tmp_path / "report" / SCRIPT_FILE).exists()
     head = page.split("<body>")[0]
     assert not re.findall(r"<(?:script|link|img)[^>]*(?:src|href)=(?!\"data:)", head)
     assert len(small) < 300_000 < len(page)
@@ -204,7 +205,7 @@ def test_the_commands_of_the_page_name_the_run_as_the_terminal_does(tmp_path, mo
     (tmp_path / "runs" / "mine").mkdir(parents=True)
     (tmp_path / "runs" / "mine" / "search.yaml").touch()
     folder.mkdir(parents=True)
-    page = page_of([fakes.trial(0)], folder, replace(SEARCH, name="mine", run_folder=folder))
+    page = page_of([fakes.trial(0)], folder, replace(SEARCH, name="mine"))
     assert f"lipsum-tune confirm {folder} " in page
 
 
