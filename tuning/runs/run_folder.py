@@ -42,7 +42,6 @@ CONFIRM_FOLDER = "confirm"
 """The run folder of the confirmation, in that of the search."""
 TRAIN_FOLDER: Final = "train"
 """Folder of all trials, below a checkpoint root."""
-TRIAL_PREFIX: Final = "train-"
 
 
 @dataclass(frozen=True)
@@ -97,7 +96,7 @@ def checkpoint_root_of(run_folder: Path, storage: str | None, name: str, run_id:
 
 def trial_path(trial_id: str) -> str:
     """Name of a trial's folder."""
-    return f"{TRIAL_PREFIX}{trial_id}"
+    return f"train-{trial_id}"
 
 
 def find_run(folder: str | Path) -> Path:

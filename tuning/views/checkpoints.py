@@ -23,19 +23,18 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
 from pathlib import Path
 
 from trainers.checkpoints import storage
 from trainers.checkpoints.format import STATE, WEIGHTS
-from trainers.checkpoints.storage import CHECKPOINT, newest_checkpoint
+from trainers.checkpoints.storage import newest_checkpoint
 from trainers.data.store import Store, open_store
 from trainers.errors import system_words
 from tuning.runs.history import History
 from tuning.runs.ranking import first_trial, misses, non_dominated, pareto_front, ranked
 from tuning.runs.records import SearchRecord, TrialRecord
 from tuning.runs.rules import choices
-from tuning.runs.run_folder import TRIAL_PREFIX, trial_path
+from tuning.runs.run_folder import trial_path
 from tuning.views.follower import View
 
 logger = logging.getLogger(__name__)
@@ -115,52 +114,23 @@ class CheckpointsView(View):
 
     def _clean(self) -> None:
         try:
-            trials = list_trials(self._train)
+            names = [info.base_name for info in self._train.list()]
         except OSError as error:
             self._log_once("trials", f"checkpoints cannot be listed: {system_words(error)}")
             return
-        for trial in trials:
-            if trial.trial_id in self._ended:
+        for trial_id in self._ended:
+            if (name := trial_path(trial_id)) in names:
+                folder = self._train.at(name)
                 try:
-                    (keep_weights if trial.trial_id in self._kept else remove)(trial)
+                    (keep_weights if trial_id in self._kept else remove)(folder)
                 except OSError as error:
-                    message = f"{trial.folder.url}: cannot be removed yet: {system_words(error)}"
-                    self._log_once(trial.trial_id, message)
+                    message = f"{folder.url}: cannot be removed yet: {system_words(error)}"
+                    self._log_once(trial_id, message)
 
     def _log_once(self, subject: str, message: str) -> None:
         if subject not in self._logged:
             self._logged.add(subject)
             logger.warning(message)
-
-
-@dataclass(frozen=True)
-class TrialFiles:
-    """Files of a trial at the time of a listing."""
-
-    trial_id: str
-    folder: Store
-    files: set[str] = field(default_factory=set)
-    """Paths in the folder, also those of folders."""
-
-    @property
-    def checkpoints(self) -> list[str]:
-        """Names of the checkpoints, oldest first; some may be incomplete."""
-        return sorted(p for p in self.files if p.startswith(CHECKPOINT) and "/" not in p)
-
-
-def list_trials(train: Store) -> list[TrialFiles]:
-    """Files of all trials, in one listing; empty before the first trial.
-
-    Raises:
-        OSError: the storage cannot be read.
-    """
-    found: dict[str, TrialFiles] = {}
-    for info in train.list(recursive=True):
-        name, _, path = train.relative(info).partition("/")
-        if name.startswith(TRIAL_PREFIX):
-            trial_id = name.removeprefix(TRIAL_PREFIX)
-            found.setdefault(name, TrialFiles(trial_id, train.at(name))).files.add(path)
-    return list(found.values())
 
 
 def kept_checkpoint(train: Store, trial_id: str) -> Store | None:
@@ -176,34 +146,34 @@ def kept_checkpoint(train: Store, trial_id: str) -> Store | None:
     return None if newest is None else folder.at(newest)
 
 
-def keep_weights(trial: TrialFiles) -> None:
+def keep_weights(folder: Store) -> None:
     """Remove everything but the newest weights of a trial that has ended.
 
     Raises:
         OSError: something cannot be read or removed; a second call continues.
     """
-    names = trial.checkpoints
-    if len(names) == 1 and f"{names[0]}/{STATE}" not in trial.files:
+    names = storage.checkpoint_names(folder)
+    if len(names) == 1 and not folder.exists(f"{names[0]}/{STATE}"):
         return
-    newest = newest_checkpoint(trial.folder, names)
+    newest = newest_checkpoint(folder, names)
     if newest is None:
-        remove(trial)
+        remove(folder)
         return
     for name in names:
         if name != newest:
-            storage.remove_checkpoint(trial.folder.at(name))
-    storage.remove_file(trial.folder, f"{newest}/{STATE}")
+            storage.remove_checkpoint(folder.at(name))
+    storage.remove_file(folder, f"{newest}/{STATE}")
 
 
-def remove(trial: TrialFiles) -> None:
+def remove(folder: Store) -> None:
     """Remove all files of a trial, oldest weights first.
 
     Raises:
         OSError: something cannot be removed; a second call continues.
     """
-    for name in trial.checkpoints:
-        storage.remove_file(trial.folder, f"{name}/{WEIGHTS}")
-    storage.remove_folder(trial.folder)
+    for name in storage.checkpoint_names(folder):
+        storage.remove_file(folder, f"{name}/{WEIGHTS}")
+    storage.remove_folder(folder)
 
 
 def remove_folder(url: str | Path) -> None:

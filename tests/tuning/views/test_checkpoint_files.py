@@ -1,4 +1,4 @@
-"""Folders of the trials' checkpoints: listed, reduced to weights, removed, also if killed."""
+"""Folders of the trials' checkpoints: reduced to weights, removed, also if killed."""
 
 import itertools
 
@@ -20,7 +20,7 @@ from trainers.checkpoints.format import (
 from trainers.checkpoints.storage import fetched
 from trainers.data.store import Store
 from tuning.runs.run_folder import trial_path
-from tuning.views.checkpoints import keep_weights, kept_checkpoint, list_trials, remove
+from tuning.views.checkpoints import keep_weights, kept_checkpoint, remove
 
 TRIAL = "trial-000"
 OLD, NEW = "checkpoint_2030-01-01_10-00-00.000000", "checkpoint_2030-01-01_11-00-00.000000"
@@ -36,6 +36,7 @@ def two_checkpoints(train, local):
         for path in (local / STATE, local / PREDICTIONS, local / WEIGHTS):
             with folder.write(f"{name}/{path.name}") as file:
                 file.write(path.read_bytes())
+    return folder
 
 
 def files(train):
@@ -43,13 +44,10 @@ def files(train):
     return {train.relative(info) for info in listed if info.type == fs.FileType.File}
 
 
-def test_a_trial_is_listed_reduced_to_its_newest_weights_and_removed(anywhere, tmp_path):
+def test_a_trial_is_reduced_to_its_newest_weights_and_removed(anywhere, tmp_path):
     train = anywhere
-    assert list_trials(train) == []
-    two_checkpoints(train, tmp_path / "local")
-    (trial,) = list_trials(train)
-    assert (trial.trial_id, trial.checkpoints) == (TRIAL, [OLD, NEW])
-    keep_weights(trial)
+    folder = two_checkpoints(train, tmp_path / "local")
+    keep_weights(folder)
     newest = f"{trial_path(TRIAL)}/{NEW}"
     assert files(train) == {f"{newest}/{WEIGHTS}", f"{newest}/{PREDICTIONS}"}
     kept = kept_checkpoint(train, TRIAL)
@@ -57,8 +55,8 @@ def test_a_trial_is_listed_reduced_to_its_newest_weights_and_removed(anywhere, t
         tensors, class_names = load_weights(here)
     assert float(tensors["head"][0]) == 80
     assert class_names == ("a", "b")
-    remove(list_trials(train)[0])
-    assert list_trials(train) == []
+    remove(folder)
+    assert train.list() == []
     assert kept_checkpoint(train, TRIAL) is None
 
 
@@ -88,15 +86,15 @@ def test_a_killed_removal_leaves_the_newest_weights_or_none(tmp_path, action):
         disk = DyingDisk()
         filesystem = fs.PyFileSystem(fs.FSSpecHandler(disk))
         train = Store(filesystem, str(tmp_path / str(removals)), "dying://")
-        two_checkpoints(train, tmp_path / "local")
+        folder = two_checkpoints(train, tmp_path / "local")
         disk.left = removals
         try:
-            action(list_trials(train)[0])
+            action(folder)
         except KeyboardInterrupt:
             kept = kept_checkpoint(train, TRIAL)
             assert kept is None or saved_step(kept) == 80
             disk.left = float("inf")
-            action(list_trials(train)[0])
+            action(folder)
         else:
             assert removals >= 3
             break
