@@ -263,7 +263,7 @@ def continue_search(
     with open_session(run_folder, file, options, go_on) as session:
         # Preparation: everything that can be refused is checked before a trial starts.
         journal, checkpoints = session.journal, session.checkpoints
-        log = journal.log()
+        log = Log(run_folder)
         before = log.history()
         for name, kind in before.objects.items():
             if name not in objects:

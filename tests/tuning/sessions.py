@@ -13,7 +13,7 @@ from tuning.config.schema import (
     SearchFile,
 )
 from tuning.driver import Driver, Trial
-from tuning.runs.history import read_history
+from tuning.runs.history import Log
 from tuning.runs.journal import Journal
 from tuning.runs.messages import Ended, Failed, Reported
 from tuning.runs.records import TrialRecord
@@ -40,11 +40,12 @@ class Session:
         self.search = search
         self.journal = Journal(search.run_folder)
         self.journal.session_started({})
-        history = read_history(search.run_folder)
+        log = Log(search.run_folder)
+        history = log.history()
         sampler = sampler or SamplerConfig.model_validate(settings)
         self.studies = create_studies(search, space, sampler, pruner)
         self.studies.enqueue_first_points()
-        self.studies.replay(self.journal.log().trial_events)
+        self.studies.replay(log.trial_events)
         section = SearchConfig(
             references=references,
             budget=BudgetConfig(trials=trials, failures=None),

@@ -226,11 +226,6 @@ class Log:
                 self.trial_events.append((event["event"], records[event["trial"]]))
         return self._reader.history()
 
-    @property
-    def last(self) -> float:
-        """See `Replay.last`."""
-        return self._reader.replay.last
-
 
 class Replay:
     """Builds a history from the events of a journal, in their order.

@@ -28,7 +28,7 @@ from pathlib import Path
 from typing import Any
 
 from trainers.errors import ConfigError, StorageFailed, storage_failures, system_words
-from tuning.runs.history import FORMAT, JOURNAL_FILE, Event, Log, line_of, read_history
+from tuning.runs.history import FORMAT, JOURNAL_FILE, Event, JournalReader, line_of, read_history
 from tuning.runs.records import STEP, TRAIN_CURVE, SearchOutcome, TrialRecord
 
 LOCK_FILE = "journal.lock"
@@ -62,9 +62,9 @@ class Journal:
         self._writing = threading.Lock()  # a thread that waits for a lost Ray may write late
         self._last_write = 0.0
         self._lines = self._size = 0  # of the file after the last write
-        self._log: Log | None = Log(run_folder)
+        reader = JournalReader(run_folder, whole=True)
         try:
-            found = self._log.history()
+            found = reader.read()
         except ConfigError:
             self.close()
             raise
@@ -72,15 +72,10 @@ class Journal:
         self.synced = path.stat().st_size
         """Bytes of the file that stay there. A line that could not be synced is cut off again."""
         # A session goes on after the one before it, also if the clock was set back meanwhile.
-        self._clock_offset = max(time.time(), self._log.last) - time.monotonic()
+        self._clock_offset = max(time.time(), reader.replay.last) - time.monotonic()
         self.run_id = found.run_id or secrets.token_hex(4)
         if not found.run_id:
             self._append({"event": "created", "format": FORMAT, "id": self.run_id})
-
-    def log(self) -> Log:
-        """What was read when the journal was opened. Only the first caller gets that."""
-        log, self._log = self._log or Log(self._path.parent), None
-        return log
 
     def now(self) -> float:
         """Unix time in seconds. It never goes back, whatever happens to the clock."""
