@@ -17,7 +17,7 @@ from tuning.runs.confirmation import END, FT, SPLIT, Confirmation, Estimate
 from tuning.runs.model import OWN, Model, coverage_in_words, findings
 from tuning.runs.records import METHOD_KEY, SECONDS, UNTUNED, ZERO_SHOT
 from tuning.runs.rules import BY_METHOD, chosen_with_ood, rules_of
-from tuning.views.formatting import format_difference, format_mean, format_params, format_seconds
+from tuning.views.formatting import format_params, format_seconds
 from tuning.views.result_table import Cell, ResultTable
 
 _ID_ACC: Final = str(MetricKey(SPLIT, ID, "acc"))
@@ -115,8 +115,9 @@ def _means(
     cells = dict.fromkeys(metrics, "-")
     for metric in metrics:
         if found := confirmation.estimate(trial_id, prefix + metric):
-            sd = math.nan if trial_id == ZERO_SHOT else found.sd
-            cells[metric] = format_mean(found.mean, sd)
+            cells[metric] = f"{found.mean:.1f}"
+            if trial_id != ZERO_SHOT and not math.isnan(found.sd):
+                cells[metric] += f" ± {found.sd:.1f}"
             if found.covers_images:
                 low, high = max(0.0, found.low), min(100.0, found.high)  # of a percentage
                 cells[metric] += f"\n[{low:.1f}, {high:.1f}]"
@@ -124,7 +125,11 @@ def _means(
 
 
 def _difference(found: Estimate | None) -> Cell:
-    return "-" if found is None else format_difference(found.mean, found.low, found.high)
+    """A difference and its interval, in bold if that excludes 0."""
+    if found is None or math.isnan(found.low):
+        return "-" if found is None else f"{found.mean:+.1f}"
+    style = "bold" if found.low > 0 or found.high < 0 else ""
+    return Text(f"{found.mean:+.1f}\n[{found.low:+.1f}, {found.high:+.1f}]", style)
 
 
 def model_table(confirmation: Confirmation, models: Sequence[Model]) -> ResultTable | None:

@@ -6,7 +6,6 @@ import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 
 from rich.console import Console
-from rich.text import Text
 
 from trainers.evaluation.metrics import in_percent
 from tuning.runs.ranking import accuracy_margin
@@ -79,19 +78,6 @@ def format_seconds(seconds: float | None) -> str:
 def format_hours(hours: float) -> str:
     """Format as `0.056`, `9.3` or `1,234`: 2 significant digits, or a whole number from 10 on."""
     return f"{hours:.2g}" if hours < 9.95 else f"{hours:,.0f}"
-
-
-def format_mean(mean: float, sd: float) -> str:
-    """Format a mean ± standard deviation; the mean alone if `sd` is NaN."""
-    return f"{mean:.1f}" if math.isnan(sd) else f"{mean:.1f} ± {sd:.1f}"
-
-
-def format_difference(mean: float, low: float, high: float) -> Text:
-    """Format a difference and its interval, in bold if that excludes 0; NaN for no interval."""
-    if math.isnan(low):
-        return Text(f"{mean:+.1f}")
-    style = "bold" if low > 0 or high < 0 else ""
-    return Text(f"{mean:+.1f}\n[{low:+.1f}, {high:+.1f}]", style)
 
 
 def format_outcomes(records: Iterable[TrialRecord]) -> str:

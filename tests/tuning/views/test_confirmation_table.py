@@ -8,6 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+from rich.text import Text
 
 from tests.tuning import fakes
 from tests.tuning.confirmation.written import result, write_predictions
@@ -62,7 +63,11 @@ def shown(found):
 
 def test_means_and_paired_differences(screen):
     failed = {("trial-004", 1002): "OutOfMemoryError: full"}
-    screen("confirmed", shown(replace(confirmation(rules=("id_val",)), failed=failed)))
+    found = replace(confirmation(rules=("id_val",)), failed=failed)
+    screen("confirmed", shown(found))
+    cells = [row[1] for row in confirmation_table(found).rows]
+    bold = [cell.plain for cell in cells if isinstance(cell, Text) and cell.style == "bold"]
+    assert bold == ["+4.0\n[+4.0, +4.0]"]  # the other intervals hold 0
 
 
 def test_methods_are_also_compared_with_fine_tuning_as_tuned(screen):
