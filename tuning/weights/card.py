@@ -18,7 +18,7 @@ from trainers.evaluation.metrics import ID, MEAN_OOD, MetricKey
 from trainers.models.config import HUB, ModelConfig
 from tuning.runs.confirmation import SPLIT as TEST
 from tuning.views.formatting import format_value
-from tuning.weights.sources import SPLIT
+from tuning.weights.sources import SPLIT, THIS
 
 _TASK = "image-classification"
 _USE = """
@@ -105,14 +105,11 @@ def card_data(title: str, trial: TrialConfig, about: Mapping[str, Any]) -> Model
     """
     sources, root = _hub_sources(trial), trial.data.root
     folder = Path(root.partition("?")[0]).name
-    tested: Mapping[str, Mapping[str, Any]] = about["test"]
-    label, measured = next(iter(tested.items())) if tested else ("", {})
-    seeds = measured.get("seeds")
-    means = f", mean of {seeds} trainings of {label} with fresh seeds" if seeds else ""
+    tested: Mapping[str, float] = about["test"].get(THIS, {}).get("metrics", {})
     results = []
     for domain in trial.data.domains:
         column = ID if domain == trial.data.id_domain else domain
-        accuracy = measured.get("metrics", {}).get(str(MetricKey(TEST, column, "acc")))
+        accuracy = tested.get(str(MetricKey(TEST, column, "acc")))
         if accuracy is not None:
             source = sources.get(domain, {})
             result = EvalResult(
@@ -123,7 +120,7 @@ def card_data(title: str, trial: TrialConfig, about: Mapping[str, Any]) -> Model
                 dataset_revision=source.get("revision"),
                 dataset_split=TEST,
                 metric_type="accuracy",
-                metric_name=f"Accuracy{means}",
+                metric_name="Accuracy",
                 metric_value=round(accuracy / 100, 4),
             )
             results.append(result)
