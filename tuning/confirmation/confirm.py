@@ -38,9 +38,8 @@ from tuning.runs.confirmation import (
     confirm_history,
     failures_of,
     predictions_path,
-    readings_of,
+    read_confirmation,
     results_of,
-    sessions_of,
     training_name,
 )
 from tuning.runs.environment import check_same_inputs
@@ -103,7 +102,8 @@ def confirm(
     check_followed(run.unknown, run.folder / CONFIG_FILE)
     search, file, records = run.search, run.file, run.history.records
     trials = chosen(search, records, top, rules)
-    readings = readings_of(sessions_of(run.folder))
+    before = read_confirmation(search)
+    readings = before.readings if before else ()
     known = dict.fromkeys(name for reading in readings for name in reading)
     others = [one.trial_id for one in trials if one.trial_id not in known]
     if known and others and not again:
@@ -116,7 +116,7 @@ def confirm(
     wanted: dict[Key, TrialRecord] = {
         (one.trial_id, seed): one for seed in fresh for one in configurations
     }
-    results = results_of(confirm_history(run.folder))
+    results = before.results if before else {}
     missing = {(ZERO_SHOT, None), *wanted} - results.keys()
     builds = needs_model(run, again)
     if missing or builds or _left(run, results.values()):
@@ -134,18 +134,16 @@ def confirm(
         names = [one.trial_id for one in trials]
         options = SearchOptions(address=address, console=console)
         _train_and_build(run, wanted, names, builds, options)
-    history = confirm_history(run.folder)
-    results = results_of(history)
-    write_table(run.folder / CONFIRM_FOLDER, "results", results_table(results))
-    failures = failures_of(history)
-    failed = {key: failures[key][-1].error_line for key in wanted if key in failures}
-    readings = readings_of(sessions_of(run.folder))
-    confirmation = Confirmation(search, fresh, configurations, results, failed, readings, seeds)
+    found = read_confirmation(search)
+    assert found is not None  # at least the zero-shot model was measured
+    write_table(run.folder / CONFIRM_FOLDER, "results", results_table(found.results))
+    failed = {key: found.failed[key] for key in wanted if key in found.failed}
+    found = replace(found, seeds=fresh, configurations=configurations, failed=failed, wanted=seeds)
     run = load_run(folder)  # the search may have gone on
     for problem in complete_files(run):  # the results are stored, and the command prints them
         console.print(f"note: {problem}", soft_wrap=True)
     show_phase(console, "MLflow", complete_mlflow(run))  # uploads the page
-    return confirmation
+    return found
 
 
 def chosen(

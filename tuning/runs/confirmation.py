@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -278,35 +278,25 @@ def confirm_history(run_folder: Path) -> History:
     return read_history(path.parent) if path.is_file() else History()
 
 
-@dataclass
-class Session:
-    """A call of `confirm`."""
+def readings_of(run_folder: Path) -> tuple[list[tuple[str, ...]], int]:
+    """The trials for which each call of `confirm` has read the test splits, without FT, and the
+    number of seeds that the last call was asked for.
 
-    chosen: tuple[str, ...]
-    """The trials that it trains, without FT."""
-    seeds: int
-    """Fresh seeds of each."""
-    has_result: bool = False
-    """Whether a training has finished, or the model was tested: until then no test accuracy was
-    shown."""
-
-
-def sessions_of(run_folder: Path) -> list[Session]:
-    """The calls of `confirm` that have begun to train, in their order."""
-    path, found = results_path(run_folder), list[Session]()
+    A call shows test accuracies once a training has finished, or the model was tested.
+    """
+    readings: list[tuple[str, ...]] = []
+    chosen: tuple[str, ...] = ()
+    wanted = 0
+    path = results_path(run_folder)
     for event in JournalReader(path.parent).events() if path.is_file() else ():
         if event["event"] == "session":
-            found.append(Session(tuple(event.get("chosen", ())), event.get("seeds", 0)))
-        elif event["event"] == TESTED or (
-            event["event"] == "ended" and event["outcome"] == "finished"
-        ):
-            found[-1].has_result = True
-    return found
-
-
-def readings_of(sessions: Iterable[Session]) -> list[tuple[str, ...]]:
-    """The trials for which each call of `confirm` has read the test splits."""
-    return [session.chosen for session in sessions if session.has_result and session.chosen]
+            chosen = tuple(event.get("chosen", ()))
+            wanted = event.get("seeds", 0)
+        is_result = event["event"] == "ended" and event["outcome"] == "finished"
+        if chosen and (is_result or event["event"] == TESTED):
+            readings.append(chosen)
+            chosen = ()
+    return readings, wanted
 
 
 def results_of(history: History) -> dict[Key, TrialRecord]:
@@ -359,7 +349,6 @@ def read_confirmation(search: SearchRecord) -> Confirmation | None:
         found[trial_id] = replace(result, trial_id=trial_id, params=params, labels=labels)
     seeds = sorted({seed for _, seed in results if seed is not None})
     failed = {key: attempts[-1].error_line for key, attempts in failures_of(history).items()}
-    sessions = sessions_of(search.run_folder)
-    wanted = sessions[-1].seeds if sessions else 0
-    readings, configurations = readings_of(sessions), tuple(found.values())
+    readings, wanted = readings_of(search.run_folder)
+    configurations = tuple(found.values())
     return Confirmation(search, tuple(seeds), configurations, results, failed, readings, wanted)

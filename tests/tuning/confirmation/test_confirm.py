@@ -42,10 +42,8 @@ from tuning.runs.confirmation import (
     REFERENCE,
     confirm_history,
     read_confirmation,
-    readings_of,
     results_of,
     results_path,
-    sessions_of,
 )
 from tuning.runs.history import History
 from tuning.runs.model import model_folder, models_tested
@@ -292,7 +290,7 @@ def test_an_interrupted_confirmation_counts_once_a_training_has_ended(
         with pytest.raises(KeyboardInterrupt):
             run(seeds=2, top=2)
     assert confirm_history(folder).records[-1].outcome == "stopped"
-    assert readings_of(sessions_of(folder)) == readings
+    assert read_confirmation(load_run(folder).search).readings == readings
     found = run(seeds=2, top=2)
     assert found.results.keys() >= {*KEYS}
     assert found.readings == [*readings, ("trial-000", "trial-001")]
