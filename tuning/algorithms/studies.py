@@ -315,7 +315,7 @@ def violations(
     search: SearchRecord, record: TrialRecord, bests: Mapping[str, float]
 ) -> dict[str, float]:
     """Constraint -> violation by a trial, finite."""
-    missed = search.violations(record.last, bests)
+    missed = search.violations(record, bests)
     return {text: min(violation, _WORST) for text, violation in missed.items()}
 
 

@@ -75,7 +75,7 @@ def misses(search: SearchRecord, records: Iterable[TrialRecord]) -> dict[str, di
     trials = [record for record in records if record.kind == "trial"]
     bests = search.bests(trials)
     return {
-        record.trial_id: {t: v for t, v in search.violations(record.last, bests).items() if v > 0}
+        record.trial_id: {t: v for t, v in search.violations(record, bests).items() if v > 0}
         for record in trials
     }
 
@@ -132,7 +132,7 @@ def stronger_reference(search: SearchRecord, records: Sequence[TrialRecord]) -> 
         for record in references(search, records)
         if (values := search.values(record)) is not None
         and all(values != own and all(map(operator.ge, values, own)) for own in best)
-        and all(amount <= 0 for amount in search.violations(record.last, bests).values())
+        and all(amount <= 0 for amount in search.violations(record, bests).values())
     ]
     return max(stronger, key=lambda pair: pair[0], default=((), None))[1]
 

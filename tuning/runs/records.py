@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Final, Literal, TypeAlias
@@ -300,15 +300,9 @@ class SearchRecord:
         signed = tuple(o.signed(value) for o, value in found if value is not None)
         return signed if len(signed) == len(found) else None
 
-    def bests(
-        self, records: Iterable[TrialRecord], before: Mapping[str, float] | None = None
-    ) -> dict[str, float]:
-        """The best value of each constraint's metric among finished trials, by constraint text.
-
-        Args:
-            before: that of other trials, which count as well.
-        """
-        found = dict(before or {})
+    def bests(self, records: Iterable[TrialRecord]) -> dict[str, float]:
+        """The best value of each constraint's metric among finished trials, by constraint text."""
+        found: dict[str, float] = {}
         for record, constraint in itertools.product(records, self.constraints):
             value = record.last(constraint.metric)
             if record.kind == "trial" and record.outcome == "finished" and value is not None:
@@ -316,16 +310,10 @@ class SearchRecord:
                 found[constraint.text] = better(found.get(constraint.text, value), value)
         return found
 
-    def violations(
-        self, last: Callable[[str], float | None], bests: Mapping[str, float]
-    ) -> dict[str, float]:
-        """How far a trial is from meeting each constraint; at most 0 if it is met.
-
-        Args:
-            last: the trial's last value of a metric.
-        """
+    def violations(self, record: TrialRecord, bests: Mapping[str, float]) -> dict[str, float]:
+        """How far a trial is from meeting each constraint; at most 0 if it is met."""
         return {
-            c.text: c.violation(last(c.metric), c.bound(self.zero_shot, bests.get(c.text)))
+            c.text: c.violation(record.last(c.metric), c.bound(self.zero_shot, bests.get(c.text)))
             for c in self.constraints
         }
 

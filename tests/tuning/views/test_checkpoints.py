@@ -105,7 +105,7 @@ def ranked_by_hand(search, records):
     bests = search.bests(records)
 
     def key(record):
-        missed = sum(max(0, v) for v in search.violations(record.last, bests).values())
+        missed = sum(max(0, v) for v in search.violations(record, bests).values())
         return missed, -record.metrics["ood_val/mean_acc"], record.number
 
     return sorted(records, key=key)
@@ -153,7 +153,7 @@ def test_a_tightening_bound_chooses_among_the_weights_that_exist(tmp_path, lines
         candidates = on_disk(tmp_path)
         assert candidates >= chosen_by_any(search, ended)
         best = ranked_by_hand(search, trials[:number])[0]
-        meets = all(v <= 0 for v in search.violations(best.last, search.bests(ended)).values())
+        meets = all(v <= 0 for v in search.violations(best, search.bests(ended)).values())
         assert best.trial_id in candidates or not meets
         # The bounds are those of all trials, also of the ones whose weights were removed.
         bests, bests_of_all = search.bests(ended), search.bests(trials[:number])
