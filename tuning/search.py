@@ -370,4 +370,4 @@ def dashboard_view(
             raise
         logger.warning("the Optuna study of the dashboard is not written: %s", error)
         return []
-    return [DashboardView(storage, file.search_space())]
+    return [DashboardView(storage)]

@@ -54,7 +54,7 @@ def test_what_is_sent_twice_is_there_once(postgres, server, images_root, tmp_pat
     files = {path.name for path in server.artifacts.rglob("*") if path.is_file()}
     assert files == {"search.yaml", "environment.json"}
     loaded, storage = load_run(run), open_storage(run, postgres.url("optuna"))
-    assert not complete(loaded.search, [DashboardView(storage, loaded.file.search_space())])
+    assert not complete(loaded.search, [DashboardView(storage)])
     study = optuna.load_study(study_name=None, storage=postgres.url("optuna"))
     assert len(study.trials) == 14
 

@@ -29,8 +29,7 @@ def complete_files(run: RunFolder) -> list[str]:
     views: list[View] = [ResultsView(url_of(run.checkpoint_root, TRAIN_FOLDER))]
     problems = []
     try:
-        storage = open_storage(run.folder, run.file.search.study_storage)
-        views.append(DashboardView(storage, run.file.search_space()))
+        views.append(DashboardView(open_storage(run.folder, run.file.search.study_storage)))
     except ConfigError as error:
         problems.append(str(error))
     with quiet_optuna():

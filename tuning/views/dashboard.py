@@ -19,7 +19,6 @@ from optuna.storages import BaseStorage, InMemoryStorage, JournalStorage, RDBSto
 from optuna.storages.journal import JournalFileBackend
 from optuna.trial import FrozenTrial, TrialState
 
-from search_spaces import SearchSpace
 from trainers.errors import ConfigError, first_line
 from trainers.redact import redact
 from tuning.algorithms.studies import (
@@ -73,9 +72,8 @@ class DashboardView(View):
 
     name = "the Optuna study of the dashboard"
 
-    def __init__(self, storage: BaseStorage, space: SearchSpace | None) -> None:
+    def __init__(self, storage: BaseStorage) -> None:
         self._storage = storage
-        self._parts = {} if space is None else space.parts()
         self._study: optuna.Study | None = None  # found again after an error
         self._written: set[str] = set()
 
@@ -128,12 +126,13 @@ class DashboardView(View):
                 values = None
         params = {}
         distributions = {}
-        for method, space in self._parts.items():
+        parts = search.space.parts() if search.space else {}
+        for method, space in parts.items():
             if record.params.get(METHOD_KEY) == method and is_inside(point_of(record), space):
                 params = dict(record.params)
                 distributions = space.distributions()
                 if method is not None:
-                    distributions[METHOD_KEY] = CategoricalDistribution(list(self._parts))
+                    distributions[METHOD_KEY] = CategoricalDistribution(list(parts))
         curve = record.curve if len(search.objectives) == 1 else ()
         metric = search.objectives[0].metric
         metrics = record.metrics.items()
@@ -159,7 +158,7 @@ class DashboardView(View):
 def study_of(search: SearchRecord, records: Sequence[TrialRecord]) -> optuna.Study:
     """The study of a search with the trials that have ended, in memory."""
     storage = InMemoryStorage()
-    view = DashboardView(storage, search.space)
+    view = DashboardView(storage)
     with quiet_optuna():
         view.start(search)
         view.write(History(tuple(records)), is_over=True)

@@ -196,7 +196,7 @@ def dashboard(images_root, tmp_path):
     records = [trial(number, 85.0 + number, 62.0, lr=1e-5 * 10**number) for number in range(3)]
     folder = write_run(tmp_path / "small", search_file(images_root), records, outcome=None)
     storage, port = open_storage(folder, None), free_ports(1)
-    view = DashboardView(storage, load_run(folder).file.search_space())
+    view = DashboardView(storage)
     view.start(load_run(folder).search)
     view.write(History(tuple(records)), is_over=False)
     command = [Path(sys.executable).with_name("optuna-dashboard"), folder / OPTUNA_FILE]

@@ -52,11 +52,11 @@ def opened(request, tmp_path):
 
 @pytest.fixture
 def search(tmp_path):
-    return fakes.search_record(tmp_path, run_id="1234")
+    return fakes.search_record(tmp_path, run_id="1234", space=SPACE)
 
 
-def view(search, storage, space=SPACE):
-    started = DashboardView(storage, space)
+def view(search, storage):
+    started = DashboardView(storage)
     started.start(search)
     return started
 
@@ -141,7 +141,7 @@ def test_all_methods_are_in_one_study(opened, search):
     kd = record(1, params={METHOD_KEY: "kd", "optim.lr": 1e-4})
     outside = record(2, params={METHOD_KEY: "ft", "optim.lr": 1.0})  # of an earlier space
     records = [record(0, params={METHOD_KEY: "ft", "optim.lr": 1e-5}), kd, outside]
-    write(view(search, opened(), OTHER), *records)
+    write(view(replace(search, space=OTHER), opened()), *records)
     assert [trial.params for trial in study(opened()).trials] == [
         *(r.params for r in records[:2]),
         {},
