@@ -15,7 +15,7 @@ from typing import Any, TypeVar
 from trainers.checkpoints.format import whole_header
 from trainers.config import TrialConfig
 from trainers.data.store import Store, open_store
-from trainers.errors import ConfigError, listed, storage_failures
+from trainers.errors import listed, storage_failures
 from trainers.evaluation.metrics import metric_names
 from trainers.ray_trainer import location
 from trainers.weights.means import Recipe, evaluation_config, greedy_soup, make_and_test
@@ -164,11 +164,11 @@ class ModelBuilder:
         names = [training["name"] for training in chosen.trainings]
         if not names:
             return Recipe(evaluation_config(self._run.file.trial, trains_text=False))
-        folders = [self._kept(name) for name in names]
-        if any(folder is None for folder in folders):
+        folders = [folder for name in names if (folder := self._kept(name))]
+        if len(folders) < len(names):
             return None
         config, *_ = self._kind(names[0])
-        return Recipe(config, tuple(location(folder) for folder in folders if folder is not None))
+        return Recipe(config, tuple(map(location, folders)))
 
     def _kept(self, name: str) -> Store | None:
         """The weights of a training, of the search or of `confirm`."""
@@ -180,8 +180,7 @@ class ModelBuilder:
     def _kind(self, name: str) -> tuple[TrialConfig, object, object]:
         """What must be equal of weights that are averaged: configuration, classes and shapes."""
         checkpoint = self._kept(name)
-        if checkpoint is None:
-            raise ConfigError("the weights are gone", source=name)
+        assert checkpoint is not None  # they were found a moment ago
         header = whole_header(checkpoint)
         trains_text = any(name.startswith("text.") for name in header.shapes)
         config = config_of(self._run.file, self._searched.get(name) or self._confirmed[name])

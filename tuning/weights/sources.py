@@ -26,7 +26,6 @@ from tuning.runs.confirmation import FT, Confirmation, read_confirmation
 from tuning.runs.confirmation import SPLIT as TEST
 from tuning.runs.model import (
     OWN,
-    Finding,
     Model,
     findings,
     model_folder,
@@ -113,20 +112,22 @@ def write_trial(folder: Path, trial: TrialConfig) -> None:
 
 def _of_model(run: RunFolder, again: Confirmation, models: Sequence[Model]) -> Source:
     """The model that `confirm` has built and tested last."""
-    search, one = run.search, models[-1].chosen
-    found = findings(again, models[-1])
-    before = again.zero_shot
-    ft = {name: value for name, value in again.means(FT).items() if name in models[-1].test}
-    test: dict[str, dict[str, Any]] = {THIS: _measured_with_margins(models[-1], found)}
-    for number, earlier in enumerate(models[:-1], 1):
-        test[f"model {number}, built earlier"] = {"metrics": measured(earlier.test, TEST)}
-    test[ZERO_SHOT] = {"metrics": measured(before, TEST)}
+    *earlier, model = models
+    search, one = run.search, model.chosen
+    accs = next((found.values for found in findings(again, model) if found.label == OWN), {})
+    margins = {m: acc.high - acc.mean for m, acc in accs.items() if not math.isnan(acc.high)}
+    tested = {"metrics": measured(model.test, TEST), "margins": margins}
+    test: dict[str, dict[str, Any]] = {THIS: tested}
+    for number, before in enumerate(earlier, 1):
+        test[f"model {number}, built earlier"] = {"metrics": measured(before.test, TEST)}
+    test[ZERO_SHOT] = {"metrics": measured(again.zero_shot, TEST)}
+    ft = {name: value for name, value in again.means(FT).items() if name in model.test}
     if ft:
         seeds = len(again.values(FT, str(MetricKey(TEST, ID, "acc"))))
         test[UNTUNED] = {"seeds": seeds, "metrics": measured(ft, TEST)}
     origin = {
         "run": search.name,
-        "made_of": models[-1].made_of(),
+        "made_of": model.made_of(),
         "method": ", ".join(dict.fromkeys(str(t["method"]) for t in one.trainings)) or None,
         "trainings": [dict(training) for training in one.trainings],
         "chosen": why_chosen(run),
@@ -137,7 +138,7 @@ def _of_model(run: RunFolder, again: Confirmation, models: Sequence[Model]) -> S
         first = one.trainings[0]
         own = {METHOD_KEY: first["method"], **first["params"], "seed": first["seed"]}
         config = run.file.trial_config(own)
-    folder = model_folder(run, models[-1].number)
+    folder = model_folder(run, model.number)
     newest = newest_checkpoint(folder)
     if newest is None:
         problem = "the weights of the model are gone"
@@ -161,13 +162,6 @@ def why_chosen(run: RunFolder) -> str:
     if len(search.objectives) > 1:
         why += " With several objectives there is no model: --trial names other weights."
     return why
-
-
-def _measured_with_margins(model: Model, found: Sequence[Finding]) -> dict[str, Any]:
-    """Test metrics of a model, and half the 95 % intervals of its accuracies."""
-    own = next((one.values for one in found if one.label == OWN), {})
-    margins = {m: of.high - of.mean for m, of in own.items() if not math.isnan(of.high)}
-    return {"metrics": measured(model.test, TEST), "margins": margins}
 
 
 def _of_winner(run: RunFolder) -> Source:
