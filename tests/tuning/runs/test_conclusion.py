@@ -1,7 +1,6 @@
 """What is concluded, before and after `confirm`: whole screens, with the commands to go on with."""
 
 import math
-import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -74,19 +73,6 @@ def test_a_search_whose_hours_and_trials_are_used_up_needs_both():
     search = replace(HOURS, budget_trials=1)
     _, resume, _ = conclusion(search, [ft(), fakes.trial(0, 86.0, 57.0)]).commands("mine")
     assert resume.startswith("lipsum-tune resume mine --hours +0.5 --trials +8 ")
-
-
-def test_a_search_claims_no_difference():
-    """Neither an interval nor a verdict, whoever is ahead and however many trials there are."""
-    rng = np.random.default_rng(0)
-    search = replace(SEARCH, val_images=dict.fromkeys(("real", *fakes.DOMAINS), 800))
-    for ahead in (-9.0, 0.0, 9.0):
-        records = [fakes.reference()] + [
-            fakes.trial(n, *rng.normal((84 + ahead, 60), 1.5), is_first_point=n == 0)
-            for n in range(12)
-        ]
-        text = " ".join(conclusion(search, records).lines)
-        assert not re.search("±|the same|not told apart| more | less |better than", text)
 
 
 def test_a_lucky_best_trial_is_not_expected_again():
