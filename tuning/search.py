@@ -34,6 +34,7 @@ from tuning.config.validation import check_search, check_settings, load_config, 
 from tuning.execution.ray_session import runs_folder
 from tuning.run import Run
 from tuning.runs.callbacks import Callback
+from tuning.runs.environment import seen_at_start
 from tuning.runs.history import JOURNAL_FILE, History, Log, read_history
 from tuning.runs.journal import is_running
 from tuning.runs.orders import wanted_points
@@ -307,7 +308,7 @@ def continue_search(
 def _guesses(search: SearchRecord, file: SearchFile) -> Iterator[str]:
     """A line for each domain whose zero-shot accuracy may be that of a guess."""
     data, store = file.trial.data, open_root(file.trial.data.root)
-    for domain, images in search.val_images.items():
+    for domain, images in (seen_at_start(search.run_folder, "val_images") or {}).items():
         key = MetricKey("val", ID if domain == data.id_domain else domain, "acc")
         acc = search.zero_shot.get(str(key))
         if acc is not None and images:

@@ -228,8 +228,6 @@ class SearchRecord:
     """Of the journal: identifies the run in MLflow and Optuna wherever its folder is moved."""
     nll: Objective | None = None
     """What the sampler optimises in place of a single accuracy, see `SamplerConfig`."""
-    val_images: Mapping[str, int] = field(default_factory=dict)
-    """Domain -> images of its validation split; empty for runs that did not record it."""
     used_ood: bool = False
     """Whether a run of `search.warm_start` used OOD validation data."""
     ended_by: str = ""

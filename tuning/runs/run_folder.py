@@ -23,12 +23,7 @@ from trainers.errors import ConfigError, listed, suggestion
 from tuning.config.objectives import nll_of
 from tuning.config.schema import SearchFile
 from tuning.config.validation import load_recorded
-from tuning.runs.environment import (
-    ENVIRONMENT_FILE,
-    environment,
-    package_version,
-    seen_at_start,
-)
+from tuning.runs.environment import ENVIRONMENT_FILE, environment, package_version
 from tuning.runs.history import JOURNAL_FILE, History, read_history
 from tuning.runs.journal import is_running
 from tuning.runs.records import SearchRecord, TrialRecord
@@ -200,7 +195,6 @@ def search_record(
         space=file.search_space(),
         run_id=run_id,
         nll=nll_of(file.objectives),
-        val_images=seen_at_start(folder, "val_images") or {},
         used_ood=used_ood,
     )
 
