@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import itertools
 from collections import defaultdict, deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -61,7 +61,7 @@ class Driver:
         callbacks: see `Recorder`.
         studies: with the trials of the history; by default nothing is proposed.
         fixed: trials to run in any case, such as references; those of the history have run.
-        orders_before: `size_of_orders` when the session began, before its preparation.
+        orders_before: `orders_in` the run folder when the session began, before its preparation.
         check_ray: raises if Ray is gone. A trial is not to blame for an error that comes from that.
     """
 
@@ -75,7 +75,7 @@ class Driver:
         *,
         studies: Studies | None = None,
         fixed: Sequence[TrialRecord] = (),
-        orders_before: int = 0,
+        orders_before: Collection[str] = (),
         check_ray: Callable[[], None] = lambda: None,
     ) -> None:
         self.search = search

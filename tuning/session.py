@@ -30,7 +30,7 @@ from tuning.runs.callbacks import Callback
 from tuning.runs.errors import resumable, storage_failure
 from tuning.runs.history import History
 from tuning.runs.journal import Journal
-from tuning.runs.orders import size_of_orders
+from tuning.runs.orders import orders_in
 from tuning.runs.records import SearchOutcome, SearchRecord, TrialRecord
 from tuning.runs.run_folder import TRAIN_FOLDER, checkpoint_root_of
 from tuning.views.formatting import show_phase
@@ -74,8 +74,8 @@ class Session:
     progress: ProgressCallback
     watch: RayWatch
     is_own_ray: bool
-    orders: int
-    """`size_of_orders` at its begin."""
+    orders: list[str]
+    """`orders_in` the run folder at its begin."""
 
     def zero_shot(self, history: History, final_split: str | None = None) -> dict[str, float]:
         """The metrics of the model before any step, also on a final split; from the journal if they
@@ -177,7 +177,7 @@ def open_session(
         checkpoint_root: folder or URL of all checkpoints; by default that of a search.
     """
     console = options.console or Console(stderr=True)
-    orders = size_of_orders(folder)
+    orders = orders_in(folder)
     with (
         restored_process(),
         resumable(go_on),

@@ -82,7 +82,7 @@ def test_trials_are_a_number_or_in_addition_to_the_budget(trials, number, run, w
 
 def test_more_trials_than_a_user_has_ended_are_counted_from_these(run, went_on):
     with closing(Journal(run)) as journal:
-        journal.controlled({"end": True}, 1)
+        journal.controlled({"end": True}, "1.json")
         journal.session_ended("finished")
     resume_search(run, trials="+5", sampler="random")
     assert went_on[0].search.budget.trials == 8

@@ -135,9 +135,9 @@ class Journal:
         ended = record.outcome != "running"
         return self._append(report, *([_end_of(record)] if ended else ()))
 
-    def controlled(self, order: Mapping[str, Any], read: int) -> None:
+    def controlled(self, order: Mapping[str, Any], name: str) -> None:
         """The user has steered the search. See `tuning.runs.orders`."""
-        self._append({"event": "control", "order": dict(order), "read": read})
+        self._append({"event": "control", "order": dict(order), "name": name})
 
     def model(self, event: Event) -> None:
         """A model was chosen, or tested. See `tuning.runs.model`."""

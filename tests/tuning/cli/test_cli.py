@@ -157,9 +157,9 @@ def test_control_writes_orders_with_whole_points(running):
     words = ("--stop", "1", "--enqueue", "lr=3e-4", "--end")
     done = invoke("control", running, *words)
     assert done.stderr.startswith("warning: all 2 trials have begun: the point is")
-    lines = (running / "control.jsonl").read_text().splitlines()
+    sent = [json.loads(path.read_text()) for path in sorted((running / "control").iterdir())]
     point = {"optim.lr": 3e-4, "method.reg_weight": 1.0}
-    assert [*map(json.loads, lines)] == [{"stop": "trial-001"}, {"enqueue": point}, {"end": True}]
+    assert sent == [{"stop": "trial-001"}, {"enqueue": point}, {"end": True}]
 
 
 @pytest.mark.parametrize(
@@ -174,7 +174,7 @@ def test_control_writes_orders_with_whole_points(running):
 )
 def test_control_refuses_what_is_wrong_and_writes_nothing(words, said, running):
     assert said in str(invoke("control", running, *words.split()).exception)
-    assert not (running / "control.jsonl").exists()
+    assert not (running / "control").exists()
 
 
 def test_control_enqueues_a_point_of_one_of_several_methods():

@@ -86,7 +86,7 @@ def recorded(tmp_path):
     first = dataclasses.replace(ENDED, curve=ENDED.curve[:1], train_curves=(curve,))
     for record in (fakes.reference(), first, fakes.trial(1, outcome="pruned")):
         write_trial(journal, record)
-    journal.controlled({"stop": "trial-001"}, 20)
+    journal.controlled({"stop": "trial-001"}, "1.json")
     journal.used_ood()
     journal.session_ended("finished")
     journal.close()

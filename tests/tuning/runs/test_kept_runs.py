@@ -74,7 +74,7 @@ def write(folder, version):
     journal = Journal(folder)
     journal.session_started(file.fingerprints(), {"sampler": "TPESampler"})
     journal.used_ood()
-    journal.controlled({"stop": "trial-001"}, 22)
+    journal.controlled({"stop": "trial-001"}, "1.json")
     journal.session_ended("stopped")
     journal.close()
     reports = {s: fakes.report(240, 0, 0) | {"id_test/acc": 80.0 + s} for s in (0, 1)}
