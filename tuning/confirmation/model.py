@@ -20,13 +20,7 @@ from trainers.evaluation.metrics import metric_names
 from trainers.ray_trainer import location
 from trainers.weights.means import Recipe, evaluation_config, greedy_soup, make_and_test
 from tuning.execution.trial_hardware import call_where_trials_run
-from tuning.runs.confirmation import (
-    SPLIT,
-    TESTED,
-    confirm_history,
-    predictions_path,
-    results_of,
-)
+from tuning.runs.confirmation import SPLIT, TESTED, confirm_history, predictions_path, results_of
 from tuning.runs.model import (
     Candidate,
     Goal,

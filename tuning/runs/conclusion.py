@@ -15,14 +15,7 @@ from dataclasses import dataclass, replace
 
 from trainers.errors import ConfigError
 from trainers.evaluation.metrics import ID, ID_ACC, MEAN_OOD, OOD_MEAN_ACC, MetricKey, in_percent
-from tuning.runs.confirmation import (
-    FT,
-    REFERENCE,
-    SPLIT,
-    Confirmation,
-    Estimate,
-    read_confirmation,
-)
+from tuning.runs.confirmation import FT, REFERENCE, SPLIT, Confirmation, Estimate, read_confirmation
 from tuning.runs.model import Model, model_in_words, models_tested
 from tuning.runs.ranking import (
     best_trial,

@@ -10,6 +10,8 @@ from typing import Any, cast
 
 from torch import Tensor, nn
 
+from trainers.checkpoints.format import load_weights
+from trainers.checkpoints.storage import fetched
 from trainers.errors import ConfigError
 from trainers.folders import appearing
 from trainers.models.image import image_input
@@ -17,13 +19,7 @@ from trainers.weights.export import classifier, write_open_clip
 from tuning.weights import predict
 from tuning.weights.card import card_data, model_card
 from tuning.weights.onnx import check_onnx, write_onnx
-from tuning.weights.sources import (
-    SPLIT,
-    TRIAL_FILE,
-    Source,
-    find_source,
-    measured,
-)
+from tuning.weights.sources import SPLIT, TRIAL_FILE, Source, find_source, measured
 
 ABOUT, CARD = "classes.json", "README.md"
 
@@ -32,7 +28,8 @@ def load_classifier(
     source: Source, alpha: float | None = None
 ) -> tuple[nn.Module, Tensor, tuple[str, ...]]:
     """The fine-tuned model of a source, its head, and that one's (K,) classes; see `classifier`."""
-    weights, class_names = source.load()
+    with fetched(source.checkpoint) as folder:
+        weights, class_names = load_weights(folder)
     prompts = source.trial.data.rules.prompts(class_names)
     return *classifier(source.trial.model, prompts, weights, alpha), class_names
 

@@ -4,17 +4,15 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import yaml
-from torch import Tensor
 
-from trainers.checkpoints.format import load_weights, saved_step, whole_header
-from trainers.checkpoints.storage import fetched, newest_checkpoint
+from trainers.checkpoints.format import saved_step, whole_header
+from trainers.checkpoints.storage import newest_checkpoint
 from trainers.config import TrialConfig
 from trainers.data.store import Store, open_store
 from trainers.errors import ConfigError, did_you_mean, listed, validate
@@ -24,14 +22,7 @@ from tuning.config.recorded import drop_unknown
 from tuning.runs.conclusion import conclusion, readings_in_words
 from tuning.runs.confirmation import FT, Confirmation, read_confirmation
 from tuning.runs.confirmation import SPLIT as TEST
-from tuning.runs.model import (
-    OWN,
-    Model,
-    findings,
-    model_folder,
-    model_in_words,
-    models_tested,
-)
+from tuning.runs.model import OWN, Model, findings, model_folder, model_in_words, models_tested
 from tuning.runs.ranking import best_trial
 from tuning.runs.records import METHOD_KEY, UNTUNED, ZERO_SHOT
 from tuning.runs.run_folder import CONFIG_FILE, RunFolder, config_of, load_run
@@ -54,8 +45,8 @@ class Source:
 
     title: str
     """Such as `quickstart, trial-007`."""
-    load: Callable[[], tuple[Mapping[str, Tensor], tuple[str, ...]]]
-    """Reads the weights and the (K,) class names of their head."""
+    checkpoint: Store
+    """Weights, and the class names of their head."""
     trial: TrialConfig
     """The configuration of the training."""
     origin: Mapping[str, Any]
@@ -96,12 +87,7 @@ def find_source(folder: Path, trial: str | None = None) -> Source:
     config = validate(TrialConfig, values, str(folder / TRIAL_FILE))
     name = folder.resolve().name
     origin = {"run": name, "method": config.method.name, "step": header.step}
-    return Source(name, partial(_read, open_store(folder)), config, origin, header.metrics)
-
-
-def _read(checkpoint: Store) -> tuple[Mapping[str, Tensor], tuple[str, ...]]:
-    with fetched(checkpoint) as folder:
-        return load_weights(folder)
+    return Source(name, open_store(folder), config, origin, header.metrics)
 
 
 def write_trial(folder: Path, trial: TrialConfig) -> None:
@@ -144,9 +130,9 @@ def _of_model(run: RunFolder, again: Confirmation, models: Sequence[Model]) -> S
         problem = "the weights of the model are gone"
         hint = "`lipsum-tune confirm --again` builds it anew; --trial names other weights"
         raise ConfigError(problem, source=folder.url, hint=hint)
-    load = partial(_read, folder.at(newest))
     alpha = 0.0 if one.name == ZERO_SHOT else None
-    return Source(f"{search.name}, the model", load, config, origin, {}, alpha, test)
+    title = f"{search.name}, the model"
+    return Source(title, folder.at(newest), config, origin, {}, alpha, test)
 
 
 def why_chosen(run: RunFolder) -> str:
@@ -215,7 +201,7 @@ def _of_trial(run: RunFolder, trial_id: str, why: str, looks_at_ood: bool | None
     title = f"{search.name}, {origin['trial']}"
     config = config_of(run.file, record)
     alpha = 0.0 if is_zero_shot else None
-    return Source(title, partial(_read, checkpoint), config, origin, report, alpha)
+    return Source(title, checkpoint, config, origin, report, alpha)
 
 
 def measured(metrics: Mapping[str, float], split: str = SPLIT) -> dict[str, float]:
