@@ -38,8 +38,6 @@ from tuning.runs.run_folder import RunFolder
 Kind: TypeAlias = Literal["single", "soup"]
 """One training of the search or of `confirm`, or the zero-shot model; a mean of trainings."""
 CHOSEN: Final = "model_chosen"
-OWN: Final = "test accuracy"
-"""Label of a model's own accuracies."""
 MODEL: Final = "model"
 """Its folder below the checkpoint root of a confirmation, and the begin of its name there."""
 
@@ -189,7 +187,7 @@ class Finding:
 
 
 def findings(confirmation: Confirmation, model: Model) -> list[Finding]:
-    """What was measured of a model: alone, beside zero-shot, and beside one plain fine-tuning.
+    """What was measured of a model: alone, then beside zero-shot and one plain fine-tuning.
 
     The weights of a model are given, so its intervals are over images alone. One plain fine-tuning
     is a draw of its seed as well, also if the model is made of some of these draws.
@@ -215,12 +213,11 @@ def findings(confirmation: Confirmation, model: Model) -> list[Finding]:
             rows = [minus(right, its[seed]) for right in ours for seed in of_ft if seed in its]
             gaps = [value - other for other in of_ft.values()]
             to_ft[metric] = estimate(gaps, confirmation.images(metric, rows))
-    found = [
-        Finding(OWN, own),
+    others = [
         Finding(f"than {ZERO_SHOT}", to_zero_shot),
         Finding("than one plain fine-tuning", to_ft, covers_seeds=True),
     ]
-    return [one for one in found if one.values]
+    return [Finding("test accuracy", own), *(one for one in others if one.values)]
 
 
 def coverage_in_words(found: Sequence[Finding]) -> str:
@@ -245,16 +242,15 @@ def model_in_words(
         return []
     *earlier, model = models
     lines = [f"The model is {model.made_of()}."]
-    found = findings(confirmation, model)
-    own = [one for one in found if one.label == OWN]
-    lines += [f"Its test accuracy, in percent: {_values(one)}." for one in own]
-    others = [f"{one.label}: {_values(one, '+')}" for one in found if one.label != OWN]
+    own, *others = found = findings(confirmation, model)
+    lines.append(f"Its test accuracy, in percent: {_values(own)}.")
     if others:
+        gaps = "; ".join(f"{one.label}: {_values(one, '+')}" for one in others)
         held = coverage_in_words(found)
-        lines.append(f"Points more {'; '.join(others)}{f' ({held})' if held else ''}.")
+        lines.append(f"Points more {gaps}{f' ({held})' if held else ''}.")
     for one in earlier:
-        before = [_values(of) for of in findings(confirmation, one) if of.label == OWN]
-        lines.append(f"An earlier model, {one.made_of()}, has {''.join(before)}.")
+        before = findings(confirmation, one)[0]
+        lines.append(f"An earlier model, {one.made_of()}, has {_values(before)}.")
     if model.notes:
         lines.append(f"Left out of its candidates: {'; '.join(model.notes)}.")
     if further := model.further(records):

@@ -14,7 +14,7 @@ from rich.text import Text
 
 from trainers.evaluation.metrics import ID, MEAN_OOD, MetricKey
 from tuning.runs.confirmation import END, FT, SPLIT, Confirmation, Estimate
-from tuning.runs.model import OWN, Model, coverage_in_words, findings
+from tuning.runs.model import Finding, Model, coverage_in_words, findings
 from tuning.runs.records import METHOD_KEY, SECONDS, UNTUNED, ZERO_SHOT
 from tuning.runs.rules import BY_METHOD, chosen_with_ood, rules_of
 from tuning.views.formatting import format_params, format_seconds
@@ -145,21 +145,18 @@ def model_table(confirmation: Confirmation, models: Sequence[Model]) -> ResultTa
     metrics = [str(MetricKey(SPLIT, domain, "acc")) for domain in domains]
     rows: list[Sequence[Cell]] = []
     notes = [f"The model is {model.made_of()}."]
-    of_model = findings(confirmation, model)
-    for found in of_model:
-        is_own = found.label == OWN
-        label = Text(OWN, "bold") if is_own else f"more {found.label}"
-        cells = [
-            _with_margin(found.values.get(metric), "" if is_own else "+") for metric in metrics
-        ]
-        rows.append([label, *cells])
+
+    def add(label: Cell, found: Finding, sign: str = "") -> None:
+        rows.append([label, *(_with_margin(found.values.get(one), sign) for one in metrics)])
+
+    own, *others = of_model = findings(confirmation, model)
+    add(Text(own.label, "bold"), own)
+    for found in others:
+        add(f"more {found.label}", found, "+")
     if covers := coverage_in_words(of_model):
         notes.append(f"{covers}.")
     for one in reversed(earlier):
-        for found in findings(confirmation, one):
-            if found.label == OWN:
-                cells = [_with_margin(found.values.get(metric), "") for metric in metrics]
-                rows.append([f"an earlier model: {one.made_of()}", *cells])
+        add(f"an earlier model: {one.made_of()}", findings(confirmation, one)[0])
     title = f"{search.name}, the model, test splits, in percent"
     return ResultTable(["", *domains.values()], rows, notes, title)
 

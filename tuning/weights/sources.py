@@ -22,7 +22,7 @@ from tuning.config.recorded import drop_unknown
 from tuning.runs.conclusion import conclusion, readings_in_words
 from tuning.runs.confirmation import FT, Confirmation, read_confirmation
 from tuning.runs.confirmation import SPLIT as TEST
-from tuning.runs.model import OWN, Model, findings, model_folder, model_in_words, models_tested
+from tuning.runs.model import Model, findings, model_folder, model_in_words, models_tested
 from tuning.runs.ranking import best_trial
 from tuning.runs.records import METHOD_KEY, UNTUNED, ZERO_SHOT
 from tuning.runs.run_folder import CONFIG_FILE, RunFolder, config_of, load_run
@@ -100,7 +100,7 @@ def _of_model(run: RunFolder, again: Confirmation, models: Sequence[Model]) -> S
     """The model that `confirm` has built and tested last."""
     *earlier, model = models
     search, one = run.search, model.chosen
-    accs = next((found.values for found in findings(again, model) if found.label == OWN), {})
+    accs = findings(again, model)[0].values
     margins = {m: acc.high - acc.mean for m, acc in accs.items() if not math.isnan(acc.high)}
     tested = {"metrics": measured(model.test, TEST), "margins": margins}
     test: dict[str, dict[str, Any]] = {THIS: tested}

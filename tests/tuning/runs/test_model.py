@@ -14,7 +14,7 @@ from tests.tuning.result_tables import printed
 from trainers.evaluation.metrics import ID, MEAN_OOD, MetricKey
 from tuning.config.objectives import Objective, parse_constraint
 from tuning.runs.confirmation import SPLIT, Confirmation, read_confirmation
-from tuning.runs.model import OWN, Candidate, Goal, Model, choose, findings, goal_of, model_in_words
+from tuning.runs.model import Candidate, Goal, Model, choose, findings, goal_of, model_in_words
 from tuning.views.confirmation_table import model_table
 from tuning.views.result_table import fit_table
 
@@ -99,7 +99,7 @@ class Drawn:
         own = accuracy(self.strength)
         to_ft = own - accuracy(0.8, self.spread)
         return {
-            OWN: own,
+            "test accuracy": own,
             "than zero-shot": own - accuracy(0.5),
             "than one plain fine-tuning": to_ft,
         }
