@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from unittest.mock import patch
@@ -213,35 +214,23 @@ def instant(images_root, whole_root, tmp_path):
     """A search whose trainings take no time, and a function that confirms it without Ray."""
     file = instant_file(images_root, tmp_path, trial__data__root=str(whole_root))
     folder = write_run(tmp_path / "small", file, [searched(0, 85.0, 62.0), searched(1, 80.0, 60.0)])
-    splits = []
-
-    def options(**given):
-        found = instant_options(file, **given)
-        make = found.trainable
-
-        def trainable(*arguments):
-            splits.append(arguments[2])
-            return make(*arguments)
-
-        return replace(found, trainable=trainable)
 
     def run(**arguments):
-        with patch("tuning.confirmation.confirm.SearchOptions", options):
-            given = {"console": QUIET, "rules": ["objective"], **arguments}
-            return confirm(folder, **given)
+        with patch("tuning.confirmation.confirm.SearchOptions", partial(instant_options, file)):
+            return confirm(folder, **{"console": QUIET, "rules": ["objective"], **arguments})
 
     with without_ray(mlflow=False):
-        yield folder, run, splits
+        yield folder, run
 
 
 KEYS = [("zero-shot", None), *((one, s) for s in (1000, 1001) for one in ("ft", "trial-000"))]
 
 
 def test_chosen_trials_and_plain_fine_tuning_run_with_each_seed(instant):
-    folder, run, splits = instant
+    folder, run = instant
     found = run(seeds=2)
     assert list(found.results) == KEYS
-    # The accuracy of an instant training is a function of its seed.
+    # The accuracy of an instant training, which the split names, is a function of its seed.
     assert found.values("trial-000", "id_test/acc") == {1000: 40.0, 1001: 41.0}
     assert found.results["ft", 1000].params["method.name"] == "ft"
     before = results_path(folder).read_bytes()
@@ -249,14 +238,13 @@ def test_chosen_trials_and_plain_fine_tuning_run_with_each_seed(instant):
     assert results_path(folder).read_bytes() == before
     more = run(seeds=3)
     assert more.results.keys() - found.results.keys() == {("ft", 1002), ("trial-000", 1002)}
-    assert splits == ["test"] * 2
     rows = pq.read_table(folder / "confirm" / "results.parquet").to_pylist()
     assert [(row["trial_id"], row["seed"]) for row in rows] == list(more.results)
     assert [row["kind"] for row in rows[:3]] == ["zero_shot", "reference", "trial"]
 
 
 def test_another_choice_after_test_accuracies_needs_again(instant):
-    folder, run, _ = instant
+    folder, run = instant
     run(seeds=2)
     before = results_path(folder).read_bytes()
     with pytest.raises(ConfigError, match="trial-001 is another choice than trial-000") as error:
@@ -277,7 +265,7 @@ def test_an_interrupted_confirmation_counts_once_a_training_has_ended(
     interrupted, readings, instant, monkeypatch
 ):
     """With all that was chosen: plain fine-tuning comes first, and trial-001 has not started."""
-    folder, run, _ = instant
+    folder, run = instant
     step = InstantSlot.step
 
     def interrupt(slot):
@@ -298,7 +286,7 @@ def test_an_interrupted_confirmation_counts_once_a_training_has_ended(
 
 def test_predictions_that_a_killed_driver_left_are_kept_but_for_those_that_cannot_be_read(instant):
     """It was killed when the journal had the results of the last trainings."""
-    folder, run, _ = instant
+    folder, run = instant
     run(seeds=2)
     train, shown = folder / "confirm" / "train", io.StringIO()
     for seed, more in ((1000, {}), (1001, {PREDICTIONS: b"predictions"})):
@@ -316,7 +304,7 @@ def test_predictions_that_a_killed_driver_left_are_kept_but_for_those_that_canno
 
 
 def test_a_training_that_failed_is_tried_again_by_the_next_call(instant):
-    folder, run, _ = instant
+    folder, run = instant
     (folder.parent / BREAK).write_text("OutOfMemoryError: full")
     found = run(seeds=2)
     assert found.failed == dict.fromkeys(KEYS[1:], "OutOfMemoryError: full")
@@ -330,7 +318,7 @@ def test_a_training_that_failed_is_tried_again_by_the_next_call(instant):
 
 @pytest.mark.parametrize("write", range(1, 18, 4))
 def test_a_killed_confirmation_continues(write, instant):
-    folder, run, _ = instant
+    folder, run = instant
     whole = run(seeds=2)
     shutil.rmtree(folder / "confirm")
     with killed_at_write(write, folder):
@@ -344,7 +332,7 @@ def test_a_killed_confirmation_continues(write, instant):
 
 
 def test_mlflow_has_the_means_over_fresh_seeds(instant):
-    folder, run, _ = instant
+    folder, run = instant
     complete_mlflow(load_run(folder))
     found = run(seeds=2)
     client, experiment_id = connect(default_tracking_uri(folder.parent), "lipsum-tune")
