@@ -82,7 +82,8 @@ def test_what_is_no_order_is_left_out_by_a_search_and_its_resume(searching, capl
     texts = [*map(json.dumps, NO_ORDERS), "", "[]", '{"end": tr', "7", "[" * 200_000]
     search = searching({0: texts, 3: [{"end": True}]})
     search.session()
-    assert sum("is no order" in message for message in caplog.messages) == len(texts)
+    named = sum("is no order" in message for message in caplog.messages)
+    assert named == len(texts) - 1  # a point outside of the space is an order
     with closing(Journal(search.folder)) as journal:  # as earlier versions wrote them
         for order in NO_ORDERS[:-1]:
             journal.controlled(order, "")
