@@ -109,8 +109,14 @@ def test_damaged_results_of_confirm_are_left_out(tmp_path):
     search, records = searched(tmp_path, (86.0, 64.0))
     before = conclusion(search, records).lines
     confirmed(tmp_path, ft=(76.0, 76.0), trial_000=(75.0, 75.0))
-    assert conclusion(search, records).lines != before
-    (tmp_path / "confirm" / "journal.jsonl").write_text("{}\n{}\n")
+    whole = conclusion(search, records).lines
+    journal = tmp_path / "confirm" / "journal.jsonl"
+    created, session, *others = journal.read_bytes().splitlines(keepends=True)
+    journal.write_bytes(b"".join([created, b"?" + session, *others]))
+    *found, reading = whole
+    assert conclusion(search, records).lines == found
+    assert reading.startswith("Test splits read once")
+    journal.write_text("{}\n{}\n")
     *found, damaged = conclusion(search, records).lines
     assert found == before
     assert damaged.startswith("Results of confirm are left out")
