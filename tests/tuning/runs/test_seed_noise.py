@@ -38,19 +38,6 @@ def trials(values, lrs=None):
     ]
 
 
-@pytest.mark.parametrize("deviation", [0.3, 1.0])
-def test_noise_around_a_smooth_function_is_told_from_it(deviation):
-    rng, errors = np.random.default_rng(0), []
-    for _ in range(10):
-        points = rng.uniform(size=(20, 2))
-        true = smooth(points)
-        values = true + deviation * rng.standard_normal(20)
-        means, _ = smoothed(points, values)
-        errors.append([np.square(of - true).mean() for of in (means, values)])
-    of_means, of_values = np.mean(errors, axis=0)
-    assert of_means < 0.6 * of_values
-
-
 def test_draws_are_weighted_by_their_marginal_likelihood():
     """Which is that of a multivariate t distribution."""
     rng = np.random.default_rng(1)
