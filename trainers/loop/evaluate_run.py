@@ -100,7 +100,6 @@ def _measure_each(
 
     Each image is read once for all, see `evaluate`.
     """
-    run.student.eval()
     batches = run.zero_shot_features.batches
     measured = dict[str, list[dict[str, float]]]()
     predictions = dict[str, Predictions]()
@@ -114,7 +113,6 @@ def _measure_each(
             [*zero_shot, *models], images[domain], batches, class_map=class_map, note=note
         )
         measured[domain] = [sums.measures() for sums in found]
-    run.student.train()
     if keep_predictions:
         run.predictions = parquet_of(predictions)
     return [

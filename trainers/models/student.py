@@ -6,7 +6,7 @@ its own and sets `requires_grad`.
 
 import copy
 from functools import cached_property
-from typing import NamedTuple, Self, cast
+from typing import NamedTuple, cast
 
 import torch
 from open_clip.timm_model import TimmModel
@@ -67,7 +67,7 @@ class Student(nn.Module):
     the logit scale stays as it was. With one (`text`), the loss compares images with texts, and the
     head is made of the class prompts for each evaluation (`trainers.models.text_head.heads_of`).
 
-    The encoders are always in evaluation mode, though their parameters train. A ResNet's running
+    The encoders stay in the zero-shot model's evaluation mode while they train. A ResNet's running
     statistics stay the pre-trained ones: those of a worker's share of a batch would differ between
     workers, and the features would leave the zero-shot model's before the first step. Dropout,
     patch dropout and stochastic depth of pre-training are off: the regularisers compare features
@@ -87,7 +87,6 @@ class Student(nn.Module):
         self.text: TextTower | None = None
         self.register_buffer("head", zero_shot.head.clone(), persistent=False)
         self.register_buffer("logit_scale", torch.tensor(zero_shot.logit_scale), persistent=False)
-        self.train()
 
     def train_head(self) -> None:
         """Let the classification head train."""
@@ -110,8 +109,7 @@ class Student(nn.Module):
     def add_text_encoder(self) -> TextTower:
         """A frozen copy of the text encoder, as `text`."""
         self.text = TextTower(self._zero_shot.clip)
-        self.text.requires_grad_(False).eval()
-        return self.text
+        return self.text.requires_grad_(False)
 
     def depths(self) -> dict[str, int]:
         """The number of layers above that of each parameter of the encoders."""
@@ -121,14 +119,6 @@ class Student(nn.Module):
             last = max(layers.values(), default=0)
             found |= {f"{tower}.{name}": last - layer for name, layer in layers.items()}
         return found
-
-    def train(self, mode: bool = True) -> Self:
-        """Set the mode of everything but the encoders, which stay in evaluation mode."""
-        super().train(mode)
-        self.visual.eval()
-        if self.text is not None:
-            self.text.eval()
-        return self
 
     @cached_property
     def trained(self) -> dict[str, nn.Parameter]:

@@ -13,6 +13,8 @@ NO_HANDLE = RuntimeError(
 def limit_images(most, where, error=EXHAUSTED):
     """`start` of a run in which more images at a time raise what PyTorch raises on a GPU.
 
+    After the last step, only the `evaluation` counts.
+
     Args:
         most: that fit.
         where: in the forward pass of the `student` or of the `teacher`, in the student's
@@ -25,7 +27,7 @@ def limit_images(most, where, error=EXHAUSTED):
         encoder = run.zero_shot.visual if where == "teacher" else run.student.visual
 
         def before(module, inputs):
-            counts = run.student.training != (where == "evaluation")
+            counts = run.is_done == (where == "evaluation")
             if counts and len(inputs[0]) > most:
                 raise error.with_traceback(None)
 
