@@ -109,7 +109,7 @@ def state_of(
     precision = Precision(config.precision, where)
     if config.precision == "tf32":  # of the whole process; convolutions are by PyTorch's default
         torch.set_float32_matmul_precision("high")
-    features = ZeroShotFeatures(zero_shot, config, precision, rank, world_size)
+    features = ZeroShotFeatures(zero_shot, config, precision)
     if config.compile:
         for encoder in (student.visual, student.text):
             if encoder is not None:

@@ -28,6 +28,7 @@ from trainers.data.dataset import ImageDataset
 from trainers.data.feature_cache import FeatureFile
 from trainers.data.store import open_root
 from trainers.data.transforms import normalise
+from trainers.distributed import world
 from trainers.evaluation.evaluate import Classify, EvalBatches, image_features
 from trainers.loop.precision import Precision
 from trainers.models.zero_shot import ZeroShotModel
@@ -43,22 +44,16 @@ class ZeroShotFeatures:
     """
 
     def __init__(
-        self,
-        zero_shot: ZeroShotModel,
-        config: TrialConfig,
-        precision: Precision,
-        rank: int = 0,
-        world_size: int = 1,
+        self, zero_shot: ZeroShotModel, config: TrialConfig, precision: Precision
     ) -> None:
         self._zero_shot, self._config, self._precision = zero_shot, config, precision
-        self._rank, self._world_size = rank, world_size
+        self._rank, self._world_size = world()
         self.batches = EvalBatches(
             zero_shot.image_input,
             config.eval.batch_size,
             zero_shot.device,
             config.data.loader_processes(on_gpu=zero_shot.device.type == "cuda"),
-            rank,
-            world_size,
+            *world(),
         )
         """Those of evaluations, in which evaluated images are encoded, too."""
         self._limit = int(config.zero_shot_cache_gb * 1e9)
