@@ -145,11 +145,6 @@ class StepCost:
     image_size: int
     """Pixels of a side."""
 
-    @property
-    def flops(self) -> float:
-        """Operations of all parts."""
-        return self.parts / self.recorded_parts * sum(op.flops for op in self.of_parts)
-
 
 def step_cost(config: TrialConfig, *, classes: int) -> StepCost:
     """Take two steps of a configuration on fake tensors.

@@ -34,6 +34,11 @@ def planned(config, *names, **search):
     return file, *plan_on(file, names, images=7000, classes=10)
 
 
+def flops_of(step):
+    """Operations of all parts of a step."""
+    return step.parts / step.recorded_parts * sum(operation.flops for operation in step.of_parts)
+
+
 @pytest.mark.parametrize("method", ["ft", "lipsum_ft"])
 def test_memory_and_operations_are_those_of_a_real_step(method, monkeypatch):
     """In float32. PyTorch does not count the operations of its fused attention for inference, which
@@ -43,7 +48,7 @@ def test_memory_and_operations_are_those_of_a_real_step(method, monkeypatch):
     predicted = step_cost(config, classes=10)
     peak_bytes, flops = measured(config, classes=10)
     assert predicted.peak_bytes == pytest.approx(peak_bytes, rel=0.1)
-    assert predicted.flops == flops
+    assert flops_of(predicted) == flops
 
 
 def test_the_optimiser_moves_weights_gradients_and_moments_twice():
@@ -80,7 +85,7 @@ def test_a_search_on_two_cards(monkeypatch):
     assert (large.micro_batch, small.micro_batch) == (64, 32)
     assert small.step.peak_bytes <= FILLED * 1e9 * SMALL.memory_gb
     # Each part encodes the random texts again.
-    assert large.step.flops < small.step.flops < 1.1 * large.step.flops
+    assert 1 < flops_of(small.step) / flops_of(large.step) < 1.1
     for found in (large, small):
         evaluations_s = found.plan.full_s - 1000 * found.step_s
         assert 0 < evaluations_s < 0.1 * found.plan.full_s
