@@ -14,6 +14,8 @@ from typing import Any
 import numpy as np
 from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 
+from trainers.errors import first_line
+
 FORMATS = (
     "AVIF", "BMP", "DIB", "GIF", "JPEG", "JPEG2000", "MPO", "PNG", "PPM", "TIFF", "WEBP",
 )  # fmt: skip
@@ -74,7 +76,7 @@ def encode(data: bytes, *, resize: int | None = None) -> bytes:
             image.save(target, "JPEG", **how)
         return target.getvalue()
     except Exception as error:  # one image must not stop the others
-        raise BadImage(f"cannot be encoded: {_one_line(error)}") from None
+        raise BadImage(f"cannot be encoded: {first_line(error)}") from None
 
 
 def decode(data: bytes) -> Image.Image:
@@ -128,9 +130,9 @@ def _decode(data: bytes) -> tuple[Image.Image, bool]:
         begins = f"it begins with {data[:8].decode('latin-1')!r}" if data else "the file is empty"
         raise BadImage(f"not an image: {begins}") from None
     except (Image.DecompressionBombError, MemoryError) as error:
-        raise BadImage(f"too large: {_one_line(error)}") from None
+        raise BadImage(f"too large: {first_line(error)}") from None
     except Exception as error:  # a corrupt file can make a decoder raise anything
-        raise BadImage(f"truncated: {_one_line(error)}") from None
+        raise BadImage(f"truncated: {first_line(error)}") from None
 
 
 def _load(data: bytes) -> tuple[Image.Image, bool]:
@@ -185,7 +187,3 @@ def _has_end(data: bytes) -> bool:
             return True
         position += int.from_bytes(data[position : position + 2], "big")  # skip the segment
     return False
-
-
-def _one_line(error: BaseException) -> str:
-    return " ".join(str(error).split()) or type(error).__name__
