@@ -115,7 +115,9 @@ def prepare(
         progress = partial(bar.update, bar.add_task("listing images", total=None))
         plans = _plans(sources, options, id_domain)
         with _alone_in(destination, sources.values()):
-            others = [domain for domain in _prepared(destination) if domain not in plans]
+            folders = [info.base_name for info in destination.list() if not info.is_file]
+            before = {d: read_record(destination.at(d)) or {} for d in folders if d not in plans}
+            others = [d for d, record in before.items() if record.get("status") == "done"]
             records = {d: _record(sources[d], plans[d], options) for d in plans}
             kept = {d: _kept(destination.at(d), d, records[d]) for d in plans}
             reports = [
@@ -142,13 +144,6 @@ def _alone_in(destination: Store, sources: Iterable[Source]) -> Iterator[None]:
     folder.mkdir(parents=True, exist_ok=True)
     with waiting_lock(folder / ".prepare.lock", f"preparing images in {destination.url}"):
         yield
-
-
-def _prepared(destination: Store) -> list[str]:
-    """The domains of a destination whose preparation is done."""
-    names = [info.base_name for info in destination.list() if not info.is_file]
-    records = {name: read_record(destination.at(name)) or {} for name in names}
-    return [name for name, record in records.items() if record.get("status") == "done"]
 
 
 def _plans(
