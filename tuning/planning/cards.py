@@ -21,9 +21,7 @@ from rich.text import Text
 
 from trainers.config import TrialConfig, with_overrides
 from trainers.data.dataset import KEEP_BYTES, KEPT_BYTES
-from trainers.data.roots import domain_files
-from trainers.data.schema import read_headers
-from trainers.data.store import open_root
+from trainers.data.roots import image_counts
 from trainers.errors import ConfigError, first_line, suggestion
 from trainers.loop.fake_step import (
     Operation,
@@ -229,9 +227,7 @@ def data_size(trial: TrialConfig, images: int | None, classes: int | None) -> Da
     """From the prepared data in a folder, or else as given or assumed."""
     data, root = trial.data, trial.data.root
     if images is None and classes is None and Path(root).is_dir():
-        store = open_root(root)
-        headers = (read_headers(store, domain_files(store, d, "val")) for d in data.domains)
-        val = [sum(header.rows for header in of_domain) for of_domain in headers]
+        val = list(image_counts(data, "val").values())
         return DataSize(len(id_classes(data)), val, f"{root}", test_images(data))
     rules = data.rules
     number = classes or (1000 if isinstance(rules.class_names, str) else len(rules.class_names))

@@ -20,9 +20,8 @@ from rich.text import Text
 from trainers.checkpoints.format import WEIGHTS
 from trainers.config import with_overrides
 from trainers.data.config import DataConfig
-from trainers.data.roots import domain_files
-from trainers.data.schema import read_headers
-from trainers.data.store import Store, open_root, url_of
+from trainers.data.roots import image_counts
+from trainers.data.store import Store, url_of
 from trainers.errors import ConfigError
 from trainers.folders import temporary_folder
 from tuning.algorithms.pruning import LEAST_FINISHED
@@ -257,14 +256,9 @@ def plan_of(
 
 def test_images(data: DataConfig) -> float:
     """Test images by validation images of all domains; 2 if no test split is there."""
-    store = open_root(data.root)
-
-    def images(split: str) -> int:
-        files = [file for d in data.domains for file in domain_files(store, d, split)]
-        return sum(header.rows for header in read_headers(store, files))
-
     try:
-        return images("test") / images("val")
+        test, val = (sum(image_counts(data, split).values()) for split in ("test", "val"))
+        return test / val
     except ConfigError:
         return Plan.test_images
 
