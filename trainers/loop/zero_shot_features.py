@@ -43,9 +43,7 @@ class ZeroShotFeatures:
     If `zero_shot_cache_gb` is 0, they are computed at every call and not rounded.
     """
 
-    def __init__(
-        self, zero_shot: ZeroShotModel, config: TrialConfig, precision: Precision
-    ) -> None:
+    def __init__(self, zero_shot: ZeroShotModel, config: TrialConfig, precision: Precision) -> None:
         self._zero_shot, self._config, self._precision = zero_shot, config, precision
         self._rank, self._world_size = world()
         self.batches = EvalBatches(
