@@ -11,7 +11,6 @@ from resource import RUSAGE_SELF, getrusage
 from statistics import fmean
 
 import torch
-import torch.distributed as dist
 from torch import Tensor
 
 from trainers.checkpoints.format import TrainCurve
@@ -124,11 +123,9 @@ class Clock:
         progress = self.run.progress
         wall, process = time.perf_counter(), time.process_time()
         cpu = torch.tensor(process - self._cpu, dtype=torch.float64, device=self.run.device)
-        if self.run.world_size > 1:
-            dist.all_reduce(cpu)
         progress.seconds += wall - self._wall
         progress.gpu_seconds += (wall - self._wall) * self.run.world_size * self._gpus
-        progress.cpu_seconds += float(cpu)
+        progress.cpu_seconds += float(averaged(cpu)) * self.run.world_size
         self._wall, self._cpu = wall, process
         cost = {
             "cost/seconds": progress.seconds,
