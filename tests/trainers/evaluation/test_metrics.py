@@ -14,6 +14,7 @@ from trainers.evaluation.metrics import ID, MEAN_ID_OOD, MEAN_OOD, MetricKey, di
         ("ood_test/a_b/ece", ("test", "a_b", "ece"), "min"),
         ("ood_val/mean_class_acc", ("val", MEAN_OOD, "class_acc"), "max"),
         ("val/mean_nll", ("val", MEAN_ID_OOD, "nll"), "min"),
+        *((f"ood_val/{name}/acc", ("val", name, "acc"), "max") for name in ("id", "mean", "both")),
     ],
 )
 def test_a_name_is_its_key(name, key, better):
