@@ -62,11 +62,6 @@ def assert_gradient(tensor, function, x):
     np.testing.assert_allclose(tensor.grad.numpy(), expected, rtol=1e-6, atol=1e-8)
 
 
-def outputs(features, text_features, scale):
-    """Of features (B, D) and text features (G, B, D), without a head."""
-    return Outputs(features, features.new_zeros(len(features), 0), text_features, scale)
-
-
 def scored(logits, features):
     """Of logits (B, K) and features (B, D) that have nothing to do with each other."""
     one = torch.ones((), dtype=features.dtype)
@@ -87,8 +82,9 @@ def random_batch(*, classes, kinds=1, features=5, seed=0):
     rng = np.random.default_rng(seed)
 
     def of(scale):
-        return outputs(
+        return Outputs(
             torch.tensor(unit_rows(rng, len(classes), features), requires_grad=True),
+            torch.zeros(len(classes), 0),
             torch.tensor(unit_rows(rng, kinds, len(classes), features), requires_grad=True),
             torch.tensor(scale, dtype=torch.float64, requires_grad=True),
         )
