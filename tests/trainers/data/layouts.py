@@ -1,7 +1,5 @@
 """A miniature source of every layout, and the images that must come out of it."""
 
-import io
-import tarfile
 from dataclasses import dataclass, field
 from hashlib import sha256
 
@@ -109,15 +107,6 @@ def hub(root):
         "- config_name: other\n  data_files: other/*.parquet\n---\n"
     )
     return expected
-
-
-def write_tar(path, members):
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with tarfile.open(path, "w") as tar:
-        for name, data in members.items():
-            member = tarfile.TarInfo(name)
-            member.size = len(data)
-            tar.addfile(member, io.BytesIO(data))
 
 
 def domainnet(root):

@@ -15,7 +15,7 @@ import yaml
 from PIL import Image
 
 from tests.images import file_of
-from tests.trainers.data.layouts import LAYOUTS, write_table, write_tar
+from tests.trainers.data.layouts import LAYOUTS, write_table
 from trainers.data.dataset import ImageDataset
 from trainers.data.prepare import Options, prepare
 from trainers.data.published import wordnet_ids
@@ -176,7 +176,8 @@ def two_orders(root):
 
 def tars(root):
     """Tars whose members `datasets` would decode by PyTorch and NumPy."""
-    write_tar(root / "train" / "0000.tar", {"1.png": b"x", "1.pth": b"PK", "1.npy": b"\x93NUMPY"})
+    members = write(root.with_name("members"), "1.png", "1.pth", "1.npy")
+    shutil.make_archive(str(root / "train" / "0000"), "tar", members)
     return root
 
 
