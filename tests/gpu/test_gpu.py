@@ -4,11 +4,7 @@ import gc
 import math
 
 import pytest
-import ray
 import torch
-import torch.distributed as dist
-from ray.train import RunConfig, ScalingConfig
-from ray.train.torch import TorchTrainer
 from rich.console import Console
 
 from tests.trainers.curves import PARTS, changed, configured, curve, first_batch, short
@@ -18,7 +14,6 @@ from trainers.loop.state import load_split, start
 from trainers.loop.step import Stepper
 from trainers.methods.registry import METHODS
 from tuning import load_config, run_search
-from tuning.execution.ray_session import ray_session
 
 pytestmark = [
     pytest.mark.gpu,
@@ -120,22 +115,6 @@ def test_a_trial_leaves_no_memory_behind(trial):
         gc.collect()
         living.append(torch.cuda.memory_allocated())
     assert living[0] >= living[1] == living[2]
-
-
-@pytest.mark.ray
-def test_workers_reduce_by_nccl(tmp_path):
-    def loop(_):
-        total = torch.ones(1, device=ray.train.torch.get_device())
-        dist.all_reduce(total)
-        return dist.get_backend(), float(total)
-
-    with ray_session(None):
-        trainer = TorchTrainer(
-            loop,
-            scaling_config=ScalingConfig(num_workers=1, use_gpu=True),
-            run_config=RunConfig(name="nccl", storage_path=str(tmp_path)),
-        )
-        assert trainer.fit().return_value == ("nccl", 1.0)
 
 
 @pytest.mark.ray
