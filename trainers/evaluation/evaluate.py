@@ -106,7 +106,7 @@ class DomainSums:
         return int(self.classes[0].sum())
 
     def measures(self) -> dict[str, float]:
-        """The values of `MEASURES`; accuracies and calibration errors in percent.
+        """The values of `metrics.DIRECTIONS`; accuracies and calibration errors in percent.
 
         `class_acc` is the mean accuracy of the classes that occur, `ece` the mean over images of
         their bin's |accuracy - confidence|.

@@ -104,13 +104,10 @@ def val_acc(domain: str) -> str:
 ECE_BINS: Final = 15
 """Bins of confidence of equal width for `ece`."""
 
-MEASURES = ("acc", "class_acc", "nll", "ece")
-"""Measures of a domain in reports."""
-
 DIRECTIONS: Final[Mapping[str, Literal["max", "min"]]] = {
     "acc": "max", "class_acc": "max", "nll": "min", "ece": "min",
 }  # fmt: skip
-"""Whether more or less of a measure is better."""
+"""The measures of a domain in reports, and whether more or less of each is better."""
 
 
 def direction(name: str) -> Literal["max", "min"] | None:
@@ -152,7 +149,7 @@ def flat_metrics(
     return {str(key): value for key, value in flat.items()}
 
 
-def metric_names(data: DataConfig, split: str = "val") -> Sequence[str]:
-    """The names of the metrics of an evaluation."""
-    blank = dict.fromkeys((data.id_domain, *data.ood_domains), dict.fromkeys(MEASURES, 0.0))
-    return tuple(flat_metrics(blank, data, split))
+def metric_names(data: DataConfig) -> Sequence[str]:
+    """The names of the metrics of the validation splits."""
+    blank = dict.fromkeys((data.id_domain, *data.ood_domains), dict.fromkeys(DIRECTIONS, 0.0))
+    return tuple(flat_metrics(blank, data, "val"))
