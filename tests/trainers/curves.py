@@ -57,10 +57,10 @@ def curve(config, resume_from=None, device=None):
     return [untimed(report) for report in reports]
 
 
-def assert_near(found, wanted):
-    """Both have the same figures to 1e-4, of whatever parts a step was made."""
+def assert_near(found, wanted, close=1e-4):
+    """Both have figures that are so close, of whatever parts a step was made."""
     assert len(found) == len(wanted)
     for one, other in zip(found, wanted, strict=True):
         assert one.keys() == other.keys()
         for name in one.keys() - {PARTS}:
-            assert one[name] == pytest.approx(other[name], rel=1e-4, abs=1e-4), name
+            assert one[name] == pytest.approx(other[name], rel=close, abs=close), name

@@ -22,8 +22,8 @@ def features(images, weights=None):
     """L2-normalised features (B, D) of images, by the embedded model or one of its weights."""
     clip = load_clip(ModelConfig())
     if weights is not None:
-        visual = {n.removeprefix("visual."): v for n, v in weights.items() if n != "head"}
-        clip.visual.load_state_dict(visual)
+        own = {n.removeprefix("visual."): v for n, v in weights.items() if n.startswith("visual.")}
+        clip.visual.load_state_dict(own)
     return clip.double().encode_image(images.double(), normalize=True).numpy()
 
 
