@@ -28,7 +28,6 @@ from trainers.errors import ConfigError, nearest, quoted
 class ClassMap:
     """The ID classes that each class of a domain stands for."""
 
-    num_id_classes: int
     groups: tuple[tuple[int, ...], ...]
     """ID labels for each class of the domain in the order of its labels; empty if its images are
     left out."""
@@ -40,8 +39,6 @@ class ClassMap:
 
     def project(self, logits: Tensor) -> Tensor:
         """ID logits (B, K) to the domain's (B, `num_classes`): the maximum of each group."""
-        if self._index is None:
-            return logits
         return logits[:, self._index.to(logits.device)].amax(dim=-1)
 
     def score(self, logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
@@ -56,10 +53,8 @@ class ClassMap:
         return self._columns.to(labels.device)[labels]
 
     @cached_property
-    def _index(self) -> Tensor | None:
-        """(num_classes, widest group) ID labels; None for the identity."""
-        if self.groups == tuple((label,) for label in range(self.num_id_classes)):
-            return None
+    def _index(self) -> Tensor:
+        """(num_classes, widest group) ID labels."""
         groups = [group for group in self.groups if group]
         widest = max(map(len, groups))
         # Short groups repeat their first member, which changes no maximum.
@@ -105,4 +100,4 @@ def domain_class_map(
         same = [name for name, group in named if scored.count(frozenset(group)) > 1]
         problem = f"{quoted(same)} stand for the same classes of {id_domain}"
         raise ConfigError(problem, source=domain)
-    return ClassMap(len(id_classes), groups)
+    return ClassMap(groups)

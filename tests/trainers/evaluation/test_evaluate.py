@@ -24,7 +24,7 @@ CPU = torch.device("cpu")
 FOURS = EvalBatches(INPUT, 4, CPU)
 CLASSES = ("ant", "bee", "cat", "dog")
 LABELS = (0, 0, 0, 0, 1, 1, 3, 3, 3)
-SAME = ClassMap(4, ((0,), (1,), (2,), (3,)))
+SAME = ClassMap(((0,), (1,), (2,), (3,)))
 SCALE = 9.0
 PAINTED = DataConfig(id_domain="real", ood_domains=("sketch", "clipart"))
 
@@ -83,7 +83,7 @@ def test_every_measure_is_that_by_hand(images, batch_size):
 
 
 def test_a_class_map_leaves_images_out_of_the_score(images):
-    class_map = ClassMap(4, ((), (0, 1), (2,), (3,)))  # the ants of this domain are none of the ID
+    class_map = ClassMap(((), (0, 1), (2,), (3,)))  # the ants of this domain are none of the ID
     # The first batch has only ants.
     (sums,) = evaluate([classifier(2)], images, FOURS, class_map=class_map)
     labels = np.array(LABELS)
@@ -92,14 +92,14 @@ def test_a_class_map_leaves_images_out_of_the_score(images):
     columns = np.array([{1: 0, 3: 2}[label] for label in labels[labels != 0]])
     assert sums.measures() == pytest.approx(by_hand.measures(own, columns), rel=1e-4)
     assert sums.number == 5
-    only_cats = ClassMap(4, ((), (), (2,), ()))
+    only_cats = ClassMap(((), (), (2,), ()))
     with pytest.raises(ConfigError, match="real/val: none of its images is of a class"):
         evaluate([classifier(2)], images, FOURS, class_map=only_cats)
 
 
 def test_predictions_are_of_the_scored_images_in_their_own_classes(images):
     """Of the last model, beside those of the first one."""
-    class_map = ClassMap(4, ((), (0, 1), (2,), (3,)))
+    class_map = ClassMap(((), (0, 1), (2,), (3,)))
     predictions = Predictions(images, class_map, FOURS)
     models = [classifier(1), classifier(3), classifier(2)]
     evaluate(models, images, FOURS, class_map=class_map, note=predictions.add)
