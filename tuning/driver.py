@@ -99,11 +99,6 @@ class Driver:
         self.orders = Orders(search.run_folder, journal, history, orders_before)
         self._is_exhausted = False
 
-    @property
-    def proposes(self) -> bool:
-        """Whether any trial is proposed by the results of others."""
-        return bool(self.studies.studies)
-
     def start(self) -> None:
         """Tell the callbacks that the search starts. Their exceptions are raised."""
         self.recorder.start()
@@ -220,11 +215,6 @@ class Driver:
             return "stopped"
         complete = self._is_exhausted and self.recorder.is_complete
         return "finished" if complete or self.budget.over() is not None else "stopped"
-
-    @property
-    def ended_by(self) -> str | None:
-        """The limit other than the number of trials that has ended the search, if one has."""
-        return self.budget.over()
 
     def finish(self, outcome: SearchOutcome) -> History:
         """End the session, see `Recorder.finish`."""

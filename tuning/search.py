@@ -300,9 +300,10 @@ def continue_search(
         )
         callbacks = (Follower(views, journal), session.progress, *options.callbacks)
         references = [TrialRecord(name, -1, "reference", {}) for name in file.search.references]
-        driver = session.driver(search, history, callbacks, studies=studies, fixed=references)
-        ended, outcome, ended_by = session.run(driver, begin=begin)
-    return SearchResult(run_folder, file, ended, outcome, uri, ended_by)
+        ended, outcome = session.run(
+            search, history, callbacks, fixed=references, studies=studies, begin=begin
+        )
+    return SearchResult(run_folder, file, ended, outcome, uri, ended.ended_by or None)
 
 
 def _guesses(search: SearchRecord, file: SearchFile) -> Iterator[str]:

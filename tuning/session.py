@@ -92,7 +92,7 @@ class Session:
         self.journal.zero_shot(found)
         return found
 
-    def driver(
+    def run(
         self,
         search: SearchRecord,
         history: History,
@@ -100,10 +100,23 @@ class Session:
         *,
         fixed: Sequence[TrialRecord] = (),
         studies: Studies | None = None,
-    ) -> Driver:
-        """A driver for this session."""
-        self.progress.earlier_seconds = history.seconds
-        return Driver(
+        final_split: str | None = None,
+        begin: Callable[[], object] = lambda: None,
+    ) -> tuple[History, SearchOutcome]:
+        """Run trials to their end. The first arguments are those of `Driver`.
+
+        Args:
+            final_split: evaluated once, after the last step of each trial.
+            begin: called once nothing refuses the session any more.
+
+        Returns:
+            What the journal contains, and how the session ended.
+        """
+        # Trainings read the test splits through this argument alone. A run in which anything is
+        # proposed or chosen by results must not have it.
+        if final_split is not None and studies is not None:
+            raise RuntimeError("trials are proposed, so the test splits must not be read")
+        driver = Driver(
             self.file,
             search,
             history,
@@ -114,27 +127,7 @@ class Session:
             orders_before=self.orders,
             check_ray=self.watch.check,
         )
-
-    def run(
-        self,
-        driver: Driver,
-        *,
-        final_split: str | None = None,
-        begin: Callable[[], object] = lambda: None,
-    ) -> tuple[History, SearchOutcome, str | None]:
-        """Run the trials of a driver to their end.
-
-        Args:
-            final_split: evaluated once, after the last step of each trial.
-            begin: called once nothing refuses the session any more.
-
-        Returns:
-            What the journal contains, how the session ended, and the budget that ended it.
-        """
-        # Trainings read the test splits through this argument alone. A run in which anything is
-        # proposed or chosen by results must not have it.
-        if final_split is not None and driver.proposes:
-            raise RuntimeError("trials are proposed, so the test splits must not be read")
+        self.progress.earlier_seconds = history.seconds
         show_phase(self.console, "Trials", f"starting workers for {self.concurrent} at once")
         resources = self.file.search.resources
         outcome: SearchOutcome = "failed"
@@ -158,7 +151,7 @@ class Session:
             gc.collect()
         if self.journal.failure:
             raise self.journal.failure
-        return ended, outcome, driver.ended_by
+        return ended, outcome
 
 
 @contextmanager

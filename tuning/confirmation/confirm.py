@@ -235,13 +235,13 @@ def _train_and_build(
         earlier = [r for r in history.records if r.trial_id in wanted_names]
         files = _Trained(run.folder, session.checkpoints, run.file.search.checkpoints.keep_top)
         if points:
-            driver = session.driver(
+            _, outcome = session.run(
                 search,
                 replace(history, records=tuple(earlier)),
                 [Follower([files], journal), session.progress],
                 fixed=points,
+                final_split=SPLIT,
             )
-            _, outcome, _ = session.run(driver, final_split=SPLIT)
             if outcome == "stopped":
                 raise KeyboardInterrupt
         files.start(search)

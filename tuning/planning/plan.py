@@ -205,8 +205,8 @@ def plan_search(
         )
         show_phase(console, "Plan", f"timing {2 * at_once} trials of {base.steps} steps")
         short_trials = [TrialRecord(f"timing-{n}", n, "trial", {}) for n in range(2 * at_once)]
-        driver = session.driver(search, History(), [session.progress], fixed=short_trials)
-        ended, outcome, _ = replace(session, concurrent=at_once).run(driver)
+        session = replace(session, concurrent=at_once)
+        ended, outcome = session.run(search, History(), [session.progress], fixed=short_trials)
         sizes = [_sizes(session.checkpoints, record.trial_id) for record in ended.records]
     if outcome == "stopped":
         raise KeyboardInterrupt

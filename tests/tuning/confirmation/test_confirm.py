@@ -11,7 +11,6 @@ import sys
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from types import SimpleNamespace
 from unittest.mock import patch
 
 import pyarrow.parquet as pq
@@ -35,6 +34,7 @@ from trainers.errors import ConfigError
 from trainers.fine_tune import fine_tune
 from trainers.loop.evaluate_run import evaluate_run, measure_end
 from trainers.loop.state import load_split
+from tuning.algorithms.studies import Studies
 from tuning.config.objectives import Objective
 from tuning.confirmation.confirm import chosen, confirm, fresh_seeds, same_test_splits
 from tuning.execution.ray_session import ray_session
@@ -206,7 +206,7 @@ def test_results_of_two_test_splits_are_not_mixed(whole_root, tmp_path):
 
 def test_a_run_that_learns_from_its_trials_has_no_final_split():
     with pytest.raises(RuntimeError, match="the test splits must not be read"):
-        Session.run(None, SimpleNamespace(proposes=True), final_split="test")
+        Session.run(None, None, None, (), studies=Studies(()), final_split="test")
 
 
 @pytest.fixture
