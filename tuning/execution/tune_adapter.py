@@ -124,10 +124,7 @@ class _Scheduler(_OfDriver, FIFOScheduler):
 
     def on_trial_error(self, tune_controller: TuneController, trial: TuneTrial) -> None:
         """Raise an error that ends the search, see `Driver.lost`."""
-        error = _error_of(trial)
-        if error is None:  # the trial did not fail; Python adds the cause
-            raise tune.TuneError(f"the end of {trial} could not be recorded")
-        self._driver.lost(_trial_id(trial), error)
+        self._driver.lost(_trial_id(trial), _error_of(trial))
 
 
 class _Events(_OfDriver, tune.Callback, tune.Stopper):
@@ -156,9 +153,7 @@ class _Events(_OfDriver, tune.Callback, tune.Stopper):
         self, iteration: int, trials: list[TuneTrial], trial: TuneTrial, **info: Any
     ) -> None:
         """The process of a trial was lost too often."""
-        error = _error_of(trial)
-        reason = "the trial ended without an error" if error is None else error_text(error)
-        self._driver.answered(_trial_id(trial), Failed(reason))
+        self._driver.answered(_trial_id(trial), Failed(error_text(_error_of(trial))))
 
     def stop_all(self) -> bool:
         """Whether all running trials are stopped, and the search ends."""
@@ -166,11 +161,11 @@ class _Events(_OfDriver, tune.Callback, tune.Stopper):
         return not self._driver.turn()
 
 
-def _error_of(trial: TuneTrial) -> BaseException | None:
+def _error_of(trial: TuneTrial) -> BaseException:
     """The error of a failed trial, which Tune keeps in a file."""
     file = Path(trial.pickled_error_file or "")
-    if not file.is_file():
-        return None
+    if not file.is_file():  # the trial did not fail; Python adds the cause
+        raise tune.TuneError(f"the end of {trial} could not be recorded")
     error: BaseException = loads(file.read_bytes())
     return error
 
@@ -190,10 +185,6 @@ class _Reports(tune.Callback):
     def setup(self, *arguments: Any, **info: Any) -> None:
         """Pass the experiment on. An exception ends the search before it begins."""
         self._callback.setup(*arguments, **info)
-
-    def get_state(self) -> dict[str, Any] | None:
-        """Pass the state of the callback on."""
-        return self._callback.get_state()
 
     def _call(self, name: str, **info: Any) -> None:
         if name == "on_trial_result":
