@@ -20,13 +20,11 @@ class Budget(Callback):
     def __init__(self, config: BudgetConfig, history: History, clock: Callable[[], float]) -> None:
         self._config, self._clock = config, clock
         self._began = clock() - history.seconds
-        self._ended_gpu_seconds = 0.0
+        self._ended_gpu_seconds = {r.trial_id: r.gpu_seconds(clock()) for r in history.records}
         self._running: dict[str, TrialRecord] = {}
         self._failures = 0
         self.is_ended = False
         """Whether the user has ended the search by `lipsum-tune control`."""
-        for record in history.records:
-            self._ended_gpu_seconds += record.gpu_seconds(clock())
 
     def allows(self, number: int) -> bool:
         """Whether the trial of that number, counted from 0, may be proposed."""
@@ -55,16 +53,16 @@ class Budget(Callback):
     def gpu_seconds(self) -> float:
         """GPUs times seconds of all attempts of all trials, up to now."""
         now = self._clock()
-        return self._ended_gpu_seconds + sum(r.gpu_seconds(now) for r in self._running.values())
+        running = (record.gpu_seconds(now) for record in self._running.values())
+        return sum(self._ended_gpu_seconds.values()) + sum(running)
 
     def trial_started(self, record: TrialRecord) -> None:
         """Count its GPUs from now on. Its earlier attempts are part of the running record."""
-        if record.trial_id not in self._running:  # otherwise its driver was lost, and it goes on
-            self._ended_gpu_seconds -= record.earlier_gpu_seconds
+        self._ended_gpu_seconds.pop(record.trial_id, None)
         self._running[record.trial_id] = record
 
     def trial_ended(self, record: TrialRecord) -> None:
         """Count the end of a trial of this session. Those of earlier sessions are counted."""
         if self._running.pop(record.trial_id, None) is not None:
-            self._ended_gpu_seconds += record.gpu_seconds(self._clock())
+            self._ended_gpu_seconds[record.trial_id] = record.gpu_seconds(self._clock())
             self._failures = self._failures + 1 if record.outcome == "failed" else 0
