@@ -2,11 +2,7 @@
 
 from __future__ import annotations
 
-import math
 import shlex
-from collections.abc import Mapping
-from dataclasses import fields, is_dataclass
-from pathlib import Path
 from typing import Any
 
 from trainers.evaluation.metrics import MetricKey
@@ -18,19 +14,6 @@ from tuning.runs.run_folder import RunFolder
 from tuning.views.overview import state_of
 
 Document = dict[str, Any]
-
-
-def plain(value: Any) -> Any:
-    """A value for JSON: null for a number that is not finite, text for a path, fields by name."""
-    if is_dataclass(value):
-        value = {field.name: getattr(value, field.name) for field in fields(value)}
-    if isinstance(value, float) and not math.isfinite(value):
-        return None
-    if isinstance(value, Mapping):
-        return {str(key): plain(each) for key, each in value.items()}
-    if isinstance(value, list | tuple):
-        return [plain(each) for each in value]
-    return str(value) if isinstance(value, Path) else value
 
 
 def of_run(run: RunFolder) -> Document:

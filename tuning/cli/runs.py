@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 import yaml
+from pydantic_core import to_jsonable_python
 from rich.console import Console
 
 from tuning.cli.options import Run, Set, app, found, names, shortest, show, warn, word_for
@@ -72,9 +73,10 @@ def report(
     loaded = load_run(run[0])
     state = state_of(loaded)
     if as_json:
-        from tuning.cli.documents import of_run, plain
+        from tuning.cli.documents import of_run
 
-        print(json.dumps(plain(of_run(loaded)), allow_nan=False))
+        document = to_jsonable_python(of_run(loaded), inf_nan_mode="null")
+        print(json.dumps(document, allow_nan=False))
         return
     if loaded.history.zero_shot is None and state == "running":
         show("State", "running, evaluating the zero-shot model")
