@@ -269,8 +269,6 @@ def auto(
 
     Example: lipsum-tune auto /data/shop --id studio --ood street,sketch --gpu-hours 24
     """
-    if data is not None and (hours is None) == (gpu_hours is None):
-        raise ConfigError("give one of --hours (wall clock) and --gpu-hours")
     # Imported here, since torch, Ray and MLflow take seconds to import.
     from tuning.auto import auto as run_auto
     from tuning.runs.errors import resumable
