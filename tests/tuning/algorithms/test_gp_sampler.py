@@ -1,4 +1,3 @@
-import inspect
 import math
 
 import numpy as np
@@ -199,7 +198,3 @@ def test_a_pruned_trial_may_be_the_best_one_outside_of_the_region():
     add(250, 0.5)  # expected to meet the constraint, as most trials do
     proposed = study.ask(space).params["count"]
     assert 40 / 2.5 < proposed < 40 * 2.5
-
-
-def test_this_optuna_has_the_method_that_keeps_proposals_in_their_region():
-    assert "self._optimize_acqf(acqf, best_params)" in inspect.getsource(GPSampler)
