@@ -57,13 +57,6 @@ def shortest(path: Path) -> Path:
     return path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path
 
 
-def word_for(run: Path) -> str:
-    """What to type for a run folder."""
-    from tuning.runs import run_folder  # slow to import
-
-    return run_folder.word_for(run)
-
-
 def warn(problem: object) -> None:
     """Print a warning on standard error."""
     print(f"warning: {problem}", file=sys.stderr)

@@ -23,7 +23,7 @@ import yaml
 from pydantic_core import to_jsonable_python
 from rich.console import Console
 
-from tuning.cli.options import Run, Set, app, found, names, shortest, show, warn, word_for
+from tuning.cli.options import Run, Set, app, found, names, shortest, show, warn
 
 if TYPE_CHECKING:
     from search_spaces import SearchSpace
@@ -57,7 +57,7 @@ def report(
     Example: lipsum-tune report quickstart --open
     """
     from trainers.errors import MAY_CONTINUE, ConfigError
-    from tuning.runs.run_folder import load_run, places_of_runs, runs_in
+    from tuning.runs.run_folder import load_run, places_of_runs, runs_in, word_for
     from tuning.views.overview import comparison, runs_table, state_of
 
     console = Console()
@@ -224,7 +224,7 @@ def control(
     from trainers.errors import ConfigError
     from tuning.runs.journal import is_running
     from tuning.runs.records import trial_name
-    from tuning.runs.run_folder import load_run
+    from tuning.runs.run_folder import load_run, word_for
     from tuning.views.formatting import format_params
 
     loaded = load_run(run)

@@ -15,18 +15,7 @@ import typer
 from rich.console import Console
 
 from trainers.errors import ConfigError
-from tuning.cli.options import (
-    Address,
-    Config,
-    Run,
-    Set,
-    app,
-    names,
-    shortest,
-    show,
-    warn,
-    word_for,
-)
+from tuning.cli.options import Address, Config, Run, Set, app, names, shortest, show, warn
 
 if TYPE_CHECKING:
     from tuning.config.schema import SearchFile
@@ -112,7 +101,7 @@ def resume_run(
     """
     from tuning.config.validation import load_recorded
     from tuning.runs.resume import larger_budget
-    from tuning.runs.run_folder import CONFIG_FILE, load_run
+    from tuning.runs.run_folder import CONFIG_FILE, load_run, word_for
 
     loaded = load_run(run, whole=True)
     keys = larger_budget(loaded, hours=hours, gpu_hours=gpu_hours) + list(set_ or ())
@@ -204,7 +193,7 @@ def confirm(
 
     Example: lipsum-tune confirm quickstart --rule objective --seeds 3
     """
-    from tuning.runs.run_folder import load_run
+    from tuning.runs.run_folder import load_run, word_for
 
     load_run(run)  # reports mistakes before torch and Ray are imported
     from tuning.confirmation.confirm import confirm as confirm_choices
@@ -218,13 +207,14 @@ def confirm(
             run, top=top, seeds=seeds, rules=rule or (), again=again, address=address
         )
     console, loaded = Console(), load_run(run)
+    word = word_for(loaded.folder)
     of_model = model_table(found, models_tested(loaded.folder))
     for table in (of_model, confirmation_table(found)):
         if table is not None:
-            console.print(fit_table(table, console.width, word_for(loaded.folder)))
+            console.print(fit_table(table, console.width, word))
     concluded = conclusion(loaded.search, loaded.history.records)
     show("Result", *concluded.lines)
-    _show_next(concluded, loaded.folder)
+    _show_next(concluded, word)
     if found.failed:
         raise typer.Exit(1)
 
@@ -323,6 +313,7 @@ def _show(result: SearchResult, allow_failed_trials: bool = False) -> None:
     from trainers.redact import redact
     from tuning.runs.conclusion import conclusion
     from tuning.runs.ranking import finished_trials, on_bounds
+    from tuning.runs.run_folder import word_for
     from tuning.views.leaderboard import SHOWN
     from tuning.views.leaderboard import report as full_report
     from tuning.views.mlflow.client import default_tracking_uri
@@ -353,15 +344,15 @@ def _show(result: SearchResult, allow_failed_trials: bool = False) -> None:
     if result.outcome == "stopped":
         show("Go on with", f"lipsum-tune resume {run}")
         raise typer.Exit(MAY_CONTINUE if result.ended_by else 130)
-    _show_next(found, result.folder)
+    _show_next(found, run)
     if result.failed:
         print(f"{len(result.failed)} trial(s) failed", file=sys.stderr)
         if not (allow_failed_trials and finished):
             raise typer.Exit(1)
 
 
-def _show_next(found: Conclusion, run: Path) -> None:
-    commands = found.commands(word_for(run))
+def _show_next(found: Conclusion, run: str) -> None:
+    commands = found.commands(run)
     show("Next", *commands)
     activate = Path(sys.executable).with_name("activate")
     if commands and shutil.which("lipsum-tune") is None and activate.is_file():
