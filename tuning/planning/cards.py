@@ -131,13 +131,10 @@ class CardPlan:
     micro_batch: int
     """Images at once: the configured number, or halved until they fit."""
     precision: str
-    step_s: float
-    """Of a trial that reads zero-shot features which the first one has stored, if it can."""
     cores: int
     """CPU cores that decode the images of a GPU."""
-    views_gb: float
-    """Decoded validation images that a worker keeps in RAM, at most."""
     plan: Plan
+    """Of trials that read zero-shot features which the first one has stored, if they can."""
 
     @property
     def gpu_hours(self) -> dict[str, float]:
@@ -197,7 +194,7 @@ def plan_on(
         at_once, step = fitting_part(partial(cost, precision), begin, memory)
         if step is None:
             unknown = Plan(on_gpus, 1, *6 * [math.nan])
-            found.append(CardPlan(name, None, 0, used, math.nan, 0, math.nan, unknown))
+            found.append(CardPlan(name, None, 0, used, 0, unknown))
             continue
         stored_gb = 2e-9 * file.trial.steps * batch * workers * step.width  # in float16
         shared = stored_gb > file.trial.zero_shot_cache_gb
@@ -209,8 +206,7 @@ def plan_on(
         cores = math.ceil(batch / step_s / IMAGES_A_CORE)
         durations = (0, 0, step_s, 0, rung_s / workers, eval_s / workers)
         plan = Plan(on_gpus, 1, *durations, data.test_images)
-        kept_gb = views_gb(trial, data, step.image_size, workers)
-        found.append(CardPlan(name, step, at_once, used, step_s, cores, kept_gb, plan))
+        found.append(CardPlan(name, step, at_once, used, cores, plan))
     return data, found
 
 
@@ -277,7 +273,7 @@ def render(file: SearchFile, data: DataSize, plans: Sequence[CardPlan]) -> Rende
             found.name,
             f"{found.step.peak_bytes / 1e9:.1f}",
             str(found.micro_batch),
-            f"{found.step_s:.2g} ({found.precision})",
+            f"{found.plan.step_s:.2g} ({found.precision})",
             str(found.cores),
             *map(format_hours, found.gpu_hours.values()),
         )
@@ -290,9 +286,9 @@ def render(file: SearchFile, data: DataSize, plans: Sequence[CardPlan]) -> Rende
         "CUDA's own memory; images of a batch that fit at once; CPU cores that decode its images; "
         f"GPU-hours with kernels at {EFFICIENCY:.0%} of the card's data sheet."
     )
-    views = [found.views_gb for found in plans if found.step is not None]
-    if views:
-        limit += f" In RAM, a worker keeps {views[0]:.1f} GB of decoded validation images."
+    if sizes := [found.step.image_size for found in plans if found.step is not None]:
+        kept_gb = views_gb(trial, data, sizes[0], file.search.resources.workers)
+        limit += f" In RAM, a worker keeps {kept_gb:.1f} GB of decoded validation images."
     lines = [Text(limit)]
     ends = (budget_line(found.plan, found.name) for found in plans if found.step is not None)
     lines += [Text(line) for line in ends if line]

@@ -87,14 +87,16 @@ def test_a_search_on_two_cards(monkeypatch):
     # Each part encodes the random texts again.
     assert 1 < flops_of(small.step) / flops_of(large.step) < 1.1
     for found in (large, small):
-        evaluations_s = found.plan.full_s - 1000 * found.step_s
+        evaluations_s = found.plan.full_s - 1000 * found.plan.step_s
         assert 0 < evaluations_s < 0.1 * found.plan.full_s
         assert found.plan.prices[0].device_hours == pytest.approx(9 * found.plan.full_s / 3600)
-    lines = text_of(render(file, data, [large, small]), 160).splitlines()
+    many = replace(data, validation=[70_000])
+    lines = text_of(render(file, many, [large, small]), 160).splitlines()
     assert "7,000 training images, 10 classes" in lines[0]
     assert [line.split()[0] for line in lines[3:5]] == ["A100-80GB", "small"]
     assert any(line.startswith("Predicted on ") for line in lines)
-    assert large.views_gb == 3 * large.step.image_size**2 * 1000 / 1e9
+    # All of them, and 2,000 again for the line, of 48 x 48 pixels.
+    assert "keeps 0.5 GB of decoded validation" in " ".join(" ".join(lines).split())
     assert large.gpu_hours["trial"] == large.plan.full_s / 3600
 
 
@@ -133,7 +135,7 @@ def test_trials_that_share_a_card_share_its_speed():
         return found
 
     whole, half = on_a_card(1), on_a_card(0.5)
-    assert half.step_s == pytest.approx(2 * whole.step_s)
+    assert half.plan.step_s == pytest.approx(2 * whole.plan.step_s)
     assert half.gpu_hours == pytest.approx(whole.gpu_hours)
 
 
