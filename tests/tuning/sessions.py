@@ -29,7 +29,6 @@ class Session:
         *,
         trials=100,
         references=(),
-        callbacks=(),
         config_of=lambda record: TrialConfig(),
         pruner=lambda: None,
         sampler=None,
@@ -53,7 +52,7 @@ class Session:
         )
         fixed = [TrialRecord(name, -1, "reference", {}) for name in references]
         self.driver = Driver(
-            SearchFile(search=section), search, history, self.journal, callbacks,
+            SearchFile(search=section), search, history, self.journal,
             studies=self.studies, fixed=fixed, check_ray=check_ray,
         )  # fmt: skip
         self.recorder = self.driver.recorder
