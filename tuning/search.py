@@ -26,7 +26,7 @@ from trainers.data.schema import split_header
 from trainers.data.store import open_root
 from trainers.errors import ConfigError, validate
 from trainers.evaluation.metrics import ID, MetricKey
-from tuning.algorithms.pruning import LEAST_FINISHED, create_pruner
+from tuning.algorithms.samplers import LEAST_FINISHED, create_pruner
 from tuning.algorithms.studies import Studies, create_studies
 from tuning.algorithms.warm_start import Earlier, load_earlier, warm_start, warm_start_uses_ood
 from tuning.config.schema import SamplerConfig, SchedulerConfig, SearchConfig, SearchFile

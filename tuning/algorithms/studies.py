@@ -28,8 +28,7 @@ from optuna.samplers import BaseSampler, RandomSampler
 from optuna.trial import TrialState
 
 from search_spaces import SearchSpace
-from tuning.algorithms.pruning import LEAST_FINISHED
-from tuning.algorithms.samplers import create_sampler, resolve_sampler
+from tuning.algorithms.samplers import LEAST_FINISHED, create_sampler, resolve_sampler
 from tuning.config.schema import SamplerConfig
 from tuning.runs.callbacks import Callback
 from tuning.runs.records import METHOD_KEY, STEP, ParamValue, SearchRecord, TrialRecord

@@ -24,7 +24,7 @@ from trainers.data.roots import image_counts
 from trainers.data.store import Store, url_of
 from trainers.errors import ConfigError
 from trainers.folders import temporary_folder
-from tuning.algorithms.pruning import LEAST_FINISHED
+from tuning.algorithms.samplers import LEAST_FINISHED
 from tuning.config.schema import SearchFile
 from tuning.execution.ray_session import runs_folder
 from tuning.runs.history import History

@@ -14,7 +14,7 @@ from tests.tuning import fakes
 from tests.tuning.run_folders import search_file
 from tests.tuning.sessions import Session
 from trainers.errors import ConfigError
-from tuning.algorithms.pruning import LEAST_FINISHED, create_pruner
+from tuning.algorithms.samplers import LEAST_FINISHED, create_pruner
 from tuning.config.objectives import Objective
 from tuning.config.schema import SchedulerConfig
 from tuning.search import SearchOptions, continue_search
