@@ -25,15 +25,6 @@ from tuning.runs.records import STEP, SearchOutcome, SearchRecord, TrialRecord, 
 from tuning.runs.run_folder import config_of
 
 
-@dataclass(frozen=True)
-class Trial:
-    """A trial to start, or to continue from its checkpoints."""
-
-    record: TrialRecord
-    for_slot: dict[str, Any]
-    """`trial_id`, `params`, and `trial`, the `TrialConfig` as JSON."""
-
-
 @dataclass
 class _Attempts:
     """The errors of a trial since its last new step."""
@@ -103,8 +94,12 @@ class Driver:
         """Tell the callbacks that the search starts. Their exceptions are raised."""
         self.recorder.start()
 
-    def next(self) -> Trial | Wait | End:
-        """What to start next. The driver may be asked again after each message of a trial."""
+    def next(self) -> dict[str, Any] | Wait | End:
+        """The trial to start next, or to continue from its checkpoints, as its slot needs it:
+        `trial_id`, `params`, and `trial`, the `TrialConfig` as JSON.
+
+        The driver may be asked again after each message of a trial.
+        """
         while (record := self._next_record()) is not None:
             try:
                 config = config_of(self._file, record)
@@ -114,12 +109,11 @@ class Driver:
                 self.recorder.rejected(record, error_text(error))
                 continue
             self.recorder.proposed(record)
-            for_slot = {
+            return {
                 "trial_id": record.trial_id,
                 "params": dict(record.params),
                 "trial": config.model_dump_json(),
             }
-            return Trial(record, for_slot)
         is_running = any(not record.is_final for record in self.recorder.records.values())
         if is_running and self.budget.allows(self._number):
             return Wait()

@@ -12,7 +12,7 @@ from tuning.config.schema import (
     SearchConfig,
     SearchFile,
 )
-from tuning.driver import Driver, Trial
+from tuning.driver import Driver
 from tuning.runs.history import Log
 from tuning.runs.journal import Journal
 from tuning.runs.messages import Ended, Failed, Reported
@@ -77,7 +77,7 @@ class Session:
         """The record of the next trial; None if there is none."""
         with patch("tuning.driver.config_of", lambda _, record: self._config_of(record)):
             found = self.driver.next()
-        return found.record if isinstance(found, Trial) else None
+        return self.recorder.records[found["trial_id"]] if isinstance(found, dict) else None
 
     def start(self):
         """Propose a trial and start it; None at the end."""

@@ -8,7 +8,7 @@ from tests.tuning.sessions import Session
 from trainers.config import TrialConfig
 from trainers.errors import ConfigError, StorageFailed
 from tuning.algorithms.studies import TRIAL_ID
-from tuning.driver import End, Trial, Wait
+from tuning.driver import End, Wait
 from tuning.execution.ray_watch import RayLost, RayWatch
 from tuning.runs.history import read_history
 from tuning.runs.messages import Progressed, SteppedBack
@@ -96,15 +96,15 @@ def test_trials_outside_of_a_narrowed_space_are_unknown_to_the_sampler(search):
 def test_a_point_that_is_enqueued_after_the_last_of_the_sampler_is_tried(search):
     session = Session(search, SPACE, name="grid", grid_points=2)
     started = []
-    while isinstance(found := session.driver.next(), Trial):
-        session.driver.started(found.record.trial_id)
-        started.append(found.record.trial_id)
+    while isinstance(found := session.driver.next(), dict):
+        session.driver.started(found["trial_id"])
+        started.append(found["trial_id"])
     assert isinstance(found, Wait)
     for trial_id in started[1:]:
         session.end(trial_id)
     send(search.run_folder, {"enqueue": {"optim.lr": 2e-3, "method.text_length": 5}})
     session.driver.turn()
-    assert session.driver.next().record.params == {"optim.lr": 2e-3, "method.text_length": 5}
+    assert session.driver.next()["params"] == {"optim.lr": 2e-3, "method.text_length": 5}
     for trial_id in (started[0], f"trial-{len(started):03d}"):
         session.end(trial_id)
     assert isinstance(session.driver.next(), End)

@@ -18,7 +18,7 @@ from ray.tune.search import Searcher
 
 from trainers.folders import temporary_folder
 from trainers.redact import traceback_of
-from tuning.driver import Driver, End, Trial, Wait
+from tuning.driver import Driver, End, Wait
 from tuning.execution.ray_workarounds import tune_workarounds
 from tuning.process import environment_variables, raise_interrupt
 from tuning.runs.errors import error_text
@@ -98,12 +98,12 @@ class _Searcher(_OfDriver, Searcher):
     def suggest(self, trial_id: str) -> Any:
         """The Tune configuration of a trial; None: ask again; FINISHED: there is no more."""
         match self._driver.next():
-            case Trial() as trial:
-                return trial.for_slot
             case Wait():
                 return None
             case End():
                 return Searcher.FINISHED
+            case trial:
+                return trial
 
     def on_trial_complete(self, *_: Any, **__: Any) -> None:
         """Do nothing: the driver has got the message."""

@@ -14,7 +14,7 @@ from unittest.mock import patch
 from optuna.storages.journal import JournalFileBackend
 
 from tests.tuning.execution.instant import zero_shot
-from tuning.driver import End, Trial
+from tuning.driver import End
 from tuning.runs.errors import error_text
 from tuning.runs.journal import append_synced
 from tuning.runs.messages import MESSAGE, Ended, Failed, Reported
@@ -49,9 +49,9 @@ class InlineTuner:
             while len(self._running) < self._concurrent and not is_exhausted:
                 found = self._driver.next()
                 is_exhausted = isinstance(found, End)
-                if not isinstance(found, Trial):
+                if not isinstance(found, dict):
                     break
-                self._start(found.for_slot)
+                self._start(found)
             if self._running:
                 self._ask([*self._running][self.choose(len(self._running))])
             for callback in self._callbacks:

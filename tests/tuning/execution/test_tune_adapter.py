@@ -12,7 +12,7 @@ from ray import tune
 from tests.tuning import fakes
 from tests.tuning.execution.inline_tuner import InlineTuner
 from trainers.errors import StorageFailed
-from tuning.driver import End, Trial, Wait
+from tuning.driver import End, Wait
 from tuning.execution.cluster_resources import SLOT
 from tuning.execution.ray_session import ray_session
 from tuning.execution.tune_adapter import run_trials
@@ -63,7 +63,7 @@ class Scripted:
                 return Wait()
             del self._waiting[trial_id]
             self._note("next", trial_id)
-            return Trial(None, {"trial_id": trial_id, "story": self.story})
+            return {"trial_id": trial_id, "story": self.story}
         self._note("end")
         return End()
 
