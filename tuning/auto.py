@@ -84,21 +84,17 @@ def auto(
     name: str | None = None,
     again: bool = False,
     address: str | None = None,
-    console: Console | None = None,
-) -> Path:
+) -> None:
     """Prepare images, search for as many trials as fit the hours, confirm and export what won.
 
     The configuration is `NAME.yaml` beside the run folder, the images are in `prepared/NAME`.
 
     The arguments are the options of the command.
 
-    Returns:
-        The exported model, in the run folder.
-
     Raises:
         KeyboardInterrupt: the same call goes on.
     """
-    began, console = time.monotonic(), console or Console()
+    began, console = time.monotonic(), Console()
     if source is None and hours is None and gpu_hours is None:
         hours = BENCHMARK_HOURS
     unit = "hours" if gpu_hours is None else "gpu_hours"
@@ -259,7 +255,6 @@ def auto(
     show_phase(
         console, "Try it", shlex.join(["python", str(exported / "predict.py")]) + " IMAGE ..."
     )
-    return exported
 
 
 def _folder_of_images(source: str | None) -> Path | None:

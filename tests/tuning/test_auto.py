@@ -32,8 +32,6 @@ from tuning.runs.run_folder import load_run
 from tuning.weights.sources import why_chosen
 from tuning.zero_shot import Row
 
-QUIET = Console(quiet=True)
-
 
 @pytest.fixture(autouse=True)
 def _in_a_folder(tmp_path, monkeypatch):
@@ -121,7 +119,7 @@ def test_wrong_input_is_refused_before_anything_is_written(tmp_path, options, pr
     for domain in ("photo", "sketch"):
         (tmp_path / "shop" / domain / "cat").mkdir(parents=True)
     with pytest.raises(ConfigError, match=problem):
-        auto(**{"source": "shop", "id_domain": "photo", **options}, console=QUIET)
+        auto(**{"source": "shop", "id_domain": "photo", **options})
     assert [path.name for path in tmp_path.iterdir()] == ["shop"]
 
 
