@@ -2,13 +2,22 @@
 
 import torch
 from torch.profiler import ProfilerActivity, profile, record_function
-from torch.utils.flop_counter import FlopCounterMode
+from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, sdpa_flop_count
 
 from trainers.config import TrialConfig
-from trainers.loop.fake_step import FLOPS
 from trainers.loop.state import state_of
 from trainers.loop.step import Stepper
 from trainers.models.zero_shot import load_zero_shot
+
+ATTENTION = {
+    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: lambda *a, **_: sdpa_flop_count(
+        *a[:3]
+    ),
+    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward: lambda *a, **_: (
+        sdpa_backward_flop_count(*a[:4])
+    ),
+}
+"""Kernels of CPUs that PyTorch's counter does not know."""
 
 
 def trial(model, method, batch, **settings):
@@ -37,7 +46,7 @@ def measured(config, classes):
         for number in range(2):
             views = torch.zeros(config.optim.batch_size, 3, size, size, dtype=torch.uint8)
             labels = torch.arange(len(views)) % classes
-            counter = FlopCounterMode(display=False, custom_mapping=FLOPS)
+            counter = FlopCounterMode(display=False, custom_mapping=ATTENTION)
             with record_function(f"step {number}"), counter:
                 stepper.step(number, views, labels, lr=1e-5)
     events = sorted(profiled.profiler.kineto_results.events(), key=lambda event: event.start_ns())
