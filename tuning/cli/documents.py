@@ -45,7 +45,8 @@ def of_run(run: RunFolder) -> Document:
 def _confirmation(found: Confirmation) -> Document:
     settings = []
     for one in found.configurations:
-        names = [name for name in found.means(one.trial_id) if _is_of_test(name)]
+        keys = {name: MetricKey.parse(name) for name in found.means(one.trial_id)}
+        names = [name for name, key in keys.items() if key is not None and key.split == SPLIT]
         estimates = {name: found.estimate(one.trial_id, name) for name in names}
         gaps = {name: found.against(FT, one.trial_id, name) for name in names if one.trial_id != FT}
         settings.append(
@@ -84,11 +85,6 @@ def _model(again: Confirmation, run: RunFolder) -> Document | None:
         "further_trials": model.further(run.history.records),
         "earlier": [{"made_of": one.made_of(), "metrics": one.test} for one in earlier],
     }
-
-
-def _is_of_test(metric: str) -> bool:
-    key = MetricKey.parse(metric)
-    return key is not None and key.split == SPLIT
 
 
 def _trial(record: TrialRecord) -> Document:
