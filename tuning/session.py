@@ -136,9 +136,8 @@ class Session:
             begin()
             plugins = texts_of(self.file.trial.plugins)
             train = self.options.trainable(self.checkpoints.url, resources, final_split, plugins)
-            callbacks = self.options.tune_callbacks
             limits = self.concurrent, resources.max_failures
-            self.watch.call(run_trials, train, driver, *limits, callbacks)
+            self.watch.call(run_trials, train, driver, *limits, self.options.tune_callbacks)
             outcome = driver.outcome
         except KeyboardInterrupt:
             outcome = "stopped"
