@@ -90,10 +90,6 @@ class Driver:
         self.orders = Orders(search.run_folder, journal, history, orders_before)
         self._is_exhausted = False
 
-    def start(self) -> None:
-        """Tell the callbacks that the search starts. Their exceptions are raised."""
-        self.recorder.start()
-
     def next(self) -> dict[str, Any] | Wait | End:
         """The trial to start next, or to continue from its checkpoints, as its slot needs it:
         `trial_id`, `params`, and `trial`, the `TrialConfig` as JSON.

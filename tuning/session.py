@@ -132,7 +132,7 @@ class Session:
         resources = self.file.search.resources
         outcome: SearchOutcome = "failed"
         try:
-            driver.start()
+            driver.recorder.start()
             begin()
             plugins = texts_of(self.file.trial.plugins)
             train = self.options.trainable(self.checkpoints.url, resources, final_split, plugins)
