@@ -26,11 +26,7 @@ CONFIGS = {
     "hyperband": HyperbandPruner(min_resource=20, max_resource=TOTAL, reduction_factor=2),
     "object": PercentilePruner(25.0, n_startup_trials=2),
 }
-OWN = {
-    "asha": SuccessiveHalvingPruner(min_resource=20, reduction_factor=2),
-    "hyperband": CONFIGS["hyperband"],
-    "object": CONFIGS["object"],
-}
+OWN = CONFIGS | {"asha": SuccessiveHalvingPruner(min_resource=20, reduction_factor=2)}
 
 
 @pytest.mark.parametrize(
