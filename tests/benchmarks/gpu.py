@@ -12,7 +12,8 @@ import time
 
 import torch
 
-from trainers.config import TrialConfig
+from tests.trainers.curves import changed
+from tests.tuning.planning.real_step import trial
 from trainers.loop.fake_step import FILLED, step_cost
 from trainers.loop.state import state_of
 from trainers.loop.step import Stepper
@@ -31,20 +32,6 @@ CASES = (
     ("ViT-L-14", "lipsum_ft", 64, None, "bf16"),
 )
 """Model, method, images of a step, images at once, precision."""
-
-
-def trial(model, method, batch, parts, precision):
-    """A configuration of one trial with random weights."""
-    return TrialConfig.model_validate(
-        {
-            "model": {"name": model, "pretrained": "random"},
-            "data": {"root": "none", "suite": {"id_domain": "real", "templates": ["a {}."]}},
-            "method": {"name": method},
-            "optim": {"batch_size": batch, "micro_batch_size": parts},
-            "precision": precision,
-            "zero_shot_cache_gb": 0,
-        }
-    )
 
 
 def measured(config):
@@ -81,7 +68,11 @@ def main():
     columns = ["model", "method", "images", "at once", "precision", "GB, predicted", "measured"]
     print(f"| {' | '.join([*columns, 's, predicted', 'measured'])} |\n|{9 * '---|'}")
     for model, method, batch, parts, precision in CASES:
-        config = trial(model, method, batch, parts, precision)
+        config = changed(
+            trial(model, method, batch, precision=precision),
+            model__pretrained="random",
+            optim__micro_batch_size=parts,
+        )
         predicted = step_cost(config, classes=len(CLASSES))
         seconds = f"{CARDS[name].step_s(predicted, precision):.3g}" if name else ""
         row = [model, method, batch, parts or batch, precision, f"{predicted.peak_bytes / 1e9:.3g}"]
