@@ -5,7 +5,6 @@
 | start | from the end of a trial to the first step of the next one, in the workers of a search |
 | step | of Lipsum-FT with shared zero-shot features and with its own (`live`), ratio to one of FT |
 | driver | of a search of instant trials without Ray and MLflow: CPU time, also of resume and page |
-| views | span of such a search while a view is slow or away, ratio to one with quick views |
 
 Model, data and steps of the first two are those of the quickstart. Steps of all contenders take
 turns, so whatever else the machine does affects them alike.
@@ -14,19 +13,15 @@ turns, so whatever else the machine does affects them alike.
 import argparse
 import random
 import time
-from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from statistics import median
 from tempfile import TemporaryDirectory
-from unittest.mock import patch
 
 import torch
-from optuna.storages import InMemoryStorage
 from rich.console import Console
 from rich.table import Table
 
 from tests.images import write_first_images
-from tests.tuning.agreement import journal_events
 from tests.tuning.execution.inline_tuner import without_ray
 from tests.tuning.execution.instant import instant_file, resume_instantly, run_instantly
 from trainers.config import with_overrides
@@ -39,7 +34,6 @@ from tuning.execution.ray_session import ray_session
 from tuning.run import load_run
 from tuning.runs.callbacks import Callback
 from tuning.search import SearchOptions, start_search
-from tuning.views.mlflow.writer import MlflowView
 from tuning.views.results import ResultsView
 
 SHORT_TRIALS = (
@@ -58,28 +52,10 @@ METHODS = {
 }
 
 
-class DashboardStorage(InMemoryStorage):
-    """Of the dashboard; the studies of the sampler have others."""
-
-    def create_new_trial(self, *arguments, **options):
-        return super().create_new_trial(*arguments, **options)
-
-
-QUICK = "quick views"
-AWAY = {
-    QUICK: (),
-    "dashboard takes 0.5 s a write": ((DashboardStorage, "create_new_trial", 0.5, None),),
-    "page takes 5 s": ((ResultsView, "write", 5.0, None),),
-    "MLflow hangs": ((MlflowView, "write", 10.0, ConnectionError("timed out")),),
-}
-
-
-def spread(values, digits=".2f", middle=median):
-    """The middle of the values and their range, if they differ; nothing for no values."""
-    if not values:
-        return ""
-    least, most = f"{min(values):{digits}}", f"{max(values):{digits}}"
-    return f"{middle(values):{digits}}" + (f" ({least} to {most})" if least != most else "")
+def spread(values):
+    """The median of the values and their range, if they differ."""
+    least, most = f"{min(values):.2f}", f"{max(values):.2f}"
+    return f"{median(values):.2f}" + (f" ({least} to {most})" if least != most else "")
 
 
 class Stopwatch(Callback):
@@ -145,7 +121,8 @@ def synchronise():
 
 def driver(folder, rounds, trials):
     changes = {"search__sampler__name": "random", "search__budget__trials": trials}
-    file = instant_file(few_images(folder), folder / "runs", **changes)
+    images = write_first_images(folder / "images", ("bus", "cat"), train=1, val=1, test=1)
+    file = instant_file(images, folder / "runs", **changes)
     run = folder / "runs" / "small"
     with without_ray(mlflow=False, follows=True):
         searching = cpu_seconds(run_instantly, file)
@@ -165,59 +142,14 @@ def cpu_seconds(work, *arguments):
     return time.process_time() - began
 
 
-def views(folder, rounds, trials):
-    images = few_images(folder)
-    spans = {name: [] for name in AWAY}
-    span(images, folder / "imports", (), 5)
-    for number in range(rounds):
-        for name, slow in AWAY.items():
-            spans[name].append(span(images, folder / f"{number}-{name}", slow, trials // 5))
-    for name, found in spans.items():
-        ratios = [one / quick for one, quick in zip(found, spans[QUICK], strict=True)]
-        yield f"span, {name}, ratio", ratios
-
-
-def span(images, runs, slow, trials):
-    """Seconds from the first event of a trial to the last one, before the search awaits views."""
-    file = instant_file(images, runs, search__budget__trials=trials)
-    with ExitStack() as stack:
-        stack.enter_context(without_ray(follows=True))
-        stack.enter_context(patch("tuning.views.follower.PATIENCE_S", 0.1))
-        for one in slow:
-            stack.enter_context(slower(*one))
-        found = run_instantly(file, storage=DashboardStorage())
-    times = [event["time"] for event in journal_events(found.folder) if "trial" in event]
-    return times[-1] - times[0]
-
-
-@contextmanager
-def slower(owner, method, seconds, error):
-    """Within the block, a method takes so long, and raises an error if one is given."""
-    real = getattr(owner, method)
-
-    def call(*arguments, **options):
-        time.sleep(seconds)
-        if error is not None:
-            raise error
-        return real(*arguments, **options)
-
-    with patch.object(owner, method, call):
-        yield
-
-
-def few_images(folder):
-    write_first_images(folder / "images", ("bus", "cat"), train=1, val=1, test=1)
-    return folder / "images"
-
-
-PARTS = {"start": start, "step": step, "driver": driver, "views": views}
+PARTS = {"start": start, "step": step, "driver": driver}
 
 
 def main():
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--parts", nargs="+", choices=PARTS, default=list(PARTS))
-    parser.add_argument("--rounds", type=int, default=3, help="of start and views")
-    parser.add_argument("--trials", type=int, default=1000, help="of driver; views have a fifth")
+    parser.add_argument("--rounds", type=int, default=3, help="of start")
+    parser.add_argument("--trials", type=int, default=1000, help="of driver")
     arguments = parser.parse_args()
     table = Table("", "median and range")
     for name in arguments.parts:

@@ -15,7 +15,6 @@ point as `--distances` says, as a share of each (log) range, in a direction draw
 import argparse
 import sys
 import time
-from functools import cache
 from importlib import import_module
 from pathlib import Path
 
@@ -116,15 +115,9 @@ def differences(found, against):
     }
 
 
-@cache
-def recorded_surface(path):
-    """The surface of a table, whose fit takes a second."""
-    return Surface(*read_table(path))
-
-
 def main(argv=tuple(sys.argv[1:])):
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("tables", nargs="+", metavar="TABLE", help=f"a file, or of {TABLES}")
+    parser.add_argument("tables", nargs="+", choices=TABLES)
     parser.add_argument("--contenders", nargs="+", default=["auto", "tpe", "random"])
     parser.add_argument("--against", help="a contender: adds paired differences to it")
     parser.add_argument("--distances", nargs="+", type=float, default=[0.2, 0.4])
@@ -134,8 +127,7 @@ def main(argv=tuple(sys.argv[1:])):
     console, rows = Console(width=110), []
     for table in arguments.tables:
         began = time.process_time()
-        path = FOLDER / f"{table}.parquet" if table in TABLES else Path(table)
-        surface, found = recorded_surface(path), {}
+        surface, found = Surface(*read_table(FOLDER / f"{table}.parquet")), {}
         with quiet_optuna():
             for name in arguments.contenders:
                 for distance in [None] if name == "random" else arguments.distances:

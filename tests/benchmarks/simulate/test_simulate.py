@@ -1,25 +1,21 @@
-"""The simulator: its surface, its searches, and the tables that its recorder writes."""
+"""The simulator: its surface and its searches."""
 
 import math
 
 import numpy as np
 import pandas as pd
-import pyarrow.parquet as pq
 import pytest
 
 from search_spaces import Float, SearchSpace
 from tests.benchmarks.simulate.__main__ import differences, main, regrets
-from tests.benchmarks.simulate.record import last_metrics, sobol, write_table
 from tests.benchmarks.simulate.surface import (
     NLL,
     OBJECTIVE,
     ZERO_SHOT,
     Surface,
-    read_table,
     unit_point,
     without_collapse,
 )
-from tests.tuning.run_folders import search_file
 
 SPACE = SearchSpace(
     parameters={
@@ -119,38 +115,3 @@ def test_the_command_prints_regret_and_paired_differences(capsys):
     shown = capsys.readouterr().out
     assert "photographs: true regret, 2 searches" in shown
     assert "tpe - random" in shown
-
-
-def test_the_recorder_writes_what_the_surface_reads(images_root, tmp_path):
-    file = search_file(images_root, trial__steps=2, trial__eval__every=2, trial__eval__line="auto")
-    params = {"optim.lr": 1e-4, "method.reg_weight": 0.5}
-    row = {"configuration": 0, "seed": 1, **params}
-    row |= last_metrics(file.trial_config({**params, "seed": 1}))
-    path = tmp_path / "new.parquet"
-    write_table(path, [row], SPACE)
-    space, trainings = read_table(path)
-    assert space == SPACE
-    assert trainings[[OBJECTIVE, NLL, ZERO_SHOT]].notna().all(axis=None)
-    assert (trainings["seed"].tolist(), trainings["optim.lr"].tolist()) == ([1], [1e-4])
-
-
-def test_a_killed_write_leaves_the_earlier_table(tmp_path, monkeypatch):
-    path, row = tmp_path / "some.parquet", {"configuration": 0, "seed": 0}
-    write_table(path, [row], SPACE)
-    before = path.read_bytes()
-
-    def killed(table, where):
-        where.write_bytes(b"half")
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr(pq, "write_table", killed)
-    with pytest.raises(KeyboardInterrupt):
-        write_table(path, [row, {"configuration": 1, "seed": 0}], SPACE)
-    assert path.read_bytes() == before
-
-
-def test_recorded_points_cover_the_space_and_the_first_stay_when_more_are_asked_for():
-    points = sobol(SPACE, 64)
-    assert sobol(SPACE, 16) == points[:16]
-    units = np.array([unit_point(SPACE, point) for point in points])
-    assert np.histogram2d(*units.T, bins=4, range=[[0, 1], [0, 1]])[0].min() == 4
