@@ -117,6 +117,7 @@ class Searched:
         with (
             without_ray(mlflow=False, models=True),
             patch("tuning.confirmation.confirm.SearchOptions", options),
+            patch("tuning.confirmation.confirm.complete_mlflow", return_value="is left out"),
         ):
             return confirm(self.folder, console=QUIET, **{"rules": ["objective"], **arguments})
 
