@@ -10,6 +10,9 @@ from PIL import Image
 from trainers.data.schema import LabelledImage, part_path, read_header, write_images
 from trainers.data.store import EMBEDDED, open_root
 
+CLASSES = ("apple", "bus", "cactus", "cat", "clock", "fish", "house", "umbrella")
+"""Of the fixture `images_root`."""
+
 
 def file_of(image, kind="PNG", **options):
     """An image, or its pixels (H, W, 3), as the content of a file."""

@@ -1,6 +1,6 @@
 """Two processes of one group (gloo, on the CPU) that do what tests ask them to.
 
-They import PyTorch once for all tests, which takes longer than most of these.
+PyTorch is imported once for both of them and all tests, which takes longer than most of these.
 """
 
 import multiprocessing
@@ -24,8 +24,10 @@ class TwoWorkers:
     def __call__(self, job, *arguments):
         """What the job returns on either, the first one's first; or what one of them raises."""
         if not self._workers:
-            spawn, store = multiprocessing.get_context("spawn"), self._folder / secrets.token_hex(4)
-            self._workers = [spawn.Pool(1, _join, (rank, str(store))) for rank in range(NUMBER)]
+            context, store = multiprocessing.get_context("forkserver"), secrets.token_hex(4)
+            context.set_forkserver_preload(["tests.trainers.curves"])  # both import it at once
+            group = [(rank, str(self._folder / store)) for rank in range(NUMBER)]
+            self._workers = [context.Pool(1, _join, member) for member in group]
         try:
             answers = [worker.apply_async(job, arguments) for worker in self._workers]
             return [answer.get(PATIENCE_S) for answer in answers]

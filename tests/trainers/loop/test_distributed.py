@@ -2,7 +2,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
-from tests.conftest import CLASSES
+from tests.images import CLASSES
 from tests.trainers.curves import assert_near, changed, curve, short, untimed
 from tests.trainers.loop.short_memory import limit_images
 from trainers import fine_tune as loop
