@@ -6,7 +6,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
 import zlib
 from pathlib import Path
 
@@ -26,7 +25,7 @@ import pytest
 import ray
 from hypothesis import settings
 
-from tests.images import write_first_images
+from tests.images import CLASSES, write_first_images
 from tests.ray_head import running_head
 from tests.s3 import ENVIRONMENT as S3_ENVIRONMENT
 from tests.s3 import anywhere as anywhere
@@ -37,7 +36,6 @@ from trainers.data.store import CACHE_VARIABLE, open_store
 from trainers.methods.registry import _LOADED, _TEXTS, METHODS, SEARCH_SPACES
 
 settings.register_profile("many", max_examples=1000)  # of --hypothesis-profile many
-CLASSES = ("apple", "bus", "cactus", "cat", "clock", "fish", "house", "umbrella")
 
 
 def pytest_configure():
@@ -74,23 +72,6 @@ def pytest_collection_finish():
     """Leave all that was imported out of later collections of garbage: each took half a second."""
     gc.collect()
     gc.freeze()
-
-
-@pytest.hookimpl(wrapper=True)
-def pytest_runtest_call(item):
-    began = time.process_time()
-    try:
-        return (yield)
-    finally:
-        item.user_properties.append(("cpu_seconds", time.process_time() - began))
-
-
-def pytest_terminal_summary(terminalreporter):
-    """Name the tests of `make test` that take more than 5 s of CPU time, without their fixtures."""
-    for report in terminalreporter.getreports("passed"):
-        seconds = dict(report.user_properties).get("cpu_seconds", 0.0)
-        if seconds > 5 and report.keywords.keys().isdisjoint(("ray", "cluster", "nightly")):
-            terminalreporter.line(f"{seconds:.1f} s of CPU time: {report.nodeid}")
 
 
 @pytest.fixture
