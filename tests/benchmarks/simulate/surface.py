@@ -33,8 +33,8 @@ LOG2_CANDIDATES = 13
 def read_table(path: Path) -> tuple[SearchSpace, pd.DataFrame]:
     """The searched space, and the recorded trainings, a row each.
 
-    `record_curves` at commit b9b9d245 trained points of a Sobol sequence, most with two seeds. A row
-    has the validation metrics of the last report, at the chosen point of its line.
+    `record_curves` at commit b9b9d245 trained points of a Sobol sequence, most with two seeds. They
+    have the validation metrics of the last report, at the chosen point of their line.
     """
     schema = pq.read_schema(path)
     space = SearchSpace.model_validate_json(schema.metadata[SPACE])
