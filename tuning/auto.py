@@ -31,7 +31,7 @@ from trainers.data.roots import without_split
 from trainers.data.sources import Source
 from trainers.data.store import open_store
 from trainers.errors import ConfigError, quoted
-from trainers.evaluation.metrics import ID, ID_ACC, MetricKey
+from trainers.evaluation.metrics import ID_ACC
 from trainers.models.clip import check_model, skeleton
 from trainers.overrides import flat, nest
 from trainers.process_state import restored_state
@@ -44,8 +44,8 @@ from tuning.execution.ray_session import runs_folder
 from tuning.planning.plan import CONFIRM_SEEDS, Plan, plan_search
 from tuning.planning.plan import render as render_plan
 from tuning.prepare import render, sources_of
-from tuning.runs.conclusion import Conclusion, conclusion
-from tuning.runs.confirmation import FT, SPLIT, confirm_history
+from tuning.runs.conclusion import conclusion
+from tuning.runs.confirmation import FT, confirm_history
 from tuning.runs.model import models_tested
 from tuning.runs.resume import earlier_run, used_hours
 from tuning.runs.run_folder import load_run
@@ -244,8 +244,6 @@ def auto(
             export_weights(run, exported)
 
     show_phase(console, "Result", *concluded.lines)
-    if line := _accuracy_line(concluded):
-        show_phase(console, "Accuracy", line)
     spent = (time.monotonic() - began) / 3600
     if unit == "gpu_hours":
         spent = sum(used_hours(each)[unit] for each in (loaded.history, confirm_history(run)))
@@ -317,31 +315,6 @@ def _zero_shot(trial: TrialConfig, console: Console) -> tuple[list[Row], float]:
     title, id_domain = f"{trial.model.name}, zero-shot, val splits", trial.data.id_domain
     console.print(zero_shot_table(rows, title=title, id_domain=id_domain))
     return rows, image_s
-
-
-def _accuracy_line(found: Conclusion) -> str | None:
-    """How good the model is on the test images of each domain, without one the confirmed winner;
-    None without results."""
-    if found.confirmation is None or found.won is None:
-        return None
-    search = found.confirmation.search
-    parts = []
-    of_model = None if found.model is None else found.model.test
-    for domain in (search.id_domain, *search.ood_domains):
-        key = MetricKey(SPLIT, ID if domain == search.id_domain else domain, "acc")
-        if of_model is not None:
-            accuracy = of_model.get(str(key))
-        else:
-            mean = found.confirmation.estimate(found.won.trial_id, str(key))
-            accuracy = None if mean is None else mean.mean
-        if accuracy is None:
-            continue
-        zero_shot = found.confirmation.zero_shot.get(str(key))
-        before = "" if zero_shot is None else f" (zero-shot {zero_shot:.1f})"
-        parts.append(f"{accuracy:.1f} % on {domain}{before}")
-    trainings = len(found.confirmation.seeds)
-    of_what = f", mean of {trainings} fresh trainings" if of_model is None else ""
-    return f"{', '.join(parts)}: test images{of_what}" if parts else None
 
 
 def sizes(file: SearchFile, images: int) -> dict[str, int]:
