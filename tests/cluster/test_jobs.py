@@ -111,6 +111,7 @@ def test_a_job_without_a_storage_keeps_its_run(images_root, tmp_path):
         folder.mkdir()
     search = quickstart(images_root, Path("runs"), "kept")
     run = home / "lipsum-tune" / "runs" / "kept"
+    ended = f"all 2 trials have ended (--trials +8 adds eight)\nReport      {run}"
     token = Path.home() / ".ray" / "auth_token"
     environment = {"HOME": str(home), "RAY_AUTH_TOKEN_PATH": str(token)}
 
@@ -126,7 +127,7 @@ def test_a_job_without_a_storage_keeps_its_run(images_root, tmp_path):
         said = lipsum_tune("submit", *search, "--address", new.dashboard)
         assert f"Run folder  {run}\n" in said
         (work / "note.txt").write_text("another working directory is another copy")
-        assert f"Run folder  {run}\n" in lipsum_tune("submit", *search, "--address", new.dashboard)
+        assert ended in lipsum_tune("submit", *search, "--address", new.dashboard)
     with running_head(**environment) as new:
         command = f"python -m tuning search {shlex.join(search)} --resume"
         ray = [str(BIN / "ray"), "job", "submit", "--address", new.dashboard, "--working-dir", "."]
@@ -134,12 +135,12 @@ def test_a_job_without_a_storage_keeps_its_run(images_root, tmp_path):
             [*ray, "--", *shlex.split(command)],
             cwd=work, env=new.environment, capture_output=True, text=True,
         )  # fmt: skip
-        assert f"Run folder  {run}\n" in submitted.stdout
+        assert ended in submitted.stdout
         assert "trial-001" in lipsum_tune("report", "kept", "--json")
         assert "kept" in lipsum_tune("report")
     assert [*run.parent.glob("*/search.yaml")] == [run / "search.yaml"]
     events = [json.loads(line)["event"] for line in (run / JOURNAL_FILE).read_text().splitlines()]
-    assert (events.count("session"), events.count("started")) == (3, 2)
+    assert (events.count("session"), events.count("started")) == (1, 2)
 
 
 def alive(head):
