@@ -19,6 +19,15 @@ def data(root, **values):
     )
 
 
+def test_sound_data_and_parts_of_the_classes_pass(root):
+    check_data(data(root))
+    write_split(root, "sketch", "val", ("cat", "ant"))
+    check_data(data(root))
+    write_split(root, "sketch", "val", ("pet",))
+    rules = {"sketch": {"class_map": {"pet": ["cat"]}}}
+    check_data(data(root, suite={"id_domain": "photo", "domains": rules}))
+
+
 def refused(root, said, **values):
     with pytest.raises(ConfigError, match=said) as caught:
         check_data(data(root, **values))

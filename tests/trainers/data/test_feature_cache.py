@@ -1,6 +1,7 @@
 import logging
 import os
 import shutil
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -66,6 +67,23 @@ def test_part_of_a_record_is_not_read(kept, folder):
         assert file.read(1, ROWS) is None
     file.write(1, features(0))
     assert file.read(1, ROWS) is not None
+
+
+def test_readers_beside_writers_read_whole_records_only():
+    expected = [features(n).half().float() for n in range(RECORDS)]
+
+    def work(seed):
+        file, found = opened(), 0
+        for _ in range(200):
+            for record in np.random.default_rng(seed).permutation(RECORDS).tolist():
+                known = file.read(record, ROWS)
+                found += known is not None
+                assert known is None or torch.equal(known, expected[record])
+                file.write(record, features(record))
+        return found
+
+    with ThreadPoolExecutor(4) as pool:
+        assert sum(pool.map(work, range(4))) > 100
 
 
 def test_a_longer_run_keeps_the_records_of_a_shorter_one():

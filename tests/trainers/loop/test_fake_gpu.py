@@ -11,6 +11,10 @@ from importlib import import_module
 import pytest
 import torch
 from torch import nn
+from torch._subclasses.fake_tensor import (
+    DataDependentOutputException,
+    DynamicOutputShapeException,
+)
 from torch.nn.utils import parametrize
 from torch.utils._pytree import tree_leaves
 
@@ -21,6 +25,8 @@ from trainers.loop import snapshot
 from trainers.loop.evaluate_run import classifier_at, classify, holding
 from trainers.loop.fake_step import fake_run
 from trainers.loop.step import Stepper
+from trainers.methods.base import Loss
+from trainers.methods.ft import FineTuning
 from trainers.methods.registry import METHODS
 
 NO_META = {
@@ -122,3 +128,21 @@ def test_steps_in_float16_wait_for_nothing(method, model):
         step()
         assert run.scaler.is_enabled()
         assert {p.dtype for p in run.student.trained.values()} == {torch.float32}
+
+
+@pytest.mark.parametrize(
+    ("fault", "error"),
+    [
+        (lambda task: task * task.item(), DataDependentOutputException),
+        (lambda task: task.reshape(1)[task.reshape(1) > 0].sum(), DynamicOutputShapeException),
+        (lambda task: (task + torch.ones(1)).sum(), RuntimeError),
+    ],
+    ids=["value", "shape", "tensor of the CPU"],
+)
+def test_a_faulty_loss_is_found(fault, error, model):
+    class Faulty(FineTuning):
+        def loss(self, batch, step):
+            return Loss(fault(super().loss(batch, step).task))
+
+    with training(Faulty(), model) as (_, step), pytest.raises(error):
+        step()

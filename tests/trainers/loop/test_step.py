@@ -1,13 +1,16 @@
+import numpy as np
 import pytest
 import torch
 from torch.nn import functional
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from tests.trainers.curves import PARTS, assert_near, curve, first_batch, short
-from tests.trainers.loop.short_memory import NO_HANDLE, limit_images
+from tests.trainers.loop.short_memory import EXHAUSTED, NO_HANDLE, limit_images
 from trainers import fine_tune as loop
 from trainers.data.transforms import normalise
 from trainers.fine_tune import fine_tune
-from trainers.loop.state import open_images, start
+from trainers.loop.state import open_images, optimizer_of, start
+from trainers.loop.step import Stepper
 
 
 @pytest.mark.parametrize(
@@ -106,6 +109,52 @@ def test_a_step_that_does_not_fit_is_retried_in_halves(trial, method, where, lim
     halved = curve(short(trial, method, steps=2))
     assert halved == from_the_start  # 8, 4, 2
     assert {report[PARTS] for report in halved} == {2}
+
+
+class Exhausted(TorchDispatchMode):
+    """Counts the operations in the block, of which one may run out of memory."""
+
+    def __init__(self, at):
+        super().__init__()
+        self.at, self.count = at, 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        self.count += 1
+        if self.count == self.at:
+            raise EXHAUSTED.with_traceback(None)
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("method", ["lipsum_ft", "flyp"])
+def test_a_step_that_runs_out_of_memory_anywhere_is_that_of_the_whole(trial, method):
+    """At twenty random operations of its forward and backward passes."""
+    run = start(short(trial, method, optim__eps=1e-3))
+    config, batch = run.config, first_batch(run)
+    passes = "_per_image" if config.method.per_image else "_across_images"
+
+    def stepped(at=None):
+        for name, weight in run.student.trained.items():
+            weight.data.copy_(run.initial[name])
+        run.optimizer = optimizer_of(run.student, config, config.method.stage(0, config.steps))
+        run.micro_batch_size = 8
+        stepper, operations = Stepper(run), Exhausted(at)
+        take = getattr(stepper, passes)
+
+        def counted(*arguments):
+            with operations:
+                return take(*arguments)
+
+        setattr(stepper, passes, counted)
+        values = stepper.step(0, *batch, lr=1e-3)
+        weights = torch.cat([weight.flatten() for weight in run.weights.values()])
+        return operations.count, values, weights
+
+    stepped()  # what the first step computes once
+    operations, *whole = stepped()
+    for at in 1 + np.random.default_rng(0).choice(operations, 20, replace=False):
+        _, *found = stepped(at)
+        assert run.micro_batch_size == 4
+        torch.testing.assert_close(found, whole, rtol=1e-4, atol=1e-6)
 
 
 def test_another_failure_is_no_want_of_memory(trial, limited):

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from tests.trainers.tiny_models import KINDS, OTHER_TOKENIZERS
-from trainers.models.text import encode_tokens, shortened
+from trainers.models.text import encode_tokens, ends_at_the_end_token, ignored_tokens, shortened
 
 PADDED = {
     "bidirectional", "bidirectional-clip", "last-token", "causal-last-token", "coca",
@@ -38,3 +38,8 @@ def test_features_have_length_1_to_float32_in_any_precision(kind, precision, tin
     with torch.autocast("cpu", precision):
         lengths = encode_tokens(tiny(kind), tokens_of(kind)).double().norm(dim=-1)
     torch.testing.assert_close(lengths, torch.ones_like(lengths), rtol=0, atol=1e-6)
+
+
+def test_padding_is_left_out_if_it_does_not_matter(tiny):
+    assert {kind for kind in KINDS if not ends_at_the_end_token(tiny(kind))} == PADDED
+    assert {kind for kind in KINDS if ignored_tokens(tiny(kind))} == {"coca"}
