@@ -135,7 +135,7 @@ COMMON = {"deadline": None, "suppress_health_check": list(HealthCheck), "databas
 
 
 @given(st.data())
-@settings(max_examples=6, derandomize=True, phases=[Phase.generate], **COMMON)
+@settings(max_examples=12, derandomize=True, phases=[Phase.generate], **COMMON)
 def test_all_views_agree_after_any_history(images_root, data):
     live(data, images_root)
 
