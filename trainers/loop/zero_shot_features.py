@@ -51,7 +51,8 @@ class ZeroShotFeatures:
             config.eval.batch_size,
             zero_shot.device,
             config.data.loader_processes(on_gpu=zero_shot.device.type == "cuda"),
-            *world(),
+            self._rank,
+            self._world_size,
         )
         """Those of evaluations, in which evaluated images are encoded, too."""
         self._limit = int(config.zero_shot_cache_gb * 1e9)
