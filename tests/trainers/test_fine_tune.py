@@ -42,13 +42,15 @@ def test_rungs_evaluate_a_sample_and_the_last_step_all_images(trial, undisturbed
 
 
 def test_memory_is_that_of_the_process(undisturbed, monkeypatch):
-    """On macOS, the system counts it in bytes."""
+    """On macOS, the system counts it in bytes. Linux counts each thread's pages apart and adds them
+    up now and then, so that its peak is not exact and may even shrink a little.
+    """
     (peak,) = re.findall(r"VmHWM:\s*(\d+) kB", Path("/proc/self/status").read_text())
-    found = undisturbed[-1].metrics["cost/memory_gb"]
-    assert found == pytest.approx(int(peak) * 1024e-9, rel=0.2)
-    assert 1e9 * found <= (of_linux := peak_memory())
+    assert undisturbed[-1].metrics["cost/memory_gb"] == pytest.approx(int(peak) * 1024e-9, rel=0.2)
+    of_linux = peak_memory()
+    assert of_linux == pytest.approx(int(peak) * 1024, rel=0.01)
     monkeypatch.setattr("sys.platform", "darwin")
-    assert peak_memory() == of_linux / 1024
+    assert peak_memory() == pytest.approx(of_linux / 1024, rel=0.01)
 
 
 @pytest.mark.parametrize("gpus", [0.5, 1.0])
