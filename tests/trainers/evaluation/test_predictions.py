@@ -3,7 +3,6 @@
 import io
 import json
 
-import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
@@ -14,13 +13,6 @@ from trainers.evaluation.metrics import ID, MetricKey
 from trainers.fine_tune import fine_tune
 from trainers.loop.evaluate_run import evaluate_run, measure_end
 from trainers.loop.state import load_split, start
-
-
-def saved_predictions(config, folder):
-    """Those beside the last checkpoint of a run; two workers may call this at the same time."""
-    *_, last = fine_tune(config)
-    last.save(folder)
-    return pq.read_table(io.BytesIO(last.run.predictions))
 
 
 def test_they_have_the_accuracy_and_calibration_error_of_the_report(trial):
@@ -60,18 +52,6 @@ def test_those_of_a_final_split_take_their_place(trial, whole_root):
         assert 100 * right["real"] == pytest.approx(metrics[f"{prefix}id_test/acc"])
         for domain in config.data.ood_domains:
             assert 100 * right[domain] == pytest.approx(metrics[f"{prefix}ood_test/{domain}/acc"])
-
-
-def test_two_workers_keep_those_of_all_images(trial, two_workers, tmp_path):
-    config = short(trial, "ft")
-    one, other = two_workers(saved_predictions, config, tmp_path / "two")
-    assert one.equals(other)
-    assert pq.read_table(tmp_path / "two" / PREDICTIONS).equals(one)
-    alone = saved_predictions(config, tmp_path / "alone")
-    exact = ["domain", "image", "label", "zero_shot"]
-    assert one.select(exact).equals(alone.select(exact))
-    for name in ("confidence", "zero_shot_confidence"):
-        assert np.allclose(one[name], alone[name], atol=1e-4)
 
 
 def test_a_run_keeps_them_once_it_has_ended_alone(trial, tmp_path):

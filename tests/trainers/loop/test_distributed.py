@@ -1,3 +1,6 @@
+import io
+
+import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import torch
@@ -6,6 +9,7 @@ from tests.images import CLASSES
 from tests.trainers.curves import assert_near, changed, curve, short, untimed
 from tests.trainers.loop.short_memory import limit_images
 from trainers import fine_tune as loop
+from trainers.checkpoints.format import PREDICTIONS
 from trainers.data.schema import LabelledImage, part_path, write_images
 from trainers.errors import ConfigError, MicroBatchTooLarge
 from trainers.fine_tune import fine_tune
@@ -18,13 +22,39 @@ def configured(trial, method, **overrides):
     return short(trial, method, **{"optim__eps": 1e-3, **overrides})
 
 
-def test_two_workers_have_the_curve_of_one_in_parts_too(trial, two_workers):
-    """Whole steps of every method are in the contract."""
-    carot = {"name": "carot", "teacher_updates": 3}
-    alone = configured(trial, carot, steps=2, eval__line=[0.5])
-    first, second = two_workers(curve, changed(alone, optim__micro_batch_size=3))
+@pytest.mark.parametrize(
+    ("method", "parts"),
+    [
+        ({"name": "lipsum_ft", "text_count": 16}, None),
+        ({"name": "flyp"}, None),
+        ({"name": "lp_ft", "probe_fraction": 0.5, "probe_lr": 1e-2}, None),
+        ({"name": "carot", "teacher_updates": 3}, 3),
+    ],
+)
+def test_two_workers_have_the_curve_of_one_in_parts_too(method, parts, trial, two_workers):
+    """All methods are in the contract, at night."""
+    alone = configured(trial, method, steps=2, eval__line="auto")
+    first, second = two_workers(curve, changed(alone, optim__micro_batch_size=parts))
     assert first == second
     assert_near(first, curve(alone))
+
+
+def saved_predictions(config, folder):
+    *_, last = fine_tune(config)
+    last.save(folder)
+    return pq.read_table(io.BytesIO(last.run.predictions))
+
+
+def test_two_workers_keep_the_predictions_of_all_images(trial, two_workers, tmp_path):
+    config = configured(trial, "ft")
+    one, other = two_workers(saved_predictions, config, tmp_path / "two")
+    assert one.equals(other)
+    assert pq.read_table(tmp_path / "two" / PREDICTIONS).equals(one)
+    alone = saved_predictions(config, tmp_path / "alone")
+    exact = ["domain", "image", "label", "zero_shot"]
+    assert one.select(exact).equals(alone.select(exact))
+    for name in ("confidence", "zero_shot_confidence"):
+        assert np.allclose(one[name], alone[name], atol=1e-4)
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,6 @@
 """What must hold for every method alike, on the real embedded model and real images.
 
-Takes a minute: each of the methods is trained several times and once more by two workers.
+Takes a minute: each of the methods is trained several times, at night by two workers as well.
 """
 
 from dataclasses import dataclass
@@ -27,11 +27,6 @@ from trainers.methods.registry import METHODS
 NAMES = sorted(METHODS)
 TEMPLATES = ["a photo of a {}.", "a sketch of a {}.", "a {}."]
 
-TWICE = [
-    n if n in ("flyp", "lipsum_ft", "lp_ft") else pytest.param(n, marks=pytest.mark.nightly)
-    for n in NAMES
-]
-"""Methods that two workers train; most of them at night."""
 AUTOFT = [key for key in METHODS["autoft"].model_fields if key != "name"]
 WEIGHTLESS = {
     "lipsum_ft": ("ft", {"reg_weight": 0}),
@@ -159,7 +154,8 @@ def test_star_ft_without_weight_is_flyp_with_one_template(train):
     assert [untimed(r) for r in fine_tune(star)] == [untimed(r) for r in fine_tune(flyp)]
 
 
-@pytest.mark.parametrize("name", TWICE)
+@pytest.mark.nightly
+@pytest.mark.parametrize("name", NAMES)
 def test_two_workers_give_the_result_of_one(name, train, two_workers):
     config, alone = train(name).config, train(name).reports
     if name == "star_ft":
