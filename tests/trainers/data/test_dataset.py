@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from torch.utils.data.dataloader import _MultiProcessingDataLoaderIter
 
 from tests.images import exif_of, file_of
 from tests.trainers.data.layouts import write_table
@@ -149,6 +150,8 @@ def test_loader_processes_give_the_same_evaluation_batches(root, monkeypatch, ke
 
 @pytest.mark.parametrize("in_main_thread", [True, False])
 def test_a_loader_killed_for_want_of_shared_memory_says_so(root, monkeypatch, in_main_thread):
+    looks = _MultiProcessingDataLoaderIter._try_get_data  # for dead processes, every five seconds
+    monkeypatch.setattr(looks, "__defaults__", (0.1,))
     monkeypatch.setattr(ImageDataset, "decode", lambda *_: os.kill(os.getpid(), signal.SIGBUS))
     batches = ImageDataset(root, "real", "train").eval_batches(INPUT, 3, workers=1)
     with ThreadPoolExecutor() as threads, pytest.raises(ConfigError, match="--shm-size") as error:
