@@ -19,6 +19,8 @@ from tuning.runs.history import JOURNAL_FILE, read_history
 from tuning.runs.journal import Journal
 from tuning.runs.run_folder import CONFIG_FILE
 
+pytestmark = pytest.mark.cluster
+
 FULL = "No space left on device"
 
 

@@ -67,6 +67,7 @@ def fail(handler, monkeypatch):
     return lost.errors
 
 
+@pytest.mark.ray
 @pytest.mark.parametrize("handler", HANDLERS)
 @pytest.mark.usefixtures("connected")
 def test_tune_gets_an_actor_error_for_a_killed_driver(handler, monkeypatch):
@@ -78,6 +79,7 @@ def test_tune_gets_an_actor_error_for_a_killed_driver(handler, monkeypatch):
     assert message == "OutOfMemoryError: the node ran low on memory"
 
 
+@pytest.mark.ray
 @pytest.mark.usefixtures("connected")
 def test_tune_itself_still_crashes_on_such_an_error(monkeypatch):
     with pytest.raises(RuntimeError, match="unexpected exception"):
