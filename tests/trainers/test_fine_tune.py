@@ -14,11 +14,6 @@ from trainers.loop.state import load_split, open_images, start
 from trainers.loop.timing import Clock, peak_memory
 
 
-@pytest.fixture(scope="module")
-def undisturbed(trial):
-    return list(fine_tune(trial))
-
-
 @pytest.mark.parametrize("workers", [0, 2])
 def test_a_seed_decides_the_order_of_the_images(workers, trial):
     def order(seed):
@@ -31,8 +26,8 @@ def test_a_seed_decides_the_order_of_the_images(workers, trial):
     assert order(2) != first != order(0)
 
 
-def test_rungs_evaluate_a_sample_and_the_last_step_all_images(trial, undisturbed):
-    whole, sampled = undisturbed, list(fine_tune(changed(trial, eval__rung_images=10)))
+def test_rungs_evaluate_a_sample_and_the_last_step_all_images(trial):
+    whole, sampled = (list(fine_tune(changed(trial, eval__rung_images=n))) for n in (0, 10))
     assert [report.metrics["eval/images"] for report in whole] == [5 * 24] * 2
     assert [report.metrics["eval/images"] for report in sampled] == [5 * 10, 5 * 24]
     rungs = [untimed(reports[0]) for reports in (whole, sampled)]
@@ -41,12 +36,13 @@ def test_rungs_evaluate_a_sample_and_the_last_step_all_images(trial, undisturbed
     assert untimed(whole[1]) == untimed(sampled[1])
 
 
-def test_memory_is_that_of_the_process(undisturbed, monkeypatch):
+def test_memory_is_that_of_the_process(trial, monkeypatch):
     """On macOS, the system counts it in bytes. Linux counts each thread's pages apart and adds them
     up now and then, so that its peak is not exact and may even shrink a little.
     """
+    *_, last = fine_tune(changed(trial, steps=1))
     (peak,) = re.findall(r"VmHWM:\s*(\d+) kB", Path("/proc/self/status").read_text())
-    assert undisturbed[-1].metrics["cost/memory_gb"] == pytest.approx(int(peak) * 1024e-9, rel=0.2)
+    assert last.metrics["cost/memory_gb"] == pytest.approx(int(peak) * 1024e-9, rel=0.2)
     of_linux = peak_memory()
     assert of_linux == pytest.approx(int(peak) * 1024, rel=0.01)
     monkeypatch.setattr("sys.platform", "darwin")

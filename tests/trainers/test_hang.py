@@ -14,10 +14,10 @@ from trainers.hang import alive, ends_if_it_hangs, pause
 def loss():
     threading.Event().wait()
 
-with ends_if_it_hangs(0.5):
+with ends_if_it_hangs(1.0):
     alive()
     pause()
-    threading.Event().wait(1)  # such as a compilation
+    threading.Event().wait(1.5)  # such as a compilation
     alive()
     loss()
 """

@@ -10,6 +10,7 @@ from typer.testing import CliRunner
 
 from tests.images import file_of
 from tests.tuning.result_tables import text_of
+from tests.waiting import wait_until
 from trainers.data.prepare import DomainReport, Report
 from trainers.data.sources import LAYOUTS, Source
 from trainers.errors import ConfigError
@@ -94,20 +95,19 @@ def test_duplicates_are_looked_for_among_all_domains_of_the_destination(shop, tm
     assert "5.png" in pair
 
 
-def test_the_lock_of_a_preparation_is_the_owners(shop, tmp_path, caplog):
+def test_the_lock_of_a_preparation_is_the_owners(shop, tmp_path, caplog, monkeypatch):
     data = tmp_path / "data"
     prepared(shop / "studio", data)
     lock = data / ".prepare.lock"
     assert lock.stat().st_mode & 0o777 == 0o600
-    held = lock.open()
-    fcntl.flock(held, fcntl.LOCK_EX)
-    release = threading.Timer(2.5, held.close)
-    release.start()
-    prepared(shop / "studio", data)
-    release.join()
-    assert (
-        f"preparing images in {data} waits for another process, which holds {lock}" in caplog.text
-    )
+    monkeypatch.setattr("trainers.folders._UNSAID_WAIT_S", 0.1)
+    with lock.open() as held:
+        fcntl.flock(held, fcntl.LOCK_EX)
+        waiting = threading.Thread(target=prepared, args=(shop / "studio", data))
+        waiting.start()
+        said = f"preparing images in {data} waits for another process, which holds {lock}"
+        wait_until(lambda: said in caplog.text)
+    waiting.join()
 
 
 @pytest.mark.parametrize(

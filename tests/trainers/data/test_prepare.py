@@ -219,7 +219,7 @@ def test_threads_decode_no_more_pixels_at_a_time_than_fit_in_memory(tmp_path, mo
         with lock:
             now.append(pixels)
             most.append((sum(now), len(now)))
-        time.sleep(0.01)
+        time.sleep(0.05)
         with lock:
             now.remove(pixels)
         return PNG
