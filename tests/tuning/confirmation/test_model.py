@@ -13,10 +13,11 @@ from safetensors.torch import load_file
 from tests.tuning.confirmation.searched import GOOD, SPOILT, Searched, noisy
 from tests.tuning.execution.inline_tuner import Killed
 from tests.tuning.run_folders import trial as searched
-from tests.tuning.weights.test_export import CLASSIFY_ALL, snippet_of, write_images
+from tests.tuning.weights.test_export import snippet_of
 from trainers.checkpoints.format import WEIGHTS, Header, Progress
 from trainers.checkpoints.storage import fetched, newest_checkpoint, write_weights
 from trainers.data.store import open_store
+from trainers.loop.state import load_split
 from tuning import load_run as load_in_python
 from tuning.confirmation.model import ModelBuilder
 from tuning.runs.confirmation import read_confirmation, results_path
@@ -241,6 +242,19 @@ def test_a_training_that_failed_is_no_part_of_a_mean(search):
     assert [training["seed"] for training in search.chosen.trainings] == [1000, 1002]
 
 
+CLASSIFY = """
+import json, runpy, sys, torch
+from PIL import Image
+torch.set_num_threads(1)
+exec(open("snippet.py").read())
+images = sys.argv[1:]
+print(json.dumps([classify(Image.open(name)) for name in images]))
+del sys.argv[3:]
+runpy.run_path("predict.py", run_name="__main__")
+assert not {"trainers", "tuning", "search_spaces"} & {name.split(".")[0] for name in sys.modules}
+"""
+
+
 def test_plain_open_clip_reaches_the_test_accuracy_of_the_card(averaged, tmp_path):
     """To the last image, in a process that imports nothing of this project."""
     assert averaged.chosen.kind == "soup"
@@ -249,16 +263,21 @@ def test_plain_open_clip_reaches_the_test_accuracy_of_the_card(averaged, tmp_pat
     assert [t["seed"] for t in about["trainings"]] == [1000, 1001]
     card = (folder / "README.md").read_text()
     assert "validation" not in card.partition("| accuracy in percent")[2]
-    names, labels = write_images(load_run(averaged.folder).file.trial, "test", folder)
-    (folder / "images.json").write_text(json.dumps(names))
     (folder / "snippet.py").write_text(snippet_of(card))
-    command = [sys.executable, "-c", CLASSIFY_ALL, folder]
-    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+    labels = {}
+    for domain, images in load_split(load_run(averaged.folder).file.trial, "test").items():
+        for row, label in enumerate(images.labels):
+            images.decode(row).save(folder / f"{domain}-{row}.png")
+            labels[f"{domain}-{row}.png"] = images.class_names[label].replace("_", " ")
+    command = [sys.executable, "-c", CLASSIFY, *labels]
+    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
-    predicted = json.loads(done.stdout)
+    by_snippet, *by_script = done.stdout.splitlines()
+    predicted = dict(zip(labels, json.loads(by_snippet), strict=True))
+    assert [tuple(line.split("\t")[:2]) for line in by_script] == [*predicted.items()][:2]
     tested = about["test"]["this model"]["metrics"]
     for domain in ("real", "sketch", "clipart"):
-        right = [p == label for p, (d, label) in zip(predicted, labels, strict=True) if d == domain]
+        right = [predicted[name] == labels[name] for name in labels if name.startswith(domain)]
         name = "id_test/acc" if domain == "real" else f"ood_test/{domain}/acc"
         assert 100 * sum(right) / len(right) == tested[name]
         assert f"{tested[name]:.1f} ±" in card
