@@ -59,6 +59,10 @@ def test_a_reader_cannot_lock_the_database_and_a_wait_says_for_what(tmp_path, ca
     waiting.join()
 
 
+CONTEXT = multiprocessing.get_context("forkserver")
+CONTEXT.set_forkserver_preload([__name__])
+
+
 def connect_at_once(uri, start):
     start.wait()
     client, experiment_id = connect(uri, "lipsum-tune")
@@ -66,10 +70,8 @@ def connect_at_once(uri, start):
 
 
 def test_processes_that_connect_at_once_create_one_whole_database(tmp_path):
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload([__name__])
-    start, uri = context.Barrier(2), default_tracking_uri(tmp_path / "new" / "runs")
-    processes = [context.Process(target=connect_at_once, args=(uri, start)) for _ in range(2)]
+    start, uri = CONTEXT.Barrier(2), default_tracking_uri(tmp_path / "new" / "runs")
+    processes = [CONTEXT.Process(target=connect_at_once, args=(uri, start)) for _ in range(2)]
     for process in processes:
         process.start()
     for process in processes:
@@ -94,9 +96,7 @@ def connect_and_be_killed(uri):
 
 def test_a_kill_while_the_database_is_created_leaves_none(tmp_path):
     uri = default_tracking_uri(tmp_path)
-    process = multiprocessing.get_context("spawn").Process(
-        target=connect_and_be_killed, args=(uri,)
-    )
+    process = CONTEXT.Process(target=connect_and_be_killed, args=(uri,))
     process.start()
     process.join()
     assert process.exitcode == 9
