@@ -31,9 +31,9 @@ class ResultsView(View):
 
     name = "the page"
 
-    def __init__(self, checkpoints: str, pause: float = PAUSE_SECONDS) -> None:
+    def __init__(self, checkpoints: str) -> None:
         self._checkpoints = checkpoints
-        self.seconds = self._pause = pause
+        self.seconds = PAUSE_SECONDS
 
     def write(self, history: History, is_over: bool) -> None:
         """Write everything; images that became right or wrong at the end.
@@ -56,4 +56,4 @@ class ResultsView(View):
             except ConfigError as error:
                 changed = str(error)
         write_page(search, history.records, running=not is_over, changed=changed)
-        self.seconds = max(self._pause, PAUSE_PER_WRITE * (time.monotonic() - began))
+        self.seconds = max(PAUSE_SECONDS, PAUSE_PER_WRITE * (time.monotonic() - began))

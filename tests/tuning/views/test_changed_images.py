@@ -96,6 +96,11 @@ def test_predictions_that_cannot_be_read_are_named_on_the_page(search, checkpoin
     search = replace(search, run_folder=tmp_path / "run", name="mine")
     view = ResultsView(checkpoints)
     view.start(search)
-    view.write(History((fakes.trial(0),)), is_over=True)
-    page = (search.run_folder / "report" / "index.html").read_text("utf-8")
-    assert "Images that became right or wrong are left out: images or predictions cannot be" in page
+    page, pages = search.run_folder / "report" / "index.html", []
+    for is_over in (False, True):
+        view.write(History((fakes.trial(0),)), is_over)
+        pages.append(page.read_text("utf-8"))
+    assert ['http-equiv="refresh"' in text for text in pages] == [True, False]
+    said = "Images that became right or wrong are left out: images or predictions cannot be"
+    assert [said in text for text in pages] == [False, True]
+    assert (search.run_folder / "trials.parquet").is_file()
