@@ -4,10 +4,9 @@
 |---|---|
 | start | from the end of a trial to the first step of the next one, in the workers of a search |
 | step | of Lipsum-FT with shared zero-shot features and with its own (`live`), ratio to one of FT |
-| driver | of a search of instant trials without Ray and MLflow: CPU time, also of resume and page |
 
-Model, data and steps of the first two are those of the quickstart. Steps of all contenders take
-turns, so whatever else the machine does affects them alike.
+Model, data and steps are those of the quickstart. Steps of all contenders take turns, so whatever
+else the machine does affects them alike.
 """
 
 import argparse
@@ -21,9 +20,6 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from tests.images import write_first_images
-from tests.tuning.execution.inline_tuner import without_ray
-from tests.tuning.execution.instant import instant_file, resume_instantly, run_instantly
 from trainers.config import with_overrides
 from trainers.fine_tune import training_batches
 from trainers.loop.state import open_images
@@ -31,10 +27,8 @@ from trainers.loop.state import start as start_training
 from trainers.loop.step import Stepper
 from tuning.config.validation import load_config
 from tuning.execution.ray_session import ray_session
-from tuning.run import load_run
 from tuning.runs.callbacks import Callback
 from tuning.search import SearchOptions, start_search
-from tuning.views.results import ResultsView
 
 SHORT_TRIALS = (
     "trial.steps=8",
@@ -76,7 +70,7 @@ class Stopwatch(Callback):
         self._ended = time.time()
 
 
-def start(folder, rounds, trials):
+def start(folder, rounds):
     watch = Stopwatch()
     with ray_session():
         for number in range(rounds):
@@ -86,7 +80,7 @@ def start(folder, rounds, trials):
     yield "start of a trial, s", watch.before
 
 
-def step(folder, rounds, trials):
+def step(folder, rounds):
     base = load_config("quickstart").trial
     configs = {name: with_overrides(base, of, name) for name, of in METHODS.items()}
     seconds_of_steps({"": configs["step, shared features"]})  # stores the features
@@ -119,42 +113,18 @@ def synchronise():
         torch.cuda.synchronize()
 
 
-def driver(folder, rounds, trials):
-    changes = {"search__sampler__name": "random", "search__budget__trials": trials}
-    images = write_first_images(folder / "images", ("bus", "cat"), train=1, val=1, test=1)
-    file = instant_file(images, folder / "runs", **changes)
-    run = folder / "runs" / "small"
-    with without_ray(mlflow=False, follows=True):
-        searching = cpu_seconds(run_instantly, file)
-        resuming = cpu_seconds(resume_instantly, run)
-    loaded = load_run(run)
-    view = ResultsView(loaded.checkpoint_root)
-    view.start(loaded.search)
-    showing = cpu_seconds(view.write, loaded.history, False)
-    yield f"driver, {trials} trials, CPU ms a trial", [1000 * searching / trials]
-    yield f"resume of {trials} trials, CPU s", [resuming]
-    yield f"page of {trials} trials, CPU s", [showing]
-
-
-def cpu_seconds(work, *arguments):
-    began = time.process_time()
-    work(*arguments)
-    return time.process_time() - began
-
-
-PARTS = {"start": start, "step": step, "driver": driver}
+PARTS = {"start": start, "step": step}
 
 
 def main():
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--parts", nargs="+", choices=PARTS, default=list(PARTS))
     parser.add_argument("--rounds", type=int, default=3, help="of start")
-    parser.add_argument("--trials", type=int, default=1000, help="of driver")
     arguments = parser.parse_args()
     table = Table("", "median and range")
     for name in arguments.parts:
         with TemporaryDirectory(prefix="overhead-", ignore_cleanup_errors=True) as folder:
-            for what, found in PARTS[name](Path(folder), arguments.rounds, arguments.trials):
+            for what, found in PARTS[name](Path(folder), arguments.rounds):
                 table.add_row(what, spread(found))
     Console(width=100).print(table)
 
