@@ -20,14 +20,12 @@ from tests.ports import free_ports
 from tests.tuning import fakes
 from tests.tuning.databases import with_database
 from tests.tuning.execution.nodes import processes
-from tests.tuning.run_folders import search_file, trial, write_run
+from tests.tuning.run_folders import search_file, write_run
 from tests.waiting import wait_until
-from tuning.runs.history import History
 from tuning.runs.ranking import ranked
 from tuning.runs.records import trial_label
 from tuning.runs.run_folder import load_run
 from tuning.views.completion import complete_files, complete_mlflow
-from tuning.views.dashboard import OPTUNA_FILE, DashboardView, open_storage
 
 pytestmark = pytest.mark.nightly
 
@@ -190,31 +188,6 @@ def test_a_row_and_its_point_are_marked_together(report):
     report.screenshot(path=SCREENSHOTS / "report_marked.png", full_page=True)
 
 
-@pytest.fixture
-def dashboard(images_root, tmp_path):
-    """The address of `optuna-dashboard` on the study of a search that runs."""
-    records = [trial(number, 85.0 + number, 62.0, lr=1e-5 * 10**number) for number in range(3)]
-    folder = write_run(tmp_path / "small", search_file(images_root), records, outcome=None)
-    storage, port = open_storage(folder, None), free_ports(1)
-    view = DashboardView(storage)
-    view.start(load_run(folder).search)
-    view.write(History(tuple(records)), is_over=False)
-    command = [Path(sys.executable).with_name("optuna-dashboard"), folder / OPTUNA_FILE]
-    with subprocess.Popen([*command, "--port", str(port)]) as server:
-        wait_until(lambda: _listens(port))
-        yield f"http://127.0.0.1:{port}"
-        server.terminate()
-
-
 def _listens(port):
     with socket.socket() as client:
         return client.connect_ex(("127.0.0.1", port)) == 0
-
-
-def test_optuna_dashboard_shows_the_ended_trials_of_a_running_search(dashboard, page):
-    page.goto(dashboard)
-    page.get_by_role("link", name="small (").click()
-    expect(page.get_by_text("Best Trial (number=2)")).to_be_visible()
-    page.screenshot(path=SCREENSHOTS / "optuna_dashboard.png")
-    page.goto(f"{page.url}/trials")
-    expect(page.get_by_text("Complete", exact=True).nth(2)).to_be_visible()
