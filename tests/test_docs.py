@@ -125,32 +125,12 @@ def test_commands(block, runs, monkeypatch):
 
 
 def test_contributing_names_what_exists():
-    """Files and folders, those that describe a room within it."""
     listed = subprocess.check_output(["git", "ls-files"], cwd=ROOT, text=True).splitlines()
     tracked = [f"/{path}" for path in listed if (ROOT / path).exists()]
-    package, checked = "", 0
-    for part in re.split(r"\n+(?=\*\*`|- |#)", (ROOT / "CONTRIBUTING.md").read_text("utf-8")):
-        named = re.findall(r"`([\w/]+(?:\.py|/))`", part)
-        rooms = re.findall(r"`(\w+/)`", part.partition(":")[0]) if part.startswith("- `") else []
-        if part.startswith("**"):
-            package = named[0]
-        elif part.startswith("#"):
-            package = ""
-        for name in named:
-            within = "" if name in (package, *rooms) else "|".join(rooms)
-            place = re.compile(rf"/{package.removesuffix(name)}(.*/)?({within})(.*/)?{name}")
-            assert any(map(place.match, tracked)), (name, part)
-            checked += 1
-    assert checked > 50
-
-
-def test_each_decision_names_the_commit_where_it_ran():
-    rows = [line for line in DECISIONS.read_text("utf-8").splitlines() if line.startswith("| ")]
-    assert len(rows) > 40
-    for row in rows[1:]:
-        *cells, where = row.strip("| ").split(" | ")
-        assert len(cells) == 3, row
-        assert re.match(r"[0-9a-f]{8}, \S", where), row
+    text = (ROOT / "CONTRIBUTING.md").read_text("utf-8")
+    named = re.findall(r"`([\w/]+(?:\.py|/))`", text)
+    assert len(named) > 50
+    assert [name for name in named if not any(f"/{name}" in path for path in tracked)] == []
 
 
 @pytest.mark.parametrize("page", sorted({*PAGES} - {DECISIONS}), ids=lambda p: p.name)
