@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from scipy.special import ndtr, ndtri
 
-from tuning.runs.confirmation import estimate
+from tuning.runs.confirmation import estimate, over_images
 
 DRAWS = 400
 ACCURACIES = np.array([[90.0, 92.0], [60.0, 62.0], [60.0, 62.0]])
@@ -21,7 +21,8 @@ def draw(rng, images, seeds, deviation):
     is common to both models.
 
     Returns:
-        For each domain, (2 models, seeds, images) and (2 models,) in percent.
+        For each domain, (2 models, seeds, images), and accuracies in percent: (2 models,) of new
+        seeds, (2 models, seeds) of these.
     """
     moved = np.sqrt(0.5) * (rng.standard_normal((1, seeds)) + rng.standard_normal((2, seeds)))
     for at in ndtri(ACCURACIES / 100):
@@ -32,7 +33,8 @@ def draw(rng, images, seeds, deviation):
             share**0.5 * rng.standard_normal((*shape, images), np.float32)
             for share, shape in zip(SHARES, [(1, 1), (2, 1), (2, seeds)], strict=True)
         )
-        yield (hard < threshold[..., None]).astype(np.int8), 100 * ndtr(at / np.hypot(1, slope))
+        right = (hard < threshold[..., None]).astype(np.int8)
+        yield right, 100 * ndtr(at / np.hypot(1, slope)), 100 * ndtr(threshold)
 
 
 def intervals(of):
@@ -57,10 +59,29 @@ def test_settings_are_covered(images, seeds, deviation):
         domains = list(draw(rng, images, seeds, deviation))
         for of_model in (lambda both: both[0], lambda both: both[1] - both[0]):
             for of in (domains[:1], domains[1:]):
-                truth = np.mean([of_model(truths) for _, truths in of])
-                found = intervals([of_model(right) for right, _ in of])
+                truth = np.mean([of_model(truths) for _, truths, _ in of])
+                found = intervals([of_model(right) for right, *_ in of])
                 covered.append([one.low <= truth <= one.high for one in found])
     shares = np.reshape(covered, (DRAWS, 4, 2)).mean(axis=0)
     assert shares[:, 0].min() >= 0.92
     if deviation == 0.3:  # where seeds differ less than images do
         assert shares[:, 1].min() < 0.92
+
+
+@pytest.mark.nightly
+@pytest.mark.parametrize("seeds", [2, 3, 5])
+@pytest.mark.parametrize("model", [0, 1])
+def test_a_model_is_covered(seeds, model):
+    """Its weights are given. The other side of its difference, plain fine-tuning, is a draw of its
+    seed, and the second model is one of these draws itself."""
+    rng, covered = np.random.default_rng(seeds), []
+    for _ in range(5000):
+        right, of_new_seeds, own = next(draw(rng, 300, seeds + 1, deviation=3.0))
+        ours, its = right[model, :1], right[1, 1 - model :]
+        gaps = 100 * (ours.mean() - its.mean(axis=1))
+        held = [
+            (over_images(100 * ours.mean(), [(100.0, ours)]), own[model, 0]),
+            (estimate(gaps.tolist(), [(100.0, ours - its)]), own[model, 0] - of_new_seeds[1]),
+        ]
+        covered.append([one.low <= truth <= one.high for one, truth in held])
+    assert np.mean(covered, axis=0).min() >= 0.94

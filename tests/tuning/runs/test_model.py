@@ -1,126 +1,16 @@
-"""What is said of a model: intervals, and sentences."""
-
-from pathlib import Path
-from types import SimpleNamespace
-from unittest.mock import patch
+"""What is said of a model, and which one is chosen."""
 
 import numpy as np
 import pytest
-from scipy.special import ndtr
 
 from tests.tuning import fakes
 from tests.tuning.confirmation.written import write_predictions, write_results
 from tests.tuning.result_tables import printed
-from trainers.evaluation.metrics import ID, MEAN_OOD, MetricKey
 from tuning.config.objectives import Objective, parse_constraint
-from tuning.runs.confirmation import SPLIT, Confirmation, read_confirmation
+from tuning.runs.confirmation import read_confirmation
 from tuning.runs.model import Candidate, Goal, Model, choose, findings, goal_of, model_in_words
 from tuning.views.confirmation_table import model_table
 from tuning.views.result_table import fit_table
-
-DOMAINS = {"real": 300, "sketch": 200, "clipart": 150}
-"""Test images of each."""
-NOISE = 0.7
-"""Of a model's score of an image, beside the difficulty of the image, which all models share."""
-
-
-def accuracy(strength, spread=0.0):
-    """Of all images, in percent, by the strength of a model; the mean if that has a deviation."""
-    return 100 * ndtr(strength / np.sqrt(1 + NOISE**2 + spread**2))
-
-
-class Drawn:
-    """A search of 20 trials and its confirmation, as far as intervals read it.
-
-    Args:
-        ft_soup: how much better a mean of FT's weights is than one of these on average.
-    """
-
-    search = SimpleNamespace(ood_domains=("sketch", "clipart"), run_folder=Path())
-    images = Confirmation.images
-    spread = 0.12
-
-    def __init__(self, random, seeds, ft_soup):
-        self.random, self.seeds = random, range(seeds)
-        trials = 0.8 + 0.15 * random.normal(size=20)
-        self.ft = 0.8 + self.spread * random.normal(size=seeds)
-        settings = 0.85 + 0.05 * random.normal(size=seeds)
-        strengths = [*trials, *settings, *self.ft, self.ft.mean() + ft_soup]
-        validation = self.draw(strengths, {"all": 400})
-        chosen = max(range(len(strengths)), key=lambda index: validation["all"][index].mean())
-        self.strength = strengths[chosen]
-        drawn = self.draw([self.strength, 0.5, *self.ft], DOMAINS)
-        self.columns = {
-            "predicted": {domain: rows[0] for domain, rows in drawn.items()},
-            "zero_shot": {domain: rows[1] for domain, rows in drawn.items()},
-        }
-        self.of_ft = {
-            seed: {domain: rows[2 + seed] for domain, rows in drawn.items()} for seed in self.seeds
-        }
-
-    def draw(self, strengths, sizes):
-        found = {}
-        for domain, size in sizes.items():
-            noise = NOISE * self.random.normal(size=(len(strengths), size))
-            scores = np.array(strengths)[:, None] + self.random.normal(size=size) + noise
-            found[domain] = (scores > 0).astype(np.int8)
-        return found
-
-    def weights(self, metric):
-        domain = MetricKey.parse(metric).domain
-        if domain == MEAN_OOD:
-            return {"sketch": 50.0, "clipart": 50.0}
-        return {"real" if domain == ID else domain: 100.0}
-
-    def measured(self, right):
-        metrics = [str(MetricKey(SPLIT, d, "acc")) for d in (ID, MEAN_OOD, "sketch", "clipart")]
-        return {
-            metric: sum(share * right[d].mean() for d, share in self.weights(metric).items())
-            for metric in metrics
-        }
-
-    @property
-    def zero_shot(self):
-        return self.measured(self.columns["zero_shot"])
-
-    def values(self, _, metric):
-        return {seed: self.measured(right)[metric] for seed, right in self.of_ft.items()}
-
-    def right(self, *_):
-        return self.of_ft
-
-    def model(self):
-        test = self.measured(self.columns["predicted"])
-        return Model(1, Candidate("single", "trial-000", {}), 20, test=test)
-
-    @property
-    def truth(self):
-        """What the intervals should hold, by their labels."""
-        own = accuracy(self.strength)
-        to_ft = own - accuracy(0.8, self.spread)
-        return {
-            "test accuracy": own,
-            "than zero-shot": own - accuracy(0.5),
-            "than one plain fine-tuning": to_ft,
-        }
-
-
-@pytest.mark.nightly
-@pytest.mark.parametrize("seeds", [2, 3, 5])
-@pytest.mark.parametrize("ft_soup", [0.0, 0.3])
-def test_intervals_hold_as_often_as_they_say(seeds, ft_soup):
-    random, hits = np.random.default_rng(seeds), {}
-    for _ in range(5000):
-        drawn = Drawn(random, seeds, ft_soup)
-        with patch("tuning.runs.model.read_right", return_value=drawn.columns):
-            found = findings(drawn, drawn.model())
-        for one in found:
-            for metric, value in one.values.items():
-                held = value.low <= drawn.truth[one.label] <= value.high
-                hits.setdefault((one.label, metric), []).append(held)
-    often = {key: np.mean(held) for key, held in hits.items() if len(held) > 2000}
-    assert len(often) >= 8
-    assert min(often.values()) >= 0.94, often
 
 
 def measured(id_acc, ood_acc):
