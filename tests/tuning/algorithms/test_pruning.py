@@ -114,16 +114,6 @@ def test_decisions_are_those_of_optuna_and_the_same_over_resumes(name, tmp_path)
     }
 
 
-def test_nothing_is_stopped_before_six_trials_have_finished(tmp_path):
-    session = Pruned(tmp_path, CONFIGS["asha"])
-    for number in range(LEAST_FINISHED + 1):
-        trial_id = session.start().trial_id
-        steps = 1
-        while session.step(trial_id, 50.0 - number):  # each is worse than all before it
-            steps += 1
-        assert steps == (12 if number < LEAST_FINISHED else 1)
-
-
 def test_trials_are_compared_by_what_the_sampler_optimises(tmp_path):
     session = Pruned(tmp_path, CONFIGS["asha"], nll=Objective("val/mean_nll", "min"))
     for nll in (*range(1, 7), 0.5, 9.0):
@@ -162,9 +152,3 @@ def test_with_several_objectives_no_trial_is_stopped(images_root, tmp_path):
         continue_search(tmp_path, file, SearchOptions(pruner=MedianPruner()))
     session = Pruned(tmp_path, CONFIGS["asha"], objectives=objectives)
     assert session.step(session.start().trial_id, 1.0)
-
-
-def test_a_configuration_makes_its_pruner():
-    assert create_pruner(SchedulerConfig(name="none"), TOTAL, EVERY) is None
-    asha = create_pruner(SchedulerConfig(name="asha"), TOTAL, EVERY)
-    assert (asha._min_resource, asha._reduction_factor) == (160, 3)  # two thirds of 240
