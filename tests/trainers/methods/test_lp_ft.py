@@ -61,12 +61,13 @@ def test_the_probe_has_no_factor_of_the_heads_rate(config):
 
 
 def test_each_stage_has_its_own_optimiser_even_after_a_resume(config, tmp_path):
+    """That of the second stage has two groups of parameters, that of the probe has one."""
+    config, run = changed(config, optim__head_lr_factor=0.25), []
     before = {n: p.detach().clone() for n, p in start(config).student.trained.items()}
-    run = []
     for report in fine_tune(config):
         run.append(at(report))
-        if report.step == 4:
-            report.save(tmp_path)
+        if report.step in (4, 6):
+            report.save(tmp_path / str(report.step))
 
     # Half of a stage is warm-up, from half of the peak; then a cosine, of which the last step is
     # half-way down.
@@ -87,20 +88,11 @@ def test_each_stage_has_its_own_optimiser_even_after_a_resume(config, tmp_path):
         gradient = state["exp_avg"].double() / 0.1
         torch.testing.assert_close(state["exp_avg_sq"].double() / 0.001, gradient**2)
 
-    saved, resumed, *_ = (at(report) for report in fine_tune(config, resume_from=tmp_path))
+    saved, resumed, *_ = map(at, fine_tune(config, resume_from=tmp_path / "4"))
     assert (saved.step, resumed.step) == (4, 5)
     for name, value in first.weights.items():
         assert torch.equal(resumed.weights[name], value)
         for key, moment_value in first.moments[name].items():
             assert torch.equal(resumed.moments[name][key], moment_value)
-
-
-def test_the_second_stage_goes_on_with_a_rate_of_the_head_of_its_own(config, tmp_path):
-    """Its optimiser has two groups of parameters, that of the probe has one."""
-    config, run = changed(config, optim__head_lr_factor=0.25), []
-    for report in fine_tune(config):
-        run.append(at(report))
-        if report.step == 6:
-            report.save(tmp_path)
-    *_, last = fine_tune(config, resume_from=tmp_path)
-    assert all(torch.equal(at(last).weights[n], value) for n, value in run[-1].weights.items())
+    *_, last = map(at, fine_tune(config, resume_from=tmp_path / "6"))
+    assert all(torch.equal(last.weights[name], value) for name, value in run[-1].weights.items())
