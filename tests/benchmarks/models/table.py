@@ -36,8 +36,8 @@ MARKS = {
 def table(results, names, *, of_seeds=True):
     """Means over ID domains.
 
-    The interval of a difference counts ID domains, each of which is one draw. A row that lacks some
-    of them has its difference alone.
+    The interval of a difference counts ID domains, each of which is one draw. Rows that lack one of
+    them, since the study still runs, are left out.
 
     Args:
         names: rows of the table.
@@ -50,14 +50,10 @@ def table(results, names, *, of_seeds=True):
     plain = by_domain(rows_of(results, ONE), BOTH)
     for name in names:
         rows = rows_of(results, name)
-        own = by_domain(rows, BOTH)
-        if not own:
+        if by_domain(rows, BOTH).keys() != plain.keys():
             continue
         gaps = list(gaps_of(results, name).values())
         levels = [f"{fmean(by_domain(rows, part).values()):.1f}" for part in PARTS]
-        if len(own) < len(plain):
-            name = f"{name} ({len(own)} of {len(plain)} ID domains)"
-            levels = [""] * len(PARTS)
         cells = [name, *levels, difference(gaps) if name != ONE else ""]
         if of_seeds:
             cells += between_seeds(rows)
@@ -75,10 +71,8 @@ def differences(results, names):
     domains = by_domain(rows_of(results, ONE), BOTH)
     lines = [[f"less {ONE}", *domains, "mean"], ["---"] * (2 + len(domains))]
     for name, gaps in rows.items():
-        if gaps:
-            cells = [f"{gaps[domain]:+.1f}" if domain in gaps else "" for domain in domains]
-            mean = difference(list(gaps.values())) if len(gaps) == len(domains) else ""
-            lines.append([name, *cells, mean])
+        values = list(gaps.values())
+        lines.append([name, *(f"{gap:+.1f}" for gap in values), difference(values)])
     return markdown(lines)
 
 
@@ -86,7 +80,7 @@ def gaps_of(results, name):
     """By ID domain, the mean of ID and OOD accuracy less that of one plain fine-tuning."""
     plain = by_domain(rows_of(results, ONE), BOTH)
     own = by_domain(rows_of(results, name), BOTH)
-    return {domain: own[domain] - plain[domain] for domain in plain if domain in own}
+    return {domain: own[domain] - plain[domain] for domain in plain}
 
 
 def markdown(lines):
@@ -142,15 +136,13 @@ def figure(results):
         axes.spines[side].set_visible(False)
     axes.tick_params(axis="y", length=0)
     for place, domain in enumerate(domains):
-        found = [values[domain] for values in of_rows.values() if domain in values]
+        found = [values[domain] for values in of_rows.values()]
         axes.plot([min(found), max(found)], [place, place], color="#C9CED6", lw=2, zorder=1)
     seeds = rows_of(results, ONE)
     values = [(one["id"] + one["ood"]) / 2 for one in seeds]
     places = [domains.index(one["domain"]) for one in seeds]
     axes.scatter(values, places, s=14, color=MARKS[ONE][1], alpha=0.6, zorder=3)
     for name, (label, colour) in MARKS.items():
-        if not of_rows[name]:
-            continue
         places = [domains.index(domain) for domain in of_rows[name]]
         axes.scatter(of_rows[name].values(), places, s=70, color=colour, label=label, zorder=2)
     drawn.legend(loc="outside upper center", ncols=2, frameon=False)

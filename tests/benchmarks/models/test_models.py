@@ -35,18 +35,6 @@ def test_the_table_counts_id_domains():
     assert row == f"| {' | '.join([SETTINGS, *cells])} |"
 
 
-def test_a_row_that_lacks_a_domain_has_its_difference_alone():
-    plain = [
-        {"domain": domain, "search": 0, "row": ONE, "seed": 0, "id": 50.0, "ood": 40.0}
-        for domain in ("photo", "sketch")
-    ]
-    other = {**plain[0], "row": OTHER, "id": 54.0}
-    *_, row = table([*plain, other], [OTHER], of_seeds=False).splitlines()
-    assert row == f"| {OTHER} (1 of 2 ID domains) |  |  |  | +2.0 |"
-    *_, row = differences([*plain, other], [OTHER]).splitlines()
-    assert row == f"| {OTHER} | +2.0 |  |  |"
-
-
 def test_the_model_of_each_search_stands_beside_the_plain_fine_tunings_of_its_own():
     common = {"domain": "photo", "seed": 0, "ood": 40.0}
     found = [
