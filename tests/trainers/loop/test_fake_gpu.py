@@ -97,6 +97,13 @@ def held(run):
     return [t for t in tree_leaves([*parts, moments]) if isinstance(t, torch.Tensor)]
 
 
+HALF = [
+    n if n in ("lipsum_ft", "flyp", *NO_META) else pytest.param(n, marks=pytest.mark.nightly)
+    for n in METHODS
+]
+"""Methods that take steps in float16; at night, those that train on the meta device as well."""
+
+
 @pytest.fixture(params=METHODS)
 def method(request):
     fields = {"name": request.param, **FIELDS.get(request.param, {})}
@@ -122,6 +129,7 @@ def test_it_trains_resumes_and_evaluates_on_its_device(method, model, monkeypatc
         assert {tensor.device.type for tensor in found if tensor.dim()} == {"meta"}
 
 
+@pytest.mark.parametrize("method", HALF, indirect=True)
 def test_steps_in_float16_wait_for_nothing(method, model):
     with training(method, model, device="cpu", precision="fp16") as (run, step):
         step()

@@ -16,12 +16,10 @@ from trainers.loop.step import Stepper
 @pytest.mark.parametrize(
     "method",
     [
-        {"name": "ft"},
         {"name": "lipsum_ft", "text_count": 16},
         {"name": "l2_sp", "reg_weight": 3},
         {"name": "flyp"},
         {"name": "star_ft"},
-        {"name": "carot", "teacher_updates": 3},
         {"name": "r_adapter", "ema_decay": 0.5},
     ],
     ids=lambda method: method["name"],

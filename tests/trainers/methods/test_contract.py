@@ -1,6 +1,6 @@
 """What must hold for every method alike, on the real embedded model and real images.
 
-Takes a minute: each of the methods is trained several times, at night by two workers as well.
+Each of the methods is trained several times, at night by two workers as well.
 """
 
 from dataclasses import dataclass
@@ -94,6 +94,7 @@ def test_it_learns_and_reports_the_common_metrics(name, train):
     assert len(moved) > 10
 
 
+@pytest.mark.nightly
 @pytest.mark.parametrize("name", NAMES)
 def test_a_second_run_is_equal_to_the_last_bit(name, train):
     """Compared up to the first report; the tests of resumed runs compare the rest."""
@@ -115,6 +116,7 @@ def test_it_resumes_to_the_last_bit(name, train, tmp_path):
     assert all(torch.equal(value, weights[name]) for name, value in trained.weights().items())
 
 
+@pytest.mark.nightly
 @pytest.mark.parametrize("name", NAMES)
 def test_its_test_metrics_are_the_same_after_a_resume(name, train, whole_root):
     trained = train(name)
