@@ -60,15 +60,7 @@ def test_a_search_begins_at_what_the_authors_use_in_a_wide_range(name):
     assert 0.1 < lr.unit(float(center[LR])) < 0.9
 
 
-@pytest.mark.parametrize("name", ALL)
-def test_headers_have_command_cost_and_expectation(name):
-    header = re.split(r"^(?!#)", find_config(name).read_text(), maxsplit=1, flags=re.M)[0]
-    for word in (f"lipsum-tune search {name}", "Cost:", "Prior:", "Expected:"):
-        assert word in header
-    if name in PAPER + RECIPES:
-        for command in (f"zero-shot {name}", f"confirm {name} --rule objective", "prepare"):
-            assert command in header.lower()
-        assert "not\n# " in header or "not measured" in header or "has not run" in header
+def test_every_ready_configuration_is_tested():
     assert ready_configs() == ALL
 
 
@@ -77,7 +69,7 @@ def test_the_commands_of_headers_are_valid(name):
     lines = re.findall(
         r"^# .*? {3,}lipsum-tune (.+?)(?: {2,}|$)", find_config(name).read_text(), re.M
     )
-    assert lines
+    assert any(line.startswith(f"search {name}") for line in lines)
     for command, *words in map(str.split, lines):
         COMMANDS[command].make_context(command, words).close()
 
