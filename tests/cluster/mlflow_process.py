@@ -20,19 +20,18 @@ class ServerProcess:
     Args:
         postgres: holds its database.
         folder: for its artifacts and its log.
-        arguments: more of the command line.
     """
 
-    def __init__(self, postgres, folder, *arguments):
-        self.port = free_ports(1)
-        self.url = f"http://127.0.0.1:{self.port}"
+    def __init__(self, postgres, folder):
+        port = free_ports(1)
+        self.url = f"http://127.0.0.1:{port}"
         self.log = folder / "server.log"
         self.artifacts = folder / "artifacts"
         self._environment = os.environ | postgres.mlflow_environment
         self._command = [
             sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1",
-            "--port", str(self.port), "--workers", "2",
-            "--serve-artifacts", "--artifacts-destination", str(self.artifacts), *arguments,
+            "--port", str(port), "--workers", "2",
+            "--serve-artifacts", "--artifacts-destination", str(self.artifacts),
         ]  # fmt: skip
         self._process = None
 
@@ -73,9 +72,9 @@ class ServerProcess:
 
 
 @contextmanager
-def running_server(postgres, folder, *arguments):
+def running_server(postgres, folder):
     """A server that answers; killed afterwards if it is still there."""
-    server = ServerProcess(postgres, folder, *arguments)
+    server = ServerProcess(postgres, folder)
     try:
         server.start()
         yield server
