@@ -76,6 +76,5 @@ def test_names_of_secrets_are_recognised(name, is_secret):
     assert is_secret_name(name) is is_secret
 
 
-@pytest.mark.parametrize("key", EXPECTED["configuration"])
-def test_no_key_of_a_configuration_is_a_secret(key):
-    assert not is_secret_name(key)
+def test_no_key_of_a_configuration_is_a_secret():
+    assert [key for key in EXPECTED["configuration"] if is_secret_name(key)] == []
