@@ -45,8 +45,8 @@ def run(tree, data, **options):
     return report
 
 
-def names(data, split, domain="pets"):
-    files = sorted((data / domain / split).glob("*.parquet"))
+def names(data, split):
+    files = sorted((data / "pets" / split).glob("*.parquet"))
     return [row["image"]["path"] for file in files for row in pq.read_table(file).to_pylist()]
 
 

@@ -77,15 +77,15 @@ def at(zero_shot, number, *, steps=10, weights=None):
     return Step(zero_shot, features, number, steps, seed=0, weights=trained, initial=initial)
 
 
-def random_batch(*, classes, kinds=1, features=5, seed=0):
+def random_batch(*, classes, kinds=1):
     """Of random features, all of which require gradients, in float64; scales 7, 6 and 5."""
-    rng = np.random.default_rng(seed)
+    rng = np.random.default_rng(0)
 
     def of(scale):
         return Outputs(
-            torch.tensor(unit_rows(rng, len(classes), features), requires_grad=True),
+            torch.tensor(unit_rows(rng, len(classes), 5), requires_grad=True),
             torch.zeros(len(classes), 0),
-            torch.tensor(unit_rows(rng, kinds, len(classes), features), requires_grad=True),
+            torch.tensor(unit_rows(rng, kinds, len(classes), 5), requires_grad=True),
             torch.tensor(scale, dtype=torch.float64, requires_grad=True),
         )
 

@@ -29,9 +29,9 @@ def zero_shot(request, tmp_path_factory):
     return made
 
 
-def images(zero_shot, count=4):
+def images(zero_shot):
     size = zero_shot.image_input.size
-    return torch.randn(count, 3, size, size, generator=torch.Generator().manual_seed(0))
+    return torch.randn(4, 3, size, size, generator=torch.Generator().manual_seed(0))
 
 
 def step(student, zero_shot, method):

@@ -19,10 +19,8 @@ def budget(clock, records=(), seconds=0.0, **limits):
     return Budget(config, History(tuple(records), {}, seconds), clock)
 
 
-def scored(number, accuracy, **changes):
-    return fakes.trial(
-        number, accuracy, accuracy, started_at=0.0, ended_at=60.0, gpus=2.0, **changes
-    )
+def scored(number, accuracy):
+    return fakes.trial(number, accuracy, accuracy, started_at=0.0, ended_at=60.0, gpus=2.0)
 
 
 def end(spent, record):

@@ -63,9 +63,9 @@ def one_more(running):
     return params
 
 
-def uninterrupted(folder, name, seed=3, **options):
+def uninterrupted(folder, name, seed=3):
     folder.mkdir()
-    with session(fakes.search_record(folder, run_id="id"), name, seed, **options) as running:
+    with session(fakes.search_record(folder, run_id="id"), name, seed) as running:
         return [one_more(running) for _ in range(TRIALS)]
 
 

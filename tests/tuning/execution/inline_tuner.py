@@ -55,7 +55,7 @@ class InlineTuner:
             if self._running:
                 self._ask([*self._running][self.choose(len(self._running))])
             for callback in self._callbacks:
-                if isinstance(callback, Follower) and isinstance(callback._thread, JoinedThread):
+                if isinstance(callback, Follower):
                     callback.turn()
             if not self._driver.turn():
                 break
@@ -90,7 +90,7 @@ class InlineTuner:
             self._free.append(self._running.pop(trial_id))
 
 
-def run_inline(train, driver, concurrent, max_failures, callbacks=(), choose=None):
+def run_inline(train, driver, concurrent, max_failures, callbacks, choose):
     """In place of `tuning.execution.tune_adapter.run_trials`."""
     tuner = InlineTuner(train, driver, concurrent, max_failures)
     if choose is not None:
@@ -99,11 +99,10 @@ def run_inline(train, driver, concurrent, max_failures, callbacks=(), choose=Non
 
 
 @contextmanager
-def without_ray(mlflow=True, follows=False, models=False, choose=None):
+def without_ray(mlflow=True, models=False, choose=None):
     """Within the block, searches have instant trials, no Ray and no figures.
 
     Args:
-        follows: views are written by their thread, and not after each message.
         models: `confirm` builds a model, of weights that its trainings have left.
         choose: see `InlineTuner.choose`.
     """
@@ -124,9 +123,8 @@ def without_ray(mlflow=True, follows=False, models=False, choose=None):
             patches.enter_context(patch(f"{CONFIRM}.needs_model", return_value=False))
         for name, stand_in in session.items():
             patches.enter_context(patch(f"tuning.session.{name}", stand_in))
-        if not follows:
-            # A thread would outlive a driver that is killed in this process, and write its files.
-            patches.enter_context(patch("tuning.views.follower.Thread", JoinedThread))
+        # A thread would outlive a driver that is killed in this process, and write its files.
+        patches.enter_context(patch("tuning.views.follower.Thread", JoinedThread))
         patches.enter_context(patch("tuning.views.page.write_page"))
         yield
 

@@ -73,11 +73,11 @@ def write_instant(folder, file):
     return folder / "search.yaml"
 
 
-def start(path, log, **options):
+def start(path, log):
     """This program as a process, with its messages in a file."""
     command = [sys.executable, "-m", "tests.tuning.execution.instant", str(path)]
     with log.open("wb") as file:
-        return subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=file, **options)
+        return subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=file)
 
 
 def num_reports(folder):

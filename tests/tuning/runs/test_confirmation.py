@@ -94,14 +94,14 @@ def test_no_interval_has_width_0_while_predictions_differ():
 SEEDS = (1000, 1001)
 
 
-def stored(folder, names, images=50):
+def stored(folder, names):
     """Results with predictions of both seeds; the accuracies are those of the predictions."""
     search, right = fakes.search_record(folder), {}
     for number, name in enumerate(names):
         for seed in SEEDS:
             rng = np.random.default_rng([number, seed])
             of = {
-                column: {d: rng.random(images) < 0.6 for d in ("real", *fakes.DOMAINS)}
+                column: {d: rng.random(50) < 0.6 for d in ("real", *fakes.DOMAINS)}
                 for column in ("predicted", "zero_shot", "end")
             }
             means = {domain: 100 * of["predicted"][domain].mean() for domain in of["predicted"]}

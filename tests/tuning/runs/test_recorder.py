@@ -57,12 +57,12 @@ class Failing(Callback):
         raise StorageFailed("no space left")
 
 
-def recorder(folder, *callbacks, earlier=(), **more):
+def recorder(folder, *callbacks, earlier=()):
     """With a proposal, `NEW`."""
     journal = Journal(folder)
     journal.session_started({})
     search = fakes.search_record(folder)
-    created = Recorder(search, journal, callbacks, earlier, gpus_per_trial=2.0, **more)
+    created = Recorder(search, journal, callbacks, earlier, gpus_per_trial=2.0)
     if not earlier:
         created.proposed(NEW)
     return created

@@ -31,8 +31,8 @@ def file(images_root, tmp_path):
     return stored(images_root, tmp_path / "runs")
 
 
-def stored(root, storage, **changes):
-    return search_file(root, search__storage=str(storage), search__name="mine", **changes)
+def stored(root, storage):
+    return search_file(root, search__storage=str(storage), search__name="mine")
 
 
 def test_a_run_folder_holds_the_resolved_configuration_and_what_it_was_made_with(file, tmp_path):
