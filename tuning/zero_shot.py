@@ -93,10 +93,10 @@ def measure(
         began(domain)
         images = open_images(data, domain, split)
         class_map = domain_class_map(data, names, domain, images.class_names)
-        (sums,) = evaluate([classify], images, batches, class_map=class_map)
-        measures = {name: sums.measures()[name] for name in ("acc", "nll", "ece")}
+        number, (found,) = evaluate([classify], images, batches, class_map=class_map)
+        measures = {name: found[name] for name in ("acc", "nll", "ece")}
         of_domain = (expected or {}).get(domain)
-        rows.append(Row(domain, sums.number, class_map.num_classes, **measures, expected=of_domain))
+        rows.append(Row(domain, number, class_map.num_classes, **measures, expected=of_domain))
     return rows
 
 

@@ -48,78 +48,46 @@ class EvalBatches:
                 alive()
 
 
-@dataclass(frozen=True)
-class DomainSums:
-    """Sums for one domain and split: of a batch, a worker's share, or all images.
+def domain_sums(logits: Tensor, labels: Tensor) -> Tensor:
+    """Sums over a batch, (2 C + 16,) float64, which batches and workers add up.
 
-    Workers add up counts and sums, and ratios are computed once at the end: an average of the
-    workers' averages would be wrong if their shares differ in size. Float64 tensors, C classes of
-    the domain.
+    Ratios are computed once at the end: an average of the workers' averages would be wrong if their
+    shares differ in size. For each of the C classes, the number of images, then that of those
+    classified correctly; the negative log-likelihood in nats; and for each bin of confidence,
+    correct predictions minus the sum of confidences.
+
+    Args:
+        logits: (B, C) of the domain's classes.
+        labels: (B,) int64, columns of the logits.
     """
+    correct = logits.argmax(dim=-1) == labels
+    counts = [of.bincount(minlength=logits.shape[1]) for of in (labels, labels[correct])]
+    below = logits - logits.amax(dim=-1, keepdim=True)
+    partition = below.exp().sum(dim=-1)
+    nll = (partition.log() - below.gather(1, labels[:, None])[:, 0]).double().sum()
+    confidence = partition.reciprocal()
+    bins = (confidence.nan_to_num() * ECE_BINS).long().clamp(max=ECE_BINS - 1)
+    gaps = nll.new_zeros(ECE_BINS)
+    gaps.scatter_add_(0, bins, correct.double() - confidence.double())
+    return torch.cat([*counts, nll.reshape(1), gaps])
 
-    classes: Tensor
-    """(2, C) number of scored images of each class, and of those classified correctly."""
-    nll: Tensor
-    """Sum of the negative log-likelihoods, in nats."""
-    gaps: Tensor
-    """(15,), for each bin of confidence: correct predictions minus the sum of confidences."""
 
-    @classmethod
-    def zeros(cls, classes: int, device: torch.device | str = "cpu") -> DomainSums:
-        """No images yet."""
-        shapes: tuple[tuple[int, ...], ...] = ((2, classes), (), (ECE_BINS,))
-        return cls(*(torch.zeros(shape, dtype=torch.float64, device=device) for shape in shapes))
+def measures_of(sums: Tensor) -> dict[str, float]:
+    """The values of `metrics.DIRECTIONS`; accuracies and calibration errors in percent.
 
-    @classmethod
-    def of(cls, logits: Tensor, labels: Tensor) -> DomainSums:
-        """The sums of one batch.
-
-        Args:
-            logits: (B, C) of the domain's classes.
-            labels: (B,) int64, columns of the logits.
-        """
-        correct = logits.argmax(dim=-1) == labels
-        counts = [of.bincount(minlength=logits.shape[1]) for of in (labels, labels[correct])]
-        below = logits - logits.amax(dim=-1, keepdim=True)
-        partition = below.exp().sum(dim=-1)
-        nll = (partition.log() - below.gather(1, labels[:, None])[:, 0]).double().sum()
-        confidence = partition.reciprocal()
-        bins = (confidence.nan_to_num() * ECE_BINS).long().clamp(max=ECE_BINS - 1)
-        gaps = nll.new_zeros(ECE_BINS)
-        gaps.scatter_add_(0, bins, correct.double() - confidence.double())
-        return cls(torch.stack(counts).double(), nll, gaps)
-
-    def __add__(self, other: DomainSums) -> DomainSums:
-        pairs = zip(vars(self).values(), vars(other).values(), strict=True)
-        return DomainSums(*(mine + its for mine, its in pairs))
-
-    def reduce(self) -> DomainSums:
-        """The sums of the images of all workers, on the CPU; a collective operation if several."""
-        if dist.is_initialized() and dist.get_world_size() > 1:
-            for tensor in vars(self).values():
-                dist.all_reduce(tensor)
-        return DomainSums(*(tensor.cpu() for tensor in vars(self).values()))
-
-    @property
-    def number(self) -> int:
-        """Number of scored images."""
-        return int(self.classes[0].sum())
-
-    def measures(self) -> dict[str, float]:
-        """The values of `metrics.DIRECTIONS`; accuracies and calibration errors in percent.
-
-        `class_acc` is the mean accuracy of the classes that occur, `ece` the mean over images of
-        their bin's |accuracy - confidence|.
-        """
-        total, correct = self.classes
-        number = float(total.sum())
-        occurs = total > 0
-        return {
-            "acc": 100 * float(correct.sum()) / number,
-            "class_acc": 100 * float((correct[occurs] / total[occurs]).mean()),
-            "nll": float(self.nll) / number,
-            "ece": 100 * float(self.gaps.abs().sum()) / number,
-        }
+    `class_acc` is the mean accuracy of the classes that occur, `ece` the mean over images of
+    their bin's |accuracy - confidence|.
+    """
+    classes = (len(sums) - 1 - ECE_BINS) // 2
+    total, correct, nll, gaps = sums.split([classes, classes, 1, ECE_BINS])
+    number = float(total.sum())
+    occurs = total > 0
+    return {
+        "acc": 100 * float(correct.sum()) / number,
+        "class_acc": 100 * float((correct[occurs] / total[occurs]).mean()),
+        "nll": float(nll) / number,
+        "ece": 100 * float(gaps.abs().sum()) / number,
+    }
 
 
 @torch.no_grad()
@@ -130,10 +98,10 @@ def evaluate(
     *,
     class_map: ClassMap,
     note: Callable[[int, Tensor, Tensor, Tensor], object] | None = None,
-) -> list[DomainSums]:
-    """The sums of a domain for each model, on the CPU, the same on every worker.
+) -> tuple[int, list[dict[str, float]]]:
+    """The number of scored images of a domain, and the measures of each model.
 
-    Each batch of images is read once for all models.
+    They are the same on every worker. Each batch of images is read once for all models.
 
     Args:
         class_map: from the ID classes to the domain's own. Images that it leaves out are not
@@ -141,20 +109,24 @@ def evaluate(
         note: called with each batch: the index of its first image in the worker's share, its
             labels (B,), and the logits (B, K) of the last model and of the first one.
     """
-    sums = [DomainSums.zeros(class_map.num_classes, batches.device) for _ in models]
+    classes = class_map.num_classes
+    shape = len(models), 2 * classes + 1 + ECE_BINS
+    sums = torch.zeros(shape, dtype=torch.float64, device=batches.device)
     done = 0
     for views, labels in batches.of(images):
         labels = labels.to(batches.device)
         logits = [_in_memory(classify, views).float() for classify in models]
         for index, of_model in enumerate(logits):
-            sums[index] += DomainSums.of(*class_map.score(of_model, labels))
+            sums[index] += domain_sums(*class_map.score(of_model, labels))
         if note is not None:
             note(done, labels, logits[-1], logits[0])
         done += len(labels)
-    sums = [of_model.reduce() for of_model in sums]
-    if not sums[0].number:
+    if batches.world_size > 1:
+        dist.all_reduce(sums)
+    number = int(sums[0, :classes].sum())
+    if not number:
         raise ConfigError(f"{images.name}: none of its images is of a class that is scored")
-    return sums
+    return number, [measures_of(of_model) for of_model in sums.cpu()]
 
 
 @torch.no_grad()

@@ -109,10 +109,9 @@ def _measure_each(
         if keep_predictions:
             predictions[domain] = Predictions(images[domain], class_map, batches)
             note = predictions[domain].add
-        found = evaluate(
+        _, measured[domain] = evaluate(
             [*zero_shot, *models], images[domain], batches, class_map=class_map, note=note
         )
-        measured[domain] = [sums.measures() for sums in found]
     if keep_predictions:
         run.predictions = parquet_of(predictions)
     return [

@@ -190,5 +190,5 @@ def train_nll(run):
     images, batches = open_images(run.config.data, "real", "train"), run.zero_shot_features.batches
     class_map = class_maps(run, {"real": images})["real"]
     with holding(run, run.weights):
-        (sums,) = evaluate([partial(classify, run)], images, batches, class_map=class_map)
-    return sums.measures()["nll"]
+        _, (found,) = evaluate([partial(classify, run)], images, batches, class_map=class_map)
+    return found["nll"]
