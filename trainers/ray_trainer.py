@@ -88,9 +88,7 @@ class _NoProcessGroup(Backend):
 
 
 class _AloneConfig(TorchConfig):
-    @property
-    def backend_cls(self) -> type[Backend]:
-        return _NoProcessGroup
+    backend_cls = _NoProcessGroup
 
 
 class _ClosedProcessGroup(TorchConfig().backend_cls):  # type: ignore[misc]  # no public name
@@ -115,9 +113,7 @@ class _ClosedProcessGroup(TorchConfig().backend_cls):  # type: ignore[misc]  # n
 
 
 class _ClosedConfig(TorchConfig):
-    @property
-    def backend_cls(self) -> type[Backend]:
-        return _ClosedProcessGroup
+    backend_cls = _ClosedProcessGroup
 
 
 def _listen() -> tuple[str, int, int]:
