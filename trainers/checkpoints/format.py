@@ -117,7 +117,7 @@ def whole_header(folder: Path | Store) -> Header:
     """Header of the weights in a checkpoint; no tensor is read."""
     header = read_header(folder)
     if header is None:
-        raise ConfigError("missing or damaged", source=open_store(folder).locate(WEIGHTS))
+        raise ConfigError("missing or damaged", source=open_store(folder).at(WEIGHTS).url)
     return header
 
 

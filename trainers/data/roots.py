@@ -86,7 +86,7 @@ def read_record(domain: Store) -> dict[str, Any] | None:
         return dict(json.loads(domain.read_bytes(PREPARATION_FILE)))
     except (ValueError, TypeError, RecursionError):
         problem, hint = "is damaged", "remove the folder, and prepare the domain again"
-        raise ConfigError(problem, hint=hint, source=domain.locate(PREPARATION_FILE)) from None
+        raise ConfigError(problem, hint=hint, source=domain.at(PREPARATION_FILE).url) from None
 
 
 def data_fingerprint(data: DataConfig) -> dict[str, str]:
@@ -134,6 +134,6 @@ def remarks(root: str | Store, parts: Iterable[tuple[str, str]]) -> list[str]:
         for (one, other), times in Counter(tuple(row[:2]) for row in rows).items():
             if {one.split("/")[0], other.split("/")[0]} <= headers.keys():
                 images = f"{times:,} images are" if times > 1 else "1 image is"
-                where = store.locate(DUPLICATES)
+                where = store.at(DUPLICATES).url
                 lines.append(f"{one} and {other}: {images} byte for byte the same, see {where}")
     return lines

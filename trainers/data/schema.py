@@ -82,7 +82,7 @@ def write_images(
 def read_header(store: Store, file: str, *, check_labels: bool = False) -> Header:
     """Header of a file: its footer, and with `check_labels` its labels, but no images."""
     with open_parquet(store, file) as parquet:
-        header = _header_of(parquet, store.locate(file))
+        header = _header_of(parquet, store.at(file).url)
         if not check_labels:
             return header
         labels = parquet.read(columns=["label"])["label"]
@@ -90,7 +90,7 @@ def read_header(store: Store, file: str, *, check_labels: bool = False) -> Heade
     classes = len(header.class_names)
     if labels.null_count or (len(labels) and not 0 <= least <= greatest < classes):
         problem = f"labels {least} to {greatest}, {labels.null_count} are missing; it has {classes}"
-        raise ConfigError(f"{problem} classes", source=store.locate(file))
+        raise ConfigError(f"{problem} classes", source=store.at(file).url)
     return replace(header, labels=frozenset(pc.unique(labels).to_pylist()))
 
 
@@ -106,9 +106,9 @@ def split_header(store: Store, files: Sequence[str]) -> Header:
     for file, header in zip(files[1:], others, strict=True):
         if header.class_names != first.class_names:
             problem = "other class names than the first file of the split"
-            raise ConfigError(problem, source=store.locate(file))
+            raise ConfigError(problem, source=store.at(file).url)
     if not (rows := first.rows + sum(header.rows for header in others)):
-        where = store.locate(files[0]).rpartition("/")[0]
+        where = store.at(files[0].rpartition("/")[0]).url
         raise ConfigError("no images in its files", source=where)
     return replace(first, rows=rows, labels=first.labels.union(*(h.labels for h in others)))
 
@@ -116,18 +116,19 @@ def split_header(store: Store, files: Sequence[str]) -> Header:
 @contextmanager
 def open_parquet(store: Store, file: str) -> Iterator[pq.ParquetFile]:
     """Open a Parquet file, of which only the requested parts are read."""
+    where = store.at(file).url
     try:
         stream = store.open(file)
     except OSError as error:
-        raise unreadable(error, store.locate(file), source=store.locate(file)) from None
+        raise unreadable(error, where, source=where) from None
     try:
         with stream, pq.ParquetFile(stream) as parquet:
             yield parquet
     except (pa.ArrowException, OSError) as error:
         problem = f"cannot be read: {first_line(error)}"
         if not store.is_local and not isinstance(error, pa.ArrowException):
-            raise StorageFailed(f"{store.locate(file)}: {problem}") from None
-        raise ConfigError(problem, source=store.locate(file)) from None
+            raise StorageFailed(f"{where}: {problem}") from None
+        raise ConfigError(problem, source=where) from None
 
 
 def _header_of(parquet: pq.ParquetFile, name: str) -> Header:

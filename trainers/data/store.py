@@ -57,7 +57,7 @@ class Store:
         return f"{self.root}/{path}" if path else self.root
 
     def at(self, path: str) -> Store:
-        """A folder within this one."""
+        """A folder or file within this one."""
         return Store(self.filesystem, self.full(path), url_of(self.url, path))
 
     def exists(self, path: str = "") -> bool:
@@ -82,10 +82,6 @@ class Store:
     def relative(self, file: fs.FileInfo) -> str:
         """Path of a listed file relative to this store."""
         return str(file.path).removeprefix(self.root).lstrip("/")
-
-    def locate(self, path: str) -> str:
-        """The URL of a file, for messages."""
-        return f"{self.url}/{path}"
 
     def open(self, path: str) -> Any:
         """A seekable file to read from."""
