@@ -16,7 +16,6 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from functools import cache
-from importlib import resources
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -25,7 +24,7 @@ from pydantic import BeforeValidator, Field
 from trainers.config_model import Frozen
 from trainers.errors import ConfigError, did_you_mean, nearest, suggestion, validate
 from trainers.texts import TEMPLATES, Prompts, named_templates
-from trainers.yaml_text import parse_yaml, read_yaml
+from trainers.yaml_text import read_yaml
 
 _WORDNET_ID = re.compile(r"n\d{8}")
 
@@ -148,17 +147,11 @@ def load_suite(source: str | Path) -> Suite:
     name = str(source)
     path = Path(source).expanduser()
     if name in packaged_suites():
-        return _packaged(name)
+        return packaged_suites()[name]
     if not path.is_file():
         hint = suggestion(name, packaged_suites())
         raise ConfigError(f"no suite is called {name!r}, nor is there such a file", hint=hint)
     return validate(Suite, read_yaml(path), name)
-
-
-@cache
-def _packaged(name: str) -> Suite:
-    source = f"suite {name!r}"
-    return validate(Suite, parse_yaml(packaged_suites()[name], source), source)
 
 
 def resolve_suite(value: Any, source: str = "suite") -> str | Suite | None:
@@ -176,11 +169,12 @@ def resolve_suite(value: Any, source: str = "suite") -> str | Suite | None:
 
 
 @cache
-def packaged_suites() -> dict[str, str]:
-    """YAML of the suites that come with the package, by name."""
-    folder = resources.files("trainers.data") / "suites"
-    files = [file for file in folder.iterdir() if file.name.endswith(".yaml")]
-    return {f.name.removesuffix(".yaml"): f.read_text(encoding="utf-8") for f in files}
+def packaged_suites() -> dict[str, Suite]:
+    """The suites that come with the package, by name."""
+    folder = Path(__file__).parent / "suites"
+    return {
+        file.stem: validate(Suite, read_yaml(file), file.name) for file in folder.glob("*.yaml")
+    }
 
 
 @cache
