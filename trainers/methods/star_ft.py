@@ -23,10 +23,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import cache
-from importlib.resources import files
+from pathlib import Path
 from typing import Literal, TypeAlias
 
-import yaml
 from pydantic import Field
 
 from trainers.methods.base import (
@@ -42,6 +41,7 @@ from trainers.methods.base import (
 from trainers.methods.flyp import ContrastiveMethod, contrastive_loss, similarities
 from trainers.methods.registry import register_method
 from trainers.texts import Prompts
+from trainers.yaml_text import read_yaml
 
 Attributes: TypeAlias = Literal["background", "texture", "resolution"]
 
@@ -98,5 +98,4 @@ class StarFineTuning(ContrastiveMethod):
 @cache
 def spurious_templates(attributes: Attributes) -> tuple[str, ...]:
     """The templates of `spurious_templates.yaml`, each with one `{}` for the caption."""
-    file = files("trainers.methods").joinpath("spurious_templates.yaml")
-    return tuple(yaml.safe_load(file.read_text(encoding="utf-8"))[attributes])
+    return tuple(read_yaml(Path(__file__).with_name("spurious_templates.yaml"))[attributes])
