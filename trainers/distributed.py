@@ -40,8 +40,7 @@ def gather(rows: Tensor) -> Tensor:
     over workers: each of the W equal losses depends on a worker's own rows, so their gradient is W
     times that of the worker's own loss, and the backward pass needs no communication.
     """
-    gathered: Tensor = _Gather.apply(rows) if world()[1] > 1 else rows
-    return gathered
+    return _Gather.apply(rows) if world()[1] > 1 else rows
 
 
 class _Gather(torch.autograd.Function):

@@ -240,8 +240,7 @@ def stratified(labels: np.ndarray, size: int, rng: np.random.Generator) -> list[
     of_class = labels[by_class]
     number_in_class = np.arange(len(labels)) - (counts.cumsum() - counts)[of_class]
     places = (number_in_class + rng.random(len(counts))[of_class]) / counts[of_class]
-    rows: list[int] = np.sort(by_class[np.argsort(places, kind="stable")[:size]]).tolist()
-    return rows
+    return np.sort(by_class[np.argsort(places, kind="stable")[:size]]).tolist()
 
 
 def _is_usual_jpeg(data: pa.Buffer) -> bool:

@@ -49,8 +49,7 @@ def train_view(
         return view
     with torch.random.fork_rng(devices=[]):  # torchvision draws from PyTorch's generator
         torch.default_generator.manual_seed(int(rng.integers(2**63)))  # not those of GPUs
-        augmented: Tensor = augment(view)
-        return augmented
+        return augment(view)
 
 
 def augmentation(augment: Augment, image_input: ImageInput) -> nn.Module | None:

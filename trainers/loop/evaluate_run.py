@@ -138,8 +138,7 @@ def measure_end(run: TrainState, split: str, images: Images) -> dict[str, float]
 def classify(run: TrainState, images: Tensor) -> Tensor:
     """Logits (B, K) of normalised images under the current parameters."""
     with run.precision.autocast():
-        logits: Tensor = run.student(images).logits
-    return logits
+        return run.student(images).logits
 
 
 def class_maps(run: TrainState, images: Images) -> dict[str, ClassMap]:

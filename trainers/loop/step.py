@@ -203,8 +203,7 @@ class Stepper:
     def _student(self, part: MicroBatch) -> Outputs:
         images = normalise(part.views, self._run.zero_shot.image_input)
         with self._run.precision.autocast():
-            outputs: Outputs = self._model(images, part.tokens)
-        return outputs
+            return self._model(images, part.tokens)
 
     def _teachers(
         self, step: Step, parts: Sequence[MicroBatch]

@@ -105,8 +105,7 @@ class StepRandom:
     def choose(self, purpose: str, number: int) -> list[int]:
         """One of 0 .. number - 1 for each of the worker's images, uniformly."""
         drawn = self.generator(purpose).integers(number, size=self.batch_size)
-        chosen: list[int] = drawn[self.rank :: self.world_size].tolist()
-        return chosen
+        return drawn[self.rank :: self.world_size].tolist()
 
 
 @dataclass(frozen=True)

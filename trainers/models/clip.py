@@ -120,8 +120,7 @@ def _create(model: ModelConfig, config: dict[str, Any], **options: Any) -> nn.Mo
             if kind not in arch_dict:
                 raise ValueError(f"type {kind!r} is not one of {', '.join(arch_dict)}")
         torch.default_generator.manual_seed(RANDOM_SEED)
-        made: nn.Module = open_clip.create_model(location(model), pretrained_text=False, **options)
-        return made
+        return open_clip.create_model(location(model), pretrained_text=False, **options)
 
 
 def load_tokenizer(model: ModelConfig) -> Any:

@@ -58,4 +58,4 @@ def pooled_features(visual: Callable[[Tensor], Any], images: Tensor) -> Tensor:
     CoCa's tower also returns the tokens of an image; they are left out.
     """
     output = visual(images)
-    return cast(Tensor, output[0] if isinstance(output, tuple) else output)
+    return output[0] if isinstance(output, tuple) else output

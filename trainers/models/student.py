@@ -187,5 +187,4 @@ def layers_of(encoder: nn.Module) -> dict[str, int]:
         last = max(of_trunk.values())
         found = {f"trunk.{name}": layer for name, layer in of_trunk.items()}
         return {name: found.get(name, last) for name, _ in encoder.named_parameters()}
-    layers: dict[str, int] = group_parameters(encoder, _MATCHER, reverse=True)
-    return layers
+    return group_parameters(encoder, _MATCHER, reverse=True)

@@ -50,8 +50,8 @@ def embedding(clip: nn.Module) -> nn.Embedding:
     """The text tower's table of token embeddings."""
     tower = cast(Any, getattr(clip, "text", clip))
     if hasattr(tower, "token_embedding"):
-        return cast(nn.Embedding, tower.token_embedding)
-    return cast(nn.Embedding, tower.transformer.get_input_embeddings())
+        return tower.token_embedding
+    return tower.transformer.get_input_embeddings()
 
 
 def ignored_tokens(clip: nn.Module) -> set[int]:
