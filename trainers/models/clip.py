@@ -91,17 +91,14 @@ def create_clip(model: ModelConfig) -> nn.Module:
     if model.brings_its_weights and tag is not None:
         problem, hint = f"{model.name!r} brings its own weights", "leave the key out"
         raise ConfigError(problem, key="model.pretrained", value=tag, hint=hint)
-    clip = _create(
+    return _create(
         model,
         config,
         pretrained=None if tag == RANDOM else tag,
         weights_only=True,
         require_pretrained=tag != RANDOM,
         force_preprocess_cfg={} if model.brings_its_weights else _check_tag(model, config),
-    )
-    if cast(Any, clip).logit_scale.numel() != 1:
-        raise ConfigError("has several logit scales", key="model.name", value=model.name)
-    return clip.eval()
+    ).eval()
 
 
 def skeleton(model: ModelConfig) -> nn.Module:
