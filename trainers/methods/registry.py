@@ -119,13 +119,11 @@ def use_texts(texts: Mapping[str, str]) -> None:
 
 
 def is_available(method: str, plugins: Collection[str]) -> bool:
-    """Whether a method is registered, and workers that import these plug-ins can have it.
+    """Whether workers that import these plug-ins can have a registered method.
 
     They do not have those of a script or notebook, and of files that only other configurations of
     this process name.
     """
-    if method not in METHODS:
-        return False
     module = METHODS[method].__module__
     if module.startswith(_FILE):
         return module in map(_module_of, plugins)
