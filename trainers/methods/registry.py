@@ -135,7 +135,7 @@ def _load_entry_points() -> None:
     for entry in entry_points(group=ENTRY_POINTS):
         try:
             entry.load()
-        except (Exception, SystemExit) as error:  # whatever a foreign module raises
+        except (Exception, SystemExit) as error:  # whatever a foreign module or script raises
             source = f"entry point {entry.value!r} of {ENTRY_POINTS}"
             raise ConfigError(_import_problem(error), source=source) from error
 
@@ -157,7 +157,7 @@ def _load_module(module: str) -> None:
             _import_file(module, name)
         else:
             importlib.import_module(module)
-    except (Exception, SystemExit) as error:  # whatever a foreign module raises
+    except (Exception, SystemExit) as error:  # whatever a foreign module or script raises
         sys.modules.pop(name, None)
         _TEXTS.pop(module, None)
         raise ConfigError(_import_problem(error), key="plugins", value=module) from error
@@ -180,9 +180,6 @@ def _import_file(file: str, name: str) -> None:
 
 
 def _import_problem(error: Exception | SystemExit) -> str:
-    if isinstance(error, SystemExit):  # such as a script that ends with sys.exit()
-        status = first_line(error) if error.code else 0
-        return f"ends the process when it is imported (SystemExit: {status})"
     return f"cannot be imported: {type(error).__name__}: {first_line(error)}"
 
 

@@ -371,7 +371,7 @@ MISTAKES = [
     ("auto mine", "give one of --hours"),
     ("train quickstart --set trial.data.root=/nowhere", "no such folder"),
     ("config quickstart --set trial.data.root=\x1b", "unacceptable character #x001b"),
-    ("config quickstart --set plugins=[ends.py]", "ends.py': ends the process when it is imported"),
+    ("config quickstart --set plugins=[ends.py]", "ends.py': cannot be imported: SystemExit"),
     ("prepare folders . out --class-names none.txt", "--class-names = 'none.txt': No such file"),
     ("prepare foldrs . out", "layout = 'foldrs'"),
     ("prepare folders . out --splits a=b", "splits"),
