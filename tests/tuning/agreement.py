@@ -33,7 +33,7 @@ def disagreements(folder):
         found.append(f"the trials are {sorted(trials)}")
     every = run.file.trial.eval.every
     for name, record in trials.items():
-        trained = [point["step"] for point in train_points(record)]
+        trained = [point["step"] for point in train_points(folder, name)]
         if trained != sorted(set(trained)) or trained[-1:] != [record.step] * bool(record.curve):
             found.append(f"{name} has a training curve at {trained}")
         steps = [int(point["step"]) for point in record.curve]
@@ -94,7 +94,8 @@ def _mlflow(run, trials):
         found.append(f"MLflow has {has}, the journal {wanted}")
     for child in children:
         trial = trials[child.data.tags["trial_id"]]
-        curve = (*trial.curve, *train_points(trial))  # of one step, the latter count
+        # Of one step, the latter count.
+        curve = (*trial.curve, *train_points(run.folder, trial.trial_id))
         shown = {key for point in curve for key in point} & {*main_metrics(run.search)}
         for name in sorted(shown):
             # In the order of time: of a step that was repeated, the later value counts.
@@ -153,8 +154,13 @@ def journal_events(folder):
     return [json.loads(line) for line in whole.splitlines()]
 
 
-def train_points(record):
+def train_points(folder, trial_id):
     """The training curve of a trial point by point, each with its `step`."""
-    for part in (*record.train_curves, record.progress):
+    parts = []
+    for event in journal_events(folder):
+        if event["event"] == "report" and event["trial"] == trial_id:
+            parts = [part for part in parts if part["step"][-1] < event["report"]["step"]]
+            parts += [event["train_curve"]] if "train_curve" in event else []
+    for part in parts:
         for values in zip(*part.values(), strict=True):
             yield dict(zip(part, values, strict=True))

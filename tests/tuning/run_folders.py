@@ -71,7 +71,9 @@ def edit_journal(folder, change):
     path.write_bytes(b"".join(lines))
 
 
-def write_run(folder, file, records=(), *, zero_shot=ZERO_SHOT, outcome="finished"):
+def write_run(
+    folder, file, records=(), *, zero_shot=ZERO_SHOT, outcome="finished", train_curve=None
+):
     """All that a search leaves but its tables; an outcome of None is a driver that was killed."""
     (folder / "report").mkdir(parents=True)
     write_config(folder, file)
@@ -84,9 +86,9 @@ def write_run(folder, file, records=(), *, zero_shot=ZERO_SHOT, outcome="finishe
     for record in records:
         journal.trial_started(record)
         for number in range(len(record.curve)):
-            so_far = {"curve": record.curve[: number + 1]}
-            so_far["train_curves"] = record.train_curves[: number + 1]
-            journal.trial_reported(dataclasses.replace(record, outcome="running", **so_far))
+            curve = record.curve[: number + 1]
+            so_far = dataclasses.replace(record, outcome="running", curve=curve)
+            journal.trial_reported(so_far, train_curve if number == 0 else None)
         journal.trial_ended(record)
     if outcome is not None:
         journal.session_ended(outcome)

@@ -20,7 +20,7 @@ from typing import Any, Final, TypeAlias, get_args
 from zlib import crc32
 
 from trainers.errors import ConfigError, listed
-from tuning.runs.records import TRAIN_CURVE, Outcome, SearchOutcome, TrialRecord
+from tuning.runs.records import Outcome, SearchOutcome, TrialRecord
 
 JOURNAL_FILE = "journal.jsonl"
 _CONTROL: Final = re.compile(rb"\\u00(?:0[0-8bcef]|1[0-9a-f]|7f|[89][0-9a-f])", re.IGNORECASE)
@@ -289,7 +289,7 @@ class Replay:
             return self.records.get(trial_id, new).with_attempt(at, event["gpus"])
         record = self.records[trial_id]
         if kind == "report":
-            return record.with_report(_numbers(event["report"]), event.get(TRAIN_CURVE))
+            return record.with_report(_numbers(event["report"]))
         if event["outcome"] not in get_args(Outcome):
             raise ValueError
         return record.with_end(event["outcome"], at, event["error"], event.get("reason", ""))

@@ -29,7 +29,7 @@ from typing import Any
 
 from trainers.errors import ConfigError, StorageFailed, storage_failures, system_words
 from tuning.runs.history import FORMAT, JOURNAL_FILE, Event, JournalReader, line_of, read_history
-from tuning.runs.records import STEP, TRAIN_CURVE, SearchOutcome, TrialRecord
+from tuning.runs.records import TRAIN_CURVE, SearchOutcome, TrialRecord
 
 LOCK_FILE = "journal.lock"
 """Locked by the driver, and opened only by those who may write the journal: a lock on the journal
@@ -125,11 +125,17 @@ class Journal:
         }
         return self._append(start | {key: value for key, value in seldom.items() if value})
 
-    def trial_reported(self, record: TrialRecord) -> list[Event]:
-        """The last report of the curve, and the end of the trial if it ended with that report."""
+    def trial_reported(
+        self, record: TrialRecord, train_curve: Mapping[str, Sequence[float]] | None = None
+    ) -> list[Event]:
+        """The last report of the curve, and the end of the trial if it ended with that report.
+
+        Args:
+            train_curve: the part of the training curve that ends with the report.
+        """
         report = {"event": "report", "trial": record.trial_id, "report": dict(record.metrics)}
-        if record.train_curves and record.train_curves[-1][STEP][-1] == record.step:
-            report[TRAIN_CURVE] = dict(record.train_curves[-1])
+        if train_curve:
+            report[TRAIN_CURVE] = dict(train_curve)
         # Both lines are one write. If a kill left the report without the end of a pruned trial, a
         # resume would continue that trial.
         ended = record.outcome != "running"

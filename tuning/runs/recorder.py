@@ -171,12 +171,12 @@ class Recorder:
 
     def _report(self, record: TrialRecord, message: Reported, reason: str) -> None:
         report = {name: float(value) for name, value in message.metrics.items()}
-        record = record.with_report(report, message.train_curve)
+        record = record.with_report(report)
         if message.is_last:
             record = record.with_end("finished", self._journal.now())
         elif reason:
             record = record.with_end("pruned", self._journal.now(), reason=reason)
-        self._replay.add(*self._journal.trial_reported(record))
+        self._replay.add(*self._journal.trial_reported(record, message.train_curve))
         self._notify("trial_reported", self._record(record.trial_id))
         if record.is_final:
             self._ended(record.trial_id)

@@ -65,12 +65,9 @@ class TrialRecord:
     it."""
     curve: tuple[Mapping[str, float], ...] = ()
     """Every report in order, each flat, with `step` among its keys."""
-    train_curves: tuple[Mapping[str, Sequence[float]], ...] = field(default=(), compare=False)
-    """Loss, learning rate and images per second before each report, column by column. For charts:
-    nothing is decided by them."""
     progress: Mapping[str, Sequence[float]] = field(default_factory=dict, compare=False)
-    """The training curve since the last report, while the trial runs. The journal does not have
-    it."""
+    """Loss, learning rate and images per second since the last report, column by column, while the
+    trial runs."""
     started_at: float | None = None
     """Unix time in seconds at which the last attempt began."""
     ended_at: float | None = None
@@ -107,22 +104,18 @@ class TrialRecord:
             earlier_gpu_seconds=self.gpu_seconds(at),
         )
 
-    def with_report(
-        self, report: Mapping[str, float], train_curve: Mapping[str, Sequence[float]] | None = None
-    ) -> TrialRecord:
-        """The record after a report, and after the part of the training curve that ends with it.
+    def with_report(self, report: Mapping[str, float]) -> TrialRecord:
+        """The record after a report.
 
         A resumed trial repeats steps after its checkpoint. The repeated report counts, since
         training continued from it, and replaces the old one with all that followed.
         """
         if self.is_final:
             return self
-        curve, train_curves = self.curve, self.train_curves
+        curve = self.curve
         if curve and curve[-1][STEP] >= report[STEP]:
             curve = tuple(point for point in curve if point[STEP] < report[STEP])
-            train_curves = tuple(part for part in train_curves if part[STEP][-1] < report[STEP])
-        parts = (*train_curves, train_curve) if train_curve else train_curves
-        return replace(self, curve=(*curve, report), train_curves=parts, progress={})
+        return replace(self, curve=(*curve, report), progress={})
 
     def with_end(
         self, outcome: Outcome, at: float, error: str | None = None, reason: str = ""
@@ -175,7 +168,7 @@ class TrialRecord:
     @property
     def compact(self) -> TrialRecord:
         """The record with its last report only."""
-        return replace(self, curve=self.curve[-1:], train_curves=())
+        return replace(self, curve=self.curve[-1:])
 
     def last(self, metric: str) -> float | None:
         """The metric in the last report; None if it is missing or not finite."""

@@ -83,8 +83,9 @@ def recorded(tmp_path):
     journal.session_started({"trial": "abc"})
     journal.zero_shot({"id_val/acc": 53.0})
     curve = {"step": [1, 2], "train/loss": [2.0, 1.5]}
-    first = dataclasses.replace(ENDED, curve=ENDED.curve[:1], train_curves=(curve,))
-    for record in (fakes.reference(), first, fakes.trial(1, outcome="pruned")):
+    journal.trial_started(ENDED)
+    journal.trial_reported(dataclasses.replace(ENDED, curve=ENDED.curve[:1]), curve)
+    for record in (fakes.reference(), fakes.trial(1, outcome="pruned")):
         write_trial(journal, record)
     journal.controlled({"stop": "trial-001"}, "1.json")
     journal.used_ood()

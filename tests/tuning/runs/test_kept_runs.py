@@ -50,7 +50,7 @@ def write(folder, version):
     def short(record, steps, **changes):
         """With few reports, so that the file is small."""
         kept = tuple(point for point in record.curve if point["step"] in steps)
-        return replace(record, curve=kept, train_curves=(curve,), **changes)
+        return replace(record, curve=kept, **changes)
 
     records = [
         short(fakes.reference(), (40, 240)),
@@ -63,7 +63,7 @@ def write(folder, version):
     with TemporaryDirectory() as images, chdir(images):
         write_first_images(Path("images"), CLASSES, train=6, val=3, test=2)
         file = search_file("images", search__name="kept", search__budget__trials=6)
-        write_run(folder, file, records, outcome=None)
+        write_run(folder, file, records, outcome=None, train_curve=curve)
         described = environment(file.trial)
     config = folder / CONFIG_FILE
     config.write_text(config.read_text().replace(f"{Path(images).resolve()}/", ""))

@@ -35,11 +35,11 @@ def write(run):
 
 
 def append(run, *events):
-    """Events of a session, as pairs of a method of the journal and a record."""
+    """Events of a session, as methods of the journal, each with its arguments."""
     with closing(Journal(run)) as journal:
         journal.session_started(load_run(run).file.fingerprints())
-        for event, record in events:
-            getattr(journal, f"trial_{event}")(record)
+        for event, *arguments in events:
+            getattr(journal, f"trial_{event}")(*arguments)
 
 
 def test_mlflow_has_what_the_journal_has_at_its_times(run):
@@ -217,7 +217,7 @@ def test_metrics_are_few_finite_and_follow_the_training_curve(images_root, runs)
     curve = {"step": [20, 40], "train/loss": [0.5, 0.4]}
     trial = fakes.trial(0, curve=(report,), outcome="pruned")
     run = write_run(runs / "search", search_file(images_root))
-    append(run, ("started", trial), ("reported", replace(trial, train_curves=(curve,))))
+    append(run, ("started", trial), ("reported", trial, curve))
     child = write(run)["trial-000"]
     assert child.data.metrics["id_val/acc"] == 80.0
     assert "ood_val/mean_acc" not in child.data.metrics
