@@ -183,12 +183,10 @@ def chosen(
         return tuple(found.values())
     if not any(r.kind == "trial" and r.outcome == "finished" for r in records):
         raise ConfigError("no finished trial to confirm", source=search.run_folder)
-    reasons = {choice.rule: choice.reason for choice in others if choice.reason}
-    reasons.setdefault(BY_METHOD, "all trials of this search have the same method")
-    reasons.setdefault(FIRST, "the sampler proposed the first trial, or it has not finished")
-    why = [f"{rule}: {reasons.get(rule, 'no trial has its metrics')}" for rule in wanted]
-    problem = f"no rule chooses a finished trial. {'; '.join(sorted(why))}"
-    raise ConfigError(problem, key="--rule", value=", ".join(rules))
+    hint = "leave_one_domain_out needs two OOD domains, ood_val and pareto one, by_method two "
+    hint += "methods, and first a finished first trial that no sampler proposed"
+    asked = ", ".join(sorted(wanted))
+    raise ConfigError("chooses no finished trial", key="--rule", value=asked, hint=hint)
 
 
 def _train_and_build(

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import re
 import statistics
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final
 
@@ -58,16 +58,10 @@ class Choice:
     parts: Mapping[str, TrialRecord] = field(default_factory=dict)
     """Of `leave_one_domain_out`: domain left out -> trial that the other domains chose. Of
     `by_method`: method -> best of its trials."""
-    reason: str | None = None
-    """Why no trial is chosen."""
     id_acc: float | None = None
     """The mean over the parts of `leave_one_domain_out`."""
     ood_acc: float | None = None
     """Over all OOD domains; of `leave_one_domain_out`, each trial on the domain left out."""
-    worst_acc: float | None = None
-    """On the worst OOD domain; of `leave_one_domain_out`, the worst of the domains left out."""
-    gap: float | None = None
-    """Mean OOD accuracy minus that of `ood_val`; 0 is as good as the oracle."""
 
 
 def looks_at_ood(search: SearchRecord, rule: str) -> bool:
@@ -105,7 +99,13 @@ def choices(search: SearchRecord, records: Iterable[TrialRecord]) -> tuple[Choic
 
     def without(domain: str) -> Measure:
         others = [name for name in domains if name != domain]
-        return lambda record: _over(record, others, statistics.fmean)
+
+        def over_others(record: TrialRecord) -> float | None:
+            found = _mean([record.last(val_acc(name)) for name in others])
+            # Rounded, so that equal means tie although their sums differ in the last binary digits.
+            return None if found is None else round(found, 9)
+
+        return over_others
 
     best = best_trial(search, records)
     found: dict[str, list[TrialRecord]] = {OBJECTIVE: [] if best is None else [best]}
@@ -121,44 +121,24 @@ def choices(search: SearchRecord, records: Iterable[TrialRecord]) -> tuple[Choic
     found[LEAVE_ONE_DOMAIN_OUT] = [*parts[LEAVE_ONE_DOMAIN_OUT].values()]
     found[PARETO] = _id_ood_front(search, records) if domains else []
 
-    _, oracle, _ = _accuracies(OOD_VAL, found[OOD_VAL], domains)
     made = []
     for rule, trials in found.items():
-        reason = "no trial has the metrics that it needs"
-        if rule in (OOD_VAL, LEAVE_ONE_DOMAIN_OUT, PARETO) and not domains:
-            reason = "the search has no OOD domain"
-        elif rule == LEAVE_ONE_DOMAIN_OUT and len(domains) == 1:
-            reason = "it needs at least two OOD domains"
-        id_acc, ood_acc, worst_acc = _accuracies(rule, trials, domains)
+        ids = [trial.last(ID_ACC) for trial in trials]
+        oods = [trial.last(OOD_MEAN_ACC) for trial in trials]
+        if rule == LEAVE_ONE_DOMAIN_OUT:
+            oods = [trial.last(val_acc(domain)) for domain, trial in parts[rule].items()]
+        elif len(trials) > 1:  # alternatives
+            ids = oods = []
         choice = Choice(
             rule,
             looks_at_ood(search, rule),
             tuple({trial.trial_id: trial for trial in trials}.values()),
             parts.get(rule, {}),
-            None if trials else reason,
-            id_acc,
-            ood_acc,
-            worst_acc,
-            None if ood_acc is None or oracle is None else ood_acc - oracle,
+            _mean(ids),
+            _mean(oods),
         )
         made.append(choice)
     return tuple(made)
-
-
-def _accuracies(
-    rule: str, trials: Sequence[TrialRecord], domains: Sequence[str]
-) -> tuple[float | None, float | None, float | None]:
-    """ID, mean OOD and worst OOD accuracy of what a rule chose, see `Choice`."""
-    if rule == LEAVE_ONE_DOMAIN_OUT:
-        left_out = zip(trials, domains, strict=False)  # there may be no trials
-        oods = [trial.last(val_acc(domain)) for trial, domain in left_out]
-        ids = [trial.last(ID_ACC) for trial in trials]
-        mean = statistics.fmean
-        return _combined(mean, ids), _combined(mean, oods), _combined(min, oods)
-    if len(trials) != 1:
-        return None, None, None
-    (trial,) = trials
-    return trial.last(ID_ACC), trial.last(OOD_MEAN_ACC), _over(trial, domains, min)
 
 
 def best_by_method(search: SearchRecord, records: Iterable[TrialRecord]) -> dict[str, TrialRecord]:
@@ -187,18 +167,7 @@ def _id_ood_front(search: SearchRecord, records: list[TrialRecord]) -> list[Tria
     return sorted(front, key=lambda record: (-both(record)[0], record.number))
 
 
-def _over(
-    record: TrialRecord, domains: Sequence[str], combine: Callable[[list[float]], float]
-) -> float | None:
-    """The accuracies on the domains in one; None without domains or a finite accuracy on each."""
-    found = _combined(combine, [record.last(val_acc(name)) for name in domains])
-    # Rounded, so that equal means tie although their sums differ in the last binary digits.
-    return None if found is None else round(found, 9)
-
-
-def _combined(
-    combine: Callable[[list[float]], float], values: Sequence[float | None]
-) -> float | None:
-    """The values in one; None without values, or if one is not known."""
+def _mean(values: Sequence[float | None]) -> float | None:
+    """The mean; None without values, or if one is not known."""
     known = [value for value in values if value is not None]
-    return combine(known) if known and len(known) == len(values) else None
+    return statistics.fmean(known) if known and len(known) == len(values) else None

@@ -118,15 +118,11 @@ def selection_table(search: SearchRecord, records: Sequence[TrialRecord]) -> Res
     for choice in found:
         names = [trial.trial_id for trial in choice.trials]
         trials = ", ".join(names) if len(names) <= MAX_NAMED else f"{len(names)} trials"
-        accuracies = [choice.id_acc, choice.ood_acc, choice.worst_acc]
-        cells = [format_percent(value) for value in accuracies]
-        gap = "" if choice.gap is None else f"{choice.gap:+z.1f}"
+        accuracies = [format_percent(choice.id_acc), format_percent(choice.ood_acc)]
         sees = "yes" if choice.looks_at_ood else "no"
-        rows.append([choice.rule, trials, *cells, gap, sees, RULES[choice.rule]])
-    columns = ["rule", "trials", "ID", "OOD", "worst OOD", "gap", "sees OOD", "chooses"]
-    notes = ["gap: mean OOD accuracy minus that of the choice of `ood_val`."]
-    notes += [PROPOSED_WITH_OOD] if search.sees_ood else []
-    return ResultTable(columns, rows, notes)
+        rows.append([choice.rule, trials, *accuracies, sees, RULES[choice.rule]])
+    columns = ["rule", "trials", "ID", "OOD", "sees OOD", "chooses"]
+    return ResultTable(columns, rows, [PROPOSED_WITH_OOD] if search.sees_ood else [])
 
 
 def _figures(search: SearchRecord, records: Sequence[TrialRecord]) -> dict[str, Markup]:
