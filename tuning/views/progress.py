@@ -27,8 +27,6 @@ from tuning.views.formatting import format_hours, format_params, format_seconds
 RATE = "train/images_per_s"
 LINE_SECONDS = 60.0
 """Between two lines about the training of a trial in a log."""
-PACE_SECONDS = 1.0
-"""Between two lines of a log with the state of the search, for which all trials are looked at."""
 
 
 class ProgressCallback(Callback):
@@ -57,7 +55,6 @@ class ProgressCallback(Callback):
         self._shows_best = shows_best
         self._records: dict[str, TrialRecord] = {}
         self._printed: dict[str, tuple[float, str]] = {}  # when, and what, by trial ID
-        self._paced_at = 0.0
         self._bars: Progress | None = None
         self._tasks: dict[str, TaskID] = {}
 
@@ -86,8 +83,8 @@ class ProgressCallback(Callback):
                 refresh_per_second=2,
                 expand=True,
             )
-            total, about = search.budget_trials, _Live(self._pace)
-            self._whole = self._bars.add_task(search.name, total=total, about=about)
+            total = search.budget_trials
+            self._whole = self._bars.add_task(search.name, total=total, about="")
             self._bars.start()
 
     def trial_started(self, record: TrialRecord) -> None:
@@ -151,11 +148,9 @@ class ProgressCallback(Callback):
 
     def _print(self, record: TrialRecord, text: str) -> None:
         """A line of a log; that of an end may have the pace of the search."""
-        now = self._clock()
-        self._printed[record.trial_id] = now, text
+        self._printed[record.trial_id] = self._clock(), text
         line = f"{record.trial_id}  {text.rstrip()}"
-        if record.outcome != "running" and now - self._paced_at >= PACE_SECONDS:
-            self._paced_at = now
+        if record.outcome != "running":
             line += f"  ({self._pace()})"
         # No markup, no colour, and no wrapping at the 80 columns assumed for a log file.
         self._console.out(line, highlight=False)
@@ -175,7 +170,8 @@ class ProgressCallback(Callback):
     def _update_whole(self) -> None:
         if self._bars is not None:
             done = _ended(self._records.values())
-            self._bars.update(self._whole, completed=done, refresh=True)
+            about = self._pace()
+            self._bars.update(self._whole, completed=done, about=about, refresh=True)
 
     def _pace(self) -> str:
         """What is done and left, the best trial, and what is used of a budget."""
@@ -201,16 +197,6 @@ class ProgressCallback(Callback):
 
     def _step(self, record: TrialRecord) -> str:
         return f"step {record.trained_steps}/{self._search.total_steps}"
-
-
-class _Live:
-    """A text that is made again at each refresh of a bar: time goes by without events."""
-
-    def __init__(self, text: Callable[[], str]) -> None:
-        self._text = text
-
-    def __str__(self) -> str:
-        return self._text()
 
 
 def seconds_left(search: SearchRecord, records: Sequence[TrialRecord], now: float) -> float | None:

@@ -60,7 +60,8 @@ def test_a_terminal_has_a_bar_for_the_search_and_for_each_running_trial():
         (SEARCH.name, 0, 4), ("trial-001", 60, 240),
     ]  # fmt: skip
     callback.trial_ended(fakes.trial(1))
-    assert [bar.completed for bar in callback._bars.tasks] == [1]
+    (whole,) = callback._bars.tasks
+    assert (whole.completed, "best trial-001" in whole.fields["about"]) == (1, True)
     callback.search_ended([fakes.trial(1)], "finished")
     callback.close()
     assert "trial-001  finished" in file.getvalue()
@@ -72,18 +73,6 @@ def test_the_budget_that_is_used_is_shown(shown):
     callback.trial_started(RUNNING)
     callback.trial_ended(fakes.trial(1, gpus=10.0))
     assert "1 of 2 GPU-hours" in text()
-
-
-def test_the_time_of_a_bar_goes_by_without_events():
-    clock, file = [1000.0], io.StringIO()
-    console = Console(file=file, width=120, force_terminal=True)
-    callback = ProgressCallback(console, lambda: clock[0])
-    callback.search_started(replace(SEARCH, config={"search": {"budget": {"hours": 1}}}))
-    callback.trial_started(RUNNING)
-    clock[0] += 94
-    callback._bars.refresh()
-    callback.close()
-    assert "1m 34s of 1h 00m" in file.getvalue()
 
 
 def test_the_time_left_is_the_mean_of_the_trials_over_the_slots():
