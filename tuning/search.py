@@ -35,7 +35,7 @@ from tuning.execution.ray_session import runs_folder
 from tuning.run import Run
 from tuning.runs.callbacks import Callback
 from tuning.runs.environment import seen_at_start
-from tuning.runs.history import JOURNAL_FILE, History, Log, read_history
+from tuning.runs.history import JOURNAL_FILE, History, read_history, trial_events
 from tuning.runs.journal import is_running
 from tuning.runs.orders import wanted_points
 from tuning.runs.records import METHOD_KEY, SearchOutcome, SearchRecord, TrialRecord
@@ -264,8 +264,7 @@ def continue_search(
     with open_session(run_folder, file, options, go_on) as session:
         # Preparation: everything that can be refused is checked before a trial starts.
         journal, checkpoints = session.journal, session.checkpoints
-        log = Log(run_folder)
-        before = log.history()
+        before = read_history(run_folder, whole=True)
         for name, kind in before.objects.items():
             if name not in objects:
                 what = f"the {name} was an object, {kind}, and is now that of the configuration"
@@ -289,9 +288,10 @@ def continue_search(
             write_config(run_folder, file)
             on_begin()
 
-        history = log.history()
-        studies = prepare_studies(search, file, log, options, console, earlier, session.concurrent)
-        del log  # and with it a record for each event
+        history = read_history(run_folder)  # with the time of the zero-shot model
+        studies = prepare_studies(
+            search, file, history, options, console, earlier, session.concurrent
+        )
         views = (
             CheckpointsView(checkpoints, file.search.checkpoints.keep_top),
             ResultsView(checkpoints.url),
@@ -321,14 +321,13 @@ def _guesses(search: SearchRecord, file: SearchFile) -> Iterator[str]:
 def prepare_studies(
     search: SearchRecord,
     file: SearchFile,
-    log: Log,
+    history: History,
     options: SearchOptions,
     console: Console,
     earlier: Earlier,
     concurrent: int = 1,
 ) -> Studies:
     """The Optuna studies of a session: trials of the journal, earlier searches, initial points."""
-    history = log.history()
     sampler = options.sampler or file.search.sampler
     scheduler = options.pruner or file.search.scheduler
     pruner = partial(create_pruner, scheduler, file.trial.steps, file.trial.eval.every)
@@ -344,7 +343,7 @@ def prepare_studies(
     studies.enqueue_first_points()
     for point in wanted_points(history):
         studies.enqueue(point)
-    studies.replay(log.trial_events)
+    studies.replay(trial_events(search.run_folder))
     show_phase(console, "Sampler", studies.describe())
     if name != "none":
         show_phase(console, "Stopping", f"{name}, once {LEAST_FINISHED} trials have finished")

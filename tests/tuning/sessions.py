@@ -13,7 +13,7 @@ from tuning.config.schema import (
     SearchFile,
 )
 from tuning.driver import Driver
-from tuning.runs.history import Log
+from tuning.runs.history import read_history, trial_events
 from tuning.runs.journal import Journal
 from tuning.runs.messages import Ended, Failed, Reported
 from tuning.runs.records import TrialRecord
@@ -39,12 +39,11 @@ class Session:
         self.search = search
         self.journal = Journal(search.run_folder)
         self.journal.session_started({})
-        log = Log(search.run_folder)
-        history = log.history()
+        history = read_history(search.run_folder)
         sampler = sampler or SamplerConfig.model_validate(settings)
         self.studies = create_studies(search, space, sampler, pruner)
         self.studies.enqueue_first_points()
-        self.studies.replay(log.trial_events)
+        self.studies.replay(trial_events(search.run_folder))
         section = SearchConfig(
             references=references,
             budget=BudgetConfig(trials=trials, failures=None),

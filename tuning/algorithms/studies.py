@@ -168,7 +168,7 @@ class Studies(Callback):
                 study.wanted.append(found)
 
     def replay(self, events: Iterable[tuple[str, TrialRecord]]) -> None:
-        """Take `Log.trial_events` of earlier sessions into account.
+        """Take `trial_events` of earlier sessions into account.
 
         Unfinished trials are running then.
         """

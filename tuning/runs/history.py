@@ -209,22 +209,12 @@ class JournalReader:
         return True
 
 
-class Log:
-    """What a driver reads of its journal: each history continues where the one before ended."""
-
-    def __init__(self, run_folder: Path) -> None:
-        self._reader = JournalReader(run_folder, whole=True)
-        self.trial_events: list[tuple[str, TrialRecord]] = []
-        """Every `started`, `report` and `ended` of a trial up to the last history, in the order of
-        the journal, with the record of the trial then."""
-
-    def history(self) -> History:
-        """The contents so far. A session without an end was cut off by a kill."""
-        records = self._reader.replay.records
-        for event in self._reader.events():
-            if event["event"] in ("started", "report", "ended"):
-                self.trial_events.append((event["event"], records[event["trial"]]))
-        return self._reader.history()
+def trial_events(run_folder: Path) -> Iterator[tuple[str, TrialRecord]]:
+    """Every `started`, `report` and `ended` of a trial, with the record of the trial then."""
+    reader = JournalReader(run_folder, whole=True)
+    for event in reader.events():
+        if event["event"] in ("started", "report", "ended"):
+            yield event["event"], reader.replay.records[event["trial"]]
 
 
 class Replay:

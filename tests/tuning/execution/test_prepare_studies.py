@@ -10,7 +10,7 @@ from rich.console import Console
 from tests.tuning.algorithms.test_warm_start import FAILED, PRUNED, learning_rates, waiting
 from tests.tuning.run_folders import LR, ZERO_SHOT, search_file, trial, write_run
 from tuning.algorithms.warm_start import load_earlier
-from tuning.runs.history import Log
+from tuning.runs.history import read_history
 from tuning.runs.run_folder import search_record
 from tuning.search import SearchOptions, prepare_studies
 
@@ -31,9 +31,9 @@ def prepared(tmp_path):
         shutil.rmtree(folder, ignore_errors=True)
         write_run(folder, file, records, zero_shot=None)
         console = Console(file=io.StringIO(), width=200)
-        search, log = search_record(file, folder, ZERO_SHOT, "id"), Log(folder)
+        search, history = search_record(file, folder, ZERO_SHOT, "id"), read_history(folder)
         options, runs = SearchOptions(), load_earlier(file)
-        (study,) = prepare_studies(search, file, log, options, console, runs).studies
+        (study,) = prepare_studies(search, file, history, options, console, runs).studies
         return study, console.file.getvalue()
 
     return prepare
