@@ -169,7 +169,7 @@ def _of_search(
             lines.append(f"It has {gaps} points against the first trial.")
     if stronger is None and not missed:
         lines += _luck(search, records, best)
-    lines.append(f"{_chosen_on(search)}.")
+    lines.append(f"{chosen_on(search)}.")
     return Conclusion(stronger or best, lines)
 
 
@@ -205,7 +205,7 @@ def _of_fresh_seeds(
         over = f"{count} of {again.wanted} seeds so far"
     holds = f"; ± holds for new seeds {'and new images' if again.has_predictions else 'alone'}"
     covered = holds if any("±" in line for line in tested) else ""
-    lines.append(f"{_chosen_on(search)}, by the means over {over}{covered}.")
+    lines.append(f"{chosen_on(search)}, by the means over {over}{covered}.")
     metric = search.objectives[0].metric
     ordered = [*ranked(search, found), *(r for r in found if r.kind == "reference")]
     means = {r.trial_id: value for r in ordered if (value := r.last(metric)) is not None}
@@ -283,7 +283,8 @@ def _luck(search: SearchRecord, records: Sequence[TrialRecord], best: TrialRecor
     return [luck] if shown != seen else []
 
 
-def _chosen_on(search: SearchRecord) -> str:
+def chosen_on(search: SearchRecord) -> str:
+    """Which data have chosen, without the end of the sentence."""
     return f"Chosen on validation data{', OOD included' if search.sees_ood else ''}"
 
 

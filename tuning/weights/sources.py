@@ -19,7 +19,7 @@ from trainers.errors import ConfigError, did_you_mean, listed, validate
 from trainers.evaluation.metrics import ID, MetricKey
 from trainers.yaml_text import read_yaml
 from tuning.config.recorded import drop_unknown
-from tuning.runs.conclusion import conclusion, readings_in_words
+from tuning.runs.conclusion import chosen_on, conclusion, readings_in_words
 from tuning.runs.confirmation import FT, Confirmation, read_confirmation
 from tuning.runs.confirmation import SPLIT as TEST
 from tuning.runs.model import Model, findings, model_folder, model_in_words, models_tested
@@ -140,7 +140,7 @@ def why_chosen(run: RunFolder) -> str:
     search, records = run.search, run.history.records
     again, models = read_confirmation(search), models_tested(run.folder)
     if again is not None and models:
-        lines = model_in_words(again, models, records)
+        lines = [*model_in_words(again, models, records), f"{chosen_on(search)}."]
         if again.readings:
             lines.append(readings_in_words(again.readings))
         return " ".join(lines)

@@ -262,6 +262,7 @@ def test_plain_open_clip_reaches_the_test_accuracy_of_the_card(averaged, tmp_pat
     about = json.loads((folder / "classes.json").read_text())
     assert [t["seed"] for t in about["trainings"]] == [1000, 1001]
     card = (folder / "README.md").read_text()
+    assert "Chosen on validation data, OOD included." in card
     assert "validation" not in card.partition("| accuracy in percent")[2]
     (folder / "snippet.py").write_text(snippet_of(card))
     labels = {}
