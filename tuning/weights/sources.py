@@ -117,7 +117,6 @@ def _of_model(run: RunFolder, again: Confirmation, models: Sequence[Model]) -> S
         "method": ", ".join(dict.fromkeys(str(t["method"]) for t in one.trainings)) or None,
         "trainings": [dict(training) for training in one.trainings],
         "chosen": why_chosen(run),
-        "looks_at_ood": search.sees_ood,
     }
     config = run.file.trial
     if one.trainings:
@@ -162,10 +161,10 @@ def _of_winner(run: RunFolder) -> Source:
         hint = f"--trial {best.trial_id} exports the best trial; search.references has `ft`"
         problem = f"this search has no weights of the winner. {why}"
         raise ConfigError(problem, source=run.folder, hint=hint)
-    return _of_trial(run, won.trial_id, why, looks_at_ood=run.search.sees_ood)
+    return _of_trial(run, won.trial_id, why)
 
 
-def _of_trial(run: RunFolder, trial_id: str, why: str, looks_at_ood: bool | None = None) -> Source:
+def _of_trial(run: RunFolder, trial_id: str, why: str) -> Source:
     """The weights of a trial or reference, or of the zero-shot model."""
     search = run.search
     records = {record.trial_id: record for record in run.history.records}
@@ -190,13 +189,11 @@ def _of_trial(run: RunFolder, trial_id: str, why: str, looks_at_ood: bool | None
         "trial": record.trial_id,
         "method": search.method(record),
         "params": search.reference_params if record.kind == "reference" else dict(record.params),
-        "outcome": record.outcome,
         "step": step,
         "chosen": why,
-        "looks_at_ood": looks_at_ood,
     }
     if is_zero_shot:
-        origin |= {"trial": ZERO_SHOT, "method": None, "params": {}, "outcome": None, "step": 0}
+        origin |= {"trial": ZERO_SHOT, "method": None, "params": {}, "step": 0}
         report = search.zero_shot
     title = f"{search.name}, {origin['trial']}"
     config = config_of(run.file, record)
