@@ -3,24 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from contextlib import suppress
-from pathlib import Path
 from typing import Any
 
-from huggingface_hub import EvalResult, ModelCardData
+from huggingface_hub import ModelCardData
 from open_clip import get_pretrained_cfg
 
-from trainers.config import TrialConfig
-from trainers.data.roots import read_record
-from trainers.data.store import open_root
-from trainers.errors import ConfigError, StorageFailed
 from trainers.evaluation.metrics import ID, MEAN_OOD, MetricKey
 from trainers.models.config import HUB, ModelConfig
 from tuning.runs.confirmation import SPLIT as TEST
 from tuning.views.formatting import format_value
-from tuning.weights.sources import SPLIT, THIS
+from tuning.weights.sources import SPLIT
 
-_TASK = "image-classification"
 _USE = """
 ```python
 from PIL import Image
@@ -97,42 +90,13 @@ def _accuracies(about: Mapping[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def card_data(title: str, trial: TrialConfig, about: Mapping[str, Any]) -> ModelCardData:
-    """The front matter of a model card.
-
-    The test accuracies are those of `confirm`; without it there are none, because those of the
-    validation splits are optimistic.
-    """
-    sources, root = _hub_sources(trial), trial.data.root
-    folder = Path(root.partition("?")[0]).name
-    tested: Mapping[str, float] = about["test"].get(THIS, {}).get("metrics", {})
-    results = []
-    for domain in trial.data.domains:
-        column = ID if domain == trial.data.id_domain else domain
-        accuracy = tested.get(str(MetricKey(TEST, column, "acc")))
-        if accuracy is not None:
-            source = sources.get(domain, {})
-            result = EvalResult(
-                task_type=_TASK,
-                dataset_type=source.get("path", "imagefolder"),
-                dataset_name=": ".join(filter(None, (folder, domain))),
-                dataset_config=domain,  # the client merges results that differ in the name alone
-                dataset_revision=source.get("revision"),
-                dataset_split=TEST,
-                metric_type="accuracy",
-                metric_name="Accuracy",
-                metric_value=round(accuracy / 100, 4),
-            )
-            results.append(result)
+def card_data(model: ModelConfig) -> ModelCardData:
+    """The front matter of a model card. Accuracies stand in the card, with their intervals."""
     return ModelCardData(
-        base_model=_base_model(trial.model),
-        datasets=sorted({source["path"] for source in sources.values()}) or None,
+        base_model=_base_model(model),
         library_name="open_clip",
-        pipeline_tag=_TASK,
+        pipeline_tag="image-classification",
         tags=["clip", "lipsum-tune"],
-        metrics=["accuracy"] if results else None,
-        model_name=title,
-        eval_results=results or None,
     )
 
 
@@ -142,16 +106,3 @@ def _base_model(model: ModelConfig) -> str | None:
     if model.pretrained:
         place = get_pretrained_cfg(model.name, model.pretrained).get("hf_hub", "")
     return "/".join(place.split("/")[:2]) or None  # the rest is a file
-
-
-def _hub_sources(trial: TrialConfig) -> dict[str, Mapping[str, Any]]:
-    """Domain -> source, of the domains that were prepared from a data set of the hub."""
-    found = {}
-    with suppress(ConfigError, OSError, StorageFailed):  # data may be gone since the search
-        store = open_root(trial.data.root)
-        for domain in trial.data.domains:
-            source = (read_record(store.at(domain)) or {}).get("source", {})
-            # A copy in a folder has an absolute path.
-            if source.get("layout") == "hub" and not Path(source["path"]).is_absolute():
-                found[domain] = source
-    return found

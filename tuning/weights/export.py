@@ -116,7 +116,7 @@ def export_weights(
         with appearing(output) as unfinished:
             about["tokenizer"] = write_open_clip(unfinished, model, clip, head)
             (unfinished / ABOUT).write_text(json.dumps(about, indent=2) + "\n", encoding="utf-8")
-            card = model_card(source.title, about, card_data(source.title, source.trial, about))
+            card = model_card(source.title, about, card_data(model))
             (unfinished / CARD).write_text(card, encoding="utf-8")
             if onnx:
                 write_onnx(unfinished, clip, head, about)
