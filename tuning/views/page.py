@@ -29,9 +29,6 @@ from tuning.views.result_table import ResultTable
 REPORT_FOLDER = "report"
 """In the run folder."""
 REPORT_FILE = "index.html"
-SCRIPT_FILE = "plotly.min.js"
-REFRESH_SECONDS = 30
-"""A page of a running search loads itself anew so often."""
 MAX_NAMED = 3
 """Trials of a rule that are named in its row; if there are more, their number is given."""
 
@@ -43,11 +40,10 @@ def write_page(
     running: bool = False,
     changed: Sequence[Changed] | str = (),
 ) -> None:
-    """Write the page of the trials so far into the run folder.
+    """Write the page of the trials so far into the run folder: one file of 5 MB.
 
     Args:
-        running: the page loads itself anew, and Plotly from a file beside it; otherwise it is one
-            file of 5 MB that can be sent.
+        running: the page loads itself anew every 30 s.
         changed: images that became right or wrong, or why these are not known.
 
     Raises:
@@ -66,10 +62,9 @@ def write_page(
     page = environment.get_template("page.html.j2").render(
         title=search.name,
         about=_about(search, records),
-        refresh=REFRESH_SECONDS if running else None,
+        running=running,
         written=f"{datetime.now():%H:%M:%S}",
-        script=None if running else Markup(get_plotlyjs()),
-        script_file=SCRIPT_FILE,
+        script=Markup(get_plotlyjs()),
         figures=_figures(search, records),
         columns=columns,
         rows=rows,
@@ -82,15 +77,11 @@ def write_page(
         unchanged=changed if isinstance(changed, str) else "",
     )
     folder = search.run_folder / REPORT_FOLDER
-    files = {REPORT_FILE: page}
-    if running and not (folder / SCRIPT_FILE).is_file():
-        files[SCRIPT_FILE] = get_plotlyjs()
-    with storage_failures(folder, "cannot be written"):
-        for name, text in files.items():
-            with open_store(folder).write(name) as file:  # whole, for a browser that reads it
-                file.write(text.encode())
-        if not running:
-            (folder / SCRIPT_FILE).unlink(missing_ok=True)
+    with (
+        storage_failures(folder, "cannot be written"),
+        open_store(folder).write(REPORT_FILE) as file,  # whole, for a browser that reads it
+    ):
+        file.write(page.encode())
 
 
 def _about(search: SearchRecord, records: Sequence[TrialRecord]) -> str:
