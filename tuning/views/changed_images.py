@@ -20,8 +20,7 @@ from trainers.checkpoints.format import PREDICTED_CLASSES, PREDICTIONS
 from trainers.data.dataset import ImageDataset
 from trainers.data.roots import split_fingerprint
 from trainers.data.store import Store, open_root, open_store
-from trainers.errors import ConfigError, first_line
-from trainers.redact import redact
+from trainers.errors import ConfigError
 from tuning.runs.environment import seen_at_start
 from tuning.runs.records import SearchRecord
 from tuning.views.checkpoints import kept_checkpoint
@@ -54,17 +53,8 @@ def changed_images(search: SearchRecord, checkpoints: str, trial_id: str) -> lis
 
     Raises:
         ConfigError: they are not known, for the reason that its text gives.
+        Exception: they cannot be read; each store has errors of its own.
     """
-    try:
-        return _changed(search, checkpoints, trial_id)
-    except ConfigError:
-        raise
-    except Exception as error:  # each store has errors of its own
-        problem = redact(f"{type(error).__name__}: {first_line(error)}")
-        raise ConfigError(f"images or predictions cannot be read ({problem})") from None
-
-
-def _changed(search: SearchRecord, checkpoints: str, trial_id: str) -> list[Changed]:
     checkpoint = kept_checkpoint(open_store(checkpoints), trial_id)
     if checkpoint is None:
         raise ConfigError(f"the weights of {trial_id} were not kept, nor its predictions")

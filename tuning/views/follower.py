@@ -139,7 +139,7 @@ class Follower(Callback):
             self._due[view] = time.monotonic() + view.seconds
 
     def _fail(self, view: View, error: Exception) -> None:
-        reason = _reason(error)
+        reason = in_one_line(error)
         if self.lacks.get(view) != reason:
             said = "%s cannot be written now: %s; `lipsum-tune report` completes it"
             logger.warning(said, view.name, reason)
@@ -161,12 +161,12 @@ class Follower(Callback):
             self.turn(is_over)
             self._unread = ""
         except Exception as error:
-            if self._unread != (reason := _reason(error)):
+            if self._unread != (reason := in_one_line(error)):
                 logger.warning("the views of the search cannot be written now: %s", reason)
             self._unread = reason
 
 
-def _reason(error: Exception) -> str:
+def in_one_line(error: Exception) -> str:
     """An error in one line without secrets."""
     if isinstance(error, ConfigError):
         return redact(first_line(error))
@@ -185,7 +185,7 @@ def complete(search: SearchRecord, views: Sequence[View]) -> dict[View, str]:
             try:
                 view.start(search)
             except Exception as error:
-                lacks[view] = _reason(error)
+                lacks[view] = in_one_line(error)
                 continue
             stack.callback(view.close)
             usable.append(view)

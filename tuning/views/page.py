@@ -73,8 +73,7 @@ def write_page(
         model=again and model_table(again, models_tested(search.run_folder)),
         confirmed=confirmation_table(again) if again and again.seeds else None,
         rules=selection_table(search, records),
-        changed=() if isinstance(changed, str) else changed,
-        unchanged=changed if isinstance(changed, str) else "",
+        changed=changed,
     )
     folder = search.run_folder / REPORT_FOLDER
     with (

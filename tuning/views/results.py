@@ -7,10 +7,9 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from trainers.errors import ConfigError
 from tuning.runs.history import History
 from tuning.runs.ranking import best_finished
-from tuning.views.follower import View
+from tuning.views.follower import View, in_one_line
 from tuning.views.tables import write_tables
 
 if TYPE_CHECKING:
@@ -53,7 +52,7 @@ class ResultsView(View):
         if best is not None and is_over:
             try:
                 changed = changed_images(search, self._checkpoints, best.trial_id)
-            except ConfigError as error:
-                changed = str(error)
+            except Exception as error:  # the page names it
+                changed = in_one_line(error)
         write_page(search, history.records, running=not is_over, changed=changed)
         self.seconds = max(PAUSE_SECONDS, PAUSE_PER_WRITE * (time.monotonic() - began))

@@ -101,6 +101,6 @@ def test_predictions_that_cannot_be_read_are_named_on_the_page(search, checkpoin
         view.write(History((fakes.trial(0),)), is_over)
         pages.append(page.read_text("utf-8"))
     assert ['http-equiv="refresh"' in text for text in pages] == [True, False]
-    said = "Images that became right or wrong are left out: images or predictions cannot be"
+    said = "Images that became right or wrong are left out: ArrowInvalid: "
     assert [said in text for text in pages] == [False, True]
     assert (search.run_folder / "trials.parquet").is_file()
