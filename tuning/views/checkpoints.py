@@ -23,6 +23,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
+from functools import cache
 from pathlib import Path
 
 from trainers.checkpoints import storage
@@ -37,7 +38,7 @@ from tuning.runs.rules import choices
 from tuning.runs.run_folder import trial_path
 from tuning.views.follower import View
 
-logger = logging.getLogger(__name__)
+_warn_once = cache(logging.getLogger(__name__).warning)
 
 
 def kept_trials(
@@ -96,7 +97,6 @@ class CheckpointsView(View):
         self._train, self._keep_top = train, keep_top
         self._ended: set[str] = set()
         self._kept: set[str] = set()
-        self._logged: set[str] = set()
 
     def write(self, history: History, is_over: bool) -> None:
         """Decide about trials that have ended since the last call, and remove what is not kept."""
@@ -116,7 +116,7 @@ class CheckpointsView(View):
         try:
             names = [info.base_name for info in self._train.list()]
         except OSError as error:
-            self._log_once("trials", f"checkpoints cannot be listed: {system_words(error)}")
+            _warn_once(f"{self._train.url}: cannot be listed: {system_words(error)}")
             return
         for trial_id in self._ended:
             if (name := trial_path(trial_id)) in names:
@@ -124,13 +124,7 @@ class CheckpointsView(View):
                 try:
                     (keep_weights if trial_id in self._kept else remove)(folder)
                 except OSError as error:
-                    message = f"{folder.url}: cannot be removed yet: {system_words(error)}"
-                    self._log_once(trial_id, message)
-
-    def _log_once(self, subject: str, message: str) -> None:
-        if subject not in self._logged:
-            self._logged.add(subject)
-            logger.warning(message)
+                    _warn_once(f"{folder.url}: cannot be removed yet: {system_words(error)}")
 
 
 def kept_checkpoint(train: Store, trial_id: str) -> Store | None:
