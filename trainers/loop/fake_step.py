@@ -142,8 +142,6 @@ class StepCost:
     """After the backward passes."""
     width: int
     """Of a feature vector, D."""
-    image_size: int
-    """Pixels of a side."""
 
 
 def step_cost(config: TrialConfig, *, classes: int) -> StepCost:
@@ -177,7 +175,6 @@ def step_cost(config: TrialConfig, *, classes: int) -> StepCost:
             recorded_parts=math.ceil(recorded / part),
             of_optimizer=done[marks[1] :],
             width=run.student.head.shape[1],
-            image_size=size,
         )
 
 

@@ -20,7 +20,6 @@ from rich.console import Group, RenderableType
 from rich.text import Text
 
 from trainers.config import TrialConfig, with_overrides
-from trainers.data.dataset import KEEP_BYTES, KEPT_BYTES
 from trainers.data.roots import image_counts
 from trainers.errors import ConfigError, first_line, suggestion
 from trainers.loop.fake_step import (
@@ -249,16 +248,6 @@ def _evaluation_s(
     return of(evaluation.rung_images) + head_s, of(0) + head_s + on_line
 
 
-def views_gb(trial: TrialConfig, data: DataSize, size: int, workers: int) -> float:
-    """10^9 bytes of the validation images of size x size pixels that a worker keeps decoded: the
-    whole set of a domain and its samples, as far as they are small."""
-    evaluation = trial.eval
-    samples = (0, evaluation.rung_images, evaluation.line_images)
-    sets = ({min(sample or n, n) for sample in samples} for n in data.validation)
-    views = [3 * size**2 * images / workers for of_domain in sets for images in of_domain]
-    return min(sum(of for of in views if of <= KEEP_BYTES), KEPT_BYTES) / 1e9
-
-
 def render(file: SearchFile, data: DataSize, plans: Sequence[CardPlan]) -> RenderableType:
     """The predictions as a table."""
     trial, trials = file.trial, file.most_trials
@@ -286,9 +275,6 @@ def render(file: SearchFile, data: DataSize, plans: Sequence[CardPlan]) -> Rende
         "CUDA's own memory; images of a batch that fit at once; CPU cores that decode its images; "
         f"GPU-hours with kernels at {EFFICIENCY:.0%} of the card's data sheet."
     )
-    if sizes := [found.step.image_size for found in plans if found.step is not None]:
-        kept_gb = views_gb(trial, data, sizes[0], file.search.resources.workers)
-        limit += f" In RAM, a worker keeps {kept_gb:.1f} GB of decoded validation images."
     lines = [Text(limit)]
     ends = (budget_line(found.plan, found.name) for found in plans if found.step is not None)
     lines += [Text(line) for line in ends if line]
