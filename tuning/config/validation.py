@@ -7,13 +7,12 @@ Command-line keys are the dotted paths of the file: ``--set trial.steps=500`` or
 from __future__ import annotations
 
 import logging
-import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
-from search_spaces import SPACES, Categorical, Distribution, SearchSpace
+from search_spaces import SPACES, Categorical, SearchSpace
 from search_spaces.ready_spaces import around
 from trainers.config import TrialConfig, first_learning_rate
 from trainers.errors import ConfigError, suggestion, validate
@@ -194,27 +193,16 @@ def _check_shares(file: SearchFile) -> None:
         raise ConfigError(error.problem, key=where, value=error.value, hint=error.hint) from None
     for method, part in file.search_space().parts().items():
         searched = part.parameters.get(key)
-        hint = None if searched is None else _even_sizes(searched, workers)
-        if hint is not None:
+        sizes: Sequence[Any] = ()
+        if isinstance(searched, Categorical):
+            sizes = searched.choices
+        elif searched is not None:
+            sizes = searched.low, searched.step or 1
+        if any(int(size) % workers for size in sizes):
             problem = f"{workers} workers cannot share all of them evenly"
             where = _parameter(file, method, key)
+            hint = f"search multiples of {workers}: by `choices`, or by `low` and `step`"
             raise ConfigError(problem, key=where, value=str(searched), hint=hint)
-
-
-def _even_sizes(searched: Distribution, workers: int) -> str | None:
-    """Sizes of a batch to search instead, all multiples of `workers`; None if they are already."""
-    if isinstance(searched, Categorical):
-        sizes = [int(size) for size in searched.choices]
-        even = [size for size in sizes if size % workers == 0]
-        return None if even == sizes else f"choices: {even or [workers]}"
-    if searched.low % workers == 0 == (searched.step or 1) % workers:
-        return None
-    first = math.ceil(searched.low / workers) * workers
-    last = math.floor(searched.high / workers) * workers
-    if searched.log:  # which takes no step
-        doubled = [first * 2**power for power in range(max(1, last // first).bit_length())]
-        return f"type: categorical, choices: {doubled}"
-    return f"low: {first}, high: {last}, step: {workers}"
 
 
 def check_settings(file: SearchFile) -> None:
