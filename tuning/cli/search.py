@@ -156,12 +156,11 @@ def plan(
     _announce("Plan", load_config(config, set_ or (), check=False))
     file = load_config(config, set_ or ())
     _say_what_data_lack(file)
-    from tuning.planning.plan import check_budget, plan_search, render
+    from tuning.planning.plan import plan_search, render
 
     with _stopped("nothing of a plan is kept"):
         planned = plan_search(file, address=address)
     Console().print(render(planned))
-    check_budget(planned)
 
 
 @app.command()

@@ -263,23 +263,6 @@ def test_images(data: DataConfig) -> float:
         return Plan.test_images
 
 
-def check_budget(plan: Plan) -> None:
-    """Refuse a search whose budget is too small even if early stopping ends most of its trials."""
-    budget = plan.file.search.budget
-    cheapest = min(plan.prices, key=lambda p: p.device_hours)
-    needs = {"hours": cheapest.hours, "gpu_hours": cheapest.device_hours}
-    for name, needed in needs.items():
-        given = getattr(budget, name)
-        if given is not None and given < needed:
-            unit = "hours" if name == "hours" else "GPU-hours"
-            raise ConfigError(
-                f"the search needs about {format_hours(needed)} {unit} ({cheapest.what})",
-                key=f"search.budget.{name}",
-                value=given,
-                hint="raise it, or lower search.budget.trials",
-            )
-
-
 def budget_line(plan: Plan, card: str = "") -> str | None:
     """Which budget of hours ends the search before all its trials; None if none does.
 
