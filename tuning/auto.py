@@ -359,31 +359,25 @@ def fitting(plan: Plan, limit: float, spent: float = 0.0) -> Plan:
     """
     file = plan.file
     steps = file.trial.steps
-    is_of_gpus = file.search.budget.gpu_hours is not None
-    unit = "gpu_hours" if is_of_gpus else "hours"
-    field = "device_hours" if is_of_gpus else "hours"
-    needs = math.inf
-    references = len(file.search.references)
+    unit = "hours" if file.search.budget.gpu_hours is None else "gpu_hours"
     for parts in (1, 2, 4):
-        changes = {} if parts == 1 else _steps(steps // parts)
-        trial = with_overrides(file.trial, changes, "auto")
-        shorter = replace(plan, file=file.model_copy(update={"trial": trial}))
-        left = limit - spent - getattr(shorter.confirm_price, field)
-        prices = {
-            number: getattr(shorter.price("", number + references), field)
-            for number in range(LEAST_TRIALS, MOST_TRIALS + 1)
-        }
-        if fits := [number for number, price in prices.items() if price <= left]:
-            update = {"trials": fits[-1], unit: float(f"{left:.3g}")}
+        if parts > 1:
+            trial = with_overrides(file.trial, _steps(steps // parts), "auto")
+            plan = replace(plan, file=file.model_copy(update={"trial": trial}))
+        left = limit - spent - plan.confirm_price.of(unit)
+        trials = plan.trials_within(left, unit, MOST_TRIALS)
+        if trials >= LEAST_TRIALS:
+            update = {"trials": trials, unit: float(f"{left:.3g}")}
             budget = file.search.budget.model_copy(update=update)
             search = file.search.model_copy(update={"budget": budget})
-            return replace(shorter, file=shorter.file.model_copy(update={"search": search}))
-        needs = limit - left + prices[LEAST_TRIALS]
-    needed = f"{format_hours(needs)} {'GPU-hours' if is_of_gpus else 'hours'}"
-    problem = f"{LEAST_TRIALS} trials of {steps // 4} steps and confirm need {needed}"
-    option = f"--{unit.replace('_', '-')}"
-    hint = f"give {option} {format_hours(1.2 * needs)} or more"
-    raise ConfigError(problem, key=option, value=limit, hint=hint)
+            return replace(plan, file=plan.file.model_copy(update={"search": search}))
+    least = plan.price("", LEAST_TRIALS + len(file.search.references)).of(unit)
+    needs = limit - left + least
+    kind = unit.replace("_", "-")
+    problem = f"{LEAST_TRIALS} trials of {steps // 4} steps and confirm need"
+    problem = f"{problem} {format_hours(needs)} {kind}"
+    hint = f"give --{kind} {format_hours(1.2 * needs)} or more"
+    raise ConfigError(problem, key=f"--{kind}", value=limit, hint=hint)
 
 
 def _steps(steps: int) -> dict[str, int]:

@@ -52,6 +52,10 @@ class Price:
     hours: float
     device_hours: float
 
+    def of(self, budget: str) -> float:
+        """The part that `hours` or `gpu_hours` of a search's budget limits."""
+        return self.hours if budget == "hours" else self.device_hours
+
 
 @dataclass(frozen=True)
 class Plan:
@@ -121,6 +125,12 @@ class Plan:
             what = f"{full} in full, {stopped} to step {step}"
             found.append(self.price(what, full + references, stopped, step))
         return found
+
+    def trials_within(self, limit: float, budget: str, most: int) -> int:
+        """How many trials in full, beside the references, are within `hours` or `gpu_hours`."""
+        references = len(self.file.search.references)
+        prices = (self.price("", number + references) for number in range(1, most + 1))
+        return sum(price.of(budget) <= limit for price in prices)
 
     @property
     def confirm_price(self) -> Price:
@@ -269,19 +279,13 @@ def budget_line(plan: Plan, card: str = "") -> str | None:
     Args:
         card: a GPU that is not at hand, of which wall clock is not known.
     """
-    budget = plan.file.search.budget
-    references = len(plan.file.search.references)
     where = f" on {card}" if card else ""
-    fields = {} if card else {"hours": "hours"}
-    for name, field in {**fields, "gpu_hours": "device_hours"}.items():
-        limit = getattr(budget, name)
-        if limit is None or not getattr(plan.prices[0], field) > limit:
-            continue
-        numbers = range(1, plan.file.most_trials)
-        prices = {n: getattr(plan.price("", n + references), field) for n in numbers}
-        fit = max((number for number, price in prices.items() if price <= limit), default=0)
-        trials = f"{fit} of {plan.file.most_trials} trials in full"
-        return f"search.budget.{name} = {limit:g} ends the search{where} after {trials}."
+    most = plan.file.most_trials
+    for name in ("gpu_hours",) if card else ("hours", "gpu_hours"):
+        limit = getattr(plan.file.search.budget, name)
+        if limit is not None and (fit := plan.trials_within(limit, name, most)) < most:
+            trials = f"{fit} of {most} trials in full"
+            return f"search.budget.{name} = {limit:g} ends the search{where} after {trials}."
     return None
 
 
