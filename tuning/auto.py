@@ -36,7 +36,6 @@ from trainers.models.clip import check_model, skeleton
 from trainers.overrides import flat, nest
 from trainers.process_state import restored_state
 from trainers.yaml_text import read_yaml
-from tuning.config.loading import find_config
 from tuning.config.schema import SearchFile
 from tuning.config.validation import check_settings, first_rate, load_config, rate_line
 from tuning.confirmation.confirm import confirm
@@ -108,7 +107,9 @@ def auto(
     if not name:
         of_folder = "" if images is None else re.sub(r"[^A-Za-z0-9._-]+", "-", images.name)
         name = of_folder.lstrip("._-") or "auto"
-    base = _base(model or ("vit_b32" if images else "quickstart"))
+    base = model or ("vit_b32" if images else "quickstart")
+    if is_users := Path(base).is_file():
+        base = str(Path(base).absolute())
 
     # What is changed in the base, by dotted keys. One of the two limits is none.
     values: dict[str, Any] = {"search.name": name}
@@ -145,6 +146,10 @@ def auto(
         here = f"{Path.cwd()}{os.sep}"
         show_phase(console, step, _command(*(str(word).removeprefix(here) for word in words)))
 
+    def spent() -> float:
+        """Hours since the begin."""
+        return (time.monotonic() - began) / 3600
+
     def write() -> None:
         """Write the configuration, in one piece."""
         given = {"extends": base, **nest(values)}
@@ -176,22 +181,19 @@ def auto(
 
             announce("3 Plan", "plan", config)
             longest = load_config(config, [f"search.budget.trials={MOST_TRIALS}"])
-            spent = (time.monotonic() - began) / 3600
             if address is None and not longest.search.resources.gpus_per_worker:
-                _check_hours(longest, limit - spent, image_s, rows)
+                _check_hours(longest, limit - spent(), image_s, rows)
             plan = plan_search(longest, address=address)
-            spent = (time.monotonic() - began) / 3600
-            plan = fitting(plan, limit, spent if unit == "hours" else 0.0)
+            plan = fitting(plan, limit, spent() if unit == "hours" else 0.0)
             console.print(render_plan(plan))
             trial, budget = plan.file.trial, plan.file.search.budget
             if trial.steps < longest.trial.steps:
                 fewer = f"{trial.steps} in place of {longest.trial.steps}, to fit {option}"
                 show_phase(console, "Steps", fewer)
             values |= {"trial.steps": trial.steps, "trial.eval.every": trial.eval.every}
-            values |= {"search.budget.trials": budget.trials}
-            values |= {f"search.budget.{unit}": getattr(budget, unit)}
+            values |= {f"search.budget.{name}": getattr(budget, name) for name in ("trials", unit)}
             # A rate counts if the user's own file gives it: a ready one's is for its own steps.
-            of_user = flat(read_yaml(Path(base))) if Path(base).is_file() else {}
+            of_user = flat(read_yaml(Path(base))) if is_users else {}
             by_rule = "trial.optim.lr" not in of_user
             if by_rule:
                 values["trial.optim.lr"] = first_rate(trial)
@@ -244,15 +246,14 @@ def auto(
             export_weights(run, exported)
 
     show_phase(console, "Result", *concluded.lines)
-    spent = (time.monotonic() - began) / 3600
+    took = spent()
     if unit == "gpu_hours":
-        spent = sum(used_hours(each)[unit] for each in (loaded.history, confirm_history(run)))
-    show_phase(console, "Took", f"{format_hours(spent)} of the {limit:g} of {option}")
+        took = sum(used_hours(each)[unit] for each in (loaded.history, confirm_history(run)))
+    show_phase(console, "Took", f"{format_hours(took)} of the {limit:g} of {option}")
     show_phase(console, "Report", str(run / REPORT_FOLDER / REPORT_FILE))
     show_phase(console, "Model", str(exported))
-    show_phase(
-        console, "Try it", shlex.join(["python", str(exported / "predict.py")]) + " IMAGE ..."
-    )
+    predict = shlex.join(["python", str(exported / "predict.py")])
+    show_phase(console, "Try it", f"{predict} IMAGE ...")
 
 
 def _folder_of_images(source: str | None) -> Path | None:
@@ -265,15 +266,6 @@ def _folder_of_images(source: str | None) -> Path | None:
         problem = f"`{PREPARED}` and the runs would lie among the images"
         raise ConfigError(problem, key="DATA", value=source, hint="call it from another folder")
     return folder
-
-
-def _base(model: str) -> str:
-    """The ready configuration, or the absolute path of the file."""
-    try:
-        find_config(model)
-    except ConfigError as error:
-        raise ConfigError(error.problem, key="--model", value=model, hint=error.hint) from None
-    return str(Path(model).absolute()) if Path(model).is_file() else model
 
 
 @contextmanager
@@ -299,11 +291,7 @@ def _fetch_weights(trial: TrialConfig, console: Console) -> None:
     megabytes = sum(weight.numel() for weight in skeleton(model).parameters()) * 4e-6
     without = "`--model quickstart` needs no download"
     show_phase(console, "Weights", f"{what}: {megabytes:,.0f} MB, downloaded once; {without}")
-    try:
-        check_model(model)
-    except ConfigError as error:
-        hint = error.hint or without
-        raise ConfigError(error.problem, key=error.key, value=error.value, hint=hint) from None
+    check_model(model)
 
 
 def _zero_shot(trial: TrialConfig, console: Console) -> tuple[list[Row], float]:
