@@ -85,7 +85,7 @@ def spaces() -> str:
     rows = []
     for name in READY:
         method = f"trial.method={{name: {name}}}"
-        space = load_config("domainnet_vit_b16", [method], check=False).search_space()
+        space = load_config("domainnet_vit_b16", [method], check=False).spaces[None]
         for key, values in space.parameters.items():
             ends, first = f"{values.low:g} to {values.high:g}", f"{space.initial_points[0][key]:g}"
             scale = "log" if values.log else "linear"

@@ -5,16 +5,14 @@
         initial_points=[{"optim.lr": 1e-5}],
     )
 
-A search that compares methods has one branch for each method, and each branch is a space:
-
-    SearchSpace(branches={"ft": SPACES["ft"], "kd": SPACES["kd"]})
+A search that compares methods has a space for each, see `Spaces`.
 """
 
 from __future__ import annotations
 
-import json
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import TypeAlias
 
 import numpy as np
 from optuna.distributions import BaseDistribution
@@ -22,19 +20,12 @@ from pydantic import Field, ValidationInfo, field_validator, model_validator
 
 from search_spaces.distributions import Categorical, Distribution, Frozen, Value
 
-BRANCH_KEY = "method.name"
-"""Configuration key whose values are the names of the branches."""
-
 
 class SearchSpace(Frozen):
-    """Either parameters, in display order, or branches."""
-
-    branches: dict[str, SearchSpace] = Field(default_factory=dict)
-    """Value of BRANCH_KEY -> the space searched for it. Branches are searched separately, with the
-    same number of trials each. A branch has parameters, and BRANCH_KEY is not one of them."""
+    """The parameters of a search, or of one of the methods that it compares."""
 
     parameters: dict[str, Distribution] = Field(default_factory=dict)
-    """Dotted key of the trial's configuration -> its distribution."""
+    """Dotted key of the trial's configuration -> its distribution, in display order."""
 
     initial_points: list[dict[str, bool | int | float | str]] = Field(default_factory=list)
     """Complete points, tried before the sampler's own proposals."""
@@ -59,21 +50,13 @@ class SearchSpace(Frozen):
         return parsed
 
     @model_validator(mode="after")
-    def _is_one_of_both(self) -> SearchSpace:
-        if any(branch.branches for branch in self.branches.values()):
-            raise ValueError("a branch has branches of its own")
-        if self.branches and self.parameters:
-            raise ValueError("a space with branches cannot have parameters of its own")
-        if not self.branches and not self.parameters:
+    def _has_keys_of_parameters(self) -> SearchSpace:
+        if not self.parameters:
             raise ValueError("the space is empty; give at least one parameter")
         for key in self.parameters:
-            if key == BRANCH_KEY or not re.fullmatch(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*", key):
+            if not re.fullmatch(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*", key):
                 raise ValueError(f"{key!r} is not the key of a parameter, such as 'optim.lr'")
         return self
-
-    def parts(self) -> dict[str | None, SearchSpace]:
-        """The spaces that are searched separately: the branches, or this space under None."""
-        return dict(self.branches.items()) or {None: self}
 
     def distributions(self) -> dict[str, BaseDistribution]:
         """The parameters as Optuna distributions, by dotted key."""
@@ -87,7 +70,7 @@ class SearchSpace(Frozen):
             for key, p in self.parameters.items()
         }
 
-    def canonical(self) -> str:
-        """Parameters and branches as one line of JSON with sorted keys, for comparing spaces."""
-        found = {name: p.model_dump(mode="json")["parameters"] for name, p in self.parts().items()}
-        return json.dumps({"branches": found} if self.branches else found[None], sort_keys=True)
+
+Spaces: TypeAlias = Mapping[str | None, SearchSpace]
+"""The space of each method that a search compares, searched separately with as many trials; else
+the one space, under None."""

@@ -159,7 +159,7 @@ def test_configurations(block, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     write_files(block.page, tmp_path)
     Path("documented.yaml").write_text(block.code, encoding="utf-8")
-    load_config("documented.yaml", check=False).search_space()
+    assert load_config("documented.yaml", check=False).spaces
 
 
 def executed_notebook(folder):

@@ -332,7 +332,7 @@ def prepare_studies(
     scheduler = options.pruner or file.search.scheduler
     pruner = partial(create_pruner, scheduler, file.trial.steps, file.trial.eval.every)
     name = scheduler.name if isinstance(scheduler, SchedulerConfig) else type(scheduler).__name__
-    studies = create_studies(search, file.search_space(), sampler, pruner, name)
+    studies = create_studies(search, file.spaces, sampler, pruner, name)
     is_new = not history.records
     for line in warm_start(studies.studies, file, search, earlier, strict=is_new):
         if is_new or "not used" in line:

@@ -53,7 +53,7 @@ def middle(parameter):
 def test_a_search_begins_at_what_the_authors_use_in_a_wide_range(name):
     values = {"trial": {"method": {"name": name}}}
     file = SearchFile.model_validate(values)
-    center, lr = file.search_space().initial_points[0], SPACES[name].parameters[LR]
+    center, lr = file.spaces[None].initial_points[0], SPACES[name].parameters[LR]
     assert CENTERS.get(name, {}).items() <= center.items()
     assert lr.log
     assert math.log10(lr.high / lr.low) >= 2
@@ -89,14 +89,14 @@ def test_paper_configurations_have_the_papers_setting(name):
     width = {"B/32": 512, "B/16": 512, "L/14": 768}[f"{size[0].upper()}/{size[1:]}"]
     views = trial.steps * trial.optim.batch_size * width * 2  # bytes, which all trials share
     assert views < trial.zero_shot_cache_gb * 1e9
-    assert middle(file.search_space().parameters[LR]) == 1e-5
+    assert middle(file.spaces[None].parameters[LR]) == 1e-5
     assert search.resources.cpus_per_worker == trial.data.workers
 
 
 @pytest.mark.parametrize("method", AUTHORS)
 def test_recipes_have_the_authors_settings(method):
     file = load_config(f"imagenet_vit_b16_{method}", check=False)
-    trial, optim, space = file.trial, file.trial.optim, file.search_space()
+    trial, optim, space = file.trial, file.trial.optim, file.spaces[None]
     assert (trial.model.name, trial.data.suite) == ("ViT-B-16-quickgelu", "imagenet")
     assert trial.method.name == method
     assert space.parameters.keys() == SPACES[method].parameters.keys()
@@ -128,16 +128,15 @@ def test_a_model_without_published_settings_begins_by_the_rule(name):
 
 def test_methods_get_equal_trials_and_small_model_ranges():
     file, quickstart = load_config("methods"), load_config("quickstart")
-    branches = file.search_space().branches
-    assert branches.keys() == SPACES.keys()
-    assert file.search.budget.trials % len(branches) == 0
+    assert file.spaces.keys() == SPACES.keys()
+    assert file.search.budget.trials % len(file.spaces) == 0
     assert file.search.references == ()
     assert file.trial == quickstart.trial
-    for method, branch in branches.items():
-        center, lr = branch.initial_points[0], branch.parameters[LR]
+    for method, space in file.spaces.items():
+        center, lr = space.initial_points[0], space.parameters[LR]
         authors = file.trial_config({"method.name": method}).method.model_dump()
         for key, value in center.items():
             assert key in (LR, "method.ema_decay") or value == authors[key[7:]]
         if method not in ("lora", "r_adapter"):
-            assert lr == quickstart.search_space().parameters[LR]
+            assert lr == quickstart.spaces[None].parameters[LR]
             assert center[LR] == quickstart.trial.optim.lr

@@ -80,30 +80,10 @@ def test_optuna_gets_the_same_ranges_in_the_same_order():
     assert [len(values) for values in space.grid(3).values()] == [2, 3, 3]
 
 
-FT = SearchSpace(parameters={"optim.lr": LR})
-KD = SearchSpace(
-    parameters={"optim.lr": LR, "method.reg_weight": Float(low=0, high=9)},
-    initial_points=[{"optim.lr": 1e-5, "method.reg_weight": 1}],
-)
-BRANCHES = SearchSpace(branches={"ft": FT, "kd": KD})
-
-
 @pytest.mark.parametrize(
     ("keys", "words"),
-    [
-        ({}, "the space is empty"),
-        ({"parameters": {"optim.lr": LR}, "branches": {"ft": FT}}, "parameters of its own"),
-        ({"branches": {"a": BRANCHES}}, "branches of its own"),
-        ({"parameters": {"method.name": Categorical(choices=("ft", "kd"))}}, "not the key of a p"),
-        ({"branches": {"ft": FT}, "initial_points": [{"optim.lr": 1e-5}]}, "a point has optim.lr"),
-    ],
+    [({}, "the space is empty"), ({"parameters": {"optim lr": LR}}, "not the key of a parameter")],
 )
-def test_a_space_has_either_parameters_or_branches(keys, words):
+def test_a_space_has_parameters_with_keys(keys, words):
     with pytest.raises(ValidationError, match=words):
         SearchSpace.model_validate(keys)
-
-
-def test_the_order_of_branches_is_no_part_of_the_canonical_form():
-    turned, renamed = ({"kd": KD, "ft": FT}, {"a": FT, "kd": KD})
-    assert SearchSpace(branches=turned).canonical() == BRANCHES.canonical()
-    assert SearchSpace(branches=renamed).canonical() != BRANCHES.canonical()

@@ -20,12 +20,16 @@ from tuning.runs.records import TrialRecord
 
 
 class Session:
-    """What one driver does with a run folder, until it is killed or ends."""
+    """What one driver does with a run folder, until it is killed or ends.
+
+    Args:
+        spaces: of each method, or the one space of a search.
+    """
 
     def __init__(
         self,
         search,
-        space,
+        spaces,
         *,
         trials=100,
         references=(),
@@ -41,7 +45,8 @@ class Session:
         self.journal.session_started({})
         history = read_history(search.run_folder)
         sampler = sampler or SamplerConfig.model_validate(settings)
-        self.studies = create_studies(search, space, sampler, pruner)
+        spaces = spaces if isinstance(spaces, dict) else {None: spaces}
+        self.studies = create_studies(search, spaces, sampler, pruner)
         self.studies.enqueue_first_points()
         self.studies.replay(trial_events(search.run_folder))
         section = SearchConfig(

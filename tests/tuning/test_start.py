@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from search_spaces import Float, SearchSpace
+from search_spaces import Float
 from tests.tuning.execution.inline_tuner import without_ray
 from tests.tuning.execution.instant import instant_file, run_instantly
 from tests.tuning.run_folders import LR, search_file
@@ -70,7 +70,6 @@ LRS = {LR: Float(low=1e-6, high=1e-3, log=True)}
         ({"space": "ft"}, "space"),
         ({"space": {"parameters": {LR: {"type": "float", "low": "a", "high": 1}}}},
          f"space.parameters.{LR}.low"),
-        ({"space": SearchSpace(branches={"ft": SearchSpace(parameters=LRS)})}, "space"),
     ],
 )  # fmt: skip
 def test_a_wrong_argument_has_its_key(argument, key, images_root, tmp_path):

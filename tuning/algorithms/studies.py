@@ -27,7 +27,7 @@ from optuna.pruners import BasePruner
 from optuna.samplers import BaseSampler, RandomSampler
 from optuna.trial import TrialState
 
-from search_spaces import SearchSpace
+from search_spaces.space import SearchSpace, Spaces
 from tuning.algorithms.samplers import LEAST_FINISHED, create_sampler, resolve_sampler
 from tuning.config.schema import SamplerConfig
 from tuning.runs.callbacks import Callback
@@ -255,7 +255,7 @@ class Studies(Callback):
 
 def create_studies(
     search: SearchRecord,
-    space: SearchSpace,
+    spaces: Spaces,
     sampler: SamplerConfig | BaseSampler,
     pruner: Callable[[], BasePruner | None] = lambda: None,
     pruner_name: str = "none",
@@ -265,19 +265,18 @@ def create_studies(
     With several methods, all samplers have the same seed: methods with equal spaces start equally.
 
     Args:
-        space: trials outside of it are unknown to the sampler.
+        spaces: trials outside of them are unknown to the samplers.
         sampler: a configuration, or a sampler of Optuna, of which each method gets a copy.
         pruner: makes one for each method.
     """
     told = search.sampler_objectives
-    parts = space.parts()
     studies = []
-    for method, part in parts.items():
+    for method, space in spaces.items():
         config = None
         own: BaseSampler = RandomSampler()
         if isinstance(sampler, SamplerConfig):
-            trials = math.ceil(search.budget_trials / len(parts))
-            config = resolve_sampler(sampler, part, trials, len(told))
+            trials = math.ceil(search.budget_trials / len(spaces))
+            config = resolve_sampler(sampler, space, trials, len(told))
         else:
             own = sampler
         study = optuna.create_study(
@@ -285,7 +284,7 @@ def create_studies(
             sampler=own if method is None else copy.deepcopy(own),
             directions=["maximize" if o.mode == "max" else "minimize" for o in told],
         )
-        created = MethodStudy(search, part, study, method, config, pruner())
+        created = MethodStudy(search, space, study, method, config, pruner())
         # Samplers such as BruteForceSampler stop the study after their last point. The method of
         # Optuna 5.0 raises a RuntimeError outside of Study.optimize.
         study.stop = partial(setattr, created, "is_stopped", True)  # type: ignore[method-assign]

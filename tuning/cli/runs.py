@@ -26,7 +26,7 @@ from rich.console import Console
 from tuning.cli.options import Run, Set, app, found, names, shortest, show, warn
 
 if TYPE_CHECKING:
-    from search_spaces import SearchSpace
+    from search_spaces.space import Spaces
 
 _HOST = "127.0.0.1"
 _QUIET = {
@@ -241,7 +241,7 @@ def control(
             raise ConfigError("no running trial", key="--stop", value=stop, hint=hint)
         orders.append((f"{trial_id} ends within some steps", {"stop": trial_id}))
     if enqueue is not None:
-        params = point_of(enqueue, loaded.file.search_space())
+        params = point_of(enqueue, loaded.file.spaces)
         loaded.file.trial_config(params)  # parameters that do not go together
         orders.append((f"next: {format_params(params)}", {"enqueue": params}))
         begun = sum(record.kind != "reference" for record in loaded.history.records)
@@ -259,8 +259,8 @@ def control(
         show("Control", text)
 
 
-def point_of(text: str, space: SearchSpace) -> dict[str, Any]:
-    """The parameters of a trial for `reg_weight=1,lr=3e-4`, with all keys of the space."""
+def point_of(text: str, spaces: Spaces) -> dict[str, Any]:
+    """The parameters of a trial for `reg_weight=1,lr=3e-4`, with all keys of its space."""
     from pydantic import ValidationError
 
     from search_spaces import SearchSpace
@@ -270,12 +270,12 @@ def point_of(text: str, space: SearchSpace) -> dict[str, Any]:
     from tuning.views.formatting import short_names
 
     given = dict(pair.partition("=")[::2] for pair in names(text))
-    method = given.pop("method", None) if space.branches else None
-    if method not in (parts := space.parts()):
-        hint = suggestion(method or "", space.branches)
+    method = None if None in spaces else given.pop("method", None)
+    if method not in spaces:
+        hint = suggestion(method or "", map(str, spaces))
         problem = "needs `method=NAME` with a method of this search"
         raise ConfigError(problem, key="--enqueue", value=text, hint=hint)
-    part = parts[method]
+    part = spaces[method]
     keys = [*part.parameters]
     known = dict(zip(short_names(keys), keys, strict=True)) | dict(zip(keys, keys, strict=True))
     point = {**part.initial_points[0]} if part.initial_points else {}

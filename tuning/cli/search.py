@@ -55,7 +55,7 @@ def search(
     written = load_config(config, overrides, check=False)
     _announce("Search", written)
     file = load_config(config, overrides)
-    space, *others = file.search_space().parts().values()
+    space, *others = file.spaces.values()
     if not others:  # else each method has its own
         shown = zip(short_names([*space.parameters]), space.parameters.values(), strict=True)
         show("Space", ", ".join(f"{short} {values}" for short, values in shown))
@@ -325,7 +325,7 @@ def _show(result: SearchResult, allow_failed_trials: bool = False) -> None:
     console.print(table, highlight=False)
     if result.ended_by:
         show("Ended by", result.ended_by)
-    show("At bounds", *on_bounds(result.file.search_space(), records))
+    show("At bounds", *on_bounds(result.file.spaces, records))
     show("Report", shortest(result.folder / REPORT_FOLDER / REPORT_FILE))
     is_local = result.tracking_uri == default_tracking_uri(result.folder.parent)
     run = word_for(result.folder)

@@ -17,7 +17,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field, field_validator, model_validator
 
-from search_spaces import SearchSpace
+from search_spaces.space import Spaces
 from trainers.config import TrialConfig, with_overrides
 from trainers.config_model import Frozen
 from trainers.data.suite import Suite
@@ -28,7 +28,7 @@ from trainers.methods.registry import load_plugins
 from trainers.overrides import METHOD_KEY, flat
 from tuning.config.objectives import Constraint, Objective, check_constraints, parse_constraint
 from tuning.config.prior import PriorConfig
-from tuning.config.search_space import SpaceConfig, Strings, one_or_several, resolve_space
+from tuning.config.search_space import SpaceConfig, Strings, one_or_several, resolve_spaces
 
 
 class SamplerConfig(Frozen):
@@ -274,7 +274,7 @@ class SearchFile(Frozen):
     def model_copy(self, **options: Any) -> Any:
         """A copy whose search space is resolved again; pydantic copies cached values too."""
         copied = super().model_copy(**options)
-        copied.__dict__.pop("_space", None)
+        copied.__dict__.pop("spaces", None)
         return copied
 
     def summary(self) -> dict[str, Any]:
@@ -286,19 +286,16 @@ class SearchFile(Frozen):
             values["trial"]["data"]["suite"] = f"{suite.name} ({digest})"
         return values
 
-    def search_space(self) -> SearchSpace:
-        """The search space, resolved at the first call."""
-        return self._space
-
     @cached_property
-    def _space(self) -> SearchSpace:
+    def spaces(self) -> Spaces:
+        """What is searched, resolved at the first use."""
         search = self.search
-        return resolve_space(search.space, search.prior, self.trial, search.sampler.seed)
+        return resolve_spaces(search.space, search.prior, self.trial, search.sampler.seed)
 
     @property
     def most_trials(self) -> int:
         """Number of trials of the budget, or of a smaller grid after the points of a warm start."""
-        search, parts = self.search, self.search_space().parts().values()
+        search, parts = self.search, self.spaces.values()
         if search.sampler.name != "grid":
             return search.budget.trials
         earlier = len(parts) * len(search.warm_start.runs) * search.warm_start.top
@@ -362,10 +359,11 @@ class SearchFile(Frozen):
         suite = self.trial.data.suite
         own = suite.model_dump_json(exclude_defaults=True) if isinstance(suite, Suite) else suite
         parts["trial.data.suite"] = json.dumps(own)
+        found = {m: space.model_dump(mode="json")["parameters"] for m, space in self.spaces.items()}
         parts |= {
             "search.objective": repr(self.objectives),
             "search.constraints": repr(self.search.constraints),
-            "search.space": self.search_space().canonical(),
+            "search.space": json.dumps(found.get(None, {"branches": found}), sort_keys=True),
         }
         return {key: hashlib.sha256(text.encode()).hexdigest()[:16] for key, text in parts.items()}
 

@@ -1,4 +1,4 @@
-"""The `search.space` section, and the SearchSpace that it resolves to."""
+"""The `search.space` section, and the spaces that it resolves to."""
 
 from __future__ import annotations
 
@@ -20,6 +20,7 @@ from pydantic import (
 
 from search_spaces import SPACES, Categorical, Distribution, Float, Int, SearchSpace, Value
 from search_spaces.ready_spaces import LR, around
+from search_spaces.space import Spaces
 from trainers.config import TrialConfig, with_overrides
 from trainers.config_model import Frozen
 from trainers.errors import ConfigError, did_you_mean, listed, suggestion, validation_problem
@@ -139,8 +140,6 @@ class SpaceConfig(_Section):
     @classmethod
     def _ready_spaces_are_of_methods(cls, values: Any) -> Any:
         if isinstance(values, SearchSpace):  # from Python, in place of a section
-            if values.branches:
-                raise ValueError("a space with branches cannot be given; use `methods`")
             is_given = "initial_points" in values.model_fields_set  # an empty list is no points
             points = tuple(values.initial_points) if is_given else None
             return {"name": None, "parameters": values.parameters, "initial_points": points}
@@ -162,10 +161,10 @@ class SpaceConfig(_Section):
         return methods
 
 
-def resolve_space(
+def resolve_spaces(
     space: SpaceConfig, prior: PriorConfig, trial: TrialConfig, seed: int = 0
-) -> SearchSpace:
-    """The search space that the sections describe, with the points that are tried first.
+) -> Spaces:
+    """What the sections describe, with the points that are tried first.
 
     Args:
         seed: of the random points around the centre of the prior.
@@ -188,7 +187,7 @@ def resolve_space(
     }
     searched = {key: p for part in parts.values() for key, p in part.parameters.items()}
     check_searched("search.prior.center", prior.center, searched)
-    return parts.get(None) or SearchSpace(branches={str(m): part for m, part in parts.items()})
+    return parts
 
 
 def _part(

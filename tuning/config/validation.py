@@ -123,7 +123,7 @@ def first_rate(trial: TrialConfig) -> float:
 
 def rate_line(file: SearchFile, *, by_rule: bool) -> str | None:
     """Why the search begins at its learning rate, and where it looks; None if both were given."""
-    lr, parts = file.trial.optim.lr, file.search_space().parts().values()
+    lr, parts = file.trial.optim.lr, file.spaces.values()
     is_around = any(part.parameters.get(LR_KEY) == around(lr) for part in parts)
     if not by_rule and not is_around:
         return None
@@ -134,7 +134,7 @@ def rate_line(file: SearchFile, *, by_rule: bool) -> str | None:
 
 def _check_corners(file: SearchFile, check: Callable[[TrialConfig], object]) -> None:
     """Check trials that together reach every bound and every choice, and the first points."""
-    for method, part in file.search_space().parts().items():
+    for method, part in file.spaces.items():
         own = {} if method is None else {METHOD_KEY: method}
         for point in (*_corners(part), *part.initial_points):
             try:
@@ -164,7 +164,7 @@ def _of_the_space(
         return ConfigError(str(error), key="search.space.methods", hint=f"or remove {method!r}")
     if error.key is None or error.key not in point:
         return error
-    parameter = file.search_space().parts()[method].parameters[error.key]
+    parameter = file.spaces[method].parameters[error.key]
     hint = error.hint
     is_of_another = any(error.key in ready.parameters for ready in SPACES.values())
     if error.problem == "unknown key" and is_of_another:
@@ -191,7 +191,7 @@ def _check_shares(file: SearchFile) -> None:
     except ConfigError as error:
         where = f"trial.{error.key}"
         raise ConfigError(error.problem, key=where, value=error.value, hint=error.hint) from None
-    for method, part in file.search_space().parts().items():
+    for method, part in file.spaces.items():
         searched = part.parameters.get(key)
         sizes: Sequence[Any] = ()
         if isinstance(searched, Categorical):
@@ -208,7 +208,7 @@ def _check_shares(file: SearchFile) -> None:
 def check_settings(file: SearchFile) -> None:
     """The part of `check_search` that needs neither data nor models, which may be elsewhere."""
     trial, search = file.trial, file.search
-    searched = {key for part in file.search_space().parts().values() for key in part.parameters}
+    searched = {key for part in file.spaces.values() for key in part.parameters}
     for key in searched.intersection(FIXED):
         raise ConfigError("cannot be searched", key=f"search.space.parameters.{key}")
     _check_objective(file)

@@ -116,7 +116,7 @@ class Plan:
         search = self.file.search
         trial = self.file.trial
         trials = self.file.most_trials
-        least = LEAST_FINISHED * len(self.file.search_space().parts())
+        least = LEAST_FINISHED * len(self.file.spaces)
         references, full = len(search.references), min(least, trials)
         found = [self.price("all trials in full", trials + references)]
         if search.scheduler.name != "none" and full < trials:
@@ -160,7 +160,7 @@ class Plan:
         does, and adds the model.
         """
         file = self.file
-        domains, methods = len(file.trial.data.ood_domains), len(file.search_space().parts())
+        domains, methods = len(file.trial.data.ood_domains), len(file.spaces)
         chosen_by_rules = domains + methods + 2  # one domain left out each; ID and OOD accuracy
         first = 1
         chosen = file.search.checkpoints.keep_top + chosen_by_rules

@@ -8,7 +8,8 @@ from collections.abc import Callable, Iterable, Sequence
 from statistics import NormalDist
 from typing import Any, Final, TypeAlias
 
-from search_spaces import Float, SearchSpace
+from search_spaces import Float
+from search_spaces.space import Spaces
 from tuning.runs.records import METHOD_KEY, SearchRecord, TrialRecord, zero_shot_record
 
 QUANTILE: Final = NormalDist().inv_cdf(0.975)
@@ -184,11 +185,11 @@ def distances_to_ideal(points: Sequence[tuple[float, ...]]) -> list[float]:
     ]
 
 
-def on_bounds(space: SearchSpace, records: Iterable[TrialRecord]) -> list[str]:
+def on_bounds(spaces: Spaces, records: Iterable[TrialRecord]) -> list[str]:
     """A line for each end of a range on which three or more proposals of the sampler sit."""
     proposed = [r for r in records if r.kind == "trial" and not r.is_first_point]
     lines = []
-    for method, part in space.parts().items():
+    for method, part in spaces.items():
         own = [r.params for r in proposed if r.params.get(METHOD_KEY) == method]
         for key, parameter in part.parameters.items():
             if not isinstance(parameter, Float):

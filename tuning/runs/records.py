@@ -18,7 +18,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Final, Literal, TypeAlias
 
-from search_spaces.space import SearchSpace
+from search_spaces.space import Spaces
 from trainers.evaluation.metrics import MetricKey
 from trainers.overrides import METHOD_KEY as METHOD_KEY
 from tuning.config.objectives import Constraint, Mode, Objective
@@ -214,8 +214,8 @@ class SearchRecord:
     config: Mapping[str, object]
     """The resolved configuration file."""
     run_folder: Path
-    space: SearchSpace | None = None
-    """What is searched; None if nothing is, as in `confirm`."""
+    spaces: Spaces = field(default_factory=dict)
+    """What is searched; empty if nothing is, as in `confirm`."""
     constraints: tuple[Constraint, ...] = ()
     run_id: str = ""
     """Of the journal: identifies the run in MLflow and Optuna wherever its folder is moved."""

@@ -192,7 +192,7 @@ def search_record(
         zero_shot=zero_shot,
         config=file.summary(),
         run_folder=folder,
-        space=file.search_space(),
+        spaces=file.spaces,
         run_id=run_id,
         nll=nll_of(file.objectives),
         used_ood=used_ood,

@@ -81,8 +81,7 @@ def coordinates(search: SearchRecord, trials: Sequence[TrialRecord]) -> np.ndarr
 
     A range of the space is 0 to 1. A choice has a dimension for each of its values.
     """
-    parts = search.space.parts() if search.space else {}
-    part = parts.get(search.method(trials[0])) or parts.get(None)
+    part = search.spaces.get(search.method(trials[0])) or search.spaces.get(None)
     columns: list[list[float]] = []
     for key, parameter in part.parameters.items() if part else ():
         values = [record.params[key] for record in trials]

@@ -126,13 +126,12 @@ class DashboardView(View):
                 values = None
         params = {}
         distributions = {}
-        parts = search.space.parts() if search.space else {}
-        for method, space in parts.items():
+        for method, space in search.spaces.items():
             if record.params.get(METHOD_KEY) == method and is_inside(point_of(record), space):
                 params = dict(record.params)
                 distributions = space.distributions()
                 if method is not None:
-                    distributions[METHOD_KEY] = CategoricalDistribution(list(parts))
+                    distributions[METHOD_KEY] = CategoricalDistribution(list(search.spaces))
         curve = record.curve if len(search.objectives) == 1 else ()
         metric = search.objectives[0].metric
         metrics = record.metrics.items()

@@ -207,8 +207,7 @@ def _add_frontier(drawn: go.Figure, finished: Sequence[TrialRecord]) -> None:
 def _colours(search: SearchRecord, finished: Sequence[TrialRecord]) -> dict[str, Any]:
     """The colour of each trial by the weight of its regulariser, else its first number."""
     method = search.method(finished[0]) if finished else None
-    parts = search.space.parts() if search.space else {}
-    part = parts.get(method) or parts.get(None)
+    part = search.spaces.get(method) or search.spaces.get(None)
     numbers: dict[str, Distribution] = {}
     for key, of in part.parameters.items() if part else ():
         if not isinstance(of, Categorical) and len({r.params.get(key) for r in finished}) > 1:

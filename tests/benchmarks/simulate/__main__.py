@@ -70,7 +70,7 @@ def regrets(surface, name, distance, seed):
         parameters = surface.space.parameters
         points = prior_points(PriorConfig(), center, seed, parameters, {}, TrialConfig())
     space = surface.space.model_copy(update={"initial_points": points})
-    studies = create_studies(SEARCH, space, create_sampler(name, seed))
+    studies = create_studies(SEARCH, {None: space}, create_sampler(name, seed))
     studies.enqueue_first_points()
     rng = np.random.default_rng((seed, 1))
     truths, observed = [], []

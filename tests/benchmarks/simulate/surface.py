@@ -8,6 +8,7 @@ sign. The recorded point is one whose value on the surface is similar: trainings
 deviate far more than good ones, and to one side.
 """
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -37,7 +38,7 @@ def read_table(path: Path) -> tuple[SearchSpace, pd.DataFrame]:
     have the validation metrics of the last report, at the chosen point of their line.
     """
     schema = pq.read_schema(path)
-    space = SearchSpace.model_validate_json(schema.metadata[SPACE])
+    space = SearchSpace(parameters=json.loads(schema.metadata[SPACE])["parameters"])
     return space, without_collapse(pq.read_table(path).to_pandas())
 
 

@@ -28,7 +28,7 @@ def space(*methods):
     """Plain fine-tuning has a learning rate only; the others are equal but for their names."""
     own = {"optim.lr": LR, "method.reg_weight": WEIGHT}
     weighted = SearchSpace(parameters=own, initial_points=[{**FIRST, "method.reg_weight": 1.0}])
-    return SearchSpace(branches={m: ONE if m == "ft" else weighted for m in methods})
+    return {m: ONE if m == "ft" else weighted for m in methods}
 
 
 THREE = space("ft", "kd", "l2_sp")
@@ -216,7 +216,7 @@ def test_a_method_is_tuned_as_if_it_were_searched_alone(search, sampler, tmp_pat
             session.end(record.trial_id)
         return found
 
-    both = proposed(Session(search, SearchSpace(branches={"ft": ONE, "kd": ONE}), name=sampler), 60)
+    both = proposed(Session(search, {"ft": ONE, "kd": ONE}, name=sampler), 60)
     (tmp_path / "alone").mkdir()
     alone = fakes.search_record(tmp_path / "alone")
     assert proposed(Session(alone, ONE, name=sampler), 30)["kd"] == both["kd"]
@@ -232,7 +232,6 @@ def test_a_sampler_of_the_user_proposes_in_every_study(search):
             return 3e-4
 
     plain = SearchSpace(parameters={"optim.lr": LR})
-    spaces = SearchSpace(branches={"ft": plain, "kd": plain})
-    session = Session(search, spaces, sampler=Constant())
+    session = Session(search, {"ft": plain, "kd": plain}, sampler=Constant())
     assert [record.params["optim.lr"] for record in run(session, 2)] == [3e-4, 3e-4]
     assert session.studies.describe().startswith("Constant, optimises")

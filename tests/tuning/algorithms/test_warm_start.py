@@ -36,7 +36,7 @@ def warm(root, *runs, **changes):
     folder = runs[0].parent / "new"
     folder.mkdir(exist_ok=True)
     search = search_record(file, folder, ZERO_SHOT)
-    studies = create_studies(search, file.search_space(), file.search.sampler).studies
+    studies = create_studies(search, file.spaces, file.search.sampler).studies
     return studies, warm_start(studies, file, search, load_earlier(file))
 
 
@@ -72,7 +72,7 @@ def test_the_best_points_are_tried_first_also_of_data_that_are_gone(
 
 def test_what_lies_outside_of_the_space_is_left_out(images_root, earlier):
     records = [trial(0, 86.0, 62.0, lr=1e-3), trial(1, 85.0, 61.0, lr=1e-4)]
-    space = search_file(images_root).search_space().model_dump()["parameters"]
+    space = search_file(images_root).spaces[None].model_dump()["parameters"]
     narrow = {**space, LR: {**space[LR], "high": 5e-4}}
     write_run(earlier, search_file(images_root), records)
     (study,), _ = warm(images_root, earlier, search__space__parameters=narrow)

@@ -179,10 +179,10 @@ def test_control_refuses_what_is_wrong_and_writes_nothing(words, said, running):
 
 def test_control_enqueues_a_point_of_one_of_several_methods():
     space = load_config("quickstart", ["search.space={methods: [ft, l2_sp]}"], check=False)
-    found = point_of("method=ft,lr=1e-5", space.search_space())
+    found = point_of("method=ft,lr=1e-5", space.spaces)
     assert found == {"method.name": "ft", "optim.lr": 1e-5}
     with pytest.raises(ConfigError, match="known: ft, l2_sp"):
-        point_of("lr=1e-5", space.search_space())
+        point_of("lr=1e-5", space.spaces)
 
 
 def test_a_run_is_found_by_its_name(run, monkeypatch):
@@ -309,11 +309,11 @@ def test_the_learning_rate_and_its_range_follow_the_rule_where_none_is_given(
     done = invoke("search", file)
     (found,) = went_on
     assert found.trial.optim.lr == lr
-    part = found.search_space().parts()["lipsum_ft" if compared else None]
+    part = found.spaces["lipsum_ft" if compared else None]
     assert (part.parameters[LR_KEY].low, part.parameters[LR_KEY].high) == ends
     assert part.initial_points[0][LR_KEY] == lr
     if compared and not parameters:  # what starts at zero has a range of its own
-        assert found.search_space().parts()["lora"].parameters[LR_KEY].high == 1e-2
+        assert found.spaces["lora"].parameters[LR_KEY].high == 1e-2
     rule = "" if optim else ", the first learning rate of this model in 60 steps"
     decade = "" if parameters else "; searched a decade to both sides"
     line = f"Rate        optim.lr = {lr:g}{rule}{decade}\n"
@@ -322,7 +322,7 @@ def test_the_learning_rate_and_its_range_follow_the_rule_where_none_is_given(
     run = tmp_path / "runs" / "mine"
     run.mkdir(parents=True)
     write_config(run, found)
-    assert load_config(run / CONFIG_FILE).search_space() == found.search_space()
+    assert load_config(run / CONFIG_FILE).spaces == found.spaces
     assert earlier_run(load_config(file), run.parent) == run
 
 

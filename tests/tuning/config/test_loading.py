@@ -88,7 +88,7 @@ def test_overrides_reach_down_to_the_parameters(tmp_path):
 
     def parameter(change, key=LR):
         file = loaded(path, f"search.space.parameters={{{key}: {change}}}")
-        return file.search_space().parameters[key]
+        return file.spaces[None].parameters[key]
 
     assert parameter("{low: 1e-5}") == Float(low=1e-5, high=1e-4, log=True)
     assert parameter("{type: categorical, choices: [1, 2]}") == Categorical(choices=(1, 2))

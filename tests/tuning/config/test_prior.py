@@ -16,7 +16,7 @@ LR, WEIGHT, LENGTH = "optim.lr", "method.reg_weight", "method.text_length"
 def points(**changes):
     """The first points of a search over Lipsum-FT's space, with dotted keys, `__` for dots."""
     dotted = {key.replace("__", "."): value for key, value in changes.items()}
-    return SearchFile.model_validate(nest(dotted, {})).search_space().initial_points
+    return SearchFile.model_validate(nest(dotted, {})).spaces[None].initial_points
 
 
 def test_a_search_begins_at_the_trials_own_values():
@@ -88,11 +88,8 @@ def test_numbers_in_scientific_notation_need_no_point(tmp_path):
     # YAML 1.1 reads 1e-5, which has no point, as text.
     def first(text, *center):
         (tmp_path / "mine.yaml").write_text(f"search: {{space: {{parameters: {{{LR}: {text}}}}}}}")
-        return (
-            load_config(tmp_path / "mine.yaml", center, check=False)
-            .search_space()
-            .initial_points[0]
-        )
+        space = load_config(tmp_path / "mine.yaml", center, check=False).spaces[None]
+        return space.initial_points[0]
 
     choices = "{type: categorical, choices: [1e-6, 2e-5, 1E+2, 3e-5]}"
     assert first(choices)[LR] == 1e-6  # the nearest to the trial's 1e-5
@@ -102,13 +99,13 @@ def test_numbers_in_scientific_notation_need_no_point(tmp_path):
 
 def test_each_method_has_a_centre():
     own = {"kd": {"center": {LR: 2e-5, WEIGHT: 3.0}}}
-    space = SearchFile.model_validate(
+    spaces = SearchFile.model_validate(
         nest(
             {"search.prior.center": {LR: 4e-5}},
             {"search": {"space": {"methods": ["ft", "kd"], "by_method": own}}},
         )
-    ).search_space()
-    firsts = {method: branch.initial_points[0] for method, branch in space.branches.items()}
+    ).spaces
+    firsts = {method: space.initial_points[0] for method, space in spaces.items()}
     assert firsts == {"ft": {LR: 4e-5}, "kd": {LR: 2e-5, WEIGHT: 3.0}}
 
 

@@ -32,7 +32,7 @@ class Mine(Method):
 def space(changes=None, **keys):
     """That of a search over both methods, with keys of `search.space`, and others, dotted."""
     values = {"trial": {}, "search": {"space": {"methods": BOTH, **keys}}}
-    return SearchFile.model_validate(nest(changes or {}, values)).search_space()
+    return SearchFile.model_validate(nest(changes or {}, values)).spaces
 
 
 def test_all_becomes_the_list_of_methods():
@@ -44,19 +44,19 @@ def test_all_becomes_the_list_of_methods():
 def test_parameters_apply_to_methods_that_have_them():
     found = space(parameters={"optim.lr": TINY_LR, "method.text_length": {"high": 12}})
     for method in BOTH:
-        assert found.branches[method].parameters["optim.lr"] == Float.model_validate(TINY_LR)
-    length = found.branches["lipsum_ft"].parameters["method.text_length"]
+        assert found[method].parameters["optim.lr"] == Float.model_validate(TINY_LR)
+    length = found["lipsum_ft"].parameters["method.text_length"]
     assert length == Int(low=2, high=12, log=True)
-    assert found.branches["ft"].parameters.keys() == {"optim.lr"}
+    assert found["ft"].parameters.keys() == {"optim.lr"}
 
 
 def test_a_new_parameter_is_added_to_all_methods():
     decay = {"type": "float", "low": 0, "high": 0.1}
     found = space({"trial.optim.weight_decay": 0.05}, parameters={"optim.weight_decay": decay})
     for method in BOTH:
-        branch = found.branches[method]
-        assert branch.parameters.keys() - SPACES[method].parameters.keys() == {"optim.weight_decay"}
-        assert branch.initial_points[0]["optim.weight_decay"] == 0.05
+        added = found[method].parameters.keys() - SPACES[method].parameters.keys()
+        assert added == {"optim.weight_decay"}
+        assert found[method].initial_points[0]["optim.weight_decay"] == 0.05
 
 
 def test_by_method_wins_over_parameters_for_all():
@@ -67,8 +67,8 @@ def test_by_method_wins_over_parameters_for_all():
         parameters={"optim.lr": {"high": 1e-4}},
         by_method={"lipsum_ft": own, "kd": {"center": {"not.compared": 1}}},
     )
-    assert found.branches["ft"].parameters["optim.lr"] == Float(low=1e-6, high=1e-4, log=True)
-    of_lipsum = found.branches["lipsum_ft"]
+    assert found["ft"].parameters["optim.lr"] == Float(low=1e-6, high=1e-4, log=True)
+    of_lipsum = found["lipsum_ft"]
     assert of_lipsum.parameters["optim.lr"] == Float(low=1e-5, high=1e-4, log=True)
     # The base trial is another method's, so the value is the method's own default.
     assert of_lipsum.initial_points[0]["method.text_count"] == 80
@@ -80,9 +80,8 @@ def test_given_points_are_those_of_their_methods(rates):
     file = SearchFile.model_validate(
         {"search": {"space": {"methods": BOTH, "initial_points": points}}}
     )
-    branches = file.search_space().branches
-    assert branches["ft"].initial_points == [{"optim.lr": rate} for rate in rates]
-    assert branches["lipsum_ft"].initial_points == []
+    assert file.spaces["ft"].initial_points == [{"optim.lr": rate} for rate in rates]
+    assert file.spaces["lipsum_ft"].initial_points == []
 
 
 def test_a_method_without_a_search_space_is_not_compared(monkeypatch):
@@ -93,7 +92,7 @@ def test_a_method_without_a_search_space_is_not_compared(monkeypatch):
 
 def test_the_space_is_that_of_the_method_if_it_has_one(tmp_path):
     def keys(*overrides):
-        return load_config("quickstart", overrides, check=False).search_space().parameters.keys()
+        return load_config("quickstart", overrides, check=False).spaces[None].parameters.keys()
 
     assert keys("trial.method.name=kd") == {"method.reg_weight", "optim.lr"}
     assert keys("trial.method.name=kd", "search.space.name=null") == {"optim.lr"}
@@ -107,14 +106,14 @@ def test_a_wrong_space_of_a_plugin_is_named_with_its_file(use, tmp_path):
     plugin.write_text(PLUGIN)
     overrides = [f"plugins=[{plugin}]", "trial.method.name=mine", f"search.space={{{use}}}"]
     with pytest.raises(ConfigError, match=r"wrong_space\.py: .*parameters\.optim"):
-        load_config("quickstart", overrides, check=False).search_space()
-    load_config("quickstart", check=False).search_space()
+        assert load_config("quickstart", overrides, check=False).spaces
+    assert load_config("quickstart", check=False).spaces
 
 
 def test_methods_of_other_configurations_are_unknown(tmp_path):
     def methods(*overrides):
         file = load_config("quickstart", overrides, check=False)
-        file.search_space()
+        assert file.spaces
         return file.search.space.methods
 
     (tmp_path / "others.py").write_text(PLUGIN.replace("lowest", "low"))
@@ -142,29 +141,37 @@ def test_a_space_object_stands_in_place_of_a_named_space(points):
     given = {name: [{"optim.lr": rate} for rate in rates] for name, rates in points.items()}
     space = SearchSpace(parameters={"optim.lr": Float(low=1e-6, high=1e-3, log=True)}, **given)
     file = SearchFile.model_validate({"search": {"space": space}})
-    found = file.search_space()
+    found = file.spaces[None]
     if points:
         assert found == space
     else:  # those of the prior
         assert found.parameters == space.parameters
         assert len(found.initial_points) == 4
     # The run folder keeps it as text.
-    assert SearchFile.model_validate(file.model_dump(mode="json")).search_space() == found
+    assert SearchFile.model_validate(file.model_dump(mode="json")).spaces == file.spaces
 
 
 def test_only_changed_fields_of_a_parameter_are_recorded(path):
     keys = ["search.space.parameters={optim.lr: {low: 1e-5, high: 1e-4}}"]
     file = load_config(path, [*keys, "trial.method.name=lipsum_ft"])
     changed = {"optim.lr": Float(low=1e-5, high=1e-4, log=True)}
-    assert file.search_space().parameters == {**SPACES["lipsum_ft"].parameters, **changed}
+    assert file.spaces[None].parameters == {**SPACES["lipsum_ft"].parameters, **changed}
     recorded = file.model_dump(mode="json")
     assert recorded["search"]["space"]["parameters"] == {"optim.lr": {"low": 1e-5, "high": 1e-4}}
     assert SearchFile.model_validate(recorded) == file
 
 
+def test_the_order_of_methods_is_no_part_of_the_fingerprint():
+    def fingerprint(*methods):
+        file = SearchFile.model_validate({"search": {"space": {"methods": methods}}})
+        return file.fingerprints()["search.space"]
+
+    assert fingerprint("ft", "kd") == fingerprint("kd", "ft") != fingerprint("ft", "l2_sp")
+
+
 def test_the_space_is_resolved_once_and_again_for_a_copy(path):
     file = load_config(path, check=False)
-    assert file.search_space() is file.search_space()
+    assert file.spaces is file.spaces
     space = file.search.space.model_copy(update={"methods": ("ft",)})
     search = file.search.model_copy(update={"space": space})
-    assert list(file.model_copy(update={"search": search}).search_space().branches) == ["ft"]
+    assert list(file.model_copy(update={"search": search}).spaces) == ["ft"]

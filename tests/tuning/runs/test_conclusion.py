@@ -83,7 +83,7 @@ def test_a_lucky_best_trial_is_not_expected_again():
     ]
     best = max(records, key=lambda record: record.last("val/mean_acc"))
     lr = {"optim.lr": Float(low=1e-6, high=1e-3, log=True)}
-    search = replace(SEARCH, space=SearchSpace(parameters=lr))
+    search = replace(SEARCH, spaces={None: SearchSpace(parameters=lr)})
     expected, seen = expected_value(search, records), best.last("val/mean_acc")
     sentence = f"Its val/mean_acc of {seen:.3g} is partly luck: expect about {expected:.3g}"
     lines = conclusion(search, records).lines

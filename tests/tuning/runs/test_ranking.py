@@ -158,4 +158,4 @@ def test_a_range_on_whose_bound_several_proposals_sit_is_named(at_low, named):
     trials = [fakes.trial(n, params={"optim.lr": lr}) for n, lr in enumerate(lrs)]
     given = [fakes.trial(9, params={"optim.lr": 1e-3}, is_first_point=True)]
     line = f"optim.lr: 3 of {len(lrs)} proposals are at the lowest value, 1e-05"
-    assert on_bounds(space, trials + given) == ([line] if named else [])
+    assert on_bounds({None: space}, trials + given) == ([line] if named else [])

@@ -23,7 +23,7 @@ from tuning.runs.seed_noise import (
 
 LR = Float(low=1e-6, high=1e-2, log=True)
 SPACE = SearchSpace(parameters={"optim.lr": LR})
-SEARCH = replace(fakes.search_record(Path("run")), space=SPACE)
+SEARCH = replace(fakes.search_record(Path("run")), spaces={None: SPACE})
 
 
 def smooth(points):
@@ -111,7 +111,7 @@ def test_coordinates_are_those_of_the_space():
         fakes.trial(n, params=dict(zip(space.parameters, point, strict=True)))
         for n, point in enumerate(points)
     ]
-    found = coordinates(replace(SEARCH, space=space), of)  # equal values have no dimension
+    found = coordinates(replace(SEARCH, spaces={None: space}), of)  # equal values: no dimension
     assert found == pytest.approx(np.array([[0, 0, 1, 0], [0.5, 0.01, 0, 1], [1, 0.5, 0, 1]]))
 
 
@@ -130,7 +130,6 @@ def test_where_most_trials_collapsed_nothing_is_told():
 
 
 def test_the_method_of_the_best_trial_within_the_constraints_counts():
-    space = SearchSpace(branches={"ft": SPACE, "kd": SPACE})
     within = [replace(r, params={**r.params, "method.name": "ft"}) for r in trials([62.0, 63] * 6)]
     beyond = [
         fakes.trial(19 + n, 50.0, 90.0 + 3 * n, params={"method.name": "kd", "optim.lr": 1e-5})
@@ -140,7 +139,7 @@ def test_the_method_of_the_best_trial_within_the_constraints_counts():
         fakes.trial(29 + n, 81.0, 50.0, params={"method.name": "kd", "optim.lr": 1e-5})
         for n in range(6)
     ]
-    search = replace(SEARCH, space=space)
+    search = replace(SEARCH, spaces={"ft": SPACE, "kd": SPACE})
     line = parse_constraint("id_val/acc >= 80", search.zero_shot)
     search = replace(search, constraints=(line,))
     alone = expected_value(search, within)

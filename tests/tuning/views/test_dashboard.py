@@ -20,7 +20,7 @@ from tuning.runs.records import METHOD_KEY
 from tuning.views.dashboard import OPTUNA_FILE, DashboardView, open_storage
 
 SPACE = SearchSpace(parameters={"optim.lr": Float(low=1e-6, high=1e-2, log=True)})
-OTHER = SearchSpace(branches={"ft": SPACE, "kd": SPACE})
+OTHER = {"ft": SPACE, "kd": SPACE}
 BOTH = (Objective("id_val/acc"), Objective("ood_val/mean_acc"))
 
 
@@ -52,7 +52,7 @@ def opened(request, tmp_path):
 
 @pytest.fixture
 def search(tmp_path):
-    return fakes.search_record(tmp_path, run_id="1234", space=SPACE)
+    return fakes.search_record(tmp_path, run_id="1234", spaces={None: SPACE})
 
 
 def view(search, storage):
@@ -141,7 +141,7 @@ def test_all_methods_are_in_one_study(opened, search):
     kd = record(1, params={METHOD_KEY: "kd", "optim.lr": 1e-4})
     outside = record(2, params={METHOD_KEY: "ft", "optim.lr": 1.0})  # of an earlier space
     records = [record(0, params={METHOD_KEY: "ft", "optim.lr": 1e-5}), kd, outside]
-    write(view(replace(search, space=OTHER), opened()), *records)
+    write(view(replace(search, spaces=OTHER), opened()), *records)
     assert [trial.params for trial in study(opened()).trials] == [
         *(r.params for r in records[:2]),
         {},

@@ -22,7 +22,7 @@ SPACE = SearchSpace(
         "optim.lr": Float(low=1e-6, high=1e-3, log=True),
     }
 )
-SEARCH = fakes.search_record(Path("run"), space=SPACE)
+SEARCH = fakes.search_record(Path("run"), spaces={None: SPACE})
 
 
 def scattered(number):
@@ -154,7 +154,7 @@ def test_a_choice_of_many_is_left_out_of_importance():
         replace(trial, params={**trial.params, "data.texts": f"t{index % 16}"})
         for index, trial in enumerate(scattered(32))
     ]
-    figures = optuna_figures(replace(SEARCH, space=space), records)
+    figures = optuna_figures(replace(SEARCH, spaces={None: space}), records)
     (bar,) = figures["importance_ID"].data
     assert set(bar.y) == {"method.reg_weight", "optim.lr"}
 
