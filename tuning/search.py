@@ -30,7 +30,7 @@ from tuning.algorithms.samplers import LEAST_FINISHED, create_pruner
 from tuning.algorithms.studies import Studies, create_studies
 from tuning.algorithms.warm_start import Earlier, load_earlier, warm_start, warm_start_uses_ood
 from tuning.config.schema import SamplerConfig, SchedulerConfig, SearchConfig, SearchFile
-from tuning.config.validation import check_search, check_settings, load_config, load_recorded
+from tuning.config.validation import check_search, load_config, load_recorded
 from tuning.execution.ray_session import runs_folder
 from tuning.run import Run
 from tuning.runs.callbacks import Callback
@@ -200,11 +200,7 @@ def with_options(
         changes["study_storage"], storage = storage, None
     if changes:
         search = file.search.model_copy(update=changes)
-        file = file.model_copy(update={"search": search})
-        if space is None:
-            check_settings(file)
-        else:
-            file = check_search(file)
+        file = check_search(file.model_copy(update={"search": search}))
     return file, replace(options, sampler=sampler, storage=storage)
 
 
