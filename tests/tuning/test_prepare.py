@@ -2,6 +2,7 @@
 
 import fcntl
 import threading
+from typing import get_args
 
 import pytest
 import yaml
@@ -12,7 +13,7 @@ from tests.images import file_of
 from tests.tuning.result_tables import text_of
 from tests.waiting import wait_until
 from trainers.data.prepare import DomainReport, Report
-from trainers.data.sources import LAYOUTS, Source
+from trainers.data.sources import Layout, Source
 from trainers.errors import ConfigError
 from tuning.cli import app
 from tuning.prepare import render, sources_of
@@ -141,7 +142,7 @@ def test_the_help_lists_every_layout():
     text = " ".join(
         CliRunner().invoke(app, ["prepare", "--help"], terminal_width=300).output.split()
     )
-    assert all(f"{name}: " in text for name in LAYOUTS)
+    assert all(f" {name} " in text for name in get_args(Layout))
 
 
 def test_what_a_search_will_lack_is_said():

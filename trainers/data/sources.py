@@ -30,19 +30,7 @@ Layout = Literal[
     "folders", "parquet", "hub", "domainnet", "imagenet", "imagenet-v2", "imagenet-r", "imagenet-a",
     "imagenet-sketch",
 ]  # fmt: skip
-
-LAYOUTS: dict[Layout, str] = {
-    "folders": "class folders: [<domain>/][{train,val,test}/]<class>/*",
-    "parquet": "a folder of Parquet files as Hugging Face writes them",
-    "hub": "a data set of the Hugging Face hub, by name, or a copy of one in a folder",
-    "domainnet": "DomainNet: <domain>_{train,test}.txt beside the domains",
-    "imagenet": "ImageNet: {train,val}/<WordNet id>/*.JPEG",
-    "imagenet-v2": "ImageNet-V2: folders 0 to 999",
-    "imagenet-r": "ImageNet-R: folders of 200 WordNet ids",
-    "imagenet-a": "ImageNet-A: folders of 200 WordNet ids",
-    "imagenet-sketch": "ImageNet-Sketch: folders of WordNet ids",
-}
-"""Layouts by name, each with its folders and files."""
+"""How images are stored; `lipsum-tune prepare --help` describes each."""
 
 GENERAL = ("folders", "parquet", "hub")
 """Layouts of one's own data, of which a fifth becomes test if there is no test split."""

@@ -4,15 +4,26 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 import typer
 from rich.console import Console
-from typer.core import TyperCommand
 
 from tuning.cli.options import Config, Set, app, names
 
-_TREES = """\b
+_LAYOUTS = """\b
+Values of LAYOUT:
+  folders          class folders, see below
+  parquet          a folder of Parquet files as Hugging Face writes them
+  hub              a data set of the Hugging Face hub: its name, or a folder
+  domainnet        DomainNet: <domain>_{train,test}.txt beside the domains
+  imagenet         ImageNet: {train,val}/<WordNet id>/*.JPEG
+  imagenet-v2      ImageNet-V2: folders 0 to 999
+  imagenet-r       ImageNet-R: folders of 200 WordNet ids
+  imagenet-a       ImageNet-A: folders of 200 WordNet ids
+  imagenet-sketch  ImageNet-Sketch: folders of WordNet ids
+
+\b
 Trees of the layout `folders`:
   SOURCE/<domain>/<class>/*.jpg          with --id studio --ood street,sketch
   SOURCE/<domain>/<split>/<class>/*.jpg  the same; splits: train, val, test
@@ -21,18 +32,7 @@ Trees of the layout `folders`:
 Missing val and test splits come from train, by class, the same each time."""
 
 
-class _ListsLayouts(TyperCommand):
-    """A command whose help ends with the list of layouts, imported only for that."""
-
-    def format_help(self, ctx: Any, formatter: Any) -> None:
-        from trainers.data.sources import LAYOUTS
-
-        listed = (f"{name}: {description}" for name, description in LAYOUTS.items())
-        self.epilog = "\n\n".join(["Values of LAYOUT:", *listed, _TREES])
-        super().format_help(ctx, formatter)
-
-
-@app.command(cls=_ListsLayouts)
+@app.command(epilog=_LAYOUTS)
 def prepare(
     layout: Annotated[str, typer.Argument(help="How the images are stored: a layout's name.")],
     source: Annotated[

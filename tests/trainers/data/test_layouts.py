@@ -6,6 +6,7 @@ import shutil
 import socket
 from collections import Counter
 from itertools import product
+from typing import get_args
 
 import datasets
 import pyarrow as pa
@@ -19,8 +20,7 @@ from tests.trainers.data.layouts import LAYOUTS, write_table
 from trainers.data.dataset import ImageDataset
 from trainers.data.prepare import Options, prepare
 from trainers.data.published import wordnet_ids
-from trainers.data.sources import GENERAL, Source, open_domain
-from trainers.data.sources import LAYOUTS as DESCRIBED
+from trainers.data.sources import GENERAL, Layout, Source, open_domain
 from trainers.data.store import CACHE_VARIABLE, open_store
 from trainers.errors import ConfigError
 from tuning.prepare import sources_of
@@ -59,7 +59,7 @@ def images_of(root, domain):
 
 
 def test_every_layout_has_a_test():
-    assert set(LAYOUTS) - {"flat"} == {*DESCRIBED}
+    assert set(LAYOUTS) - {"flat"} == {*get_args(Layout)}
 
 
 def test_every_image_is_read_in_its_split_with_its_class(source, tmp_path):
