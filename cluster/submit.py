@@ -21,7 +21,7 @@ from trainers.errors import ConfigError
 from trainers.overrides import flat
 from trainers.redact import has_password, is_secret_name
 from tuning.config.loading import read_layers
-from tuning.config.validation import check_settings, load_config
+from tuning.config.validation import load_settings
 
 STOP_SECONDS: Final = 20
 """Time between SIGTERM and SIGKILL of a stopped job. Ray's 3 s are too few to save trials."""
@@ -64,8 +64,8 @@ def submit_search(
             problem = "it is not below the current directory, of which the job gets a copy"
             raise ConfigError(problem, source=config)
         config_there = Path(config).resolve().relative_to(Path.cwd()).as_posix()
+    load_settings(config, overrides)
     try:
-        check_settings(load_config(config, overrides, check=False))
         _check_paths(read_layers(config, overrides)[1])
     except ConfigError as error:
         raise error.within(config) from None

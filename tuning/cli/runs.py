@@ -322,9 +322,8 @@ def config(
 
         Console().print(configs_table())
     else:
-        from tuning.config.validation import check_settings, load_config, with_first_rate
+        from tuning.config.validation import load_settings, with_first_rate
 
-        file = load_config(config, set_ or (), check=False)
-        check_settings(file)
+        file = load_settings(config, set_ or ())
         file = file.model_copy(update={"trial": with_first_rate(file.trial)})
         print(yaml.safe_dump(file.model_dump(mode="json"), sort_keys=False, width=100), end="")

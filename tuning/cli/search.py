@@ -138,15 +138,14 @@ def plan(
 
     Example: lipsum-tune plan vit_b16 --on A100-80GB,L4
     """
-    from tuning.config.validation import check_settings, load_config
+    from tuning.config.validation import load_config, load_settings
 
     if on is None and (images or classes):
         raise ConfigError("is for --on", key="--images" if images else "--classes")
     if on is not None:
         if not names(on):
             raise ConfigError("names no GPU, such as L4", key="--on", value=on)
-        file = load_config(config, set_ or (), check=False)
-        check_settings(file)
+        file = load_settings(config, set_ or ())
         from tuning.planning.cards import plan_on
         from tuning.planning.cards import render as render_cards
 

@@ -42,8 +42,12 @@ def load_config(
     Raises:
         ConfigError: with one line for each mistake: file or `--set`, key, value and problem.
     """
-    source_of, values = read_layers(source, overrides)
-    return _validated(source_of, values, check)
+    return _validated(*read_layers(source, overrides), check_search if check else None)
+
+
+def load_settings(source: str | Path, overrides: Iterable[str] = ()) -> SearchFile:
+    """As `load_config`, checked without data and models, which may be elsewhere."""
+    return _validated(*read_layers(source, overrides), check_settings)
 
 
 def load_recorded(
@@ -59,18 +63,18 @@ def load_recorded(
     def skip(values: dict[str, Any]) -> None:
         unknown.update(drop_unknown(SearchFile, values))
 
-    source_of, values = read_layers(source, overrides, skip)
-    return _validated(source_of, values, check), unknown
+    layers = read_layers(source, overrides, skip)
+    return _validated(*layers, check_search if check else None), unknown
 
 
 def _validated(
-    source_of: Callable[[str | None], str], values: dict[str, Any], check: bool
+    source_of: Callable[[str | None], str],
+    values: dict[str, Any],
+    check: Callable[[SearchFile], SearchFile] | None,
 ) -> SearchFile:
     file = validate(SearchFile, values, source_of)
-    if not check:
-        return file
     try:
-        return check_search(file)
+        return file if check is None else check(file)
     except ConfigError as error:
         raise error.within(source_of(error.key)) from None
 
@@ -205,7 +209,7 @@ def _check_shares(file: SearchFile) -> None:
             raise ConfigError(problem, key=where, value=str(searched), hint=hint)
 
 
-def check_settings(file: SearchFile) -> None:
+def check_settings(file: SearchFile) -> SearchFile:
     """The part of `check_search` that needs neither data nor models, which may be elsewhere."""
     trial, search = file.trial, file.search
     searched = {key for part in file.spaces.values() for key in part.parameters}
@@ -233,6 +237,7 @@ def check_settings(file: SearchFile) -> None:
     if budget.trials < methods:
         problem = f"fewer than the {methods} of search.space.methods, which get as many trials each"
         raise ConfigError(problem, key="search.budget.trials", value=budget.trials)
+    return file
 
 
 def _check_objective(file: SearchFile) -> None:
