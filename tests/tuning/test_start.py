@@ -5,7 +5,6 @@ from pathlib import Path
 
 import pytest
 
-from search_spaces import Float
 from tests.tuning.execution.inline_tuner import without_ray
 from tests.tuning.execution.instant import instant_file, run_instantly
 from tests.tuning.run_folders import LR, search_file
@@ -57,9 +56,6 @@ def test_a_configuration_that_was_made_in_python_is_checked(images_root, tmp_pat
         run_search(copied)
     assert caught.value.key == "search.budget.gpu_hours"
     assert not (tmp_path / "small").exists()
-
-
-LRS = {LR: Float(low=1e-6, high=1e-3, log=True)}
 
 
 @pytest.mark.parametrize(
