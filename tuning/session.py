@@ -23,7 +23,7 @@ from tuning.driver import Driver
 from tuning.execution.ray_session import concurrent_trials, ray_session
 from tuning.execution.ray_watch import RayWatch, watched_ray
 from tuning.execution.slot import trainable
-from tuning.execution.trial_hardware import zero_shot_metrics
+from tuning.execution.trial_hardware import call_where_trials_run, zero_shot_metrics
 from tuning.execution.tune_adapter import run_trials
 from tuning.process import restored_process
 from tuning.runs.callbacks import Callback
@@ -82,12 +82,17 @@ class Session:
         are there."""
         if history.zero_shot is not None:
             return history.zero_shot
-        trial, resources = self.file.trial, self.file.search.resources
+        trial = self.file.trial
         # The cache of images may take hours for large data sets.
         what = f"evaluating {trial.model.name}, once the images are cached"
         show_phase(self.console, "Zero-shot", what)
-        found = zero_shot_metrics(
-            trial, resources, self.watch.call, here=self.is_own_ray, final_split=final_split
+        found = call_where_trials_run(
+            zero_shot_metrics,
+            trial,
+            final_split,
+            resources=self.file.search.resources,
+            call=self.watch.call,
+            here=self.is_own_ray,
         )
         self.journal.zero_shot(found)
         return found

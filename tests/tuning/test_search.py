@@ -23,7 +23,7 @@ from tuning.config.schema import ResourcesConfig
 from tuning.config.validation import load_config
 from tuning.execution.ray_session import concurrent_trials, ray_session
 from tuning.execution.ray_watch import RayWatch
-from tuning.execution.trial_hardware import zero_shot_metrics
+from tuning.execution.trial_hardware import call_where_trials_run, zero_shot_metrics
 from tuning.search import run_search
 
 pytestmark = pytest.mark.ray
@@ -116,11 +116,16 @@ def test_stopped_trials_leave_no_placement_group_and_no_cpu_behind():
     wait_until(is_free, 30)
 
 
+def evaluated(trial, here):
+    where = {"resources": ResourcesConfig(), "call": RayWatch({}).call, "here": here}
+    return call_where_trials_run(zero_shot_metrics, trial, None, **where)
+
+
 @pytest.mark.parametrize("here", [False, True])
 def test_a_mistake_that_an_evaluation_is_the_first_to_find_is_one_line_too(here, tmp_path):
     trial = TrialConfig.model_validate({"data": {"root": str(tmp_path)}})
     with pytest.raises(ConfigError) as caught:
-        zero_shot_metrics(trial, ResourcesConfig(), RayWatch({}).call, here=here)
+        evaluated(trial, here)
     assert type(caught.value) is ConfigError
     assert str(caught.value).startswith(f"{tmp_path}: it has no domain 'real'")
     assert "\n" not in str(caught.value)
@@ -128,10 +133,7 @@ def test_a_mistake_that_an_evaluation_is_the_first_to_find_is_one_line_too(here,
 
 def test_this_process_evaluates_the_zero_shot_model_as_a_worker_does(trial):
     threads = torch.get_num_threads()
-    in_worker, here = (
-        zero_shot_metrics(trial, ResourcesConfig(), RayWatch({}).call, here=h)
-        for h in (False, True)
-    )
+    in_worker, here = (evaluated(trial, here) for here in (False, True))
     assert in_worker == here
     assert torch.get_num_threads() == threads
 

@@ -54,21 +54,9 @@ def _on_its_device(function: Callable[..., T], arguments: tuple[Any, ...]) -> T:
 
 
 def zero_shot_metrics(
-    trial: TrialConfig,
-    resources: ResourcesConfig,
-    call: Callable[..., Any],
-    *,
-    here: bool = False,
-    final_split: str | None = None,
-) -> dict[str, float]:
-    """The metrics of a trial before its first step, on validation and on a final split."""
-    arguments = trial, final_split
-    return call_where_trials_run(_evaluate, *arguments, resources=resources, call=call, here=here)
-
-
-def _evaluate(
     trial: TrialConfig, final_split: str | None, *, device: torch.device
 ) -> dict[str, float]:
+    """The metrics of a trial before its first step, on validation and on a final split."""
     run = start(trial, device=device)
     metrics = evaluate_run(run, "val", load_split(trial, "val"))
     if final_split is not None:
