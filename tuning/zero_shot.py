@@ -55,11 +55,6 @@ class Row:
     """Accuracy to compare with; None if unknown."""
 
     @property
-    def error(self) -> float:
-        """Half the 95 % interval of `acc`, in points."""
-        return accuracy_margin(self.acc, self.images)
-
-    @property
     def agrees(self) -> bool | None:
         """Whether sampling and rounding explain the difference; None if nothing is expected."""
         if self.expected is None:
@@ -142,7 +137,7 @@ def zero_shot_table(rows: Sequence[Row], *, title: str, id_domain: str) -> Table
     lines: list[list[Cell]] = []
     for row in rows:
         name = f"{row.domain} (ID)" if row.domain == id_domain else row.domain
-        acc = f"{row.acc:.2f} ± {row.error:.2f}"
+        acc = f"{row.acc:.2f} ± {accuracy_margin(row.acc, row.images):.2f}"
         lines.append([name, f"{row.images:,}", f"{row.classes:,}", acc])
         if not compared:
             lines[-1] += [f"{row.nll:.3f}", f"{row.ece:.2f}"]
