@@ -45,16 +45,14 @@ from tuning.planning.plan import render as render_plan
 from tuning.prepare import render, sources_of
 from tuning.runs.conclusion import conclusion
 from tuning.runs.confirmation import FT, confirm_history
-from tuning.runs.model import models_tested
 from tuning.runs.resume import earlier_run, used_hours
 from tuning.runs.run_folder import load_run
 from tuning.search import search_or_resume
-from tuning.views.confirmation_table import confirmation_table, model_table
+from tuning.views.confirmation_table import confirmed_tables
 from tuning.views.formatting import format_hours, show_phase
 from tuning.views.leaderboard import SHOWN
 from tuning.views.leaderboard import report as leaderboard
 from tuning.views.page import REPORT_FILE, REPORT_FOLDER
-from tuning.views.result_table import fit_table
 from tuning.weights.export import ABOUT, export_weights
 from tuning.weights.sources import why_chosen
 from tuning.zero_shot import Row, measure, zero_shot_table
@@ -226,10 +224,8 @@ def auto(
         announce("5 Confirm", "confirm", run.name, *rules)
         confirmed = confirm(run, seeds=CONFIRM_SEEDS, rules=[RULE], again=again, address=address)
         loaded = load_run(run)
-        of_model = model_table(confirmed, models_tested(loaded.folder))
-        for each in (of_model, confirmation_table(confirmed)):
-            if each is not None:
-                console.print(fit_table(each, console.width, run.name))
+        for of_confirmation in confirmed_tables(confirmed, run, console.width):
+            console.print(of_confirmation)
         concluded = conclusion(loaded.search, loaded.history.records)
         has_ft = bool(confirmed.values(FT, search.objectives[0].metric))
         if confirmed.failed and not (concluded.seeds and has_ft):

@@ -196,23 +196,18 @@ def confirm(
     load_run(run)  # reports mistakes before torch and Ray are imported
     from tuning.confirmation.confirm import confirm as confirm_choices
     from tuning.runs.conclusion import conclusion
-    from tuning.runs.model import models_tested
-    from tuning.views.confirmation_table import confirmation_table, model_table
-    from tuning.views.result_table import fit_table
+    from tuning.views.confirmation_table import confirmed_tables
 
     with _stopped("the results so far are kept, and the same command goes on from them"):
         found = confirm_choices(
             run, top=top, seeds=seeds, rules=rule or (), again=again, address=address
         )
     console, loaded = Console(), load_run(run)
-    word = word_for(loaded.folder)
-    of_model = model_table(found, models_tested(loaded.folder))
-    for table in (of_model, confirmation_table(found)):
-        if table is not None:
-            console.print(fit_table(table, console.width, word))
+    for table in confirmed_tables(found, loaded.folder, console.width):
+        console.print(table)
     concluded = conclusion(loaded.search, loaded.history.records)
     show("Result", *concluded.lines)
-    _show_next(concluded, word)
+    _show_next(concluded, word_for(loaded.folder))
     if found.failed:
         raise typer.Exit(1)
 

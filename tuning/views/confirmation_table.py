@@ -8,22 +8,31 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Final
 
+from rich.table import Table
 from rich.text import Text
 
 from trainers.evaluation.metrics import ID, MEAN_OOD, MetricKey
 from tuning.runs.confirmation import END, FT, SPLIT, Confirmation, Estimate
-from tuning.runs.model import Finding, Model, coverage_in_words, findings
+from tuning.runs.model import Finding, Model, coverage_in_words, findings, models_tested
 from tuning.runs.records import METHOD_KEY, SECONDS, UNTUNED, ZERO_SHOT
 from tuning.runs.rules import BY_METHOD, chosen_with_ood, rules_of
+from tuning.runs.run_folder import word_for
 from tuning.views.formatting import format_params, format_seconds
-from tuning.views.result_table import Cell, ResultTable
+from tuning.views.result_table import Cell, ResultTable, fit_table
 
 _ID_ACC: Final = str(MetricKey(SPLIT, ID, "acc"))
 _OOD_MEAN_ACC: Final = str(MetricKey(SPLIT, MEAN_OOD, "acc"))
 _ID_ECE: Final = str(MetricKey(SPLIT, ID, "ece"))
 _OOD_MEAN_ECE: Final = str(MetricKey(SPLIT, MEAN_OOD, "ece"))
+
+
+def confirmed_tables(confirmation: Confirmation, run: Path, width: int) -> list[Table]:
+    """For a terminal of this width, the tables of the model, if one was built, and of settings."""
+    tables = model_table(confirmation, models_tested(run)), confirmation_table(confirmation)
+    return [fit_table(table, width, word_for(run)) for table in tables if table is not None]
 
 
 def confirmation_table(confirmation: Confirmation) -> ResultTable:
