@@ -189,7 +189,7 @@ def auto(
                 fewer = f"{trial.steps} in place of {longest.trial.steps}, to fit {option}"
                 show_phase(console, "Steps", fewer)
             values |= {"trial.steps": trial.steps, "trial.eval.every": trial.eval.every}
-            values |= {f"search.budget.{name}": getattr(budget, name) for name in ("trials", unit)}
+            values |= {f"search.budget.{key}": getattr(budget, key) for key in ("trials", unit)}
             # A rate counts if the user's own file gives it: a ready one's is for its own steps.
             of_user = flat(read_yaml(Path(base))) if is_users else {}
             by_rule = "trial.optim.lr" not in of_user

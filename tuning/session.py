@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from optuna.pruners import BasePruner
 from optuna.samplers import BaseSampler
@@ -35,6 +35,8 @@ from tuning.runs.records import SearchOutcome, SearchRecord, TrialRecord
 from tuning.runs.run_folder import TRAIN_FOLDER, checkpoint_root_of
 from tuning.views.formatting import show_phase
 from tuning.views.progress import ProgressCallback
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -86,16 +88,19 @@ class Session:
         # The cache of images may take hours for large data sets.
         what = f"evaluating {trial.model.name}, once the images are cached"
         show_phase(self.console, "Zero-shot", what)
-        found = call_where_trials_run(
-            zero_shot_metrics,
-            trial,
-            final_split,
+        found = self.call(zero_shot_metrics, trial, final_split)
+        self.journal.zero_shot(found)
+        return found
+
+    def call(self, function: Callable[..., T], *arguments: Any) -> T:
+        """The result of a function where trials run, see `call_where_trials_run`."""
+        return call_where_trials_run(
+            function,
+            *arguments,
             resources=self.file.search.resources,
             call=self.watch.call,
             here=self.is_own_ray,
         )
-        self.journal.zero_shot(found)
-        return found
 
     def run(
         self,

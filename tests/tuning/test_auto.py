@@ -185,7 +185,7 @@ def test_a_call_that_is_stopped_in_any_step_goes_on_there(monkeypatch):
         return call
 
     guessed = dict.fromkeys(METRICS[:3], 12.5)
-    monkeypatch.setattr("tuning.session.call_where_trials_run", lambda *_, **__: guessed)
+    monkeypatch.setattr("tuning.session.zero_shot_metrics", lambda *_, **__: guessed)
     later = ("plan_search", "search_or_resume", "confirm", "export_weights")
     for name in later:
         monkeypatch.setattr(module, name, counted(name, getattr(module, name)))

@@ -8,9 +8,9 @@ killed call begins again and finds the same. The model is in
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import replace
-from typing import Any, TypeVar
+from typing import Any
 
 from trainers.checkpoints.format import whole_header
 from trainers.config import TrialConfig
@@ -19,7 +19,6 @@ from trainers.errors import listed, storage_failures
 from trainers.evaluation.metrics import metric_names
 from trainers.ray_trainer import location
 from trainers.weights.means import Recipe, evaluation_config, greedy_soup, make_and_test
-from tuning.execution.trial_hardware import call_where_trials_run
 from tuning.runs.confirmation import SPLIT, TESTED, confirm_history, predictions_path, results_of
 from tuning.runs.model import (
     Candidate,
@@ -37,8 +36,6 @@ from tuning.runs.run_folder import RunFolder, config_of
 from tuning.session import Session
 from tuning.views.checkpoints import kept_checkpoint, kept_trials, remove_folder
 from tuning.views.formatting import show_phase
-
-T = TypeVar("T")
 
 
 def needs_model(run: RunFolder, again: bool) -> bool:
@@ -99,20 +96,11 @@ class ModelBuilder:
         self._session.journal.model(chosen_event(model, goal, candidates))
         self._test(model, recipe)
 
-    def _call(self, function: Callable[..., T], *arguments: Any) -> T:
-        return call_where_trials_run(
-            function,
-            *arguments,
-            resources=self._run.file.search.resources,
-            call=self._session.watch.call,
-            here=self._session.is_own_ray,
-        )
-
     def _test(self, model: Model, recipe: Recipe) -> None:
         show_phase(self._session.console, "Model", f"testing {model.made_of()}")
         folder = model_folder(self._run, model.number)
         target, metrics = location(folder), model.chosen.metrics
-        found, predictions = self._call(make_and_test, recipe, target, metrics, SPLIT)
+        found, predictions = self._session.call(make_and_test, recipe, target, metrics, SPLIT)
         path = predictions_path(self._run.folder, model.training)
         with open_store(path.parent).write(path.name) as file:
             file.write(predictions)
@@ -149,7 +137,7 @@ class ModelBuilder:
             return []
         config, *_ = kinds[0]
         folders = [location(folder) for one in used if (folder := self._kept(one.name))]
-        soup = self._call(greedy_soup, config, folders, used[0].metrics, goal.merit)
+        soup = self._session.call(greedy_soup, config, folders, used[0].metrics, goal.merit)
         trainings = tuple(used[index].trainings[0] for index in soup.used)
         return [Candidate("soup", "soup", soup.metrics, trainings)] if len(trainings) > 1 else []
 

@@ -111,7 +111,7 @@ def without_ray(mlflow=True, models=False, choose=None):
         "ray_session": lambda *_, **__: nullcontext(True),
         "watched_ray": lambda *_: nullcontext(watch),
         "concurrent_trials": lambda resources, **_: resources.max_concurrent or 1,
-        "call_where_trials_run": zero_shot,
+        "zero_shot_metrics": zero_shot,
         "restored_process": nullcontext,
         "run_trials": partial(run_inline, choose=choose),
     }
