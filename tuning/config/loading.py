@@ -14,7 +14,6 @@ from typing import Any
 
 from trainers.data.suite import resolve_suite
 from trainers.errors import ConfigError, nearest, shortened, suggestion
-from trainers.models.config import TINY_CLIP
 from trainers.overrides import flat, merge, nest
 from trainers.redact import WRITE_NAME, has_password
 from trainers.yaml_text import parse_yaml, read_yaml
@@ -77,8 +76,6 @@ def find_config(source: str | Path) -> Path:
     files = (file.name for file in path.parent.glob("*.yaml"))
     ready_ones = ready_configs()
     hint = nearest(path.name, [*files, *ready_ones]) or suggestion(str(source), ready_ones)
-    if path.name == TINY_CLIP:
-        hint = "the configuration of that model is `quickstart`"
     raise ConfigError("no such file or ready configuration", hint=hint, source=source)
 
 

@@ -364,7 +364,6 @@ def test_a_search_says_first_where_it_uses_ood_data(used, images_root, tmp_path)
 
 MISTAKES = [
     ("search no-such.yaml", "no-such.yaml: no such file"),
-    ("search tiny-clip", "the configuration of that model is `quickstart`"),
     ("plan quickstart --on ,", "--on = ',': names no GPU, such as L4"),
     ("plan quickstart --images 5", "--images: is for --on"),
     ("search bomb.yaml", "aliases repeat more than 10,000 values"),
