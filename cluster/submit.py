@@ -65,10 +65,7 @@ def submit_search(
             raise ConfigError(problem, source=config)
         config_there = Path(config).resolve().relative_to(Path.cwd()).as_posix()
     load_settings(config, overrides)
-    try:
-        _check_paths(read_layers(config, overrides)[1])
-    except ConfigError as error:
-        raise error.within(config) from None
+    _check_paths(config, read_layers(config, overrides)[1])
     search = ["python", "-m", "tuning", "search", config_there, "--resume"]
     search += [word for line in overrides for word in ("--set", line)]
     runtime_env = {"excludes": EXCLUDED, "env_vars": job_environment(environment, os.environ)}
@@ -97,7 +94,7 @@ def check_address(url: str, allow_remote: bool) -> None:
         raise ConfigError(risk, key=key, value=url, hint=f"{hint}--allow-remote")
 
 
-def _check_paths(values: Mapping[str, Any]) -> None:
+def _check_paths(config: str, values: Mapping[str, Any]) -> None:
     """Refuse what the job would look for in its temporary copy of the directory.
 
     Args:
@@ -114,7 +111,7 @@ def _check_paths(values: Mapping[str, Any]) -> None:
         if not is_elsewhere and not Path(path).expanduser().is_absolute():
             problem = "a job runs in a temporary copy of the working directory"
             hint = "give the absolute path or URL under which every node reaches it"
-            raise ConfigError(problem, key=key, value=path, hint=hint)
+            raise ConfigError(problem, key=key, value=path, hint=hint, source=config)
 
 
 def job_environment(names: Sequence[str], environment: Mapping[str, str]) -> dict[str, str]:
