@@ -9,8 +9,9 @@ import os
 import socket
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, closing, contextmanager, suppress
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -83,26 +84,22 @@ def ray_session(address: str | None = None, *, console: Console | None = None) -
                 problem = f"Ray did not start in time, twice: {first_line(error)}"
                 raise StorageFailed(f"{problem} This machine may be too busy") from error
             raise ConfigError(f"cannot connect to {where}: {error}") from error
-        leave = ray.shutdown
+        leave: Callable[[], object] = ray.shutdown
         try:
             yield not address
         except RayLost as lost:
             if lost.server == HEAD:
-                leave = _leave_without_head
+                leave = partial(atexit.register, _end_without_ray)
             raise
         finally:
             leave()
 
 
-def _leave_without_head() -> None:
-    """Let Python end without Ray 2.60, which hangs then, and ends the process with status 1."""
-
-    def leave() -> None:
-        sys.stdout.flush()
-        sys.stderr.flush()
-        os._exit(MAY_CONTINUE)
-
-    atexit.register(leave)
+def _end_without_ray() -> None:
+    """End this process. Ray 2.60 hangs at that without its head, and ends it with status 1."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(MAY_CONTINUE)
 
 
 def runs_folder(storage: str) -> Path:
