@@ -357,11 +357,11 @@ def fitting(plan: Plan, limit: float, spent: float = 0.0) -> Plan:
             return replace(plan, file=plan.file.model_copy(update={"search": search}))
     least = plan.price("", LEAST_TRIALS + len(file.search.references)).of(unit)
     needs = limit - left + least
-    kind = unit.replace("_", "-")
-    problem = f"{LEAST_TRIALS} trials of {steps // 4} steps and confirm need"
-    problem = f"{problem} {format_hours(needs)} {kind}"
-    hint = f"give --{kind} {format_hours(1.2 * needs)} or more"
-    raise ConfigError(problem, key=f"--{kind}", value=limit, hint=hint)
+    needed = f"{format_hours(needs)} {'hours' if unit == 'hours' else 'GPU-hours'}"
+    problem = f"{LEAST_TRIALS} trials of {steps // 4} steps and confirm need {needed}"
+    option = f"--{unit.replace('_', '-')}"
+    hint = f"give {option} {format_hours(1.2 * needs)} or more"
+    raise ConfigError(problem, key=option, value=limit, hint=hint)
 
 
 def _steps(steps: int) -> dict[str, int]:
