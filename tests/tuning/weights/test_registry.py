@@ -91,7 +91,7 @@ def test_a_registered_model_predicts_as_the_exported_one(real, tmp_path):
     views, _ = next(iter(images.eval_batches(model_input, 5)))
     logits = open_clip_logits(exported, normalise(views, model_input))
     expected = np.tile(logits.softmax(dim=-1).numpy(), (14, 1))
-    assert found.to_numpy() == pytest.approx(expected, abs=1e-6)
+    assert found.to_numpy() == pytest.approx(expected, abs=1e-5)  # in batches of another size
 
 
 @pytest.mark.nightly
