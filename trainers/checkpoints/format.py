@@ -76,8 +76,9 @@ class Header:
     @property
     def metrics(self) -> dict[str, float]:
         """Report on these weights; empty for those of a training without a report."""
-        report = self.reports[-1] if self.reports else {}
-        return {name: value for name, value in report.items() if name != "step"}
+        if not self.reports or self.reports[-1].get("step") != self.step:
+            return {}
+        return {name: value for name, value in self.reports[-1].items() if name != "step"}
 
 
 def read_header(folder: Path | Store) -> Header | None:
