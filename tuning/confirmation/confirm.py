@@ -183,8 +183,10 @@ def chosen(
         return tuple(found.values())
     if not any(r.kind == "trial" and r.outcome == "finished" for r in records):
         raise ConfigError("no finished trial to confirm", source=search.run_folder)
-    hint = "leave_one_domain_out needs two OOD domains, ood_val and pareto one, by_method two "
-    hint += "methods, and first a finished first trial that no sampler proposed"
+    hint = (
+        "leave_one_domain_out needs two OOD domains, ood_val and pareto need one, by_method needs "
+        "two methods, and first a finished first trial that no sampler proposed"
+    )
     asked = ", ".join(sorted(wanted))
     raise ConfigError("chooses no finished trial", key="--rule", value=asked, hint=hint)
 

@@ -96,7 +96,7 @@ def ray_session(address: str | None = None, *, console: Console | None = None) -
 
 
 def _end_without_ray() -> None:
-    """End this process. Ray 2.60 hangs at that without its head, and ends it with status 1."""
+    """End this process. Without its head, Ray 2.60 would hang here, then end with status 1."""
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(MAY_CONTINUE)

@@ -135,7 +135,7 @@ def test_rules_without_a_trial_are_named_with_what_they_need(tmp_path):
     with pytest.raises(ConfigError) as error:
         chosen(search, [fakes.trial(0)], rules=["by_method", "ood_val"])
     assert error.value.value == "by_method, ood_val"
-    assert "ood_val and pareto one, by_method two methods" in error.value.hint
+    assert "ood_val and pareto need one, by_method needs two methods" in error.value.hint
 
 
 def test_fresh_seeds_are_none_that_a_trial_used():
