@@ -133,6 +133,15 @@ def test_contributing_names_what_exists():
     assert [name for name in named if not any(f"/{name}" in path for path in tracked)] == []
 
 
+def test_each_decision_names_the_commit_where_it_ran():
+    rows = [line for line in DECISIONS.read_text("utf-8").splitlines() if line.startswith("| ")]
+    assert len(rows) > 40
+    for row in rows[1:]:
+        *cells, where = row.strip("| ").split(" | ")
+        assert len(cells) == 3, row
+        assert re.match(r"[0-9a-f]{8}, \S", where), row
+
+
 @pytest.mark.parametrize("page", sorted({*PAGES} - {DECISIONS}), ids=lambda p: p.name)
 def test_commands_within_the_text(page):
     text = BLOCK.sub("", page.read_text(encoding="utf-8"))

@@ -1,8 +1,17 @@
-"""The layers of encoders of every kind; `loop/test_rates.py` trains those of tiny-clip."""
+"""The layers of encoders, against open_clip's own way of locking the first of them."""
 
 import pytest
 
 from trainers.models.student import TextTower, layers_of
+
+
+@pytest.mark.parametrize("frozen", [0, 1, 2])
+def test_the_first_layers_are_those_that_open_clip_locks(frozen, tiny):
+    visual = tiny("clip").visual
+    visual.lock(unlocked_groups=2 + 2 - frozen)  # groups: embedding, 2 blocks, projection
+    trained = {name for name, p in visual.named_parameters() if p.requires_grad}
+    visual.requires_grad_(False)
+    assert trained == {name for name, layer in layers_of(visual).items() if layer >= frozen}
 
 
 @pytest.mark.parametrize(

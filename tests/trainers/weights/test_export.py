@@ -25,8 +25,10 @@ KINDS_AND_METHODS = [
     ("custom-text", "r_adapter"),
     ("timm", "ft"),
     ("coca", "flyp"),
+    ("coca", "lipsum_ft"),
     ("roberta", "lipsum_ft"),
     ("siglip", "lipsum_ft"),
+    ("siglip2", "lipsum_ft"),
     ("siglip2", "flyp"),
 ]
 

@@ -15,12 +15,19 @@ from trainers.evaluation.metrics import MEAN_ACC
 from trainers.fine_tune import fine_tune
 from trainers.loop.evaluate_run import evaluate_run
 from trainers.loop.state import load_split, start
+from trainers.methods.registry import METHODS
 from trainers.weights.means import (
     Recipe,
     evaluation_config,
     greedy_soup,
     make_and_test,
 )
+
+NAMES = [
+    n if n in ("ft", "lora", "flyp", "r_adapter") else pytest.param(n, marks=pytest.mark.nightly)
+    for n in sorted(METHODS)
+]
+"""Methods of each kind; all others at night."""
 
 
 @pytest.fixture(scope="module")
@@ -56,10 +63,10 @@ def weights_in(folder):
 
 
 def is_of_text(method):
-    return method in ("flyp", "r_adapter")
+    return method in ("flyp", "star_ft", "carot", "r_adapter")
 
 
-@pytest.mark.parametrize("method", ["ft", "lora", "flyp", "r_adapter"])
+@pytest.mark.parametrize("method", NAMES)
 def test_the_mean_of_equal_weights_has_the_figures_of_their_training(method, train):
     config, folder, metrics = train(method)
     evaluated = evaluation_config(config, trains_text=is_of_text(method))

@@ -92,7 +92,9 @@ def test_config_prints_what_load_config_reads(tmp_path):
     expected = load_config("quickstart", ["trial.steps=7"], check=False)
     assert load_config(tmp_path / "printed.yaml", check=False) == expected
     done = invoke("config", "quickstart", "--set", "search.objective.metric=val/mean_ac")
-    assert str(done.exception).startswith("--set: search.objective.metric = 'val/mean_ac': ")
+    said = str(done.exception)
+    assert said.startswith("--set: search.objective.metric = 'val/mean_ac': ")
+    assert "did you mean 'val/mean_acc'" in said
     listed = {line.split(" ")[0] for line in invoke("config").output.splitlines()}
     assert {*ready_configs()} <= listed
 

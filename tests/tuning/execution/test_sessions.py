@@ -29,12 +29,13 @@ from tests.tuning.execution.real_searches import outcomes
 from tests.tuning.execution.slot import BREAK, HOLD
 from tests.tuning.run_folders import LR, WEIGHT, trial, write_run
 from tests.waiting import wait_until
+from tuning.algorithms.budget import Budget
 from tuning.algorithms.studies import TRIAL_ID
 from tuning.algorithms.warm_start import load_earlier, warm_start_uses_ood
 from tuning.config.validation import load_config
 from tuning.run import load_run
 from tuning.runs.callbacks import Callback
-from tuning.runs.history import JOURNAL_FILE
+from tuning.runs.history import JOURNAL_FILE, read_history
 from tuning.runs.run_folder import CONFIG_FILE
 from tuning.views.mlflow.client import TrackingError, tracking_uri
 
@@ -284,3 +285,17 @@ def test_a_pruner_of_the_user_stops_trials_once_six_have_finished(images_root, t
     reasons = {record.reason for record in found.history.records}
     assert reasons == {"", "pruned by SuccessiveHalvingPruner"}
     assert ", once 6 trials have finished\n" in console.file.getvalue()
+
+
+@pytest.mark.usefixtures("inline")
+def test_an_error_of_the_budget_ends_the_search(images_root, tmp_path, monkeypatch):
+    def broken(*_):
+        raise ZeroDivisionError("in the budget")
+
+    monkeypatch.setattr(Budget, "trial_ended", broken)
+    file = instant_file(images_root, tmp_path / "runs", search__budget__trials=6)
+    with pytest.raises(ZeroDivisionError, match="in the budget"):
+        run_instantly(file)
+    history = read_history(tmp_path / "runs" / file.search.name)
+    assert history.outcome == "failed"
+    assert len(history.records) == 1

@@ -78,9 +78,12 @@ def test_a_model_is_covered(seeds, model):
     for _ in range(5000):
         right, of_new_seeds, own = next(draw(rng, 300, seeds + 1, deviation=3.0))
         ours, its = right[model, :1], right[1, 1 - model :]
+        fixed = right[1 - model, :1]  # of another model with given weights, as the zero-shot one
         gaps = 100 * (ours.mean() - its.mean(axis=1))
+        to_fixed = 100 * (ours.mean() - fixed.mean())
         held = [
             (over_images(100 * ours.mean(), [(100.0, ours)]), own[model, 0]),
+            (over_images(to_fixed, [(100.0, ours - fixed)]), own[model, 0] - own[1 - model, 0]),
             (estimate(gaps.tolist(), [(100.0, ours - its)]), own[model, 0] - of_new_seeds[1]),
         ]
         covered.append([one.low <= truth <= one.high for one, truth in held])

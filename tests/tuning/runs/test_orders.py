@@ -4,18 +4,25 @@ import json
 from contextlib import closing
 
 import pytest
+from typer.testing import CliRunner
 
 from tests.tuning.execution import instant
 from tests.tuning.execution.inline_tuner import killed_at_write, without_ray
 from tests.tuning.execution.instant import (
     instant_file,
+    num_reports,
     resume_instantly,
     run_instantly,
+    start,
+    write_instant,
 )
+from tests.tuning.execution.slot import HOLD
 from tests.tuning.run_folders import LR, WEIGHT
+from tests.waiting import wait_until
+from tuning.cli import app
 from tuning.runs.history import read_history
 from tuning.runs.journal import Journal
-from tuning.runs.orders import CONTROL_FOLDER, send
+from tuning.runs.orders import CONTROL_FOLDER, recorded_orders, send
 
 POINT = {LR: 3e-4, WEIGHT: 2.0}
 NO_ORDERS = [
@@ -125,3 +132,29 @@ def test_no_order_is_lost_or_followed_twice_over_a_kill(searching):
             assert search.trials[0].outcome == "pruned"
             assert len(search.trials) == 4
     assert kills > 2
+
+
+@pytest.mark.nightly
+@pytest.mark.usefixtures("local_ray")
+def test_the_command_steers_a_search_on_a_real_ray(images_root, tmp_path):
+    folder = tmp_path / "small"
+    file = instant_file(images_root, tmp_path, search__budget__trials=1000)
+    (tmp_path / HOLD).touch()
+
+    def control(*words):
+        before = len(recorded_orders(read_history(folder)))
+        done = CliRunner().invoke(app, ["control", str(folder), *words])
+        assert done.exit_code == 0, done.output
+        wait_until(lambda: len(recorded_orders(read_history(folder))) > before)
+
+    with start(write_instant(tmp_path / "config", file), tmp_path / "log") as driver:
+        wait_until(lambda: num_reports(folder) == 1)
+        control("--stop", "0")
+        control("--enqueue", "lr=3e-4,reg_weight=2")
+        (tmp_path / HOLD).unlink()
+        wait_until(lambda: num_reports(folder) > 5)
+        control("--end")
+        assert driver.wait() == 0
+    records = read_history(folder).records
+    assert (records[0].outcome, records[1].params) == ("pruned", POINT)
+    assert 2 < len(records) < 1000

@@ -130,6 +130,7 @@ def snippet_of(card):
     ("kind", "changes"),
     [
         ("tiny-clip", {"data.crop_pct": 0.5, "eval.line": 0.4}),
+        ("roberta", {}),
         ("siglip", {"method.name": "lipsum_ft"}),
     ],
 )
