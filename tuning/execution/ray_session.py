@@ -23,7 +23,7 @@ from trainers.folders import temporary_folder
 from trainers.ray_trainer import WORKER_ENVIRONMENT
 from tuning.config.schema import ResourcesConfig
 from tuning.execution.cluster_resources import check_fits, fitting_trials
-from tuning.execution.ray_watch import HEAD, RayLost
+from tuning.execution.ray_watch import RayLost
 from tuning.execution.ray_workarounds import check_internals, is_timeout, loopback_only
 from tuning.process import GC_THRESHOLD, environment_variables
 from tuning.runs.run_folder import job_runs
@@ -87,16 +87,19 @@ def ray_session(address: str | None = None, *, console: Console | None = None) -
         leave: Callable[[], object] = ray.shutdown
         try:
             yield not address
-        except RayLost as lost:
-            if lost.server == HEAD:
-                leave = partial(atexit.register, _end_without_ray)
+        except RayLost:
+            leave = partial(atexit.register, _end_without_ray)
             raise
         finally:
             leave()
 
 
 def _end_without_ray() -> None:
-    """End this process. Without its head, Ray 2.60 would hang here, then end with status 1."""
+    """End this process without Ray 2.60, which would end it with status 1.
+
+    Without its head, it hangs first. Without its raylet, a call that still waits for it may end the
+    process during a shutdown.
+    """
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(MAY_CONTINUE)

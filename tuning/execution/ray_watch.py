@@ -26,15 +26,10 @@ CHECK_S, CHECKS = 2.0, 5
 CONNECT_S = 5.0
 STOP_S = 2.0
 """Time that an interrupted call has to end. `ray job stop` kills the process a second later."""
-HEAD = "head"
 
 
 class RayLost(StorageFailed):
     """The head or the raylet of this machine is gone. Another Ray can go on with the work."""
-
-    def __init__(self, server: str, problem: str) -> None:
-        super().__init__(f"Ray's {server} {problem}")
-        self.server = server
 
 
 @dataclass
@@ -54,7 +49,7 @@ class RayWatch:
             try:
                 socket.create_connection((host, port), timeout=CONNECT_S).close()
             except OSError as error:
-                raise RayLost(name, f"at {host}:{port} is gone ({error})") from None
+                raise RayLost(f"Ray's {name} at {host}:{port} is gone ({error})") from None
 
     def run(self) -> None:
         """Check until the end of the work, or until Ray is lost."""
@@ -114,4 +109,4 @@ def _servers() -> dict[str, tuple[str, int]]:
     host, _, port = context.gcs_address.rpartition(":")
     node: dict[str, Any] = next(n for n in ray.nodes() if n["NodeID"] == context.get_node_id())
     raylet = node["NodeManagerAddress"], node["NodeManagerPort"]
-    return {HEAD: (host.strip("[]"), int(port)), "raylet": raylet}
+    return {"head": (host.strip("[]"), int(port)), "raylet": raylet}
