@@ -45,8 +45,8 @@ BLOCK = re.compile(
     r"^(?P<fence>```+)(?P<language>\w*)\n(?P<code>.*?)^(?P=fence)$",
     re.MULTILINE | re.DOTALL,
 )
-RANDOM_ID = re.compile(r"\b[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
-"""Of an element with a figure."""
+FIGURE = re.compile(r"<div.*</script>.*</div>(?=<pre>)", re.DOTALL)
+"""What Plotly puts before a leaderboard."""
 COMMANDS = get_command(app).commands
 INSTANT = {"config"}
 MAKE = set(re.findall(r"^([\w-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
@@ -185,11 +185,7 @@ def executed_notebook(folder):
             if isinstance(shown, Figure):  # GitHub shows none of Plotly
                 continue
             show = getattr(shown, "_repr_html_", None)
-            data = (
-                {"text/html": RANDOM_ID.sub("figure", show())}
-                if show
-                else {"text/plain": repr(shown)}
-            )
+            data = {"text/html": FIGURE.sub("", show())} if show else {"text/plain": repr(shown)}
             output = {"output_type": "execute_result", "execution_count": number}
             cell["outputs"] = [{**output, "data": data, "metadata": {}}]
     return notebook
