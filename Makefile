@@ -3,9 +3,10 @@
 # make test-ray       searches on a real Ray of this machine
 # make test-gpu       what only a GPU can show
 # make test-cluster   killed nodes, processes and jobs, full disks; needs root
-# make nightly        all other tests, test-random, test-lowest, dist and what needs PostgreSQL, Slurm, Chromium or C++
+# make nightly        all other tests, test-random, test-lowest, test-newest, dist and what needs PostgreSQL, Slurm, Chromium or C++
 # make test-random    fast tests in random order
 # make test-lowest    fast tests with the lowest versions that pyproject.toml allows
+# make test-newest    fast and ray tests with the newest versions that it allows
 # make docs           the documentation as a site in site/, without warnings
 # make dist           wheel and source archive in dist/, and a try of the wheel on its own
 # make lint           ruff and mypy
@@ -25,7 +26,7 @@ pip-settings = $(1)/python -m pip config list | sed -nE "s/\\\\n/ /g; \
 # As pip, take the highest version of all indexes, also of PyPI and one that has PyTorch's wheels.
 export UV_INDEX_STRATEGY ?= unsafe-best-match
 
-.PHONY: quickstart test test-ray test-gpu test-cluster test-nightly test-random nightly test-lowest docs dist lint lock clean
+.PHONY: quickstart test test-ray test-gpu test-cluster test-nightly test-random nightly test-lowest test-newest docs dist lint lock clean
 
 quickstart: $(VENV)/.plain
 	$(BIN)/lipsum-tune search quickstart
@@ -51,22 +52,26 @@ test-random: $(VENV)/.dev
 
 nightly: test-nightly test-random dist
 	$(MAKE) test-lowest KEEP="torch torchvision"
+	$(MAKE) test-newest KEEP="torch torchvision"
 
-# Lowest versions. With KEEP="torch torchvision", these two have the versions of $(VENV): on Linux,
-# PyPI's wheels of PyTorch come with 8 GB of CUDA.
-LOWEST := .venv-lowest
-test-lowest: $(if $(KEEP),$(VENV)/.dev)
-	test -x $(LOWEST)/bin/uv || $(PYTHON) -m venv $(LOWEST)
-	$(LOWEST)/bin/python -m pip install --quiet uv
+# Other versions than those of constraints.txt. With KEEP="torch torchvision", these two have the
+# versions of $(VENV): on Linux, PyPI's wheels of PyTorch come with 8 GB of CUDA.
+test-lowest: RESOLUTION := lowest-direct
+test-lowest: TESTS := not ray and not cluster and not nightly
+test-newest: RESOLUTION := highest
+test-newest: TESTS := not cluster and not nightly and not gpu
+test-lowest test-newest: test-%: $(if $(KEEP),$(VENV)/.dev)
+	test -x .venv-$*/bin/uv || $(PYTHON) -m venv .venv-$*
+	.venv-$*/bin/python -m pip install --quiet uv
 	for name in $(KEEP); do $(BIN)/python -m pip list --format=freeze | grep "^$$name=="; done \
-		> $(LOWEST)/kept.txt
-	$(call pip-settings,$(LOWEST)/bin) | $(LOWEST)/bin/uv pip compile --quiet --upgrade \
-		--resolution lowest-direct --extra test pyproject.toml - --override $(LOWEST)/kept.txt \
-		--python $(LOWEST)/bin/python --output-file $(LOWEST)/requirements.txt
-	$(call pip-settings,$(LOWEST)/bin) | $(LOWEST)/bin/uv pip install --quiet --requirements - \
-		--python $(LOWEST)/bin/python --requirements $(LOWEST)/requirements.txt
-	$(LOWEST)/bin/uv pip install --quiet --python $(LOWEST)/bin/python --no-deps --editable .
-	$(LOWEST)/bin/python -m pytest $(PARALLEL) -m "not ray and not cluster and not nightly"
+		> .venv-$*/kept.txt
+	$(call pip-settings,.venv-$*/bin) | .venv-$*/bin/uv pip compile --quiet --upgrade \
+		--resolution $(RESOLUTION) --extra test pyproject.toml - --override .venv-$*/kept.txt \
+		--python .venv-$*/bin/python --output-file .venv-$*/requirements.txt
+	$(call pip-settings,.venv-$*/bin) | .venv-$*/bin/uv pip install --quiet --requirements - \
+		--python .venv-$*/bin/python --requirements .venv-$*/requirements.txt
+	.venv-$*/bin/uv pip install --quiet --python .venv-$*/bin/python --no-deps --editable .
+	.venv-$*/bin/python -m pytest $(PARALLEL) -m "$(TESTS)"
 
 docs: $(VENV)/.docs
 	$(BIN)/python -m docs.build
@@ -94,7 +99,7 @@ lint: $(VENV)/.dev
 	$(BIN)/lint-imports
 
 clean:
-	rm -rf $(VENV) $(LOWEST) $(WHEEL) .cache build dist site *.egg-info
+	rm -rf $(VENV) .venv-lowest .venv-newest $(WHEEL) .cache build dist site *.egg-info
 
 # PyTorch is left to the settings of pip or uv, and so is what its wheels for CUDA bring along.
 lock: $(BIN)/uv

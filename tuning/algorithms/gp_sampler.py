@@ -27,7 +27,7 @@ _ANYWHERE_EVERY: Final = 4
 class RobustGPSampler(GPSampler):
     """Optuna's Gaussian process, which also learns from pruned, failed and bad trials.
 
-    The GPSampler of Optuna 5.0 sees complete trials only, so it would propose a point again that
+    The GPSampler of Optuna 5 sees complete trials only, so it would propose a point again that
     was pruned or failed a moment before. Here a pruned trial has the value that `final_values`
     expects, and a failed one, such as one whose loss diverged, the worst value of the others.
 
@@ -109,7 +109,7 @@ class RobustGPSampler(GPSampler):
     ) -> np.ndarray:
         """Optimise within the region alone.
 
-        Optuna 5.0 starts at the best of all trials, which may lie outside where the space of a
+        Optuna 5 starts at the best of all trials, which may lie outside where the space of a
         proposal is a part of the whole one.
         """
         if best_params is not None:
