@@ -6,7 +6,7 @@ its own and sets `requires_grad`.
 
 import copy
 from functools import cached_property
-from typing import NamedTuple, cast
+from typing import NamedTuple, Self, cast
 
 import torch
 from open_clip.timm_model import TimmModel
@@ -67,7 +67,7 @@ class Student(nn.Module):
     the logit scale stays as it was. With one (`text`), the loss compares images with texts, and the
     head is made of the class prompts for each evaluation (`trainers.models.text_head.heads_of`).
 
-    The encoders stay in the zero-shot model's evaluation mode while they train. A ResNet's running
+    It stays in evaluation mode while it trains, whoever calls `train()`. A ResNet's running
     statistics stay the pre-trained ones: those of a worker's share of a batch would differ between
     workers, and the features would leave the zero-shot model's before the first step. Dropout,
     patch dropout and stochastic depth of pre-training are off: the regularisers compare features
@@ -119,6 +119,10 @@ class Student(nn.Module):
             last = max(layers.values(), default=0)
             found |= {f"{tower}.{name}": last - layer for name, layer in layers.items()}
         return found
+
+    def train(self, mode: bool = True) -> Self:
+        """Stay in evaluation mode, whatever `mode` is."""
+        return super().train(False)
 
     @cached_property
     def trained(self) -> dict[str, nn.Parameter]:

@@ -71,7 +71,7 @@ def test_a_step_reaches_every_trained_parameter_and_no_other(zero_shot, method):
 @pytest.mark.parametrize("kind", ["resnet", "timm"])
 def test_training_leaves_running_statistics_as_they_were(kind, tmp_path):
     zero_shot = load_zero_shot(random_model(tmp_path, kind), PROMPTS)
-    student = student_of(zero_shot)
+    student = student_of(zero_shot).eval().train()
     before = {name: buffer.clone() for name, buffer in student.named_buffers()}
     assert any("running_mean" in name for name in before)
     step(student, zero_shot, METHODS[0])
@@ -85,7 +85,7 @@ def test_training_leaves_running_statistics_as_they_were(kind, tmp_path):
 
 def test_training_draws_no_random_numbers_of_its_own(tmp_path):
     zero_shot = load_zero_shot(random_model(tmp_path, "patch-dropout"), PROMPTS)
-    student = student_of(zero_shot)
+    student = student_of(zero_shot).train()
     state = torch.get_rng_state()
     first, again = (student(images(zero_shot)).features for _ in range(2))
     assert torch.equal(first, again)
