@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self, TypeAlias
@@ -151,10 +152,15 @@ class DataConfig(Frozen):
         """Processes that decode the images of this worker, see `workers`."""
         if self.workers != "auto":
             return self.workers
-        import torch
+        if not on_gpu:
+            return 0
+        if "LOCAL_WORLD_SIZE" in os.environ:  # torchrun's, whose processes have one thread each
+            cores = len(os.sched_getaffinity(0)) // int(os.environ["LOCAL_WORLD_SIZE"])
+        else:  # Ray sets the number of threads to that of the worker's CPUs
+            import torch
 
-        # Ray sets the number of threads to that of the worker's CPUs.
-        return min(MOST_LOADERS, torch.get_num_threads()) if on_gpu else 0
+            cores = torch.get_num_threads()
+        return max(1, min(MOST_LOADERS, cores))
 
     @property
     def domains(self) -> tuple[str, ...]:

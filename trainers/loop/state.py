@@ -83,9 +83,15 @@ class TrainState:
 
 def start(config: TrialConfig, *, device: torch.device | str | None = None) -> TrainState:
     """The state before the first step; `evaluate_run` then measures the zero-shot model."""
-    # `torchrun` starts a process for each GPU of a machine, of which it may see its own alone.
-    gpu = f"cuda:{int(os.environ.get('LOCAL_RANK', 0)) % max(1, torch.cuda.device_count())}"
-    where = torch.device(device or (gpu if torch.cuda.is_available() else "cpu"))
+    if device is None and torch.cuda.is_available():
+        # `torchrun` starts a process for each GPU of a machine, of which it may see its own alone.
+        index = int(os.environ.get("LOCAL_RANK", 0)) % max(1, torch.cuda.device_count())
+        torch.cuda.set_device(index)  # page-locked memory belongs to the current one
+        device = torch.device("cuda", index)
+    where = torch.device(device or "cpu")
+    # A setting of the process, which an earlier run may have changed. Heads are shared by runs of
+    # all precisions, so they are made of exact products.
+    torch.set_float32_matmul_precision("highest")
     names = id_classes(config.data)
     config.method.check(config.model)
     zero_shot = load_zero_shot(config.model, config.data.rules.prompts(names), where)

@@ -108,8 +108,9 @@ class ZeroShotFeatures:
         def classify(views: Tensor) -> Tensor:
             nonlocal done
             rows = features[done : done + len(views)]
-            done += len(views)
-            return self._zero_shot.logits(rows.to(self._zero_shot.device))
+            logits = self._zero_shot.logits(rows.to(self._zero_shot.device))
+            done += len(views)  # without memory for the logits, smaller batches follow
+            return logits
 
         return classify
 

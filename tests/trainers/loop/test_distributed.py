@@ -66,11 +66,23 @@ def test_a_process_of_torchrun_takes_the_gpu_of_its_rank(rank, visible, device, 
     monkeypatch.delenv("LOCAL_RANK", raising=False)
     if rank:
         monkeypatch.setenv("LOCAL_RANK", rank)
-    asked = []
+    asked, current = [], []
+    monkeypatch.setattr("torch.cuda.set_device", current.append)
     monkeypatch.setattr(state, "load_zero_shot", lambda *given: asked.extend(given) or 1 / 0)
     with pytest.raises(ZeroDivisionError):
         start(trial)
     assert asked[-1] == torch.device(device)
+    assert current == [torch.device(device).index]
+
+
+@pytest.mark.parametrize(("processes", "loaders"), [(1, 12), (4, 3), (16, 1)])
+def test_processes_of_torchrun_share_the_cores_for_loaders(
+    processes, loaders, trial, monkeypatch
+):
+    """Each has one thread of PyTorch."""
+    monkeypatch.setattr("os.sched_getaffinity", lambda process: range(12))
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", str(processes))
+    assert trial.data.loader_processes(on_gpu=True) == loaders
 
 
 def test_a_batch_that_workers_cannot_share_evenly_is_refused(trial, two_workers):

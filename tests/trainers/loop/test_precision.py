@@ -8,11 +8,12 @@ from tests.trainers.curves import short, untimed
 from trainers import fine_tune as loop
 from trainers.errors import TrainingDiverged
 from trainers.fine_tune import fine_tune, training_batches
-from trainers.loop import timing
+from trainers.loop import state, timing
 from trainers.loop.precision import Precision
 from trainers.loop.state import open_images, start
 from trainers.loop.step import Stepper
 from trainers.methods.ft import FineTuning
+from trainers.models.zero_shot import load_zero_shot
 from trainers.process_state import restored_state
 
 CPU = torch.device("cpu")
@@ -44,12 +45,20 @@ def test_matrix_products_without_a_gpu_have_the_precision(name, dtype):
         assert (torch.ones(2, 2) @ torch.ones(2, 2)).dtype == dtype
 
 
-def test_tf32_is_that_of_its_run_alone(trial):
-    for name, products in (("fp32", "highest"), ("tf32", "high")):
-        with restored_state():
+def test_tf32_is_that_of_its_run_alone(trial, monkeypatch):
+    """In one process, and no head is made of rounded products."""
+    heads = []
+
+    def load(*arguments):
+        heads.append(torch.get_float32_matmul_precision())
+        return load_zero_shot(*arguments)
+
+    monkeypatch.setattr(state, "load_zero_shot", load)
+    with restored_state():
+        for name, products in (("tf32", "high"), ("tf32", "high"), ("fp32", "highest")):
             start(short(trial, "ft", precision=name))
             assert torch.get_float32_matmul_precision() == products
-    assert torch.get_float32_matmul_precision() == "highest"
+    assert heads == ["highest"] * 3
 
 
 @pytest.mark.parametrize("method", ["lipsum_ft", "flyp"])

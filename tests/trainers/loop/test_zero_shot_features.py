@@ -10,11 +10,13 @@ import torch
 from tests.trainers.curves import changed, configured, first_batch, untimed
 from trainers.data.store import CACHE_VARIABLE
 from trainers.data.transforms import normalise
+from trainers.evaluation.evaluate import evaluate
 from trainers.fine_tune import fine_tune
-from trainers.loop.evaluate_run import classify
+from trainers.loop.evaluate_run import class_maps, classify
 from trainers.loop.state import load_split, start
 from trainers.loop.zero_shot_features import ZeroShotFeatures
 from trainers.models.text_head import model_digest
+from trainers.models.zero_shot import ZeroShotModel
 from trainers.texts import random_texts
 
 ROUNDING = 2**-11
@@ -136,6 +138,24 @@ def test_the_zero_shot_model_of_stored_features_is_an_unchanged_student(trial):
         before = run.zero_shot_features.classifier(images)
         for views, _ in run.zero_shot_features.batches.of(images):
             assert torch.equal(before(views), classify(run, views))
+
+
+def test_a_head_without_memory_scores_the_same_images_in_parts(trial, monkeypatch):
+    run, images = start(trial), load_split(trial, "val")["sketch"]
+    batches, logits = run.zero_shot_features.batches, ZeroShotModel.logits
+
+    def limited(zero_shot, features):
+        if len(features) > 7:
+            raise torch.OutOfMemoryError("CUDA out of memory.")
+        return logits(zero_shot, features)
+
+    class_map = class_maps(run, {"sketch": images})["sketch"]
+    found = []
+    for of_any in (logits, limited):
+        monkeypatch.setattr(ZeroShotModel, "logits", of_any)
+        classifier = run.zero_shot_features.classifier(images)
+        found.append(evaluate([classifier], images, batches, class_map=class_map)[1][0])
+    assert found[1] == pytest.approx(found[0])
 
 
 def test_without_a_limit_nothing_is_stored(trial, folder):
