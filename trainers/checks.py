@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from trainers.config import TrialConfig
+from trainers.config import TrialConfig, say_once, training_images
 from trainers.data.class_map import domain_class_map
 from trainers.data.config import DataConfig
 from trainers.data.roots import domain_files
 from trainers.data.schema import split_header
 from trainers.data.store import open_root
+from trainers.errors import ConfigError
 from trainers.loop.state import check_names
 from trainers.models.clip import check_model
 
@@ -28,6 +29,26 @@ def check_trial(config: TrialConfig, checked: list[tuple[DataConfig, Sequence[st
         check_names(config.class_weights, classes)
     check_model(config.model)  # after the data: it may fetch weights
     config.method.check(config.model)
+    check_batch(config)
+
+
+def check_batch(config: TrialConfig) -> None:
+    """Refuse a batch of more images than there are for a loss that compares them; warn for others.
+
+    Such a batch has images several times, each time as the same view, since a view is a function of
+    (seed, step, sample).
+    """
+    batch_size, images = config.optim.batch_size, training_images(config.data)
+    if batch_size <= images:
+        return
+    if config.method.per_image:
+        twice = "a step has some of them several times, each time as the same view"
+        say_once(f"optim.batch_size = {batch_size}: of {images} training images, {twice}")
+        return
+    name = config.method.name
+    problem = f"of {images} training images, {name} would compare some with themselves"
+    hint = f"write {images} or less"
+    raise ConfigError(problem, key="optim.batch_size", value=batch_size, hint=hint)
 
 
 def check_data(data: DataConfig, parts: Sequence[tuple[str, str]] | None = None) -> tuple[str, ...]:

@@ -162,13 +162,12 @@ class TrialConfig(Frozen):
     @model_validator(mode="after")
     def _epochs_become_steps(self) -> Self:
         if self.epochs is None:
+            self.model_fields_set.discard("epochs")  # `null`, as a recorded configuration has it
             return self
         if "steps" in self.model_fields_set:
             raise ValueError("epochs: steps is given, too; leave one of them out")
-        data, batch_size = self.data, self.optim.batch_size
-        store = open_root(data.root)
-        files = domain_files(store, data.id_domain, "train")
-        images = sum(header.rows for header in read_headers(store, files))
+        batch_size = self.optim.batch_size
+        images = training_images(self.data)
         steps = max(1, round(self.epochs * images / batch_size))
         say_once(f"epochs = {self.epochs:g}: {steps} steps of {batch_size} of {images} images")
         object.__setattr__(self, "steps", steps)  # pydantic has no public way
@@ -201,6 +200,13 @@ class TrialConfig(Frozen):
                 close = suggestion(metric, known)
                 raise ConfigError(problem, key="eval.line_goal", value=metric, hint=close)
         return self
+
+
+def training_images(data: DataConfig) -> int:
+    """The number of training images, by the headers of their files."""
+    store = open_root(data.root)
+    files = domain_files(store, data.id_domain, "train")
+    return sum(header.rows for header in read_headers(store, files))
 
 
 def with_overrides(config: TrialConfig, overrides: Mapping[str, Any], source: str) -> TrialConfig:

@@ -1,7 +1,8 @@
 import pytest
 
 from tests.images import write_photo_and_sketch, write_split
-from trainers.checks import check_data
+from trainers.checks import check_batch, check_data
+from trainers.config import TrialConfig
 from trainers.data.config import DataConfig
 from trainers.errors import ConfigError
 
@@ -49,3 +50,22 @@ def test_the_id_validation_split_is_checked_too(root):
 def test_class_names_without_a_prompt_are_an_error(root):
     names = {"id_domain": "photo", "name": "mine", "class_names": {"ant": "an ant", "bee": "bee"}}
     refused(root, "suite 'mine': class_names: has no name for 'cat'", suite=names)
+
+
+@pytest.mark.parametrize("name", ["flyp", "autoft", "ft"])
+def test_a_loss_that_compares_images_needs_as_many_as_a_batch(name, root, caplog):
+    """Others are warned."""
+    method = {"name": name, "contrastive_weight": 0.1} if name == "autoft" else {"name": name}
+    three, four = (
+        TrialConfig(data=data(root), method=method, optim={"batch_size": size}) for size in (3, 4)
+    )
+    check_batch(three)
+    assert caplog.messages == []
+    if name == "ft":
+        check_batch(four)
+        assert "optim.batch_size = 4: of 3 training images, a step has some of them" in caplog.text
+        return
+    with pytest.raises(ConfigError, match=f"of 3 training images, {name} would compare") as caught:
+        check_batch(four)
+    error = caught.value
+    assert (error.key, error.value, error.hint) == ("optim.batch_size", 4, "write 3 or less")

@@ -215,6 +215,10 @@ def check_settings(file: SearchFile) -> SearchFile:
     searched = {key for part in file.spaces.values() for key in part.parameters}
     for key in searched.intersection(FIXED):
         raise ConfigError("cannot be searched", key=f"search.space.parameters.{key}")
+    if "optim.batch_size" in searched and "epochs" in trial.model_fields_set:
+        problem = "not the same for all trials: optim.batch_size is searched, their steps are not"
+        hint = f"write trial.steps: {trial.steps}, or search no optim.batch_size"
+        raise ConfigError(problem, key="trial.epochs", hint=hint)
     _check_objective(file)
     _check_corners(file, lambda trial: None)
     for name in search.references:

@@ -76,9 +76,7 @@ def test_a_process_of_torchrun_takes_the_gpu_of_its_rank(rank, visible, device, 
 
 
 @pytest.mark.parametrize(("processes", "loaders"), [(1, 12), (4, 3), (16, 1)])
-def test_processes_of_torchrun_share_the_cores_for_loaders(
-    processes, loaders, trial, monkeypatch
-):
+def test_processes_of_torchrun_share_the_cores_for_loaders(processes, loaders, trial, monkeypatch):
     """Each has one thread of PyTorch."""
     monkeypatch.setattr("os.sched_getaffinity", lambda process: range(12))
     monkeypatch.setenv("LOCAL_WORLD_SIZE", str(processes))

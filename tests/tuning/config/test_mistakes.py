@@ -122,6 +122,9 @@ MISTAKES = [
     (search(resources={"workers": 2}) | compared("kd", by_method={"kd": {
         "parameters": {"optim.batch_size": {"type": "int", "low": 1, "high": 9}}}}),
      f"{SPACE}.by_method.kd.parameters.optim.batch_size", "multiples of 2"),
+    ({"trial.method": {"name": "flyp"}, f"{SPACE}.name": None, PARAMETERS: {
+        "optim.batch_size": {"type": "int", "low": 16, "high": 64}}},
+     f"{PARAMETERS}.optim.batch_size.high", r"= 64: of 48 .* flyp would .*write 48 or less"),
     ({"search.checkpoints.storage": "here"}, "search.checkpoints.storage", "absolute path"),
     (search(scheduler={"name": "asha", "grace_steps": 7}), "search.scheduler.grace_steps",
      "more than trial.steps = 6 .*null"),

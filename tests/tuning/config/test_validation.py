@@ -145,6 +145,7 @@ def test_urls_without_a_password_and_data_elsewhere_can_be_read(about, path):
 
 def test_load_trial_ignores_the_search(path):
     keys = ["trial.method.name=r_adapter", "search.space.name=ft", "search.foo=1"]
+    keys.append("trial.optim.batch_size=8")
     assert load_trial(path, keys).method.name == "r_adapter"
     with pytest.raises(ConfigError, match=r"good\.yaml with --set \S+: .*no domain 'skech'"):
         load_trial(path, ["trial.data.ood_domains=[skech]"])
@@ -187,3 +188,22 @@ def test_a_trial_chooses_its_point_by_objective_and_constraints(images_root):
     own = changes | {"trial__eval__line_goal": {"objectives": [["id_val/acc", "max"]]}}
     with pytest.raises(ConfigError, match=r"trial\.eval\.line_goal: a search has objective"):
         check_search(search_file(images_root, **own))
+
+
+SIZES = 'search.space.parameters={"optim.batch_size": {type: int, low: 16, high: 32}}'
+
+
+def test_epochs_with_a_searched_batch_size_are_refused(path):
+    """The steps of 2 epochs of 48 images in batches of 32 would be 1.5 in those of 24."""
+    with pytest.raises(ConfigError, match=r"optim\.batch_size is searched, .* are not") as caught:
+        load_config(path, [SIZES, "trial.epochs=2", "trial.optim.batch_size=32"])
+    assert caught.value.key == "trial.epochs"
+    assert caught.value.hint == "write trial.steps: 3, or search no optim.batch_size"
+
+
+def test_a_recorded_search_of_the_batch_size_is_read_again(path):
+    """Its `epochs: null` is none."""
+    file = load_config(path, [SIZES])
+    recorded = file.model_dump(mode="json")
+    assert "epochs" in recorded["trial"]
+    assert check_settings(SearchFile.model_validate(recorded)) == file
