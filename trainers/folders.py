@@ -10,6 +10,7 @@ import shutil
 import tempfile
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
+from io import FileIO
 from pathlib import Path
 from typing import Final
 
@@ -62,11 +63,26 @@ def temporary_folder(
         yield folder
 
 
+def private_lock(path: Path) -> FileIO:
+    """Open a lock file that only those can open, and so lock, who may write its folder.
+
+    One that others can open, as earlier versions made it, loses their rights.
+    """
+    writers = path.parent.stat().st_mode & 0o222
+    mode = writers | writers << 1
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, mode)
+    file = os.fdopen(descriptor, "rb+", buffering=0)
+    with suppress(PermissionError):  # only its owner can change it
+        os.fchmod(descriptor, os.fstat(descriptor).st_mode & mode)
+    return file
+
+
 @contextmanager
 def waiting_lock(file: Path, what: str) -> Iterator[None]:
-    """Hold a lock on a file that no other user can open; a wait for it is logged once, as one of
-    `what`, such as `copying images`."""
-    lock = filelock.FileLock(file, mode=0o600)
+    """Hold a `private_lock`; a wait for it is logged once, as one of `what`, such as `copying
+    images`."""
+    private_lock(file).close()
+    lock = filelock.FileLock(file)
     try:
         lock.acquire(timeout=_UNSAID_WAIT_S)
     except filelock.Timeout:

@@ -28,6 +28,7 @@ from pathlib import Path
 from typing import Any
 
 from trainers.errors import ConfigError, StorageFailed, storage_failures, system_words
+from trainers.folders import private_lock
 from tuning.runs.history import FORMAT, JOURNAL_FILE, Event, JournalReader, line_of, read_history
 from tuning.runs.records import TRAIN_CURVE, SearchOutcome, TrialRecord
 
@@ -221,12 +222,10 @@ def is_running(run_folder: Path) -> bool:
 
 
 def _locked(run_folder: Path) -> FileIO:
-    """The lock file of a run folder, locked; it is created for those who may write the folder."""
+    """The lock file of a run folder, locked."""
     path = run_folder / LOCK_FILE
     with storage_failures(path, "cannot be opened"):
-        writers = run_folder.stat().st_mode & 0o222
-        descriptor = os.open(path, os.O_RDWR | os.O_CREAT, writers | writers << 1)
-        file = os.fdopen(descriptor, "rb+", buffering=0)
+        file = private_lock(path)
     for attempt in range(_ATTEMPTS):
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)

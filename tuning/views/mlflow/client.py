@@ -16,7 +16,7 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 
 from trainers.errors import ConfigError, first_line
-from trainers.folders import temporary_folder
+from trainers.folders import private_lock, temporary_folder
 from trainers.overrides import flat
 from trainers.redact import is_secret_name
 from trainers.redact import redact as redact
@@ -182,12 +182,9 @@ def _follow_the_move(file: sqlite3.Connection, here: str) -> None:
 @contextlib.contextmanager
 def _locked(database: Path) -> Iterator[None]:
     """Hold the lock beside a database, which only those can take who may write its folder."""
-    writers = database.parent.stat().st_mode & 0o222
-    mode = writers | writers << 1
     path = database.with_name(f"{database.name}.lock")
-    with contextlib.suppress(OSError):
-        path.chmod(mode)  # of an earlier version
-    lock = FileLock(path, mode=mode)
+    private_lock(path).close()
+    lock = FileLock(path)
     try:
         lock.acquire(timeout=1)
     except Timeout:
