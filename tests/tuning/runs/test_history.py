@@ -6,7 +6,7 @@ import pytest
 
 from tests.tuning import fakes
 from tests.tuning.run_folders import edit_journal
-from tests.tuning.runs.test_journal import ENDED, STARTED, write_trial
+from tests.tuning.runs.test_journal import ENDED, STARTED, edit_times, write_trial
 from trainers.errors import ConfigError
 from tuning.runs.history import JOURNAL_FILE, JournalReader, line_of, read_history
 from tuning.runs.journal import Journal
@@ -159,6 +159,18 @@ def test_a_journal_without_a_sound_line_is_refused(recorded):
     (folder / JOURNAL_FILE).write_text("{}\n{}\n")
     with pytest.raises(ConfigError, match="lines 1, 2 are damaged"):
         read_history(folder)
+
+
+def test_an_attempt_that_a_clock_puts_before_its_start_takes_no_time(tmp_path):
+    journal = Journal(tmp_path)
+    journal.session_started({})
+    started = dataclasses.replace(STARTED, gpus=2.0)
+    journal.trial_started(started)
+    journal.trial_started(started)  # its driver was lost
+    journal.trial_ended(ENDED)
+    edit_times(tmp_path, [1000, 1000, 1000, 400, 430])
+    (record,) = read_history(tmp_path).records
+    assert (record.seconds, record.gpu_seconds(430)) == (30, 60)
 
 
 def test_escapes_of_a_foreign_journal_reach_no_terminal(tmp_path):
