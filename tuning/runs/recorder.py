@@ -182,7 +182,7 @@ class Recorder:
             self._ended(record.trial_id)
 
     def _fail(self, record: TrialRecord, error: str) -> None:
-        if record.started_at is None:  # its process could not be started
+        if record.trial_id in self._proposed:  # its process could not be started
             record = self._start(record, gpus=0.0)
         self._end(record.with_end("failed", self._journal.now(), error))
 

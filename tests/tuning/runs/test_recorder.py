@@ -166,10 +166,20 @@ def test_a_signal_while_a_pruned_trial_is_written_does_not_make_it_stopped(tmp_p
     assert [event["outcome"] for event in ended] == ["pruned", "stopped"]  # trial and session
 
 
-def test_a_trial_whose_process_cannot_start_has_failed(tmp_path):
-    recorder(tmp_path).answered("trial-000", Failed("RuntimeError: no process"))
-    (record,) = read_history(tmp_path).records
-    assert (record.outcome, record.error) == ("failed", "RuntimeError: no process")
+@pytest.mark.parametrize(
+    ("earlier", "cost"), [([], 0), ([fakes.trial(0, outcome="stopped", gpus=2.0)], 360)]
+)
+def test_a_trial_whose_process_cannot_start_has_failed(tmp_path, earlier, cost):
+    r = recorder(tmp_path, earlier=earlier)
+    r.proposed(r.records["trial-000"])
+    assert not r.answered("trial-000", Failed("RuntimeError: no process"))
+    assert r.is_complete
+    record = r.records["trial-000"]
+    for one in (record, *read_history(tmp_path).records):
+        assert (one.outcome, one.error) == ("failed", "RuntimeError: no process")
+    # Neither the attempt takes time, nor what lies between two sessions.
+    assert record.seconds == pytest.approx(cost, abs=2)
+    assert record.gpu_seconds(0.0) == pytest.approx(2 * cost, abs=2)
 
 
 def test_a_callback_that_raises_is_logged_and_others_go_on(tmp_path, caplog):
