@@ -29,7 +29,8 @@ class Callback:
         """
 
     def trial_reported(self, record: TrialRecord) -> None:
-        """A trial has evaluated its model; `record.metrics` is the new report."""
+        """A trial has evaluated its model; `record.metrics` is the new report, and
+        `record.progress` the training curve from the report before to this one."""
 
     def trial_ended(self, record: TrialRecord) -> None:
         """A trial has ended; `record.outcome` tells how."""

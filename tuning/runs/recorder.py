@@ -177,7 +177,8 @@ class Recorder:
         elif reason:
             record = record.with_end("pruned", self._journal.now(), reason=reason)
         self._replay.add(*self._journal.trial_reported(record, message.train_curve))
-        self._notify("trial_reported", self._record(record.trial_id))
+        reported = self._record(record.trial_id)
+        self._notify("trial_reported", replace(reported, progress=message.train_curve))
         if record.is_final:
             self._ended(record.trial_id)
 

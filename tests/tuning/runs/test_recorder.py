@@ -19,6 +19,7 @@ NEW = TrialRecord("trial-000", 0, "trial", {"optim.lr": 1.0})
 class Notes(Callback):
     def __init__(self):
         self.events = []
+        self.curves = []  # of training
 
     def search_started(self, search):
         self.events.append(("search_started", search.name, ""))
@@ -28,9 +29,11 @@ class Notes(Callback):
 
     def trial_progressed(self, record):
         self.events.append(("progressed", record.trial_id, str(record.trained_steps)))
+        self.curves.append(record.progress)
 
     def trial_reported(self, record):
         self.events.append(("reported", record.trial_id, str(record.step)))
+        self.curves.append(record.progress)
 
     def trial_ended(self, record):
         self.events.append(("ended", record.trial_id, record.outcome))
@@ -122,6 +125,19 @@ def test_the_records_are_those_that_a_reader_finds(tmp_path):
     check()
     report(r, 180, reason="pruned by asha")
     check()
+
+
+def test_callbacks_get_the_training_curve_up_to_each_report(tmp_path):
+    notes = Notes()
+    r = recorder(tmp_path, notes)
+    r.start()
+    r.started("trial-000")
+    polled = {"step": [10.0], "train/loss": [0.9]}
+    whole = {"step": [10.0, 20.0], "train/loss": [0.9, 0.8]}
+    r.answered("trial-000", Progressed(polled))
+    r.answered("trial-000", Reported(fakes.report(20, 84.0, 61.0), whole))
+    assert notes.curves == [polled, whole]
+    assert r.records["trial-000"].progress == {}
 
 
 def test_the_time_of_a_wait_for_gpus_is_not_that_of_gpus(tmp_path, monkeypatch, caplog):
