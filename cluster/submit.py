@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -18,9 +19,10 @@ from urllib.parse import urlsplit
 
 from trainers.data.store import EMBEDDED
 from trainers.errors import ConfigError
+from trainers.models.config import LOCAL_DIR
 from trainers.overrides import flat
 from trainers.redact import has_password, is_secret_name
-from tuning.config.loading import read_layers
+from tuning.config.loading import files_of, is_ready, read_layers
 from tuning.config.validation import load_settings
 
 STOP_SECONDS: Final = 20
@@ -33,6 +35,19 @@ EXCLUDED: Final = (
     ".aws/", ".azure/", ".config/", ".docker/", ".gnupg/", ".kube/", ".ray/", ".ssh/",
 )  # fmt: skip
 """Patterns of files that are never uploaded; Ray also reads the .gitignore files that it finds."""
+
+_SQLITE: Final = r"sqlite[^:]*:///?(?!\$)([^?]*)"
+_PATHS: Final = {
+    "trial.data.root": rf"(?!{EMBEDDED}$|.*://)(.*)",
+    "trial.model.name": rf"{LOCAL_DIR}(.*)",
+    "trial.model.pretrained": r"(.*\.(?:safetensors|pt|pth|bin))",
+    "plugins": r"(.*\.py)",
+    "trial.plugins": r"(.*\.py)",
+    "search.warm_start.runs": r"(.*)",
+    "search.study_storage": _SQLITE,
+    "search.tracking.uri": _SQLITE,
+}
+"""Keys that may name files and folders, and the part of their values that is the path."""
 
 _VISIBLE: Final = (
     "would be visible in the job's command and environment, which Ray shows on its dashboard and "
@@ -58,11 +73,12 @@ def submit_search(
         The exit status of `ray job submit`: 1 if the search failed.
     """
     check_address(address, allow_remote)
+    for file, _ in files_of(config):
+        if not is_ready(file) and not file.resolve().is_relative_to(Path.cwd()):
+            problem = "it is not below the current directory, of which the job gets a copy"
+            raise ConfigError(problem, source=file)
     config_there = config
     if Path(config).is_file():
-        if not Path(config).resolve().is_relative_to(Path.cwd()):
-            problem = "it is not below the current directory, of which the job gets a copy"
-            raise ConfigError(problem, source=config)
         config_there = Path(config).resolve().relative_to(Path.cwd()).as_posix()
     load_settings(config, overrides)
     _check_paths(config, read_layers(config, overrides)[1])
@@ -101,17 +117,16 @@ def _check_paths(config: str, values: Mapping[str, Any]) -> None:
         values: as written in the configuration; validated ones have absolute paths.
     """
     settings = flat(values)
-    paths = {"trial.data.root": settings.get("trial.data.root")}
-    for key in ("plugins", "trial.plugins"):
-        named = (str(one) for one in settings.get(key) or ())
-        paths |= {f"{key}: {one}": one for one in named if one.endswith(".py")}
-    for key, value in paths.items():
-        path = str(value or EMBEDDED)
-        is_elsewhere = path == EMBEDDED or "://" in path
-        if not is_elsewhere and not Path(path).expanduser().is_absolute():
-            problem = "a job runs in a temporary copy of the working directory"
-            hint = "give the absolute path or URL under which every node reaches it"
-            raise ConfigError(problem, key=key, value=path, hint=hint, source=config)
+    uri = "search.tracking.uri"
+    settings[uri] = settings.get(uri) or os.environ.get("MLFLOW_TRACKING_URI")
+    for key, pattern in _PATHS.items():
+        given = settings.get(key) or ()
+        for value in [given] if isinstance(given, str) else given:
+            path = re.fullmatch(pattern, value)
+            if path and not Path(path[1]).expanduser().is_absolute():
+                problem = "a job runs in a temporary copy of the working directory"
+                hint = "give the absolute path or URL under which every node reaches it"
+                raise ConfigError(problem, key=key, value=value, hint=hint, source=config)
 
 
 def job_environment(names: Sequence[str], environment: Mapping[str, str]) -> dict[str, str]:

@@ -92,7 +92,12 @@ def test_a_search_is_handed_to_rays_own_command(sent, tmp_path, monkeypatch):
         ("search.tracking.uri=https://a:b@c", "search.tracking.uri"),
         ("search.objective.metric=x/y", "search.objective.metric"),
         ("trial.data.root=my/data", "trial.data.root"),
-        ("trial.plugins=[mine.py]", "trial.plugins: mine.py"),
+        ("trial.plugins=[mine.py]", "trial.plugins"),
+        ("trial.model.name=local-dir:model", "trial.model.name"),
+        ("trial.model={name: ViT-B-32, pretrained: mine.pt}", "trial.model.pretrained"),
+        ("search.tracking.uri=sqlite:///mlflow.db", "search.tracking.uri"),
+        ("search.study_storage=sqlite:///study.db", "search.study_storage"),
+        ("search.warm_start.runs=[/shared/one, runs/other]", "search.warm_start.runs"),
     ],
 )
 def test_mistakes_are_found_before_anything_is_sent(override, key, sent, tmp_path, monkeypatch):
@@ -101,12 +106,42 @@ def test_mistakes_are_found_before_anything_is_sent(override, key, sent, tmp_pat
     with pytest.raises(ConfigError) as caught:
         submit(override)
     assert caught.value.key == key
-    (tmp_path / "mine.yaml").write_text("extends: quickstart")
-    (tmp_path / "work").mkdir()
-    monkeypatch.chdir(tmp_path / "work")
-    with pytest.raises(ConfigError, match="not below the current directory"):
-        submit(config=tmp_path / "mine.yaml")
     assert sent == []
+
+
+def test_files_that_are_not_uploaded_are_refused(sent, tmp_path, monkeypatch):
+    work = tmp_path / "work"
+    work.mkdir()
+    (tmp_path / "base.yaml").write_text("extends: quickstart")
+    (work / "mine.yaml").write_text("extends: ../base.yaml")
+    monkeypatch.chdir(work)
+    for config in ("../base.yaml", "mine.yaml"):
+        with pytest.raises(ConfigError, match=r"base.yaml: .*not below the current directory"):
+            submit(config=config)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "sqlite:///mlflow.db")
+    with pytest.raises(ConfigError, match="temporary copy") as caught:
+        submit()
+    assert caught.value.key == "search.tracking.uri"
+    assert sent == []
+
+
+@pytest.mark.parametrize(
+    "override",
+    [
+        "trial.data.root=s3://bucket/data",
+        "trial.data.root=~/data",
+        "trial.plugins=[json]",
+        "trial.model.name=ViT-B-32",
+        "trial.model={name: ViT-B-32, pretrained: /shared/mine.pt}",
+        "search.tracking.uri=sqlite:////shared/mlflow.db",
+        "search.tracking.uri=${TRACKING}",
+        "search.study_storage=postgresql+psycopg://db/study",
+        "search.warm_start.runs=[/shared/one]",
+    ],
+)
+def test_places_that_every_node_may_reach_are_sent(override, sent):
+    assert submit(override) == 7
+    assert len(sent) == 1
 
 
 @pytest.mark.parametrize(

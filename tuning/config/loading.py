@@ -7,7 +7,7 @@ the file's folder) and contain only what differs. How layers are merged: `traine
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -33,7 +33,7 @@ def read_layers(
     the overrides are merged over them.
     """
     path = find_config(source)
-    values = _read_file(path)
+    values = _merged(path)
     version = values.pop("version", None)  # in run folders
     written = "" if version is None else f" (of lipsum-tune {shortened(str(version), 20)})"
     given = dict(map(_parse_override, overrides))
@@ -84,31 +84,52 @@ def ready_configs() -> list[str]:
     return sorted(file.stem for file in _READY.glob("*.yaml"))
 
 
-def _read_file(path: Path, extended_by: tuple[Path, ...] = ()) -> dict[str, Any]:
-    """The values of a file, merged over those of the file that it extends."""
-    values = read_yaml(path)
-    if not isinstance(values, dict):
-        raise ConfigError("expected the sections `trial:` and `search:`", source=path)
-    base = values.pop("extends", None)
-    if base is None:
-        return values
-    chain = (*extended_by, path.resolve())
-    try:
-        if not isinstance(base, str):
-            raise ConfigError("expected the name of a ready configuration or a path")
-        beside = path.parent / Path(base).expanduser()
-        found = beside if beside.is_file() else find_config(base)
-        if found.suffix not in (".yaml", ".yml"):  # its text could end up in messages
-            raise ConfigError("not a .yaml file")
-        if found.resolve() in chain:
-            raise ConfigError(f"circular: {' -> '.join(file.name for file in (*chain, found))}")
-    except ConfigError as error:
-        raise ConfigError(str(error), key="extends", value=base, source=path) from None
-    merged = merge(_read_file(found, chain), values)
-    # A search is named after its own file unless that file names it, never after what it extends.
-    if isinstance(merged.get("search", {}), Mapping) and "search.name" not in flat(values):
-        name = re.sub(r"[^A-Za-z0-9._-]+", "-", path.stem).lstrip("._-")
-        merged = nest({"search.name": name or "search"}, merged)
+def is_ready(file: Path) -> bool:
+    """Whether a file is that of a ready configuration."""
+    return file.parent == _READY
+
+
+def files_of(source: str | Path) -> list[tuple[Path, dict[str, Any]]]:
+    """The file of a configuration and what it extends, in turn, each with its own values."""
+    files: list[tuple[Path, dict[str, Any]]] = []
+    path = find_config(source)
+    while True:
+        values = read_yaml(path)
+        if not isinstance(values, dict):
+            raise ConfigError("expected the sections `trial:` and `search:`", source=path)
+        base = values.pop("extends", None)
+        files.append((path, values))
+        if base is None:
+            return files
+        try:
+            path = _extended(base, [file for file, _ in files])
+        except ConfigError as error:
+            raise ConfigError(str(error), key="extends", value=base, source=path) from None
+
+
+def _extended(base: object, chain: Sequence[Path]) -> Path:
+    """The file that the last one of a chain extends."""
+    if not isinstance(base, str):
+        raise ConfigError("expected the name of a ready configuration or a path")
+    beside = chain[-1].parent / Path(base).expanduser()
+    found = beside if beside.is_file() else find_config(base)
+    if found.suffix not in (".yaml", ".yml"):  # its text could end up in messages
+        raise ConfigError("not a .yaml file")
+    if found.resolve() in [file.resolve() for file in chain]:
+        raise ConfigError(f"circular: {' -> '.join(file.name for file in (*chain, found))}")
+    return found
+
+
+def _merged(source: str | Path) -> dict[str, Any]:
+    """The values of a file, merged over those of the files that it extends."""
+    *files, (_, merged) = files_of(source)
+    for path, values in reversed(files):
+        merged = merge(merged, values)
+        # A search is named after its own file unless that file names it, never after what it
+        # extends.
+        if isinstance(merged.get("search", {}), Mapping) and "search.name" not in flat(values):
+            name = re.sub(r"[^A-Za-z0-9._-]+", "-", path.stem).lstrip("._-")
+            merged = nest({"search.name": name or "search"}, merged)
     return merged
 
 
