@@ -96,7 +96,11 @@ def is_memory_exhausted(error: RuntimeError) -> bool:
     return type(error).__name__ == "OutOfMemoryError" or "_STATUS_ALLOC_FAILED" in str(error)
 
 
-class StorageFailed(Exception):
+class MayContinue(Exception):
+    """What has to do with the machines has ended the work: the same command may be repeated."""
+
+
+class StorageFailed(MayContinue):
     """A checkpoint or record could not be written or read; the message has the place and reason.
 
     It is not a failure of the trial: after the storage problem is solved, the search can be resumed

@@ -30,7 +30,7 @@ from trainers.data.prepare import Options, prepare
 from trainers.data.roots import without_split
 from trainers.data.sources import Source
 from trainers.data.store import open_store
-from trainers.errors import ConfigError, quoted
+from trainers.errors import ConfigError, MayContinue, quoted
 from trainers.evaluation.metrics import ID_ACC
 from trainers.models.clip import check_model, skeleton
 from trainers.overrides import flat, nest
@@ -207,11 +207,11 @@ def auto(
             run = result.folder
             if result.outcome == "stopped" and result.ended_by is None:
                 raise KeyboardInterrupt
-            if result.outcome == "stopped" or result.best is None:
-                hint = "the same command goes on"
-                if result.outcome == "finished":
-                    more = _command("resume", run.name, option, f"+{limit:g}")
-                    hint = f"`{more}` and then the same command go on"
+            if result.outcome == "stopped":
+                raise MayContinue(f"{run}: {result.ended_by}; the same command goes on")
+            if result.best is None:
+                more = _command("resume", run.name, option, f"+{limit:g}")
+                hint = f"`{more}` and then the same command go on"
                 raise ConfigError(result.ended_by or "no trial has finished", source=run, hint=hint)
             if result.ended_by:
                 show_phase(console, "Ended by", result.ended_by)

@@ -16,12 +16,13 @@ from tests.test_own_images import write_shop
 from tests.trainers.tiny_models import random_model
 from tests.tuning.execution.inline_tuner import without_ray
 from tests.tuning.execution.instant import instant_options
-from tests.tuning.execution.slot import METRICS
+from tests.tuning.execution.slot import BREAK, METRICS
 from trainers.config import with_overrides
 from trainers.errors import ConfigError
+from trainers.overrides import merge
 from tuning import auto as module
 from tuning.auto import auto, fitting, sizes
-from tuning.cli import app
+from tuning.cli import app, run_command
 from tuning.config.recorded import FREE, differences
 from tuning.config.schema import SearchFile
 from tuning.config.validation import load_config
@@ -121,6 +122,12 @@ def test_wrong_input_is_refused_before_anything_is_written(tmp_path, options, pr
     with pytest.raises(ConfigError, match=problem):
         auto(**{"source": "shop", "id_domain": "photo", **options})
     assert [path.name for path in tmp_path.iterdir()] == ["shop"]
+
+
+def change_own(**sections):
+    """Change the user's own file."""
+    own = yaml.safe_load(Path("tiny.yaml").read_text())
+    Path("tiny.yaml").write_text(yaml.safe_dump(merge(own, sections)))
 
 
 SHOP = ("shop", "--id", "studio", "--ood", "street,sketch", "--model", "tiny.yaml", "--hours", "2")
@@ -267,6 +274,20 @@ def test_shorter_trials_have_the_first_learning_rate_of_their_steps(own, rate, m
     assert load_config("runs/shop.yaml", check=False).trial.optim.lr == rate
     reason = "Rate        optim.lr = 0.00042, the first learning rate of this model in 225 steps"
     assert (reason in said) == (not own)
+
+
+@pytest.mark.usefixtures("instant")
+def test_too_many_failures_in_a_row_are_no_mistake_of_the_user(capsys):
+    change_own(search={"budget": {"failures": 2}})
+    Path("runs").mkdir()
+    Path("runs", BREAK).write_text("OutOfMemoryError: too big")
+    with pytest.raises(SystemExit) as caught:
+        run_command(lambda: app(["auto", *SHOP], standalone_mode=False))
+    assert caught.value.code == 75
+    error = capsys.readouterr().err.splitlines()[-1]
+    assert re.search(r"runs/shop: 2 trials failed in a row .*; the same command goes on$", error)
+    Path("runs", BREAK).unlink()
+    assert invoke(*SHOP).exit_code == 0
 
 
 def test_weights_are_named_and_fetched_before_images_are_prepared(shop, monkeypatch):

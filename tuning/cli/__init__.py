@@ -65,7 +65,7 @@ def run_command(command: Callable[[], Any]) -> None:
         UNEXPECTED,
         WRONG_PATH,
         ConfigError,
-        StorageFailed,
+        MayContinue,
         first_line,
         shortened,
         where_and_why,
@@ -81,7 +81,7 @@ def run_command(command: Callable[[], Any]) -> None:
     except Exception as error:
         if isinstance(error, ConfigError):
             text, status = str(error), 2
-        elif isinstance(error, StorageFailed):
+        elif isinstance(error, MayContinue):
             text, status = str(error), MAY_CONTINUE
         elif isinstance(error, OSError) and error.errno in FULL | DENIED:
             text, status = where_and_why(error), MAY_CONTINUE
