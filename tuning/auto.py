@@ -45,6 +45,7 @@ from tuning.planning.plan import render as render_plan
 from tuning.prepare import render, sources_of
 from tuning.runs.conclusion import conclusion
 from tuning.runs.confirmation import FT, confirm_history
+from tuning.runs.history import JOURNAL_FILE
 from tuning.runs.resume import earlier_run, used_hours
 from tuning.runs.run_folder import load_run
 from tuning.search import search_or_resume
@@ -202,7 +203,12 @@ def auto(
         file = load_config(config)
         announce("4 Search", "search", config, "--resume")
         run = earlier_run(file, config.parent)
-        if run is None or load_run(run).history.outcome != "finished":
+        earlier = 0.0  # hours of the search and of `confirm` in earlier calls
+        is_searched = False
+        if run is not None and (run / JOURNAL_FILE).is_file():
+            earlier = _used(run)["hours"]
+            is_searched = load_run(run).history.outcome == "finished"
+        if run is None or not is_searched:
             result = search_or_resume(file, address=address)
             run = result.folder
             if result.outcome == "stopped" and result.ended_by is None:
@@ -242,9 +248,7 @@ def auto(
             export_weights(run, exported)
 
     show_phase(console, "Result", *concluded.lines)
-    took = spent()
-    if unit == "gpu_hours":
-        took = sum(used_hours(each)[unit] for each in (loaded.history, confirm_history(run)))
+    took = earlier + spent() if unit == "hours" else _used(run)[unit]
     show_phase(console, "Took", f"{format_hours(took)} of the {limit:g} of {option}")
     show_phase(console, "Report", str(run / REPORT_FOLDER / REPORT_FILE))
     show_phase(console, "Model", str(exported))
@@ -367,6 +371,12 @@ def fitting(plan: Plan, limit: float, spent: float = 0.0) -> Plan:
 def _steps(steps: int) -> dict[str, int]:
     every = max(1, math.ceil(steps / EVALUATIONS))
     return {"steps": EVALUATIONS * every, "eval.every": every}
+
+
+def _used(run: Path) -> dict[str, float]:
+    """What all calls have used of either limit, for the search and `confirm`."""
+    parts = [used_hours(history) for history in (load_run(run).history, confirm_history(run))]
+    return {unit: sum(part[unit] for part in parts) for unit in ("hours", "gpu_hours")}
 
 
 def _load(base: str, values: Mapping[str, Any]) -> SearchFile:

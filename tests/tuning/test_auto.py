@@ -17,6 +17,7 @@ from tests.trainers.tiny_models import random_model
 from tests.tuning.execution.inline_tuner import without_ray
 from tests.tuning.execution.instant import instant_options
 from tests.tuning.execution.slot import BREAK, METRICS
+from tests.tuning.run_folders import edit_journal
 from trainers.config import with_overrides
 from trainers.errors import ConfigError
 from trainers.overrides import merge
@@ -288,6 +289,25 @@ def test_too_many_failures_in_a_row_are_no_mistake_of_the_user(capsys):
     assert re.search(r"runs/shop: 2 trials failed in a row .*; the same command goes on$", error)
     Path("runs", BREAK).unlink()
     assert invoke(*SHOP).exit_code == 0
+
+
+@pytest.mark.usefixtures("instant")
+def test_the_hours_of_earlier_calls_are_counted(monkeypatch):
+    with monkeypatch.context() as patched:
+        patched.setattr(module, "export_weights", stop)
+        assert invoke(*SHOP).exit_code == 130
+    run = Path("runs", "shop")
+
+    def stretch(events):
+        """Sessions of an hour each."""
+        events = list(events)
+        for event in events[1:]:
+            event["time"] = events[0]["time"] + 3600 * (event is events[-1])
+        return events
+
+    for folder in (run, run / "confirm"):
+        edit_journal(folder, stretch)
+    assert re.search(r"Took +2(\.0)? of the 2 of --hours", invoke(*SHOP).stdout)
 
 
 def test_weights_are_named_and_fetched_before_images_are_prepared(shop, monkeypatch):
