@@ -35,7 +35,7 @@ from trainers.evaluation.metrics import ID_ACC
 from trainers.models.clip import check_model, skeleton
 from trainers.overrides import flat, nest
 from trainers.process_state import restored_state
-from trainers.yaml_text import read_yaml
+from tuning.config.loading import files_of, is_ready
 from tuning.config.schema import SearchFile
 from tuning.config.validation import check_settings, first_rate, load_config, rate_line
 from tuning.confirmation.confirm import confirm
@@ -107,8 +107,9 @@ def auto(
         of_folder = "" if images is None else re.sub(r"[^A-Za-z0-9._-]+", "-", images.name)
         name = of_folder.lstrip("._-") or "auto"
     base = model or ("vit_b32" if images else "quickstart")
-    if is_users := Path(base).is_file():
+    if Path(base).is_file():
         base = str(Path(base).absolute())
+    own = _own_values(base)
 
     # What is changed in the base, by dotted keys. One of the two limits is none.
     values: dict[str, Any] = {"search.name": name}
@@ -121,9 +122,12 @@ def auto(
         if id_domain is None and others:
             raise ConfigError(f"choose one of {quoted(sources)}", key="--id")
         values["trial.data.root"] = str(prepared.absolute())
-        values["trial.steps"] = MOST_STEPS  # until the images are counted
-        values["trial.data.suite"] = {"id_domain": first, "ood_domains": others}
-        if not others:
+        values |= {"trial.data.id_domain": first, "trial.data.ood_domains": others}
+        if not _has(own, "trial.data.suite"):
+            values["trial.data.suite"] = None  # a ready one is for other images
+        if "trial.steps" not in own:
+            values["trial.steps"] = MOST_STEPS  # until the images are counted
+        if not others and not _has(own, "search.objective"):
             values["search.objective"] = {"metric": ID_ACC}
     file = _load(base, values)
     address = address or os.environ.get("RAY_ADDRESS") or None
@@ -171,7 +175,11 @@ def auto(
             if lacking := without_split(str(prepared), sources, "test"):
                 problem = f"no test split for `confirm`: {quoted(lacking)}"
                 raise ConfigError(problem, source=prepared)
-            values |= sizes(_load(base, values), found.domains[0].images.get("train", 0))
+            chosen = sizes(_load(base, values), found.domains[0].images.get("train", 0))
+            if own.keys() & {"trial.steps", "trial.epochs"}:
+                values.pop("trial.steps", None)
+                del chosen["trial.steps"], chosen["trial.eval.every"]
+            values |= chosen
 
         if not is_planned:
             write()
@@ -191,9 +199,7 @@ def auto(
                 show_phase(console, "Steps", fewer)
             values |= {"trial.steps": trial.steps, "trial.eval.every": trial.eval.every}
             values |= {f"search.budget.{key}": getattr(budget, key) for key in ("trials", unit)}
-            # A rate counts if the user's own file gives it: a ready one's is for its own steps.
-            of_user = flat(read_yaml(Path(base))) if is_users else {}
-            by_rule = "trial.optim.lr" not in of_user
+            by_rule = "trial.optim.lr" not in own  # a ready one's is for its own steps
             if by_rule:
                 values["trial.optim.lr"] = first_rate(trial)
             write()
@@ -371,6 +377,19 @@ def fitting(plan: Plan, limit: float, spent: float = 0.0) -> Plan:
 def _steps(steps: int) -> dict[str, int]:
     every = max(1, math.ceil(steps / EVALUATIONS))
     return {"steps": EVALUATIONS * every, "eval.every": every}
+
+
+def _own_values(base: str) -> dict[str, Any]:
+    """What the user's own files give, by dotted keys, without the ready ones that they extend."""
+    own: dict[str, Any] = {}
+    for file, values in reversed(files_of(base)):
+        if not is_ready(file):
+            own |= flat(values)
+    return own
+
+
+def _has(own: Mapping[str, Any], section: str) -> bool:
+    return any(f"{key}.".startswith(f"{section}.") for key in own)
 
 
 def _used(run: Path) -> dict[str, float]:

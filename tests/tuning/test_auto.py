@@ -3,6 +3,7 @@
 import json
 import re
 import shlex
+import shutil
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
@@ -19,6 +20,7 @@ from tests.tuning.execution.instant import instant_options
 from tests.tuning.execution.slot import BREAK, METRICS
 from tests.tuning.run_folders import edit_journal
 from trainers.config import with_overrides
+from trainers.data.dataset import ImageDataset
 from trainers.errors import ConfigError
 from trainers.overrides import merge
 from tuning import auto as module
@@ -308,6 +310,42 @@ def test_the_hours_of_earlier_calls_are_counted(monkeypatch):
     for folder in (run, run / "confirm"):
         edit_journal(folder, stretch)
     assert re.search(r"Took +2(\.0)? of the 2 of --hours", invoke(*SHOP).stdout)
+
+
+@pytest.mark.usefixtures("shop")
+@pytest.mark.parametrize(
+    ("own", "steps", "every"),
+    [
+        ({"steps": 50}, lambda images: 50, 120),
+        ({"epochs": 2, "optim": {"batch_size": 8}}, lambda images: round(images / 4), 120),
+        ({"steps": 50, "eval": {"every": 9}}, lambda images: 50, 9),
+    ],
+)
+def test_a_length_of_the_users_own_stays(own, steps, every, monkeypatch):
+    monkeypatch.setattr(module, "_zero_shot", lambda *_: ([], 0.0))
+    planned = []
+    monkeypatch.setattr(module, "plan_search", lambda file, **_: planned.append(file) or stop())
+    change_own(trial=own)
+    assert invoke(*SHOP).exit_code == 130
+    (file,) = planned
+    images = len(ImageDataset("prepared/shop", "studio", "train"))
+    assert (file.trial.steps, file.trial.eval.every) == (steps(images), every)
+
+
+@pytest.mark.usefixtures("shop")
+def test_a_suite_file_and_an_objective_of_the_users_own_stay(monkeypatch):
+    monkeypatch.setattr(module, "_zero_shot", stop)
+    suite = {"id_domain": "other", "class_names": "verbatim", "templates": ["a {}."]}
+    Path("shop.yaml").write_text(yaml.safe_dump(suite))
+    objective = {"metric": "id_val/class_acc"}
+    change_own(trial={"data": {"suite": "shop.yaml"}}, search={"objective": objective})
+    shutil.move("shop/studio", "studio")
+    assert invoke("studio", *SHOP[-4:]).exit_code == 130
+    file = load_config("runs/studio.yaml", check=False)
+    assert file.trial.data.domains == ("studio",)
+    prompts = file.trial.data.rules.prompts(["wall_clock"])
+    assert (prompts.names, prompts.templates) == (("wall_clock",), ("a {}.",))
+    assert [each.metric for each in file.objectives] == ["id_val/class_acc"]
 
 
 def test_weights_are_named_and_fetched_before_images_are_prepared(shop, monkeypatch):
