@@ -32,6 +32,7 @@ from trainers.data.sources import Source
 from trainers.data.store import open_store
 from trainers.errors import ConfigError, MayContinue, quoted
 from trainers.evaluation.metrics import ID_ACC
+from trainers.folders import private_lock
 from trainers.models.clip import check_model, skeleton
 from trainers.overrides import flat, nest
 from trainers.process_state import restored_state
@@ -278,7 +279,7 @@ def _folder_of_images(source: str | None) -> Path | None:
 def _alone(config: Path, name: str) -> Iterator[None]:
     """Keep other calls of this name out."""
     config.parent.mkdir(parents=True, exist_ok=True)
-    with config.with_suffix(".lock").open("w") as file:
+    with private_lock(config.with_suffix(".lock")) as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:

@@ -392,10 +392,15 @@ def test_of_two_calls_at_once_the_later_one_is_refused(monkeypatch):
 
     monkeypatch.setattr(module, "plan_search", plan)
     monkeypatch.setattr(module, "search_or_resume", stop)
+    lock = Path("runs", "shop.lock")
+    lock.parent.mkdir(0o755)
+    lock.touch(0o644)  # as an earlier version left it
     assert invoke(*SHOP).exit_code == 130
     (later,) = refused
     assert "another `lipsum-tune auto` of this name runs" in str(later.exception)
     assert steps_of(later) == []
+    # Whoever may open a lock can hold it.
+    assert lock.stat().st_mode & 0o777 == 0o600
 
 
 @pytest.mark.ray
