@@ -27,7 +27,6 @@ from tuning.runs.ranking import (
     stronger_reference,
 )
 from tuning.runs.records import STEP, ZERO_SHOT, SearchRecord, TrialRecord, trial_label
-from tuning.runs.seed_noise import expected_value
 
 
 @dataclass(frozen=True)
@@ -81,7 +80,8 @@ class Conclusion:
         known = {name for names in again.readings for name in names} if again else set()
         confirm += " --again" * bool(known and not known.issuperset(self.compared))
         confirm += "   # fresh seeds, then the test splits, once"
-        resume = f"lipsum-tune resume {run} {self.more}   # no trial is better yet"
+        resume = f"lipsum-tune resume {run} {self.more}"
+        resume += f"   # more trials: none has passed {trial_label(won)}"
         more = [resume] if won.kind == "reference" and not self.seeds else []
         return [confirm, *more, export]
 
@@ -157,18 +157,17 @@ def _of_search(
     elif missed:
         lines = [_closest(best, missed)]
     else:
-        seeds += f", the best of {number}" if number > 1 else ""
+        if number > 1:
+            seeds = f"the best of {number}, one seed each: partly luck"
         gaps = _gaps(best, reference)
         what = f"{gaps} points against {trial_label(reference)}" if gaps else _value(search, best)
-        lines = [f"{best.trial_id} has {what}: {seeds}. Confirm it."]
+        lines = [f"{best.trial_id} has {what} ({seeds}). Confirm it."]
     first = first_trial(records)
     if stronger is None and first is not None and number > 1:
         if first.trial_id == best.trial_id:
-            lines.append(f"It is the first trial: no other one was {_better(search)}.")
+            lines.append("It is the first trial: no other one ranks higher.")
         elif gaps := _gaps(best, first):
             lines.append(f"It has {gaps} points against the first trial.")
-    if stronger is None and not missed:
-        lines += _luck(search, records, best)
     lines.append(f"{chosen_on(search)}.")
     return Conclusion(stronger or best, lines)
 
@@ -223,27 +222,21 @@ def _none_is_above(
     Args:
         is_missed: no trial meets the constraints.
     """
-    label, metric = trial_label(reference), search.objectives[0].metric
-    values = [value for one in (reference, best) if (value := one.last(metric)) is not None]
-    shown = " against ".join(_shown(metric, values))
+    label, shown, passed = trial_label(reference), list[str](), list[str]()
+    for metric, mode in ((one.metric, one.mode) for one in search.objectives):
+        values = [value for one in (reference, best) if (value := one.last(metric)) is not None]
+        shown.append(" against ".join(_shown(metric, values)))
+        passed.append(f"a {'higher' if mode == 'max' else 'lower'} {metric}")
     if is_missed:
-        return f"{label} meets the constraints, and no trial does ({metric} {shown})"
-    return f"No trial has a {_better(search)} {metric} than {label} ({shown})"
+        metric = search.objectives[0].metric
+        return f"{label} meets the constraints, and no trial does ({metric} {shown[0]})"
+    trial = "No trial that meets the constraints" if search.constraints else "No trial"
+    return f"{trial} has {' or '.join(passed)} than {label} ({'; '.join(shown)})"
 
 
 def _closest(best: TrialRecord, missed: dict[str, float]) -> str:
     amounts = " and ".join(f"{text} by {amount:.2g}" for text, amount in missed.items())
     return f"No trial meets the constraints: {best.trial_id} comes closest and misses {amounts}."
-
-
-def _better(search: SearchRecord) -> str:
-    """How a value of the objective is called that beats another one.
-
-    Of several objectives none is ahead alone, and a higher value may miss the constraints.
-    """
-    if len(search.objectives) > 1 or search.constraints:
-        return "better"
-    return "higher" if search.objectives[0].mode == "max" else "lower"
 
 
 def _value(search: SearchRecord, best: TrialRecord) -> str:
@@ -267,20 +260,6 @@ def _gaps(ours: TrialRecord, its: TrialRecord) -> str:
         if own is not None and other is not None:
             found.append(f"{own - other:+z.1f} {what}")
     return " and ".join(found)
-
-
-def _luck(search: SearchRecord, records: Sequence[TrialRecord], best: TrialRecord) -> list[str]:
-    """A sentence on the objective with a new seed, if it is expected to be worse."""
-    if len(search.objectives) > 1:
-        return []
-    (objective,), expected = search.objectives, expected_value(search, records)
-    own = best.last(objective.metric)
-    if expected is None or own is None or objective.signed(expected) >= objective.signed(own):
-        return []
-    shown, seen = f"{expected:.3g}", f"{own:.3g}"
-    luck = f"Its {objective.metric} of {seen} is partly luck: "
-    luck += f"expect about {shown} of these settings with a new seed."
-    return [luck] if shown != seen else []
 
 
 def chosen_on(search: SearchRecord) -> str:

@@ -48,7 +48,7 @@ def test_no_key_changes_unnoticed(run):
 
 def test_a_confirmed_run_is_one_document(run):
     shown = printed(run)
-    assert shown["conclusion"]["won"] == "trial-000"
+    assert shown["conclusion"]["best"] == "trial-000"
     assert shown["conclusion"]["next"] == [["lipsum-tune", "export", str(run), "--output", "model"]]
     ft, one = shown["confirmation"]["settings"]
     assert one["metrics"]["id_test/acc"]["mean"] == 62.0
