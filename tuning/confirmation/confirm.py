@@ -133,7 +133,7 @@ def confirm(
             show_phase(console, "Model", stays)
         names = [one.trial_id for one in trials]
         options = SearchOptions(address=address, console=console)
-        _train_and_build(run, wanted, names, builds, options)
+        _train_and_build(run, wanted, names, again, options)
     found = read_confirmation(search)
     assert found is not None  # at least the zero-shot model was measured
     write_table(run.folder / CONFIRM_FOLDER, "results", results_table(found.results))
@@ -195,13 +195,13 @@ def _train_and_build(
     run: RunFolder,
     wanted: Mapping[Key, TrialRecord],
     names: Sequence[str],
-    builds: bool,
+    again: bool,
     options: SearchOptions,
 ) -> None:
     """Run the trainings that have no result yet, in the run folder of the confirmation.
 
     Args:
-        builds: build a model of all that was trained, too.
+        again: build a model of all that was trained, though there is one.
 
     Raises:
         KeyboardInterrupt: not all have ended.
@@ -229,7 +229,7 @@ def _train_and_build(
             run_folder=folder,
             run_id=journal.run_id,
         )
-        was_chosen = ModelBuilder(session, run).test_chosen()
+        ModelBuilder(session, run).test_chosen()
         points = trainings(history, wanted)
         wanted_names = {point.trial_id for point in points}
         earlier = [r for r in history.records if r.trial_id in wanted_names]
@@ -249,7 +249,7 @@ def _train_and_build(
             files.write(confirm_history(run.folder), is_over=True)
         except OSError as error:
             session.console.print(f"note: {error}; the next call tries again", soft_wrap=True)
-        if builds and not was_chosen:
+        if needs_model(run, again):
             ModelBuilder(session, run).build()
         if not points:
             journal.session_ended("finished")

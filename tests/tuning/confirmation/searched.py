@@ -119,7 +119,8 @@ class Searched:
             patch("tuning.confirmation.confirm.SearchOptions", options),
             patch("tuning.confirmation.confirm.complete_mlflow", return_value="is left out"),
         ):
-            return confirm(self.folder, console=QUIET, **{"rules": ["objective"], **arguments})
+            given = {"rules": ["objective"], "console": QUIET, **arguments}
+            return confirm(self.folder, **given)
 
     def confirm_a_mean(self):
         """The model becomes the mean of two trainings of plain fine-tuning."""

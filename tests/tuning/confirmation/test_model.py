@@ -4,10 +4,12 @@ import json
 import shutil
 import subprocess
 import sys
+from io import StringIO
 from unittest.mock import patch
 
 import pytest
 import torch
+from rich.console import Console
 from safetensors.torch import load_file
 
 from tests.tuning.confirmation.searched import GOOD, SPOILT, Searched, noisy
@@ -170,6 +172,22 @@ def test_a_killed_call_begins_again_with_equal_digits(search, tmp_path):
         assert new.count(CHOSEN) == (not is_chosen)
 
 
+def test_again_tests_what_a_killed_call_has_chosen_and_builds_another(search):
+    search.write(2.0)
+    search.keep("trial-000", GOOD)
+    with patch.object(ModelBuilder, "_test", side_effect=Killed), pytest.raises(Killed):
+        search.confirm(seeds=2)
+    search.trained = {"ft": (99.0, GOOD)}
+    said = Console(file=StringIO(), width=200)
+    search.confirm(seeds=3, again=True, console=said)
+    first, second = search.models
+    assert (first.chosen.name, second.chosen.name) == ("trial-000", "ft-seed-1002")
+    assert first.test
+    assert second.test
+    testing = "an earlier call has chosen one and not tested it\nModel       testing trial-000"
+    assert testing in said.file.getvalue()
+
+
 def test_more_seeds_leave_the_model_and_again_builds_another(search):
     search.confirm_a_mean()
     (first,) = search.models
@@ -221,7 +239,9 @@ def test_a_choice_whose_weights_are_gone_is_made_anew(search):
     with patch.object(ModelBuilder, "_test", side_effect=Killed), pytest.raises(Killed):
         search.confirm(seeds=2)
     shutil.rmtree(search.folder / "train" / "train-trial-000")
-    search.confirm(seeds=2)
+    said = Console(file=StringIO(), width=200)
+    search.confirm(seeds=2, console=said)
+    assert "whose weights are gone: another one is built" in said.file.getvalue()
     assert [model.chosen.name for model in search.models] == ["trial-000", "trial-001"]
     (tested,) = models_tested(search.folder)
     assert tested.chosen.name == "trial-001"
