@@ -1,4 +1,4 @@
-"""Getting a search onto machines: jobs of Ray, manifests and scripts, and a look at the cluster."""
+"""Getting a search onto machines: jobs of Ray, manifests and scripts."""
 
 import sys
 

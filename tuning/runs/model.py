@@ -151,7 +151,10 @@ def chosen_event(model: Model, goal: Goal, candidates: Sequence[Candidate]) -> E
 
 
 def models_of(run_folder: Path) -> tuple[Model, ...]:
-    """All models of a search in the order of their choice. At most the last one is not tested."""
+    """All models of a search in the order of their choice.
+
+    The last one may still be tested. An earlier one was, unless its weights went before its test.
+    """
     path, found = results_path(run_folder), dict[int, Model]()
     for event in JournalReader(path.parent).events() if path.is_file() else ():
         if event["event"] == CHOSEN:

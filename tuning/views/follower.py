@@ -29,7 +29,10 @@ PATIENCE_S = 60.0
 
 
 class View:
-    """Base class of everything that is made of a journal. One thread calls all methods but `start`.
+    """Base class of everything that is made of a journal.
+
+    The thread of the search calls `start` and `close`, that of the follower all other methods. A
+    `write` that hangs may still run when `close` comes.
 
     The folder of checkpoints is one: which are on the disk follows from the journal. A view writes
     all of itself anew, or adds what it lacks. It may get the same record twice.

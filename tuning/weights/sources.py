@@ -1,4 +1,4 @@
-"""The weights that can be exported: of a trial, or `lipsum-tune train`."""
+"""The weights that can be exported: of a model, a trial, zero-shot, or `lipsum-tune train`."""
 
 from __future__ import annotations
 
