@@ -229,7 +229,7 @@ def _train_and_build(
             run_folder=folder,
             run_id=journal.run_id,
         )
-        ModelBuilder(session, run).test_chosen()
+        was_chosen = ModelBuilder(session, run).test_chosen()
         points = trainings(history, wanted)
         wanted_names = {point.trial_id for point in points}
         earlier = [r for r in history.records if r.trial_id in wanted_names]
@@ -249,7 +249,8 @@ def _train_and_build(
             files.write(confirm_history(run.folder), is_over=True)
         except OSError as error:
             session.console.print(f"note: {error}; the next call tries again", soft_wrap=True)
-        if needs_model(run, again):
+        # A killed call with `again`, which is repeated, has chosen among the same weights.
+        if needs_model(run, again) and (points or not was_chosen):
             ModelBuilder(session, run).build()
         if not points:
             journal.session_ended("finished")

@@ -62,16 +62,21 @@ class ModelBuilder:
         self._confirmed = {record.trial_id: record for record in trained}
         self._notes: list[str] = []
 
-    def test_chosen(self) -> None:
-        """Test a model that a killed call has chosen, unless its weights are gone."""
+    def test_chosen(self) -> bool:
+        """Test a model that a killed call has chosen, unless its weights are gone.
+
+        Returns:
+            Whether one was tested.
+        """
         models = models_of(self._run.folder)
         if not models or models[-1].test:
-            return
+            return False
         recipe = self._recipe(models[-1].chosen)
         what = "and not tested it" if recipe else "whose weights are gone: another one is built"
         show_phase(self._session.console, "Model", f"an earlier call has chosen one {what}")
         if recipe is not None:
             self._test(models[-1], recipe)
+        return recipe is not None
 
     def build(self) -> None:
         """Choose a model, note the choice in the journal, and test it."""

@@ -188,6 +188,16 @@ def test_again_tests_what_a_killed_call_has_chosen_and_builds_another(search):
     assert testing in said.file.getvalue()
 
 
+def test_again_is_repeated_after_a_kill_between_choice_and_test(search):
+    search.confirm_a_mean()
+    search.trained = {"ft": (99.0, GOOD)}
+    with patch.object(ModelBuilder, "_test", side_effect=Killed), pytest.raises(Killed):
+        search.confirm(seeds=3, again=True)
+    search.confirm(seeds=3, again=True)
+    assert len(search.models) == 2
+    assert models_tested(search.folder) == search.models
+
+
 def test_more_seeds_leave_the_model_and_again_builds_another(search):
     search.confirm_a_mean()
     (first,) = search.models
