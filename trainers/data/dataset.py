@@ -94,6 +94,13 @@ class ImageDataset:
         sample._sample_size = size
         return sample
 
+    @property
+    def whole(self) -> ImageDataset:
+        """The images of which this may be a sample."""
+        whole = copy(self)
+        whole._sample_size = None
+        return whole
+
     def decode(self, index: int) -> Image.Image:
         """One image, RGB and upright, as `prepare` would store it."""
         image = self._images[index].as_py()

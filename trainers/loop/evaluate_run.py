@@ -39,6 +39,9 @@ def evaluate_run(
 ) -> dict[str, float]:
     """The flat metrics of a split: of the ID domain, and of the OOD domains in `images`.
 
+    Before the first step they are those of the zero-shot model, whose features are stored then, so
+    that no later training computes them.
+
     Evaluate the validation split first: it determines the evaluated weights. The run keeps the
     predictions on it after the last step, and those on any other split in their place.
 
@@ -46,6 +49,9 @@ def evaluate_run(
         line_sample: after the last step, validation images by which a point of the line is chosen,
             which is then evaluated (`eval.line`).
     """
+    if run.progress.step == 0:
+        (metrics,) = _measure_each(run, [], split, images)
+        return metrics
     on_line = choose_weights(run, images, line_sample) if split == "val" else {}
     with holding(run, run.eval_weights or run.weights):
         keeps = split != "val" or line_sample is not None
@@ -63,9 +69,6 @@ def choose_weights(
     `images` are of the validation split, `line_sample` as in `evaluate_run`. Returned is what was
     measured on the line.
     """
-    if run.progress.step == 0:
-        run.eval_weights = run.end_weights = None  # still the zero-shot model
-        return {}
     now: Weights = run.weights
     trained = now if run.ema is None else run.ema
     gradient = validation_gradient(run, images[run.config.data.id_domain])
@@ -77,14 +80,9 @@ def choose_weights(
 def measure(
     run: TrainState, split: str, images: Images, *, keep_predictions: bool = False
 ) -> dict[str, float]:
-    """The flat metrics of the student's present weights.
-
-    Before the first step they are those of the zero-shot model, whose features are stored then, so
-    that no later training computes them.
-    """
+    """The flat metrics of the student's present weights."""
     models = [partial(classify, run)]
-    with_zero_shot = keep_predictions or run.progress.step == 0
-    *_, metrics = _measure_each(run, models, split, images, with_zero_shot, keep_predictions)
+    *_, metrics = _measure_each(run, models, split, images, keep_predictions, keep_predictions)
     return metrics
 
 

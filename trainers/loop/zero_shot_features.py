@@ -58,6 +58,7 @@ class ZeroShotFeatures:
         self._limit = int(config.zero_shot_cache_gb * 1e9)
         self._files: dict[tuple[object, ...], FeatureFile] = {}
         self._kept: dict[tuple[object, ...], Tensor] = {}
+        self._random_texts: dict[tuple[int, int, int], Tensor] = {}
 
     def of_views(self, views: Tensor, step: int, first: int, at_once: int) -> Tensor:
         """Features (B, D) of a part of a step's views.
@@ -84,10 +85,14 @@ class ZeroShotFeatures:
         """Features (n, D) of this worker's share of evaluated images, on the CPU, not rounded.
 
         They are computed as in the evaluation, in its precision and batches, so that they are those
-        of an unchanged student. They are kept in memory.
+        of an unchanged student. They are kept in memory. A worker that is alone takes those of a
+        sample from those of the whole split, which the last evaluation needs as well.
         """
+        is_sample = len(images.eval_rows) < len(images)
+        if is_sample and self._world_size == 1:
+            return self.of_images(images.whole)[torch.tensor(images.eval_rows)]
         key = ("images", *self._of_images, images.version, images.crop_pct, self.batches.batch_size)
-        if len(images.eval_rows) < len(images):
+        if is_sample:
             key += ("sample", len(images.eval_rows))
         rank, world_size, rows = self._rank, self._world_size, images.eval_rows
         share, largest = len(rows[rank::world_size]), len(rows[::world_size])
@@ -115,7 +120,13 @@ class ZeroShotFeatures:
         return classify
 
     def of_random_texts(self, count: int, length: int, step: int) -> Tensor:
-        """L2-normalised features (count, D) of a step's random texts of `length` tokens."""
+        """L2-normalised features (count, D) of a step's random texts of `length` tokens.
+
+        Those asked for last are kept: the parts of a step share them.
+        """
+        asked = (count, length, step)
+        if asked in self._random_texts:
+            return self._random_texts[asked]
         zero_shot, seed = self._zero_shot, self._config.seed
 
         def encode() -> Tensor:
@@ -123,7 +134,9 @@ class ZeroShotFeatures:
             return zero_shot.encode_tokens(to_device(tokens, zero_shot.device))
 
         key = ("random texts", *self._of_texts, count, length, seed)
-        return self._shared(self._file(key, self._config.steps, count), step, count, encode)
+        file = self._file(key, self._config.steps, count)
+        self._random_texts = {asked: self._shared(file, step, count, encode)}
+        return self._random_texts[asked]
 
     def _shared(
         self, file: FeatureFile | None, record: int, rows: int, compute: Callable[[], Tensor]

@@ -7,14 +7,17 @@ import numpy as np
 import pytest
 import torch
 
-from tests.trainers.curves import changed, configured, first_batch, untimed
+from tests.trainers.curves import changed, configured, first_batch, short, untimed
 from trainers.data.store import CACHE_VARIABLE
 from trainers.data.transforms import normalise
 from trainers.evaluation.evaluate import evaluate
 from trainers.fine_tune import fine_tune
-from trainers.loop.evaluate_run import class_maps, classify
+from trainers.loop.evaluate_run import class_maps, classify, evaluate_run
 from trainers.loop.state import load_split, start
 from trainers.loop.zero_shot_features import ZeroShotFeatures
+from trainers.models import student as student_module
+from trainers.models import zero_shot as zero_shot_module
+from trainers.models.image import pooled_features
 from trainers.models.text_head import model_digest
 from trainers.models.zero_shot import ZeroShotModel
 from trainers.texts import random_texts
@@ -138,6 +141,47 @@ def test_the_zero_shot_model_of_stored_features_is_an_unchanged_student(trial):
         before = run.zero_shot_features.classifier(images)
         for views, _ in run.zero_shot_features.batches.of(images):
             assert torch.equal(before(views), classify(run, views))
+
+
+@pytest.fixture
+def encoded(monkeypatch):
+    """Numbers of images that models encode at a time, from here on."""
+    numbers = []
+
+    def count(visual, images):
+        numbers.append(len(images))
+        return pooled_features(visual, images)
+
+    for module in (student_module, zero_shot_module):
+        monkeypatch.setattr(module, "pooled_features", count)
+    return numbers
+
+
+def test_the_zero_shot_model_is_evaluated_once_before_the_first_step(trial, encoded):
+    images = load_split(trial, "val")
+    evaluate_run(start(trial), "val", images)
+    assert sum(encoded) == sum(map(len, images.values()))
+
+
+def test_the_features_of_a_sample_are_those_of_the_whole(trial, encoded):
+    features, whole = start(trial).zero_shot_features, load_split(trial, "val")["sketch"]
+    sample = whole.sampled(5)
+    found = features.of_images(sample)
+    assert torch.equal(found, features.of_images(whole)[list(sample.eval_rows)])
+    assert sum(encoded) == len(whole)
+
+
+def test_the_parts_of_a_step_share_random_texts(trial, monkeypatch):
+    texts, encode = [], ZeroShotModel.encode_tokens
+
+    def count(zero_shot, tokens):
+        texts.append(len(tokens))
+        return encode(zero_shot, tokens)
+
+    monkeypatch.setattr(ZeroShotModel, "encode_tokens", count)
+    config = short(trial, {"name": "lipsum_ft", "text_count": 16}, optim__micro_batch_size=2)
+    list(fine_tune(changed(config, zero_shot_cache_gb=0)))
+    assert texts == [16] * config.steps
 
 
 def test_a_head_without_memory_scores_the_same_images_in_parts(trial, monkeypatch):
