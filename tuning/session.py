@@ -22,6 +22,7 @@ from tuning.config.schema import BudgetConfig, ResourcesConfig, SchedulerConfig,
 from tuning.driver import Driver
 from tuning.execution.ray_session import concurrent_trials, ray_session
 from tuning.execution.ray_watch import RayWatch, watched_ray
+from tuning.execution.shared_memory import check_shared_memory
 from tuning.execution.slot import trainable
 from tuning.execution.trial_hardware import call_where_trials_run, zero_shot_metrics
 from tuning.execution.tune_adapter import run_trials
@@ -195,6 +196,7 @@ def open_session(
             storage, name = file.search.checkpoints.storage, file.search.name
             checkpoint_root = checkpoint_root_of(folder, storage, name, journal.run_id)
         concurrent = concurrent_trials(file.search.resources, is_own_ray=is_own_ray)
+        check_shared_memory(file, concurrent, is_own_ray=is_own_ray)
         checkpoints = open_store(url_of(checkpoint_root, TRAIN_FOLDER))
         yield Session(
             file, options, journal, checkpoints, concurrent, console, progress, watch,

@@ -20,7 +20,7 @@ _SLACK = 1e-6
 
 def fitting_trials(nodes: Sequence[Mapping[str, float]], resources: ResourcesConfig) -> int:
     """Number of trials that run at a time on nodes with these CPUs and GPUs, by Ray's names."""
-    return sum(_workers_on(node, resources) for node in nodes) // resources.workers
+    return sum(workers_on(node, resources) for node in nodes) // resources.workers
 
 
 def check_fits(nodes: Sequence[Mapping[str, float]], resources: ResourcesConfig) -> None:
@@ -42,7 +42,7 @@ def _per_worker(resources: ResourcesConfig) -> dict[str, float]:
     return {kind: amount for kind, amount in amounts.items() if amount}
 
 
-def _workers_on(node: Mapping[str, float], resources: ResourcesConfig) -> int:
+def workers_on(node: Mapping[str, float], resources: ResourcesConfig) -> int:
     """Number of workers that a node has room for."""
     fits = {
         kind: int((node.get(kind, 0.0) + _SLACK) // amount)
