@@ -21,7 +21,7 @@ from rich.table import Column
 from trainers.evaluation.metrics import ID_ACC, OOD_MEAN_ACC
 from tuning.runs.callbacks import Callback
 from tuning.runs.ranking import best_finished
-from tuning.runs.records import TRAIN_LOSS, SearchOutcome, SearchRecord, TrialRecord
+from tuning.runs.records import SECONDS, TRAIN_LOSS, SearchOutcome, SearchRecord, TrialRecord
 from tuning.views.formatting import format_hours, format_params, format_seconds
 
 RATE = "train/images_per_s"
@@ -202,9 +202,11 @@ class ProgressCallback(Callback):
 def seconds_left(search: SearchRecord, records: Sequence[TrialRecord], now: float) -> float | None:
     """About how long the remaining trials take: their mean time over the trials that run at once.
 
-    None before a trial has ended.
+    The first trial waits for the start of its workers, which later ones find, so only what a trial
+    took in its workers counts. None before a trial has ended.
     """
-    lasted = [r.seconds for r in records if r.ended_at is not None and r.seconds]
+    ended = [record for record in records if record.ended_at is not None]
+    lasted = [seconds for r in ended if (seconds := r.last(SECONDS) or r.seconds)]
     running = [r for r in records if r.outcome == "running"]
     if not lasted:
         return None

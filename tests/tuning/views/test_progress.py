@@ -80,3 +80,11 @@ def test_the_time_left_is_the_mean_of_the_trials_over_the_slots():
     # Two to begin and half a trial, one at a time, 360 s each.
     assert seconds_left(SEARCH, records, 0.0) == pytest.approx(2.5 * 360)
     assert seconds_left(SEARCH, [RUNNING], 0.0) is None
+
+
+def test_the_start_of_the_workers_is_not_in_the_time_of_later_trials():
+    first = fakes.trial(0)
+    waited = replace(first, started_at=first.started_at - 400)
+    assert waited.seconds == first.seconds + 400
+    # Three to begin, one at a time: 240 steps of 1.5 s each, see `fakes.report`.
+    assert seconds_left(SEARCH, [waited], 0.0) == pytest.approx(3 * 240 * 1.5)
