@@ -1,11 +1,13 @@
+import multiprocessing
 import re
 from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
+import torch
 
 from tests.conftest import CLASSES
-from tests.trainers.curves import changed, untimed
+from tests.trainers.curves import changed, configured, curve, untimed
 from trainers.data.schema import LabelledImage, part_path, write_images
 from trainers.errors import TrainingDiverged
 from trainers.fine_tune import fine_tune, training_batches
@@ -24,6 +26,19 @@ def test_a_seed_decides_the_order_of_the_images(workers, trial):
     first = order(1)
     assert order(1) == first
     assert order(2) != first != order(0)
+
+
+def test_another_process_resumes_to_the_last_bit(trial, tmp_path):
+    """In the middle of an epoch, with a text encoder and averages, and without Ray."""
+    config = changed(configured(trial, "carot"), eval__every=1, eval__ema=0.5, eval__line=0.5)
+    config = changed(config, data__ood_domains=[], steps=2)
+    undisturbed = fine_tune(config)
+    next(undisturbed).save(tmp_path)
+    (last,) = undisturbed
+    spawn = multiprocessing.get_context("spawn")
+    with spawn.Pool(1, torch.set_num_threads, (torch.get_num_threads(),)) as process:
+        *_, resumed = process.apply(curve, (config, tmp_path))
+    assert resumed == untimed(last)
 
 
 def test_rungs_evaluate_a_sample_and_the_last_step_all_images(trial):

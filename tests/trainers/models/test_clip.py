@@ -214,6 +214,19 @@ def same(clip, weights):
     )
 
 
+@pytest.mark.parametrize("name", [WEIGHTS, "open_clip_pytorch_model.pth"])
+@pytest.mark.parametrize("size", [0, 100, 0.5], ids=["empty", "100 bytes", "half"])
+def test_a_truncated_file_of_weights_is_refused(name, size, folder):
+    """As a download that was interrupted leaves it."""
+    whole = load_file(folder / WEIGHTS)
+    (folder / WEIGHTS).unlink()
+    save = save_file if name == WEIGHTS else torch.save
+    save(whole, folder / name)
+    bytes_left = size if size != 0.5 else (folder / name).stat().st_size // 2
+    os.truncate(folder / name, bytes_left)
+    assert "it cannot be loaded" in refused(f"local-dir:{folder}")
+
+
 def test_weights_are_read_from_every_kind_of_file(folder, tmp_path):
     """For a name of open_clip, to which a model of a test is added."""
     weights = load_file(folder / WEIGHTS)
