@@ -245,7 +245,7 @@ def auto(
             problem = f"{len(confirmed.failed)} trainings of `confirm` failed"
             raise ConfigError(problem, source=run, hint="the same command tries again")
 
-        assert concluded.won is not None  # otherwise there was nothing to confirm
+        assert concluded.best is not None  # otherwise there was nothing to confirm
         exported = run / "export"
         announce("6 Export", "export", run.name, "--output", exported)
         about = exported / ABOUT

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tuning.runs import run_folder
-from tuning.runs.ranking import best_trial
+from tuning.runs.conclusion import conclusion
 from tuning.runs.records import TrialRecord
 from tuning.runs.run_folder import RunFolder
 
@@ -21,19 +21,19 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class BestTrial:
-    """The trial that the objective chooses."""
+    """The trial, reference or zero-shot model that all screens and pages name as the best."""
 
     record: TrialRecord
     run_folder: Path
 
     @property
     def trial_id(self) -> str:
-        """Its name, such as `trial-007`."""
+        """Its name, such as `trial-007`, `ft` or `zero-shot`."""
         return self.record.trial_id
 
     @property
     def params(self) -> dict[str, Any]:
-        """Its parameters, by dotted key."""
+        """Its parameters, by dotted key; none of a reference."""
         return dict(self.record.params)
 
     @property
@@ -112,8 +112,8 @@ class Run(RunFolder):
 
     @property
     def best(self) -> BestTrial | None:
-        """The trial that the objective chooses; None if no trial has a value."""
-        record = best_trial(self.search, self.history.records)
+        """What the conclusion names as the best; None before a trial has finished."""
+        record = conclusion(self.search, self.history.records).best
         return None if record is None else BestTrial(record, self.folder)
 
 

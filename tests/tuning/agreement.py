@@ -10,7 +10,7 @@ from mlflow.tracking import MlflowClient
 from tuning.algorithms.studies import STATES, TRIAL_ID
 from tuning.run import load_run
 from tuning.runs.history import JOURNAL_FILE
-from tuning.runs.ranking import pareto_front
+from tuning.runs.ranking import best_trial, finished_trials, pareto_front
 from tuning.views.dashboard import open_storage
 from tuning.views.mlflow.client import default_tracking_uri
 from tuning.views.mlflow.shared_view import main_metrics
@@ -72,10 +72,10 @@ def _study(run, trials):
         if record.kind == "trial"
     }
     found = [] if has == wanted else [f"Optuna has {has}, the journal {wanted}"]
-    best = run.best if run.best and run.best.record.outcome == "finished" else None
+    best = best_trial(run.search, finished_trials(trials.values()))
     if best and not run.search.constraints:
         of_optuna = {trial.user_attrs[TRIAL_ID] for trial in study.best_trials}
-        front = pareto_front(run.search, trials.values()) if len(metrics) > 1 else [best.record]
+        front = pareto_front(run.search, trials.values()) if len(metrics) > 1 else [best]
         if best.trial_id not in of_optuna or {r.trial_id for r in front} - of_optuna:
             found.append(f"Optuna's best are {of_optuna}, not {[r.trial_id for r in front]}")
     return found

@@ -30,7 +30,7 @@ def of_run(run: RunFolder) -> Document:
         "trials": [_trial(record) for record in run.history.records],
         "conclusion": found
         and {
-            "best": found.won.trial_id if found.won else None,
+            "best": found.best.trial_id if found.best else None,
             "lines": found.lines,
             "next": [
                 shlex.split(command, comments=True)

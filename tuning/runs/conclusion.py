@@ -33,11 +33,13 @@ from tuning.runs.records import STEP, ZERO_SHOT, SearchRecord, TrialRecord, tria
 class Conclusion:
     """What a search has found."""
 
-    won: TrialRecord | None
-    """The trial, reference or zero-shot model to use; None if no trial has a value of the objective
-    yet."""
+    best: TrialRecord | None
+    """The trial, reference or zero-shot model that everything shows as the best; None before a
+    trial has finished."""
     lines: Sequence[str]
     """Sentences: the result, what it is beside the first trial, and the limit."""
+    furthest: TrialRecord | None = None
+    """Before a trial has finished, the best of those that got furthest; None without a value."""
     more: str = "--trials +8"
     """How a resume goes on."""
     compared: Sequence[str] = ()
@@ -63,14 +65,14 @@ class Conclusion:
         Args:
             run: what a user types for the run folder.
         """
-        won = self.won
-        if won is None or won.outcome == "running":
+        best = self.best or self.furthest
+        if best is None or best.outcome == "running":
             return []
-        what = f"{trial_label(won)}, for open_clip, not tested"
+        what = f"{trial_label(best)}, for open_clip, not tested"
         if self.model:
             what = "the model, for open_clip"
         export = f"lipsum-tune export {run} --output model   # {what}"
-        if won.outcome != "finished" or (self.seeds and not self.is_half_done):
+        if self.best is None or (self.seeds and not self.is_half_done):
             return [export]
         confirm = f"lipsum-tune confirm {run} --rule objective"
         confirm += " --rule first" * (len(self.compared) > 1)
@@ -81,22 +83,23 @@ class Conclusion:
         confirm += " --again" * bool(known and not known.issuperset(self.compared))
         confirm += "   # fresh seeds, then the test splits, once"
         resume = f"lipsum-tune resume {run} {self.more}"
-        resume += f"   # more trials: none has passed {trial_label(won)}"
-        more = [resume] if won.kind == "reference" and not self.seeds else []
+        resume += f"   # more trials: none has passed {trial_label(best)}"
+        more = [resume] if best.kind == "reference" and not self.seeds else []
         return [confirm, *more, export]
 
 
 def conclusion(search: SearchRecord, records: Sequence[TrialRecord]) -> Conclusion:
     """What a search has found so far.
 
-    The best trial won, unless a reference or the zero-shot model beats all trials. If `confirm` has
-    trained the best trial again, all that it trained with the same fresh seeds are compared by
-    their means on the validation splits: the test splits choose nothing, they measure differences.
+    The best trial is named, unless a reference or the zero-shot model beats all trials. If
+    `confirm` has trained the best trial again, all that it trained with the same fresh seeds are
+    compared by their means on the validation splits: the test splits choose nothing, they measure
+    differences.
     """
     notes = [search.damage] if search.damage else []
     best = best_trial(search, records)
     if best is None or best.outcome != "finished":
-        return Conclusion(best, ["No trial has finished yet.", *notes])
+        return Conclusion(None, ["No trial has finished yet.", *notes], best)
     confirmation: Confirmation | None = None
     models: Sequence[Model] = ()
     try:
@@ -208,10 +211,10 @@ def _of_fresh_seeds(
     metric = search.objectives[0].metric
     ordered = [*ranked(search, found), *(r for r in found if r.kind == "reference")]
     means = {r.trial_id: value for r in ordered if (value := r.last(metric)) is not None}
-    won = stronger or winner
+    leader = stronger or winner
     # With the figures of the search, where it has trained this model itself.
-    own = [r for r in records if r.trial_id == won.trial_id and r.outcome == "finished"]
-    return Conclusion([*own, won][0], lines, means=means, seeds=again.seeds)
+    own = [r for r in records if r.trial_id == leader.trial_id and r.outcome == "finished"]
+    return Conclusion([*own, leader][0], lines, means=means, seeds=again.seeds)
 
 
 def _none_is_above(

@@ -35,12 +35,6 @@ def best_trial(search: SearchRecord, records: Iterable[TrialRecord]) -> TrialRec
     return next(iter(by_objectives(search, pool)), None)
 
 
-def best_finished(search: SearchRecord, records: Iterable[TrialRecord]) -> TrialRecord | None:
-    """`best_trial` once a trial has finished: what every page shows as the best."""
-    best = best_trial(search, records)
-    return best if best is not None and best.outcome == "finished" else None
-
-
 def by_objectives(search: SearchRecord, records: Iterable[TrialRecord]) -> list[TrialRecord]:
     """Trials by their objectives, best first; trials without a finite objective come last.
 

@@ -107,10 +107,10 @@ class Plots:
                 symbol = "star" if record.trial_id == ZERO_SHOT else "x"
                 look = {"size": 13, "symbol": symbol, "color": SOFT}
                 _add_trials(drawn, search, [record], trial_label(record), look)
-        won = conclusion(search, self.records).won
-        if won is not None and won.outcome == "finished" and (accs := accs_of(won)):
+        best = conclusion(search, self.records).best
+        if best is not None and (accs := accs_of(best)):
             drawn.add_scatter(
-                x=accs[:1], y=accs[1:], mode="markers+text", text=[trial_label(won)],
+                x=accs[:1], y=accs[1:], mode="markers+text", text=[trial_label(best)],
                 textposition="top center", textfont={"color": BEST}, name="best",
                 hoverinfo="skip", cliponaxis=False,
                 marker={

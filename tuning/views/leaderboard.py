@@ -109,7 +109,6 @@ def trial_table(
     columns |= {"outcome": "outcome", "time": "time"}
 
     missed = misses(search, records)
-    best = found.won if found.won and found.won.outcome == "finished" else None
     front = pareto_front(search, records) if len(search.objectives) > 1 else []
     zero_shot = zero_shot_record(search.zero_shot)
     references = [record for record in records if record.kind == "reference"]
@@ -144,7 +143,7 @@ def trial_table(
             "outcome": ("" if record is zero_shot else record.outcome + at, record.outcome),
             "time": (format_seconds(record.seconds), record.seconds),
         }
-        is_best = best is not None and record.trial_id == best.trial_id
+        is_best = found.best is not None and record.trial_id == found.best.trial_id
         rows.append(TrialRow(record, is_best, amount > 0, cells))
     return columns, rows
 

@@ -15,8 +15,9 @@ from trainers.errors import first_line, shortened
 from trainers.evaluation.metrics import ID_ACC, OOD_MEAN_ACC
 from trainers.overrides import flat
 from tuning.config.loading import find_config, ready_configs
+from tuning.runs.conclusion import conclusion
 from tuning.runs.journal import is_running
-from tuning.runs.ranking import best_finished, references
+from tuning.runs.ranking import references
 from tuning.runs.records import trial_label
 from tuning.runs.run_folder import RunFolder, last_written, load_run
 from tuning.views.formatting import format_params, format_percent, format_seconds, format_value
@@ -74,12 +75,12 @@ def _facts(folder: Path) -> dict[str, str]:
         found = {"state": state_of(run), "trials": f"{ended}/{run.file.most_trials}"}
         if run.history.zero_shot is not None:
             search = run.search
-            best = best_finished(search, records)
+            best = conclusion(search, records).best
             value = None if best is None else best.last(metric)
             found |= {"value": "" if value is None else format_value(value), "objective": metric}
             models = {trial_label(r): r.metrics for r in reversed(references(search, records))}
             if best is not None:
-                found["best"] = f"{best.trial_id}  {format_params(best.params)}"
+                found["best"] = f"{trial_label(best)}  {format_params(best.params)}".rstrip()
                 models = {"best": best.metrics, **models}
             for name, key in (("ID", ID_ACC), ("OOD", OOD_MEAN_ACC)):
                 for label, metrics in models.items():

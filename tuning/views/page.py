@@ -16,7 +16,7 @@ from trainers.data.store import open_store
 from trainers.errors import storage_failures
 from tuning.runs.conclusion import conclusion
 from tuning.runs.model import models_tested
-from tuning.runs.records import SearchRecord, TrialRecord
+from tuning.runs.records import SearchRecord, TrialRecord, trial_label
 from tuning.runs.rules import PROPOSED_WITH_OOD, RULES, choices
 from tuning.runs.run_folder import word_for
 from tuning.views.changed_images import Changed
@@ -69,6 +69,7 @@ def write_page(
         columns=columns,
         rows=rows,
         lines=found.lines,
+        best=trial_label(found.best) if found.best else "",
         commands=found.commands(word_for(search.run_folder)),
         model=again and model_table(again, models_tested(search.run_folder)),
         confirmed=confirmation_table(again) if again and again.seeds else None,

@@ -20,7 +20,7 @@ from rich.table import Column
 
 from trainers.evaluation.metrics import ID_ACC, OOD_MEAN_ACC
 from tuning.runs.callbacks import Callback
-from tuning.runs.ranking import best_finished
+from tuning.runs.ranking import best_trial, finished_trials
 from tuning.runs.records import SECONDS, TRAIN_LOSS, SearchOutcome, SearchRecord, TrialRecord
 from tuning.views.formatting import format_hours, format_params, format_seconds
 
@@ -187,7 +187,7 @@ class ProgressCallback(Callback):
         if left and limits["hours"] is not None:
             left = min(left, max(0.0, 3600 * limits["hours"] - used["hours"]))
         texts += [f"about {format_seconds(left)} left"] if left else []
-        if self._shows_best and (best := best_finished(search, records)):
+        if self._shows_best and (best := best_trial(search, finished_trials(records))):
             texts.append(f"best {best.trial_id}{_accuracies(best, loss=False)}")
         if (hours := limits["hours"]) is not None:
             texts.append(f"{format_seconds(used['hours'])} of {format_seconds(3600 * hours)}")

@@ -7,8 +7,9 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
+from tuning.runs.conclusion import conclusion
 from tuning.runs.history import History
-from tuning.runs.ranking import best_finished
+from tuning.runs.records import ZERO_SHOT
 from tuning.views.follower import View, in_one_line
 from tuning.views.tables import write_tables
 
@@ -47,9 +48,9 @@ class ResultsView(View):
         began = time.monotonic()
         search = replace(self._search, ended_by=history.ended_by)
         write_tables(search.run_folder, search, history.records)
-        best = best_finished(search, history.records)
+        best = conclusion(search, history.records).best
         changed: Sequence[Changed] | str = ()
-        if best is not None and is_over:
+        if best is not None and best.trial_id != ZERO_SHOT and is_over:
             try:
                 changed = changed_images(search, self._checkpoints, best.trial_id)
             except Exception as error:  # the page names it

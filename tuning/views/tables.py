@@ -27,8 +27,8 @@ import pyarrow.csv
 import pyarrow.parquet as pq
 
 from trainers.data.store import open_store
+from tuning.runs.conclusion import conclusion
 from tuning.runs.confirmation import FT, Key
-from tuning.runs.ranking import best_finished
 from tuning.runs.records import STEP, ZERO_SHOT, SearchRecord, TrialRecord, zero_shot_record
 
 _TYPES = {
@@ -45,7 +45,7 @@ _TYPES = {
     "seconds": pa.float64(),  # wall time
     "objective": pa.float64(),  # the (first) one at the last step
     "objective_best": pa.float64(),  # and at its best
-    "is_best": pa.bool_(),  # whether `best_finished` chooses it
+    "is_best": pa.bool_(),  # whether the conclusion names it
     "is_first_point": pa.bool_(),  # whether it was given and not proposed; null for zero-shot
 }
 """Of the fixed columns of `trials.parquet`, in their order."""
@@ -53,7 +53,7 @@ _TYPES = {
 
 def trials_table(search: SearchRecord, records: Sequence[TrialRecord]) -> pa.Table:
     """`trials.parquet`: one row per trial after the zero-shot model."""
-    first, best = search.objectives[0], best_finished(search, records)
+    first, best = search.objectives[0], conclusion(search, records).best
     rows = []
     for record in [zero_shot_record(search.zero_shot), *_ordered(records)]:
         is_model = record.trial_id == ZERO_SHOT

@@ -152,16 +152,17 @@ def why_chosen(run: RunFolder) -> str:
 def _of_winner(run: RunFolder) -> Source:
     """The single training that the conclusion names, before there is a model."""
     records = run.history.records
-    won = conclusion(run.search, records).won
-    best = best_trial(run.search, records)
-    if won is None or best is None:
+    concluded = conclusion(run.search, records)
+    best = concluded.best or concluded.furthest
+    if best is None:
         raise ConfigError("no trial has a value of the objective yet", source=run.folder)
     why = why_chosen(run)
-    if won.trial_id == FT and all(record.trial_id != FT for record in records):
-        hint = f"--trial {best.trial_id} exports the best trial; search.references has `ft`"
+    if best.trial_id == FT and all(record.trial_id != FT for record in records):
+        trial = concluded.compared[0]
+        hint = f"--trial {trial} exports the best trial; search.references has `ft`"
         problem = f"this search has no weights of the winner. {why}"
         raise ConfigError(problem, source=run.folder, hint=hint)
-    return _of_trial(run, won.trial_id, why)
+    return _of_trial(run, best.trial_id, why)
 
 
 def _of_trial(run: RunFolder, trial_id: str, why: str) -> Source:

@@ -98,8 +98,10 @@ def live(data, root):
         for record in run.history.records:
             if record.outcome != "failed":  # one may fail after a kill, in place of its last report
                 assert record.step == REPORTED[record.trial_id]
-        finished = [r for r in run.history.records if r.outcome == "finished" and r.number >= 0]
-        if finished:
+        finished = [record for record in run.history.records if record.outcome == "finished"]
+        # Of equal ones, a trial is named before the reference, and an earlier trial before others.
+        finished.sort(key=lambda record: (record.kind == "reference", record.number))
+        if any(record.kind == "trial" for record in finished):
             best = max(finished, key=lambda record: record.metrics["val/mean_acc"])
             assert run.best.trial_id == best.trial_id
 

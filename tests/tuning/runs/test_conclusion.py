@@ -26,7 +26,8 @@ HOURS = replace(
 def shown(search, records):
     """Sentences, who won, the means over fresh seeds that decided, and commands."""
     found = conclusion(search, records)
-    lines = [*found.lines, "", f"won: {found.won.trial_id} ({found.won.kind})"]
+    best = "none" if found.best is None else f"{found.best.trial_id} ({found.best.kind})"
+    lines = [*found.lines, "", f"best: {best}"]
     if found.means:
         means = ", ".join(f"{trial} {mean:g}" for trial, mean in found.means.items())
         lines.append(f"over seeds {', '.join(map(str, found.seeds))}: {means}")
@@ -134,7 +135,7 @@ def test_a_confirmation_that_is_half_done_says_so_and_goes_on(tmp_path, screen):
 
 def won(search, records):
     found = conclusion(search, records)
-    return found.won.trial_id, tuple(found.seeds)
+    return found.best.trial_id, tuple(found.seeds)
 
 
 def test_only_equal_seeds_are_compared(tmp_path):
@@ -163,7 +164,7 @@ def test_a_relative_bound_compares_means_with_means(tmp_path):
     confirmed(tmp_path, trial_000=(75.0, 50.0))
     confirmed(tmp_path, off=2.0, trial_001=(73.0, 50.0))
     found = conclusion(search, records)
-    assert found.won.trial_id == "trial-001"  # 82, from which 80 of the other is too far
+    assert found.best.trial_id == "trial-001"  # 82, from which 80 of the other is too far
     assert not any("meets the constraints" in line for line in found.lines)
 
 

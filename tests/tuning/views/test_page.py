@@ -5,16 +5,22 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 
 from search_spaces import Categorical, Float, SearchSpace
 from tests.tuning import fakes
 from tests.tuning.confirmation.written import confirmed, write_results
+from tests.tuning.result_tables import printed
+from tests.tuning.run_folders import search_file, trial, write_run
+from tuning import load_run
 from tuning.config.objectives import Objective, parse_constraint
 from tuning.runs.conclusion import conclusion
 from tuning.views.changed_images import Changed
 from tuning.views.figures import Plots, optuna_figures
+from tuning.views.overview import comparison
 from tuning.views.page import write_page
+from tuning.views.results import ResultsView
 
 SPACE = SearchSpace(
     parameters={
@@ -31,8 +37,8 @@ def scattered(number):
     trials = []
     for index in range(number):
         weight, lr = 10 ** rng.uniform(-2, 2), 10 ** rng.uniform(-6, -3)
-        trial = fakes.trial(index, 90 + np.log10(lr), 60 + np.log10(weight))
-        trials.append(replace(trial, params={"method.reg_weight": weight, "optim.lr": lr}))
+        one = fakes.trial(index, 90 + np.log10(lr), 60 + np.log10(weight))
+        trials.append(replace(one, params={"method.reg_weight": weight, "optim.lr": lr}))
     return trials
 
 
@@ -168,32 +174,33 @@ def test_the_weight_of_the_regulariser_has_a_log_colour_bar():
 
 
 @pytest.mark.parametrize("is_confirmed", [False, True])
-def test_headline_bold_row_circle_and_commands_name_one_model(is_confirmed, tmp_path):
+def test_everything_names_one_model(is_confirmed, images_root, tmp_path):
     """Before `confirm`, untuned FT is higher than all trials; after it, the second trial is."""
-    search = replace(SEARCH, run_folder=tmp_path)
-    records = [
-        fakes.reference(),
-        *(
-            replace(t, params=p.params)
-            for t, p in zip(
-                (fakes.trial(0, 80.0, 60.0), fakes.trial(1, 79.0, 60.0)), scattered(2), strict=True
-            )
-        ),
-    ]
-    won = "untuned FT"
+    trials = [trial(0, 80.0, 60.0), trial(1, 79.0, 60.0)]
+    folder = write_run(tmp_path / "mine", search_file(images_root), [fakes.reference(), *trials])
+    best, label = "ft", "untuned FT"
     if is_confirmed:
-        confirmed(tmp_path, ft=(70.0, 50.0), trial_000=(71.0, 51.0), trial_001=(73.0, 52.0))
-        won = "trial-001"
-    found = conclusion(search, records)
-    page = page_of(records, tmp_path, search)
-    assert won in found.lines[0]
-    (bold,) = re.findall(r'<tr data-trial="([^"]*)" class="best', page)
-    assert bold == found.won.trial_id
-    (circle,) = (t for t in Plots(search, records).id_vs_ood().data if t.name == "best")
-    assert circle.text == (won,)
-    assert f"# {won}, for open_clip" in found.commands("mine")[-1]
-    trials = [row[1] for row in rows_of(page) if row[1].startswith("trial")]
-    assert trials == (["trial-001", "trial-000"] if is_confirmed else ["trial-000", "trial-001"])
+        confirmed(folder, ft=(70.0, 50.0), trial_000=(71.0, 51.0), trial_001=(73.0, 52.0))
+        best = label = "trial-001"
+    run = load_run(folder)
+    view = ResultsView(str(folder / "train"))
+    view.start(run.search)
+    view.write(run.history, is_over=True)
+    page = (folder / "report" / "index.html").read_text("utf-8")
+    found = conclusion(run.search, run.history.records)
+    assert label in found.lines[0]
+    assert f"# {label}, for open_clip" in found.commands("mine")[-1]
+    assert re.findall(r'<tr data-trial="([^"]*)" class="best', page) == [best]
+    assert f"left out: the weights of {best} were not kept" in page
+    (circle,) = (t for t in run.plot.id_vs_ood().data if t.name == "best")
+    assert circle.text == (label,)
+    rows = pq.read_table(folder / "trials.parquet").to_pylist()
+    assert [row["trial_id"] for row in rows if row["is_best"]] == [best]
+    assert run.best.trial_id == best
+    (beside,) = re.findall("^best .*", printed(comparison([folder, folder]), 200), re.MULTILINE)
+    assert beside.count(label) == 2
+    shown = [row[1] for row in rows_of(page) if row[1].startswith("trial")]
+    assert shown == (["trial-001", "trial-000"] if is_confirmed else ["trial-000", "trial-001"])
 
 
 def test_the_commands_of_the_page_name_the_run_as_the_terminal_does(tmp_path, monkeypatch):

@@ -253,9 +253,9 @@ class MlflowView(View):
         share_view(client, self._experiment_id, search, records)
         found = conclusion(search, records)
         tags = {"outcome": outcome, "mlflow.note.content": "\n\n".join(found.lines)}
-        best = found.won
+        best = found.best
         metrics: list[Metric] = []
-        if best is not None and best.outcome == "finished" and outcome != "running":
+        if best is not None and outcome != "running":
             # Tags, not params: a resumed search may find better ones.
             tags |= {f"best/{key}": str(value) for key, value in best.params.items()}
             tags["best/trial"] = best.trial_id
