@@ -15,7 +15,15 @@ from dataclasses import dataclass, replace
 
 from trainers.errors import ConfigError
 from trainers.evaluation.metrics import ID, ID_ACC, MEAN_OOD, OOD_MEAN_ACC, MetricKey, in_percent
-from tuning.runs.confirmation import FT, REFERENCE, SPLIT, Confirmation, Estimate, read_confirmation
+from tuning.runs.confirmation import (
+    FT,
+    REFERENCE,
+    SPLIT,
+    Confirmation,
+    Estimate,
+    coverage,
+    read_confirmation,
+)
 from tuning.runs.model import Model, model_in_words, models_tested
 from tuning.runs.ranking import (
     best_trial,
@@ -205,9 +213,7 @@ def _of_fresh_seeds(
     lines += [line for line in tested if line]
     if count < again.wanted:
         over = f"{count} of {again.wanted} seeds so far"
-    holds = f"; ± holds for new seeds {'and new images' if again.has_predictions else 'alone'}"
-    covered = holds if any("±" in line for line in tested) else ""
-    lines.append(f"{chosen_on(search)}, by the means over {over}{covered}.")
+    lines.append(f"{chosen_on(search)}, by the means over {over}.")
     metric = search.objectives[0].metric
     ordered = [*ranked(search, found), *(r for r in found if r.kind == "reference")]
     means = {r.trial_id: value for r in ordered if (value := r.last(metric)) is not None}
@@ -276,9 +282,12 @@ def _on_test_splits(again: Confirmation, trial_id: str, other_id: str, other: st
         what: again.against(other_id, trial_id, str(MetricKey(SPLIT, domain, "acc")))
         for what, domain in (("OOD", MEAN_OOD), ("ID", ID))
     }
-    found = [f"{what} {_in_words(gap)}" for what, gap in gaps.items() if gap is not None]
-    text = f"{trial_id} against {other}, on the test splits: {'; '.join(found)}."
-    return text if found else ""
+    known = {what: gap for what, gap in gaps.items() if gap is not None}
+    if not known:
+        return ""
+    found = "; ".join(f"{what} {_in_words(gap)}" for what, gap in known.items())
+    held = coverage(known.values())
+    return f"{trial_id} against {other}, on the test splits{held}: {found}."
 
 
 def _in_words(gap: Estimate) -> str:

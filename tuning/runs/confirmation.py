@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -56,8 +56,19 @@ class Estimate:
     """Sample standard deviation (n - 1 in the denominator)."""
     low: float
     high: float
+    covers_seeds: bool = False
+    """Whether the interval holds for new seeds."""
     covers_images: bool = False
-    """Whether the interval holds for new images, too, and not for new seeds alone."""
+    """Whether the interval holds for new images."""
+
+    @property
+    def covers(self) -> str:
+        """What the interval holds for, in words; empty without one."""
+        if self.covers_seeds and self.covers_images:
+            return "new seeds and new images"
+        if self.covers_seeds:
+            return "new seeds alone"
+        return "new images" if self.covers_images else ""
 
 
 def estimate(values: Sequence[float], images: Sequence[tuple[float, np.ndarray]] = ()) -> Estimate:
@@ -78,7 +89,7 @@ def estimate(values: Sequence[float], images: Sequence[tuple[float, np.ndarray]]
     over_seeds = float(stdtrit(len(values) - 1, quantile)) * sd / math.sqrt(len(values))
     over_images = math.sqrt(sum(weight**2 * image_variance(of) for weight, of in images))
     margin = math.hypot(over_seeds, float(ndtri(quantile)) * over_images)
-    return Estimate(mean, sd, mean - margin, mean + margin, len(images) > 0)
+    return Estimate(mean, sd, mean - margin, mean + margin, True, len(images) > 0)
 
 
 def over_images(mean: float, images: Sequence[tuple[float, np.ndarray]]) -> Estimate:
@@ -88,6 +99,12 @@ def over_images(mean: float, images: Sequence[tuple[float, np.ndarray]]) -> Esti
     variance = sum(weight**2 * image_variance(of) for weight, of in images)
     margin = float(ndtri((1 + CONFIDENCE) / 2)) * math.sqrt(variance)
     return Estimate(mean, math.nan, mean - margin, mean + margin, covers_images=True)
+
+
+def coverage(estimates: Iterable[Estimate]) -> str:
+    """` (± for new seeds alone)`, what their intervals hold for; empty without any."""
+    held = dict.fromkeys(one.covers for one in estimates if one.covers)
+    return f" (± for {', or for '.join(held)})" if held else ""
 
 
 def image_variance(values: np.ndarray) -> float:

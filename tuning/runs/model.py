@@ -23,6 +23,7 @@ from tuning.runs.confirmation import (
     TESTED,
     Confirmation,
     Estimate,
+    coverage,
     estimate,
     minus,
     over_images,
@@ -185,15 +186,18 @@ class Finding:
     label: str
     values: Mapping[str, Estimate]
     """By metric: ID, mean OOD, each domain."""
-    covers_seeds: bool = False
-    """Whether intervals hold for new seeds of the other one, and not for new images alone."""
+
+    @property
+    def title(self) -> str:
+        """The label, and what the intervals hold for: of the other model, if they cover seeds."""
+        return f"{self.label}{coverage(self.values.values())}"
 
 
 def findings(confirmation: Confirmation, model: Model) -> list[Finding]:
-    """What was measured of a model: alone, then beside zero-shot and one plain fine-tuning.
+    """What was measured of a model: alone, then beside zero-shot and plain fine-tuning on average.
 
-    The weights of a model are given, so its intervals are over images alone. One plain fine-tuning
-    is a draw of its seed as well, also if the model is made of some of these draws.
+    The weights of a model are given, so its intervals are over images alone. The mean of plain
+    fine-tunings varies with their seeds as well, also if the model is made of some of them.
     """
     search = confirmation.search
     before = confirmation.zero_shot
@@ -218,19 +222,9 @@ def findings(confirmation: Confirmation, model: Model) -> list[Finding]:
             to_ft[metric] = estimate(gaps, confirmation.images(metric, rows))
     others = [
         Finding(f"than {ZERO_SHOT}", to_zero_shot),
-        Finding("than one plain fine-tuning", to_ft, covers_seeds=True),
+        Finding("than plain fine-tuning on average", to_ft),
     ]
     return [Finding("test accuracy", own), *(one for one in others if one.values)]
-
-
-def coverage_in_words(found: Sequence[Finding]) -> str:
-    """What the intervals hold for; empty without any."""
-    intervals = [value for one in found for value in one.values.values()]
-    if all(math.isnan(value.low) for value in intervals):
-        return ""
-    of_seeds = any(one.covers_seeds for one in found)
-    also = ", against plain fine-tuning also new seeds of that" if of_seeds else ""
-    return f"± covers new images{also}"
 
 
 def model_in_words(
@@ -245,12 +239,11 @@ def model_in_words(
         return []
     *earlier, model = models
     lines = [f"The model is {model.made_of()}."]
-    own, *others = found = findings(confirmation, model)
-    lines.append(f"Its test accuracy, in percent: {_values(own)}.")
+    own, *others = findings(confirmation, model)
+    lines.append(f"Its {own.title}, in percent: {_values(own)}.")
     if others:
-        gaps = "; ".join(f"{one.label}: {_values(one, '+')}" for one in others)
-        held = coverage_in_words(found)
-        lines.append(f"Points more {gaps}{f' ({held})' if held else ''}.")
+        gaps = "; ".join(f"{one.title}: {_values(one, '+')}" for one in others)
+        lines.append(f"Points more {gaps}.")
     for one in earlier:
         before = findings(confirmation, one)[0]
         lines.append(f"An earlier model, {one.made_of()}, has {_values(before)}.")

@@ -16,7 +16,7 @@ from rich.text import Text
 
 from trainers.evaluation.metrics import ID, MEAN_OOD, MetricKey
 from tuning.runs.confirmation import END, FT, SPLIT, Confirmation, Estimate
-from tuning.runs.model import Finding, Model, coverage_in_words, findings, models_tested
+from tuning.runs.model import Finding, Model, findings, models_tested
 from tuning.runs.records import METHOD_KEY, SECONDS, UNTUNED, ZERO_SHOT
 from tuning.runs.rules import BY_METHOD, chosen_with_ood, rules_of
 from tuning.runs.run_folder import word_for
@@ -153,20 +153,18 @@ def model_table(confirmation: Confirmation, models: Sequence[Model]) -> ResultTa
     domains |= {domain: domain for domain in search.ood_domains}
     metrics = [str(MetricKey(SPLIT, domain, "acc")) for domain in domains]
     rows: list[Sequence[Cell]] = []
-    notes = [f"The model is {model.made_of()}."]
 
     def add(label: Cell, found: Finding, sign: str = "") -> None:
         rows.append([label, *(_with_margin(found.values.get(one), sign) for one in metrics)])
 
-    own, *others = of_model = findings(confirmation, model)
-    add(Text(own.label, "bold"), own)
+    own, *others = findings(confirmation, model)
+    add(Text(own.title, "bold"), own)
     for found in others:
-        add(f"more {found.label}", found, "+")
-    if covers := coverage_in_words(of_model):
-        notes.append(f"{covers}.")
+        add(f"more {found.title}", found, "+")
     for one in reversed(earlier):
         add(f"an earlier model: {one.made_of()}", findings(confirmation, one)[0])
     title = f"{search.name}, the model, test splits, in percent"
+    notes = [f"The model is {model.made_of()}."]
     return ResultTable(["", *domains.values()], rows, notes, title)
 
 

@@ -84,7 +84,9 @@ def _accuracies(about: Mapping[str, Any]) -> str:
         shown = [f"{c} ± {margins[name]:.1f}" if name in margins else c for c, name in pairs]
         lines.append(f"| {label} | {' | '.join(shown)} |")
     if about["test"]:
-        lines.append("\nTested by `lipsum-tune confirm`, after the choice. ± covers new images.")
+        tested = "Tested by `lipsum-tune confirm`, after the choice."
+        has_margins = any(margins for _, margins, _ in rows.values())
+        lines.append(f"\n{tested} ± is for new images." if has_margins else f"\n{tested}")
     elif about.get("trial"):
         lines.append("\nNot tested. The validation splits chose it, so this is optimistic.")
     return "\n".join(lines)

@@ -53,7 +53,8 @@ def test_a_confirmed_run_is_one_document(run):
     ft, one = shown["confirmation"]["settings"]
     assert one["metrics"]["id_test/acc"]["mean"] == 62.0
     assert one["against_ft"]["id_test/acc"] == {
-        "mean": 2.0, "sd": 0.0, "low": 2.0, "high": 2.0, "covers_images": False,
+        "mean": 2.0, "sd": 0.0, "low": 2.0, "high": 2.0,
+        "covers_seeds": True, "covers_images": False,
     }  # fmt: skip
     assert ft["against_ft"] == {}
     assert shown["confirmation"]["readings"] == [["trial-000"]]

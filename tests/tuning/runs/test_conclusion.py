@@ -4,10 +4,16 @@ import math
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from tests.tuning import fakes
-from tests.tuning.confirmation.written import SEEDS, confirmed, write_results
+from tests.tuning.confirmation.written import (
+    SEEDS,
+    confirmed,
+    write_predictions,
+    write_results,
+)
 from tuning.config.objectives import Objective, parse_constraint
 from tuning.runs.conclusion import conclusion
 
@@ -117,6 +123,20 @@ def test_confirm_measures_both_gains_over_common_seeds(tmp_path, screen):
     screen("confirmed_best_alone", shown(search, records))
     confirmed(tmp_path, trial_000=(71.0, 68.0))
     screen("confirmed_best_and_first", shown(search, records))
+
+
+def test_a_sentence_states_what_its_own_interval_covers(tmp_path):
+    """With predictions of FT alone, a difference to it does not cover images."""
+    search, records = searched(tmp_path, (85.0, 62.0))
+    confirmed(tmp_path, ft=(70.0, 60.0), trial_000=(76.0, 68.0))
+    right = dict.fromkeys(("real", *fakes.DOMAINS), np.arange(50) % 2)
+    columns = {"predicted": right, "zero_shot": right}
+    for name, covered in (("ft", "new seeds alone"), ("trial-000", "new seeds and new images")):
+        for seed in SEEDS:
+            write_predictions(tmp_path, (name, seed), columns)
+        first, *others = conclusion(search, records).lines
+        assert f"against untuned FT, on the test splits (± for {covered}): OOD +8.0 ± " in first
+        assert not any("±" in line for line in others)
 
 
 def test_the_best_of_the_search_stays_beside_the_first_trial_that_wins(tmp_path, screen):

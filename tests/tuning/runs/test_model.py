@@ -7,7 +7,7 @@ from tests.tuning import fakes
 from tests.tuning.confirmation.written import write_predictions, write_results
 from tests.tuning.result_tables import printed
 from tuning.config.objectives import Objective, parse_constraint
-from tuning.runs.confirmation import read_confirmation
+from tuning.runs.confirmation import predictions_path, read_confirmation
 from tuning.runs.model import Candidate, Goal, Model, choose, findings, goal_of, model_in_words
 from tuning.views.confirmation_table import model_table
 from tuning.views.result_table import fit_table
@@ -41,7 +41,7 @@ def test_a_model_is_compared_with_the_mean_of_plain_fine_tunings(confirmation):
     """Also if it is one of them."""
     for name in ("trial-003", "ft-seed-1"):
         *_, found = findings(confirmation, built(name))
-        assert found.label == "than one plain fine-tuning"
+        assert found.label == "than plain fine-tuning on average"
         assert found.values["id_test/acc"].mean == pytest.approx(15)
 
 
@@ -51,6 +51,19 @@ def test_a_model_is_shown_in_sentences_and_beside_others(confirmation, screen):
     models = [soup, built("trial-003", notes=lost)]
     table = printed(fit_table(model_table(confirmation, models), 100, "mine"), 100)
     screen("model", "\n".join([*model_in_words(confirmation, models, records), table]))
+
+
+def test_each_figure_of_a_model_states_what_its_interval_covers(confirmation):
+    """Its predictions are stored: of ten images of each domain, all are right."""
+    folder, right = confirmation.search.run_folder, dict.fromkeys(("real", "sketch"), np.ones(10))
+    path = predictions_path(folder, "model-1")
+    write_predictions(folder, ("model", 1), {"predicted": right, "zero_shot": right})
+    predictions_path(folder, "model-seed-1").rename(path)
+    _, own, gaps = model_in_words(confirmation, [built("trial-003")], [])
+    assert own.startswith("Its test accuracy (± for new images), in percent: ID 70.0 ± ")
+    assert gaps.startswith("Points more than zero-shot (± for new images): ID +50.0 ± ")
+    on_average = "than plain fine-tuning on average (± for new seeds and new images): ID +15.0 ± "
+    assert on_average in gaps
 
 
 def test_constraints_come_before_the_objective(tmp_path):
