@@ -13,6 +13,7 @@ from tuning.runs.confirmation import estimate
 ZERO = "zero-shot"
 ONE_END = "one plain fine-tuning, at its end"
 ONE = "one plain fine-tuning, on its line"
+"""Each stored row is of one training; tables have means over them, see `named`."""
 AUTHORS = "Lipsum-FT at its authors' settings"
 SETTINGS = "settings of the search, trained once more"
 TRIAL = "weights of the best trial"
@@ -26,7 +27,7 @@ PARTS = ({"id": 1.0}, {"ood": 1.0}, BOTH)
 """What is averaged: accuracies with their weights."""
 MARKS = {
     ZERO: ("zero-shot", "#5B616B"),
-    ONE: ("one plain fine-tuning: mean and each seed", "#D55E00"),
+    ONE: ("plain fine-tuning: mean and each seed", "#D55E00"),
     OTHER: ("best of 30 plain fine-tunings", "#E69F00"),
     MODEL: ("the model of a search", "#0072B2"),
 }
@@ -43,7 +44,7 @@ def table(results, names, *, of_seeds=True):
         names: rows of the table.
         of_seeds: with what a row varies between seeds.
     """
-    head = ("test accuracy, %", "ID", "OOD", "mean of both", f"less {ONE}")
+    head = ("test accuracy, %", "ID", "OOD", "mean of both", f"less {named(ONE)}")
     if of_seeds:
         head += ("deviation between seeds, OOD", "worst of three seeds, OOD")
     lines = [head, ["---"] * len(head)]
@@ -54,7 +55,7 @@ def table(results, names, *, of_seeds=True):
             continue
         gaps = list(gaps_of(results, name).values())
         levels = [f"{fmean(by_domain(rows, part).values()):.1f}" for part in PARTS]
-        cells = [name, *levels, difference(gaps) if name != ONE else ""]
+        cells = [named(name), *levels, difference(gaps) if name != ONE else ""]
         if of_seeds:
             cells += between_seeds(rows)
         lines.append(cells)
@@ -69,7 +70,7 @@ def differences(results, names):
         of_search = [one for one in results if one["search"] == search]
         rows[f"{MODEL}, search {number}"] = gaps_of(of_search, MODEL)
     domains = by_domain(rows_of(results, ONE), BOTH)
-    lines = [[f"less {ONE}", *domains, "mean"], ["---"] * (2 + len(domains))]
+    lines = [[f"less {named(ONE)}", *domains, "mean"], ["---"] * (2 + len(domains))]
     for name, gaps in rows.items():
         values = list(gaps.values())
         lines.append([name, *(f"{gap:+.1f}" for gap in values), difference(values)])
@@ -77,10 +78,15 @@ def differences(results, names):
 
 
 def gaps_of(results, name):
-    """By ID domain, the mean of ID and OOD accuracy less that of one plain fine-tuning."""
+    """By ID domain, the mean of ID and OOD accuracy less that of plain fine-tuning on average."""
     plain = by_domain(rows_of(results, ONE), BOTH)
     own = by_domain(rows_of(results, name), BOTH)
     return {domain: own[domain] - plain[domain] for domain in plain}
+
+
+def named(row):
+    """A row in a table of means."""
+    return row.replace("one plain fine-tuning", "plain fine-tuning on average")
 
 
 def markdown(lines):
