@@ -32,7 +32,7 @@ def submit(
         bool, typer.Option("--allow-remote", help="Allow plain http to another machine.")
     ] = False,
 ) -> None:
-    """Check a search, then run it by `ray job submit`; the same command resumes it.
+    """Check a search, then run it as a job of a Ray cluster; the same command resumes it.
 
     The current directory is uploaded, without data, runs and environments.
 
@@ -41,5 +41,4 @@ def submit(
     from cluster.submit import submit_search
 
     keys = [*(set_ or ()), *([f"search.name={json.dumps(name)}"] if name else ())]
-    options = ["--no-wait"] if no_wait else []
-    raise typer.Exit(submit_search(config, keys, address, env or (), options, allow_remote))
+    raise typer.Exit(submit_search(config, keys, address, env or (), not no_wait, allow_remote))

@@ -1,4 +1,4 @@
-"""Submit a search as a job of a Ray cluster: what is checked here before `ray job submit` sends it.
+"""Submit a search as a job of a Ray cluster, after checks, and follow it to its end.
 
 The job runs `python -m tuning search ... --resume` in a copy of the current directory, so that the
 same command resumes its run. The packages that a search needs must be installed on the cluster.
@@ -6,16 +6,19 @@ same command resumes its run. The packages that a search needs must be installed
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import re
+import shlex
 import shutil
-import subprocess
-import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 from urllib.parse import urlsplit
+
+from ray.exceptions import RayError
+from ray.job_submission import JobStatus, JobSubmissionClient
 
 from trainers.data.store import EMBEDDED
 from trainers.errors import ConfigError
@@ -60,17 +63,17 @@ def submit_search(
     overrides: Sequence[str],
     address: str,
     environment: Sequence[str] = (),
-    options: Sequence[str] = (),
+    wait: bool = True,
     allow_remote: bool = False,
 ) -> int:
-    """Check a search and hand it to `ray job submit`, which follows it to its end.
+    """Check a search and submit it as a job.
 
     Args:
         environment: names of variables to pass to the job.
-        options: more words for `ray job submit`, such as `--no-wait`.
+        wait: print the job's log until it ends.
 
     Returns:
-        The exit status of `ray job submit`: 1 if the search failed.
+        The exit status: 1 if the job failed.
     """
     check_address(address, allow_remote)
     for file, _ in files_of(config):
@@ -84,14 +87,39 @@ def submit_search(
     _check_paths(config, read_layers(config, overrides)[1])
     search = ["python", "-m", "tuning", "search", config_there, "--resume"]
     search += [word for line in overrides for word in ("--set", line)]
-    runtime_env = {"excludes": EXCLUDED, "env_vars": job_environment(environment, os.environ)}
-    ray = [sys.executable, "-m", "ray.scripts.scripts", "job", "submit", "--address", address]
-    ray += ["--working-dir", ".", "--runtime-env-json", json.dumps(runtime_env), *options]
-    # Ray's client (2.60) prefers these variables over its own argument: code and token would go to
-    # an address that was not checked.
-    here = {k: v for k, v in os.environ.items() if k not in ("RAY_ADDRESS", "RAY_JOB_SUBMIT_HOOK")}
-    here["RAY_API_SERVER_ADDRESS"] = address
-    return subprocess.run([*ray, "--", *search], env=here, check=False).returncode
+    runtime_env = {
+        "working_dir": ".",
+        "excludes": [*EXCLUDED],
+        "env_vars": job_environment(environment, os.environ),
+    }
+    # Ray's client (2.60) prefers this variable over its argument, and RAY_ADDRESS where it is not
+    # set: code and token would go to an address that was not checked.
+    os.environ["RAY_API_SERVER_ADDRESS"] = address
+    headers = json.loads(os.environ.get("RAY_JOB_HEADERS", "null"))
+    try:
+        client = JobSubmissionClient(address, headers=headers)
+        job = client.submit_job(entrypoint=shlex.join(search), runtime_env=runtime_env)
+    except (OSError, RuntimeError, RayError) as error:
+        # The traceback of a head that failed itself ends with the reason.
+        problem = str(error).rstrip("\n.").splitlines()[-1]
+        hint = "the URL of the dashboard of a Ray that runs; its logs have more"
+        raise ConfigError(problem, key="--address", value=address, hint=hint) from error
+    print(f"Job '{job}' submitted to {address}", flush=True)
+    if not wait:
+        return 0
+    print(f"Ctrl-C leaves it running; ray job stop --address {address} {job} stops it", flush=True)
+    asyncio.run(_print_log(client, job))
+    ended = client.get_job_info(job)
+    if ended.status != JobStatus.FAILED:
+        return 0
+    print(f"Job '{job}' failed: {ended.message}")
+    return 1
+
+
+async def _print_log(client: JobSubmissionClient, job: str) -> None:
+    """Print the log of a job until the job ends."""
+    async for lines in client.tail_job_logs(job):
+        print(lines, end="", flush=True)
 
 
 def check_address(url: str, allow_remote: bool) -> None:
