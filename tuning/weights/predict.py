@@ -1,7 +1,8 @@
 """Classes of images by the model of an exported folder; needs open_clip and nothing else.
 
 `lipsum-tune export` copies this file beside the model: `python predict.py image.jpg ...` prints
-file, class and probability.
+file, class and probability. An image that cannot be read is named on stderr; the exit status is
+then 1.
 """
 
 from __future__ import annotations
@@ -83,6 +84,14 @@ def prepared(image: Image.Image) -> Image.Image:
 
 if __name__ == "__main__":
     classify = Classifier(Path(__file__).parent)
+    is_bad = False
     for name in sys.argv[1:]:
-        (found,) = classify.probabilities([Image.open(name)])
+        try:
+            (found,) = classify.probabilities([Image.open(name)])
+        except Exception as error:  # a corrupt file can make a decoder raise anything
+            is_bad = True
+            print(f"{name}: {error}", file=sys.stderr)
+            continue
         print(name, classify.classes[int(found.argmax())], f"{found.max():.3f}", sep="\t")
+    if is_bad:
+        sys.exit(1)
