@@ -19,6 +19,7 @@ from tests.benchmarks.models.table import (
     differences,
     figure,
     markdown,
+    pairs,
     table,
 )
 from tuning import load_run
@@ -82,6 +83,7 @@ RESULTS = {
     "taken home": lambda: table(models("photographs"), TAKEN_HOME, of_seeds=False),
     "photographs": lambda: table(models("photographs"), ROWS),
     "photographs, each ID domain": lambda: differences(models("photographs"), BUILT),
+    "photographs, paired": lambda: pairs(models("photographs")),
     "drawings": lambda: table(models("drawings"), ROWS),
     "searches": searches,
 }

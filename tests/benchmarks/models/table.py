@@ -21,7 +21,9 @@ MODEL = "**the model that `confirm` builds**"
 OTHER = "best of 30 plain fine-tunings and their soup"
 ROWS = (ZERO, ONE_END, ONE, AUTHORS, SETTINGS, TRIAL, MODEL, OTHER)
 BUILT = (SETTINGS, TRIAL, MODEL, OTHER)
-TAKEN_HOME = (ZERO, ONE, SETTINGS, MODEL, OTHER)
+TAKEN_HOME = (ZERO, ONE, AUTHORS, SETTINGS, MODEL, OTHER)
+PAIRS = ((MODEL, OTHER), (SETTINGS, AUTHORS), (AUTHORS, ONE), (TRIAL, SETTINGS), (MODEL, TRIAL))
+"""What the model is held against, and the steps from plain fine-tuning to the model."""
 BOTH = {"id": 0.5, "ood": 0.5}
 PARTS = ({"id": 1.0}, {"ood": 1.0}, BOTH)
 """What is averaged: accuracies with their weights."""
@@ -77,11 +79,22 @@ def differences(results, names):
     return markdown(lines)
 
 
-def gaps_of(results, name):
-    """By ID domain, the mean of ID and OOD accuracy less that of plain fine-tuning on average."""
-    plain = by_domain(rows_of(results, ONE), BOTH)
+def pairs(results):
+    """The differences of `PAIRS` for each ID domain."""
+    domains = by_domain(rows_of(results, ONE), BOTH)
+    lines = [["difference", *domains, "mean"], ["---"] * (2 + len(domains))]
+    for name, other in PAIRS:
+        gaps = list(gaps_of(results, name, other).values())
+        label = f"{named(name)}, less {named(other)}"
+        lines.append([label, *(f"{gap:+.1f}" for gap in gaps), difference(gaps)])
+    return markdown(lines)
+
+
+def gaps_of(results, name, other=ONE):
+    """By ID domain, the mean of ID and OOD accuracy less that of another row."""
+    base = by_domain(rows_of(results, other), BOTH)
     own = by_domain(rows_of(results, name), BOTH)
-    return {domain: own[domain] - plain[domain] for domain in plain}
+    return {domain: own[domain] - base[domain] for domain in base}
 
 
 def named(row):
