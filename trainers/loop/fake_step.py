@@ -153,7 +153,8 @@ def step_cost(config: TrialConfig, *, classes: int) -> StepCost:
     batch = config.optim.batch_size
     part = config.optim.at_once(batch)
     recorded = min(batch, 2 * part)
-    with fake_run(config, classes) as (run, recorder):
+    optim = config.optim.model_copy(update={"batch_size": recorded})
+    with fake_run(config.model_copy(update={"optim": optim}), classes) as (run, recorder):
         stepper = Stepper(run)
         marks = list[int]()
         run.optimizer.register_step_pre_hook(lambda *_: marks.append(len(recorder.operations)))
