@@ -26,6 +26,7 @@ from trainers.data.schema import split_header
 from trainers.data.store import open_root
 from trainers.errors import ConfigError, validate
 from trainers.evaluation.metrics import ID, MetricKey
+from trainers.overrides import flat
 from tuning.algorithms.samplers import LEAST_FINISHED, create_pruner
 from tuning.algorithms.studies import Studies, create_studies
 from tuning.algorithms.warm_start import Earlier, load_earlier, warm_start, warm_start_uses_ood
@@ -337,6 +338,9 @@ def prepare_studies(
         own = file.search.space.initial_points or ()
         study.is_warm &= not any(point.get(METHOD_KEY) == study.method for point in own)
     studies.enqueue_first_points()
+    for reference in file.search.references:
+        config = file.reference_config(reference)
+        studies.take_reference(reference, flat(config.model_dump(mode="json")))
     for point in wanted_points(history):
         studies.enqueue(point)
     studies.replay(trial_events(search.run_folder))

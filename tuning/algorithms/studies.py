@@ -145,6 +145,8 @@ class Studies(Callback):
     def __init__(self, studies: Sequence[MethodStudy], pruner: str = "none") -> None:
         self.studies, self.pruner = studies, pruner
         self._running: dict[str, tuple[MethodStudy, optuna.Trial]] = {}
+        self._references: dict[str, tuple[MethodStudy, optuna.Trial]] = {}
+        """Those that stand for a first point."""
 
     def enqueue_first_points(self) -> None:
         """Let the points of each grid, or the initial points of each space, be tried first."""
@@ -158,6 +160,19 @@ class Studies(Callback):
                 study.queue.extend(islice(new, study.search.budget_trials))
             elif not study.is_warm:
                 study.queue.extend(study.space.initial_points)
+
+    def take_reference(self, name: str, settings: Mapping[str, Any]) -> None:
+        """Let a reference stand for a first point with its settings, which would train it again.
+
+        Args:
+            name: of the reference, which is that of its method.
+            settings: its configuration by dotted key.
+        """
+        for study in self.studies:
+            same = [p for p in study.queue if all(settings.get(k) == v for k, v in p.items())]
+            if study.method == name and same:
+                study.queue.remove(same[0])
+                self._references[name] = study, study.ask(name, same[0])
 
     def enqueue(self, params: Mapping[str, ParamValue]) -> None:
         """Let a point, with its method, be tried next, unless it lies outside of the space."""
@@ -248,9 +263,10 @@ class Studies(Callback):
 
     def trial_ended(self, record: TrialRecord) -> None:
         """Pass the end on."""
-        if record.trial_id in self._running:
-            study, trial = self._running.pop(record.trial_id)
-            study.tell(trial, record)
+        for asked in (self._running, self._references):
+            if record.trial_id in asked:
+                study, trial = asked.pop(record.trial_id)
+                study.tell(trial, record)
 
 
 def create_studies(

@@ -163,7 +163,8 @@ def chosen(
     found: dict[str, TrialRecord] = {}
 
     def add(rule: str, label: str, trial: TrialRecord) -> None:
-        if rule in wanted and trial.outcome == "finished":
+        # Plain fine-tuning is trained in any case.
+        if rule in wanted and trial.outcome == "finished" and trial.trial_id != REFERENCE.trial_id:
             earlier = found.get(trial.trial_id, trial)
             found[trial.trial_id] = replace(earlier, labels=(*earlier.labels, label))
 

@@ -102,10 +102,14 @@ def first_trial(records: Iterable[TrialRecord]) -> TrialRecord | None:
     return next((r for r in found if r.number == 0 and r.is_first_point), None)
 
 
+def finished_references(records: Iterable[TrialRecord]) -> list[TrialRecord]:
+    """The references that have done all their steps."""
+    return [r for r in records if r.kind == "reference" and r.outcome == "finished"]
+
+
 def references(search: SearchRecord, records: Iterable[TrialRecord]) -> list[TrialRecord]:
     """What trials are compared with: the finished references, and last the zero-shot model."""
-    finished = [r for r in records if r.kind == "reference" and r.outcome == "finished"]
-    return [*finished, zero_shot_record(search.zero_shot)]
+    return [*finished_references(records), zero_shot_record(search.zero_shot)]
 
 
 def stronger_reference(search: SearchRecord, records: Sequence[TrialRecord]) -> TrialRecord | None:

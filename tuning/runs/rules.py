@@ -14,12 +14,20 @@ from __future__ import annotations
 import re
 import statistics
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Final
 
 from trainers.evaluation.metrics import ID_ACC, OOD_MEAN_ACC, val_acc
-from tuning.runs.ranking import Measure, best_trial, comparable, contenders, non_dominated, ranked
-from tuning.runs.records import SearchRecord, TrialRecord
+from tuning.runs.ranking import (
+    Measure,
+    best_trial,
+    comparable,
+    contenders,
+    finished_references,
+    non_dominated,
+    ranked,
+)
+from tuning.runs.records import METHOD_KEY, SearchRecord, TrialRecord
 
 OBJECTIVE: Final = "objective"
 BY_METHOD: Final = "by_method"
@@ -57,7 +65,7 @@ class Choice:
     best first."""
     parts: Mapping[str, TrialRecord] = field(default_factory=dict)
     """Of `leave_one_domain_out`: domain left out -> trial that the other domains chose. Of
-    `by_method`: method -> best of its trials."""
+    `by_method`: method -> best of its trials, and of its reference."""
     id_acc: float | None = None
     """The mean over the parts of `leave_one_domain_out`."""
     ood_acc: float | None = None
@@ -148,8 +156,15 @@ def best_by_method(search: SearchRecord, records: Iterable[TrialRecord]) -> dict
     not of another method that trades the metrics differently. Values at different steps are not
     comparable: if any trial of the search finished, a method without a finished trial is left out.
     """
-    trials = ranked(search, records)
-    own = ([r for r in trials if search.method(r) == name] for name in search.methods(trials))
+    records = list(records)
+    methods = search.methods(records)
+    # A reference is the trial of its method at the configured settings, which is not repeated.
+    tried = [
+        replace(r, kind="trial", params={METHOD_KEY: r.trial_id})
+        for r in finished_references(records)
+    ]
+    trials = ranked(search, [*records, *tried])
+    own = ([r for r in trials if search.method(r) == name] for name in methods)
     best = {found.trial_id for of_method in own if (found := best_trial(search, of_method))}
     pool = [record for record in comparable(trials, search.values) if record.trial_id in best]
     return {str(search.method(record)): record for record in pool}

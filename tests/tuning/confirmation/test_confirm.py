@@ -97,6 +97,15 @@ def test_the_trial_that_the_search_began_with_is_confirmed_beside_the_best(tmp_p
     assert len(chosen(search, [proposed, records[1]], rules=["objective", "first"])) == 1
 
 
+def test_plain_fine_tuning_is_not_confirmed_twice(tmp_path):
+    search = fakes.search_record(tmp_path)
+    untuned = fakes.trial(-1, 99.0, 99.0, trial_id="ft", kind="reference", params={})
+    found = chosen(search, [untuned, *fakes.compared_methods()], rules=["by_method"])
+    assert [one.labels for one in found] == [
+        ("by_method/carot",), ("by_method/lipsum_ft",), ("by_method/kd",),
+    ]  # fmt: skip
+
+
 def test_the_best_of_each_method_is_confirmed_under_its_name(tmp_path):
     search, records = fakes.search_record(tmp_path), fakes.compared_methods()
     found = {one.trial_id: one for one in chosen(search, records)}

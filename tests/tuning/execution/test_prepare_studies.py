@@ -5,11 +5,14 @@ import shutil
 from dataclasses import replace
 
 import pytest
+from optuna.trial import TrialState
 from rich.console import Console
 
+from tests.tuning import fakes
 from tests.tuning.algorithms.test_warm_start import FAILED, PRUNED, learning_rates, waiting
 from tests.tuning.run_folders import LR, ZERO_SHOT, search_file, trial, write_run
 from tuning.algorithms.warm_start import load_earlier
+from tuning.config.validation import load_settings
 from tuning.runs.history import read_history
 from tuning.runs.run_folder import search_record
 from tuning.search import SearchOptions, prepare_studies
@@ -37,6 +40,39 @@ def prepared(tmp_path):
         return study, console.file.getvalue()
 
     return prepare
+
+
+METHODS = ["ft", "lipsum_ft"]
+
+
+def test_a_reference_is_not_trained_again_as_a_first_point(tmp_path):
+    """It is a result of its method's study, also after a kill."""
+    changes = [f"search.space.methods=[{', '.join(METHODS)}]", "search.references=[ft]"]
+    file = load_settings("methods", changes)
+    write_run(tmp_path, file, [], zero_shot=ZERO_SHOT)
+
+    def studies():
+        search, history = search_record(file, tmp_path, ZERO_SHOT, "id"), read_history(tmp_path)
+        console = Console(file=io.StringIO())
+        return prepare_studies(search, file, history, SearchOptions(), console, load_earlier(file))
+
+    new, reference = studies(), file.reference_config("ft")
+    found = [new.propose(number, f"trial-{number:03}") for number in range(9)]
+    assert reference not in [file.trial_config(one.params) for one in found]
+    assert found[0].params["method.name"] == "lipsum_ft"  # untuned FT was the first of its method
+    own = [one for one in found if one.params["method.name"] == "ft"]
+    assert len(own) == 4
+    assert new.goes_on("ft", fakes.reference().metrics)
+    new.trial_ended(fakes.reference())
+
+    shutil.rmtree(tmp_path)
+    write_run(tmp_path, file, [fakes.reference()], zero_shot=ZERO_SHOT)
+    for after in (new, studies()):
+        (told,) = after.studies[0].study.get_trials(states=[TrialState.COMPLETE])
+        assert file.trial_config({"method.name": "ft", **told.params}) == reference
+    assert reference not in [
+        file.trial_config(p | {"method.name": "ft"}) for p in after.studies[0].queue
+    ]
 
 
 def several(number):

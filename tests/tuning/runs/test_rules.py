@@ -69,6 +69,16 @@ def test_by_method_chooses_by_the_objective_best_method_first():
     assert not found.looks_at_ood
 
 
+def test_by_method_may_choose_the_reference_of_a_method():
+    untuned = fakes.measured(-1, 88, dict.fromkeys("abc", 58), kind="reference", trial_id="ft")
+    found = chosen(SEARCH, [untuned, *with_methods("ft", "kd")])["by_method"]  # 73
+    assert [(name, one.trial_id) for name, one in found.parts.items()] == [
+        ("ft", "ft"), ("kd", "trial-001"),
+    ]  # fmt: skip
+    others = chosen(SEARCH, [untuned, *with_methods("l2_sp", "kd")])["by_method"]
+    assert [*others.parts] == ["kd", "l2_sp"]  # a reference alone is no method of the search
+
+
 def test_the_configured_method_stands_for_trials_without_one():
     search = replace(SEARCH, config={"trial": {"method": {"name": "lipsum_ft"}}})
     assert [c.rule for c in choices(search, TABLE)].count("by_method") == 0
