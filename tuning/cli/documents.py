@@ -59,7 +59,7 @@ def _confirmation(found: Confirmation) -> Document:
         )
     return {
         "seeds": found.seeds,
-        "readings": found.readings,
+        "readings": [reading.trials for reading in found.readings],
         "settings": settings,
         "failed": [
             {"trial_id": name, "seed": seed, "error": error}

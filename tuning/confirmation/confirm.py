@@ -44,7 +44,7 @@ from tuning.runs.confirmation import (
 )
 from tuning.runs.environment import check_same_inputs
 from tuning.runs.history import History
-from tuning.runs.model import goal_of
+from tuning.runs.model import goal_of, models_tested
 from tuning.runs.ranking import first_trial, ranked
 from tuning.runs.records import UNTUNED, ZERO_SHOT, SearchRecord, TrialRecord
 from tuning.runs.rules import BY_METHOD, FIRST, OBJECTIVE, PARETO, RULES, choices
@@ -104,7 +104,7 @@ def confirm(
     trials = chosen(search, records, top, rules)
     before = read_confirmation(search)
     readings = before.readings if before else ()
-    known = dict.fromkeys(name for reading in readings for name in reading)
+    known = dict.fromkeys(name for reading in readings for name in reading.trials)
     others = [one.trial_id for one in trials if one.trial_id not in known]
     if known and others and not again:
         problem = f"is another choice than {', '.join(known)}, whose test accuracies are known"
@@ -217,7 +217,8 @@ def _train_and_build(
         history = confirm_history(run.folder)
         seeds = len({seed for _, seed in wanted})
         splits = same_test_splits(history, file.trial.data)
-        journal.session_started(splits, chosen=names, seeds=seeds)
+        number = len(models_tested(run.folder)) + 1 if needs_model(run, again) else 0
+        journal.session_started(splits, chosen=names, seeds=seeds, model=number)
         zero_shot = session.zero_shot(history, SPLIT)
         goal = goal_of(run.search, run.history.records)
         search = replace(

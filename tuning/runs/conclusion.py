@@ -21,6 +21,7 @@ from tuning.runs.confirmation import (
     SPLIT,
     Confirmation,
     Estimate,
+    Reading,
     coverage,
     read_confirmation,
 )
@@ -87,7 +88,7 @@ class Conclusion:
         again = self.confirmation
         if self.is_half_done and again:
             confirm += f" --seeds {again.wanted}"
-        known = {name for names in again.readings for name in names} if again else set()
+        known = {name for reading in again.readings for name in reading.trials} if again else set()
         confirm += " --again" * bool(known and not known.issuperset(self.compared))
         confirm += "   # fresh seeds, then the test splits, once"
         resume = f"lipsum-tune resume {run} {self.more}"
@@ -303,19 +304,21 @@ def _in_words(gap: Estimate) -> str:
     return f"{shown} ± {gap.high - gap.mean:.1f}: {verdict}"
 
 
-def readings_in_words(readings: Sequence[tuple[str, ...]]) -> str:
+def readings_in_words(readings: Sequence[Reading]) -> str:
     """How often, and for which trials, `confirm` has read the test splits.
 
     Trials of another choice stand after those whose test accuracies were known when it was made.
     """
-    known, parts = set[str](), list[str]()
-    for names in readings:
-        if new := [name for name in names if name not in known]:
+    seeds, parts, has_more = dict[str, int](), list[str](), False
+    for reading in readings:
+        if new := [name for name in reading.trials if name not in seeds]:
             parts.append(", ".join(new))
-        known.update(names)
+        has_more |= any(reading.seeds > seeds.get(name, reading.seeds) for name in reading.trials)
+        seeds.update(dict.fromkeys(reading.trials, reading.seeds))
     often = {1: "once", 2: "twice"}.get(len(readings), f"{len(readings)} times")
     late = ", chosen when test accuracies were known" if len(parts) > 1 else ""
-    return f"Test splits read {often}, for {'; then for '.join(parts)}{late}."
+    more = "; with more seeds after a look, for which ± is too narrow" if has_more else ""
+    return f"Test splits read {often}, for {'; then for '.join(parts)}{late}{more}."
 
 
 def _seeds_of(search: SearchRecord, confirmation: Confirmation, trial_id: str) -> set[int]:

@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from statistics import fmean, stdev
-from typing import Final, TypeAlias
+from typing import Final, NamedTuple, TypeAlias
 
 import numpy as np
 from scipy.special import ndtri, stdtrit
@@ -128,6 +128,17 @@ def image_variance(values: np.ndarray) -> float:
     return float(between + 2 / (images + 2)) / images
 
 
+class Reading(NamedTuple):
+    """A choice for which the test splits were read, whichever number of calls that took."""
+
+    trials: tuple[str, ...]
+    """IDs of the chosen trials, without FT."""
+    seeds: int
+    """Number of seeds that were asked for."""
+    model: int
+    """Number of the model that was tested; 0 if the calls built none."""
+
+
 @dataclass(frozen=True)
 class Confirmation:
     """The results on the test splits over fresh seeds."""
@@ -141,7 +152,7 @@ class Confirmation:
     report of each has the metrics of the test splits."""
     failed: Mapping[Key, str]
     """Trainings that failed, with the error in one line; the next call tries them again."""
-    readings: Sequence[tuple[str, ...]] = ()
+    readings: Sequence[Reading] = ()
     """See `readings_of`."""
     wanted: int = 0
     """Number of seeds that the last call was asked for."""
@@ -295,25 +306,24 @@ def confirm_history(run_folder: Path) -> History:
     return read_history(path.parent) if path.is_file() else History()
 
 
-def readings_of(run_folder: Path) -> tuple[list[tuple[str, ...]], int]:
-    """The trials for which each call of `confirm` has read the test splits, without FT, and the
-    number of seeds that the last call was asked for.
+def readings_of(run_folder: Path) -> tuple[list[Reading], int]:
+    """For which choices `confirm` has read the test splits, and the number of seeds that its last
+    call was asked for.
 
-    A call shows test accuracies once a training has finished, or the model was tested.
+    A call shows test accuracies once a training has finished, or the model was tested. One that
+    goes on after an interruption has the choice of the call before it.
     """
-    readings: list[tuple[str, ...]] = []
-    chosen: tuple[str, ...] = ()
-    wanted = 0
+    readings: list[Reading] = []
+    choice = Reading((), 0, 0)
     path = results_path(run_folder)
     for event in JournalReader(path.parent).events() if path.is_file() else ():
         if event["event"] == "session":
-            chosen = tuple(event.get("chosen", ()))
-            wanted = event.get("seeds", 0)
+            trials = tuple(event.get("chosen", ()))
+            choice = Reading(trials, event.get("seeds", 0), event.get("model", 0))
         is_result = event["event"] == "ended" and event["outcome"] == "finished"
-        if chosen and (is_result or event["event"] == TESTED):
-            readings.append(chosen)
-            chosen = ()
-    return readings, wanted
+        if (is_result or event["event"] == TESTED) and choice.trials and readings[-1:] != [choice]:
+            readings.append(choice)
+    return readings, choice.seeds
 
 
 def results_of(history: History) -> dict[Key, TrialRecord]:

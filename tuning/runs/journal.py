@@ -89,15 +89,17 @@ class Journal:
         *,
         chosen: Sequence[str] = (),
         seeds: int = 0,
+        model: int = 0,
     ) -> None:
         """A driver starts or resumes a search with these `History.fingerprints` and `objects`.
 
         Args:
             chosen: IDs of the trials that `confirm` trains again, without FT.
             seeds: with so many seeds each.
+            model: number of the model that it tests; 0 for none.
         """
         started = {"event": "session", "id": self.run_id, "fingerprints": dict(fingerprints)}
-        seldom = {"chosen": list(chosen), "seeds": seeds, "objects": objects}
+        seldom = {"chosen": list(chosen), "seeds": seeds, "model": model, "objects": objects}
         self._append(started | {key: value for key, value in seldom.items() if value})
         self.in_session = True
 

@@ -259,18 +259,19 @@ def test_another_choice_after_test_accuracies_needs_again(instant):
     assert results_path(folder).read_bytes() == before
     run(seeds=3)  # more seeds of the same choice
     found = run(seeds=2, top=2, again=True)
-    assert found.readings == [("trial-000",), ("trial-000",), ("trial-000", "trial-001")]
+    one, both = ("trial-000",), ("trial-000", "trial-001")
+    assert found.readings == [(one, 2, 0), (one, 3, 0), (both, 2, 0)]
     assert read_confirmation(found.search).readings == found.readings
-    assert run(seeds=3, top=2).readings == [*found.readings, ("trial-000", "trial-001")]
+    assert run(seeds=3, top=2).readings == [*found.readings, (both, 3, 0)]
 
 
-@pytest.mark.parametrize(
-    ("interrupted", "readings"), [("ft", []), ("trial-000", [("trial-000", "trial-001")])]
-)
-def test_an_interrupted_confirmation_counts_once_a_training_has_ended(
-    interrupted, readings, instant, monkeypatch
+@pytest.mark.parametrize(("interrupted", "count"), [("ft", 0), ("trial-000", 1)])
+def test_an_interrupted_confirmation_is_a_reading_once_a_training_has_ended(
+    interrupted, count, instant, monkeypatch
 ):
-    """With all that was chosen: plain fine-tuning comes first, and trial-001 has not started."""
+    """With all that was chosen: plain fine-tuning comes first, and trial-001 has not started. The
+    call that goes on is part of it."""
+    reading = ("trial-000", "trial-001"), 2, 0
     folder, run = instant
     step = InstantSlot.step
 
@@ -284,10 +285,10 @@ def test_an_interrupted_confirmation_counts_once_a_training_has_ended(
         with pytest.raises(KeyboardInterrupt):
             run(seeds=2, top=2)
     assert confirm_history(folder).records[-1].outcome == "stopped"
-    assert read_confirmation(load_run(folder).search).readings == readings
+    assert read_confirmation(load_run(folder).search).readings == [reading] * count
     found = run(seeds=2, top=2)
     assert found.results.keys() >= {*KEYS}
-    assert found.readings == [*readings, ("trial-000", "trial-001")]
+    assert found.readings == [reading]
 
 
 def test_predictions_that_a_killed_driver_left_are_kept_but_for_those_that_cannot_be_read(instant):

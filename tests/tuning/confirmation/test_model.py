@@ -165,7 +165,7 @@ def test_a_killed_call_begins_again_with_equal_digits(search, tmp_path):
             search.confirm(seeds=2)
         assert len(search.models) == is_chosen
         before = len(events(search.folder))
-        search.confirm(seeds=2)
+        assert len(search.confirm(seeds=2).readings) == 1
         assert search.models == (whole,)
         new = [event["event"] for event in events(search.folder)[before:]]
         assert new.count("started") == 0  # nothing is trained again
@@ -206,7 +206,7 @@ def test_more_seeds_leave_the_model_and_again_builds_another(search):
     readings = search.confirm(seeds=3, again=True).readings
     _, second = search.models
     assert models_tested(search.folder)[-1] == second
-    assert readings == [("trial-001",)] * 3
+    assert readings == [(("trial-001",), 2, 1), (("trial-001",), 3, 0), (("trial-001",), 3, 2)]
     first_one, second_one = (e for e in events(search.folder) if e["event"] == CHOSEN)
     new = {name for _, name, *_ in second_one["candidates"]}
     new -= {name for _, name, *_ in first_one["candidates"]}

@@ -14,6 +14,7 @@ from tests.tuning.confirmation.written import (
     write_predictions,
     write_results,
 )
+from tests.tuning.run_folders import edit_journal
 from tuning.config.objectives import Objective, parse_constraint
 from tuning.runs.conclusion import conclusion
 
@@ -192,16 +193,27 @@ def test_each_reading_of_the_test_splits_is_counted_with_its_choice(tmp_path):
     search, records = searched(tmp_path, (85.0, 62.0), (84.0, 62.0), (83.0, 62.0))
     assert not any("read" in line for line in conclusion(search, records).lines)
 
-    def confirmed_one(name, seed):
-        confirmed(tmp_path, (seed,), **{"ft": (70.0, 50.0), name: (73.0, 50.0)})
+    def confirmed_one(name, seed, wanted):
+        confirmed(tmp_path, (seed,), wanted=wanted, **{"ft": (70.0, 50.0), name: (73.0, 50.0)})
         return conclusion(search, records).lines[-1]
 
-    assert confirmed_one("trial_000", 1000) == "Test splits read once, for trial-000."
-    assert confirmed_one("trial_000", 1001) == "Test splits read twice, for trial-000."
-    assert confirmed_one("trial_002", 1000) == (
-        "Test splits read 3 times, for trial-000; then for trial-002, "
-        "chosen when test accuracies were known."
-    )
+    assert confirmed_one("trial_000", 1000, 1) == "Test splits read once, for trial-000."
+    late = "; then for trial-002, chosen when test accuracies were known"
+    found = confirmed_one("trial_002", 1000, 1)
+    assert found == f"Test splits read twice, for trial-000{late}."
+    narrow = "; with more seeds after a look, for which ± is too narrow"
+    found = confirmed_one("trial_000", 1001, 2)
+    assert found == f"Test splits read 3 times, for trial-000{late}{narrow}."
+
+
+def test_an_interrupted_confirmation_that_goes_on_is_one_reading(tmp_path):
+    """The journal of a killed call lacks its end."""
+    search, records = searched(tmp_path, (85.0, 62.0))
+    accs = {"ft": (70.0, 60.0), "trial_000": (76.0, 68.0)}
+    confirmed(tmp_path, SEEDS[:1], wanted=2, **accs)
+    edit_journal(tmp_path / "confirm", lambda events: events[:-1])
+    confirmed(tmp_path, SEEDS[1:], wanted=2, **accs)
+    assert conclusion(search, records).lines[-1] == "Test splits read once, for trial-000."
 
 
 def test_a_new_best_trial_is_not_judged_by_the_seeds_of_others(tmp_path, screen):
