@@ -100,6 +100,11 @@ def _notes(confirmation: Confirmation, metrics: Sequence[str]) -> Iterator[str]:
     images = " and new images" if blind != trained else " alone: no predictions are stored"
     but = f", those of {', '.join(blind)} for new seeds alone" if blind and blind != trained else ""
     yield f"Intervals hold for new seeds{images}{but}."
+    if len(seeds) == 2:
+        yield (
+            "Intervals of two seeds tell nothing: they are 3.6 times as wide as those of three. "
+            "The same command with --seeds 5 adds three."
+        )
     if any(chosen_with_ood(confirmation.search, one) for one in configurations):
         yield "* Chosen with OOD validation data of these domains."
     fewer = []
