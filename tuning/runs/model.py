@@ -237,21 +237,27 @@ def model_in_words(
     """
     if not models:
         return []
+    model = models[-1]
+    lines = [f"The model is {model.made_of()}.", *measured_in_words(confirmation, models)]
+    if model.notes:
+        lines.append(f"Left out of its candidates: {'; '.join(model.notes)}.")
+    if further := model.further(records):
+        trials = f"{further} further trial{'s' * (further > 1)}"
+        lines.append(f"It was built before {trials}; `confirm --again` builds it anew.")
+    return lines
+
+
+def measured_in_words(confirmation: Confirmation, models: Sequence[Model]) -> list[str]:
+    """Sentences with what was measured of the models of a search, the last one first."""
     *earlier, model = models
-    lines = [f"The model is {model.made_of()}."]
     own, *others = findings(confirmation, model)
-    lines.append(f"Its {own.title}, in percent: {_values(own)}.")
+    lines = [f"Its {own.title}, in percent: {_values(own)}."]
     if others:
         gaps = "; ".join(f"{one.title}: {_values(one, '+')}" for one in others)
         lines.append(f"Points more {gaps}.")
     for one in earlier:
         before = findings(confirmation, one)[0]
         lines.append(f"An earlier model, {one.made_of()}, has {_values(before)}.")
-    if model.notes:
-        lines.append(f"Left out of its candidates: {'; '.join(model.notes)}.")
-    if further := model.further(records):
-        trials = f"{further} further trial{'s' * (further > 1)}"
-        lines.append(f"It was built before {trials}; `confirm --again` builds it anew.")
     return lines
 
 

@@ -6,6 +6,7 @@ The page is a Jinja2 template whose every value is escaped. Its figures are Plot
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from datetime import datetime
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
@@ -15,7 +16,7 @@ from plotly.offline import get_plotlyjs
 from trainers.data.store import open_store
 from trainers.errors import storage_failures
 from tuning.runs.conclusion import conclusion
-from tuning.runs.model import models_tested
+from tuning.runs.model import measured_in_words, models_tested
 from tuning.runs.records import SearchRecord, TrialRecord, trial_label
 from tuning.runs.rules import PROPOSED_WITH_OOD, RULES, choices
 from tuning.runs.run_folder import word_for
@@ -59,6 +60,10 @@ def write_page(
     columns, rows = trial_table(search, records)
     found = conclusion(search, records)
     again = found.confirmation
+    models = models_tested(search.run_folder) if again else ()
+    # Its table has these figures, and the first of the lines what it is made of.
+    tabled = measured_in_words(again, models) if again and models else []
+    model = model_table(again, models) if again else None
     page = environment.get_template("page.html.j2").render(
         title=search.name,
         about=_about(search, records),
@@ -68,10 +73,10 @@ def write_page(
         figures=_figures(search, records),
         columns=columns,
         rows=rows,
-        lines=found.lines,
+        lines=[line for line in found.lines if line not in tabled],
         best=trial_label(found.best) if found.best else "",
         commands=found.commands(word_for(search.run_folder)),
-        model=again and model_table(again, models_tested(search.run_folder)),
+        model=model and replace(model, notes=()),
         confirmed=confirmation_table(again) if again and again.seeds else None,
         rules=selection_table(search, records),
         changed=changed,

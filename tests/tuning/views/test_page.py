@@ -16,6 +16,9 @@ from tests.tuning.run_folders import search_file, trial, write_run
 from tuning import load_run
 from tuning.config.objectives import Objective, parse_constraint
 from tuning.runs.conclusion import conclusion
+from tuning.runs.confirmation import TESTED, results_path
+from tuning.runs.journal import Journal
+from tuning.runs.model import Candidate, Goal, Model, chosen_event
 from tuning.views.changed_images import Changed
 from tuning.views.figures import Plots, optuna_figures
 from tuning.views.overview import comparison
@@ -201,6 +204,20 @@ def test_everything_names_one_model(is_confirmed, images_root, tmp_path):
     assert beside.count(label) == 2
     shown = [row[1] for row in rows_of(page) if row[1].startswith("trial")]
     assert shown == (["trial-001", "trial-000"] if is_confirmed else ["trial-000", "trial-001"])
+
+
+def test_figures_of_a_model_stand_once_in_its_table(tmp_path):
+    names = {"ft": (70.0, 50.0), "trial_001": (73.0, 52.0)}
+    confirmed(tmp_path, **names)
+    journal = Journal(results_path(tmp_path).parent)
+    chosen = Model(1, Candidate("single", "trial-001", {}, ({"name": "trial-001", "seed": 0},)), 2)
+    journal.model(chosen_event(chosen, Goal(Objective("val/mean_acc")), []))
+    journal.model({"event": TESTED, "number": 1, "metrics": {"id_test/acc": 61.7}})
+    journal.close()
+    page = page_of([fakes.trial(0), fakes.trial(1)], tmp_path)
+    assert page.count("61.7") == 1
+    assert page.index("<h2>The model</h2>") < page.index("61.7") < page.index("<h2>Confirmed")
+    assert page.count("The model is ") == 1
 
 
 def test_the_commands_of_the_page_name_the_run_as_the_terminal_does(tmp_path, monkeypatch):
