@@ -1,5 +1,5 @@
 # make quickstart     set up, then search Lipsum-FT's hyperparameters on the built-in benchmark
-# make test           tests that need Python and a package index only; 7 minutes on 2 cores
+# make test           tests that need Python and a package index only; 5 minutes on 2 cores
 # make test-ray       searches on a real Ray of this machine
 # make test-gpu       what only a GPU can show
 # make test-cluster   killed nodes, processes and jobs, full disks; needs root
