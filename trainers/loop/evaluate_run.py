@@ -82,11 +82,11 @@ def measure(
 ) -> dict[str, float]:
     """The flat metrics of the student's present weights."""
     models = [partial(classify, run)]
-    *_, metrics = _measure_each(run, models, split, images, keep_predictions, keep_predictions)
+    *_, metrics = measure_each(run, models, split, images, keep_predictions, keep_predictions)
     return metrics
 
 
-def _measure_each(
+def measure_each(
     run: TrainState,
     models: Sequence[Classify],
     split: str,
@@ -221,7 +221,7 @@ def go_to_line(run: TrainState, sample: Images) -> dict[str, float]:
     if evaluation.line_points:
         points = sorted({*evaluation.line_points, 1.0})
         models = [classifier_at(run, initial, weights, a) for a in points]
-        found = _measure_each(run, models, "val", sample)
+        found = measure_each(run, models, "val", sample)
         measured = dict(zip((0.0, *points), found, strict=True))
         metric = MEAN_ACC if run.config.data.ood_domains else ID_ACC
         goal = evaluation.line_goal or LineGoal(objectives=((metric, "max"),))
@@ -244,11 +244,16 @@ def classifier_at(run: TrainState, initial: Weights, weights: Weights, a: float)
 
     Its weights are made again for each batch: those of all points may not fit into memory.
     """
-    with holding(run, interpolate(initial, weights, a)):
+    return classifier_of(run, partial(interpolate, initial, weights, a))
+
+
+def classifier_of(run: TrainState, weights: Callable[[], Weights]) -> Classify:
+    """`classify` with the weights that the function returns, which is called for each batch."""
+    with holding(run, weights()):
         head = run.student.head
 
     def classify_there(images: Tensor) -> Tensor:
-        with swapped_in(run.student.trained, interpolate(initial, weights, a)):
+        with swapped_in(run.student.trained, weights()):
             if run.student.text is not None:
                 run.student.head = head
             return classify(run, images)

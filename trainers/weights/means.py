@@ -1,34 +1,74 @@
-"""Means of weights: of several fine-tunings of one zero-shot model, and what they are worth.
+"""A model out of many fine-tunings: which candidates are made of their weights, and which one wins.
 
-The greedy soup is recipe 1 of Wortsman et al., "Model soups: averaging weights of multiple
-fine-tuned models improves accuracy without increasing inference time", ICML 2022 (arXiv
-2203.05482): from the best fine-tuning to the worst, those with which the mean becomes better on
-held-out images.
+Fine-tunings of one zero-shot model theta_0 can be averaged (Wortsman et al., "Model soups", ICML
+2022, arXiv 2203.05482; Rame et al., "DiWA", NeurIPS 2022, arXiv 2205.09739). What is stored of a
+training is the point a of its line, theta_a. Its end is ``theta_0 + (theta_a - theta_0) / a``.
+Methods with a share of their own, such as `alpha` of WiSE-FT, have no line: their point is their
+end. The candidates are
 
-Sums are float64 and in a fixed order, so that they are the same whenever they are made again. A
-head that a text encoder makes is not averaged but made again by the text encoder of the mean.
-Folders are passed as paths or URLs, since these functions run in other processes.
+- each training at its point;
+- of points, and of ends: the greedy soup (best first, each only if the mean becomes better with
+  it), and the means of the first k, for each k of `FIRST` and all, also of each method alone;
+- of the best mean of ends, the points `LINE` of the line from theta_0 through it.
+
+Points and ends are in the order of their own figures on the whole validation splits. Weights that
+cannot be averaged, since their tensors or classes differ, have candidates of their own. A
+`Criterion` compares: constraints, then the objective, then the NLL. Of equals, the candidate of
+more trainings wins, and then the earlier one. A criterion that reads fewer labels than what chose
+the points, such as ID accuracy alone, chooses among single ends, the means of the first k of them
+and the line (`ends_alone`).
+
+Each candidate is ``theta_0 + sum of share_i (theta_i - theta_0)`` over stored weights theta_i. Sums
+are float64 and in a fixed order, so that they are the same whenever they are made again. A head
+that a text encoder makes is not averaged but made again by the text encoder of the mean. Folders
+are passed as paths or URLs, since these functions run in other processes.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any, NamedTuple, TypeAlias
+import math
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, Final, Literal, NamedTuple, TypeAlias
 
 import torch
 from torch import Tensor
 
-from trainers.checkpoints.format import Header, Progress, load_weights
+from trainers.checkpoints.format import Header, Progress, load_weights, whole_header
 from trainers.checkpoints.storage import fetched, write_weights
 from trainers.config import TrialConfig
 from trainers.data.store import open_store
-from trainers.errors import ConfigError, validate
-from trainers.loop.evaluate_run import holding, measure
+from trainers.errors import validate
+from trainers.loop.evaluate_run import classifier_of, holding, measure, measure_each
 from trainers.loop.state import TrainState, load_split, start
 
-Merit: TypeAlias = Callable[[Mapping[str, float]], Any]
-"""Of metrics of the validation splits, something that is greater for a better model."""
+FIRST: Final = (2, 3, 5, 8, 12, 20, 32)
+"""Numbers of trainings whose mean is a candidate, beside all of them."""
+LINE: Final = (0.7, 0.85, 1.15, 1.3, 1.5)
+"""Points of the line through the best mean of ends; beyond 1 it is longer than the mean."""
+HELD_BYTES: Final = 4 << 30
+"""Weights of candidates that are evaluated in one pass over the images."""
+
+Metrics: TypeAlias = Mapping[str, float]
+Device: TypeAlias = torch.device | str | None
+Kind: TypeAlias = Literal["single", "greedy", "first"]
+"""One training, or a mean: the greedy soup, or of the first k."""
+
+
+@dataclass(frozen=True)
+class Stored:
+    """The weights of a training in a folder."""
+
+    folder: str
+    config: TrialConfig
+    """See `evaluation_config`."""
+    method: str
+    metrics: Metrics
+    """Of the whole validation splits."""
+    point: float = 1.0
+    """a of its line at which its weights are."""
 
 
 @dataclass(frozen=True)
@@ -37,17 +77,63 @@ class Recipe:
 
     config: TrialConfig
     """See `evaluation_config`."""
-    folders: tuple[str, ...] = ()
-    """Checkpoints whose mean it is; none for the zero-shot model."""
+    shares: tuple[tuple[str, float], ...] = ()
+    """Folder and share of each of them; none for the zero-shot model."""
 
 
-class Soup(NamedTuple):
-    """A greedy soup."""
+@dataclass(frozen=True)
+class Candidate:
+    """Weights that may become the model."""
 
-    used: tuple[int, ...]
-    """Indices of its ingredients."""
-    metrics: Mapping[str, float]
-    """Of the validation splits."""
+    kind: Kind
+    of_ends: bool
+    """Whether it is made of ends, and not of points."""
+    trainings: tuple[Stored, ...]
+    """What it is made of, the best first; one for a single."""
+    line: float = 1.0
+    """The point of the line from the zero-shot weights through it."""
+    metrics: Metrics = field(default_factory=dict)
+    """Of the whole validation splits; empty before it is evaluated."""
+
+    @property
+    def recipe(self) -> Recipe:
+        """How it is made."""
+        each = self.line / len(self.trainings)
+        shares = [
+            (one.folder, each / one.point if self.of_ends else each) for one in self.trainings
+        ]
+        return Recipe(self.trainings[0].config, tuple(shares))
+
+
+@dataclass(frozen=True)
+class Criterion:
+    """What makes a model better."""
+
+    merit: Callable[[Metrics], Any]
+    """Of metrics of the validation splits, something that is greater for a better model."""
+    nll: Callable[[Metrics], float]
+    """Decides between models of the same merit: less is better."""
+    ends_alone: bool = False
+    """Whether only single ends and the means of the first k of them are candidates."""
+
+    def order(self, candidate: Candidate) -> tuple[Any, float]:
+        """Greater for a better one."""
+        nll = self.nll(candidate.metrics)
+        return self.merit(candidate.metrics), -nll if math.isfinite(nll) else -math.inf
+
+    def best(self, candidates: Iterable[Candidate]) -> Candidate:
+        """The best candidate; of equals that of more trainings, and then the earlier one."""
+        return max(candidates, key=lambda one: (*self.order(one), len(one.trainings)))
+
+
+@dataclass(frozen=True)
+class Built:
+    """What was chosen by a criterion, and among what."""
+
+    chosen: Candidate
+    candidates: tuple[Candidate, ...]
+    evaluations: int
+    """Of the validation splits, which this criterion needed beyond those before it."""
 
 
 def evaluation_config(config: TrialConfig, *, trains_text: bool) -> TrialConfig:
@@ -65,38 +151,29 @@ def evaluation_config(config: TrialConfig, *, trains_text: bool) -> TrialConfig:
     return validate(TrialConfig, values, "evaluation")
 
 
-def greedy_soup(
-    config: TrialConfig,
-    folders: Sequence[str],
-    first: Mapping[str, float],
-    merit: Merit,
-    device: torch.device | str | None = None,
-) -> Soup:
-    """Average checkpoints, each only if the mean becomes better with it.
+def build(
+    stored: Sequence[Stored], criteria: Sequence[Criterion], device: Device = None
+) -> list[Built]:
+    """Choose a model of stored weights by each criterion.
 
-    `folders` are of checkpoints with the same tensors, the best first; `first` are its metrics.
+    A set of weights is evaluated once, whichever criteria need it.
     """
-    run, images = start(config, device=device), load_split(config, "val")
-    soup = Soup((0,), first)
-    total = _added({}, folders[0])
-    for index in range(1, len(folders)):
-        used = (*soup.used, index)
-        larger = _added(total, folders[index])
-        _load(run, _mean(larger, len(used)))
-        with holding(run, run.weights):
-            metrics = measure(run, "val", images)
-        if merit(metrics) > merit(soup.metrics):
-            soup = Soup(used, metrics)
-            total = larger
-    return soup
+    candidates: list[list[Candidate]] = [[] for _ in criteria]
+    evaluations = [0 for _ in criteria]
+    for kind in _kinds(stored):
+        with _Evaluation.of(kind, device) as evaluation:
+            for index, criterion in enumerate(criteria):
+                before = evaluation.count
+                candidates[index] += _candidates(evaluation, criterion)
+                evaluations[index] += evaluation.count - before
+    return [
+        Built(criterion.best(found), tuple(found), count)
+        for criterion, found, count in zip(criteria, candidates, evaluations, strict=True)
+    ]
 
 
 def make_and_test(
-    recipe: Recipe,
-    target: str,
-    metrics: Mapping[str, float],
-    split: str,
-    device: torch.device | str | None = None,
+    recipe: Recipe, target: str, metrics: Metrics, split: str, device: Device = None
 ) -> tuple[dict[str, float], bytes]:
     """Write a model into a folder, then evaluate it on a split.
 
@@ -104,12 +181,9 @@ def make_and_test(
     predictions on it as a Parquet file.
     """
     run = start(recipe.config, device=device)
-    total: dict[str, Tensor] = {}
-    for folder in recipe.folders:
-        total = _added(total, folder)
-    if total:
-        _load(run, _mean(total, len(recipe.folders)))
-    with holding(run, run.weights):
+    with _local_copies(folder for folder, _ in recipe.shares) as local:
+        weights = _weights(run, recipe, local)
+    with holding(run, weights):
         report = {"step": 0.0, **metrics}
         header = Header(Progress(), tuple(run.class_names), [report])
         write_weights(open_store(target), run.student.plain_state(), header)
@@ -118,36 +192,143 @@ def make_and_test(
     return found, run.predictions
 
 
-def _added(total: Mapping[str, Tensor], folder: str) -> dict[str, Tensor]:
-    """A sum, and the weights of one more checkpoint, in float64.
-
-    Counts of batches are the same in all checkpoints, and are not added.
-    """
-    with fetched(open_store(folder)) as local:
-        weights, _ = load_weights(local)
-    if total and {n: v.shape for n, v in total.items()} != {n: v.shape for n, v in weights.items()}:
-        raise ConfigError("other tensors than those of the others", source=folder)
-    return {
-        name: value.double() + total.get(name, 0.0) if value.is_floating_point() else value
-        for name, value in weights.items()
-    }
+def _candidates(evaluation: _Evaluation, criterion: Criterion) -> list[Candidate]:
+    """All candidates of weights that can be averaged, evaluated."""
+    ends = evaluation.of_all([Candidate("single", True, (one,)) for one in evaluation.stored])
+    of_ends = _means(evaluation, ends, criterion)
+    if of_ends:
+        best = criterion.best(of_ends)
+        of_ends += evaluation.of_all([replace(best, line=a) for a in LINE])
+    if criterion.ends_alone:
+        return [*ends, *of_ends]
+    points = evaluation.of_all([Candidate("single", False, (one,)) for one in evaluation.stored])
+    return [*points, *_means(evaluation, points, criterion), *of_ends]
 
 
-def _mean(total: Mapping[str, Tensor], count: int) -> dict[str, Tensor]:
-    """The mean of so many checkpoints in float32."""
-    return {n: (v / count).float() if v.is_floating_point() else v for n, v in total.items()}
+def _means(
+    evaluation: _Evaluation, singles: Iterable[Candidate], criterion: Criterion
+) -> list[Candidate]:
+    """The means of the first k, of all and of each method, and the greedy soup."""
+    ordered = sorted(singles, key=criterion.order, reverse=True)
+    methods = {one.trainings[0].method for one in ordered}
+    groups = [ordered]
+    if len(methods) > 1:
+        groups += [[o for o in ordered if o.trainings[0].method == m] for m in sorted(methods)]
+    firsts = [
+        replace(group[0], kind="first", trainings=tuple(one.trainings[0] for one in group[:k]))
+        for group in groups
+        for k in sorted({*FIRST, len(group)})
+        if 1 < k <= len(group)
+    ]
+    distinct = {one.recipe.shares: one for one in firsts}  # two groups may begin alike
+    means = evaluation.of_all([*distinct.values()])
+    if not criterion.ends_alone:
+        soup = _greedy_soup(evaluation, ordered, criterion)
+        means += [soup] if len(soup.trainings) > 1 else []
+    return means
+
+
+def _greedy_soup(
+    evaluation: _Evaluation, ordered: Sequence[Candidate], criterion: Criterion
+) -> Candidate:
+    """Average singles, the best first, each only if the merit becomes greater with it."""
+    soup = replace(ordered[0], kind="greedy")
+    for one in ordered[1:]:
+        (larger,) = evaluation.of_all([replace(soup, trainings=soup.trainings + one.trainings)])
+        if criterion.merit(larger.metrics) > criterion.merit(soup.metrics):
+            soup = larger
+    return soup
+
+
+class _Evaluation:
+    """Figures of weights that are made of trainings which can be averaged."""
+
+    def __init__(self, stored: Sequence[Stored], local: Mapping[str, Path], device: Device) -> None:
+        self.stored = stored
+        self.count = 0
+        """Sets of weights that were evaluated."""
+        self._local = local
+        config = stored[0].config
+        self._run = start(config, device=device)
+        self._images = load_split(config, "val")
+        # What is stored was evaluated by its training.
+        points = [Candidate("single", False, (one,), metrics=one.metrics) for one in stored]
+        self._known = {one.recipe.shares: one.metrics for one in points}
+        size = sum(value.nbytes for value in self._run.weights.values())
+        self._at_once = max(1, HELD_BYTES // size)
+
+    @classmethod
+    @contextmanager
+    def of(cls, stored: Sequence[Stored], device: Device) -> Iterator[_Evaluation]:
+        """Within the block, weights in buckets are on this machine."""
+        with _local_copies(one.folder for one in stored) as local:
+            yield cls(stored, local, device)
+
+    def of_all(self, candidates: Sequence[Candidate]) -> list[Candidate]:
+        """The candidates with their figures."""
+        new = {one.recipe.shares: one for one in candidates}
+        missing = [one for shares, one in new.items() if shares not in self._known]
+        for first in range(0, len(missing), self._at_once):
+            some = missing[first : first + self._at_once]
+            weights = [_weights(self._run, one.recipe, self._local) for one in some]
+            models = [classifier_of(self._run, of_one.copy) for of_one in weights]
+            found = measure_each(self._run, models, "val", self._images, with_zero_shot=False)
+            pairs = zip(some, found, strict=True)
+            self._known |= {one.recipe.shares: metrics for one, metrics in pairs}
+        self.count += len(missing)
+        return [replace(one, metrics=self._known[one.recipe.shares]) for one in candidates]
+
+
+def _kinds(stored: Iterable[Stored]) -> list[list[Stored]]:
+    """Groups that can be averaged: of one configuration, with the same classes and tensors."""
+    groups: dict[object, list[Stored]] = {}
+    for one in stored:
+        header = whole_header(open_store(one.folder))
+        shapes = tuple(sorted(header.shapes.items()))
+        kind = one.config.model_dump_json(), header.class_names, shapes
+        groups.setdefault(kind, []).append(one)
+    return [*groups.values()]
+
+
+class Soup(NamedTuple):
+    """A greedy soup."""
+
+    used: tuple[int, ...]
+    """Indices of its ingredients."""
+    metrics: Metrics
+    """Of the validation splits."""
+
+
+def greedy_soup(
+    config: TrialConfig,
+    folders: Sequence[str],
+    first: Metrics,
+    merit: Callable[[Metrics], Any],
+    device: Device = None,
+) -> Soup:
+    """Average checkpoints with the same tensors, the best first, whose metrics are `first`."""
+    stored = [Stored(folder, config, str(index), first) for index, folder in enumerate(folders)]
+    singles = [Candidate("single", False, (one,), metrics=first) for one in stored]
+    with _Evaluation.of(stored, device) as evaluation:
+        soup = _greedy_soup(evaluation, singles, Criterion(merit, lambda _: 0.0))
+    return Soup(tuple(int(one.method) for one in soup.trainings), soup.metrics)
+
+
+@contextmanager
+def _local_copies(folders: Iterable[str]) -> Iterator[dict[str, Path]]:
+    """Within the block, the weights in each folder or bucket are in a folder of this machine."""
+    with ExitStack() as stack:
+        yield {folder: stack.enter_context(fetched(open_store(folder))) for folder in folders}
 
 
 @torch.no_grad()
-def _load(run: TrainState, weights: Mapping[str, Tensor]) -> None:
-    """Load merged weights into the run's student."""
-
-    def below(prefix: str) -> dict[str, Tensor]:
-        return {n.removeprefix(prefix): v for n, v in weights.items() if n.startswith(prefix)}
-
-    student = run.student
-    student.visual.load_state_dict(below("visual."))
-    if student.text is None:
-        student.head.copy_(weights["head"])
-    else:
-        student.text.clip.load_state_dict(below("text."))
+def _weights(run: TrainState, recipe: Recipe, local: Mapping[str, Path]) -> dict[str, Tensor]:
+    """The trained parameters of a recipe in float32, summed up in float64 on the CPU."""
+    rest = 1 - sum(share for _, share in recipe.shares)
+    total = {name: rest * value.cpu().double() for name, value in run.initial.items()}
+    for folder, share in recipe.shares:
+        weights, _ = load_weights(local[folder])
+        for name, value in total.items():
+            # `plain_state` has the text encoder's names as open_clip does.
+            value += share * weights[name.replace("text.clip.", "text.", 1)].double()
+    return {name: value.float().to(run.device) for name, value in total.items()}

@@ -154,7 +154,7 @@ class ModelBuilder:
         if len(folders) < len(names):
             return None
         config, *_ = self._kind(names[0])
-        return Recipe(config, tuple(map(location, folders)))
+        return Recipe(config, tuple((location(folder), 1 / len(folders)) for folder in folders))
 
     def _kept(self, name: str) -> Store | None:
         """The weights of a training, of the search or of `confirm`."""

@@ -116,9 +116,8 @@ def search(domain, seed, configure, out, results):
             at_end = "" if record.metrics["line/a"] == 1 else END
             rows.append({"row": ONE_END, "seed": fresh, **accuracies(record.metrics, at_end)})
     kept = kept_checkpoint(run.checkpoints, best.trial_id)
-    recipe = Recipe(
-        evaluation_config(file.trial_config(best.params), trains_text=False), (kept.root,)
-    )
+    config = evaluation_config(file.trial_config(best.params), trains_text=False)
+    recipe = Recipe(config, ((kept.root, 1.0),))
     tested, _ = make_and_test(recipe, str(out / "best-trial"), best.metrics, SPLIT)
     rows.append({"row": TRIAL, "seed": best.params.get("seed", seed), **accuracies(tested)})
     model = models_tested(folder)[-1]
@@ -173,9 +172,10 @@ def competitor(domain, configure, fresh, out, results):
     config = evaluation_config(file.trial_config({"method.name": FT}), trains_text=False)
     points = [str(folder / f"{seed}") for seed in (best, *others)]
     soup = greedy_soup(config, points, metrics[best], merit)
+    each = 1 / len(soup.used)
     found = {
-        "one": (metrics[best], Recipe(config, (points[0],))),
-        "soup": (soup.metrics, Recipe(config, tuple(points[i] for i in soup.used))),
+        "one": (metrics[best], Recipe(config, ((points[0], 1.0),))),
+        "soup": (soup.metrics, Recipe(config, tuple((points[i], each) for i in soup.used))),
     }
     rows = []
     for made_of, (of_val, recipe) in found.items():
