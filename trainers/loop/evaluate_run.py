@@ -50,7 +50,7 @@ def evaluate_run(
             which is then evaluated (`eval.line`).
     """
     if run.progress.step == 0:
-        (metrics,) = _measure_each(run, [], split, images)
+        (metrics,) = measure_each(run, [], split, images)
         return metrics
     on_line = choose_weights(run, images, line_sample) if split == "val" else {}
     with holding(run, run.eval_weights or run.weights):

@@ -1,187 +1,312 @@
-"""What a user takes home: the model that a search ends with, beside as many plain fine-tunings.
+"""What is a search worth beside as many trainings of another kind, if one builder makes the model?
 
-For each ID domain, searches of 20 trials of Lipsum-FT, confirmed by three fresh seeds of winner,
-first trial and plain fine-tuning (FT), build a model. Their competitor has as many trainings: 30 of
-plain fine-tuning that differ in their seeds. Of these, the best one or the greedy soup, which the
-function of `confirm` builds, is taken by validation.
+Each domain in turn is the ID domain, and has these pools of trainings:
+
+- `PLAIN`: 30 of plain fine-tuning (FT) at the first learning rate, which differ in their seeds;
+- `SEARCH`: a search of 20 trials with its confirmation, three fresh seeds each of the winner, the
+  first trial and FT;
+- `AUTHORS`: 30 of Lipsum-FT at its authors' settings and the first learning rate, other seeds;
+- `MIXED`: the first 15 of `PLAIN` and of `AUTHORS`.
+
+`trainers.weights.means.build`, which `confirm` calls as well, makes of each pool a model by all
+validation data, one by ID accuracy, and for each OOD domain one by the accuracy on the others,
+which is tested on that domain alone. Beside each model stands the best single training; beside the
+first one also the better one of single and greedy soup of points, which `confirm` took before
+(`TODAY`), and the mean of all ends. `ONE` is the first three seeds of a pool, each tested: what a
+user has who trains once.
+
+`LABELLED` is what a user must know: with labels from where one will be, train on them. It is FT on
+the ID training images and the OOD validation images, three seeds, each tested at its end. It has as
+many epochs as the others, and the first learning rate of its number of steps.
+
+This file was committed before the first of these trainings. **Seeds, rows and the rule of the
+builder are not changed by what comes out.** What is expected, in points of the mean of ID and OOD
+test accuracy, as means over ID domains:
+
+- the models of the four pools by all validation data lie within 2 points of each other; with
+  sketch as ID the search is ahead of `PLAIN`, with photo it is behind;
+- domains left out: 1 to 3 points below the models that were chosen with all labels, in OOD
+  accuracy;
+- `LABELLED` is 3 to 10 points above all others.
+
+The search is called better than `PLAIN` only if the 95 % interval of the paired difference over ID
+domains excludes 0. Otherwise README says: 30 plain fine-tunings with other seeds, built into a
+model the same way, are as good.
 """
 
+import csv
 import json
 import shutil
-from concurrent.futures import ProcessPoolExecutor
-from multiprocessing import get_context
+from dataclasses import replace
+from pathlib import Path
+from statistics import fmean
+from typing import Any, NamedTuple
 
 import torch
 
-from tests.benchmarks.models.table import (
+from tests.benchmarks.models.budget import (
+    ALL,
     AUTHORS,
+    ENDS,
+    ID_VAL,
+    LABELLED,
+    MIXED,
     MODEL,
     ONE,
-    ONE_END,
-    OTHER,
-    ROWS,
-    SETTINGS,
-    TRIAL,
-    ZERO,
-    table,
+    PLAIN,
+    POOLS,
+    SEARCH,
+    SINGLE,
+    TODAY,
+    WITHOUT,
+    equal_budget,
+    read_rows,
 )
-from trainers.evaluation.metrics import MEAN_ACC
+from trainers.checkpoints.format import STATE
+from trainers.config import with_overrides
+from trainers.data.store import open_store, url_of
+from trainers.evaluation.metrics import ID, MEAN_ACC, MEAN_ID_OOD, MEAN_OOD, MetricKey
 from trainers.fine_tune import fine_tune
 from trainers.weights.means import (
+    Criterion,
     Recipe,
+    Stored,
+    build,
     evaluation_config,
-    greedy_soup,
     make_and_test,
 )
 from tuning import confirm, load_run
-from tuning.runs.confirmation import END, FT, SPLIT
-from tuning.runs.model import models_tested
-from tuning.runs.ranking import best_trial, first_trial
+from tuning.runs.confirmation import CONFIRM_FOLDER, FT, SPLIT, confirm_history, results_of
 from tuning.runs.resume import earlier_run
+from tuning.runs.run_folder import TRAIN_FOLDER, config_of
 from tuning.search import search_or_resume
 from tuning.views.checkpoints import kept_checkpoint
 
-TRIALS, FRESH_SEEDS = 20, 3
-FIRST_FRESH = 1000
-"""By how much the first fresh seed of a search is higher than the seed of its trials."""
-COMPETITORS = 30
-COMPETITOR_SEED = 2000
+TRAININGS = 30
+FIRST_SEED = {PLAIN: 3000, AUTHORS: 4000, LABELLED: 5000}
+SEARCH_SEED = 20
+"""Of trials and sampler; those of `confirm` are 1020 to 1022. No earlier study had any of these."""
+TRIALS, FRESH_SEEDS, LABELLED_SEEDS = 20, 3, 3
+COLUMNS = (
+    *("domain", "pool", "rule", "row", "seed", "id", "ood", "val"),
+    *("kind", "of_ends", "k", "line", "candidates", "evaluations"),
+)
 
 
-def study(configure, seeds, out):
-    """Run all searches and competitors, and print the table after each.
+class Setting(NamedTuple):
+    """How the trainings of an ID domain are configured."""
 
-    What was done is in `out/models.json` and is not done again; what was interrupted goes on. The
-    first search of all ID domains comes first, then their competitors, then the other searches.
+    configure: Any
+    """Makes the configuration of a search from the values of dotted keys."""
+    labelled: dict
+    """Values of a trial with which it trains on OOD validation images, too."""
+
+
+def study(settings, out):
+    """Train all pools, then build and test models, and print the table after each pool.
+
+    What was done is in `out` and is not done again; what was interrupted begins again, a search
+    goes on.
 
     Args:
-        configure: for each ID domain, makes the configuration from the values of dotted keys.
-        seeds: of trials and samplers, one for each search of an ID domain.
+        settings: by ID domain.
     """
-    out.mkdir(parents=True, exist_ok=True)
-    results = Results(out / "models.json")
-    fresh = [seed + FIRST_FRESH + n for seed in seeds for n in range(FRESH_SEEDS)]
-    first, *others = seeds
-    for seed in (first, None, *others):
-        for domain, of_domain in configure.items():
-            if seed is None:
-                competitor(domain, of_domain, fresh, out, results)
-            else:
-                search(domain, seed, of_domain, out, results)
-            print(table(results.rows, ROWS), flush=True)
+    torch.set_num_threads(1)
+    for pool in (PLAIN, SEARCH, AUTHORS, LABELLED):
+        for domain, setting in settings.items():
+            trainings_of(pool, domain, setting, out)
+            print(f"trained: {pool}, {domain}", flush=True)
+    rows = Rows(out / "rows.csv")
+    for pool in (*POOLS, LABELLED):
+        for domain, setting in settings.items():
+            if not rows.has(domain, pool):
+                test = rows_of_labelled if pool == LABELLED else rows_of_pool
+                rows.add(test(pool, domain, setting, out))
+        print(equal_budget(rows.rows), flush=True)
 
 
-class Results:
-    """Test accuracies by ID domain, search or None, row and seed or None, in a file."""
+class Rows:
+    """All rows, in a file."""
 
     def __init__(self, path):
-        self.path = path
-        self.rows = json.loads(path.read_text()) if path.is_file() else []
+        self.path, self.rows = path, read_rows(path) if path.is_file() else []
 
-    def has(self, domain, search, row):
-        return any((r["domain"], r["search"], r["row"]) == (domain, search, row) for r in self.rows)
+    def has(self, domain, pool):
+        return any((row["domain"], row["pool"]) == (domain, pool) for row in self.rows)
 
-    def add(self, domain, search, rows):
-        self.rows += [{"domain": domain, "search": search, **row} for row in rows]
+    def add(self, rows):
         unfinished = self.path.with_suffix(".tmp")
-        unfinished.write_text(json.dumps(self.rows, indent=1) + "\n")
+        with unfinished.open("w", newline="", encoding="utf-8") as file:
+            writer = csv.DictWriter(file, COLUMNS, lineterminator="\n")
+            writer.writeheader()
+            writer.writerows([*self.rows, *rows])
         unfinished.replace(self.path)
+        self.rows = read_rows(self.path)
 
 
-def search(domain, seed, configure, out, results):
-    """Run, confirm and store one search: its settings, its best trial's weights, its model."""
-    if results.has(domain, seed, MODEL):
-        return
+def trainings_of(pool, domain, setting, out):
+    """What is stored of a pool's trainings, which are run where they are missing."""
+    if pool == SEARCH:
+        return trainings_of_search(searched(domain, setting.configure, out))
+    if pool == MIXED:
+        half = TRAININGS // 2
+        parts = [trainings_of(part, domain, setting, out)[:half] for part in (PLAIN, AUTHORS)]
+        return [one for part in parts for one in part]
+    number = LABELLED_SEEDS if pool == LABELLED else TRAININGS
+    file, found = setting.configure({}), []
+    for seed in range(FIRST_SEED[pool], FIRST_SEED[pool] + number):
+        method = {} if pool == AUTHORS else {"method.name": FT}
+        config = file.trial_config({**method, "seed": seed})
+        if pool == LABELLED:
+            config = with_overrides(config, setting.labelled, "labelled")
+        folder = out.absolute() / "pools" / domain / pool / str(seed)
+        found.append(stored_in(str(folder), config, trained(config, folder)))
+    return found
+
+
+def trained(config, folder):
+    """Train and store one training; its validation metrics. What was done is not done again."""
+    done = folder / "metrics.json"
+    if not done.is_file():
+        shutil.rmtree(folder, ignore_errors=True)
+        *_, last = fine_tune(config)
+        last.save(folder)
+        (folder / STATE).unlink()
+        unfinished = folder / "metrics.tmp"
+        unfinished.write_text(json.dumps(last.metrics))
+        unfinished.replace(done)
+    return json.loads(done.read_text())
+
+
+def stored_in(folder, config, metrics):
+    evaluated = evaluation_config(config, trains_text=False)
+    return Stored(folder, evaluated, config.method.name, metrics, metrics.get("line/a", 1.0))
+
+
+def searched(domain, configure, out):
+    """Run and confirm a search that keeps all weights; its run folder."""
     storage = out.absolute() / "runs"
-    own = {"search.name": f"{domain}-{seed}", "search.storage": storage}
-    own |= {"trial.seed": seed, "search.sampler.seed": seed, "search.budget.trials": TRIALS}
-    file = configure(own)
+    file = configure(
+        {
+            "search.name": domain,
+            "search.storage": storage,
+            "trial.seed": SEARCH_SEED,
+            "search.sampler.seed": SEARCH_SEED,
+            "search.budget.trials": TRIALS,
+            "search.checkpoints.keep_top": 1000,
+            "search.resources.max_concurrent": 1,
+        }
+    )
     folder = earlier_run(file, storage)
     if folder is None or load_run(folder).history.outcome != "finished":
         result = search_or_resume(file)
         folder = result.folder
         if result.outcome == "stopped":
             raise SystemExit(f"{folder}: stopped; the same command goes on")
-    found = confirm(folder, seeds=FRESH_SEEDS, rules=["objective", "first"])
+    confirm(folder, seeds=FRESH_SEEDS, rules=["objective", "first"])
+    return folder
+
+
+def trainings_of_search(folder):
+    """What is stored of the finished trials of a search and of its confirmation."""
     run = load_run(folder)
-    best = best_trial(run.search, run.history.records)
-    first = first_trial(run.history.records)
-    rows = [{"row": ZERO, "seed": None, **accuracies(found.zero_shot)}]
-    for row, trial_id in ((AUTHORS, first.trial_id), (SETTINGS, best.trial_id)):
-        of_seeds = [(s, r) for (name, s), r in found.results.items() if name == trial_id]
-        rows += [{"row": row, "seed": s, **accuracies(record.metrics)} for s, record in of_seeds]
-    for (name, fresh), record in found.results.items():
-        if name == FT:
-            rows.append({"row": ONE, "seed": fresh, **accuracies(record.metrics)})
-            at_end = "" if record.metrics["line/a"] == 1 else END
-            rows.append({"row": ONE_END, "seed": fresh, **accuracies(record.metrics, at_end)})
-    kept = kept_checkpoint(run.checkpoints, best.trial_id)
-    config = evaluation_config(file.trial_config(best.params), trains_text=False)
-    recipe = Recipe(config, ((kept.root, 1.0),))
-    tested, _ = make_and_test(recipe, str(out / "best-trial"), best.metrics, SPLIT)
-    rows.append({"row": TRIAL, "seed": best.params.get("seed", seed), **accuracies(tested)})
-    model = models_tested(folder)[-1]
-    rows.append({"row": MODEL, "seed": None, "made_of": model.made_of(), **accuracies(model.test)})
-    results.add(domain, seed, rows)
+    results = results_of(confirm_history(folder))
+    fresh = [record for (_, seed), record in results.items() if seed is not None]
+    trials = [record for record in run.history.records if record.outcome == "finished"]
+    of_confirm = open_store(url_of(run.checkpoint_root, CONFIRM_FOLDER, TRAIN_FOLDER))
+    found = []
+    for checkpoints, records in ((run.checkpoints, trials), (of_confirm, fresh)):
+        for record in records:
+            kept = kept_checkpoint(checkpoints, record.trial_id)
+            config = config_of(run.file, record)
+            found.append(stored_in(str(kept.local_path()), config, record.metrics))
+    return found
 
 
-def accuracies(metrics, prefix=""):
-    """ID and mean OOD test accuracy in percent."""
-    return {
-        "id": metrics[f"{prefix}id_{SPLIT}/acc"],
-        "ood": metrics[f"{prefix}ood_{SPLIT}/mean_acc"],
+def criteria(ood_domains):
+    """By rule, its criterion: of each domain that is left out, one."""
+    rules = {
+        ALL: Criterion(mean_of([MEAN_ID_OOD], "acc"), mean_of([MEAN_ID_OOD], "nll")),
+        ID_VAL: Criterion(mean_of([ID], "acc"), mean_of([ID], "nll"), ends_alone=True),
     }
+    for domain in ood_domains:
+        others = [other for other in ood_domains if other != domain]
+        of_others = mean_of(others, "acc"), mean_of(others, "nll")
+        rules[WITHOUT + domain] = Criterion(*of_others, ends_alone=True)
+    return rules
 
 
-def plain(config, folder):
-    """Train and store one plain fine-tuning, in a process of its own; its validation metrics.
-
-    What was done is not done again.
-    """
-    stored = folder / "metrics.json"
-    if not stored.is_file():
-        torch.set_num_threads(1)
-        shutil.rmtree(folder, ignore_errors=True)
-        *_, last = fine_tune(config)
-        last.save(folder)
-        stored.write_text(json.dumps(last.metrics))
-    return json.loads(stored.read_text())
+def mean_of(domains, measure):
+    """A function of metrics; rounded, so that equal means tie, whatever the order of their sums."""
+    names = [str(MetricKey("val", domain, measure)) for domain in domains]
+    return lambda metrics: round(fmean(metrics[name] for name in names), 9)
 
 
-def competitor(domain, configure, fresh, out, results):
-    """Train plain fine-tunings, and store the best by validation of one and soup.
+def rows_of_pool(pool, domain, setting, out):
+    """The models of a pool and what stands beside them, each tested."""
+    stored = trainings_of(pool, domain, setting, out)
+    rules = criteria(stored[0].config.data.ood_domains)
+    rows = rows_of_seeds(stored[:FRESH_SEEDS], out) if pool in FIRST_SEED else []
+    built = build(stored, [*rules.values()])
+    for (rule, criterion), of_rule in zip(rules.items(), built, strict=True):
+        for row, chosen in chosen_rows(rule, criterion, of_rule.candidates).items():
+            rows.append(
+                {
+                    "rule": rule,
+                    "row": row,
+                    "val": criterion.merit(chosen.metrics),
+                    "kind": chosen.kind,
+                    "of_ends": int(chosen.of_ends),
+                    "k": len(chosen.trainings),
+                    "line": chosen.line,
+                    "candidates": len({one.recipe.shares for one in of_rule.candidates}),
+                    "evaluations": of_rule.evaluations,
+                    **tested(chosen.recipe, rule, out),
+                }
+            )
+    return [{"domain": domain, "pool": pool, **row} for row in rows]
 
-    Args:
-        fresh: seeds of the plain fine-tunings of `confirm`, which are among them.
-    """
-    if results.has(domain, None, OTHER):
-        return
-    folder = out.absolute() / "plain" / domain
-    file = configure({})
-    more = COMPETITORS - len(fresh)
-    seeds = [*fresh, *range(COMPETITOR_SEED, COMPETITOR_SEED + more)]
-    with ProcessPoolExecutor(mp_context=get_context("spawn")) as pool:
-        configs = [file.trial_config({"method.name": FT, "seed": seed}) for seed in seeds]
-        folders = [folder / f"{seed}" for seed in seeds]
-        metrics = dict(zip(seeds, pool.map(plain, configs, folders), strict=True))
 
-    def merit(metrics):
-        return metrics[MEAN_ACC]
-
-    best, *others = sorted(seeds, key=lambda s: -merit(metrics[s]))
-    config = evaluation_config(file.trial_config({"method.name": FT}), trains_text=False)
-    points = [str(folder / f"{seed}") for seed in (best, *others)]
-    soup = greedy_soup(config, points, metrics[best], merit)
-    each = 1 / len(soup.used)
-    found = {
-        "one": (metrics[best], Recipe(config, ((points[0], 1.0),))),
-        "soup": (soup.metrics, Recipe(config, tuple((points[i], each) for i in soup.used))),
-    }
+def rows_of_seeds(stored, out):
+    """Trainings as a user has them who trains once, each tested."""
     rows = []
-    for made_of, (of_val, recipe) in found.items():
-        tested, _ = make_and_test(recipe, str(folder / made_of), of_val, SPLIT)
-        row = {"made_of": made_of, "seed": None, "val": merit(of_val), **accuracies(tested)}
-        rows.append({"row": f"plain fine-tuning, {made_of}", **row})
-    chosen = max(rows, key=lambda row: row["val"])
-    results.add(domain, None, [*rows, {**chosen, "row": OTHER}])
-    shutil.rmtree(folder)
+    for one in stored:
+        val, seed = one.metrics[MEAN_ACC], Path(one.folder).name
+        recipe = Recipe(one.config, ((one.folder, 1.0),))
+        row = {"rule": ALL, "row": ONE, "seed": seed, "val": val}
+        rows.append({**row, **tested(recipe, ALL, out)})
+    return rows
+
+
+def chosen_rows(rule, criterion, candidates):
+    """The candidate of each row of a rule."""
+    singles = [one for one in candidates if one.kind == "single"]
+    ends = [one for one in candidates if one.kind == "first" and one.of_ends and one.line == 1]
+    found = {SINGLE: criterion.best(singles), MODEL: criterion.best(candidates)}
+    if rule == ALL:
+        soups = [one for one in candidates if one.kind == "greedy" and not one.of_ends]
+        found[TODAY] = criterion.best([*singles, *soups])
+        found[ENDS] = max(ends, key=lambda one: len(one.trainings))
+    return found
+
+
+def tested(recipe, rule, out):
+    """ID and OOD test accuracy in percent: mean OOD, or of the domain that the rule leaves out."""
+    found, _ = make_and_test(recipe, str(out / "tested"), {}, SPLIT)
+    ood = rule.removeprefix(WITHOUT) if rule.startswith(WITHOUT) else MEAN_OOD
+    keys = [MetricKey(SPLIT, domain, "acc") for domain in (ID, ood)]
+    return dict(zip(("id", "ood"), (found[str(key)] for key in keys), strict=True))
+
+
+def rows_of_labelled(pool, domain, setting, out):
+    """Each training on the images of all domains, tested as the others.
+
+    Its accuracy on OOD validation images, which it trained on, says nothing and is left out.
+    """
+    root = setting.configure({}).trial.data.root
+    stored = [
+        replace(one, config=with_overrides(one.config, {"data.root": root}, "labelled"))
+        for one in trainings_of(pool, domain, setting, out)
+    ]
+    rows = rows_of_seeds(stored, out)
+    return [{"domain": domain, "pool": pool, **row, "val": None} for row in rows]

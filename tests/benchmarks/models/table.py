@@ -1,6 +1,7 @@
-"""Table and figure of what a user takes home, from the test accuracies that `study` has stored.
+"""Table and figure of what a user takes home, from `photographs.csv`.
 
-Each is a row of a JSON file: ID domain, search or None, what was tested, seed or None, accuracies.
+Its rows have ID domain, search if it is of one, what was tested, seed if there are several, and
+accuracies. The study that made them is that of commit 0a983327.
 """
 
 import math

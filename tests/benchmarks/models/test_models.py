@@ -1,21 +1,6 @@
-"""The study of what a user takes home, and its table."""
+"""Tables of what a user takes home."""
 
-from functools import partial
-
-import pytest
-
-from tests.benchmarks import drawings
-from tests.benchmarks.models import study
-from tests.benchmarks.models.table import (
-    AUTHORS,
-    MODEL,
-    ONE,
-    ONE_END,
-    OTHER,
-    SETTINGS,
-    differences,
-    table,
-)
+from tests.benchmarks.models.table import MODEL, ONE, SETTINGS, differences, table
 from tuning.runs.confirmation import estimate
 
 
@@ -46,27 +31,3 @@ def test_the_model_of_each_search_stands_beside_the_plain_fine_tunings_of_its_ow
     assert both == f"| {MODEL} | +1.2 | +1.2 |"
     assert first == f"| {MODEL}, search 1 | +2.0 | +2.0 |"
     assert second == f"| {MODEL}, search 2 | +0.5 | +0.5 |"
-
-
-@pytest.mark.nightly
-def test_a_study_stores_searches_and_competitors_once(whole_root, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(study, "TRIALS", 2)
-    monkeypatch.setattr(study, "COMPETITORS", 4)
-    given = {"trial.data.root": whole_root, "trial.steps": 2, "trial.eval.every": 2}
-    given |= {"trial.data.suite": "{id_domain: real, ood_domains: [sketch]}"}
-
-    def configure(changes):
-        return drawings.configuration({**given, **changes})
-
-    run = partial(study.study, {"real": configure}, (0,), tmp_path)
-    run()
-    shown = capsys.readouterr().out
-    assert all(f"| {row} |" in shown for row in (AUTHORS, SETTINGS, MODEL, OTHER))
-    results = study.Results(tmp_path / "models.json")
-    rows = [one["row"] for one in results.rows]
-    assert rows.count(ONE) == rows.count(ONE_END) == 3
-    of_three = [one for one in results.rows if one["row"].startswith("plain fine-tuning, ")]
-    (other,) = (one for one in results.rows if one["row"] == OTHER)
-    assert other["val"] == max(one["val"] for one in of_three)
-    run()
-    assert study.Results(tmp_path / "models.json").rows == results.rows

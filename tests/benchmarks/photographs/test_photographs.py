@@ -1,11 +1,19 @@
 """The benchmark of photographs: the texts of its model, and its images."""
 
+import shutil
+
 import pytest
 import torch
 from PIL import Image
 
 from tests.benchmarks.photographs import zero_shot_clip
-from tests.benchmarks.photographs.__main__ import DOMAINS, PER_CLASS, prepare_images
+from tests.benchmarks.photographs.__main__ import (
+    DOMAINS,
+    PER_CLASS,
+    label_other_domains,
+    prepare_images,
+)
+from trainers.data.dataset import ImageDataset
 from trainers.data.roots import without_split
 
 
@@ -31,3 +39,22 @@ def test_all_images_of_the_id_domain_are_used(tmp_path):
     root = str(tmp_path / "sketch" / "data")
     assert not without_split(root, DOMAINS, "test")
     assert without_split(root, DOMAINS, "train") == [one for one in DOMAINS if one != "sketch"]
+
+
+def test_labelled_data_have_validation_images_of_other_domains(tmp_path, whole_root, monkeypatch):
+    domains = ("real", "sketch", "clipart")
+    monkeypatch.setattr("tests.benchmarks.photographs.__main__.DOMAINS", domains)
+    shutil.copytree(whole_root, tmp_path / "real" / "data")
+    before, joined = label_other_domains(tmp_path, "real")
+    data, labelled = tmp_path / "real" / "data", tmp_path / "real" / "labelled"
+    parts = [("real", "train"), ("sketch", "val"), ("clipart", "val")]
+    expected = [row for part in parts for row in images_of(data, *part)]
+    assert images_of(labelled, "real", "train") == expected
+    assert (before, joined) == (len(images_of(data, "real", "train")), len(expected))
+    assert images_of(labelled, "sketch", "test") == images_of(data, "sketch", "test")
+    assert label_other_domains(tmp_path, "real") == (before, joined)
+
+
+def images_of(root, domain, split):
+    images = ImageDataset(root, domain, split)
+    return [(images.path(n), int(images.labels[n])) for n in range(len(images))]
