@@ -31,8 +31,8 @@ from tests.tuning.run_folders import search_file, trial, write_run
 from trainers.errors import ConfigError
 from trainers.methods.registry import METHODS
 from tuning.config.validation import load_config
+from tuning.run import load_run
 from tuning.runs.confirmation import Confirmation
-from tuning.runs.run_folder import load_run
 from tuning.search import SearchResult
 
 ROOT = Path(__file__).parent.parent
@@ -222,8 +222,8 @@ def test_python(block, runs, monkeypatch):
         return
     run = load_run("runs/my_search")
     results = {
-        "run_search": SearchResult(run.folder, run.file, run.history, "finished", "uri"),
-        "confirm": Confirmation(run.search, (), (), {}, {}),
+        "run_search": SearchResult(run, "finished", "uri"),
+        "confirm": Confirmation(run, (), (), {}, {}),
         "export_weights": None,
     }
     for name, result in results.items():

@@ -16,7 +16,8 @@ import yaml
 from tests.conftest import CLASSES
 from tests.test_docs import ROOT, blocks, commands, write_files
 from trainers.data.dataset import ImageDataset
-from tuning.runs.confirmation import confirm_history, results_of
+from tuning.run import load_run
+from tuning.runs.confirmation import results_of
 
 pytestmark = pytest.mark.nightly
 
@@ -98,7 +99,7 @@ def test_cost_and_trials_are_shown(printed):
 
 
 def test_five_seeds_are_confirmed_on_the_test_splits(printed):
-    found = results_of(confirm_history(RUN))
+    found = results_of(load_run(RUN).confirmed)
     trained = {trial_id for trial_id, seed in found if seed is not None}
     (chosen,) = trained - {"ft"}
     assert chosen in printed["confirm"]

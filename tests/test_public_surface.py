@@ -60,8 +60,7 @@ def tables():
     """Columns of the tables of a search over two methods, without its parameters and metrics."""
     records = fakes.compared_methods()
     with TemporaryDirectory() as folder:
-        search = fakes.search_record(Path(folder))
-        write_tables(Path(folder), search, records)
+        write_tables(Path(folder), fakes.Search(Path(folder)).run(records))
         return {
             path.name: [name for name in pq.read_schema(path).names if not {*"./"} & {*name}]
             for path in sorted(Path(folder).glob("*.parquet"))

@@ -3,7 +3,7 @@
 from tuning import load_config, run_search
 
 result = run_search(load_config("quickstart", ["search.budget.trials=10"]))
-result.best.params, result.trials, result.best.load_model()
+result.run.best.params, result.run.trials, result.run.load_model()
 """
 
 from __future__ import annotations
@@ -17,9 +17,9 @@ if TYPE_CHECKING:
     from tuning.config.validation import load_config as load_config
     from tuning.confirmation.confirm import confirm as confirm
     from tuning.planning.plan import plan_search as plan_search
+    from tuning.run import Run as Run
     from tuning.run import load_run as load_run
     from tuning.runs.callbacks import Callback as Callback
-    from tuning.runs.records import SearchRecord as SearchRecord
     from tuning.runs.records import TrialRecord as TrialRecord
     from tuning.search import SearchResult as SearchResult
     from tuning.search import resume_search as resume_search
@@ -28,8 +28,8 @@ if TYPE_CHECKING:
 
 _MODULES = {
     "Callback": "tuning.runs.callbacks",
+    "Run": "tuning.run",
     "SearchFile": "tuning.config.schema",
-    "SearchRecord": "tuning.runs.records",
     "SearchResult": "tuning.search",
     "SearchSpace": "search_spaces",
     "TrialRecord": "tuning.runs.records",

@@ -44,17 +44,16 @@ from tuning.execution.ray_session import runs_folder
 from tuning.planning.plan import CONFIRM_SEEDS, Plan, plan_search
 from tuning.planning.plan import render as render_plan
 from tuning.prepare import render, sources_of
-from tuning.runs.conclusion import conclusion
-from tuning.runs.confirmation import FT, confirm_history
-from tuning.runs.history import JOURNAL_FILE
-from tuning.runs.resume import earlier_run, used_hours
-from tuning.runs.run_folder import load_run
+from tuning.run import load_run
+from tuning.runs.budget import used_hours
+from tuning.runs.confirmation import FT
+from tuning.runs.paths import JOURNAL_FILE, page_path
+from tuning.runs.resume import earlier_run
 from tuning.search import search_or_resume
 from tuning.views.confirmation_table import confirmed_tables
 from tuning.views.formatting import format_hours, show_phase
 from tuning.views.leaderboard import SHOWN
 from tuning.views.leaderboard import report as leaderboard
-from tuning.views.page import REPORT_FILE, REPORT_FOLDER
 from tuning.weights.export import ABOUT, export_weights
 from tuning.weights.sources import why_chosen
 from tuning.zero_shot import Row, measure, zero_shot_table
@@ -217,30 +216,29 @@ def auto(
             is_searched = load_run(run).history.outcome == "finished"
         if run is None or not is_searched:
             result = search_or_resume(file, address=address)
-            run = result.folder
+            run = result.run.folder
             if result.outcome == "stopped" and result.ended_by is None:
                 raise KeyboardInterrupt
             if result.outcome == "stopped":
                 raise MayContinue(f"{run}: {result.ended_by}; the same command goes on")
-            if result.best is None:
+            if result.run.best is None:
                 more = _command("resume", run.name, option, f"+{limit:g}")
                 hint = f"`{more}` and then the same command go on"
                 raise ConfigError(result.ended_by or "no trial has finished", source=run, hint=hint)
             if result.ended_by:
                 show_phase(console, "Ended by", result.ended_by)
         loaded = load_run(run)
-        search, records, seconds = loaded.search, loaded.history.records, loaded.history.seconds
-        table = leaderboard(search, records, console.width, SHOWN, seconds=seconds)
+        table = leaderboard(loaded, console.width, SHOWN, seconds=loaded.history.seconds)
         console.print(table, highlight=False)
 
         rules = ("--rule", RULE, "--seeds", CONFIRM_SEEDS, *(["--again"] if again else ()))
         announce("5 Confirm", "confirm", run.name, *rules)
         confirmed = confirm(run, seeds=CONFIRM_SEEDS, rules=[RULE], again=again, address=address)
         loaded = load_run(run)
-        for of_confirmation in confirmed_tables(confirmed, run, console.width):
+        for of_confirmation in confirmed_tables(confirmed, loaded.models, console.width):
             console.print(of_confirmation)
-        concluded = conclusion(loaded.search, loaded.history.records)
-        has_ft = bool(confirmed.values(FT, search.objectives[0].metric))
+        concluded = loaded.conclusion
+        has_ft = bool(confirmed.values(FT, loaded.goal.objectives[0].metric))
         if confirmed.failed and not (concluded.seeds and has_ft):
             problem = f"{len(confirmed.failed)} trainings of `confirm` failed"
             raise ConfigError(problem, source=run, hint="the same command tries again")
@@ -257,7 +255,7 @@ def auto(
     show_phase(console, "Result", *concluded.lines)
     took = earlier + spent() if unit == "hours" else _used(run)[unit]
     show_phase(console, "Took", f"{format_hours(took)} of the {limit:g} of {option}")
-    show_phase(console, "Report", str(run / REPORT_FOLDER / REPORT_FILE))
+    show_phase(console, "Report", str(page_path(run)))
     show_phase(console, "Model", str(exported))
     predict = shlex.join(["python", str(exported / "predict.py")])
     show_phase(console, "Try it", f"{predict} IMAGE ...")
@@ -395,7 +393,8 @@ def _has(own: Mapping[str, Any], section: str) -> bool:
 
 def _used(run: Path) -> dict[str, float]:
     """What all calls have used of either limit, for the search and `confirm`."""
-    parts = [used_hours(history) for history in (load_run(run).history, confirm_history(run))]
+    loaded = load_run(run)
+    parts = [used_hours(history) for history in (loaded.history, loaded.confirmed)]
     return {unit: sum(part[unit] for part in parts) for unit in ("hours", "gpu_hours")}
 
 

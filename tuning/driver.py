@@ -11,9 +11,9 @@ from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from tuning.algorithms.budget import Budget
 from tuning.algorithms.studies import Studies
-from tuning.config.schema import SearchFile
+from tuning.run import Run
+from tuning.runs.budget import Budget
 from tuning.runs.callbacks import Callback
 from tuning.runs.errors import error_text, storage_failure
 from tuning.runs.history import History
@@ -21,7 +21,7 @@ from tuning.runs.journal import Journal
 from tuning.runs.messages import Failed, Message, Reported, SteppedBack
 from tuning.runs.orders import Orders
 from tuning.runs.recorder import Recorder
-from tuning.runs.records import STEP, SearchOutcome, SearchRecord, TrialRecord, trial_name
+from tuning.runs.records import STEP, SearchOutcome, TrialRecord, trial_name
 from tuning.runs.run_folder import config_of
 
 
@@ -48,7 +48,7 @@ class Driver:
     It starts unfinished trials, then fixed ones, then what studies propose.
 
     Args:
-        history: whose unfinished trials continue, and which counts towards the budgets.
+        run: whose unfinished trials continue, and which counts towards the budgets.
         callbacks: see `Recorder`.
         studies: with the trials of the history; by default nothing is proposed.
         fixed: trials to run in any case, such as references; those of the history have run.
@@ -58,9 +58,7 @@ class Driver:
 
     def __init__(
         self,
-        file: SearchFile,
-        search: SearchRecord,
-        history: History,
+        run: Run,
         journal: Journal,
         callbacks: Sequence[Callback] = (),
         *,
@@ -69,15 +67,16 @@ class Driver:
         orders_before: Collection[str] = (),
         check_ray: Callable[[], None] = lambda: None,
     ) -> None:
-        self.search = search
-        self._file = file
+        self.run = run
+        file = self._file = run.file
+        history = run.history
         self._journal = journal
         self._check_ray = check_ray
         self.studies = studies or Studies(())
         self.budget = Budget(file.search.budget, history, journal.now)
         gpus = file.search.resources.gpus_per_trial
         deciders = (self.studies, self.budget)
-        self.recorder = Recorder(search, journal, callbacks, history.records, gpus, deciders)
+        self.recorder = Recorder(run, journal, callbacks, gpus, deciders)
         # A kill may have lost a proposal whose process had not started, but not a later one.
         used = {record.number for record in history.records}
         self._unused = (number for number in itertools.count() if number not in used)
@@ -87,7 +86,7 @@ class Driver:
         started = {record.trial_id for record in history.records}
         self._waiting.extend(record for record in fixed if record.trial_id not in started)
         self._attempts = defaultdict[str, _Attempts](_Attempts)
-        self.orders = Orders(search.run_folder, journal, history, orders_before)
+        self.orders = Orders(run.folder, journal, history, orders_before)
         self._is_exhausted = False
 
     def next(self) -> dict[str, Any] | Wait | End:

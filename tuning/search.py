@@ -8,16 +8,14 @@ from __future__ import annotations
 
 import logging
 import shutil
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import closing, contextmanager
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Unpack
 
-from optuna.pruners import BasePruner
 from optuna.samplers import BaseSampler
-from optuna.storages import BaseStorage
-from ray.tune import Callback as TuneCallback
 from rich.console import Console
 
 from search_spaces import SearchSpace
@@ -30,27 +28,24 @@ from trainers.overrides import flat
 from tuning.algorithms.samplers import LEAST_FINISHED, create_pruner
 from tuning.algorithms.studies import Studies, create_studies
 from tuning.algorithms.warm_start import Earlier, load_earlier, warm_start, warm_start_uses_ood
-from tuning.config.schema import SamplerConfig, SchedulerConfig, SearchConfig, SearchFile
-from tuning.config.validation import check_search, load_config, load_recorded
+from tuning.checkpoints import KeptWeights
+from tuning.config.schema import SchedulerConfig, SearchConfig, SearchFile
+from tuning.config.validation import check_search, load_config
 from tuning.execution.ray_session import runs_folder
-from tuning.run import Run
-from tuning.runs.callbacks import Callback
+from tuning.run import Run, load_file, read_confirmed
+from tuning.runs.budget import larger_budget, nothing_left, num_begun
 from tuning.runs.environment import seen_at_start
-from tuning.runs.history import JOURNAL_FILE, History, read_history, trial_events
-from tuning.runs.journal import is_running
+from tuning.runs.goal import Goal, goal_of
+from tuning.runs.history import History, read_history
+from tuning.runs.journal import Journal, is_running
 from tuning.runs.orders import wanted_points
-from tuning.runs.records import METHOD_KEY, SearchOutcome, SearchRecord, TrialRecord
-from tuning.runs.resume import check_changes, earlier_run, larger_budget, nothing_left
-from tuning.runs.run_folder import (
-    CONFIG_FILE,
-    create_run_folder,
-    load_run,
-    search_record,
-    write_config,
-)
+from tuning.runs.paths import JOURNAL_FILE
+from tuning.runs.records import METHOD_KEY, SearchOutcome, TrialRecord
+from tuning.runs.resume import check_changes, earlier_run
+from tuning.runs.rules import saw_ood
+from tuning.runs.run_folder import create_run_folder, find_run, write_config
+from tuning.session import SearchArguments, open_session
 from tuning.session import SearchOptions as SearchOptions
-from tuning.session import open_session
-from tuning.views.checkpoints import CheckpointsView
 from tuning.views.dashboard import DashboardView, open_storage
 from tuning.views.follower import Follower
 from tuning.views.formatting import near_chance, show_phase
@@ -61,10 +56,12 @@ from tuning.views.results import ResultsView
 logger = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True, repr=False)
-class SearchResult(Run):
-    """The run folder of a search that has ended, and how it ended."""
+@dataclass(frozen=True)
+class SearchResult:
+    """What one call has run, and how it ended."""
 
+    run: Run
+    """With the trials of all sessions."""
     outcome: SearchOutcome
     tracking_uri: str
     ended_by: str | None = None
@@ -74,36 +71,21 @@ class SearchResult(Run):
     @property
     def failed(self) -> list[TrialRecord]:
         """The trials that raised."""
-        return [record for record in self.history.records if record.outcome == "failed"]
+        return [record for record in self.run.records if record.outcome == "failed"]
 
 
 def run_search(
     config: SearchFile | str | Path,
     *,
     space: SearchSpace | None = None,
-    callbacks: Sequence[Callback] = (),
-    sampler: BaseSampler | SamplerConfig | str | None = None,
-    storage: BaseStorage | str | None = None,
-    address: str | None = None,
-    console: Console | None = None,
-    tune_callbacks: Sequence[TuneCallback] = (),
-    pruner: BasePruner | None = None,
+    **arguments: Unpack[SearchArguments],
 ) -> SearchResult:
     """Run a search to its end, in a new run folder.
 
     Args:
         config: a configuration, a YAML file, or the name of a ready configuration.
         space: replaces `search.space`.
-        sampler: replaces `search.sampler`: its name, a configuration, or a sampler of Optuna.
-            A resume goes on from the trials, if the object is passed again.
-        storage: of the study for dashboards, in place of `search.study_storage`: a URL, or a
-            storage of Optuna.
-        callbacks: called after the callbacks of the search itself.
-        address: of a Ray cluster; by default the one in `RAY_ADDRESS`, or a new local one.
-        console: for the display of progress; by default the standard error.
-        tune_callbacks: callbacks and loggers of Ray Tune, such as `CSVLoggerCallback`. Loggers that
-            write into Tune's folder of a trial find it below `tune/` in the run folder.
-        pruner: replaces `search.scheduler`. Like a sampler, it is passed again to a resume.
+        arguments: see `SearchArguments`.
 
     Raises:
         ConfigError: before anything runs: missing data, too few resources, MLflow not reachable.
@@ -111,14 +93,7 @@ def run_search(
     """
     # One that was made or copied in Python has not been checked yet.
     file = check_search(config) if isinstance(config, SearchFile) else load_config(config)
-    options = SearchOptions(
-        callbacks=callbacks,
-        address=address,
-        console=console,
-        tune_callbacks=tune_callbacks,
-        pruner=pruner,
-    )
-    return start_search(*with_options(file, options, space, sampler, storage))
+    return start_search(*with_arguments(file, arguments, space))
 
 
 def resume_search(
@@ -126,41 +101,30 @@ def resume_search(
     overrides: Iterable[str] = (),
     *,
     trials: int | str | None = None,
-    callbacks: Sequence[Callback] = (),
-    sampler: BaseSampler | SamplerConfig | str | None = None,
-    storage: BaseStorage | str | None = None,
-    address: str | None = None,
-    console: Console | None = None,
-    tune_callbacks: Sequence[TuneCallback] = (),
-    pruner: BasePruner | None = None,
+    hours: float | str | None = None,
+    gpu_hours: float | str | None = None,
+    **arguments: Unpack[SearchArguments],
 ) -> SearchResult:
     """Continue a search from its run folder: interrupted, or with more trials, hours, a sampler.
 
     Args:
         overrides: `key=value`: budgets, resources, sampler, scheduler, location of the data.
         trials: number of trials, `30`, or `+8` in addition to those it has.
-        callbacks: this and all others as in `run_search`.
+        hours: of wall clock in all, `4`, or `+1` for one more; `gpu_hours` likewise.
+        arguments: see `SearchArguments`.
 
     Raises:
         ConfigError: not a run folder, or one that another process is running; a key that must not
             change; changed data.
     """
-    loaded = load_run(folder, whole=True)
-    run = loaded.folder
-    keys = [*overrides, *larger_budget(loaded, trials=trials)]
-    file, _ = load_recorded(run / CONFIG_FILE, keys, check=True)
-    options = SearchOptions(
-        callbacks=callbacks,
-        address=address,
-        console=console,
-        tune_callbacks=tune_callbacks,
-        pruner=pruner,
-    )
-    changed, given = with_options(file, options, None, sampler, storage)
-    check_changes(loaded, changed)
-    if over := nothing_left(loaded.history, changed):
-        raise over.within(run)
-    return continue_search(run, changed, given)
+    with _opened(find_run(folder)) as (run, journal):
+        budgets = larger_budget(run, trials=trials, hours=hours, gpu_hours=gpu_hours)
+        file, _ = load_file(run.folder, [*overrides, *budgets], check=True)
+        file, options = with_arguments(file, arguments)
+        check_changes(run, file)
+        if over := nothing_left(run.history, file):
+            raise over.within(run.folder)
+        return continue_search(run.folder, file, options, journal)
 
 
 def search_or_resume(file: SearchFile, *, address: str | None = None) -> SearchResult:
@@ -174,35 +138,45 @@ def search_or_resume(file: SearchFile, *, address: str | None = None) -> SearchR
     folder = earlier_run(file, runs_folder(file.search.storage))
     if folder is None:
         return start_search(file, options)
-    if (folder / JOURNAL_FILE).is_file():  # else its first session was killed before it began
-        loaded = load_run(folder, whole=True)
-        check_changes(loaded, file)
-        if over := nothing_left(loaded.history, file):
+    if not (folder / JOURNAL_FILE).is_file():  # its first session was killed before it began
+        return continue_search(folder, file, options)
+    with _opened(folder) as (run, journal):
+        check_changes(run, file)
+        if over := nothing_left(run.history, file):
             uri = tracking_uri(file.search.tracking.uri, folder.parent)
-            return SearchResult(folder, file, loaded.history, "finished", uri, str(over))
-    return continue_search(folder, file, options)
+            return SearchResult(run, "finished", uri, str(over))
+        return continue_search(folder, file, options, journal)
 
 
-def with_options(
-    file: SearchFile,
-    options: SearchOptions,
-    space: SearchSpace | None,
-    sampler: BaseSampler | SamplerConfig | str | None,
-    storage: BaseStorage | str | None,
+@contextmanager
+def _opened(folder: Path) -> Iterator[tuple[Run, Journal]]:
+    """A run that no other process runs, and its journal, which is read once and stays locked."""
+    file, unknown = load_file(folder)
+    if not (folder / JOURNAL_FILE).is_file():
+        raise ConfigError(f"not a run folder: {JOURNAL_FILE} not found", source=folder)
+    with closing(Journal(folder)) as journal:
+        confirmed = read_confirmed(folder)
+        yield Run(folder.resolve(), file, journal.history(), confirmed, unknown=unknown), journal
+
+
+def with_arguments(
+    file: SearchFile, arguments: SearchArguments, space: SearchSpace | None = None
 ) -> tuple[SearchFile, SearchOptions]:
     """Add arguments of `run_search` to the configuration, or to the options if they are objects."""
+    objects: dict[str, Any] = {**arguments}
     given: dict[str, Any] = {} if space is None else {"space": space}
+    sampler = objects.get("sampler")
     if sampler is not None and not isinstance(sampler, BaseSampler):
         given["sampler"] = {"name": sampler} if isinstance(sampler, str) else sampler
-        sampler = None
+        del objects["sampler"]
     section = validate(SearchConfig, given, "arguments")
     changes = {key: getattr(section, key) for key in given}
-    if isinstance(storage, str):
-        changes["study_storage"], storage = storage, None
+    if isinstance(objects.get("storage"), str):
+        changes["study_storage"] = objects.pop("storage")
     if changes:
         search = file.search.model_copy(update=changes)
         file = check_search(file.model_copy(update={"search": search}))
-    return file, replace(options, sampler=sampler, storage=storage)
+    return file, SearchOptions(**objects)
 
 
 def start_search(file: SearchFile, options: SearchOptions) -> SearchResult:
@@ -221,7 +195,7 @@ def start_search(file: SearchFile, options: SearchOptions) -> SearchResult:
         has_begun = True
 
     try:
-        return continue_search(run_folder, file, options, begin)
+        return continue_search(run_folder, file, options, on_begin=begin)
     except (ConfigError, TrackingError):
         if not has_begun and not _is_used(run_folder):
             shutil.rmtree(run_folder, ignore_errors=True)
@@ -240,11 +214,14 @@ def continue_search(
     run_folder: Path,
     file: SearchFile,
     options: SearchOptions,
+    journal: Journal | None = None,
     on_begin: Callable[[], object] = lambda: None,
 ) -> SearchResult:
     """Run the rest of a search in its run folder, once `check_changes` has passed.
 
-    `on_begin` is called once nothing refuses the search any more.
+    Args:
+        journal: that of the run folder, if it is open.
+        on_begin: called once nothing refuses the search any more.
     """
     if options.pruner is not None and len(file.objectives) > 1:
         problem = "no trial can be stopped early with several objectives"
@@ -258,10 +235,10 @@ def continue_search(
     if objects:
         again = f"resume_search({str(run_folder)!r}, {', '.join(f'{key}=...' for key in objects)})"
     go_on = f"put that right, and `{again}` goes on from the last checkpoints"
-    with open_session(run_folder, file, options, go_on) as session:
+    with open_session(run_folder, file, options, go_on, journal=journal) as session:
         # Preparation: everything that can be refused is checked before a trial starts.
-        journal, checkpoints = session.journal, session.checkpoints
-        before = read_history(run_folder, whole=True)
+        journal = session.journal
+        before = journal.history()
         for name, kind in before.objects.items():
             if name not in objects:
                 what = f"the {name} was an object, {kind}, and is now that of the configuration"
@@ -272,43 +249,46 @@ def continue_search(
             journal.session_started(file.fingerprints(), objects)
         zero_shot = session.zero_shot(before)
         used_ood = before.used_ood or warm_start_uses_ood(file, earlier)
-        search = search_record(file, run_folder, zero_shot, journal.run_id, used_ood)
-        for line in _guesses(search, file):
+        goal = goal_of(file, zero_shot, used_ood)
+        for line in _guesses(run_folder, file, zero_shot):
             show_phase(console, "Zero-shot", line)
 
         def begin() -> None:
             # Only then, so that a refused change leaves the run as it was.
             if has_begun:
                 journal.session_started(file.fingerprints(), objects)
-            if search.sees_ood and not before.used_ood:
+            if saw_ood(goal) and not before.used_ood:
                 journal.used_ood()  # later sessions may lack the earlier runs
             write_config(run_folder, file)
             on_begin()
 
-        history = read_history(run_folder)  # with the time of the zero-shot model
+        history = journal.history()  # with the time of the zero-shot model
         studies = prepare_studies(
-            search, file, history, options, console, earlier, session.concurrent
-        )
+            goal, file, history, options, console, earlier, session.concurrent,
+            journal.trial_events,
+        )  # fmt: skip
         views = (
-            CheckpointsView(checkpoints, file.search.checkpoints.keep_top),
-            ResultsView(checkpoints.url),
+            ResultsView(session.checkpoints.url),
             MlflowView(uri),  # uploads them
             *dashboard,  # the client of a database may wait for minutes
         )
-        callbacks = (Follower(views, journal), session.progress, *options.callbacks)
+        weights = KeptWeights(session.checkpoints, file.search.checkpoints.keep_top)
+        follower = Follower(views, journal, weights)
+        callbacks = (follower, session.progress, *options.callbacks)
         references = [TrialRecord(name, -1, "reference", {}) for name in file.search.references]
         ended, outcome = session.run(
-            search, history, callbacks, fixed=references, studies=studies, begin=begin
+            history, callbacks, fixed=references, studies=studies, begin=begin
         )
-    return SearchResult(run_folder, file, ended, outcome, uri, ended.ended_by or None)
+    run = Run(run_folder, file, ended, read_confirmed(run_folder))
+    return SearchResult(run, outcome, uri, ended.ended_by or None)
 
 
-def _guesses(search: SearchRecord, file: SearchFile) -> Iterator[str]:
+def _guesses(run_folder: Path, file: SearchFile, zero_shot: Mapping[str, float]) -> Iterator[str]:
     """A line for each domain whose zero-shot accuracy may be that of a guess."""
     data, store = file.trial.data, open_root(file.trial.data.root)
-    for domain, images in (seen_at_start(search.run_folder, "val_images") or {}).items():
+    for domain, images in (seen_at_start(run_folder, "val_images") or {}).items():
         key = MetricKey("val", ID if domain == data.id_domain else domain, "acc")
-        acc = search.zero_shot.get(str(key))
+        acc = zero_shot.get(str(key))
         if acc is not None and images:
             names = split_header(store, domain_files(store, domain, "val")).class_names
             if line := near_chance(domain, acc, images, len(names)):
@@ -316,22 +296,25 @@ def _guesses(search: SearchRecord, file: SearchFile) -> Iterator[str]:
 
 
 def prepare_studies(
-    search: SearchRecord,
+    goal: Goal,
     file: SearchFile,
     history: History,
     options: SearchOptions,
     console: Console,
     earlier: Earlier,
     concurrent: int = 1,
+    trial_events: Sequence[tuple[str, TrialRecord]] = (),
 ) -> Studies:
     """The Optuna studies of a session: trials of the journal, earlier searches, initial points."""
     sampler = options.sampler or file.search.sampler
     scheduler = options.pruner or file.search.scheduler
     pruner = partial(create_pruner, scheduler, file.trial.steps, file.trial.eval.every)
     name = scheduler.name if isinstance(scheduler, SchedulerConfig) else type(scheduler).__name__
-    studies = create_studies(search, file.spaces, sampler, pruner, name)
+    studies = create_studies(
+        goal, file.spaces, sampler, file.most_trials, history.run_id, pruner, name
+    )
     is_new = not history.records
-    for line in warm_start(studies.studies, file, search, earlier, strict=is_new):
+    for line in warm_start(studies.studies, file, goal, earlier, strict=is_new):
         if is_new or "not used" in line:
             show_phase(console, "Warm start", line)
     for study in studies.studies:  # earlier results replace a prior, but not points that are given
@@ -343,11 +326,11 @@ def prepare_studies(
         studies.take_reference(reference, flat(config.model_dump(mode="json")))
     for point in wanted_points(history):
         studies.enqueue(point)
-    studies.replay(trial_events(search.run_folder))
+    studies.replay(trial_events)
     show_phase(console, "Sampler", studies.describe())
     if name != "none":
         show_phase(console, "Stopping", f"{name}, once {LEAST_FINISHED} trials have finished")
-    left = search.budget_trials - sum(r.kind != "reference" for r in history.records)
+    left = file.most_trials - num_begun(history.records)
     if studies.num_waiting and left > 0:
         given = min(left, studies.num_waiting)
         what = f"{given} of {left} trials are first points"

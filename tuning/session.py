@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypedDict, TypeVar
 
 from optuna.pruners import BasePruner
 from optuna.samplers import BaseSampler
@@ -18,7 +18,13 @@ from rich.console import Console
 from trainers.data.store import Store, open_store, url_of
 from trainers.methods.registry import texts_of
 from tuning.algorithms.studies import Studies, quiet_optuna
-from tuning.config.schema import BudgetConfig, ResourcesConfig, SchedulerConfig, SearchFile
+from tuning.config.schema import (
+    BudgetConfig,
+    ResourcesConfig,
+    SamplerConfig,
+    SchedulerConfig,
+    SearchFile,
+)
 from tuning.driver import Driver
 from tuning.execution.ray_session import concurrent_trials, ray_session
 from tuning.execution.ray_watch import RayWatch, watched_ray
@@ -27,22 +33,45 @@ from tuning.execution.slot import trainable
 from tuning.execution.trial_hardware import call_where_trials_run, zero_shot_metrics
 from tuning.execution.tune_adapter import run_trials
 from tuning.process import restored_process
+from tuning.run import Run
 from tuning.runs.callbacks import Callback
 from tuning.runs.errors import resumable, storage_failure
 from tuning.runs.history import History
 from tuning.runs.journal import Journal
 from tuning.runs.orders import orders_in
-from tuning.runs.records import SearchOutcome, SearchRecord, TrialRecord
-from tuning.runs.run_folder import TRAIN_FOLDER, checkpoint_root_of
+from tuning.runs.paths import TRAIN_FOLDER, checkpoint_root_of
+from tuning.runs.records import SearchOutcome, TrialRecord
 from tuning.views.formatting import show_phase
 from tuning.views.progress import ProgressCallback
 
 T = TypeVar("T")
 
 
+class SearchArguments(TypedDict, total=False):
+    """What a caller can pass to a search beside its configuration."""
+
+    callbacks: Sequence[Callback]
+    """Called after the callbacks of the search itself."""
+    sampler: BaseSampler | SamplerConfig | str | None
+    """Replaces `search.sampler`: its name, a configuration, or a sampler of Optuna. A resume goes
+    on from the trials, if the object is passed again."""
+    storage: BaseStorage | str | None
+    """Of the study for dashboards, in place of `search.study_storage`: a URL, or a storage of
+    Optuna."""
+    address: str | None
+    """Of a Ray cluster; by default the one in `RAY_ADDRESS`, or a new local one."""
+    console: Console | None
+    """For the display of progress; by default the standard error."""
+    tune_callbacks: Sequence[TuneCallback]
+    """Callbacks and loggers of Ray Tune, such as `CSVLoggerCallback`. Loggers that write into
+    Tune's folder of a trial find it below `tune/` in the run folder."""
+    pruner: BasePruner | None
+    """Replaces `search.scheduler`. Like a sampler, it is passed again to a resume."""
+
+
 @dataclass(frozen=True)
 class SearchOptions:
-    """What a caller can pass to a search beside its configuration, see `run_search`."""
+    """The arguments of a search, of which names and URLs are part of its configuration now."""
 
     callbacks: Sequence[Callback] = ()
     sampler: BaseSampler | None = None
@@ -65,6 +94,7 @@ class SearchOptions:
 class Session:
     """What a driver has while it runs trials: those of a search, of `confirm` or of `plan`."""
 
+    folder: Path
     file: SearchFile
     options: SearchOptions
     journal: Journal
@@ -105,7 +135,6 @@ class Session:
 
     def run(
         self,
-        search: SearchRecord,
         history: History,
         callbacks: Sequence[Callback],
         *,
@@ -114,9 +143,10 @@ class Session:
         final_split: str | None = None,
         begin: Callable[[], object] = lambda: None,
     ) -> tuple[History, SearchOutcome]:
-        """Run trials to their end. The first arguments are those of `Driver`.
+        """Run trials to their end. Arguments that are not explained are those of `Driver`.
 
         Args:
+            history: of earlier sessions: unfinished trials continue.
             final_split: evaluated once, after the last step of each trial.
             begin: called once nothing refuses the session any more.
 
@@ -128,9 +158,7 @@ class Session:
         if final_split is not None and studies is not None:
             raise RuntimeError("trials are proposed, so the test splits must not be read")
         driver = Driver(
-            self.file,
-            search,
-            history,
+            Run(self.folder, self.file, history, is_live=True),
             self.journal,
             callbacks,
             studies=studies,
@@ -171,6 +199,8 @@ def open_session(
     options: SearchOptions,
     go_on: str,
     checkpoint_root: str | None = None,
+    title: str = "",
+    journal: Journal | None = None,
 ) -> Iterator[Session]:
     """Lock the journal of a run folder, connect to Ray, and see what fits there.
 
@@ -178,18 +208,20 @@ def open_session(
         folder: exists; nothing is written there before the journal is locked.
         go_on: how to continue after a failure of the storage.
         checkpoint_root: folder or URL of all checkpoints; by default that of a search.
+        title: of its progress; by default the name of the folder.
+        journal: of the folder, if it is open.
     """
     console = options.console or Console(stderr=True)
     orders = orders_in(folder)
     with (
         restored_process(),
         resumable(go_on),
-        closing(Journal(folder)) as journal,
+        closing(journal or Journal(folder)) as journal,
         ray_session(options.address, console=console) as is_own_ray,
         watched_ray() as watch,
         quiet_optuna(),
         closing(
-            ProgressCallback(console, journal.now, shows_best=checkpoint_root is None)
+            ProgressCallback(console, journal.now, title, shows_best=checkpoint_root is None)
         ) as progress,
     ):
         if checkpoint_root is None:
@@ -199,7 +231,7 @@ def open_session(
         check_shared_memory(file, concurrent, is_own_ray=is_own_ray)
         checkpoints = open_store(url_of(checkpoint_root, TRAIN_FOLDER))
         yield Session(
-            file, options, journal, checkpoints, concurrent, console, progress, watch,
+            folder, file, options, journal, checkpoints, concurrent, console, progress, watch,
             is_own_ray, orders,
         )  # fmt: skip
 
@@ -207,6 +239,6 @@ def open_session(
 def fixed_only(file: SearchFile, trials: int) -> SearchFile:
     """The configuration of a run whose trials are all fixed: nothing stops or limits them."""
     budget = BudgetConfig(trials=trials, failures=None)
-    changes = {"budget": budget, "references": ()}
+    changes = {"budget": budget, "references": (), "sampler": SamplerConfig(name="random")}
     changes |= {"scheduler": SchedulerConfig(name="none")}
     return file.model_copy(update={"search": file.search.model_copy(update=changes)})

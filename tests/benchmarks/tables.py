@@ -71,9 +71,7 @@ def transcript():
     `quickstart/` has its configuration and its journal.
     """
     run, out = load_run(HERE / "quickstart"), StringIO()
-    Console(file=out, width=80).print(
-        report(run.search, run.history.records, 80, SHOWN), highlight=False
-    )
+    Console(file=out, width=80).print(report(run, 80, SHOWN), highlight=False)
     lines = [line.rstrip() for line in out.getvalue().splitlines()]
     return "\n".join(["```text", *lines, "```", ""])
 

@@ -14,8 +14,8 @@ from tests.tuning import fakes
 from tests.tuning.run_folders import search_file, write_run
 from tests.waiting import wait_until
 from trainers.errors import ConfigError
+from tuning.run import load_run
 from tuning.runs.journal import Journal
-from tuning.runs.run_folder import load_run
 from tuning.views.completion import complete_mlflow
 from tuning.views.dashboard import DashboardView, open_storage
 from tuning.views.follower import Follower, complete
@@ -54,7 +54,7 @@ def test_what_is_sent_twice_is_there_once(postgres, server, images_root, tmp_pat
     files = {path.name for path in server.artifacts.rglob("*") if path.is_file()}
     assert files == {"search.yaml", "environment.json"}
     loaded, storage = load_run(run), open_storage(run, postgres.url("optuna"))
-    assert not complete(loaded.search, [DashboardView(storage)])
+    assert not complete(loaded, [DashboardView(storage)])
     study = optuna.load_study(study_name=None, storage=postgres.url("optuna"))
     assert len(study.trials) == 14
 
@@ -77,7 +77,7 @@ def test_a_server_that_hangs_and_is_killed_gets_everything_later(
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
     file = search_file(images_root, search__tracking__uri=server.url)
     run = write_run(tmp_path / "outage", file, outcome=None)
-    search, record = load_run(run).search, fakes.trial(0)
+    search, record = load_run(run), fakes.trial(0)
     follower = Follower([MlflowView(server.url, seconds=0.1)], tick=0.05)
     follower.search_started(search)
     running = replace(record, outcome="running", curve=(), ended_at=None)

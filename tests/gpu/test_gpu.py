@@ -134,7 +134,7 @@ def test_the_trials_of_a_search_share_the_card(together, whole_root, tmp_path):
     file = load_config("quickstart", [f"{key}={value}" for key, value in overrides.items()])
     result = run_search(file, console=Console(quiet=True))
     assert result.failed == []
-    for record in result.history.records:
+    for record in result.run.records:
         metrics = record.metrics
         share = metrics["cost/gpu_seconds"] / metrics["cost/seconds"]
         assert share == pytest.approx(1 / together)

@@ -9,7 +9,7 @@ from mlflow.tracking import MlflowClient
 
 from tuning.algorithms.studies import STATES, TRIAL_ID
 from tuning.run import load_run
-from tuning.runs.history import JOURNAL_FILE
+from tuning.runs.paths import JOURNAL_FILE
 from tuning.runs.ranking import best_trial, finished_trials, pareto_front
 from tuning.views.dashboard import open_storage
 from tuning.views.mlflow.client import default_tracking_uri
@@ -51,7 +51,7 @@ def disagreements(folder):
 def _study(run, trials):
     """The study of the dashboard against the journal; of several objectives, it has no curves."""
     study = optuna.load_study(study_name=None, storage=open_storage(run.folder, None))
-    metrics = [objective.metric for objective in run.search.objectives]
+    metrics = [objective.metric for objective in run.goal.objectives]
     has = {
         trial.user_attrs[TRIAL_ID]: (
             trial.state.name,
@@ -72,10 +72,10 @@ def _study(run, trials):
         if record.kind == "trial"
     }
     found = [] if has == wanted else [f"Optuna has {has}, the journal {wanted}"]
-    best = best_trial(run.search, finished_trials(trials.values()))
-    if best and not run.search.constraints:
+    best = best_trial(run.goal, finished_trials(trials.values()))
+    if best and not run.goal.constraints:
         of_optuna = {trial.user_attrs[TRIAL_ID] for trial in study.best_trials}
-        front = pareto_front(run.search, trials.values()) if len(metrics) > 1 else [best]
+        front = pareto_front(run.goal, trials.values()) if len(metrics) > 1 else [best]
         if best.trial_id not in of_optuna or {r.trial_id for r in front} - of_optuna:
             found.append(f"Optuna's best are {of_optuna}, not {[r.trial_id for r in front]}")
     return found
@@ -96,7 +96,7 @@ def _mlflow(run, trials):
         trial = trials[child.data.tags["trial_id"]]
         # Of one step, the latter count.
         curve = (*trial.curve, *train_points(run.folder, trial.trial_id))
-        shown = {key for point in curve for key in point} & {*main_metrics(run.search)}
+        shown = {key for point in curve for key in point} & {*main_metrics(run)}
         for name in sorted(shown):
             # In the order of time: of a step that was repeated, the later value counts.
             history = client.get_metric_history(child.info.run_id, name)

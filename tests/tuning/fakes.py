@@ -2,32 +2,74 @@
 
 import math
 import random
-from dataclasses import replace
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
 
-from tuning.config.objectives import Objective
-from tuning.runs.records import SearchRecord, TrialRecord
+from trainers.overrides import nest
+from tuning.config.objectives import Constraint, Objective
+from tuning.config.schema import SearchFile
+from tuning.run import Run, read_confirmed
+from tuning.runs.goal import Goal
+from tuning.runs.history import History
+from tuning.runs.records import TrialRecord
 
 DOMAINS = ("painting", "clipart", "infograph", "sketch")
 TOTAL_STEPS = 240
 
 
-def search_record(run_folder, **changes):
-    search = SearchRecord(
-        name="domainnet-vit-b32",
-        total_steps=TOTAL_STEPS,
-        budget_trials=16,
-        objectives=(Objective("val/mean_acc"),),
-        id_domain="real",
-        ood_domains=DOMAINS,
-        zero_shot=report(0, 82.4, 61.0),
-        config={
-            "trial": {"model": {"name": "ViT-B-32-quickgelu"}, "optim": {"lr": 1e-5}},
-            "search": {"budget": {"trials": 16}, "space": ["method.reg_weight", "optim.lr"]},
-        },
-        run_folder=run_folder,
-        run_id=run_folder.name,
-    )
-    return replace(search, **changes)
+@dataclass(frozen=True)
+class Search:
+    """A search whose trials are given later, see `run`."""
+
+    folder: Path = Path("domainnet-vit-b32")
+    objectives: tuple[Objective, ...] = (Objective(metric="val/mean_acc"),)
+    constraints: tuple[Constraint, ...] = ()
+    id_domain: str = "real"
+    ood_domains: tuple[str, ...] = DOMAINS
+    nll: Objective | None = None
+    zero_shot: Mapping[str, float] = field(default_factory=lambda: report(0, 82.4, 61.0))
+    spaces: Mapping = field(default_factory=dict)
+    config: Mapping = field(default_factory=dict)
+    """Dotted keys of the configuration."""
+    history: History = field(default_factory=History)
+    """Without trials."""
+
+    @property
+    def goal(self):
+        return Goal(
+            self.objectives, self.constraints, self.zero_shot, self.ood_domains, self.nll,
+            chooses_points=bool(self.file.trial.eval.line_points),
+            used_ood=self.history.used_ood,
+        )  # fmt: skip
+
+    @property
+    def file(self):
+        values = {
+            "trial.steps": TOTAL_STEPS,
+            "trial.eval.line": "off",
+            "trial.data.id_domain": self.id_domain,
+            "trial.data.ood_domains": list(self.ood_domains),
+            "search.budget.trials": 16,
+            "search.objective": [{"metric": o.metric, "mode": o.mode} for o in self.objectives],
+            "search.constraints": [constraint.text for constraint in self.constraints],
+        }
+        file = SearchFile.model_validate(nest(values | dict(self.config)))
+        vars(file)["spaces"] = dict(self.spaces)
+        return file
+
+    def run(self, records=(), **changes):
+        """What its folder contains with these trials."""
+        history = replace(
+            self.history,
+            records=tuple(records),
+            zero_shot=self.zero_shot,
+            run_id=self.history.run_id or self.folder.name,
+        )
+        confirmed = read_confirmed(self.folder)
+        made = Run(self.folder, self.file, history, confirmed, **changes)
+        vars(made)["goal"] = self.goal
+        return made
 
 
 def report(step, id_acc, ood_acc, **extra):

@@ -10,8 +10,9 @@ from trainers.data.roots import data_fingerprint
 from trainers.data.schema import part_path
 from trainers.overrides import nest
 from tuning.config.schema import SearchFile
-from tuning.runs.history import JOURNAL_FILE, line_of
+from tuning.runs.history import line_of
 from tuning.runs.journal import Journal
+from tuning.runs.paths import JOURNAL_FILE
 from tuning.runs.run_folder import write_config
 
 LR, WEIGHT = "optim.lr", "method.reg_weight"

@@ -1,19 +1,13 @@
 """A session of a search without Ray: its driver, with trials by hand."""
 
+from dataclasses import replace
 from unittest.mock import patch
 
 from tests.tuning import fakes
 from trainers.config import TrialConfig
 from tuning.algorithms.studies import create_studies
-from tuning.config.schema import (
-    BudgetConfig,
-    ResourcesConfig,
-    SamplerConfig,
-    SearchConfig,
-    SearchFile,
-)
+from tuning.config.schema import BudgetConfig, ResourcesConfig, SamplerConfig
 from tuning.driver import Driver
-from tuning.runs.history import read_history, trial_events
 from tuning.runs.journal import Journal
 from tuning.runs.messages import Ended, Failed, Reported
 from tuning.runs.records import TrialRecord
@@ -41,24 +35,27 @@ class Session:
         **settings,
     ):
         self.search = search
-        self.journal = Journal(search.run_folder)
+        self.journal = Journal(search.folder)
         self.journal.session_started({})
-        history = read_history(search.run_folder)
         sampler = sampler or SamplerConfig.model_validate(settings)
         spaces = spaces if isinstance(spaces, dict) else {None: spaces}
-        self.studies = create_studies(search, spaces, sampler, pruner)
+        run_id = search.history.run_id or search.folder.name
+        self.studies = create_studies(search.goal, spaces, sampler, trials, run_id, pruner)
         self.studies.enqueue_first_points()
-        self.studies.replay(trial_events(search.run_folder))
-        section = SearchConfig(
-            references=references,
-            budget=BudgetConfig(trials=trials, failures=None),
-            resources=ResourcesConfig(max_failures=max_failures),
-        )
+        self.studies.replay(self.journal.trial_events)
+        changes = {
+            "references": references,
+            "budget": BudgetConfig(trials=trials, failures=None),
+            "resources": ResourcesConfig(max_failures=max_failures),
+        }
+        file = search.file
+        file = file.model_copy(update={"search": file.search.model_copy(update=changes)})
         fixed = [TrialRecord(name, -1, "reference", {}) for name in references]
+        run = replace(search.run(), file=file, history=self.journal.history())
+        vars(run)["goal"] = search.goal
         self.driver = Driver(
-            SearchFile(search=section), search, history, self.journal,
-            studies=self.studies, fixed=fixed, check_ray=check_ray,
-        )  # fmt: skip
+            run, self.journal, studies=self.studies, fixed=fixed, check_ray=check_ray
+        )
         self.recorder = self.driver.recorder
         self._config_of = config_of
 
@@ -100,7 +97,7 @@ class Session:
         report = {"step": step, "val/mean_acc": value, **metrics}
         if not goes_on:
             self.driver.orders.stopped.add(trial_id)
-        is_last = step >= self.search.total_steps
+        is_last = step >= fakes.TOTAL_STEPS
         return self.driver.answered(trial_id, Reported(report, is_last=is_last))
 
     def end(self, trial_id, error=False):

@@ -30,9 +30,9 @@ from tuning.config.recorded import FREE, differences
 from tuning.config.schema import SearchFile
 from tuning.config.validation import load_config
 from tuning.planning.plan import CONFIRM_SEEDS, Plan
-from tuning.runs.confirmation import confirm_history, results_of
-from tuning.runs.history import JOURNAL_FILE
-from tuning.runs.run_folder import load_run
+from tuning.run import load_run
+from tuning.runs.confirmation import results_of
+from tuning.runs.paths import JOURNAL_FILE
 from tuning.weights.sources import why_chosen
 from tuning.zero_shot import Row
 
@@ -228,7 +228,7 @@ def test_a_call_that_is_stopped_in_any_step_goes_on_there(monkeypatch):
     assert all(path.read_bytes() == content for path, content in left.items())
     records = load_run(run).history.records
     assert [record.outcome for record in records if record.kind == "trial"] == ["finished"] * 6
-    assert len({seed for _, seed in results_of(confirm_history(run))} - {None}) == 2
+    assert len({seed for _, seed in results_of(load_run(run).confirmed)} - {None}) == 2
     other = invoke(*SHOP[:-1], "3")
     assert "this name is taken by another command" in str(other.exception)
     file = load_config(run.with_suffix(".yaml"))

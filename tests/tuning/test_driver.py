@@ -26,7 +26,7 @@ SPACE = SearchSpace(
 
 @pytest.fixture
 def search(tmp_path):
-    return fakes.search_record(tmp_path)
+    return fakes.Search(tmp_path)
 
 
 def states(session):
@@ -56,7 +56,7 @@ def test_a_proposal_that_does_not_validate_is_a_failed_trial(error, search):
 
     session = Session(search, SPACE, config_of=config_of)
     assert session.propose().trial_id == "trial-001"
-    (failed,) = read_history(search.run_folder, live=True).records
+    (failed,) = read_history(search.folder, live=True).records
     assert (failed.trial_id, failed.outcome) == ("trial-000", "failed")
     assert failed.error == f"{type(error).__name__}: {error}"
     assert states(session) == {"trial-000": "FAIL", "trial-001": "RUNNING"}
@@ -71,7 +71,7 @@ def test_a_kill_while_processes_start_takes_no_trial_of_the_budget(search):
         while (record := session.run(50.0)) is not None:
             names.append(record.trial_id)
     assert names == ["trial-001", "trial-000", "trial-002", "trial-003"]
-    assert len(read_history(search.run_folder).records) == 4
+    assert len(read_history(search.folder).records) == 4
 
 
 def test_trials_outside_of_a_narrowed_space_are_unknown_to_the_sampler(search):
@@ -102,7 +102,7 @@ def test_a_point_that_is_enqueued_after_the_last_of_the_sampler_is_tried(search)
     assert isinstance(found, Wait)
     for trial_id in started[1:]:
         session.end(trial_id)
-    send(search.run_folder, {"enqueue": {"optim.lr": 2e-3, "method.text_length": 5}})
+    send(search.folder, {"enqueue": {"optim.lr": 2e-3, "method.text_length": 5}})
     session.driver.turn()
     assert session.driver.next()["params"] == {"optim.lr": 2e-3, "method.text_length": 5}
     for trial_id in (started[0], f"trial-{len(started):03d}"):
@@ -112,7 +112,7 @@ def test_a_point_that_is_enqueued_after_the_last_of_the_sampler_is_tried(search)
 
 def test_a_trial_is_not_blamed_for_the_loss_of_ray(tmp_path):
     watch = RayWatch({"raylet": ("127.0.0.1", 1)})
-    session = Session(fakes.search_record(tmp_path), SPACE, check_ray=watch.check)
+    session = Session(fakes.Search(tmp_path), SPACE, check_ray=watch.check)
     trial_id = session.start().trial_id
     with pytest.raises(RayLost, match="raylet"):
         session.end(trial_id, error=True)
@@ -121,7 +121,7 @@ def test_a_trial_is_not_blamed_for_the_loss_of_ray(tmp_path):
 
 
 def test_a_trial_that_the_user_stops_ends_between_two_reports(tmp_path):
-    session = Session(fakes.search_record(tmp_path), SPACE)
+    session = Session(fakes.Search(tmp_path), SPACE)
     trial_id = session.start().trial_id
     assert session.driver.answered(trial_id, Progressed())
     send(tmp_path, {"stop": trial_id})
@@ -132,7 +132,7 @@ def test_a_trial_that_the_user_stops_ends_between_two_reports(tmp_path):
 
 
 def test_a_lost_process_ends_the_search_only_if_the_storage_failed(tmp_path):
-    driver = Session(fakes.search_record(tmp_path), SPACE).driver
+    driver = Session(fakes.Search(tmp_path), SPACE).driver
     driver.lost("trial-000", RuntimeError("its process is gone"))
     wrapped = RuntimeError("of a worker")
     wrapped.__cause__ = StorageFailed("no space left")
@@ -164,7 +164,7 @@ LOST = RuntimeError("its process is gone")
     ],
 )
 def test_a_trial_goes_on_as_long_as_it_gets_on(story, goes_on, tmp_path):
-    session = Session(fakes.search_record(tmp_path), SPACE, max_failures=2)
+    session = Session(fakes.Search(tmp_path), SPACE, max_failures=2)
     driver, trial_id = session.driver, session.start().trial_id
     session.report(trial_id, 10, 50.0)
     for event in story:
@@ -183,15 +183,15 @@ def test_a_trial_goes_on_as_long_as_it_gets_on(story, goes_on, tmp_path):
 
 
 def test_a_trial_that_a_budget_stops_has_the_reason_until_it_goes_on(tmp_path):
-    session = Session(fakes.search_record(tmp_path), SPACE)
+    session = Session(fakes.Search(tmp_path), SPACE)
     trial_id = session.start().trial_id
     session.driver.budget.is_ended = True
     assert not session.driver.turn()
     (stopped,) = session.driver.finish("finished").records
     assert (stopped.outcome, stopped.reason) == ("stopped", "`lipsum-tune control --end`")
     session.journal.close()
-    (again,) = Session(fakes.search_record(tmp_path), SPACE).driver.recorder.records.values()
+    (again,) = Session(fakes.Search(tmp_path), SPACE).driver.recorder.records.values()
     assert again.reason == stopped.reason
-    session = Session(fakes.search_record(tmp_path), SPACE)
+    session = Session(fakes.Search(tmp_path), SPACE)
     session.driver.started(trial_id)
     assert session.recorder.records[trial_id].reason == ""

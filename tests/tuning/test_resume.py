@@ -4,7 +4,7 @@ import json
 import re
 import shutil
 from contextlib import closing
-from functools import reduce
+from functools import partial, reduce
 from operator import getitem
 from pathlib import Path
 
@@ -18,7 +18,12 @@ from typer.testing import CliRunner
 from tests.trainers import tiny_models
 from tests.tuning import fakes
 from tests.tuning.execution.inline_tuner import without_ray
-from tests.tuning.execution.instant import instant_file, resume_instantly, run_instantly
+from tests.tuning.execution.instant import (
+    instant_file,
+    instant_options,
+    resume_instantly,
+    run_instantly,
+)
 from tests.tuning.run_folders import LR, search_file, swap_classes, trial, write_run
 from trainers.errors import ConfigError
 from trainers.models.config import HUB, LOCAL_DIR, ModelConfig
@@ -27,11 +32,13 @@ from tuning.cli import app
 from tuning.config.schema import SamplerConfig
 from tuning.config.validation import load_config
 from tuning.confirmation.confirm import confirm
+from tuning.run import load_run
 from tuning.runs.environment import check_same_inputs, environment
-from tuning.runs.history import JOURNAL_FILE, read_history
+from tuning.runs.history import JournalReader, read_history
 from tuning.runs.journal import Journal
+from tuning.runs.paths import CONFIG_FILE, JOURNAL_FILE
 from tuning.runs.resume import earlier_run
-from tuning.runs.run_folder import CONFIG_FILE, create_run_folder, load_run, write_config
+from tuning.runs.run_folder import create_run_folder, write_config
 from tuning.search import resume_search, search_or_resume
 
 
@@ -45,9 +52,7 @@ def run(images_root, tmp_path):
 def went_on(monkeypatch):
     """The configurations with which searches would continue, which takes Ray."""
     files = []
-    monkeypatch.setattr(
-        run_search, "continue_search", lambda folder, file, options: files.append(file)
-    )
+    monkeypatch.setattr(run_search, "continue_search", lambda folder, file, *_: files.append(file))
     return files
 
 
@@ -93,7 +98,7 @@ def test_more_trials_than_a_user_has_ended_are_counted_from_these(run, went_on):
 def quick_run(images_root, tmp_path):
     """Three trials of instant searches, all of them finished."""
     with without_ray(mlflow=False):
-        yield run_instantly(instant_file(images_root, tmp_path)).folder
+        yield run_instantly(instant_file(images_root, tmp_path)).run.folder
 
 
 def test_a_resume_with_nothing_to_do_says_so_before_ray_starts(quick_run, monkeypatch):
@@ -109,7 +114,7 @@ def test_a_resume_with_nothing_to_do_says_so_before_ray_starts(quick_run, monkey
         assert isinstance(done.exception, ConfigError)
         assert re.search(problem, str(done.exception))
     again = search_or_resume(load_run(quick_run).file)  # a job's command has done its work
-    assert (again.outcome, len(again.history.records)) == ("finished", 3)
+    assert (again.outcome, len(again.run.records)) == ("finished", 3)
 
 
 def test_hours_that_are_used_up_are_raised_by_what_is_printed(quick_run, monkeypatch):
@@ -160,7 +165,7 @@ def test_what_trials_measure_never_changes_and_the_error_says_what_to_do(
 def test_a_resume_says_that_a_sampler_was_an_object_of_python(images_root, tmp_path, capsys):
     file = instant_file(images_root, tmp_path)
     with without_ray(mlflow=False):
-        run = run_instantly(file, sampler=RandomSampler(seed=0), pruner=NopPruner()).folder
+        run = run_instantly(file, sampler=RandomSampler(seed=0), pruner=NopPruner()).run.folder
         resume_instantly(run, "search.budget.trials=4", console=Console(stderr=True, width=200))
     shown = capsys.readouterr().err
     assert "the sampler was an object, RandomSampler, and is now that of the configurat" in shown
@@ -344,3 +349,28 @@ def test_earlier_runs_are_found_from_another_folder(images_root, tmp_path, monke
     kept = load_run(tmp_path / "mine").file.search.warm_start.runs
     assert kept == (str(tmp_path / "runs" / "before"),)
     assert earlier_run(file, tmp_path) == tmp_path / "mine"
+
+
+def test_a_session_reads_its_journal_once(images_root, tmp_path, monkeypatch):
+    """What was read when it was opened serves changes, budgets, studies, records and views."""
+    file, read = instant_file(images_root, tmp_path), []
+    begin = JournalReader.__init__
+
+    def noted(reader, folder, *whole):
+        read.append(folder)
+        begin(reader, folder, *whole)
+
+    monkeypatch.setattr(JournalReader, "__init__", noted)
+    monkeypatch.setattr(run_search, "SearchOptions", partial(instant_options, file))
+    with without_ray(mlflow=False):
+        folder = run_instantly(file).run.folder
+        assert read.count(folder) == 1
+        assert len(resume_search(folder, trials="+1").run.records) == 4
+        assert read.count(folder) == 2
+    assert len(load_run(folder).records) == 4
+
+
+def test_hours_in_python_are_those_of_the_command(run, went_on):
+    resume_search(run, hours="+1", gpu_hours=3)
+    budget = went_on[0].search.budget
+    assert (budget.hours, budget.gpu_hours) == (pytest.approx(1, abs=0.1), 3)

@@ -99,11 +99,11 @@ def test_a_failed_trial_says_why(search):
 
 
 def test_study_mlflow_and_tables_agree_with_the_journal(search):
-    assert disagreements(search.folder) == []
+    assert disagreements(search.run.folder) == []
 
 
 def test_a_run_folder_has_the_files_that_are_promised(search):
-    assert sorted(path.name for path in search.folder.iterdir()) == EXPECTED["run_folder"]
+    assert sorted(path.name for path in search.run.folder.iterdir()) == EXPECTED["run_folder"]
 
 
 @pytest.mark.usefixtures("search")

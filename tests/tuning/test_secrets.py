@@ -3,7 +3,7 @@
 import pytest
 
 from tests.tuning.execution.instant import instant_file, start, write_instant
-from tuning.runs.run_folder import load_run
+from tuning.run import load_run
 
 pytestmark = pytest.mark.ray
 

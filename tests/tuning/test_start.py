@@ -11,8 +11,7 @@ from tests.tuning.run_folders import LR, search_file
 from trainers.errors import ConfigError, StorageFailed
 from tuning.config.schema import BudgetConfig
 from tuning.runs.callbacks import Callback
-from tuning.runs.history import JOURNAL_FILE
-from tuning.runs.run_folder import CONFIG_FILE
+from tuning.runs.paths import CONFIG_FILE, JOURNAL_FILE
 from tuning.search import run_search
 
 

@@ -1,7 +1,7 @@
 """The Optuna studies that propose the trials of a search, and that stop them early.
 
 They live in memory. Every session makes them anew from the events of the journal, in their order.
-Their values are those of `SearchRecord.sampler_objectives`: by default, the NLL that belongs to an
+Their values are those of `Goal.sampler_objectives`: by default, the NLL that belongs to an
 accuracy. What optuna-dashboard shows is another study, see `tuning.views.dashboard`.
 
 A search that compares methods has one study for each. A common sampler would draw the parameters of
@@ -31,7 +31,8 @@ from search_spaces.space import SearchSpace, Spaces
 from tuning.algorithms.samplers import LEAST_FINISHED, create_sampler, resolve_sampler
 from tuning.config.schema import SamplerConfig
 from tuning.runs.callbacks import Callback
-from tuning.runs.records import METHOD_KEY, STEP, ParamValue, SearchRecord, TrialRecord
+from tuning.runs.goal import Goal
+from tuning.runs.records import METHOD_KEY, STEP, ParamValue, TrialRecord
 
 TRIAL_ID: Final = "trial_id"
 """User attribute of an Optuna trial: the name of the trial of the search."""
@@ -50,7 +51,7 @@ _WORST: Final = 1e9
 class MethodStudy:
     """The study of one method, or of the whole search."""
 
-    search: SearchRecord
+    goal: Goal
     space: SearchSpace
     study: optuna.Study
     method: str | None = None
@@ -89,10 +90,10 @@ class MethodStudy:
         # A bound relative to the best of now is a number for this proposal. The trials of a study
         # in memory can be changed, also those that have ended.
         trials = self.study.get_trials(deepcopy=False)
-        bounded = self.finished if self.search.constraints else {}
-        bests = self.search.bests(bounded.values())
+        bounded = self.finished if self.goal.constraints else {}
+        bests = self.goal.bests(bounded.values())
         for number, record in bounded.items():
-            for text, violation in violations(self.search, record, bests).items():
+            for text, violation in violations(self.goal, record, bests).items():
                 # Not set_constraint, which keeps the first value.
                 trials[number].system_attrs[f"constraints:{text}"] = violation
         trial = self.study.ask(fixed_distributions=self.space.distributions())
@@ -104,7 +105,7 @@ class MethodStudy:
         if len(self.study.directions) > 1:  # Optuna stops no trial, and keeps no reports
             return True
         step = int(report[STEP])
-        value = float(report.get(self.search.sampler_objectives[0].metric, math.nan))
+        value = float(report.get(self.goal.sampler_objectives[0].metric, math.nan))
         known = self.study.get_trials(deepcopy=False)[trial.number]
         if known.intermediate_values.get(step) == value:
             return True  # decided before: a resumed trial repeats its last report
@@ -132,7 +133,7 @@ class MethodStudy:
         A trial without finite objectives, such as one whose loss diverged, is a failure.
         """
         state = STATES[record.outcome]
-        found = [record.last(objective.metric) for objective in self.search.sampler_objectives]
+        found = [record.last(objective.metric) for objective in self.goal.sampler_objectives]
         values = [value for value in found if value is not None]
         if len(values) < len(found) and state in (TrialState.COMPLETE, TrialState.PRUNED):
             state = TrialState.FAIL
@@ -142,8 +143,12 @@ class MethodStudy:
 class Studies(Callback):
     """All studies of a search. As a callback, it passes the events of trials on to them."""
 
-    def __init__(self, studies: Sequence[MethodStudy], pruner: str = "none") -> None:
-        self.studies, self.pruner = studies, pruner
+    def __init__(
+        self, studies: Sequence[MethodStudy], pruner: str = "none", most_trials: int = 0
+    ) -> None:
+        self.studies = studies
+        self.pruner = pruner
+        self._most_trials = most_trials
         self._running: dict[str, tuple[MethodStudy, optuna.Trial]] = {}
         self._references: dict[str, tuple[MethodStudy, optuna.Trial]] = {}
         """Those that stand for a first point."""
@@ -157,7 +162,7 @@ class Studies(Callback):
                 earlier = list(study.queue)
                 new = (point for point in points if point not in earlier)
                 # A whole grid may have billions of points.
-                study.queue.extend(islice(new, study.search.budget_trials))
+                study.queue.extend(islice(new, self._most_trials))
             elif not study.is_warm:
                 study.queue.extend(study.space.initial_points)
 
@@ -202,8 +207,7 @@ class Studies(Callback):
     def _ask_again(self, record: TrialRecord) -> None:
         point = point_of(record)
         for study in self.studies:
-            method = study.method or study.search.configured_method
-            if record.kind == "trial" and study.search.method(record) == method:
+            if record.kind == "trial" and record.method == study.method:
                 if record.is_first_point and point in study.wanted:
                     study.wanted.remove(point)
                 elif point in study.queue:
@@ -225,7 +229,7 @@ class Studies(Callback):
         names = (
             s.config.name if s.config else type(s.study.sampler).__name__ for s in self.studies
         )
-        told = [objective.metric for objective in self.studies[0].search.sampler_objectives]
+        told = [objective.metric for objective in self.studies[0].goal.sampler_objectives]
         return f"{' and '.join(dict.fromkeys(names))}, optimises {' and '.join(told)}"
 
     def propose(self, number: int, trial_id: str) -> TrialRecord | None:
@@ -270,9 +274,11 @@ class Studies(Callback):
 
 
 def create_studies(
-    search: SearchRecord,
+    goal: Goal,
     spaces: Spaces,
     sampler: SamplerConfig | BaseSampler,
+    most_trials: int,
+    run_id: str,
     pruner: Callable[[], BasePruner | None] = lambda: None,
     pruner_name: str = "none",
 ) -> Studies:
@@ -283,29 +289,31 @@ def create_studies(
     Args:
         spaces: trials outside of them are unknown to the samplers.
         sampler: a configuration, or a sampler of Optuna, of which each method gets a copy.
+        most_trials: of the search.
+        run_id: of its journal.
         pruner: makes one for each method.
     """
-    told = search.sampler_objectives
+    told = goal.sampler_objectives
     studies = []
     for method, space in spaces.items():
         config = None
         own: BaseSampler = RandomSampler()
         if isinstance(sampler, SamplerConfig):
-            trials = math.ceil(search.budget_trials / len(spaces))
+            trials = math.ceil(most_trials / len(spaces))
             config = resolve_sampler(sampler, space, trials, len(told))
         else:
             own = sampler
         study = optuna.create_study(
-            study_name=f"{search.run_id}-{method}",  # Hyperband draws trials' brackets from it
+            study_name=f"{run_id}-{method}",  # Hyperband draws trials' brackets from it
             sampler=own if method is None else copy.deepcopy(own),
             directions=["maximize" if o.mode == "max" else "minimize" for o in told],
         )
-        created = MethodStudy(search, space, study, method, config, pruner())
+        created = MethodStudy(goal, space, study, method, config, pruner())
         # Samplers such as BruteForceSampler stop the study after their last point. The method of
         # Optuna 5.0 raises a RuntimeError outside of Study.optimize.
         study.stop = partial(setattr, created, "is_stopped", True)  # type: ignore[method-assign]
         studies.append(created)
-    return Studies(studies, pruner_name)
+    return Studies(studies, pruner_name, most_trials)
 
 
 def point_of(record: TrialRecord) -> dict[str, ParamValue]:
@@ -325,11 +333,9 @@ def is_inside(params: Mapping[str, Any], space: SearchSpace) -> bool:
     return True
 
 
-def violations(
-    search: SearchRecord, record: TrialRecord, bests: Mapping[str, float]
-) -> dict[str, float]:
+def violations(goal: Goal, record: TrialRecord, bests: Mapping[str, float]) -> dict[str, float]:
     """Constraint -> violation by a trial, finite."""
-    missed = search.violations(record, bests)
+    missed = goal.violations(record, bests)
     return {text: min(violation, _WORST) for text, violation in missed.items()}
 
 

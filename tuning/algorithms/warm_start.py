@@ -13,20 +13,22 @@ from typing import TypeAlias
 from trainers.errors import ConfigError
 from tuning.algorithms.studies import MethodStudy, is_inside, point_of
 from tuning.config.schema import SearchFile
+from tuning.run import Run, load_run
+from tuning.runs.goal import Goal
 from tuning.runs.ranking import finished_trials, ranked
-from tuning.runs.records import METHOD_KEY, SearchRecord
-from tuning.runs.run_folder import RunFolder, load_run
+from tuning.runs.records import METHOD_KEY
+from tuning.runs.rules import saw_ood
 
 _KEY = "search.warm_start.runs"
 
-Earlier: TypeAlias = Mapping[str, RunFolder | ConfigError]
+Earlier: TypeAlias = Mapping[str, Run | ConfigError]
 """Earlier runs by their folders in the configuration; the error, if one cannot be read."""
 
 
 def load_earlier(file: SearchFile) -> Earlier:
     """The runs of `search.warm_start.runs`."""
 
-    def load(folder: str) -> RunFolder | ConfigError:
+    def load(folder: str) -> Run | ConfigError:
         try:
             return load_run(Path(folder).expanduser())
         except ConfigError as error:
@@ -38,7 +40,7 @@ def load_earlier(file: SearchFile) -> Earlier:
 def warm_start(
     studies: Sequence[MethodStudy],
     file: SearchFile,
-    search: SearchRecord,
+    goal: Goal,
     earlier: Earlier,
     strict: bool = True,
 ) -> list[str]:
@@ -52,14 +54,14 @@ def warm_start(
         try:
             if isinstance(run, ConfigError):
                 raise run
-            count = sum(_enqueue(study, run, file, search) for study in studies)
+            count = sum(_enqueue(study, run, file, goal) for study in studies)
             if not count:
                 one = "one of these methods" if studies[0].method else "this space"
                 names = ", ".join(s.method or ", ".join(s.space.parameters) for s in studies)
                 problem = f"no finished trial has the parameters of {one} ({names})"
                 raise ConfigError(f"{problem} in its ranges", key=_KEY, source=folder)
-            saw_ood = " (chosen with OOD validation data)" if run.search.sees_ood else ""
-            lines.append(f"{folder}: its best {count} points are tried first{saw_ood}")
+            used_ood = " (chosen with OOD validation data)" if saw_ood(run.goal) else ""
+            lines.append(f"{folder}: its best {count} points are tried first{used_ood}")
         except ConfigError as error:
             if strict:
                 raise
@@ -75,24 +77,24 @@ def warm_start_uses_ood(file: SearchFile, earlier: Earlier) -> bool:
     The validation data of its ID domain count, too, if that domain is OOD in this search. A run
     that cannot be read does not count; `warm_start` reports it.
     """
-    searches = [run.search for run in earlier.values() if not isinstance(run, ConfigError)]
+    runs = [run for run in earlier.values() if not isinstance(run, ConfigError)]
     domains = file.trial.data.ood_domains
-    return any(search.sees_ood or search.id_domain in domains for search in searches)
+    return any(saw_ood(run.goal) or run.file.trial.data.id_domain in domains for run in runs)
 
 
-def _enqueue(study: MethodStudy, run: RunFolder, file: SearchFile, search: SearchRecord) -> int:
+def _enqueue(study: MethodStudy, run: Run, file: SearchFile, goal: Goal) -> int:
     """Let a study try the best points of a run first; returns their number."""
-    wanted, then = study.method or file.trial.method.name, run.search
+    wanted = study.method or file.trial.method.name
     finished = [
         record
-        for record in finished_trials(run.history.records)
+        for record in finished_trials(run.records)
         # Two searches of a single method each learn from each other, if parameters are the same.
         if (study.method is None and METHOD_KEY not in record.params)
-        or then.method(record) == wanted
+        or run.method(record) == wanted
     ]
     fitting = [record for record in finished if is_inside(point_of(record), study.space)]
     # With other domains, the objective may have another name in the earlier run.
-    of = search if any(search.values(record) for record in fitting) else then
+    of = goal if any(goal.values(record) for record in fitting) else run.goal
     points = [point_of(record) for record in ranked(of, fitting) if of.values(record)]
     points = points[: file.search.warm_start.top]
     study.queue.extend(point for point in points if point not in study.queue)

@@ -6,28 +6,27 @@ import shlex
 from typing import Any
 
 from trainers.evaluation.metrics import MetricKey
-from tuning.runs.conclusion import conclusion
+from tuning.run import Run
 from tuning.runs.confirmation import FT, SPLIT, Confirmation
-from tuning.runs.model import findings, models_tested
+from tuning.runs.model import findings, further, made_of
 from tuning.runs.records import TrialRecord, zero_shot_record
-from tuning.runs.run_folder import RunFolder
 from tuning.views.overview import state_of
 
 Document = dict[str, Any]
 
 
-def of_run(run: RunFolder) -> Document:
+def of_run(run: Run) -> Document:
     """State and trials of a run, what it has found, and what `confirm` has measured."""
     found = None
     if run.history.zero_shot is not None:
-        found = conclusion(run.search, run.history.records)
+        found = run.conclusion
     again = found.confirmation if found else None
     return {
         "name": run.folder.name,
         "state": state_of(run),
         "objectives": [{"metric": o.metric, "mode": o.mode} for o in run.file.objectives],
         "zero_shot": _numbers(zero_shot_record(run.history.zero_shot or {})),
-        "trials": [_trial(record) for record in run.history.records],
+        "trials": [_trial(record) for record in run.records],
         "conclusion": found
         and {
             "best": found.best.trial_id if found.best else None,
@@ -68,22 +67,21 @@ def _confirmation(found: Confirmation) -> Document:
     }
 
 
-def _model(again: Confirmation, run: RunFolder) -> Document | None:
+def _model(again: Confirmation, run: Run) -> Document | None:
     """The model that was tested last; null before that."""
-    models = models_tested(run.folder)
-    if not models:
+    if not run.models:
         return None
-    *earlier, model = models
+    *earlier, model = run.models
     found = findings(again, model)
     return {
-        "made_of": model.made_of(),
+        "made_of": made_of(model),
         "kind": model.chosen.kind,
         "trainings": model.chosen.trainings,
         "metrics": model.test,
         "findings": [{"label": one.label, "metrics": one.values} for one in found],
         "notes": model.notes,
-        "further_trials": model.further(run.history.records),
-        "earlier": [{"made_of": one.made_of(), "metrics": one.test} for one in earlier],
+        "further_trials": further(model, run.records),
+        "earlier": [{"made_of": made_of(one), "metrics": one.test} for one in earlier],
     }
 
 

@@ -114,7 +114,7 @@ def export(
 
 def _register(run: Path, name: str, output: Path | None, which: dict[str, Any]) -> None:
     """Add weights to MLflow's registry, and show how they are loaded."""
-    from tuning.runs.run_folder import load_run
+    from tuning.run import load_run
     from tuning.views.mlflow.client import redact, tracking_uri
     from tuning.weights.registry import register_weights
 

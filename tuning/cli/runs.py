@@ -57,7 +57,9 @@ def report(
     Example: lipsum-tune report quickstart --open
     """
     from trainers.errors import MAY_CONTINUE, ConfigError
-    from tuning.runs.run_folder import load_run, places_of_runs, runs_in, word_for
+    from tuning.run import load_run
+    from tuning.runs.paths import page_path
+    from tuning.runs.run_folder import places_of_runs, runs_in, word_for
     from tuning.views.overview import comparison, runs_table, state_of
 
     console = Console()
@@ -83,8 +85,7 @@ def report(
         return
     from tuning.views.leaderboard import report as full_report
 
-    search, records = loaded.search, loaded.history.records
-    table = full_report(search, records, console.width, seconds=loaded.history.seconds)
+    table = full_report(loaded, console.width, seconds=loaded.history.seconds)
     console.print(table, highlight=False)
     of_jobs = {place.resolve() for place in places_of_runs()[1:]}
     again = f"`lipsum-tune resume {word_for(loaded.folder)}`"
@@ -92,7 +93,7 @@ def report(
     show("State", f"killed; {again} continues it" if state == "killed" else state)
     if loaded.history.ended_by:
         show("Ended by", loaded.history.ended_by)
-    page = loaded.folder / "report" / "index.html"
+    page = page_path(loaded.folder)
     show("Report", shortest(page))
     problems = list[str]()
     if state != "running":  # a running search writes all of this itself
@@ -125,7 +126,9 @@ def ui(
     """
     from trainers.errors import ConfigError, system_words
     from trainers.redact import redact
-    from tuning.runs.run_folder import CONFIG_FILE, load_run, runs_in
+    from tuning.run import load_run
+    from tuning.runs.paths import CONFIG_FILE, page_path
+    from tuning.runs.run_folder import runs_in
 
     if not (run / CONFIG_FILE).is_file():
         run = next(iter(runs_in(run)), run)
@@ -133,7 +136,7 @@ def ui(
             raise ConfigError("no runs", hint="run a search first", source=run)
     loaded = load_run(run)
     folder, tracking = loaded.folder, loaded.file.search.tracking
-    page = (folder / "report" / "index.html").resolve().as_uri()
+    page = page_path(folder).resolve().as_uri()
     links = {"Report": page}
     server = list[str]()
     recorded = tracking.uri or os.environ.get("MLFLOW_TRACKING_URI") or ""
@@ -151,8 +154,8 @@ def ui(
         uri = default_tracking_uri(folder.parent)
         with suppress(ConfigError):  # a search that has just begun has no pages there
             client, experiment = connect(uri, tracking.experiment)
-            links["MLflow"] = address + view_path(experiment, loaded.search)
-            if whole := search_run(client, experiment, loaded.search.run_id):
+            links["MLflow"] = address + view_path(experiment, loaded)
+            if whole := search_run(client, experiment, loaded.history.run_id):
                 links["Summary"] = address + summary_path(experiment, whole)
         # One worker process: each takes 0.5 GB and seconds to start. No line for each request.
         options = ["--backend-store-uri", uri, "--registry-store-uri", uri, "--workers", "1"]
@@ -222,9 +225,11 @@ def control(
     Example: lipsum-tune control quickstart --enqueue reg_weight=1,lr=3e-4
     """
     from trainers.errors import ConfigError
+    from tuning.run import load_run
+    from tuning.runs.budget import num_begun
     from tuning.runs.journal import is_running
     from tuning.runs.records import trial_name
-    from tuning.runs.run_folder import load_run, word_for
+    from tuning.runs.run_folder import word_for
     from tuning.views.formatting import format_params
 
     loaded = load_run(run)
@@ -235,7 +240,7 @@ def control(
     orders: list[tuple[str, dict[str, Any]]] = []
     if stop is not None:
         trial_id = trial_name(int(stop)) if stop.isdecimal() else stop
-        running = [r.trial_id for r in loaded.history.records if r.outcome == "running"]
+        running = [r.trial_id for r in loaded.records if r.outcome == "running"]
         if trial_id not in running:
             hint = f"running: {', '.join(running) or 'none'}"
             raise ConfigError("no running trial", key="--stop", value=stop, hint=hint)
@@ -244,7 +249,7 @@ def control(
         params = point_of(enqueue, loaded.file.spaces)
         loaded.file.trial_config(params)  # parameters that do not go together
         orders.append((f"next: {format_params(params)}", {"enqueue": params}))
-        begun = sum(record.kind != "reference" for record in loaded.history.records)
+        begun = num_begun(loaded.records)
         if begun >= loaded.file.most_trials:
             more = f"lipsum-tune resume {word_for(run)} --trials +1"
             warn(f"all {begun} trials have begun: the point is tried after `{more}`")

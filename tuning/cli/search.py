@@ -99,19 +99,20 @@ def resume_run(
 
     Example: lipsum-tune resume quickstart --trials +8
     """
-    from tuning.config.validation import load_recorded
-    from tuning.runs.resume import larger_budget
-    from tuning.runs.run_folder import CONFIG_FILE, load_run, word_for
+    from tuning.run import load_file, load_run
+    from tuning.runs.budget import larger_budget
+    from tuning.runs.run_folder import word_for
 
     loaded = load_run(run, whole=True)
-    keys = larger_budget(loaded, hours=hours, gpu_hours=gpu_hours) + list(set_ or ())
-    budgets = larger_budget(loaded, trials=trials)
-    file, _ = load_recorded(loaded.folder / CONFIG_FILE, [*keys, *budgets])
+    budgets = larger_budget(loaded, trials=trials, hours=hours, gpu_hours=gpu_hours)
+    file, _ = load_file(loaded.folder, [*(set_ or ()), *budgets])
     _announce("Resume", file)
     from tuning.search import resume_search
 
     with _stopped(f"`lipsum-tune resume {word_for(run)}` continues it"):
-        result = resume_search(run, keys, trials=trials, address=address)
+        result = resume_search(
+            run, set_ or (), trials=trials, hours=hours, gpu_hours=gpu_hours, address=address
+        )
     _show(result)
 
 
@@ -192,11 +193,11 @@ def confirm(
 
     Example: lipsum-tune confirm quickstart --rule objective --seeds 3
     """
-    from tuning.runs.run_folder import load_run, word_for
+    from tuning.run import load_run
+    from tuning.runs.run_folder import word_for
 
     load_run(run)  # reports mistakes before torch and Ray are imported
     from tuning.confirmation.confirm import confirm as confirm_choices
-    from tuning.runs.conclusion import conclusion
     from tuning.views.confirmation_table import confirmed_tables
 
     with _stopped("the results so far are kept, and the same command goes on from them"):
@@ -204,11 +205,10 @@ def confirm(
             run, top=top, seeds=seeds, rules=rule or (), again=again, address=address
         )
     console, loaded = Console(), load_run(run)
-    for table in confirmed_tables(found, loaded.folder, console.width):
+    for table in confirmed_tables(found, loaded.models, console.width):
         console.print(table)
-    concluded = conclusion(loaded.search, loaded.history.records)
-    show("Result", *concluded.lines)
-    _show_next(concluded, word_for(loaded.folder))
+    show("Result", *loaded.conclusion.lines)
+    _show_next(loaded.conclusion, word_for(loaded.folder))
     if found.failed:
         raise typer.Exit(1)
 
@@ -305,40 +305,38 @@ def _show(result: SearchResult, allow_failed_trials: bool = False) -> None:
     """Print the results of a search, and exit with a status for how it ended."""
     from trainers.errors import MAY_CONTINUE
     from trainers.redact import redact
-    from tuning.runs.conclusion import conclusion
+    from tuning.runs.budget import more_of
+    from tuning.runs.paths import page_path
     from tuning.runs.ranking import finished_trials, on_bounds
     from tuning.runs.run_folder import word_for
     from tuning.views.leaderboard import SHOWN
     from tuning.views.leaderboard import report as full_report
     from tuning.views.mlflow.client import default_tracking_uri
-    from tuning.views.page import REPORT_FILE, REPORT_FOLDER
 
     console = Console()
-    search = result.search
-    records = result.history.records
-    table = full_report(search, records, console.width, SHOWN, seconds=result.history.seconds)
+    run = result.run
+    table = full_report(run, console.width, SHOWN, seconds=run.history.seconds)
     console.print(table, highlight=False)
     if result.ended_by:
         show("Ended by", result.ended_by)
-    show("At bounds", *on_bounds(result.file.spaces, records))
-    show("Report", shortest(result.folder / REPORT_FOLDER / REPORT_FILE))
-    is_local = result.tracking_uri == default_tracking_uri(result.folder.parent)
-    run = word_for(result.folder)
-    show("MLflow", f"lipsum-tune ui {run}" if is_local else redact(result.tracking_uri))
-    finished = finished_trials(records)
+    show("At bounds", *on_bounds(run.file.spaces, run.records))
+    show("Report", shortest(page_path(run.folder)))
+    is_local = result.tracking_uri == default_tracking_uri(run.folder.parent)
+    word = word_for(run.folder)
+    show("MLflow", f"lipsum-tune ui {word}" if is_local else redact(result.tracking_uri))
+    finished = finished_trials(run.records)
     if result.outcome == "finished" and result.ended_by and not finished:
         raise ConfigError(
             f"no trial has finished ({result.ended_by})",
-            source=run,
-            hint=f"`lipsum-tune resume {run}` with a larger budget continues it",
+            source=word,
+            hint=f"`lipsum-tune resume {word}` with a larger budget continues it",
         )
-    found = conclusion(search, records)
-    if search.ended_by.startswith("search.budget."):
-        show("Go on with", f"lipsum-tune resume {run} {found.more}")
+    if run.history.ended_by.startswith("search.budget."):
+        show("Go on with", f"lipsum-tune resume {word} {more_of(run)}")
     if result.outcome == "stopped":
-        show("Go on with", f"lipsum-tune resume {run}")
+        show("Go on with", f"lipsum-tune resume {word}")
         raise typer.Exit(MAY_CONTINUE if result.ended_by else 130)
-    _show_next(found, run)
+    _show_next(run.conclusion, word)
     if result.failed:
         print(f"{len(result.failed)} trial(s) failed", file=sys.stderr)
         if not (allow_failed_trials and finished):

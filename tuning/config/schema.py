@@ -25,7 +25,7 @@ from trainers.errors import ConfigError, validate
 from trainers.evaluation.line import LineGoal
 from trainers.evaluation.metrics import direction, metric_names
 from trainers.methods.registry import load_plugins
-from trainers.overrides import METHOD_KEY, flat
+from trainers.overrides import LR_KEY, METHOD_KEY, flat
 from tuning.config.objectives import Constraint, Objective, check_constraints, parse_constraint
 from tuning.config.prior import PriorConfig
 from tuning.config.search_space import SpaceConfig, Strings, one_or_several, resolve_spaces
@@ -320,6 +320,11 @@ class SearchFile(Frozen):
         except ValueError as error:
             raise ConfigError(str(error), key="search.constraints") from None
         return constraints
+
+    @property
+    def reference_params(self) -> dict[str, float]:
+        """The learning rate of plain fine-tuning, which has it from the configuration."""
+        return {LR_KEY: self.trial.optim.lr}
 
     def trial_config(self, params: Mapping[str, Any]) -> TrialConfig:
         """The base trial with a point of the search space."""

@@ -16,6 +16,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
+from functools import partial
 from itertools import count, islice
 from pathlib import Path
 
@@ -27,30 +28,27 @@ from trainers.data.config import DataConfig
 from trainers.data.roots import split_fingerprint
 from trainers.data.store import Store, open_root, open_store, url_of
 from trainers.errors import ConfigError, StorageFailed, did_you_mean, quoted, system_words
+from tuning.checkpoints import KeptWeights, kept_checkpoint
 from tuning.config.recorded import check_followed
 from tuning.confirmation.model import ModelBuilder, needs_model
+from tuning.run import Run, load_run
 from tuning.runs.confirmation import (
-    CONFIRM_FOLDER,
     REFERENCE,
     SPLIT,
     Confirmation,
     Key,
-    confirm_history,
     failures_of,
-    predictions_path,
-    read_confirmation,
     results_of,
     training_name,
 )
 from tuning.runs.environment import check_same_inputs
 from tuning.runs.history import History
-from tuning.runs.model import goal_of, models_tested
+from tuning.runs.model import model_goal
+from tuning.runs.paths import CONFIG_FILE, CONFIRM_FOLDER, TRAIN_FOLDER, predictions_path
 from tuning.runs.ranking import first_trial, ranked
-from tuning.runs.records import UNTUNED, ZERO_SHOT, SearchRecord, TrialRecord
+from tuning.runs.records import UNTUNED, ZERO_SHOT, TrialRecord
 from tuning.runs.rules import BY_METHOD, FIRST, OBJECTIVE, PARETO, RULES, choices
-from tuning.runs.run_folder import CONFIG_FILE, TRAIN_FOLDER, RunFolder, load_run
-from tuning.session import SearchOptions, fixed_only, open_session
-from tuning.views.checkpoints import CheckpointsView, kept_checkpoint
+from tuning.session import SearchOptions, Session, fixed_only, open_session
 from tuning.views.completion import complete_files, complete_mlflow
 from tuning.views.follower import Follower
 from tuning.views.formatting import show_phase
@@ -100,9 +98,9 @@ def confirm(
         raise ConfigError(problem, key="--seeds", value=seeds)
     run = load_run(folder)
     check_followed(run.unknown, run.folder / CONFIG_FILE)
-    search, file, records = run.search, run.file, run.history.records
-    trials = chosen(search, records, top, rules)
-    before = read_confirmation(search)
+    file = run.file
+    trials = chosen(run, top, rules)
+    before = run.settings
     readings = before.readings if before else ()
     known = dict.fromkeys(name for reading in readings for name in reading.trials)
     others = [one.trial_id for one in trials if one.trial_id not in known]
@@ -111,14 +109,14 @@ def confirm(
         hint = "--again confirms it; report, model card and MLflow say that it came after them"
         raise ConfigError(f"{', '.join(others)} {problem}", source=run.folder, hint=hint)
     configurations = (REFERENCE, *trials)
-    fresh = fresh_seeds(file.trial.seed, records, seeds)
+    fresh = fresh_seeds(file.trial.seed, run.records, seeds)
     # Seed by seed, so that pairs complete early.
     wanted: dict[Key, TrialRecord] = {
         (one.trial_id, seed): one for seed in fresh for one in configurations
     }
     results = before.results if before else {}
     missing = {(ZERO_SHOT, None), *wanted} - results.keys()
-    builds = needs_model(run, again)
+    builds = needs_model(run, run.confirmed.models, again)
     if missing or builds or _left(run, results.values()):
         data = file.trial.data
         parts = [*data.trial_parts, *((domain, SPLIT) for domain in data.domains)]
@@ -134,21 +132,19 @@ def confirm(
         names = [one.trial_id for one in trials]
         options = SearchOptions(address=address, console=console)
         _train_and_build(run, wanted, names, again, options)
-    found = read_confirmation(search)
+    run = load_run(folder)  # with the results, and the search may have gone on
+    found = run.settings
     assert found is not None  # at least the zero-shot model was measured
     write_table(run.folder / CONFIRM_FOLDER, "results", results_table(found.results))
     failed = {key: found.failed[key] for key in wanted if key in found.failed}
     found = replace(found, seeds=fresh, configurations=configurations, failed=failed, wanted=seeds)
-    run = load_run(folder)  # the search may have gone on
     for problem in complete_files(run):  # the results are stored, and the command prints them
         console.print(f"note: {problem}", soft_wrap=True)
     show_phase(console, "MLflow", complete_mlflow(run))  # uploads the page
     return found
 
 
-def chosen(
-    search: SearchRecord, records: Sequence[TrialRecord], top: int = 1, rules: Sequence[str] = ()
-) -> tuple[TrialRecord, ...]:
+def chosen(run: Run, top: int = 1, rules: Sequence[str] = ()) -> tuple[TrialRecord, ...]:
     """The finished trials to confirm, each once with all the rules that chose it."""
     for rule in rules:
         if rule not in (*RULES, FIRST):
@@ -160,6 +156,7 @@ def chosen(
     if top > 1 and OBJECTIVE not in wanted:
         hint = f"add --rule {OBJECTIVE}, or leave --top out"
         raise ConfigError(f"is only for the rule {OBJECTIVE}", key="--top", value=top, hint=hint)
+    records = run.records
     found: dict[str, TrialRecord] = {}
 
     def add(rule: str, label: str, trial: TrialRecord) -> None:
@@ -168,10 +165,10 @@ def chosen(
             earlier = found.get(trial.trial_id, trial)
             found[trial.trial_id] = replace(earlier, labels=(*earlier.labels, label))
 
-    ranking = [trial for trial in ranked(search, records) if search.values(trial) is not None]
+    ranking = [trial for trial in ranked(run.goal, records) if run.goal.values(trial) is not None]
     for rank, trial in enumerate(ranking[:top], 1):
         add(OBJECTIVE, f"{OBJECTIVE} #{rank}", trial)
-    others = [choice for choice in choices(search, records) if choice.rule != OBJECTIVE]
+    others = [choice for choice in choices(run.goal, records) if choice.rule != OBJECTIVE]
     for choice in others:
         for trial in choice.trials:
             # The label has the methods, or the domains unless the trial was chosen for all.
@@ -183,7 +180,7 @@ def chosen(
     if found:
         return tuple(found.values())
     if not any(r.kind == "trial" and r.outcome == "finished" for r in records):
-        raise ConfigError("no finished trial to confirm", source=search.run_folder)
+        raise ConfigError("no finished trial to confirm", source=run.folder)
     hint = (
         "leave_one_domain_out needs two OOD domains, ood_val and pareto need one, by_method needs "
         "two methods, and first a finished first trial that no sampler proposed"
@@ -193,7 +190,7 @@ def chosen(
 
 
 def _train_and_build(
-    run: RunFolder,
+    run: Run,
     wanted: Mapping[Key, TrialRecord],
     names: Sequence[str],
     again: bool,
@@ -212,47 +209,38 @@ def _train_and_build(
     folder.mkdir(exist_ok=True)
     go_on = "put that right, and the same command goes on from the results so far"
     checkpoint_root = url_of(run.checkpoint_root, CONFIRM_FOLDER)
-    with open_session(folder, file, options, go_on, checkpoint_root) as session:
+    with open_session(folder, file, options, go_on, checkpoint_root, run.name) as session:
         journal = session.journal
-        history = confirm_history(run.folder)
+        history = journal.history()
         seeds = len({seed for _, seed in wanted})
         splits = same_test_splits(history, file.trial.data)
-        number = len(models_tested(run.folder)) + 1 if needs_model(run, again) else 0
+        builds = needs_model(run, history.models, again)
+        number = len(run.models) + 1 if builds else 0
         journal.session_started(splits, chosen=names, seeds=seeds, model=number)
-        zero_shot = session.zero_shot(history, SPLIT)
-        goal = goal_of(run.search, run.history.records)
-        search = replace(
-            run.search,
-            # Weights that may become the model stay, so bounds are those of its goal.
-            constraints=run.search.constraints if goal is None else goal.bounds,
-            budget_trials=len(wanted),
-            zero_shot=zero_shot,
-            config=file.summary(),
-            run_folder=folder,
-            run_id=journal.run_id,
-        )
+        session.zero_shot(history, SPLIT)
         was_chosen = ModelBuilder(session, run).test_chosen()
         points = trainings(history, wanted)
         wanted_names = {point.trial_id for point in points}
-        earlier = [r for r in history.records if r.trial_id in wanted_names]
-        files = _Trained(run.folder, session.checkpoints, run.file.search.checkpoints.keep_top)
+        earlier = [r for r in journal.history().records if r.trial_id in wanted_names]
+        save = partial(keep_predictions, run.folder, session.checkpoints)
+        # Weights that may become the model stay, so bounds are those of its goal.
+        goal = model_goal(run) or run.goal
+        keep_top = run.file.search.checkpoints.keep_top
+        weights = KeptWeights(session.checkpoints, keep_top, goal, save)
         if points:
             _, outcome = session.run(
-                search,
-                replace(history, records=tuple(earlier)),
-                [Follower([files], journal), session.progress],
+                replace(journal.history(), records=tuple(earlier)),
+                [Follower((), journal, weights), session.progress],
                 fixed=points,
                 final_split=SPLIT,
             )
             if outcome == "stopped":
                 raise KeyboardInterrupt
-        files.start(search)
-        try:
-            files.write(confirm_history(run.folder), is_over=True)
-        except OSError as error:
-            session.console.print(f"note: {error}; the next call tries again", soft_wrap=True)
+        trained = journal.history()
+        _keep_all_predictions(run.folder, session, trained.records)
+        weights.update(Run(folder, file, trained))
         # A killed call with `again`, which is repeated, has chosen among the same weights.
-        if needs_model(run, again) and (points or not was_chosen):
+        if needs_model(run, trained.models, again) and (points or not was_chosen):
             ModelBuilder(session, run).build()
         if not points:
             journal.session_ended("finished")
@@ -272,7 +260,7 @@ def trainings(history: History, wanted: Mapping[Key, TrialRecord]) -> list[Trial
     return points
 
 
-def _left(run: RunFolder, results: Iterable[TrialRecord]) -> bool:
+def _left(run: Run, results: Iterable[TrialRecord]) -> bool:
     """Whether a killed call has left predictions; not if the storage cannot be reached."""
     checkpoints = open_store(url_of(run.checkpoint_root, CONFIRM_FOLDER, TRAIN_FOLDER))
     with suppress(OSError, StorageFailed):
@@ -284,26 +272,17 @@ def _left(run: RunFolder, results: Iterable[TrialRecord]) -> bool:
     return False
 
 
-class _Trained(CheckpointsView):
-    """The folder of checkpoints; before any of them goes, its predictions are kept in the run
-    folder."""
-
-    def __init__(self, run_folder: Path, train: Store, keep_top: int) -> None:
-        super().__init__(train, keep_top)
-        self._run_folder = run_folder
-
-    def write(self, history: History, is_over: bool) -> None:
-        failure: OSError | None = None
-        done = []
-        for record in history.records:
-            try:
-                keep_predictions(self._run_folder, self._train, record)
-                done.append(record)
-            except OSError as error:  # those of the others are kept all the same
-                failure = OSError(f"predictions of {record.trial_id}: {system_words(error)}")
-        super().write(replace(history, records=tuple(done)), is_over)
-        if failure is not None:
-            raise failure
+def _keep_all_predictions(
+    run_folder: Path, session: Session, records: Iterable[TrialRecord]
+) -> None:
+    """Keep what could not be kept while trainings ran, and note what still cannot be."""
+    for record in records:
+        try:
+            keep_predictions(run_folder, session.checkpoints, record)
+        except OSError as error:
+            problem = f"predictions of {record.trial_id}: {system_words(error)}"
+            note = f"note: {problem}; the next call tries again"
+            session.console.print(note, soft_wrap=True)
 
 
 def keep_predictions(run_folder: Path, checkpoints: Store, record: TrialRecord) -> None:

@@ -8,8 +8,7 @@ killed call begins again and finds the same. The model is in
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import replace
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from trainers.checkpoints.format import whole_header
@@ -19,30 +18,27 @@ from trainers.errors import listed, storage_failures
 from trainers.evaluation.metrics import metric_names
 from trainers.ray_trainer import location
 from trainers.weights.means import Recipe, evaluation_config, greedy_soup, make_and_test
-from tuning.runs.confirmation import SPLIT, TESTED, confirm_history, predictions_path, results_of
-from tuning.runs.model import (
-    Candidate,
-    Goal,
-    Model,
-    choose,
-    chosen_event,
-    goal_of,
-    model_folder,
-    models_of,
-)
+from tuning.checkpoints import kept_checkpoint, kept_trials, remove_folder
+from tuning.run import Run
+from tuning.runs.confirmation import SPLIT, results_of
+from tuning.runs.goal import Goal
+from tuning.runs.model import choose, chosen_event, made_of, model_folder, model_goal
+from tuning.runs.paths import predictions_path
 from tuning.runs.ranking import finished_trials
-from tuning.runs.records import METHOD_KEY, ZERO_SHOT, TrialRecord
-from tuning.runs.run_folder import RunFolder, config_of
+from tuning.runs.records import METHOD_KEY, TESTED, ZERO_SHOT, Candidate, Model, TrialRecord
+from tuning.runs.run_folder import config_of
 from tuning.session import Session
-from tuning.views.checkpoints import kept_checkpoint, kept_trials, remove_folder
 from tuning.views.formatting import show_phase
 
 
-def needs_model(run: RunFolder, again: bool) -> bool:
-    """Whether a call of `confirm` builds a model, or tests one that was chosen."""
-    if len(run.search.objectives) > 1:
+def needs_model(run: Run, models: Sequence[Model], again: bool) -> bool:
+    """Whether a call of `confirm` builds a model, or tests one that was chosen.
+
+    Args:
+        models: that were chosen so far.
+    """
+    if len(run.goal.objectives) > 1:
         return False
-    models = models_of(run.folder)
     return again or not models or not models[-1].test
 
 
@@ -53,11 +49,14 @@ class ModelBuilder:
         StorageFailed: from each method: weights cannot be read or written.
     """
 
-    def __init__(self, session: Session, run: RunFolder) -> None:
-        self._session, self._run, self._search = session, run, run.search
+    def __init__(self, session: Session, run: Run) -> None:
+        self._session = session
+        self._run = run
         self._keep_top = run.file.search.checkpoints.keep_top
-        self._searched = {r.trial_id: r for r in run.history.records if r.outcome == "finished"}
-        results = results_of(confirm_history(run.folder))
+        self._searched = {r.trial_id: r for r in run.records if r.outcome == "finished"}
+        confirmed = session.journal.history()
+        self._models = confirmed.models
+        results = results_of(confirmed)
         trained = [record for (_, seed), record in results.items() if seed is not None]
         self._confirmed = {record.trial_id: record for record in trained}
         self._notes: list[str] = []
@@ -68,7 +67,7 @@ class ModelBuilder:
         Returns:
             Whether one was tested.
         """
-        models = models_of(self._run.folder)
+        models = self._models
         if not models or models[-1].test:
             return False
         recipe = self._recipe(models[-1].chosen)
@@ -80,7 +79,7 @@ class ModelBuilder:
 
     def build(self) -> None:
         """Choose a model, note the choice in the journal, and test it."""
-        goal = goal_of(self._search, self._run.history.records)
+        goal = model_goal(self._run)
         if goal is None:
             return
         candidates = self._singles(goal)
@@ -90,9 +89,9 @@ class ModelBuilder:
         else:
             read = listed(sorted(goal.metrics))
             self._notes.append(f"no mean of weights: only a training reports all of {read}")
-        candidates.append(Candidate("single", ZERO_SHOT, self._search.zero_shot))
+        candidates.append(Candidate("single", ZERO_SHOT, self._run.goal.zero_shot))
         chosen = choose(goal, candidates)
-        number = len(models_of(self._run.folder)) + 1
+        number = len(self._models) + 1
         finished = len(finished_trials(self._searched.values()))
         model = Model(number, chosen, finished, tuple(self._notes))
         recipe = self._recipe(chosen)
@@ -101,7 +100,7 @@ class ModelBuilder:
         self._test(model, recipe)
 
     def _test(self, model: Model, recipe: Recipe) -> None:
-        show_phase(self._session.console, "Model", f"testing {model.made_of()}")
+        show_phase(self._session.console, "Model", f"testing {made_of(model)}")
         folder = model_folder(self._run, model.number)
         target, metrics = location(folder), model.chosen.metrics
         found, predictions = self._session.call(make_and_test, recipe, target, metrics, SPLIT)
@@ -115,11 +114,10 @@ class ModelBuilder:
 
     def _singles(self, goal: Goal) -> list[Candidate]:
         """All single sets of kept weights, those of the search first."""
-        search = replace(self._search, constraints=goal.bounds)
         validation = {*metric_names(self._run.file.trial.data), *goal.metrics}
         found = []
         for records in (self._searched, self._confirmed):
-            expected = kept_trials(search, records.values(), self._keep_top)
+            expected = kept_trials(goal, records.values(), self._keep_top)
             for name, record in records.items():
                 if self._kept(name) is not None:
                     known = {n: v for n, v in record.metrics.items() if n in validation}
@@ -175,11 +173,11 @@ class ModelBuilder:
 
     def _training(self, record: TrialRecord) -> Mapping[str, Any]:
         """What the origin of a model says of one of its trainings."""
-        params = {**self._search.reference_params, **record.params}
+        params = {**self._run.file.reference_params, **record.params}
         params.pop(METHOD_KEY, None)
         return {
             "name": record.trial_id,
-            "method": self._search.method(record),
+            "method": self._run.method(record),
             "seed": params.pop("seed", self._run.file.trial.seed),
             "params": params,
             "point": record.metrics.get("line/a"),

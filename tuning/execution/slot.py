@@ -26,6 +26,7 @@ from tuning.execution.cluster_resources import SLOT
 from tuning.execution.kept_workers import KeptWorkers
 from tuning.runs.errors import error_text, is_rays, root_causes, storage_failure
 from tuning.runs.messages import MESSAGE, Failed, Message, Reported, SteppedBack
+from tuning.runs.paths import trial_path
 
 
 def trainable(
@@ -77,7 +78,7 @@ class Slot(tune.Trainable):
             self._workers.end()
             self._workers = None
         # The name is stable: a resumed trial finds its checkpoints by it.
-        self._name, self._trial = f"train-{new_config['trial_id']}", new_config["trial"]
+        self._name, self._trial = trial_path(new_config["trial_id"]), new_config["trial"]
         self._folder: Store | None = None
         return True
 

@@ -45,12 +45,12 @@ def run_trials(
         max_failures: of processes of trials before the first message.
         callbacks: of the user, for Tune. Its loggers write below `tune/` in the run folder.
     """
-    events, first = _Events(driver), driver.search.objectives[0]
+    events, first = _Events(driver), driver.run.file.objectives[0]
     with ExitStack() as stack:
         if callbacks:  # Tune copies what its loggers have written so often, and at the end
             copies = environment_variables({"TUNE_GLOBAL_CHECKPOINT_S": "60"}, override=False)
             stack.enter_context(copies)
-            storage = driver.search.run_folder / "tune"
+            storage = driver.run.folder / "tune"
         else:  # files of Tune, which are never read again
             storage = stack.enter_context(temporary_folder("lipsum-tune-search-"))
         stack.enter_context(tune_workarounds())

@@ -25,12 +25,12 @@ from trainers.data.store import Store, url_of
 from trainers.errors import ConfigError
 from trainers.folders import temporary_folder
 from tuning.algorithms.samplers import LEAST_FINISHED
+from tuning.checkpoints import kept_checkpoint, remove_folder
 from tuning.config.schema import SearchFile
 from tuning.execution.ray_session import runs_folder
 from tuning.runs.history import History
-from tuning.runs.records import SECONDS, SearchRecord, TrialRecord
+from tuning.runs.records import SECONDS, TrialRecord
 from tuning.session import SearchOptions, fixed_only, open_session
-from tuning.views.checkpoints import kept_checkpoint, remove_folder
 from tuning.views.formatting import format_hours, format_seconds, show_phase
 from tuning.views.result_table import borderless_table
 
@@ -198,25 +198,17 @@ def plan_search(
         root = str(folder) if keep is None else url_of(keep, folder.name)
         stack.callback(remove_folder, root)
         short = fixed_only(file.model_copy(update={"trial": base}), 2 * AT_ONCE)
-        session = stack.enter_context(open_session(folder, short, options, "plan again", root))
+        session = stack.enter_context(
+            open_session(folder, short, options, "plan again", root, "plan")
+        )
         wanted = file.most_trials + len(file.search.references)
         concurrent = min(session.concurrent, wanted)
         at_once = min(concurrent, AT_ONCE)
-        search = SearchRecord(
-            name="plan",
-            total_steps=base.steps,
-            budget_trials=2 * at_once,
-            objectives=file.objectives,
-            id_domain=base.data.id_domain,
-            ood_domains=base.data.ood_domains,
-            zero_shot={},
-            config=short.summary(),
-            run_folder=folder,
-        )
         show_phase(console, "Plan", f"timing {2 * at_once} trials of {base.steps} steps")
         short_trials = [TrialRecord(f"timing-{n}", n, "trial", {}) for n in range(2 * at_once)]
-        session = replace(session, concurrent=at_once)
-        ended, outcome = session.run(search, History(), [session.progress], fixed=short_trials)
+        timed = fixed_only(short, 2 * at_once)
+        session = replace(session, file=timed, concurrent=at_once)
+        ended, outcome = session.run(History(), [session.progress], fixed=short_trials)
         sizes = [_sizes(session.checkpoints, record.trial_id) for record in ended.records]
     if outcome == "stopped":
         raise KeyboardInterrupt

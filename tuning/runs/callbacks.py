@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
-from tuning.runs.records import SearchOutcome, SearchRecord, TrialRecord
+from tuning.runs.records import SearchOutcome, TrialRecord
+
+if TYPE_CHECKING:
+    from tuning.run import Run
 
 
 class Callback:
@@ -16,8 +20,8 @@ class Callback:
     of trials that earlier sessions ran: a callback must not count an event twice.
     """
 
-    def search_started(self, search: SearchRecord) -> None:
-        """The search begins, or continues after a resume. An exception here ends the search."""
+    def search_started(self, run: Run) -> None:
+        """The search begins, or continues after a resume, with this run. An exception ends it."""
 
     def trial_started(self, record: TrialRecord) -> None:
         """A trial starts, or continues after a resume, a lost process or a wait for GPUs."""

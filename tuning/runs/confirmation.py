@@ -1,4 +1,4 @@
-"""What a confirmation has measured: read from the journal of its run, `confirm/journal.jsonl`."""
+"""What a confirmation has measured of settings, by its journal, `confirm/journal.jsonl`."""
 
 from __future__ import annotations
 
@@ -9,16 +9,19 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from statistics import fmean, stdev
-from typing import Final, NamedTuple, TypeAlias
+from typing import TYPE_CHECKING, Final, TypeAlias
 
 import numpy as np
 from scipy.special import ndtri, stdtrit
 
 from trainers.errors import first_line
 from trainers.evaluation.metrics import ID, MEAN_ID_OOD, MEAN_OOD, MetricKey
-from tuning.runs.history import JOURNAL_FILE, History, JournalReader, read_history
-from tuning.runs.records import METHOD_KEY, ZERO_SHOT, SearchRecord, TrialRecord, zero_shot_record
-from tuning.runs.run_folder import CONFIRM_FOLDER as CONFIRM_FOLDER
+from tuning.runs.history import History
+from tuning.runs.paths import predictions_path
+from tuning.runs.records import METHOD_KEY, ZERO_SHOT, Reading, TrialRecord, zero_shot_record
+
+if TYPE_CHECKING:
+    from tuning.run import Run
 
 logger = logging.getLogger(__name__)
 
@@ -28,12 +31,6 @@ SPLIT = "test"
 END = "line/1/"
 """Prefix of test accuracies at the end of a training."""
 CONFIDENCE = 0.95
-TESTED = "model_tested"
-"""Event of a model, see `tuning.runs.model`."""
-PREDICTIONS_FOLDER = "predictions"
-"""Folder in that of the confirmation: a Parquet file for each training, with a row for each image
-of the test splits, see `trainers.evaluation.predictions`."""
-
 Key: TypeAlias = tuple[str, int | None]
 """Trial id and seed; the seed of the zero-shot model is None."""
 Right: TypeAlias = Mapping[str, np.ndarray]
@@ -128,22 +125,11 @@ def image_variance(values: np.ndarray) -> float:
     return float(between + 2 / (images + 2)) / images
 
 
-class Reading(NamedTuple):
-    """A choice for which the test splits were read, whichever number of calls that took."""
-
-    trials: tuple[str, ...]
-    """IDs of the chosen trials, without FT."""
-    seeds: int
-    """Number of seeds that were asked for."""
-    model: int
-    """Number of the model that was tested; 0 if the calls built none."""
-
-
 @dataclass(frozen=True)
 class Confirmation:
     """The results on the test splits over fresh seeds."""
 
-    search: SearchRecord
+    run: Run
     seeds: tuple[int, ...]
     configurations: tuple[TrialRecord, ...]
     """`REFERENCE`, then trials with the labels of the rules that chose them."""
@@ -153,7 +139,7 @@ class Confirmation:
     failed: Mapping[Key, str]
     """Trainings that failed, with the error in one line; the next call tries them again."""
     readings: Sequence[Reading] = ()
-    """See `readings_of`."""
+    """See `History`."""
     wanted: int = 0
     """Number of seeds that the last call was asked for."""
 
@@ -206,13 +192,13 @@ class Confirmation:
 
     def weights(self, metric: str) -> dict[str, float]:
         """The domains in a test accuracy, with their shares in percent; none of another metric."""
-        key, ood = MetricKey.parse(metric.removeprefix(END)), self.search.ood_domains
+        key, ood = MetricKey.parse(metric.removeprefix(END)), self.run.goal.ood_domains
         if key is None or (key.split, key.measure) != (SPLIT, "acc"):
             return {}
         id_share = {ID: 100.0, MEAN_OOD: 0.0, MEAN_ID_OOD: 50.0}.get(key.domain)
         if id_share is None:
             return {key.domain: 100.0}
-        shares = {self.search.id_domain: id_share}
+        shares = {self.run.file.trial.data.id_domain: id_share}
         shares |= {domain: (100 - id_share) / len(ood) for domain in ood}
         return {domain: share for domain, share in shares.items() if share}
 
@@ -235,17 +221,12 @@ class Confirmation:
     @cached_property
     def _right(self) -> dict[tuple[str, int], dict[str, Right]]:
         """Of each training whose predictions are stored: by column of its file."""
-        folder = self.search.run_folder
+        folder = self.run.folder
         return {
             (name, seed): columns
             for (name, seed), result in self.results.items()
             if seed is not None and (columns := read_right(folder, result.trial_id))
         }
-
-
-def predictions_path(run_folder: Path, training: str) -> Path:
-    """The file of a training's predictions on the test splits, by its name in the journal."""
-    return run_folder / CONFIRM_FOLDER / PREDICTIONS_FOLDER / f"{training}.parquet"
 
 
 def read_right(run_folder: Path, training: str) -> dict[str, Right]:
@@ -295,37 +276,6 @@ def trained(name: str) -> tuple[str, bool]:
     return trial_id, bool(seed)
 
 
-def results_path(run_folder: Path) -> Path:
-    """The journal of the confirmation of a search."""
-    return run_folder / CONFIRM_FOLDER / JOURNAL_FILE
-
-
-def confirm_history(run_folder: Path) -> History:
-    """The contents of the journal of a confirmation; empty before the first."""
-    path = results_path(run_folder)
-    return read_history(path.parent) if path.is_file() else History()
-
-
-def readings_of(run_folder: Path) -> tuple[list[Reading], int]:
-    """For which choices `confirm` has read the test splits, and the number of seeds that its last
-    call was asked for.
-
-    A call shows test accuracies once a training has finished, or the model was tested. One that
-    goes on after an interruption has the choice of the call before it.
-    """
-    readings: list[Reading] = []
-    choice = Reading((), 0, 0)
-    path = results_path(run_folder)
-    for event in JournalReader(path.parent).events() if path.is_file() else ():
-        if event["event"] == "session":
-            trials = tuple(event.get("chosen", ()))
-            choice = Reading(trials, event.get("seeds", 0), event.get("model", 0))
-        is_result = event["event"] == "ended" and event["outcome"] == "finished"
-        if (is_result or event["event"] == TESTED) and choice.trials and readings[-1:] != [choice]:
-            readings.append(choice)
-    return readings, choice.seeds
-
-
 def results_of(history: History) -> dict[Key, TrialRecord]:
     """The finished trainings by trial and seed, in the order of their start, after zero-shot."""
     found: dict[Key, TrialRecord] = {}
@@ -357,12 +307,12 @@ def failures_of(history: History) -> dict[Key, list[TrialRecord]]:
     return found
 
 
-def read_confirmation(search: SearchRecord) -> Confirmation | None:
+def settings_of(run: Run) -> Confirmation | None:
     """The results of all calls so far, with every seed; None before the first.
 
     Each trial has the labels of the rules that chose it in any call.
     """
-    history = confirm_history(search.run_folder)
+    history = run.confirmed
     results = results_of(history)
     if not results:
         return None
@@ -376,6 +326,7 @@ def read_confirmation(search: SearchRecord) -> Confirmation | None:
         found[trial_id] = replace(result, trial_id=trial_id, params=params, labels=labels)
     seeds = sorted({seed for _, seed in results if seed is not None})
     failed = {key: attempts[-1].error_line for key, attempts in failures_of(history).items()}
-    readings, wanted = readings_of(search.run_folder)
     configurations = tuple(found.values())
-    return Confirmation(search, tuple(seeds), configurations, results, failed, readings, wanted)
+    return Confirmation(
+        run, tuple(seeds), configurations, results, failed, list(history.readings), history.wanted
+    )

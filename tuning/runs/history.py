@@ -7,6 +7,7 @@ add some.
 
 from __future__ import annotations
 
+import copy
 import json
 import logging
 import operator
@@ -20,9 +21,19 @@ from typing import Any, Final, TypeAlias, get_args
 from zlib import crc32
 
 from trainers.errors import ConfigError, listed
-from tuning.runs.records import Outcome, SearchOutcome, TrialRecord
+from tuning.runs.paths import JOURNAL_FILE
+from tuning.runs.records import (
+    CHOSEN,
+    TESTED,
+    TRAIN_CURVE,
+    Candidate,
+    Model,
+    Outcome,
+    Reading,
+    SearchOutcome,
+    TrialRecord,
+)
 
-JOURNAL_FILE = "journal.jsonl"
 _CONTROL: Final = re.compile(rb"\\u00(?:0[0-8bcef]|1[0-9a-f]|7f|[89][0-9a-f])", re.IGNORECASE)
 """Control characters in JSON but tabs and ends of lines."""
 FORMAT = 3
@@ -57,6 +68,21 @@ class History:
     """Whether a session or a run of `search.warm_start` used OOD validation data."""
     controls: tuple[Event, ...] = ()
     """The events of `Journal.controlled`."""
+    readings: tuple[Reading, ...] = ()
+    """Of a confirmation: for which choices it has read the test splits. A call shows test
+    accuracies once a training has finished, or the model was tested. One that goes on after an
+    interruption has the choice of the call before it."""
+    models: tuple[Model, ...] = ()
+    """Of a confirmation: all models in the order of their choice. The last one may still be tested.
+    An earlier one was, unless its weights went before its test."""
+    wanted: int = 0
+    """Of a confirmation: the number of seeds that the last call was asked for."""
+    began_at: float = field(default=0.0, compare=False)
+    """Unix time of the first event."""
+    last_at: float = 0.0
+    """Unix time of the last event but heartbeats."""
+    zero_shot_at: float = 0.0
+    """Unix time at which the zero-shot model was evaluated."""
     damage: str = ""
     """See `JournalReader.damage`."""
 
@@ -99,7 +125,7 @@ def read_history(run_folder: Path, live: bool = False, whole: bool = False) -> H
 class JournalReader:
     """Reads a journal, and knows the state of the search after the last event that it has read.
 
-    A view that follows a running search goes on where it stopped before.
+    A follower of a running search goes on where it stopped before.
 
     Args:
         whole: refuse a journal of which lines are damaged or missing. Otherwise the log names them,
@@ -164,6 +190,13 @@ class JournalReader:
             pass
         return self.history(live)
 
+    def copy(self) -> JournalReader:
+        """Another reader that goes on from here."""
+        other = copy.copy(self)
+        other.replay = self.replay.copy()
+        other._damaged = dict(self._damaged)
+        return other
+
     def history(self, live: bool = False) -> History:
         """The contents that have been read.
 
@@ -209,14 +242,6 @@ class JournalReader:
         return True
 
 
-def trial_events(run_folder: Path) -> Iterator[tuple[str, TrialRecord]]:
-    """Every `started`, `report` and `ended` of a trial, with the record of the trial then."""
-    reader = JournalReader(run_folder, whole=True)
-    for event in reader.events():
-        if event["event"] in ("started", "report", "ended"):
-            yield event["event"], reader.replay.records[event["trial"]]
-
-
 class Replay:
     """Builds a history from the events of a journal, in their order.
 
@@ -230,6 +255,13 @@ class Replay:
         """Largest time of the last session, in Unix seconds."""
         self._found = History()  # without the records and the last session's time
         self._session_start: float | None = None
+        self._choice = Reading((), 0, 0)  # of the last call of `confirm`
+
+    def copy(self) -> Replay:
+        """Another replay that goes on from here."""
+        other = copy.copy(self)
+        other.records = dict(self.records)
+        return other
 
     def add(self, *events: Event) -> None:
         """Take the next events. One that is not known is skipped."""
@@ -238,6 +270,12 @@ class Replay:
 
     def _add(self, event: Event) -> None:
         kind, at = event["event"], float(event["time"])
+        if kind != "alive":
+            self._found = replace(
+                self._found,
+                began_at=self._found.began_at or at,
+                last_at=max(self._found.last_at, at),
+            )
         if kind == "created":
             self._found = replace(self._found, run_id=event["id"])
         if kind == "session":
@@ -247,6 +285,9 @@ class Replay:
             found: dict[str, Any] = {"fingerprints": event["fingerprints"], "objects": objects}
             # The first line, which has it as well, may be damaged.
             found["run_id"] = self._found.run_id or event.get("id", "")
+            found["wanted"] = event.get("seeds", 0)
+            trials = tuple(event.get("chosen", ()))
+            self._choice = Reading(trials, found["wanted"], event.get("model", 0))
             self._found = replace(self._found, outcome=None, ended_by="", **found)
         self.last = max(self.last, at)
         if kind == "used_ood":
@@ -254,7 +295,8 @@ class Replay:
         elif kind == "control":
             self._found = replace(self._found, controls=(*self._found.controls, event))
         elif kind == "zero_shot":
-            self._found = replace(self._found, zero_shot=_numbers(event["metrics"]))
+            metrics = _numbers(event["metrics"])
+            self._found = replace(self._found, zero_shot=metrics, zero_shot_at=at)
         elif kind == "session_ended":
             if event["outcome"] not in get_args(SearchOutcome):
                 raise ValueError
@@ -264,6 +306,24 @@ class Replay:
         elif kind in ("started", "report", "ended"):
             trial_id = event["trial"]
             self.records[trial_id] = self._changed(trial_id, kind, event, at)
+        elif kind == CHOSEN:
+            trainings = tuple(event["trainings"])
+            chosen = Candidate(event["kind"], event["name"], event["metrics"], trainings)
+            model = Model(event["number"], chosen, event["finished"], tuple(event["notes"]))
+            self._found = replace(self._found, models=(*self._found.models, model))
+        elif kind == TESTED:
+            models = tuple(
+                replace(model, test=_numbers(event["metrics"]))
+                if model.number == event["number"]
+                else model
+                for model in self._found.models
+            )
+            self._found = replace(self._found, models=models)
+        is_result = kind == "ended" and event["outcome"] == "finished"
+        choice = self._choice
+        readings = self._found.readings
+        if (is_result or kind == TESTED) and choice.trials and readings[-1:] != (choice,):
+            self._found = replace(self._found, readings=(*readings, choice))
 
     def _changed(self, trial_id: str, kind: str, event: Event, at: float) -> TrialRecord:
         """The record of a trial after an event. Events after a final outcome change nothing."""
@@ -279,7 +339,7 @@ class Replay:
             return self.records.get(trial_id, new).with_attempt(at, event["gpus"])
         record = self.records[trial_id]
         if kind == "report":
-            return record.with_report(_numbers(event["report"]))
+            return record.with_report(_numbers(event["report"]), at, event.get(TRAIN_CURVE))
         if event["outcome"] not in get_args(Outcome):
             raise ValueError
         return record.with_end(event["outcome"], at, event["error"], event.get("reason", ""))
@@ -297,10 +357,11 @@ class Replay:
 
     def history(self, live: bool) -> History:
         """The history so far, see `read_history`."""
+        now = self.copy()
         if not live:
-            self._close_session()
-        records = sorted(self.records.values(), key=lambda record: record.number)
-        return replace(self._found, records=tuple(records), seconds=self._seconds)
+            now._close_session()
+        records = sorted(now.records.values(), key=lambda record: record.number)
+        return replace(now._found, records=tuple(records), seconds=now._seconds)
 
 
 def _numbers(metrics: dict[str, float]) -> dict[str, float]:

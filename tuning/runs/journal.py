@@ -29,7 +29,15 @@ from typing import Any
 
 from trainers.errors import ConfigError, StorageFailed, storage_failures, system_words
 from trainers.folders import private_lock
-from tuning.runs.history import FORMAT, JOURNAL_FILE, Event, JournalReader, line_of, read_history
+from tuning.runs.history import (
+    FORMAT,
+    Event,
+    History,
+    JournalReader,
+    line_of,
+    read_history,
+)
+from tuning.runs.paths import JOURNAL_FILE
 from tuning.runs.records import TRAIN_CURVE, SearchOutcome, TrialRecord
 
 LOCK_FILE = "journal.lock"
@@ -63,20 +71,38 @@ class Journal:
         self._writing = threading.Lock()  # a thread that waits for a lost Ray may write late
         self._last_write = 0.0
         self._lines = self._size = 0  # of the file after the last write
-        reader = JournalReader(run_folder, whole=True)
+        self._reader = JournalReader(run_folder, whole=True)
+        self.trial_events: list[tuple[str, TrialRecord]] = []
+        """Each start, report and end of a trial in earlier sessions, with its record after that."""
         try:
-            found = reader.read()
+            for event in self._reader.events():
+                if event["event"] in ("started", "report", "ended"):
+                    record = self._reader.replay.records[event["trial"]]
+                    self.trial_events.append((event["event"], record))
         except ConfigError:
             self.close()
             raise
+        found = self._reader.history()
         cut_torn_line(path)
         self.synced = path.stat().st_size
         """Bytes of the file that stay there. A line that could not be synced is cut off again."""
         # A session goes on after the one before it, also if the clock was set back meanwhile.
-        self._clock_offset = max(time.time(), reader.replay.last) - time.monotonic()
+        self._clock_offset = max(time.time(), self._reader.replay.last) - time.monotonic()
         self.run_id = found.run_id or secrets.token_hex(4)
         if not found.run_id:
             self._append({"event": "created", "format": FORMAT, "id": self.run_id})
+
+    def history(self, live: bool = False) -> History:
+        """What the file contains. It was read when it was opened; later, what is new is read.
+
+        Args:
+            live: see `JournalReader.history`.
+        """
+        return self._reader.read(live)
+
+    def reader(self) -> JournalReader:
+        """A reader that goes on where this one stands."""
+        return self._reader.copy()
 
     def now(self) -> float:
         """Unix time in seconds. It never goes back, whatever happens to the clock."""

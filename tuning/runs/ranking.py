@@ -10,7 +10,8 @@ from typing import Any, Final, TypeAlias
 
 from search_spaces import Float
 from search_spaces.space import Spaces
-from tuning.runs.records import METHOD_KEY, SearchRecord, TrialRecord, zero_shot_record
+from tuning.runs.goal import Goal
+from tuning.runs.records import METHOD_KEY, TrialRecord, zero_shot_record
 
 QUANTILE: Final = NormalDist().inv_cdf(0.975)
 """Half-width of a 95 % interval in standard deviations of a normal distribution."""
@@ -21,7 +22,7 @@ Measure: TypeAlias = Callable[[TrialRecord], Any]
 """What a rule compares trials by, more is better; None for a trial that it cannot compare."""
 
 
-def best_trial(search: SearchRecord, records: Iterable[TrialRecord]) -> TrialRecord | None:
+def best_trial(goal: Goal, records: Iterable[TrialRecord]) -> TrialRecord | None:
     """The trial with the best objective at its last step; the earlier one of equal trials.
 
     The last step is used instead of the best step of the curve, because the best of many noisy
@@ -31,11 +32,11 @@ def best_trial(search: SearchRecord, records: Iterable[TrialRecord]) -> TrialRec
     different steps are not comparable. References, failed trials and objectives that are not finite
     never win. Several objectives are compared as in `by_objectives`.
     """
-    pool = contenders(search, list(records), search.values)
-    return next(iter(by_objectives(search, pool)), None)
+    pool = contenders(goal, list(records), goal.values)
+    return next(iter(by_objectives(goal, pool)), None)
 
 
-def by_objectives(search: SearchRecord, records: Iterable[TrialRecord]) -> list[TrialRecord]:
+def by_objectives(goal: Goal, records: Iterable[TrialRecord]) -> list[TrialRecord]:
     """Trials by their objectives, best first; trials without a finite objective come last.
 
     With several objectives, trials are ranked by Pareto layers (the front, then the front of the
@@ -44,9 +45,9 @@ def by_objectives(search: SearchRecord, records: Iterable[TrialRecord]) -> list[
     log-likelihood) have no influence. The best trial depends on the trials of the front alone.
     """
     ordered = sorted(records, key=lambda record: record.number)
-    valued = [(record, v) for record in ordered if (v := search.values(record)) is not None]
-    rest = [record for record in ordered if search.values(record) is None]
-    if len(search.objectives) == 1:
+    valued = [(record, v) for record in ordered if (v := goal.values(record)) is not None]
+    rest = [record for record in ordered if goal.values(record) is None]
+    if len(goal.objectives) == 1:
         return [record for record, _ in sorted(valued, key=lambda pair: -pair[1][0])] + rest
     found: list[TrialRecord] = []
     while valued:
@@ -59,36 +60,36 @@ def by_objectives(search: SearchRecord, records: Iterable[TrialRecord]) -> list[
     return found + rest
 
 
-def pareto_front(search: SearchRecord, records: Iterable[TrialRecord]) -> list[TrialRecord]:
+def pareto_front(goal: Goal, records: Iterable[TrialRecord]) -> list[TrialRecord]:
     """The trials, among those that can be chosen, that no other one beats in all objectives."""
-    pool = contenders(search, list(records), search.values)
-    return [pool[index] for index in non_dominated([search.values(r) or () for r in pool])]
+    pool = contenders(goal, list(records), goal.values)
+    return [pool[index] for index in non_dominated([goal.values(r) or () for r in pool])]
 
 
-def misses(search: SearchRecord, records: Iterable[TrialRecord]) -> dict[str, dict[str, float]]:
+def misses(goal: Goal, records: Iterable[TrialRecord]) -> dict[str, dict[str, float]]:
     """Trial id -> constraint -> amount by which the trial misses it; inf if it has no value."""
     trials = [record for record in records if record.kind == "trial"]
-    bests = search.bests(trials)
+    bests = goal.bests(trials)
     return {
-        record.trial_id: {t: v for t, v in search.violations(record, bests).items() if v > 0}
+        record.trial_id: {t: v for t, v in goal.violations(record, bests).items() if v > 0}
         for record in trials
     }
 
 
-def ranked(search: SearchRecord, records: Iterable[TrialRecord]) -> list[TrialRecord]:
+def ranked(goal: Goal, records: Iterable[TrialRecord]) -> list[TrialRecord]:
     """All trials without references, best first.
 
     Finished trials come first, then the others by step, then failed ones. Within these groups,
     trials are ordered by the sum of their violations of the constraints, then `by_objectives`.
     """
     trials = [record for record in records if record.kind == "trial"]
-    missed = misses(search, trials)
+    missed = misses(goal, trials)
     groups: dict[tuple[int, int, float], list[TrialRecord]] = {}
     for record in trials:
         group = {"finished": 0, "failed": 2}.get(record.outcome, 1)
         key = group, -record.step if group else 0, sum(missed[record.trial_id].values())
         groups.setdefault(key, []).append(record)
-    return [record for key in sorted(groups) for record in by_objectives(search, groups[key])]
+    return [record for key in sorted(groups) for record in by_objectives(goal, groups[key])]
 
 
 def finished_trials(records: Iterable[TrialRecord]) -> list[TrialRecord]:
@@ -107,44 +108,42 @@ def finished_references(records: Iterable[TrialRecord]) -> list[TrialRecord]:
     return [r for r in records if r.kind == "reference" and r.outcome == "finished"]
 
 
-def references(search: SearchRecord, records: Iterable[TrialRecord]) -> list[TrialRecord]:
+def references(goal: Goal, records: Iterable[TrialRecord]) -> list[TrialRecord]:
     """What trials are compared with: the finished references, and last the zero-shot model."""
-    return [*finished_references(records), zero_shot_record(search.zero_shot)]
+    return [*finished_references(records), zero_shot_record(goal.zero_shot)]
 
 
-def stronger_reference(search: SearchRecord, records: Sequence[TrialRecord]) -> TrialRecord | None:
+def stronger_reference(goal: Goal, records: Sequence[TrialRecord]) -> TrialRecord | None:
     """The zero-shot model or the finished reference that beats every trial; None if a trial wins.
 
     It meets the constraints, and is better in the objective, unless no trial meets them. With
     several objectives, it is as good as every trial in all of them, and better in one. None before
     a trial has finished.
     """
-    front = pareto_front(search, records)
+    front = pareto_front(goal, records)
     if not front or front[0].outcome != "finished":
         return None
     # All trials of the front miss the constraints by the same amount.
-    compared = [] if misses(search, records)[front[0].trial_id] else front
-    best = [values for record in compared if (values := search.values(record)) is not None]
-    bests = search.bests(records)
+    compared = [] if misses(goal, records)[front[0].trial_id] else front
+    best = [values for record in compared if (values := goal.values(record)) is not None]
+    bests = goal.bests(records)
     stronger = [
         (values, record)
-        for record in references(search, records)
-        if (values := search.values(record)) is not None
+        for record in references(goal, records)
+        if (values := goal.values(record)) is not None
         and all(values != own and all(map(operator.ge, values, own)) for own in best)
-        and all(amount <= 0 for amount in search.violations(record, bests).values())
+        and all(amount <= 0 for amount in goal.violations(record, bests).values())
     ]
     return max(stronger, key=lambda pair: pair[0], default=((), None))[1]
 
 
-def contenders(
-    search: SearchRecord, records: Sequence[TrialRecord], measure: Measure
-) -> list[TrialRecord]:
+def contenders(goal: Goal, records: Sequence[TrialRecord], measure: Measure) -> list[TrialRecord]:
     """The trials that a rule chooses among: finished, measured, within the constraints.
 
     If there is none, the trials that come closest to that, as described in `best_trial`.
     """
     pool = comparable(records, measure)
-    missed = {name: sum(by.values()) for name, by in misses(search, records).items()}
+    missed = {name: sum(by.values()) for name, by in misses(goal, records).items()}
     least = min((missed[r.trial_id] for r in pool), default=0.0)
     return [r for r in pool if missed[r.trial_id] == least]
 

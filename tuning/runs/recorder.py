@@ -6,16 +6,19 @@ import logging
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from trainers.errors import StorageFailed
 from trainers.redact import traceback_of
 from tuning.runs.callbacks import Callback
 from tuning.runs.errors import storage_failure
-from tuning.runs.history import History, JournalReader, Replay
+from tuning.runs.history import History, Replay
 from tuning.runs.journal import Journal
 from tuning.runs.messages import Ended, Failed, Message, Progressed, Reported, SteppedBack
-from tuning.runs.records import SearchOutcome, SearchRecord, TrialRecord
+from tuning.runs.records import SearchOutcome, TrialRecord
+
+if TYPE_CHECKING:
+    from tuning.run import Run
 
 logger = logging.getLogger(__name__)
 
@@ -31,28 +34,27 @@ class Recorder:
     Curves stay in memory only while a trial may continue, so memory does not grow with their sum.
 
     Args:
+        run: with the trials of earlier sessions; the callbacks get their ends again.
         callbacks: called in this order.
-        earlier: trials of earlier sessions; the callbacks get their ends again.
         deciders: studies and budget, which get starts and ends of trials before the callbacks do.
     """
 
     def __init__(
         self,
-        search: SearchRecord,
+        run: Run,
         journal: Journal,
         callbacks: Sequence[Callback],
-        earlier: Sequence[TrialRecord] = (),
         gpus_per_trial: float = 0.0,
         deciders: Sequence[Callback] = (),
     ) -> None:
-        self.search = search
-        self._replay = Replay(map(_kept, earlier))
+        self._run = run
+        self._replay = Replay(map(_kept, run.records))
         self._proposed: dict[str, TrialRecord] = {}  # and not started
         self._journal = journal
         self._deciders = deciders
         self._callbacks = callbacks
         self._gpus = gpus_per_trial
-        self._earlier = [record for record in earlier if record.is_final]
+        self._earlier = [record for record in run.records if record.is_final]
 
     def start(self) -> None:
         """Tell the callbacks that the search starts. Their exceptions are raised.
@@ -61,7 +63,7 @@ class Recorder:
         """
         callbacks, self._callbacks = self._callbacks, ()
         for callback in callbacks:
-            callback.search_started(self.search)
+            callback.search_started(self._run)
             self._callbacks = (*self._callbacks, callback)
         for record in self._earlier:
             self._notify("trial_ended", record)
@@ -124,17 +126,15 @@ class Recorder:
         more, a reader comes to the same result without these lines. A session that was refused
         writes none.
         """
-        reader = JournalReader(self.search.run_folder)
-        records = reader.read(live=True).records
         if self._journal.in_session:
             with suppress(StorageFailed):
-                for record in records:
+                for record in self._journal.history(live=True).records:
                     if record.outcome == "running":
                         stopped = record.with_end("stopped", self._journal.now(), reason=reason)
-                        reader.replay.add(*self._journal.trial_ended(stopped))
+                        self._journal.trial_ended(stopped)
                         self._close(stopped)
-                reader.replay.add(*self._journal.session_ended(outcome, reason))
-        history = reader.history()
+                self._journal.session_ended(outcome, reason)
+        history = self._journal.history()
         self._notify("search_ended", list(history.records), outcome)
         return history
 

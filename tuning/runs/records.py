@@ -1,4 +1,4 @@
-"""Records of a search and of its trials: plain, frozen, and independent of Ray and Optuna.
+"""Records of trials: plain, frozen, and independent of Ray and Optuna.
 
 A replay builds them from the events of a journal: the recorder while it writes these, a reader from
 the file. Tables, MLflow, reports and the display need nothing else, so they can be tested with
@@ -11,17 +11,13 @@ it). `finished`, `pruned` and `failed` are final. A resume continues the stopped
 
 from __future__ import annotations
 
-import itertools
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from pathlib import Path
-from typing import Final, Literal, TypeAlias
+from typing import Any, Final, Literal, NamedTuple, TypeAlias
 
-from search_spaces.space import Spaces
-from trainers.evaluation.metrics import MetricKey
 from trainers.overrides import METHOD_KEY as METHOD_KEY
-from tuning.config.objectives import Constraint, Mode, Objective
+from tuning.config.objectives import Mode
 
 Outcome: TypeAlias = Literal["running", "finished", "pruned", "failed", "stopped"]
 Kind: TypeAlias = Literal["trial", "reference"]
@@ -35,10 +31,26 @@ STEP: Final = "step"
 """Key of a report: optimiser steps done. Tune's own iteration restarts after a resume."""
 TRAIN_CURVE: Final = "train_curve"
 """Key of a report in the journal: metrics of training since the last one, column by column."""
+CHOSEN: Final = "model_chosen"
+TESTED: Final = "model_tested"
+"""Events of a model in the journal of a confirmation."""
+MODEL: Final = "model"
+"""Its folder below the checkpoint root of a confirmation, and the begin of its name there."""
 TRAIN_LOSS: Final = "train/loss"
 SECONDS: Final = "cost/seconds"
 UNTUNED: Final = "untuned FT"
 """Label of the reference, which nobody should take for a method that was tuned like the trials."""
+
+
+@dataclass(frozen=True)
+class Report:
+    """A report as it is in the journal."""
+
+    at: float
+    """Unix time."""
+    metrics: Mapping[str, float]
+    train_curve: Mapping[str, Sequence[float]] = field(default_factory=dict)
+    """Metrics of training since the report before, column by column."""
 
 
 def trial_name(number: int) -> str:
@@ -65,6 +77,10 @@ class TrialRecord:
     it."""
     curve: tuple[Mapping[str, float], ...] = ()
     """Every report in order, each flat, with `step` among its keys."""
+    reports: tuple[Report, ...] = field(default=(), compare=False)
+    """Those of the curve, if a journal was read; a resumed trial may have repeated its last one."""
+    returns: int = 0
+    """How often the trial went back to an earlier step than that of its last report."""
     progress: Mapping[str, Sequence[float]] = field(default_factory=dict, compare=False)
     """Loss, learning rate and images per second since the last report, column by column, while the
     trial runs."""
@@ -104,7 +120,12 @@ class TrialRecord:
             earlier_gpu_seconds=self.gpu_seconds(at),
         )
 
-    def with_report(self, report: Mapping[str, float]) -> TrialRecord:
+    def with_report(
+        self,
+        metrics: Mapping[str, float],
+        at: float | None = None,
+        train_curve: Mapping[str, Sequence[float]] | None = None,
+    ) -> TrialRecord:
         """The record after a report.
 
         A resumed trial repeats steps after its checkpoint. The repeated report counts, since
@@ -112,10 +133,19 @@ class TrialRecord:
         """
         if self.is_final:
             return self
-        curve = self.curve
-        if curve and curve[-1][STEP] >= report[STEP]:
-            curve = tuple(point for point in curve if point[STEP] < report[STEP])
-        return replace(self, curve=(*curve, report), progress={})
+        step, reports = metrics[STEP], self.reports
+        goes_back = self.step > step
+        if goes_back:
+            reports = tuple(one for one in reports if one.metrics[STEP] < step)
+        if at is not None:
+            reports = (*reports, Report(at, metrics, train_curve or {}))
+        return replace(
+            self,
+            curve=(*(point for point in self.curve if point[STEP] < step), metrics),
+            reports=reports,
+            returns=self.returns + goes_back,
+            progress={},
+        )
 
     def with_end(
         self, outcome: Outcome, at: float, error: str | None = None, reason: str = ""
@@ -131,6 +161,12 @@ class TrialRecord:
     def is_final(self) -> bool:
         """Whether the trial never runs again."""
         return self.outcome in ("finished", "pruned", "failed")
+
+    @property
+    def method(self) -> str | None:
+        """The method that was proposed; None if the search compares none."""
+        name = self.params.get(METHOD_KEY)
+        return None if name is None else str(name)
 
     @property
     def metrics(self) -> Mapping[str, float]:
@@ -168,7 +204,7 @@ class TrialRecord:
     @property
     def compact(self) -> TrialRecord:
         """The record with its last report only."""
-        return replace(self, curve=self.curve[-1:])
+        return replace(self, curve=self.curve[-1:], reports=self.reports[-1:])
 
     def last(self, metric: str) -> float | None:
         """The metric in the last report; None if it is missing or not finite."""
@@ -197,121 +233,48 @@ def trial_label(record: TrialRecord) -> str:
 
 
 @dataclass(frozen=True)
-class SearchRecord:
-    """The goal of a search: fixed while it runs."""
+class Candidate:
+    """Weights that may become the model of a search."""
 
+    kind: Literal["single", "soup"]
+    """One training of the search or of `confirm`, or the zero-shot model; a mean of trainings."""
     name: str
-    total_steps: int
-    """Steps of a trial that nothing stops."""
-    budget_trials: int
-    """Most trials: those of the budget, or of a smaller grid."""
-    objectives: tuple[Objective, ...]
-    """One or several, of equal importance."""
-    id_domain: str
-    ood_domains: tuple[str, ...]
-    zero_shot: Mapping[str, float]
-    """Metrics of the model before any step, under the names that trials report."""
-    config: Mapping[str, object]
-    """The resolved configuration file."""
-    run_folder: Path
-    spaces: Spaces = field(default_factory=dict)
-    """What is searched; empty if nothing is, as in `confirm`."""
-    constraints: tuple[Constraint, ...] = ()
-    run_id: str = ""
-    """Of the journal: identifies the run in MLflow and Optuna wherever its folder is moved."""
-    nll: Objective | None = None
-    """What the sampler optimises in place of a single accuracy, see `SamplerConfig`."""
-    used_ood: bool = False
-    """Whether a run of `search.warm_start` used OOD validation data."""
-    ended_by: str = ""
-    """See `History.ended_by`."""
-    damage: str = ""
-    """Which lines of the journal are damaged, and what may be missing; empty if it is whole."""
+    """A training, `zero-shot` or `soup`."""
+    metrics: Mapping[str, float]
+    """Of the whole validation splits."""
+    trainings: tuple[Mapping[str, Any], ...] = ()
+    """What it is made of: `name`, `method`, `seed`, `params` and `point` of each training."""
 
-    def configured(self, *keys: str) -> object:
-        """A value of the configuration, or None if it has no such key."""
-        value: object = self.config
-        for key in keys:
-            value = value.get(key) if isinstance(value, Mapping) else None
-        return value
+
+@dataclass(frozen=True)
+class Model:
+    """A candidate that was chosen."""
+
+    number: int
+    """From 1 on: `confirm --again` builds another one."""
+    chosen: Candidate
+    finished: int
+    """Number of trials that had finished."""
+    notes: tuple[str, ...] = ()
+    """What was left out, and why."""
+    test: Mapping[str, float] = field(default_factory=dict)
+    """Metrics of the test splits; empty before they are read."""
 
     @property
-    def sampler_objectives(self) -> tuple[Objective, ...]:
-        """What the sampler optimises. Nothing is selected by it."""
-        return self.objectives if self.nll is None else (self.nll,)
-
-    @property
-    def sees_ood(self) -> bool:
-        """Whether OOD validation data, which are then not unseen, chose or proposed trials."""
-        return self.used_ood or _uses_ood(
-            *self.objectives, *self.constraints, *self.sampler_objectives
-        )
-
-    @property
-    def all_rules_see_ood(self) -> bool:
-        """Whether a constraint, which all selection rules obey, reads OOD validation data, or the
-        objective does that chose the point of each trial's line."""
-        return _uses_ood(*self.constraints) or self.line_sees_ood
-
-    @property
-    def line_sees_ood(self) -> bool:
-        """Whether the objective chose the point of each line, references included, and reads OOD
-        validation data."""
-        line = self.configured("trial", "eval", "line")
-        on_line = line == "auto" or (isinstance(line, Sequence) and line != "off")
-        return on_line and _uses_ood(*self.objectives)
-
-    @property
-    def configured_method(self) -> str | None:
-        """The method of trials whose parameters name none; None if it is not known."""
-        name = self.configured("trial", *METHOD_KEY.split("."))
-        return None if name is None else str(name)
-
-    def method(self, record: TrialRecord) -> str | None:
-        """The fine-tuning method of a trial: proposed, else configured, else None."""
-        if record.kind == "reference":
-            return record.trial_id
-        name = record.params.get(METHOD_KEY, self.configured_method)
-        return None if name is None else str(name)
-
-    @property
-    def reference_params(self) -> dict[str, ParamValue]:
-        """The learning rate of plain fine-tuning, which has it from the configuration."""
-        value = self.configured("trial", "optim", "lr")
-        return {"optim.lr": float(value)} if isinstance(value, int | float) else {}
-
-    def methods(self, records: Iterable[TrialRecord]) -> tuple[str, ...]:
-        """The methods of the trials without references, each once, in the order of `records`."""
-        found = (self.method(record) for record in records if record.kind == "trial")
-        return tuple(dict.fromkeys(name for name in found if name is not None))
-
-    def values(self, record: TrialRecord) -> tuple[float, ...] | None:
-        """The signed objectives at the last report, more being better; None if one is missing."""
-        found = [(objective, record.last(objective.metric)) for objective in self.objectives]
-        signed = tuple(o.signed(value) for o, value in found if value is not None)
-        return signed if len(signed) == len(found) else None
-
-    def bests(self, records: Iterable[TrialRecord]) -> dict[str, float]:
-        """The best value of each constraint's metric among finished trials, by constraint text."""
-        found: dict[str, float] = {}
-        for record, constraint in itertools.product(records, self.constraints):
-            value = record.last(constraint.metric)
-            if record.kind == "trial" and record.outcome == "finished" and value is not None:
-                better = max if constraint.mode == "max" else min
-                found[constraint.text] = better(found.get(constraint.text, value), value)
-        return found
-
-    def violations(self, record: TrialRecord, bests: Mapping[str, float]) -> dict[str, float]:
-        """How far a trial is from meeting each constraint; at most 0 if it is met."""
-        return {
-            c.text: c.violation(record.last(c.metric), c.bound(self.zero_shot, bests.get(c.text)))
-            for c in self.constraints
-        }
+    def training(self) -> str:
+        """Under which its predictions are stored."""
+        return f"{MODEL}-{self.number}"
 
 
-def _uses_ood(*parts: Objective | Constraint) -> bool:
-    keys = [MetricKey.parse(part.metric) for part in parts]
-    return any(key.uses_ood for key in keys if key is not None)
+class Reading(NamedTuple):
+    """A choice for which the test splits were read, whichever number of calls that took."""
+
+    trials: tuple[str, ...]
+    """IDs of the chosen trials, without FT."""
+    seeds: int
+    """Number of seeds that were asked for."""
+    model: int
+    """Number of the model that was tested; 0 if the calls built none."""
 
 
 def _finite(value: float | None) -> float | None:

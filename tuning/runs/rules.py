@@ -17,7 +17,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Final
 
-from trainers.evaluation.metrics import ID_ACC, OOD_MEAN_ACC, val_acc
+from trainers.evaluation.metrics import ID_ACC, OOD_MEAN_ACC, MetricKey, val_acc
+from tuning.config.objectives import Constraint, Objective
+from tuning.runs.goal import Goal
 from tuning.runs.ranking import (
     Measure,
     best_trial,
@@ -27,7 +29,7 @@ from tuning.runs.ranking import (
     non_dominated,
     ranked,
 )
-from tuning.runs.records import METHOD_KEY, SearchRecord, TrialRecord
+from tuning.runs.records import METHOD_KEY, TrialRecord
 
 OBJECTIVE: Final = "objective"
 BY_METHOD: Final = "by_method"
@@ -37,6 +39,8 @@ LEAVE_ONE_DOMAIN_OUT: Final = "leave_one_domain_out"
 PARETO: Final = "pareto"
 FIRST: Final = "first"
 """For `confirm` alone: the trial that the search began with, beside those that rules choose."""
+LINE: Final = "line"
+"""No rule: the choice of the point of each trial's line, references included."""
 
 PROPOSED_WITH_OOD: Final = (
     "The search used OOD validation data to propose trials, whatever the rule."
@@ -59,7 +63,7 @@ class Choice:
 
     rule: str
     looks_at_ood: bool
-    """See the function of this name."""
+    """See `saw_ood`."""
     trials: tuple[TrialRecord, ...] = ()
     """The chosen trials without repetitions: of `pareto` highest ID accuracy first, of `by_method`
     best first."""
@@ -72,13 +76,28 @@ class Choice:
     """Over all OOD domains; of `leave_one_domain_out`, each trial on the domain left out."""
 
 
-def looks_at_ood(search: SearchRecord, rule: str) -> bool:
-    """Whether a rule or a constraint uses OOD validation data.
+def saw_ood(goal: Goal, choice: str = OBJECTIVE) -> bool:
+    """Whether OOD validation data, which are then not unseen, took part in a choice.
 
-    Of the search's own objective, also whether its sampler does.
+    Args:
+        choice: a rule. By default that of the search, which has also proposed its trials. `LINE` is
+            the choice of the point of each trial's line.
     """
-    looks = {OBJECTIVE: search.sees_ood, BY_METHOD: search.sees_ood, ID_VAL: False, FIRST: False}
-    return looks.get(rule, True) or search.all_rules_see_ood
+    of_line = goal.chooses_points and _read_ood(*goal.objectives)
+    if choice == LINE:
+        return of_line
+    of_all = of_line or _read_ood(*goal.constraints)
+    if choice in (ID_VAL, FIRST):
+        return of_all
+    if choice in (OBJECTIVE, BY_METHOD):
+        proposed = _read_ood(*goal.objectives, *goal.sampler_objectives)
+        return of_all or goal.used_ood or proposed
+    return True
+
+
+def _read_ood(*parts: Objective | Constraint) -> bool:
+    keys = [MetricKey.parse(part.metric) for part in parts]
+    return any(key.uses_ood for key in keys if key is not None)
 
 
 def rules_of(configuration: TrialRecord) -> set[str]:
@@ -86,23 +105,26 @@ def rules_of(configuration: TrialRecord) -> set[str]:
     return {re.split("[/ ]", label)[0] for label in configuration.labels}
 
 
-def chosen_with_ood(search: SearchRecord, configuration: TrialRecord) -> bool:
+def chosen_with_ood(goal: Goal, configuration: TrialRecord) -> bool:
     """Whether OOD validation data chose a configuration for `confirm`, or its point of the line."""
-    if configuration.kind == "reference":
-        return search.line_sees_ood
-    return any(looks_at_ood(search, rule) for rule in rules_of(configuration))
+    return any(saw_ood(goal, choice) for choice in rules_of(configuration) or {LINE})
 
 
-def choices(search: SearchRecord, records: Iterable[TrialRecord]) -> tuple[Choice, ...]:
+def methods_of(records: Iterable[TrialRecord]) -> tuple[str | None, ...]:
+    """The methods of trials without references, each once, in the order of `records`."""
+    return tuple(dict.fromkeys(record.method for record in records if record.kind == "trial"))
+
+
+def choices(goal: Goal, records: Iterable[TrialRecord]) -> tuple[Choice, ...]:
     """The choice of every rule, in the order of `RULES`; the earlier one of equal trials.
 
     `by_method` is left out if all trials have the same method. Each rule chooses among its
     `contenders`: finished trials that meet the constraints, or those that come closest to that.
     """
-    records, domains = list(records), search.ood_domains
+    records, domains = list(records), goal.ood_domains
 
     def pick(measure: Measure) -> list[TrialRecord]:
-        pool = contenders(search, records, measure)
+        pool = contenders(goal, records, measure)
         return sorted(pool, key=lambda record: (-measure(record), record.number))[:1]
 
     def without(domain: str) -> Measure:
@@ -115,11 +137,11 @@ def choices(search: SearchRecord, records: Iterable[TrialRecord]) -> tuple[Choic
 
         return over_others
 
-    best = best_trial(search, records)
+    best = best_trial(goal, records)
     found: dict[str, list[TrialRecord]] = {OBJECTIVE: [] if best is None else [best]}
     parts: dict[str, dict[str, TrialRecord]] = {}
-    if len(search.methods(records)) > 1:
-        parts[BY_METHOD] = best_by_method(search, records)
+    if len(methods_of(records)) > 1:
+        parts[BY_METHOD] = best_by_method(goal, records)
         found[BY_METHOD] = [*parts[BY_METHOD].values()]
     found[ID_VAL] = pick(lambda record: record.last(ID_ACC))
     found[OOD_VAL] = pick(lambda record: record.last(OOD_MEAN_ACC)) if domains else []
@@ -127,7 +149,7 @@ def choices(search: SearchRecord, records: Iterable[TrialRecord]) -> tuple[Choic
     # If no trial can be chosen without one of the domains, the mean over them has no value.
     parts[LEAVE_ONE_DOMAIN_OUT] = left_out if len(left_out) == len(domains) else {}
     found[LEAVE_ONE_DOMAIN_OUT] = [*parts[LEAVE_ONE_DOMAIN_OUT].values()]
-    found[PARETO] = _id_ood_front(search, records) if domains else []
+    found[PARETO] = _id_ood_front(goal, records) if domains else []
 
     made = []
     for rule, trials in found.items():
@@ -139,7 +161,7 @@ def choices(search: SearchRecord, records: Iterable[TrialRecord]) -> tuple[Choic
             ids = oods = []
         choice = Choice(
             rule,
-            looks_at_ood(search, rule),
+            saw_ood(goal, rule),
             tuple({trial.trial_id: trial for trial in trials}.values()),
             parts.get(rule, {}),
             _mean(ids),
@@ -149,7 +171,7 @@ def choices(search: SearchRecord, records: Iterable[TrialRecord]) -> tuple[Choic
     return tuple(made)
 
 
-def best_by_method(search: SearchRecord, records: Iterable[TrialRecord]) -> dict[str, TrialRecord]:
+def best_by_method(goal: Goal, records: Iterable[TrialRecord]) -> dict[str, TrialRecord]:
     """Method -> the trial that `best_trial` chooses among the method's own; best first.
 
     So a constraint relative to the `best` refers to the best of the method, as for its sampler, and
@@ -157,27 +179,26 @@ def best_by_method(search: SearchRecord, records: Iterable[TrialRecord]) -> dict
     comparable: if any trial of the search finished, a method without a finished trial is left out.
     """
     records = list(records)
-    methods = search.methods(records)
     # A reference is the trial of its method at the configured settings, which is not repeated.
     tried = [
         replace(r, kind="trial", params={METHOD_KEY: r.trial_id})
         for r in finished_references(records)
     ]
-    trials = ranked(search, [*records, *tried])
-    own = ([r for r in trials if search.method(r) == name] for name in methods)
-    best = {found.trial_id for of_method in own if (found := best_trial(search, of_method))}
-    pool = [record for record in comparable(trials, search.values) if record.trial_id in best]
-    return {str(search.method(record)): record for record in pool}
+    trials = ranked(goal, [*records, *tried])
+    own = ([r for r in trials if r.method == name] for name in methods_of(records))
+    best = {found.trial_id for of_method in own if (found := best_trial(goal, of_method))}
+    pool = [record for record in comparable(trials, goal.values) if record.trial_id in best]
+    return {str(record.method): record for record in pool}
 
 
-def _id_ood_front(search: SearchRecord, records: list[TrialRecord]) -> list[TrialRecord]:
+def _id_ood_front(goal: Goal, records: list[TrialRecord]) -> list[TrialRecord]:
     """The trials that no other one beats in both ID and mean OOD accuracy, highest ID first."""
 
     def both(record: TrialRecord) -> Any:
         accs = record.last(ID_ACC), record.last(OOD_MEAN_ACC)
         return None if None in accs else accs
 
-    pool = contenders(search, records, both)
+    pool = contenders(goal, records, both)
     front = [pool[index] for index in non_dominated([both(record) for record in pool])]
     return sorted(front, key=lambda record: (-both(record)[0], record.number))
 

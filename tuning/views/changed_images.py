@@ -21,9 +21,9 @@ from trainers.data.dataset import ImageDataset
 from trainers.data.roots import split_fingerprint
 from trainers.data.store import Store, open_root, open_store
 from trainers.errors import ConfigError
+from tuning.checkpoints import kept_checkpoint
+from tuning.run import Run
 from tuning.runs.environment import seen_at_start
-from tuning.runs.records import SearchRecord
-from tuning.views.checkpoints import kept_checkpoint
 
 NUM_SHOWN: Final = 6
 """Images of each domain and direction, fewer of many domains."""
@@ -45,7 +45,7 @@ class Changed:
     """The most confident: `true`, `before` and `after` are classes, `jpeg` is base64."""
 
 
-def changed_images(search: SearchRecord, checkpoints: str, trial_id: str) -> list[Changed]:
+def changed_images(run: Run, checkpoints: str, trial_id: str) -> list[Changed]:
     """The images of each domain that became right or wrong with the most confidence.
 
     Args:
@@ -61,8 +61,8 @@ def changed_images(search: SearchRecord, checkpoints: str, trial_id: str) -> lis
     with checkpoint.open(PREDICTIONS) as file:
         table = pq.read_table(file)
     classes: dict[str, list[str]] = json.loads(table.schema.metadata[PREDICTED_CLASSES])
-    store = open_root(str(search.configured("trial", "data", "root")))
-    seen = seen_at_start(search.run_folder) or {}
+    store = open_root(run.file.trial.data.root)
+    seen = seen_at_start(run.folder) or {}
     number = max(1, min(NUM_SHOWN, MAX_SHOWN // (2 * len(classes))))
     frame, found = table.to_pandas(), []
     for domain, names in list(classes.items())[: MAX_SHOWN // 2]:

@@ -9,8 +9,9 @@ from trainers.data.store import url_of
 from trainers.errors import ConfigError
 from trainers.redact import redact
 from tuning.algorithms.studies import quiet_optuna
+from tuning.run import Run
 from tuning.runs.journal import is_running
-from tuning.runs.run_folder import TRAIN_FOLDER, RunFolder
+from tuning.runs.paths import TRAIN_FOLDER
 from tuning.views.dashboard import DashboardView, open_storage
 from tuning.views.follower import View, complete
 from tuning.views.mlflow.client import sqlite_path, tracking_uri
@@ -18,7 +19,7 @@ from tuning.views.mlflow.writer import MlflowView
 from tuning.views.results import ResultsView
 
 
-def complete_files(run: RunFolder) -> list[str]:
+def complete_files(run: Run) -> list[str]:
     """Write tables and page, and what the study of the dashboard lacks.
 
     Returns:
@@ -33,11 +34,11 @@ def complete_files(run: RunFolder) -> list[str]:
     except ConfigError as error:
         problems.append(str(error))
     with quiet_optuna():
-        lacks = complete(run.search, views)
+        lacks = complete(run, views)
     return [*problems, *(f"{view.name} cannot be written: {lacks[view]}" for view in lacks)]
 
 
-def complete_mlflow(run: RunFolder) -> str:
+def complete_mlflow(run: Run) -> str:
     """Write what MLflow lacks of a search and of its confirmation.
 
     Runs of MLflow that a killed driver left RUNNING are closed; a resume reopens them.
@@ -47,13 +48,12 @@ def complete_mlflow(run: RunFolder) -> str:
     """
     if not run.history.run_id:
         return "its run cannot be found: the line of the journal with its ID is damaged"
-    search = run.search
     uri = tracking_uri(run.file.search.tracking.uri, run.folder.parent)
     where, database = redact(uri), sqlite_path(uri)
     if database is not None and not database.is_file():
         return f"{where} is not here"  # the run folder was moved, or never had one
     if is_running(run.folder):
         return f"{where} is written by the running search"
-    for reason in complete(search, [MlflowView(uri)]).values():
+    for reason in complete(run, [MlflowView(uri)]).values():
         return f"{where} lacks a part of the run; repeat this later ({reason})"
     return f"{where} has the whole run"

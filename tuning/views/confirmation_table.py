@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from pathlib import Path
 from typing import Final
 
 from rich.table import Table
@@ -16,8 +15,8 @@ from rich.text import Text
 
 from trainers.evaluation.metrics import ID, MEAN_OOD, MetricKey
 from tuning.runs.confirmation import END, FT, SPLIT, Confirmation, Estimate
-from tuning.runs.model import Finding, Model, findings, models_tested
-from tuning.runs.records import METHOD_KEY, SECONDS, UNTUNED, ZERO_SHOT
+from tuning.runs.model import Finding, findings, made_of
+from tuning.runs.records import METHOD_KEY, SECONDS, UNTUNED, ZERO_SHOT, Model
 from tuning.runs.rules import BY_METHOD, chosen_with_ood, rules_of
 from tuning.runs.run_folder import word_for
 from tuning.views.formatting import format_params, format_seconds
@@ -29,21 +28,28 @@ _ID_ECE: Final = str(MetricKey(SPLIT, ID, "ece"))
 _OOD_MEAN_ECE: Final = str(MetricKey(SPLIT, MEAN_OOD, "ece"))
 
 
-def confirmed_tables(confirmation: Confirmation, run: Path, width: int) -> list[Table]:
+def confirmed_tables(
+    confirmation: Confirmation, models: Sequence[Model], width: int
+) -> list[Table]:
     """For a terminal of this width, the tables of the model, if one was built, and of settings."""
-    tables = model_table(confirmation, models_tested(run)), confirmation_table(confirmation)
-    return [fit_table(table, width, word_for(run)) for table in tables if table is not None]
+    tables = model_table(confirmation, models), confirmation_table(confirmation)
+    return [
+        fit_table(table, width, word_for(confirmation.run.folder))
+        for table in tables
+        if table is not None
+    ]
 
 
 def confirmation_table(confirmation: Confirmation) -> ResultTable:
     """Means over seeds, then differences to plain fine-tuning, as configured and as the search has
     tuned it if it was one of the methods, and to the zero-shot model."""
-    search, configurations = confirmation.search, confirmation.configurations
-    accs = {_ID_ACC: f"{search.id_domain}\n(ID)"}
+    run = confirmation.run
+    configurations = confirmation.configurations
+    accs = {_ID_ACC: f"{run.file.trial.data.id_domain}\n(ID)"}
     errors = {_ID_ECE: "ECE\nID"}
-    if search.ood_domains:
+    if run.goal.ood_domains:
         accs[_OOD_MEAN_ACC], errors[_OOD_MEAN_ECE] = "OOD\nmean", "ECE\nOOD"
-    accs |= {str(MetricKey(SPLIT, domain, "acc")): domain for domain in search.ood_domains}
+    accs |= {str(MetricKey(SPLIT, domain, "acc")): domain for domain in run.goal.ood_domains}
     columns = {**accs, **errors, "time": "time"}
     rows: list[Sequence[Cell]] = []
 
@@ -56,7 +62,7 @@ def confirmation_table(confirmation: Confirmation) -> ResultTable:
     add(ZERO_SHOT, _means(confirmation, ZERO_SHOT, [*known]))
     for one in configurations:
         params = Text(format_params(one.params, but=["seed"]), "dim")
-        star = " *\n" if chosen_with_ood(search, one) else "\n"
+        star = " *\n" if chosen_with_ood(run.goal, one) else "\n"
         labels = ", ".join(one.labels)
         named = Text.assemble((one.trial_id, "bold"), star, labels, "\n", params)
         seconds = confirmation.estimate(one.trial_id, SECONDS)
@@ -81,10 +87,10 @@ def confirmation_table(confirmation: Confirmation) -> ResultTable:
 
     differences(UNTUNED, FT)
     for one in configurations:
-        if BY_METHOD in rules_of(one) and search.method(one) == FT:
+        if BY_METHOD in rules_of(one) and run.method(one) == FT:
             differences(f"{one.trial_id}, tuned FT", one.trial_id)
     differences(ZERO_SHOT, ZERO_SHOT)
-    title = f"{search.name}, test splits, in percent"
+    title = f"{run.name}, test splits, in percent"
     notes = list(_notes(confirmation, [*accs]))
     return ResultTable(["", *columns.values()], rows, notes, title)
 
@@ -105,7 +111,7 @@ def _notes(confirmation: Confirmation, metrics: Sequence[str]) -> Iterator[str]:
             "Intervals of two seeds tell nothing: they are 3.6 times as wide as those of three. "
             "The same command with --seeds 5 adds three."
         )
-    if any(chosen_with_ood(confirmation.search, one) for one in configurations):
+    if any(chosen_with_ood(confirmation.run.goal, one) for one in configurations):
         yield "* Chosen with OOD validation data of these domains."
     fewer = []
     for one in configurations:
@@ -151,11 +157,11 @@ def model_table(confirmation: Confirmation, models: Sequence[Model]) -> ResultTa
     if not models:
         return None
     *earlier, model = models
-    search = confirmation.search
-    domains = {ID: f"{search.id_domain}\n(ID)"}
-    if search.ood_domains:
+    run = confirmation.run
+    domains = {ID: f"{run.file.trial.data.id_domain}\n(ID)"}
+    if run.goal.ood_domains:
         domains[MEAN_OOD] = "OOD\nmean"
-    domains |= {domain: domain for domain in search.ood_domains}
+    domains |= {domain: domain for domain in run.goal.ood_domains}
     metrics = [str(MetricKey(SPLIT, domain, "acc")) for domain in domains]
     rows: list[Sequence[Cell]] = []
 
@@ -167,9 +173,9 @@ def model_table(confirmation: Confirmation, models: Sequence[Model]) -> ResultTa
     for found in others:
         add(f"more {found.title}", found, "+")
     for one in reversed(earlier):
-        add(f"an earlier model: {one.made_of()}", findings(confirmation, one)[0])
-    title = f"{search.name}, the model, test splits, in percent"
-    notes = [f"The model is {model.made_of()}."]
+        add(f"an earlier model: {made_of(one)}", findings(confirmation, one)[0])
+    title = f"{run.name}, the model, test splits, in percent"
+    notes = [f"The model is {made_of(model)}."]
     return ResultTable(["", *domains.values()], rows, notes, title)
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
 
@@ -29,9 +30,9 @@ from tuning.algorithms.studies import (
     quiet_optuna,
     violations,
 )
-from tuning.runs.history import History
+from tuning.run import Run
 from tuning.runs.journal import cut_torn_line
-from tuning.runs.records import METHOD_KEY, STEP, SearchRecord, TrialRecord
+from tuning.runs.records import METHOD_KEY, STEP, TrialRecord
 from tuning.views.follower import View
 
 OPTUNA_FILE = "optuna.journal"
@@ -77,7 +78,7 @@ class DashboardView(View):
         self._study: optuna.Study | None = None  # found again after an error
         self._written: set[str] = set()
 
-    def write(self, history: History, is_over: bool) -> None:
+    def write(self, run: Run) -> None:
         """Add the trials that the study lacks.
 
         Raises:
@@ -85,55 +86,53 @@ class DashboardView(View):
         """
         try:
             if self._study is None:
-                self._study = self._found()
+                self._study = self._found(run)
                 trials = self._study.get_trials(deepcopy=False)
                 self._written = {trial.user_attrs.get(TRIAL_ID, "") for trial in trials}
-            bests = self._search.bests(history.records)
-            ended = [r for r in history.records if r.kind == "trial" and r.is_final]
+            bests = run.goal.bests(run.records)
+            ended = [r for r in run.records if r.kind == "trial" and r.is_final]
             for record in sorted(ended, key=lambda record: record.ended_at or 0.0):
                 if record.trial_id not in self._written:
-                    self._study.add_trial(self._trial(record, bests))
+                    self._study.add_trial(self._trial(run, record, bests))
                     self._written.add(record.trial_id)
         except Exception:
             self._study = None
             raise
 
-    def _found(self) -> optuna.Study:
-        search = self._search
+    def _found(self, run: Run) -> optuna.Study:
         known = [study.study_name for study in self._storage.get_all_studies()]
-        run_id = f"({search.run_id})"
+        run_id = f"({run.history.run_id})"
         # A run folder that was renamed keeps its study.
         own = next((name for name in known if name.endswith(run_id)), None)
-        modes = [objective.mode for objective in search.objectives]
+        modes = [objective.mode for objective in run.goal.objectives]
         study = optuna.create_study(
-            study_name=own or f"{search.name} {run_id}",
+            study_name=own or f"{run.name} {run_id}",
             storage=self._storage,
             directions=["maximize" if mode == "max" else "minimize" for mode in modes],
             load_if_exists=True,
         )
-        study.set_metric_names([objective.metric for objective in search.objectives])
+        study.set_metric_names([objective.metric for objective in run.goal.objectives])
         return study
 
-    def _trial(self, record: TrialRecord, bests: Mapping[str, float]) -> FrozenTrial:
-        search = self._search
+    def _trial(self, run: Run, record: TrialRecord, bests: Mapping[str, float]) -> FrozenTrial:
         state = STATES[record.outcome]
         values = None
         if state == TrialState.COMPLETE:
-            found = [record.last(objective.metric) for objective in search.objectives]
+            found = [record.last(objective.metric) for objective in run.goal.objectives]
             values = [value for value in found if value is not None]
             if len(values) < len(found):
                 state = TrialState.FAIL
                 values = None
         params = {}
         distributions = {}
-        for method, space in search.spaces.items():
+        for method, space in run.file.spaces.items():
             if record.params.get(METHOD_KEY) == method and is_inside(point_of(record), space):
                 params = dict(record.params)
                 distributions = space.distributions()
                 if method is not None:
-                    distributions[METHOD_KEY] = CategoricalDistribution(list(search.spaces))
-        curve = record.curve if len(search.objectives) == 1 else ()
-        metric = search.objectives[0].metric
+                    distributions[METHOD_KEY] = CategoricalDistribution(list(run.file.spaces))
+        curve = record.curve if len(run.goal.objectives) == 1 else ()
+        metric = run.goal.objectives[0].metric
         metrics = record.metrics.items()
         attributes = {name: value for name, value in metrics if name.endswith(("acc", "nll"))}
         trial = optuna.create_trial(
@@ -145,7 +144,7 @@ class DashboardView(View):
             intermediate_values={
                 int(report[STEP]): report[metric] for report in curve if metric in report
             },
-            constraints=violations(search, record, bests) if values else None,
+            constraints=violations(run.goal, record, bests) if values else None,
         )
         if record.started_at is not None:
             trial.datetime_start = datetime.fromtimestamp(record.started_at)
@@ -154,11 +153,10 @@ class DashboardView(View):
         return trial
 
 
-def study_of(search: SearchRecord, records: Sequence[TrialRecord]) -> optuna.Study:
+def study_of(run: Run, records: Sequence[TrialRecord]) -> optuna.Study:
     """The study of a search with the trials that have ended, in memory."""
     storage = InMemoryStorage()
     view = DashboardView(storage)
     with quiet_optuna():
-        view.start(search)
-        view.write(History(tuple(records)), is_over=True)
+        view.write(replace(run, history=replace(run.history, records=tuple(records))))
         return optuna.load_study(study_name=None, storage=storage)

@@ -25,9 +25,10 @@ from rich.console import Console
 from search_spaces.distributions import Categorical, Distribution
 from trainers.evaluation.metrics import ID_ACC, OOD_MEAN_ACC
 from tuning.algorithms.studies import quiet_optuna
-from tuning.runs.conclusion import conclusion
+from tuning.run import Run
 from tuning.runs.ranking import finished_trials, non_dominated, ranked, references
-from tuning.runs.records import ZERO_SHOT, SearchRecord, TrialRecord, trial_label
+from tuning.runs.records import ZERO_SHOT, TrialRecord, trial_label
+from tuning.runs.rules import methods_of
 from tuning.views.dashboard import study_of
 from tuning.views.formatting import format_params
 from tuning.views.leaderboard import report
@@ -57,8 +58,7 @@ class Plots:
     """The figure of a run, which notebooks show. `optuna.visualization` draws others of
     `run.study`."""
 
-    search: SearchRecord
-    records: Sequence[TrialRecord]
+    run: Run
 
     def _repr_html_(self) -> str:
         """The figure and the leaderboard."""
@@ -66,7 +66,7 @@ class Plots:
         figure = self.id_vs_ood().to_html(full_html=False, include_plotlyjs="cdn")
         # In Jupyter, a console would show what it records.
         console = Console(record=True, width=120, file=io.StringIO(), force_jupyter=False)
-        console.print(report(self.search, self.records, 120))
+        console.print(report(self.run, 120))
         text = console.export_text()
         return f"{figure}<pre>{escape(text)}</pre>"
 
@@ -78,36 +78,36 @@ class Plots:
         Trials that ended early, whose accuracies belong to another step, are hidden until their
         entry of the legend is clicked.
         """
-        search = self.search
+        run = self.run
         drawn = _themed(go.Figure())
-        drawn.update_xaxes(title=f"ID accuracy on {search.id_domain}, %")
-        drawn.update_yaxes(title=f"OOD accuracy, mean of {len(search.ood_domains)}, %")
-        shown = [r for r in self.records if r.outcome != "failed" and accs_of(r) is not None]
+        drawn.update_xaxes(title=f"ID accuracy on {run.file.trial.data.id_domain}, %")
+        drawn.update_yaxes(title=f"OOD accuracy, mean of {len(run.goal.ood_domains)}, %")
+        shown = [r for r in run.records if r.outcome != "failed" and accs_of(r) is not None]
         finished = finished_trials(shown)
         _add_lines(drawn, [r for r in shown if r.outcome == "finished"])
         _add_frontier(drawn, finished)
-        methods = search.methods(finished)
+        methods = methods_of(finished)
         look: dict[str, Any] = {"size": 11, "line": _EDGE}
         if len(methods) < 2:
-            colours = _colours(search, finished) or {"color": COLOURS[0]}
-            _add_trials(drawn, search, finished, "finished", look | colours)
+            colours = _colours(run, finished) or {"color": COLOURS[0]}
+            _add_trials(drawn, run, finished, "finished", look | colours)
         else:
             for method, colour, symbol in zip(methods, cycle(COLOURS), cycle(_SYMBOLS)):
-                group = [record for record in finished if search.method(record) == method]
+                group = [record for record in finished if record.method == method]
                 _add_trials(
-                    drawn, search, group, method, look | {"color": colour, "symbol": symbol}
+                    drawn, run, group, str(method), look | {"color": colour, "symbol": symbol}
                 )
         early = [r for r in shown if r.kind == "trial" and r.outcome != "finished"]
         for outcome in dict.fromkeys(record.outcome for record in early):
             group = [record for record in early if record.outcome == outcome]
             look = {"size": 8, "symbol": "triangle-down-open", "color": SOFT}
-            _add_trials(drawn, search, group, f"{outcome} ({len(group)})", look, hidden=True)
-        for record in references(search, self.records):
+            _add_trials(drawn, run, group, f"{outcome} ({len(group)})", look, hidden=True)
+        for record in references(run.goal, run.records):
             if accs_of(record) is not None:
                 symbol = "star" if record.trial_id == ZERO_SHOT else "x"
                 look = {"size": 13, "symbol": symbol, "color": SOFT}
-                _add_trials(drawn, search, [record], trial_label(record), look)
-        best = conclusion(search, self.records).best
+                _add_trials(drawn, run, [record], trial_label(record), look)
+        best = run.conclusion.best
         if best is not None and (accs := accs_of(best)):
             drawn.add_scatter(
                 x=accs[:1], y=accs[1:], mode="markers+text", text=[trial_label(best)],
@@ -120,12 +120,12 @@ class Plots:
         return drawn.update_layout(showlegend=True)  # also for the zero-shot model alone
 
 
-def optuna_figures(search: SearchRecord, records: Sequence[TrialRecord]) -> dict[str, go.Figure]:
+def optuna_figures(run: Run) -> dict[str, go.Figure]:
     """What Optuna draws of the trials that have ended: `slices`, `curves`, and importance by ID and
     by OOD accuracy, as far as there are trials for it."""
-    objective, drawn = search.objectives[0], dict[str, go.Figure]()
+    objective, drawn = run.goal.objectives[0], dict[str, go.Figure]()
     with quiet_optuna():
-        study = study_of(search, records)
+        study = study_of(run, run.records)
         trials = study.get_trials(deepcopy=False, states=[TrialState.COMPLETE])
         if len(trials) < 2:
             return {}
@@ -133,7 +133,7 @@ def optuna_figures(search: SearchRecord, records: Sequence[TrialRecord]) -> dict
             study, target=lambda trial: trial.values[0], target_name=objective.metric
         )
         if any(len(trial.intermediate_values) > 1 for trial in trials):
-            best = study_of(search, ranked(search, records)[:MAX_CURVES])
+            best = study_of(run, ranked(run.goal, run.records)[:MAX_CURVES])
             drawn["curves"] = visualization.plot_intermediate_values(best)
         names = _explaining(trials)
         for what, metric in (("ID", ID_ACC), ("OOD", OOD_MEAN_ACC)):
@@ -204,10 +204,10 @@ def _add_frontier(drawn: go.Figure, finished: Sequence[TrialRecord]) -> None:
         drawn.add_scatter(x=xs, y=ys, name="frontier", line=look, **_THIN)
 
 
-def _colours(search: SearchRecord, finished: Sequence[TrialRecord]) -> dict[str, Any]:
+def _colours(run: Run, finished: Sequence[TrialRecord]) -> dict[str, Any]:
     """The colour of each trial by the weight of its regulariser, else its first number."""
-    method = search.method(finished[0]) if finished else None
-    part = search.spaces.get(method) or search.spaces.get(None)
+    method = finished[0].method if finished else None
+    part = run.file.spaces.get(method) or run.file.spaces.get(None)
     numbers: dict[str, Distribution] = {}
     for key, of in part.parameters.items() if part else ():
         if not isinstance(of, Categorical) and len({r.params.get(key) for r in finished}) > 1:
@@ -226,7 +226,7 @@ def _colours(search: SearchRecord, finished: Sequence[TrialRecord]) -> dict[str,
 
 def _add_trials(
     drawn: go.Figure,
-    search: SearchRecord,
+    run: Run,
     records: Sequence[TrialRecord],
     name: str,
     marker: Mapping[str, Any],
@@ -236,7 +236,7 @@ def _add_trials(
     """A series of trials. The script of the page finds their rows by `customdata`."""
     if not records:
         return
-    metric = search.objectives[0].metric
+    metric = run.goal.objectives[0].metric
     points = [accs_of(record) or (math.nan, math.nan) for record in records]
     texts = []
     for record, (x, y) in zip(records, points, strict=True):

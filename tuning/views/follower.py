@@ -1,9 +1,10 @@
 """The follower: one thread that brings the views of a run up to date while its search goes on.
 
-A view is made of the journal alone, so it can be made again at any time: MLflow, the study of the
-dashboard, tables and page, and which checkpoints are on the disk. The search waits for none of
-them. A view that fails gets what it lacks later; at the end of the search, all get some time for
-that. What is still missing then is added by a resume, and by `lipsum-tune report`.
+A view is made of a `Run` alone, so it can be made again at any time: MLflow, the study of the
+dashboard, tables and page. The same thread removes weights that are no longer needed, see
+`tuning.checkpoints`. The search waits for none of them. A view that fails gets what it lacks later;
+at the end of the search, all get some time for that. What is still missing then is added by a
+resume, and by `lipsum-tune report`.
 """
 
 from __future__ import annotations
@@ -17,10 +18,11 @@ from threading import Thread
 
 from trainers.errors import ConfigError, first_line
 from trainers.redact import redact, traceback_of
+from tuning.checkpoints import KeptWeights
+from tuning.run import Run, RunReader
 from tuning.runs.callbacks import Callback
-from tuning.runs.history import Event, History, JournalReader
 from tuning.runs.journal import Journal
-from tuning.runs.records import SearchOutcome, SearchRecord, TrialRecord
+from tuning.runs.records import SearchOutcome, TrialRecord
 
 logger = logging.getLogger(__name__)
 
@@ -29,13 +31,12 @@ PATIENCE_S = 60.0
 
 
 class View:
-    """Base class of everything that is made of a journal.
+    """Base class of everything that is made of a run.
 
     The thread of the search calls `start` and `close`, that of the follower all other methods. A
     `write` that hangs may still run when `close` comes.
 
-    The folder of checkpoints is one: which are on the disk follows from the journal. A view writes
-    all of itself anew, or adds what it lacks. It may get the same record twice.
+    A view writes all of itself anew, or adds what it lacks. It may get the same run twice.
     """
 
     name: str
@@ -43,19 +44,11 @@ class View:
     seconds: float = 0.0
     """Shortest time between two updates."""
 
-    def start(self, search: SearchRecord) -> None:
+    def start(self, run: Run) -> None:
         """Prepare. An exception here ends the search before anything runs."""
-        self._search = search
 
-    def take(self, event: Event, record: TrialRecord | None) -> None:
-        """Learn of an event, in the order of the journal, with the record of its trial after it."""
-
-    def write(self, history: History, is_over: bool) -> None:
-        """Bring the view up to date. After an exception it is called again.
-
-        Args:
-            is_over: no driver runs the search any more.
-        """
+    def write(self, run: Run) -> None:
+        """Bring the view up to date. After an exception it is called again."""
 
     def close(self) -> None:
         """The search has ended. Not called if `start` has raised."""
@@ -67,13 +60,19 @@ class Follower(Callback):
     Args:
         views: in this order; one that may hang is best the last.
         journal: of the driver, of which lines are read once they are synced; None without a driver.
+        weights: of trials, from which those go that are no longer needed.
         tick: seconds between two looks at the journal.
     """
 
     def __init__(
-        self, views: Sequence[View], journal: Journal | None = None, tick: float = 1.0
+        self,
+        views: Sequence[View],
+        journal: Journal | None = None,
+        weights: KeptWeights | None = None,
+        tick: float = 1.0,
     ) -> None:
         self._views = views
+        self._weights = weights
         self._journal = journal
         self._tick = tick
         self._is_over, self._gives_up = threading.Event(), threading.Event()
@@ -82,15 +81,16 @@ class Follower(Callback):
         self.lacks: dict[View, str] = {}
         """Why a view lacks a part."""
         self._unread = ""
+        self._is_decided = False  # which weights stay after the last event
 
-    def search_started(self, search: SearchRecord) -> None:
+    def search_started(self, run: Run) -> None:
         """Start the views, then the thread."""
         with ExitStack() as stack:
             for view in self._views:
-                view.start(search)
+                view.start(run)
                 stack.callback(view.close)
             self._open_views = stack.pop_all()
-        self.read(search)
+        self.read(run)
         # A daemon: a process that ends does not wait for a request that hangs.
         self._thread = Thread(target=self._follow, name="follower", daemon=True)
         self._thread.start()
@@ -107,34 +107,28 @@ class Follower(Callback):
                 said = "%s: not up to date. Nothing is lost: `lipsum-tune report` completes it"
                 logger.warning(said, ", ".join(behind))
 
-    def read(self, search: SearchRecord) -> None:
-        """Begin with the first event of a journal."""
-        self._reader = JournalReader(search.run_folder)
+    def read(self, run: Run) -> None:
+        """Begin to read its folder."""
+        self._reader = RunReader(run.folder, run.file, self._journal)
         self._behind = {*self._views}
         self._due = {view: time.monotonic() + view.seconds for view in self._views}
 
     def turn(self, is_over: bool = False) -> None:
         """Read what is new, and update the views that are due; all if the search is over."""
-        # A view that saw a line which is cut off again could remove what a resume needs.
-        until = None if self._journal is None else self._journal.synced
-        for event in self._reader.events(until):
-            if event["event"] == "alive":
-                continue
+        if self._reader.is_new():
             self._behind = {*self._views}
-            record = self._reader.replay.records.get(event.get("trial", ""))
-            for view in self._views:
-                try:
-                    view.take(event, record)
-                except Exception as error:  # the views after it get the event all the same
-                    self._fail(view, error)
+            self._is_decided = False
         now = time.monotonic()
         due = [v for v in self._views if v in self._behind and (is_over or now >= self._due[v])]
-        if not due:
+        if not due and self._is_decided and not is_over:
             return
-        history = self._reader.history(live=not is_over)
+        run = self._reader.run(is_live=not is_over)
+        if self._weights is not None:
+            self._weights.update(run)
+        self._is_decided = True
         for view in due:
             try:
-                view.write(history, is_over)
+                view.write(run)
                 self._behind.discard(view)
                 self.lacks.pop(view, None)
             except Exception as error:
@@ -153,10 +147,9 @@ class Follower(Callback):
         while not self._is_over.wait(self._tick):
             self._try_turn()
         self._behind = {*self._views}  # some change when a search ends
-        pause = 0.0
-        while self._behind and not self._gives_up.wait(pause):
+        self._try_turn(is_over=True)
+        while self._behind and not self._gives_up.wait(self._tick):
             self._try_turn(is_over=True)
-            pause = self._tick
 
     def _try_turn(self, is_over: bool = False) -> None:
         """A turn. A journal that cannot be read, which is logged once, may be readable later."""
@@ -176,7 +169,7 @@ def in_one_line(error: Exception) -> str:
     return redact(f"{type(error).__name__}: {first_line(error)}")
 
 
-def complete(search: SearchRecord, views: Sequence[View]) -> dict[View, str]:
+def complete(run: Run, views: Sequence[View]) -> dict[View, str]:
     """Bring the views of a run that no driver runs up to date, once.
 
     Returns:
@@ -186,13 +179,13 @@ def complete(search: SearchRecord, views: Sequence[View]) -> dict[View, str]:
     with ExitStack() as stack:
         for view in views:
             try:
-                view.start(search)
+                view.start(run)
             except Exception as error:
                 lacks[view] = in_one_line(error)
                 continue
             stack.callback(view.close)
             usable.append(view)
         follower = Follower(usable)
-        follower.read(search)
+        follower.read(run)
         follower.turn(is_over=True)
     return lacks | follower.lacks

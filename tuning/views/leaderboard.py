@@ -14,9 +14,9 @@ from rich.table import Table
 from rich.text import Text
 
 from trainers.evaluation.metrics import ID_ACC, OOD_MEAN_ACC, val_acc
-from tuning.runs.conclusion import conclusion
+from tuning.run import Run
 from tuning.runs.ranking import misses, pareto_front, ranked
-from tuning.runs.records import METHOD_KEY, SearchRecord, TrialRecord, trial_label, zero_shot_record
+from tuning.runs.records import TrialRecord, trial_label, zero_shot_record
 from tuning.views.formatting import (
     format_metric,
     format_outcomes,
@@ -39,8 +39,7 @@ OUTCOME_STYLE = {
 
 
 def report(
-    search: SearchRecord,
-    records: Sequence[TrialRecord],
+    run: Run,
     width: int = 100,
     shown: int | None = None,
     *,
@@ -53,25 +52,25 @@ def report(
         shown: number of trials, best first; all of them by default.
         seconds: that the search took.
     """
-    trials = [record for record in records if record.kind == "trial"]
-    counted = format_outcomes(records)
+    trials = [record for record in run.records if record.kind == "trial"]
+    counted = format_outcomes(run.records)
     took = f", in {format_seconds(seconds)}" if seconds else ""
     number = f"{len(trials)} trial{'s' * (len(trials) != 1)}"
-    title = f"[bold]{escape(search.name)}[/]   {number}: {counted or 'none has begun'}{took}"
+    title = f"[bold]{escape(run.name)}[/]   {number}: {counted or 'none has begun'}{took}"
     return Group(
         Text.from_markup(title),
-        leaderboard(search, records, width, shown),
-        *(Text(line) for line in conclusion(search, records).lines),
-        *(Text(note, style="dim") for note in _notes(search, records)),
+        leaderboard(run, width, shown),
+        *(Text(line) for line in run.conclusion.lines),
+        *(Text(note, style="dim") for note in _notes(run)),
     )
 
 
-def _notes(search: SearchRecord, records: Sequence[TrialRecord]) -> Iterator[str]:
+def _notes(run: Run) -> Iterator[str]:
     """Sentences about failed and destroyed trials, and about a sampler that proposed nothing."""
-    if failed := [record for record in records if record.outcome == "failed"]:
+    if failed := [record for record in run.records if record.outcome == "failed"]:
         first = failed[0]
         yield f"{len(failed)} failed: {first.trial_id}, {first.error_line or 'no error'}"
-    trials = [record for record in records if record.kind == "trial"]
+    trials = [record for record in run.records if record.kind == "trial"]
     if trials and all(record.is_first_point for record in trials):
         yield "All trials are first points: the sampler has proposed none."
 
@@ -88,41 +87,39 @@ class TrialRow:
     """By the key of the column: text, and the value to sort by. `parameters` has all of them."""
 
 
-def trial_table(
-    search: SearchRecord, records: Sequence[TrialRecord]
-) -> tuple[dict[str, str], list[TrialRow]]:
+def trial_table(run: Run) -> tuple[dict[str, str], list[TrialRow]]:
     """The header of each column by its key; zero-shot model, references, and trials, best first.
 
     Accuracies are in percent. A trial that ended early has none: they belong to another step. What
     `confirm` has trained comes first, in the order of its means over fresh seeds, which have a
     column of their own.
     """
-    found = conclusion(search, records)
+    found = run.conclusion
     means = found.means or {}
-    params = param_names(records)
-    metrics = {ID_ACC: "ID", **({OOD_MEAN_ACC: "OOD"} if search.ood_domains else {})}
-    metrics |= {o.metric: o.metric for o in search.objectives if o.metric not in metrics}
-    more = {"line/a": "a", **{val_acc(domain): domain for domain in search.ood_domains}}
+    params = param_names(run.records)
+    metrics = {ID_ACC: "ID", **({OOD_MEAN_ACC: "OOD"} if run.goal.ood_domains else {})}
+    metrics |= {o.metric: o.metric for o in run.goal.objectives if o.metric not in metrics}
+    more = {"line/a": "a", **{val_acc(domain): domain for domain in run.goal.ood_domains}}
     columns = {"#": "#", "trial": "trial", **metrics, **params, **more}
-    columns |= {"fresh": f"{search.objectives[0].metric}, fresh seeds"} if means else {}
-    columns |= {"misses": "misses"} if search.constraints else {}
+    columns |= {"fresh": f"{run.goal.objectives[0].metric}, fresh seeds"} if means else {}
+    columns |= {"misses": "misses"} if run.goal.constraints else {}
     columns |= {"outcome": "outcome", "time": "time"}
 
-    missed = misses(search, records)
-    front = pareto_front(search, records) if len(search.objectives) > 1 else []
-    zero_shot = zero_shot_record(search.zero_shot)
-    references = [record for record in records if record.kind == "reference"]
+    missed = misses(run.goal, run.records)
+    front = pareto_front(run.goal, run.records) if len(run.goal.objectives) > 1 else []
+    zero_shot = zero_shot_record(run.goal.zero_shot)
+    references = [record for record in run.records if record.kind == "reference"]
     confirmed = [*means]
-    trials = ranked(search, records)
+    trials = ranked(run.goal, run.records)
     trials.sort(key=lambda r: confirmed.index(r.trial_id) if r.trial_id in means else len(means))
     ordered = [zero_shot, *references, *trials]
     rows = []
     for rank, record in enumerate(ordered, -len(references)):
         is_done = record.outcome == "finished"
         is_trial = record.kind == "trial"
-        given: dict[str, Any] = {METHOD_KEY: search.method(record), **record.params}
+        given: dict[str, Any] = dict(record.params)
         if not is_trial:
-            given = {} if record is zero_shot else search.reference_params
+            given = {} if record is zero_shot else run.file.reference_params
         own = {key: given[key] for key in params if key in given}
         values = {**own, **(record.metrics if is_done else {})}
         cells: dict[str, tuple[str, Any]] = dict.fromkeys(columns, ("", None))
@@ -131,7 +128,7 @@ def trial_table(
             cells[key] = (style(values[key]), values[key])
         if record.trial_id in means:
             mean = means[record.trial_id]
-            cells["fresh"] = (format_metric(search.objectives[0].metric)(mean), mean)
+            cells["fresh"] = (format_metric(run.goal.objectives[0].metric)(mean), mean)
         number = (str(rank) if is_done else "-") + "*" * (record in front)
         amount = max(missed.get(record.trial_id, {}).values(), default=0.0) if is_done else 0.0
         at = "" if is_done or not record.step else f" at {record.step}"
@@ -149,23 +146,24 @@ def trial_table(
 
 
 def leaderboard(
-    search: SearchRecord,
-    records: Sequence[TrialRecord],
+    run: Run,
     width: int = 100,
     shown: int | None = None,
 ) -> Table:
     """Zero-shot model, references, and the trials, best first. Accuracies are in percent."""
-    columns, rows = trial_table(search, records)
+    columns, rows = trial_table(run)
     models = [row for row in rows if row.record.kind != "trial"]
     trials = rows[len(models) :]
     finished = [row for row in trials if row.record.outcome == "finished"]
     visible = trials if shown is None else (finished or trials)[:shown]
-    accs = [ID_ACC, OOD_MEAN_ACC] if search.ood_domains else [ID_ACC]
-    metrics = dict.fromkeys((*accs, *(objective.metric for objective in search.objectives)))
+    accs = [ID_ACC, OOD_MEAN_ACC] if run.goal.ood_domains else [ID_ACC]
+    metrics = dict.fromkeys((*accs, *(objective.metric for objective in run.goal.objectives)))
     others = ["line/a", *metrics, *(["fresh"] if "fresh" in columns else []), "misses"]
     others += ["outcome"] if any(row.record.outcome != "finished" for row in visible) else []
     compared = [*models, *visible]
-    for shown_params, is_broken in product((param_names(records), ["parameters"]), (False, True)):
+    for shown_params, is_broken in product(
+        (param_names(run.records), ["parameters"]), (False, True)
+    ):
         keys = [*shown_params, *others]
         filled = [key for key in keys if any(row.cells[key][0] for row in compared)]
         table = _table(columns, compared, ["#", "trial", *filled], is_broken)

@@ -15,16 +15,17 @@ from trainers.errors import first_line, shortened
 from trainers.evaluation.metrics import ID_ACC, OOD_MEAN_ACC
 from trainers.overrides import flat
 from tuning.config.loading import find_config, ready_configs
-from tuning.runs.conclusion import conclusion
+from tuning.run import Run, load_run
+from tuning.runs.budget import num_ended
 from tuning.runs.journal import is_running
 from tuning.runs.ranking import references
 from tuning.runs.records import trial_label
-from tuning.runs.run_folder import RunFolder, last_written, load_run
+from tuning.runs.run_folder import last_written
 from tuning.views.formatting import format_params, format_percent, format_seconds, format_value
 from tuning.views.result_table import borderless_table
 
 
-def state_of(run: RunFolder) -> str:
+def state_of(run: Run) -> str:
     """`running`, `killed`, or how the last session ended."""
     return "running" if is_running(run.folder) else run.history.outcome or "killed"
 
@@ -70,22 +71,23 @@ def _facts(folder: Path) -> dict[str, str]:
     when = datetime.fromtimestamp(last_written(folder)).strftime("%Y-%m-%d %H:%M")
     try:
         run = load_run(folder)
-        records, metric = run.history.records, run.file.objectives[0].metric
-        ended = sum(record.is_final for record in records if record.kind != "reference")
+        metric = run.file.objectives[0].metric
+        ended = num_ended(run.records)
         found = {"state": state_of(run), "trials": f"{ended}/{run.file.most_trials}"}
         if run.history.zero_shot is not None:
-            search = run.search
-            best = conclusion(search, records).best
+            best = run.best
             value = None if best is None else best.last(metric)
             found |= {"value": "" if value is None else format_value(value), "objective": metric}
-            models = {trial_label(r): r.metrics for r in reversed(references(search, records))}
+            models = {
+                trial_label(r): r.metrics for r in reversed(references(run.goal, run.records))
+            }
             if best is not None:
                 found["best"] = f"{trial_label(best)}  {format_params(best.params)}".rstrip()
                 models = {"best": best.metrics, **models}
             for name, key in (("ID", ID_ACC), ("OOD", OOD_MEAN_ACC)):
                 for label, metrics in models.items():
                     found[f"{name}, {label}"] = format_percent(metrics.get(key))
-        seconds = sum(record.seconds or 0.0 for record in records)
+        seconds = sum(record.seconds or 0.0 for record in run.records)
         return {**found, "all trials": format_seconds(seconds), "last event": when}
     except Exception as error:  # damaged, or of another version: the others are still listed
         return {"state": f"unreadable: {shortened(first_line(error), 60)}", "last event": when}

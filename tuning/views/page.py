@@ -15,10 +15,11 @@ from plotly.offline import get_plotlyjs
 
 from trainers.data.store import open_store
 from trainers.errors import storage_failures
-from tuning.runs.conclusion import conclusion
-from tuning.runs.model import measured_in_words, models_tested
-from tuning.runs.records import SearchRecord, TrialRecord, trial_label
-from tuning.runs.rules import PROPOSED_WITH_OOD, RULES, choices
+from tuning.run import Run
+from tuning.runs.budget import gpu_hours, num_ended
+from tuning.runs.paths import page_path
+from tuning.runs.records import trial_label
+from tuning.runs.rules import PROPOSED_WITH_OOD, RULES, choices, saw_ood
 from tuning.runs.run_folder import word_for
 from tuning.views.changed_images import Changed
 from tuning.views.confirmation_table import confirmation_table, model_table
@@ -27,24 +28,20 @@ from tuning.views.formatting import format_hours, format_outcomes, format_percen
 from tuning.views.leaderboard import trial_table
 from tuning.views.result_table import ResultTable
 
-REPORT_FOLDER = "report"
-"""In the run folder."""
-REPORT_FILE = "index.html"
 MAX_NAMED = 3
 """Trials of a rule that are named in its row; if there are more, their number is given."""
 
 
 def write_page(
-    search: SearchRecord,
-    records: Sequence[TrialRecord],
+    run: Run,
     *,
-    running: bool = False,
     changed: Sequence[Changed] | str = (),
 ) -> None:
     """Write the page of the trials so far into the run folder: one file of 5 MB.
 
+    That of a running search loads itself anew every 30 s.
+
     Args:
-        running: the page loads itself anew every 30 s.
         changed: images that became right or wrong, or why these are not known.
 
     Raises:
@@ -57,57 +54,54 @@ def write_page(
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    columns, rows = trial_table(search, records)
-    found = conclusion(search, records)
+    columns, rows = trial_table(run)
+    found = run.conclusion
     again = found.confirmation
-    models = models_tested(search.run_folder) if again else ()
-    # Its table has these figures, and the first of the lines what it is made of.
-    tabled = measured_in_words(again, models) if again and models else []
-    model = model_table(again, models) if again else None
+    model = model_table(again, run.models) if again else None
     page = environment.get_template("page.html.j2").render(
-        title=search.name,
-        about=_about(search, records),
-        running=running,
+        title=run.name,
+        about=_about(run),
+        running=run.is_live,
         written=f"{datetime.now():%H:%M:%S}",
         script=Markup(get_plotlyjs()),
-        figures=_figures(search, records),
+        figures=_figures(run),
         columns=columns,
         rows=rows,
-        lines=[line for line in found.lines if line not in tabled],
+        lines=found.beside_table,  # it has the figures of the model
         best=trial_label(found.best) if found.best else "",
-        commands=found.commands(word_for(search.run_folder)),
+        commands=found.commands(word_for(run.folder)),
         model=model and replace(model, notes=()),
         confirmed=confirmation_table(again) if again and again.seeds else None,
-        rules=selection_table(search, records),
+        rules=selection_table(run),
         changed=changed,
     )
-    folder = search.run_folder / REPORT_FOLDER
+    path = page_path(run.folder)
     with (
-        storage_failures(folder, "cannot be written"),
-        open_store(folder).write(REPORT_FILE) as file,  # whole, for a browser that reads it
+        storage_failures(path.parent, "cannot be written"),
+        open_store(path.parent).write(path.name) as file,  # whole, for a browser that reads it
     ):
         file.write(page.encode())
 
 
-def _about(search: SearchRecord, records: Sequence[TrialRecord]) -> str:
-    done = sum(record.kind != "reference" and record.is_final for record in records)
-    text = f"{done} of {search.budget_trials} trials of {search.total_steps} steps done"
-    text += f" ({outcomes})" if (outcomes := format_outcomes(records)) else ""
-    text += f", fine-tuned on {search.id_domain}"
-    text += f", also evaluated on {', '.join(search.ood_domains)}" if search.ood_domains else ""
-    seconds = sum(record.seconds or 0.0 for record in records)
-    gpu_hours = sum(r.gpu_seconds(r.ended_at or 0.0) for r in records if r.ended_at) / 3600
-    cost = f"{format_hours(gpu_hours)} GPU-hours" if gpu_hours else format_seconds(seconds)
-    text += f". Ended by {search.ended_by}" if search.ended_by else ""
+def _about(run: Run) -> str:
+    done = num_ended(run.records)
+    text = f"{done} of {run.file.most_trials} trials of {run.file.trial.steps} steps done"
+    text += f" ({outcomes})" if (outcomes := format_outcomes(run.records)) else ""
+    text += f", fine-tuned on {run.file.trial.data.id_domain}"
+    text += f", also evaluated on {', '.join(run.goal.ood_domains)}" if run.goal.ood_domains else ""
+    seconds = sum(record.seconds or 0.0 for record in run.records)
+    used = gpu_hours(run.records)
+    cost = f"{format_hours(used)} GPU-hours" if used else format_seconds(seconds)
+    text += f". Ended by {run.history.ended_by}" if run.history.ended_by else ""
     return f"{text}. All trainings together took {cost}." if cost else f"{text}."
 
 
-def selection_table(search: SearchRecord, records: Sequence[TrialRecord]) -> ResultTable | None:
+def selection_table(run: Run) -> ResultTable | None:
     """One row per selection rule: its choice, the accuracies, and whether it used OOD data.
 
     None while there is no trial to choose.
     """
-    found = choices(search, records)
+    found = choices(run.goal, run.records)
     if not any(choice.trials for choice in found):
         return None
     rows = []
@@ -118,13 +112,13 @@ def selection_table(search: SearchRecord, records: Sequence[TrialRecord]) -> Res
         sees = "yes" if choice.looks_at_ood else "no"
         rows.append([choice.rule, trials, *accuracies, sees, RULES[choice.rule]])
     columns = ["rule", "trials", "ID", "OOD", "sees OOD", "chooses"]
-    return ResultTable(columns, rows, [PROPOSED_WITH_OOD] if search.sees_ood else [])
+    return ResultTable(columns, rows, [PROPOSED_WITH_OOD] if saw_ood(run.goal) else [])
 
 
-def _figures(search: SearchRecord, records: Sequence[TrialRecord]) -> dict[str, Markup]:
+def _figures(run: Run) -> dict[str, Markup]:
     """The HTML of each figure that there are trials for, by its name."""
-    figures = {"id_vs_ood": Plots(search, records).id_vs_ood()} if search.ood_domains else {}
-    figures |= optuna_figures(search, records)
+    figures = {"id_vs_ood": Plots(run).id_vs_ood()} if run.goal.ood_domains else {}
+    figures |= optuna_figures(run)
     config = {"responsive": True, "displaylogo": False, "toImageButtonOptions": {"format": "svg"}}
     return {
         # Plotly writes `<`, `>` and `/` of every value as escapes.

@@ -12,16 +12,17 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterable, Sequence
 from statistics import fmean
-from typing import Any
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn
 from rich.table import Column
 
 from trainers.evaluation.metrics import ID_ACC, OOD_MEAN_ACC
+from tuning.config.schema import SearchFile
+from tuning.run import Run
 from tuning.runs.callbacks import Callback
 from tuning.runs.ranking import best_trial, finished_trials
-from tuning.runs.records import SECONDS, TRAIN_LOSS, SearchOutcome, SearchRecord, TrialRecord
+from tuning.runs.records import SECONDS, TRAIN_LOSS, SearchOutcome, TrialRecord
 from tuning.views.formatting import format_hours, format_params, format_seconds
 
 RATE = "train/images_per_s"
@@ -34,10 +35,11 @@ class ProgressCallback(Callback):
 
     Args:
         clock: Unix time in seconds.
+        title: of the bar of the search; by default the name of the run folder.
         shows_best: name the best trial so far. `plan` and `confirm` choose none.
     """
 
-    _search: SearchRecord
+    _run: Run
     _whole: TaskID
     """The bar of the search."""
 
@@ -45,6 +47,7 @@ class ProgressCallback(Callback):
         self,
         console: Console,
         clock: Callable[[], float] = time.time,
+        title: str = "",
         shows_best: bool = True,
     ) -> None:
         self.earlier_seconds = 0.0
@@ -52,6 +55,7 @@ class ProgressCallback(Callback):
         self._is_ending = False  # and with it the time left
         self._console = console
         self._clock = clock
+        self._title = title
         self._shows_best = shows_best
         self._records: dict[str, TrialRecord] = {}
         self._printed: dict[str, tuple[float, str]] = {}  # when, and what, by trial ID
@@ -66,10 +70,10 @@ class ProgressCallback(Callback):
                 bars.remove_task(task)
             bars.stop()
 
-    def search_started(self, search: SearchRecord) -> None:
+    def search_started(self, run: Run) -> None:
         """Open the display."""
         self.close()
-        self._search = search
+        self._run = run
         self._began = self._clock() - self.earlier_seconds
         if self._console.is_terminal:
             # Of a narrow terminal, the last column gets what the others leave.
@@ -83,8 +87,8 @@ class ProgressCallback(Callback):
                 refresh_per_second=2,
                 expand=True,
             )
-            total = search.budget_trials
-            self._whole = self._bars.add_task(search.name, total=total, about="")
+            total = run.file.most_trials
+            self._whole = self._bars.add_task(self._title or run.name, total=total, about="")
             self._bars.start()
 
     def trial_started(self, record: TrialRecord) -> None:
@@ -158,7 +162,7 @@ class ProgressCallback(Callback):
     def _move(self, record: TrialRecord, bars: Progress) -> None:
         name = record.trial_id
         if name not in self._tasks:
-            self._tasks[name] = bars.add_task(name, total=self._search.total_steps, about="")
+            self._tasks[name] = bars.add_task(name, total=self._run.file.trial.steps, about="")
         loss = record.metrics.get(TRAIN_LOSS)
         if record.progress:
             loss = record.progress[TRAIN_LOSS][-1]
@@ -175,31 +179,34 @@ class ProgressCallback(Callback):
 
     def _pace(self) -> str:
         """What is done and left, the best trial, and what is used of a budget."""
-        search = self._search
+        run = self._run
         now = self._clock()
         records = list(self._records.values())
         texts = []
         if self._bars is None:
-            texts.append(f"{_ended(records)} of {search.budget_trials} trials done")
+            texts.append(f"{_ended(records)} of {run.file.most_trials} trials done")
         used = {"hours": now - self._began, "gpu_hours": sum(r.gpu_seconds(now) for r in records)}
-        limits: Any = {key: search.configured("search", "budget", key) for key in used}
-        left = None if self._is_ending else seconds_left(search, records, now)
-        if left and limits["hours"] is not None:
-            left = min(left, max(0.0, 3600 * limits["hours"] - used["hours"]))
+        budget = run.file.search.budget
+        left = None if self._is_ending else seconds_left(run.file, records, now)
+        if left and budget.hours is not None:
+            left = min(left, max(0.0, 3600 * budget.hours - used["hours"]))
         texts += [f"about {format_seconds(left)} left"] if left else []
-        if self._shows_best and (best := best_trial(search, finished_trials(records))):
+        if self._shows_best and (best := best_trial(run.goal, finished_trials(records))):
             texts.append(f"best {best.trial_id}{_accuracies(best, loss=False)}")
-        if (hours := limits["hours"]) is not None:
-            texts.append(f"{format_seconds(used['hours'])} of {format_seconds(3600 * hours)}")
-        if (gpu_hours := limits["gpu_hours"]) is not None:
-            texts.append(f"{format_hours(used['gpu_hours'] / 3600)} of {gpu_hours:,g} GPU-hours")
+        if budget.hours is not None:
+            texts.append(
+                f"{format_seconds(used['hours'])} of {format_seconds(3600 * budget.hours)}"
+            )
+        if budget.gpu_hours is not None:
+            gpu_hours = format_hours(used["gpu_hours"] / 3600)
+            texts.append(f"{gpu_hours} of {budget.gpu_hours:,g} GPU-hours")
         return ", ".join(texts)
 
     def _step(self, record: TrialRecord) -> str:
-        return f"step {record.trained_steps}/{self._search.total_steps}"
+        return f"step {record.trained_steps}/{self._run.file.trial.steps}"
 
 
-def seconds_left(search: SearchRecord, records: Sequence[TrialRecord], now: float) -> float | None:
+def seconds_left(file: SearchFile, records: Sequence[TrialRecord], now: float) -> float | None:
     """About how long the remaining trials take: their mean time over the trials that run at once.
 
     The first trial waits for the start of its workers, which later ones find, so only what a trial
@@ -211,8 +218,8 @@ def seconds_left(search: SearchRecord, records: Sequence[TrialRecord], now: floa
     if not lasted:
         return None
     begun = sum(record.kind != "reference" for record in records)
-    done = sum(min(1.0, r.trained_steps / search.total_steps) for r in running)
-    waiting = max(0, search.budget_trials - begun) + len(running) - done
+    done = sum(min(1.0, r.trained_steps / file.trial.steps) for r in running)
+    waiting = max(0, file.most_trials - begun) + len(running) - done
     return fmean(lasted) * waiting / max(1, len(running))
 
 

@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from tuning.runs.conclusion import conclusion
-from tuning.runs.history import History
+from tuning.run import Run
 from tuning.runs.records import ZERO_SHOT
 from tuning.views.follower import View, in_one_line
 from tuning.views.tables import write_tables
@@ -35,7 +33,7 @@ class ResultsView(View):
         self._checkpoints = checkpoints
         self.seconds = PAUSE_SECONDS
 
-    def write(self, history: History, is_over: bool) -> None:
+    def write(self, run: Run) -> None:
         """Write everything; images that became right or wrong at the end.
 
         Raises:
@@ -46,14 +44,13 @@ class ResultsView(View):
         from tuning.views.page import write_page
 
         began = time.monotonic()
-        search = replace(self._search, ended_by=history.ended_by)
-        write_tables(search.run_folder, search, history.records)
-        best = conclusion(search, history.records).best
+        write_tables(run.folder, run)
+        best = run.conclusion.best
         changed: Sequence[Changed] | str = ()
-        if best is not None and best.trial_id != ZERO_SHOT and is_over:
+        if best is not None and best.trial_id != ZERO_SHOT and not run.is_live:
             try:
-                changed = changed_images(search, self._checkpoints, best.trial_id)
+                changed = changed_images(run, self._checkpoints, best.trial_id)
             except Exception as error:  # the page names it
                 changed = in_one_line(error)
-        write_page(search, history.records, running=not is_over, changed=changed)
+        write_page(run, changed=changed)
         self.seconds = max(PAUSE_SECONDS, PAUSE_PER_WRITE * (time.monotonic() - began))

@@ -27,9 +27,9 @@ import pyarrow.csv
 import pyarrow.parquet as pq
 
 from trainers.data.store import open_store
-from tuning.runs.conclusion import conclusion
+from tuning.run import Run
 from tuning.runs.confirmation import FT, Key
-from tuning.runs.records import STEP, ZERO_SHOT, SearchRecord, TrialRecord, zero_shot_record
+from tuning.runs.records import STEP, ZERO_SHOT, TrialRecord, zero_shot_record
 
 _TYPES = {
     "trial_id": pa.string(),
@@ -51,11 +51,11 @@ _TYPES = {
 """Of the fixed columns of `trials.parquet`, in their order."""
 
 
-def trials_table(search: SearchRecord, records: Sequence[TrialRecord]) -> pa.Table:
+def trials_table(run: Run) -> pa.Table:
     """`trials.parquet`: one row per trial after the zero-shot model."""
-    first, best = search.objectives[0], conclusion(search, records).best
+    first, best = run.goal.objectives[0], run.conclusion.best
     rows = []
-    for record in [zero_shot_record(search.zero_shot), *_ordered(records)]:
+    for record in [zero_shot_record(run.goal.zero_shot), *_ordered(run.records)]:
         is_model = record.trial_id == ZERO_SHOT
         row: dict[str, Any] = {
             "trial_id": record.trial_id,
@@ -64,7 +64,7 @@ def trials_table(search: SearchRecord, records: Sequence[TrialRecord]) -> pa.Tab
             "outcome": record.outcome,
             "error": record.error,
             "reason": record.reason or None,
-            "total_steps": search.total_steps,
+            "total_steps": run.file.trial.steps,
             "started_at": _utc(record.started_at),
             "ended_at": _utc(record.ended_at),
             "seconds": record.seconds,
@@ -74,14 +74,14 @@ def trials_table(search: SearchRecord, records: Sequence[TrialRecord]) -> pa.Tab
             "is_first_point": None if is_model else record.is_first_point,
         }
         rows.append({**row, **record.params, **record.metrics, STEP: record.step})
-    params = dict.fromkeys(key for record in records for key in record.params)
+    params = dict.fromkeys(key for record in run.records for key in record.params)
     return _table(rows, _TYPES, params)
 
 
-def curves_table(search: SearchRecord, records: Sequence[TrialRecord]) -> pa.Table:
+def curves_table(run: Run) -> pa.Table:
     """`curves.parquet`: one row per report after the zero-shot model at step 0."""
-    rows = [{"trial_id": ZERO_SHOT, "kind": "zero_shot", **search.zero_shot, STEP: 0}]
-    for record in _ordered(records):
+    rows = [{"trial_id": ZERO_SHOT, "kind": "zero_shot", **run.goal.zero_shot, STEP: 0}]
+    for record in _ordered(run.records):
         trial = {"trial_id": record.trial_id, "number": record.number, "kind": record.kind}
         rows += [{STEP: 0, **trial, **report} for report in record.curve]
     return _table(rows, ("trial_id", "number", "kind", STEP))
@@ -98,14 +98,14 @@ def results_table(results: Mapping[Key, TrialRecord]) -> pa.Table:
     return _table(rows, ("trial_id", "kind", STEP), ["labels", *params])
 
 
-def write_tables(folder: Path, search: SearchRecord, records: Sequence[TrialRecord]) -> None:
+def write_tables(folder: Path, run: Run) -> None:
     """Write both tables as Parquet and CSV into the folder, which is made.
 
     A reader finds the old file or the new one, never a part of it.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    write_table(folder, "trials", trials_table(search, records))
-    write_table(folder, "curves", curves_table(search, records))
+    write_table(folder, "trials", trials_table(run))
+    write_table(folder, "curves", curves_table(run))
 
 
 def write_table(folder: Path, name: str, table: pa.Table) -> None:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from trainers.errors import ConfigError
 from trainers.redact import redact
 from tuning.process import environment_variables
-from tuning.runs.run_folder import load_run
+from tuning.run import load_run
 from tuning.views.mlflow import client as mlf
 from tuning.weights import predict
 from tuning.weights.card import summary
@@ -49,7 +49,7 @@ def register_weights(
     tracking = run.file.search.tracking
     uri = mlf.tracking_uri(tracking.uri, run.folder.parent)
     client, experiment_id = mlf.connect(uri, tracking.experiment)
-    parent = mlf.search_run(client, experiment_id, run.search.run_id)
+    parent = mlf.search_run(client, experiment_id, run.history.run_id)
     if parent is None:
         problem = f"MLflow at {redact(uri)} has no run of this search"
         hint = f"`lipsum-tune report {run.folder}` writes it"
@@ -58,7 +58,7 @@ def register_weights(
         exported = export_weights(folder, output or Path(scratch, "exported"), **which)
         about = json.loads((exported / ABOUT).read_text(encoding="utf-8"))
         own = f"tags.trial_id = '{about.get('trial')}'"
-        source = mlf.search_run(client, experiment_id, run.search.run_id, own) or parent
+        source = mlf.search_run(client, experiment_id, run.history.run_id, own) or parent
         columns = Schema([ColSpec(DataType.double, label) for label in about["classes"]])
         versions = {p: importlib.metadata.version(p).partition("+")[0] for p in REQUIREMENTS}
         place = {

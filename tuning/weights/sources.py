@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -18,15 +18,17 @@ from trainers.data.store import Store, open_store
 from trainers.errors import ConfigError, did_you_mean, listed, validate
 from trainers.evaluation.metrics import ID, MetricKey
 from trainers.yaml_text import read_yaml
+from tuning.checkpoints import kept_checkpoint
 from tuning.config.recorded import drop_unknown
-from tuning.runs.conclusion import chosen_on, conclusion, readings_in_words
-from tuning.runs.confirmation import FT, Confirmation, read_confirmation
+from tuning.run import Run, load_run
+from tuning.runs.confirmation import FT, Confirmation
 from tuning.runs.confirmation import SPLIT as TEST
-from tuning.runs.model import Model, findings, model_folder, model_in_words, models_tested
+from tuning.runs.model import findings, made_of, model_folder, model_in_words
+from tuning.runs.paths import CONFIG_FILE
 from tuning.runs.ranking import best_trial
 from tuning.runs.records import METHOD_KEY, UNTUNED, ZERO_SHOT
-from tuning.runs.run_folder import CONFIG_FILE, RunFolder, config_of, load_run
-from tuning.views.checkpoints import kept_checkpoint
+from tuning.runs.run_folder import config_of
+from tuning.runs.words import chosen_on, readings_in_words
 
 logger = logging.getLogger(__name__)
 
@@ -70,13 +72,12 @@ def find_source(folder: Path, trial: str | None = None) -> Source:
     """
     if (folder / CONFIG_FILE).is_file() or not (folder / TRIAL_FILE).is_file():
         run = load_run(folder)
-        again = read_confirmation(run.search)
+        again = run.settings
         if trial is not None:
             said = readings_in_words(again.readings) if again and again.readings else ""
             return _of_trial(run, trial, f"Named by hand. {said}".rstrip())
-        models = models_tested(run.folder)
-        if again is not None and models:
-            return _of_model(run, again, models)
+        if again is not None and run.models:
+            return _of_model(run, again)
         return _of_winner(run)
     if trial is not None:
         raise ConfigError("is for runs, not for one training", key="--trial", value=trial)
@@ -96,10 +97,10 @@ def write_trial(folder: Path, trial: TrialConfig) -> None:
     (folder / TRIAL_FILE).write_text(text, encoding="utf-8")
 
 
-def _of_model(run: RunFolder, again: Confirmation, models: Sequence[Model]) -> Source:
+def _of_model(run: Run, again: Confirmation) -> Source:
     """The model that `confirm` has built and tested last."""
-    *earlier, model = models
-    search, one = run.search, model.chosen
+    *earlier, model = run.models
+    one = model.chosen
     accs = findings(again, model)[0].values
     margins = {m: acc.high - acc.mean for m, acc in accs.items() if not math.isnan(acc.high)}
     tested = {"metrics": measured(model.test, TEST), "margins": margins}
@@ -112,8 +113,8 @@ def _of_model(run: RunFolder, again: Confirmation, models: Sequence[Model]) -> S
         seeds = len(again.values(FT, str(MetricKey(TEST, ID, "acc"))))
         test[UNTUNED] = {"seeds": seeds, "metrics": measured(ft, TEST)}
     origin = {
-        "run": search.name,
-        "made_of": model.made_of(),
+        "run": run.name,
+        "made_of": made_of(model),
         "method": ", ".join(dict.fromkeys(str(t["method"]) for t in one.trainings)) or None,
         "trainings": [dict(training) for training in one.trainings],
         "chosen": why_chosen(run),
@@ -130,29 +131,29 @@ def _of_model(run: RunFolder, again: Confirmation, models: Sequence[Model]) -> S
         hint = "`lipsum-tune confirm --again` builds it anew; --trial names other weights"
         raise ConfigError(problem, source=folder.url, hint=hint)
     alpha = 0.0 if one.name == ZERO_SHOT else None
-    title = f"{search.name}, the model"
+    title = f"{run.name}, the model"
     return Source(title, folder.at(newest), config, origin, {}, alpha, test)
 
 
-def why_chosen(run: RunFolder) -> str:
+def why_chosen(run: Run) -> str:
     """Sentences on the weights that are exported if none are named: what they are, and why."""
-    search, records = run.search, run.history.records
-    again, models = read_confirmation(search), models_tested(run.folder)
-    if again is not None and models:
-        lines = [*model_in_words(again, models, records), f"{chosen_on(search)}."]
+    again = run.settings
+    of_model = model_in_words(run)
+    if again is not None and of_model is not None:
+        lines = [*of_model.lines, f"{chosen_on(run)}."]
         if again.readings:
             lines.append(readings_in_words(again.readings))
         return " ".join(lines)
-    why = f"{' '.join(conclusion(search, records).lines)} {NOT_TESTED}"
-    if len(search.objectives) > 1:
+    why = f"{' '.join(run.conclusion.lines)} {NOT_TESTED}"
+    if len(run.goal.objectives) > 1:
         why += " With several objectives there is no model: --trial names other weights."
     return why
 
 
-def _of_winner(run: RunFolder) -> Source:
+def _of_winner(run: Run) -> Source:
     """The single training that the conclusion names, before there is a model."""
-    records = run.history.records
-    concluded = conclusion(run.search, records)
+    records = run.records
+    concluded = run.conclusion
     best = concluded.best or concluded.furthest
     if best is None:
         raise ConfigError("no trial has a value of the objective yet", source=run.folder)
@@ -165,14 +166,13 @@ def _of_winner(run: RunFolder) -> Source:
     return _of_trial(run, best.trial_id, why)
 
 
-def _of_trial(run: RunFolder, trial_id: str, why: str) -> Source:
+def _of_trial(run: Run, trial_id: str, why: str) -> Source:
     """The weights of a trial or reference, or of the zero-shot model."""
-    search = run.search
-    records = {record.trial_id: record for record in run.history.records}
+    records = {record.trial_id: record for record in run.records}
     is_zero_shot = trial_id == ZERO_SHOT
     record = records.get(trial_id)
     if is_zero_shot:  # its weights are one end of the line of any trial
-        record = best_trial(search, run.history.records)
+        record = best_trial(run.goal, run.records)
     if record is None:
         problem = "no such trial" + did_you_mean(trial_id, records)
         raise ConfigError(problem, key="--trial", value=trial_id)
@@ -186,17 +186,17 @@ def _of_trial(run: RunFolder, trial_id: str, why: str) -> Source:
     step = saved_step(checkpoint)
     report = next((point for point in record.curve if point["step"] == step), {})
     origin = {
-        "run": search.name,
+        "run": run.name,
         "trial": record.trial_id,
-        "method": search.method(record),
-        "params": search.reference_params if record.kind == "reference" else dict(record.params),
+        "method": run.method(record),
+        "params": run.file.reference_params if record.kind == "reference" else dict(record.params),
         "step": step,
         "chosen": why,
     }
     if is_zero_shot:
         origin |= {"trial": ZERO_SHOT, "method": None, "params": {}, "step": 0}
-        report = search.zero_shot
-    title = f"{search.name}, {origin['trial']}"
+        report = run.goal.zero_shot
+    title = f"{run.name}, {origin['trial']}"
     config = config_of(run.file, record)
     alpha = 0.0 if is_zero_shot else None
     return Source(title, checkpoint, config, origin, report, alpha)

@@ -76,11 +76,12 @@ from trainers.weights.means import (
     make_and_test,
 )
 from tuning import confirm, load_run
-from tuning.runs.confirmation import CONFIRM_FOLDER, FT, SPLIT, confirm_history, results_of
+from tuning.checkpoints import kept_checkpoint
+from tuning.runs.confirmation import FT, SPLIT, results_of
+from tuning.runs.paths import CONFIRM_FOLDER, TRAIN_FOLDER
 from tuning.runs.resume import earlier_run
-from tuning.runs.run_folder import TRAIN_FOLDER, config_of
+from tuning.runs.run_folder import config_of
 from tuning.search import search_or_resume
-from tuning.views.checkpoints import kept_checkpoint
 
 TRAININGS = 30
 FIRST_SEED = {PLAIN: 3000, AUTHORS: 4000, LABELLED: 5000}
@@ -200,7 +201,7 @@ def searched(domain, configure, out):
     folder = earlier_run(file, storage)
     if folder is None or load_run(folder).history.outcome != "finished":
         result = search_or_resume(file)
-        folder = result.folder
+        folder = result.run.folder
         if result.outcome == "stopped":
             raise SystemExit(f"{folder}: stopped; the same command goes on")
     confirm(folder, seeds=FRESH_SEEDS, rules=["objective", "first"])
@@ -210,7 +211,7 @@ def searched(domain, configure, out):
 def trainings_of_search(folder):
     """What is stored of the finished trials of a search and of its confirmation."""
     run = load_run(folder)
-    results = results_of(confirm_history(folder))
+    results = results_of(run.confirmed)
     fresh = [record for (_, seed), record in results.items() if seed is not None]
     trials = [record for record in run.history.records if record.outcome == "finished"]
     of_confirm = open_store(url_of(run.checkpoint_root, CONFIRM_FOLDER, TRAIN_FOLDER))

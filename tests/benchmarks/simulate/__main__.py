@@ -29,24 +29,14 @@ from tuning.algorithms.studies import create_studies, quiet_optuna
 from tuning.config.objectives import Objective
 from tuning.config.prior import PriorConfig, prior_points
 from tuning.config.schema import SamplerConfig
-from tuning.runs.records import STEP, SearchRecord, trial_name
+from tuning.runs.goal import Goal
+from tuning.runs.records import STEP, trial_name
 
 FOLDER = Path(__file__).parent
 TABLES = [path.stem for path in sorted(FOLDER.glob("*.parquet"))]
 BUDGETS = (5, 10, 20)
 """Trials."""
-SEARCH = SearchRecord(
-    name="simulated",
-    total_steps=1,
-    budget_trials=max(BUDGETS),
-    objectives=(Objective(OBJECTIVE),),
-    id_domain="",
-    ood_domains=(),
-    zero_shot={},
-    config={},
-    run_folder=Path(),
-    nll=Objective(NLL, "min"),
-)
+GOAL = Goal((Objective(OBJECTIVE),), nll=Objective(NLL, "min"))
 RESAMPLES = 10_000
 
 
@@ -70,16 +60,18 @@ def regrets(surface, name, distance, seed):
         parameters = surface.space.parameters
         points = prior_points(PriorConfig(), center, seed, parameters, {}, TrialConfig())
     space = surface.space.model_copy(update={"initial_points": points})
-    studies = create_studies(SEARCH, {None: space}, create_sampler(name, seed))
+    studies = create_studies(
+        GOAL, {None: space}, create_sampler(name, seed), max(BUDGETS), "simulated"
+    )
     studies.enqueue_first_points()
     rng = np.random.default_rng((seed, 1))
     truths, observed = [], []
-    for number in range(SEARCH.budget_trials):
+    for number in range(max(BUDGETS)):
         record = studies.propose(number, trial_name(number))
         truth, metrics = surface.draw(record.params, rng)
         truths.append(truth)
         observed.append(metrics[OBJECTIVE])
-        report = {STEP: SEARCH.total_steps, **metrics}
+        report = {STEP: 1, **metrics}
         studies.trial_ended(record.with_report(report).with_end("finished", at=0.0))
     best = [int(np.argmax(observed[: n + 1])) for n in range(len(observed))]
     return surface.best - np.array(truths)[best]

@@ -17,6 +17,7 @@ from trainers.errors import ConfigError
 from tuning.algorithms.samplers import LEAST_FINISHED, create_pruner
 from tuning.config.objectives import Objective
 from tuning.config.schema import SchedulerConfig
+from tuning.runs.history import History
 from tuning.search import SearchOptions, continue_search
 
 SPACE = SearchSpace(parameters={"optim.lr": Float(low=0.0, high=1.0)})
@@ -42,7 +43,7 @@ class Pruned(Session):
     """A session with a pruner, each of whose trials reports every `EVERY` steps."""
 
     def __init__(self, folder, config, references=(), **changes):
-        search = fakes.search_record(folder, run_id="id", **changes)
+        search = fakes.Search(folder, history=History(run_id="id"), **changes)
         pruner = partial(create_pruner, config, TOTAL, EVERY)
         super().__init__(search, SPACE, name="random", references=references, pruner=pruner)
 

@@ -11,6 +11,7 @@ from tests.tuning import fakes
 from tests.tuning.sessions import Session
 from tuning.algorithms.samplers import GP_TRIALS, resolve_sampler
 from tuning.config.schema import SamplerConfig
+from tuning.runs.history import History
 
 LR, LENGTH, FIXED = "optim.lr", "method.text_length", "precision"
 PARAMETERS = {
@@ -35,7 +36,7 @@ TRIALS = 11
 
 @pytest.fixture
 def search(tmp_path):
-    return fakes.search_record(tmp_path)
+    return fakes.Search(tmp_path)
 
 
 def session(search, name, seed=3, space=SPACE, **options):
@@ -65,7 +66,7 @@ def one_more(running):
 
 def uninterrupted(folder, name, seed=3):
     folder.mkdir()
-    with session(fakes.search_record(folder, run_id="id"), name, seed) as running:
+    with session(fakes.Search(folder, history=History(run_id="id")), name, seed) as running:
         return [one_more(running) for _ in range(TRIALS)]
 
 

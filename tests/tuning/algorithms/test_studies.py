@@ -36,8 +36,8 @@ THREE = space("ft", "kd", "l2_sp")
 
 @pytest.fixture
 def search(tmp_path):
-    config = {"trial": {"method": {"name": "lipsum_ft"}}}
-    return fakes.search_record(tmp_path, config=config)
+    config = {"trial.method.name": "lipsum_ft"}
+    return fakes.Search(tmp_path, config=config)
 
 
 def run(session, number, value=50.0):
@@ -218,7 +218,7 @@ def test_a_method_is_tuned_as_if_it_were_searched_alone(search, sampler, tmp_pat
 
     both = proposed(Session(search, {"ft": ONE, "kd": ONE}, name=sampler), 60)
     (tmp_path / "alone").mkdir()
-    alone = fakes.search_record(tmp_path / "alone")
+    alone = fakes.Search(tmp_path / "alone")
     assert proposed(Session(alone, ONE, name=sampler), 30)["kd"] == both["kd"]
     if sampler == "tpe":
         for method, best in (("ft", 1e-3), ("kd", 1e-5)):

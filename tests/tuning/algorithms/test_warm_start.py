@@ -10,9 +10,9 @@ from tests.tuning.run_folders import LR, WEIGHT, ZERO_SHOT, search_file, trial, 
 from trainers.errors import ConfigError
 from tuning.algorithms.studies import create_studies
 from tuning.algorithms.warm_start import load_earlier, warm_start
-from tuning.runs.history import JOURNAL_FILE
+from tuning.runs.goal import goal_of
+from tuning.runs.paths import JOURNAL_FILE
 from tuning.runs.records import METHOD_KEY
-from tuning.runs.run_folder import search_record
 
 PRUNED = trial(1, 84.0, 61.5, lr=3e-4)
 PRUNED = replace(PRUNED, outcome="pruned", curve=PRUNED.curve[:2])
@@ -35,9 +35,9 @@ def warm(root, *runs, **changes):
     file = search_file(root, search__warm_start__runs=[str(run) for run in runs], **changes)
     folder = runs[0].parent / "new"
     folder.mkdir(exist_ok=True)
-    search = search_record(file, folder, ZERO_SHOT)
-    studies = create_studies(search, file.spaces, file.search.sampler).studies
-    return studies, warm_start(studies, file, search, load_earlier(file))
+    goal = goal_of(file, ZERO_SHOT)
+    studies = create_studies(goal, file.spaces, file.search.sampler, file.most_trials, "id").studies
+    return studies, warm_start(studies, file, goal, load_earlier(file))
 
 
 def waiting(study):

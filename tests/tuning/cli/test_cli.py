@@ -33,9 +33,11 @@ from tuning.cli import app, run_command
 from tuning.cli.runs import point_of
 from tuning.config.loading import find_config, ready_configs
 from tuning.config.validation import load_config
+from tuning.run import load_run
 from tuning.runs.journal import Journal
+from tuning.runs.paths import CONFIG_FILE
 from tuning.runs.resume import earlier_run
-from tuning.runs.run_folder import CONFIG_FILE, load_run, write_config
+from tuning.runs.run_folder import write_config
 from tuning.search import SearchResult
 
 
@@ -329,7 +331,7 @@ def test_the_learning_rate_and_its_range_follow_the_rule_where_none_is_given(
 
 
 def test_ctrl_c_outside_of_the_trials_says_how_to_go_on(run, images_root, tmp_path, monkeypatch):
-    def interrupt(*_):
+    def interrupt(*_, **__):
         raise KeyboardInterrupt
 
     monkeypatch.setattr(run_search, "continue_search", interrupt)
@@ -549,10 +551,10 @@ def went_on(monkeypatch):
     """The configurations with which a search goes on; it ends at once, as with no budget left."""
     files = []
 
-    def end_at_once(folder, file, *_):
+    def end_at_once(folder, file, *_, **__):
         files.append(file)
         write_config(folder, file)
-        return SearchResult(folder, file, load_run(folder).history, "finished", "uri")
+        return SearchResult(load_run(folder), "finished", "uri")
 
     monkeypatch.setattr(run_search, "continue_search", end_at_once)
     return files
@@ -566,7 +568,7 @@ def test_a_search_in_which_no_trial_finished_has_nothing_to_confirm(
     folder = write_run(tmp_path / "run", search_file(images_root), records)
     loaded = load_run(folder)
     budget = "search.budget.hours"
-    ended = SearchResult(folder, loaded.file, loaded.history, "finished", "uri", budget)
+    ended = SearchResult(loaded, "finished", "uri", budget)
     monkeypatch.setattr(run_search, "run_search", lambda *_, **__: ended)
     done = invoke("search", folder / CONFIG_FILE, "--name", "7")
     assert "no trial has finished" in str(done.exception)

@@ -11,7 +11,7 @@ from trainers.data.suite import Suite
 from trainers.errors import ConfigError
 from trainers.overrides import merge
 from tuning.config.validation import load_config
-from tuning.runs.run_folder import search_record, write_config
+from tuning.runs.run_folder import write_config
 
 LR = "optim.lr"
 RANGE = {"low": 1e-6, "high": 1e-4}
@@ -167,9 +167,9 @@ def test_the_recorded_configuration_needs_no_other_file(tmp_path, monkeypatch):
     with pytest.raises(ConfigError, match=r"later\.yaml \(of lipsum-tune 9\.1\.0\): news = 1"):
         loaded(later)
     assert file.trial.data.domains == ("photo",)
-    shown = search_record(file, tmp_path, {"id_val/acc": 1.0}).config["trial"]["data"]["suite"]
+    shown = file.summary()["trial"]["data"]["suite"]
     assert re.fullmatch(r"mine \([0-9a-f]{12}\)", shown)
-    named = search_record(loaded("domainnet_vit_b16"), tmp_path, {"id_val/acc": 1.0}).config
+    named = loaded("domainnet_vit_b16").summary()
     assert named["trial"]["data"]["suite"] == "domainnet"
 
 

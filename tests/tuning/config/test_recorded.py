@@ -18,8 +18,8 @@ from trainers.overrides import nest
 from tuning import search as search_module
 from tuning.config.recorded import REMOVED_KEYS
 from tuning.run import load_run
+from tuning.runs.paths import CONFIG_FILE
 from tuning.runs.resume import earlier_run
-from tuning.runs.run_folder import CONFIG_FILE
 
 KEPT = Path(__file__).parents[1] / "runs" / "kept"
 
@@ -34,7 +34,7 @@ def run(images_root, tmp_path):
 def went_on(monkeypatch):
     files = []
 
-    def go_on(folder, file, options):
+    def go_on(folder, file, *_):
         files.append(file)
         raise ConfigError("went on")
 

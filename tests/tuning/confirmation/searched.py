@@ -22,8 +22,8 @@ from trainers.data.store import open_store
 from trainers.loop.state import start
 from tuning.confirmation.confirm import confirm
 from tuning.execution.cluster_resources import SLOT
+from tuning.run import load_run
 from tuning.runs.messages import MESSAGE, Failed
-from tuning.runs.model import models_of
 from tuning.session import SearchOptions
 
 QUIET = Console(quiet=True)
@@ -130,7 +130,7 @@ class Searched:
 
     @property
     def models(self):
-        return models_of(self.folder)
+        return load_run(self.folder).confirmed.models
 
     @property
     def chosen(self):

@@ -37,18 +37,12 @@ from tuning.algorithms.studies import Studies
 from tuning.config.objectives import Objective
 from tuning.confirmation.confirm import chosen, confirm, fresh_seeds, same_test_splits
 from tuning.execution.ray_session import ray_session
-from tuning.runs.confirmation import (
-    END,
-    REFERENCE,
-    confirm_history,
-    read_confirmation,
-    results_of,
-    results_path,
-)
+from tuning.run import load_run
+from tuning.runs.confirmation import END, REFERENCE, results_of
 from tuning.runs.history import History
-from tuning.runs.model import model_folder, models_tested
+from tuning.runs.model import model_folder
+from tuning.runs.paths import results_path
 from tuning.runs.rules import chosen_with_ood, rules_of
-from tuning.runs.run_folder import load_run
 from tuning.session import Session
 from tuning.views.completion import complete_mlflow
 from tuning.views.confirmation_table import confirmation_table
@@ -60,7 +54,7 @@ QUIET = Console(quiet=True)
 
 
 def test_each_chosen_trial_is_confirmed_once(tmp_path):
-    search = fakes.search_record(tmp_path, objectives=(Objective("id_val/acc"),))
+    search = fakes.Search(tmp_path, objectives=(Objective("id_val/acc"),))
     records = [
         fakes.reference(),
         fakes.trial(0, 85.0, 62.0),
@@ -68,58 +62,60 @@ def test_each_chosen_trial_is_confirmed_once(tmp_path):
         fakes.trial(2, 99.0, 99.0, outcome="pruned"),
         fakes.trial(3, 84.0, 60.0),
     ]
-    found = {one.trial_id: one for one in chosen(search, records, top=2)}
+    found = {one.trial_id: one for one in chosen(search.run(records), top=2)}
     assert list(found) == ["trial-000", "trial-003", "trial-001"]
     assert found["trial-000"].labels == ("objective #1", "id_val")
     assert found["trial-003"].labels == ("objective #2",)
     assert found["trial-001"].labels == ("ood_val", "leave_one_domain_out")
-    assert not chosen_with_ood(search, found["trial-000"])
-    assert chosen_with_ood(search, found["trial-001"])
+    assert not chosen_with_ood(search.goal, found["trial-000"])
+    assert chosen_with_ood(search.goal, found["trial-001"])
 
 
 def test_the_pareto_front_is_confirmed_on_request_only(tmp_path):
-    search = fakes.search_record(tmp_path)
+    search = fakes.Search(tmp_path)
     records = [fakes.trial(i, 80.0 + i, 66.0 - i) for i in range(4)]
-    assert len(chosen(search, records)) < 4
-    assert [one.labels for one in chosen(search, records, rules=["pareto"])] == [("pareto",)] * 4
-    (only,) = chosen(search, records, rules=["id_val"])
+    assert len(chosen(search.run(records))) < 4
+    assert [one.labels for one in chosen(search.run(records), rules=["pareto"])] == [
+        ("pareto",)
+    ] * 4
+    (only,) = chosen(search.run(records), rules=["id_val"])
     assert (only.trial_id, only.labels) == ("trial-003", ("id_val",))
 
 
 def test_the_trial_that_the_search_began_with_is_confirmed_beside_the_best(tmp_path):
-    search = fakes.search_record(tmp_path)
+    search = fakes.Search(tmp_path)
     records = [fakes.trial(0, 80.0, 60.0, is_first_point=True), fakes.trial(1, 85.0, 62.0)]
-    best, first = chosen(search, records, rules=["objective", "first"])
+    best, first = chosen(search.run(records), rules=["objective", "first"])
     assert (best.trial_id, first.trial_id, first.labels) == ("trial-001", "trial-000", ("first",))
-    assert not chosen_with_ood(search, first)
-    assert first in chosen(search, records)
+    assert not chosen_with_ood(search.goal, first)
+    assert first in chosen(search.run(records))
     proposed = replace(records[0], is_first_point=False)
-    assert len(chosen(search, [proposed, records[1]], rules=["objective", "first"])) == 1
+    assert len(chosen(search.run([proposed, records[1]]), rules=["objective", "first"])) == 1
 
 
 def test_plain_fine_tuning_is_not_confirmed_twice(tmp_path):
-    search = fakes.search_record(tmp_path)
+    search = fakes.Search(tmp_path)
     untuned = fakes.trial(-1, 99.0, 99.0, trial_id="ft", kind="reference", params={})
-    found = chosen(search, [untuned, *fakes.compared_methods()], rules=["by_method"])
+    found = chosen(search.run([untuned, *fakes.compared_methods()]), rules=["by_method"])
     assert [one.labels for one in found] == [
         ("by_method/carot",), ("by_method/lipsum_ft",), ("by_method/kd",),
     ]  # fmt: skip
 
 
 def test_the_best_of_each_method_is_confirmed_under_its_name(tmp_path):
-    search, records = fakes.search_record(tmp_path), fakes.compared_methods()
-    found = {one.trial_id: one for one in chosen(search, records)}
+    search, records = fakes.Search(tmp_path), fakes.compared_methods()
+    found = {one.trial_id: one for one in chosen(search.run(records))}
     assert list(found)[:4] == ["trial-007", "trial-006", "trial-005", "trial-004"]
     best = found["trial-007"]
     assert best.labels[:2] == ("objective #1", "by_method/carot")
-    assert (search.method(best), best.params["method.name"]) == ("carot", "carot")
+    assert (search.run().method(best), best.params["method.name"]) == ("carot", "carot")
     assert {"objective", "by_method"} <= rules_of(best)
-    only = chosen(search, records, rules=["by_method"])
+    only = chosen(search.run(records), rules=["by_method"])
     assert [one.labels for one in only] == [
         ("by_method/carot",), ("by_method/lipsum_ft",), ("by_method/kd",), ("by_method/ft",),
     ]  # fmt: skip
-    (other,) = chosen(search, records, rules=["id_val"])
-    assert (other.trial_id, search.method(other)) == ("trial-004", "ft")
+    (other,) = chosen(search.run(records), rules=["id_val"])
+    assert (other.trial_id, search.run().method(other)) == ("trial-004", "ft")
     assert rules_of(other) == {"id_val"}
 
 
@@ -135,14 +131,14 @@ def test_the_best_of_each_method_is_confirmed_under_its_name(tmp_path):
 )
 def test_a_choice_that_is_not_possible_is_refused(records, arguments, key, tmp_path):
     with pytest.raises(ConfigError) as error:
-        chosen(fakes.search_record(tmp_path), records, **arguments)
+        chosen(fakes.Search(tmp_path).run(records), **arguments)
     assert error.value.key == key
 
 
 def test_rules_without_a_trial_are_named_with_what_they_need(tmp_path):
-    search = fakes.search_record(tmp_path, ood_domains=())
+    search = fakes.Search(tmp_path, ood_domains=())
     with pytest.raises(ConfigError) as error:
-        chosen(search, [fakes.trial(0)], rules=["by_method", "ood_val"])
+        chosen(search.run([fakes.trial(0)]), rules=["by_method", "ood_val"])
     assert error.value.value == "by_method, ood_val"
     assert "ood_val and pareto need one, by_method needs two methods" in error.value.hint
 
@@ -154,17 +150,17 @@ def test_fresh_seeds_are_none_that_a_trial_used():
 
 
 def test_a_confirmation_is_read_back_with_all_seeds_and_labels(tmp_path):
-    search, records = fakes.search_record(tmp_path), fakes.compared_methods()
-    assert read_confirmation(search) is None
+    search, records = fakes.Search(tmp_path), fakes.compared_methods()
+    assert search.run().settings is None
     acc = {"id_test/acc": 70.0}
-    for one in chosen(search, records, rules=["id_val", "ood_val"]):
+    for one in chosen(search.run(records), rules=["id_val", "ood_val"]):
         write_results(tmp_path, {(one.trial_id, s): acc for s in (1001, 1000)}, one.labels)
     write_results(tmp_path, {("trial-007", 1002): acc, ("ft", 1002): "full"}, ("by_method/carot",))
-    found = read_confirmation(search)
+    found = search.run().settings
     assert (found.seeds, found.failed) == ((1000, 1001, 1002), {("ft", 1002): "full"})
     ft, *others = found.configurations
     assert ft == REFERENCE
-    assert {one.trial_id: (one.labels, chosen_with_ood(search, one)) for one in others} == {
+    assert {one.trial_id: (one.labels, chosen_with_ood(search.goal, one)) for one in others} == {
         "trial-004": (("id_val",), False),
         "trial-007": (("ood_val", "by_method/carot"), True),
     }
@@ -174,15 +170,15 @@ def test_a_confirmation_is_read_back_with_all_seeds_and_labels(tmp_path):
 
 def test_the_end_of_a_training_is_a_mean_over_all_seeds(tmp_path):
     """Where the chosen point is the end, a training measures it once."""
-    search, records = fakes.search_record(tmp_path), [fakes.trial(0)]
-    (one,) = chosen(search, records, rules=["objective"])
+    search, records = fakes.Search(tmp_path), [fakes.trial(0)]
+    (one,) = chosen(search.run(records), rules=["objective"])
     found = [(1.0, 60.0, {}), (0.5, 66.0, {"line/1/id_test/acc": 50.0}), (1.0, 61.0, {})]
     results = {
         (one.trial_id, seed): {"line/a": a, "id_test/acc": acc, "id_val/acc": 99.0, **end}
         for seed, (a, acc, end) in enumerate(found)
     }
     write_results(tmp_path, results, one.labels)
-    rows = confirmation_table(read_confirmation(search)).rows
+    rows = confirmation_table(search.run().settings).rows
     assert [row[1].plain for row in rows if "at the end" in str(row[0])] == ["57.0 ± 6.1"]
 
 
@@ -212,7 +208,7 @@ def test_results_of_two_test_splits_are_not_mixed(whole_root, tmp_path):
 
 def test_a_run_that_learns_from_its_trials_has_no_final_split():
     with pytest.raises(RuntimeError, match="the test splits must not be read"):
-        Session.run(None, None, None, (), studies=Studies(()), final_split="test")
+        Session.run(None, None, (), studies=Studies(()), final_split="test")
 
 
 @pytest.fixture
@@ -261,7 +257,7 @@ def test_another_choice_after_test_accuracies_needs_again(instant):
     found = run(seeds=2, top=2, again=True)
     one, both = ("trial-000",), ("trial-000", "trial-001")
     assert found.readings == [(one, 2, 0), (one, 3, 0), (both, 2, 0)]
-    assert read_confirmation(found.search).readings == found.readings
+    assert load_run(folder).settings.readings == found.readings
     assert run(seeds=3, top=2).readings == [*found.readings, (both, 3, 0)]
 
 
@@ -284,8 +280,8 @@ def test_an_interrupted_confirmation_is_a_reading_once_a_training_has_ended(
         broken.setattr(InstantSlot, "step", interrupt)
         with pytest.raises(KeyboardInterrupt):
             run(seeds=2, top=2)
-    assert confirm_history(folder).records[-1].outcome == "stopped"
-    assert read_confirmation(load_run(folder).search).readings == [reading] * count
+    assert load_run(folder).confirmed.records[-1].outcome == "stopped"
+    assert load_run(folder).settings.readings == [reading] * count
     found = run(seeds=2, top=2)
     assert found.results.keys() >= {*KEYS}
     assert found.readings == [reading]
@@ -319,7 +315,7 @@ def test_a_training_that_failed_is_tried_again_by_the_next_call(instant):
     again = run(seeds=2)
     assert again.failed == {}
     assert list(again.results) == KEYS
-    names = [record.trial_id for record in confirm_history(folder).records]
+    names = [record.trial_id for record in load_run(folder).confirmed.records]
     assert names[3:5] == ["trial-000-seed-1001", "ft-seed-1000-try-2"]
 
 
@@ -335,7 +331,7 @@ def test_a_killed_confirmation_continues(write, instant):
     assert {key: one.metrics for key, one in found.results.items()} == {
         key: one.metrics for key, one in whole.results.items()
     }
-    assert len(confirm_history(folder).records) == len(KEYS) - 1
+    assert len(load_run(folder).confirmed.records) == len(KEYS) - 1
 
 
 def test_mlflow_has_the_means_over_fresh_seeds(instant):
@@ -343,7 +339,7 @@ def test_mlflow_has_the_means_over_fresh_seeds(instant):
     complete_mlflow(load_run(folder))
     found = run(seeds=2)
     client, experiment_id = connect(default_tracking_uri(folder.parent), "lipsum-tune")
-    parent = search_run(client, experiment_id, load_run(folder).search.run_id)
+    parent = search_run(client, experiment_id, load_run(folder).history.run_id)
     for name in ("ft", "trial-000"):
         mean = parent.data.metrics[f"confirmed/{name}/id_test/acc"]
         assert mean == pytest.approx(found.means(name)["id_test/acc"])
@@ -378,10 +374,10 @@ def confirmed(whole_root, ray_head, tmp_path_factory):
     command = [sys.executable, "-m", "tuning", "confirm", str(folder), "--seeds", "2"]
     environment = os.environ | {"RAY_ADDRESS": ray_head.address}
     driver = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL)
-    wait_until(lambda: len(results_of(confirm_history(folder))) == 2, process=driver)
+    wait_until(lambda: len(results_of(load_run(folder).confirmed)) == 2, process=driver)
     driver.kill()
     driver.wait()
-    before = results_of(confirm_history(folder))
+    before = results_of(load_run(folder).confirmed)
     with ray_session(ray_head.address):
         return folder, before, confirm(folder, seeds=2, console=QUIET)
 
@@ -423,7 +419,7 @@ def test_a_confirmation_measures_what_a_training_alone_does(confirmed):
 @pytest.mark.ray
 def test_a_model_is_built_of_what_a_killed_driver_has_left(confirmed):
     folder, _, found = confirmed
-    (model,) = models_tested(folder)
+    (model,) = load_run(folder).models
     assert not any("-seed-" in note for note in model.notes)
     assert model.chosen.metrics["val/mean_acc"] >= found.zero_shot["val/mean_acc"]
     kept = {path.name for path in (folder / "confirm" / "train").iterdir()}
@@ -438,7 +434,7 @@ def test_the_model_of_two_workers_lies_in_a_bucket(whole_root, ray_head, bucket,
     folder = run_folder(whole_root, made, search__resources__workers=2, **storage)
     with ray_session(ray_head.address):
         confirm(folder, seeds=2, rules=["objective"], console=QUIET)
-    (model,) = models_tested(folder)
+    (model,) = load_run(folder).models
     stored = model_folder(load_run(folder), 1)
     assert stored.url.startswith(bucket)
     assert newest_checkpoint(stored) is not None
@@ -463,6 +459,6 @@ def test_a_failed_training_is_named_and_the_others_go_on(confirmed):
 def test_the_report_in_mlflow_has_the_confirmation(confirmed, tmp_path):
     folder, _, _ = confirmed
     client, experiment_id = connect(default_tracking_uri(folder.parent), "lipsum-tune")
-    parent = search_run(client, experiment_id, load_run(folder).search.run_id)
+    parent = search_run(client, experiment_id, load_run(folder).history.run_id)
     page = client.download_artifacts(parent.info.run_id, "index.html", str(tmp_path))
     assert "Confirmed on fresh seeds" in Path(page).read_text("utf-8")

@@ -22,9 +22,10 @@ from trainers.data.store import open_store
 from trainers.loop.state import load_split
 from tuning import load_run as load_in_python
 from tuning.confirmation.model import ModelBuilder
-from tuning.runs.confirmation import read_confirmation, results_path
-from tuning.runs.model import CHOSEN, findings, model_folder, models_tested
-from tuning.runs.run_folder import load_run
+from tuning.run import load_run
+from tuning.runs.model import findings, further, made_of, model_folder
+from tuning.runs.paths import results_path
+from tuning.runs.records import CHOSEN
 from tuning.weights.export import export_weights
 
 
@@ -67,7 +68,7 @@ def test_a_training_of_confirm_wins(search):
     search.confirm(seeds=2)
     (training,) = search.chosen.trainings
     assert (training["name"], training["method"], training["seed"]) == ("ft-seed-1000", "ft", 1000)
-    assert search.models[0].made_of() == "plain fine-tuning, as `confirm` trained it with seed 1000"
+    assert made_of(search.models[0]) == "plain fine-tuning, as `confirm` trained it with seed 1000"
     assert not any("test" in name for name in search.chosen.metrics)
 
 
@@ -87,7 +88,7 @@ def test_the_mean_of_plain_fine_tuning_wins(averaged):
     assert one.kind == "soup"
     assert [t["name"] for t in one.trainings] == ["ft-seed-1000", "ft-seed-1001"]
     assert one.metrics["val/mean_acc"] > 50
-    found = read_confirmation(load_run(averaged.folder).search)
+    found = load_run(averaged.folder).settings
     labels = [finding.label for finding in findings(found, averaged.models[0])]
     assert labels[0] == "test accuracy"
 
@@ -195,7 +196,7 @@ def test_again_is_repeated_after_a_kill_between_choice_and_test(search):
         search.confirm(seeds=3, again=True)
     search.confirm(seeds=3, again=True)
     assert len(search.models) == 2
-    assert models_tested(search.folder) == search.models
+    assert load_run(search.folder).models == search.models
 
 
 def test_more_seeds_leave_the_model_and_again_builds_another(search):
@@ -205,7 +206,7 @@ def test_more_seeds_leave_the_model_and_again_builds_another(search):
     assert search.models == (first,)
     readings = search.confirm(seeds=3, again=True).readings
     _, second = search.models
-    assert models_tested(search.folder)[-1] == second
+    assert load_run(search.folder).models[-1] == second
     assert readings == [(("trial-001",), 2, 1), (("trial-001",), 3, 0), (("trial-001",), 3, 2)]
     first_one, second_one = (e for e in events(search.folder) if e["event"] == CHOSEN)
     new = {name for _, name, *_ in second_one["candidates"]}
@@ -253,15 +254,15 @@ def test_a_choice_whose_weights_are_gone_is_made_anew(search):
     search.confirm(seeds=2, console=said)
     assert "whose weights are gone: another one is built" in said.file.getvalue()
     assert [model.chosen.name for model in search.models] == ["trial-000", "trial-001"]
-    (tested,) = models_tested(search.folder)
+    (tested,) = load_run(search.folder).models
     assert tested.chosen.name == "trial-001"
 
 
 def test_further_trials_are_counted(averaged):
-    (model,) = models_tested(averaged.folder)
+    (model,) = load_run(averaged.folder).models
     records = load_run(averaged.folder).history.records
-    assert model.further(records) == 0
-    assert model.further([*records, searched(2, 1.0, 1.0)]) == 1
+    assert further(model, records) == 0
+    assert further(model, [*records, searched(2, 1.0, 1.0)]) == 1
 
 
 def test_a_training_that_failed_is_no_part_of_a_mean(search):

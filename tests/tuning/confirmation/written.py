@@ -5,8 +5,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from tests.tuning import fakes
-from tuning.runs.confirmation import predictions_path, results_path, training_name
+from tuning.runs.confirmation import training_name
 from tuning.runs.journal import Journal
+from tuning.runs.paths import predictions_path, results_path
 from tuning.runs.records import ZERO_SHOT, TrialRecord
 
 SEEDS = (1000, 1001)

@@ -10,7 +10,7 @@ from ray.cluster_utils import Cluster
 
 from tests.ports import free_ports
 from tests.ray_head import retry_slow_start
-from tuning.runs.run_folder import load_run
+from tuning.run import load_run
 
 
 @contextmanager

@@ -61,5 +61,7 @@ def untimed(report):
     return {name: value for name, value in report.items() if not name.startswith(clocks)}
 
 
-def outcomes(run):
+def outcomes(found):
+    """Of each trial of a run, or of what a search has returned."""
+    run = getattr(found, "run", found)
     return {record.trial_id: record.outcome for record in run.history.records}

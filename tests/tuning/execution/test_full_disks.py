@@ -15,9 +15,9 @@ from trainers.checkpoints.format import Header, Progress, save_checkpoint, saved
 from trainers.errors import StorageFailed
 from trainers.fine_tune import fine_tune
 from trainers.ray_trainer import SAVED, saved_locally
-from tuning.runs.history import JOURNAL_FILE, read_history
+from tuning.runs.history import read_history
 from tuning.runs.journal import Journal
-from tuning.runs.run_folder import CONFIG_FILE
+from tuning.runs.paths import CONFIG_FILE, JOURNAL_FILE
 
 pytestmark = pytest.mark.cluster
 

@@ -188,9 +188,9 @@ def test_every_process_of_a_slot_may_be_killed(images_root, tmp_path):
         search__resources__max_failures=1,
     )
     found = run_search(file, callbacks=[kills], console=Console(quiet=True))
-    assert [record.outcome for record in found.history.records] == ["finished"] * len(victims)
+    assert [record.outcome for record in found.run.history.records] == ["finished"] * len(victims)
     assert kills.waiting == {}
-    first, *others = ([*map(untimed, record.curve)] for record in found.history.records)
+    first, *others = ([*map(untimed, record.curve)] for record in found.run.history.records)
     assert [report["step"] for report in first] == [3, 6, 9]
     assert all(other == first for other in others)
 
@@ -219,7 +219,7 @@ def test_a_hang_is_found_repeated_and_is_no_other_trials(
         search__resources={"max_concurrent": 1, **resources},
     )
     found = run_search(file, console=Console(quiet=True))
-    first, repeated, failed = found.history.records
+    first, repeated, failed = found.run.history.records
     assert (first.outcome, repeated.outcome, failed.outcome) == ("finished", "finished", "failed")
     assert failed.step == 3
     assert [*map(untimed, repeated.curve)] == [*map(untimed, first.curve)]

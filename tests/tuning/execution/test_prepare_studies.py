@@ -2,6 +2,7 @@
 
 import io
 import shutil
+from contextlib import closing
 from dataclasses import replace
 
 import pytest
@@ -13,8 +14,9 @@ from tests.tuning.algorithms.test_warm_start import FAILED, PRUNED, learning_rat
 from tests.tuning.run_folders import LR, ZERO_SHOT, search_file, trial, write_run
 from tuning.algorithms.warm_start import load_earlier
 from tuning.config.validation import load_settings
+from tuning.runs.goal import goal_of
 from tuning.runs.history import read_history
-from tuning.runs.run_folder import search_record
+from tuning.runs.journal import Journal
 from tuning.search import SearchOptions, prepare_studies
 
 PRIOR = {"search__space__initial_points": None}
@@ -34,15 +36,23 @@ def prepared(tmp_path):
         shutil.rmtree(folder, ignore_errors=True)
         write_run(folder, file, records, zero_shot=None)
         console = Console(file=io.StringIO(), width=200)
-        search, history = search_record(file, folder, ZERO_SHOT, "id"), read_history(folder)
+        goal, history = goal_of(file, ZERO_SHOT), read_history(folder)
         options, runs = SearchOptions(), load_earlier(file)
-        (study,) = prepare_studies(search, file, history, options, console, runs).studies
+        events = events_in(folder)
+        (study,) = prepare_studies(
+            goal, file, history, options, console, runs, trial_events=events
+        ).studies
         return study, console.file.getvalue()
 
     return prepare
 
 
 METHODS = ["ft", "lipsum_ft"]
+
+
+def events_in(folder):
+    with closing(Journal(folder)) as journal:
+        return journal.trial_events
 
 
 def test_a_reference_is_not_trained_again_as_a_first_point(tmp_path):
@@ -52,9 +62,12 @@ def test_a_reference_is_not_trained_again_as_a_first_point(tmp_path):
     write_run(tmp_path, file, [], zero_shot=ZERO_SHOT)
 
     def studies():
-        search, history = search_record(file, tmp_path, ZERO_SHOT, "id"), read_history(tmp_path)
+        goal, history = goal_of(file, ZERO_SHOT), read_history(tmp_path)
         console = Console(file=io.StringIO())
-        return prepare_studies(search, file, history, SearchOptions(), console, load_earlier(file))
+        return prepare_studies(
+            goal, file, history, SearchOptions(), console, load_earlier(file),
+            trial_events=events_in(tmp_path),
+        )  # fmt: skip
 
     new, reference = studies(), file.reference_config("ft")
     found = [new.propose(number, f"trial-{number:03}") for number in range(9)]

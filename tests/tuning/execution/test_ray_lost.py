@@ -14,7 +14,7 @@ from tests.tuning.execution.slot import HOLD
 from tests.waiting import wait_until
 from tuning.execution import ray_watch
 from tuning.execution.ray_watch import RayLost, RayWatch, watched_ray
-from tuning.runs.run_folder import load_run
+from tuning.run import load_run
 
 
 @pytest.mark.parametrize("thread", ["main", "other"])

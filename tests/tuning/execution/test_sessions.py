@@ -29,14 +29,15 @@ from tests.tuning.execution.real_searches import outcomes
 from tests.tuning.execution.slot import BREAK, HOLD
 from tests.tuning.run_folders import LR, WEIGHT, trial, write_run
 from tests.waiting import wait_until
-from tuning.algorithms.budget import Budget
 from tuning.algorithms.studies import TRIAL_ID
 from tuning.algorithms.warm_start import load_earlier, warm_start_uses_ood
 from tuning.config.validation import load_config
 from tuning.run import load_run
+from tuning.runs.budget import Budget
 from tuning.runs.callbacks import Callback
-from tuning.runs.history import JOURNAL_FILE, read_history
-from tuning.runs.run_folder import CONFIG_FILE
+from tuning.runs.history import read_history
+from tuning.runs.paths import CONFIG_FILE, JOURNAL_FILE
+from tuning.runs.rules import saw_ood
 from tuning.views.mlflow.client import TrackingError, tracking_uri
 
 
@@ -60,7 +61,7 @@ def test_two_objectives_are_the_same_in_journal_dashboard_mlflow_and_tables(imag
     changes = {"search__objective": objectives, "search__budget__trials": 8}
     found = run_instantly(instant_file(images_root, tmp_path, **changes))
     assert set(outcomes(found).values()) == {"finished"}
-    assert disagreements(found.folder) == []
+    assert disagreements(found.run.folder) == []
 
 
 @pytest.mark.ray
@@ -84,13 +85,15 @@ def test_a_search_leaves_records_and_no_change_of_the_process(images_root, tmp_p
     assert len(callback.trials) == 3
     (name,) = optuna.get_all_study_names(storage)
     study = optuna.load_study(study_name=name, storage=storage)
-    assert [trial.value for trial in study.trials] == [trial.value for trial in found.study.trials]
+    assert [trial.value for trial in study.trials] == [
+        trial.value for trial in found.run.study.trials
+    ]
 
-    run = load_run(found.folder)
+    run = load_run(found.run.folder)
     assert list(run.trials["outcome"]) == ["finished"] * 3
-    assert list(run.trials[LR]) == [record.params[LR] for record in found.history.records]
+    assert list(run.trials[LR]) == [record.params[LR] for record in found.run.history.records]
     assert list(run.curves["step"]) == [2, 4, 6] * 3
-    best = max(found.history.records, key=lambda record: record.metrics["val/mean_acc"])
+    best = max(found.run.history.records, key=lambda record: record.metrics["val/mean_acc"])
     assert (run.best.trial_id, run.best.params) == (best.trial_id, best.params)
     assert run.best.metrics == best.metrics
 
@@ -151,13 +154,13 @@ def test_the_best_trial_of_a_constrained_search_is_the_best_of_those_that_meet_i
         "search__space__initial_points": [{LR: lr, WEIGHT: 1.0} for lr in (1e-4, 9e-3, 4e-3)],
     }
     found = run_instantly(instant_file(images_root, tmp_path, **changes))
-    meet = [record for record in found.history.records if record.params[LR] >= 3e-3]
+    meet = [record for record in found.run.history.records if record.params[LR] >= 3e-3]
     assert 2 <= len(meet) < 8
     best = max(meet, key=lambda record: record.metrics["val/mean_acc"])
-    run = load_run(found.folder)
-    assert found.best.trial_id == run.best.trial_id == best.trial_id
-    assert found.study.best_trial.user_attrs[TRIAL_ID] == best.trial_id
-    assert disagreements(found.folder) == []
+    run = load_run(found.run.folder)
+    assert found.run.best.trial_id == run.best.trial_id == best.trial_id
+    assert found.run.study.best_trial.user_attrs[TRIAL_ID] == best.trial_id
+    assert disagreements(found.run.folder) == []
 
 
 @pytest.mark.usefixtures("inline")
@@ -171,9 +174,9 @@ def test_failures_in_a_row_stop_a_search_that_then_goes_on(images_root, tmp_path
     )
     assert found.ended_by == "2 trials failed in a row (search.budget.failures)"
     (tmp_path / BREAK).unlink()
-    more = resume_instantly(found.folder)
+    more = resume_instantly(found.run.folder)
     assert list(outcomes(more).values()) == ["failed", "failed", "finished", "finished"]
-    assert disagreements(found.folder) == []
+    assert disagreements(found.run.folder) == []
 
 
 @pytest.mark.ray
@@ -187,23 +190,23 @@ def test_a_signal_between_two_trials_stops_the_search(images_root, tmp_path):
     found = run_instantly(instant_file(images_root, tmp_path), callbacks=[Interrupt()])
     assert found.outcome == "stopped"
     assert list(outcomes(found).values()) != ["finished"] * 3
-    assert outcomes(resume_instantly(found.folder)) == {
+    assert outcomes(resume_instantly(found.run.folder)) == {
         f"trial-{number:03d}": "finished" for number in range(3)
     }
-    assert disagreements(found.folder) == []
+    assert disagreements(found.run.folder) == []
 
 
 @pytest.mark.usefixtures("inline")
 def test_a_moved_run_folder_is_the_same_run(images_root, tmp_path):
     methods = {"methods": ["ft", "lipsum_ft", "kd"]}
     first = run_instantly(instant_file(images_root, tmp_path / "runs", search__space=methods))
-    moved = first.folder.rename(tmp_path / "runs" / "moved")
+    moved = first.run.folder.rename(tmp_path / "runs" / "moved")
     extended = resume_instantly(moved, "search.budget.trials=4")
     expected = ["ft", "lipsum_ft", "kd", "ft"]
     assert [record.params["method.name"] for record in extended.history.records] == expected
     rows = pq.read_table(moved / "trials.parquet").to_pylist()
     assert [row["method.name"] for row in rows[1:]] == expected
-    assert load_run(moved).history.run_id == first.search.run_id
+    assert load_run(moved).history.run_id == first.run.history.run_id
     assert disagreements(moved) == []  # among others, MLflow has one parent run
 
 
@@ -222,10 +225,10 @@ def test_ood_data_of_a_warm_start_are_disclosed(images_root, tmp_path):
     earlier = write_run(tmp_path / "earlier", sighted, [trial(0, 60.0, 50.0)])
     found = run_instantly(warm(earlier))
     shutil.rmtree(earlier)
-    assert load_run(found.folder).search.sees_ood
-    assert uses_ood(warm(found.folder))
+    assert saw_ood(load_run(found.run.folder).goal)
+    assert uses_ood(warm(found.run.folder))
     alone = write_run(tmp_path / "alone", instant_file(images_root, tmp_path / "runs", **blind))
-    assert not load_run(alone).search.sees_ood
+    assert not saw_ood(load_run(alone).goal)
     assert not uses_ood(warm(alone))
 
     suite = {"id_domain": "sketch", "ood_domains": ["clipart"]}
@@ -233,7 +236,7 @@ def test_ood_data_of_a_warm_start_are_disclosed(images_root, tmp_path):
     shutil.copytree(sketches / "real" / "train", sketches / "sketch" / "train")
     other = instant_file(sketches, tmp_path / "runs", trial__data__suite=suite, **blind)
     now_ood = write_run(tmp_path / "now_ood", other)
-    assert not load_run(now_ood).search.sees_ood
+    assert not saw_ood(load_run(now_ood).goal)
     assert uses_ood(warm(now_ood))
 
 
@@ -245,16 +248,16 @@ def test_a_budget_ends_the_search_and_more_of_it_resumes(images_root, tmp_path):
     assert "search.budget.hours" in str(found.ended_by)
     assert "finished" not in outcomes(found).values()
     moved = root.rename(tmp_path / "moved")
-    more = resume_instantly(found.folder, "search.budget.hours=1", f"trial.data.root={moved}")
+    more = resume_instantly(found.run.folder, "search.budget.hours=1", f"trial.data.root={moved}")
     assert outcomes(more) == {f"trial-{n:03d}": "finished" for n in range(3)}
-    assert load_config(found.folder / "search.yaml").trial.data.root == str(moved)
-    assert disagreements(found.folder) == []
+    assert load_config(found.run.folder / "search.yaml").trial.data.root == str(moved)
+    assert disagreements(found.run.folder) == []
 
 
 @pytest.mark.usefixtures("inline")
 @pytest.mark.parametrize("is_killed", [False, True])
 def test_a_refused_resume_leaves_a_search_as_it_was(is_killed, images_root, tmp_path):
-    run = run_instantly(instant_file(images_root, tmp_path)).folder
+    run = run_instantly(instant_file(images_root, tmp_path)).run.folder
     if is_killed:  # in its last trial
         lines = (run / JOURNAL_FILE).read_text().splitlines(keepends=True)
         (run / JOURNAL_FILE).write_text("".join(lines[:-2]))
@@ -279,10 +282,10 @@ def test_a_pruner_of_the_user_stops_trials_once_six_have_finished(images_root, t
     console = Console(file=io.StringIO(), width=200)
     file = instant_file(images_root, tmp_path, **settings)
     found = run_instantly(file, console=console, pruner=pruner)
-    outcomes = [record.outcome for record in found.history.records]
+    outcomes = [record.outcome for record in found.run.history.records]
     assert outcomes[:6] == ["finished"] * 6
     assert "pruned" in outcomes[6:]
-    reasons = {record.reason for record in found.history.records}
+    reasons = {record.reason for record in found.run.history.records}
     assert reasons == {"", "pruned by SuccessiveHalvingPruner"}
     assert ", once 6 trials have finished\n" in console.file.getvalue()
 

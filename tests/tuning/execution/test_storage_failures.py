@@ -20,7 +20,7 @@ from trainers.checkpoints.format import WEIGHTS
 from trainers.errors import StorageFailed
 from trainers.fine_tune import fine_tune
 from tuning.execution.ray_session import ray_session
-from tuning.runs.run_folder import load_run
+from tuning.run import load_run
 from tuning.search import resume_search, run_search
 from tuning.weights.export import export_weights
 
@@ -90,7 +90,7 @@ def test_a_search_on_a_full_disk_can_be_resumed(images_root, tmp_path, caplog, c
         started = [event["trial"] for event in events if event["event"] == "started"]
         assert set(started) == {"trial-000"}
         assert disagreements(folder) == []
-        check_as_undisturbed(file, list(found.history.records))
+        check_as_undisturbed(file, list(found.run.history.records))
 
 
 @pytest.mark.nightly
@@ -129,7 +129,7 @@ def test_a_search_with_a_refusing_bucket_can_be_resumed(server, images_root, tmp
     s3.delete_bucket_policy(Bucket="mine")
     found = resume_search(folder, [ONE_TRIAL], console=Console(quiet=True))
     assert outcomes(found) == {"trial-000": "finished"}
-    check_as_undisturbed(file, list(found.history.records))
+    check_as_undisturbed(file, list(found.run.history.records))
     exported = export_weights(folder, tmp_path / "model")
     assert (exported / "open_clip_model.safetensors").is_file()
     # Nothing of the storage's credentials is in what the search left.

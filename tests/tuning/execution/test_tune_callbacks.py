@@ -32,8 +32,8 @@ def test_loggers_of_tune_write_the_reports_of_every_trial(images_root, tmp_path,
     file, ended = instant_file(images_root, tmp_path), Ended()
     callbacks = [CSVLoggerCallback(), TBXLoggerCallback(), Down(), ended]
     found = run_instantly(file, tune_callbacks=callbacks)
-    (session,) = (found.folder / "tune").iterdir()
-    for record in found.history.records:
+    (session,) = (found.run.folder / "tune").iterdir()
+    for record in found.run.history.records:
         folder = session / record.trial_id
         assert list(folder.glob("events.out.tfevents.*"))
         with (folder / "progress.csv").open() as lines:
@@ -45,11 +45,11 @@ def test_loggers_of_tune_write_the_reports_of_every_trial(images_root, tmp_path,
         assert float(rows[-1]["val/mean_acc"]) == pytest.approx(
             values({"optim": {"lr": record.params["optim.lr"]}}, STEPS)["val/mean_acc"]
         )
-    assert ended.trials == [record.trial_id for record in found.history.records]
+    assert ended.trials == [record.trial_id for record in found.run.history.records]
     (line, *_) = "\n".join(m for m in caplog.messages if "Down" in m).splitlines()
     assert line == "Down failed at on_trial_result"
 
     again = Ended()
-    more = resume_instantly(found.folder, "search.budget.trials=4", tune_callbacks=[again])
-    assert again.trials == [more.history.records[-1].trial_id]
-    assert len(list((found.folder / "tune").iterdir())) == 2
+    more = resume_instantly(found.run.folder, "search.budget.trials=4", tune_callbacks=[again])
+    assert again.trials == [more.run.history.records[-1].trial_id]
+    assert len(list((found.run.folder / "tune").iterdir())) == 2

@@ -2,7 +2,6 @@
 
 import math
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -16,23 +15,23 @@ from tests.tuning.confirmation.written import (
 )
 from tests.tuning.run_folders import edit_journal
 from tuning.config.objectives import Objective, parse_constraint
-from tuning.runs.conclusion import conclusion
+from tuning.runs.history import History
 
-SEARCH = fakes.search_record(Path("run"))
+SEARCH = fakes.Search()
 BLIND = replace(SEARCH, objectives=(Objective("id_val/acc"),))
 LOW = replace(SEARCH, objectives=(Objective("id_val/acc", "min"),))
 LIMIT = replace(SEARCH, constraints=(parse_constraint("id_val/acc >= 90", SEARCH.zero_shot),))
 BOTH = replace(SEARCH, objectives=(Objective("id_val/acc"), Objective("id_val/nll", "min")))
 HOURS = replace(
     SEARCH,
-    config={"search": {"budget": {"hours": 0.5}}},
-    ended_by="search.budget.hours = 0.5 are used up",
+    config={"search.budget.hours": 0.5},
+    history=History(ended_by="search.budget.hours = 0.5 are used up"),
 )
 
 
 def shown(search, records):
     """Sentences, who won, the means over fresh seeds that decided, and commands."""
-    found = conclusion(search, records)
+    found = search.run(records).conclusion
     best = "none" if found.best is None else f"{found.best.trial_id} ({found.best.kind})"
     lines = [*found.lines, "", f"best: {best}"]
     if found.means:
@@ -77,15 +76,15 @@ def test_a_search_shows_what_it_observed(name, search, records, screen):
 
 
 def test_a_search_whose_hours_and_trials_are_used_up_needs_both():
-    search = replace(HOURS, budget_trials=1)
-    _, resume, _ = conclusion(search, [ft(), fakes.trial(0, 86.0, 57.0)]).commands("mine")
+    search = replace(HOURS, config=HOURS.config | {"search.budget.trials": 1})
+    _, resume, _ = search.run([ft(), fakes.trial(0, 86.0, 57.0)]).conclusion.commands("mine")
     assert resume.startswith("lipsum-tune resume mine --hours +0.5 --trials +8 ")
 
 
 def searched(folder, *trials):
     """A search whose trials end at these ID and OOD accuracies, beside a reference at 88 / 57."""
     records = [ft(), *(fakes.trial(i, *accs) for i, accs in enumerate(trials))]
-    return fakes.search_record(folder), records
+    return fakes.Search(folder), records
 
 
 @pytest.mark.parametrize("of_second", [71.5, 73.0])
@@ -98,17 +97,17 @@ def test_fresh_seeds_decide_and_test_splits_do_not(of_second, tmp_path, screen):
 
 def test_damaged_results_of_confirm_are_left_out(tmp_path):
     search, records = searched(tmp_path, (86.0, 64.0))
-    before = conclusion(search, records).lines
+    before = search.run(records).conclusion.lines
     confirmed(tmp_path, ft=(76.0, 76.0), trial_000=(75.0, 75.0))
-    whole = conclusion(search, records).lines
+    whole = search.run(records).conclusion.lines
     journal = tmp_path / "confirm" / "journal.jsonl"
     created, session, *others = journal.read_bytes().splitlines(keepends=True)
     journal.write_bytes(b"".join([created, b"?" + session, *others]))
     *found, reading = whole
-    assert conclusion(search, records).lines == found
+    assert search.run(records).conclusion.lines == found
     assert reading.startswith("Test splits read once")
     journal.write_text("{}\n{}\n")
-    *found, damaged = conclusion(search, records).lines
+    *found, damaged = search.run(records).conclusion.lines
     assert found == before
     assert damaged.startswith("Results of confirm are left out")
 
@@ -135,7 +134,7 @@ def test_a_sentence_states_what_its_own_interval_covers(tmp_path):
     for name, covered in (("ft", "new seeds alone"), ("trial-000", "new seeds and new images")):
         for seed in SEEDS:
             write_predictions(tmp_path, (name, seed), columns)
-        first, *others = conclusion(search, records).lines
+        first, *others = search.run(records).conclusion.lines
         assert f"against untuned FT, on the test splits (± for {covered}): OOD +8.0 ± " in first
         assert not any("±" in line for line in others)
 
@@ -155,7 +154,7 @@ def test_a_confirmation_that_is_half_done_says_so_and_goes_on(tmp_path, screen):
 
 
 def won(search, records):
-    found = conclusion(search, records)
+    found = search.run(records).conclusion
     return found.best.trial_id, tuple(found.seeds)
 
 
@@ -184,18 +183,18 @@ def test_a_relative_bound_compares_means_with_means(tmp_path):
     search = replace(search, constraints=(bound,))
     confirmed(tmp_path, trial_000=(75.0, 50.0))
     confirmed(tmp_path, off=2.0, trial_001=(73.0, 50.0))
-    found = conclusion(search, records)
+    found = search.run(records).conclusion
     assert found.best.trial_id == "trial-001"  # 82, from which 80 of the other is too far
     assert not any("meets the constraints" in line for line in found.lines)
 
 
 def test_each_reading_of_the_test_splits_is_counted_with_its_choice(tmp_path):
     search, records = searched(tmp_path, (85.0, 62.0), (84.0, 62.0), (83.0, 62.0))
-    assert not any("read" in line for line in conclusion(search, records).lines)
+    assert not any("read" in line for line in search.run(records).conclusion.lines)
 
     def confirmed_one(name, seed, wanted):
         confirmed(tmp_path, (seed,), wanted=wanted, **{"ft": (70.0, 50.0), name: (73.0, 50.0)})
-        return conclusion(search, records).lines[-1]
+        return search.run(records).conclusion.lines[-1]
 
     assert confirmed_one("trial_000", 1000, 1) == "Test splits read once, for trial-000."
     late = "; then for trial-002, chosen when test accuracies were known"
@@ -213,7 +212,7 @@ def test_an_interrupted_confirmation_that_goes_on_is_one_reading(tmp_path):
     confirmed(tmp_path, SEEDS[:1], wanted=2, **accs)
     edit_journal(tmp_path / "confirm", lambda events: events[:-1])
     confirmed(tmp_path, SEEDS[1:], wanted=2, **accs)
-    assert conclusion(search, records).lines[-1] == "Test splits read once, for trial-000."
+    assert search.run(records).conclusion.lines[-1] == "Test splits read once, for trial-000."
 
 
 def test_a_new_best_trial_is_not_judged_by_the_seeds_of_others(tmp_path, screen):

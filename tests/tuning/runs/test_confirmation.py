@@ -8,14 +8,8 @@ import scipy.stats
 
 from tests.tuning import fakes
 from tests.tuning.confirmation.written import write_predictions, write_results
-from tuning.runs.confirmation import (
-    CONFIDENCE,
-    estimate,
-    image_variance,
-    predictions_path,
-    read_confirmation,
-    training_name,
-)
+from tuning.runs.confirmation import CONFIDENCE, estimate, image_variance, training_name
+from tuning.runs.paths import predictions_path
 
 
 @pytest.mark.parametrize("number", [2, 5, 30])
@@ -33,7 +27,7 @@ def test_only_seeds_that_both_have_are_paired(tmp_path):
     accs["trial-001"] = {5: 50.0}
     for name, of_seeds in accs.items():
         write_results(tmp_path, {(name, s): {"id_test/acc": acc} for s, acc in of_seeds.items()})
-    found = read_confirmation(fakes.search_record(tmp_path))
+    found = fakes.Search(tmp_path).run().settings
     gap = found.against("ft", "trial-000", "id_test/acc")
     ours, its = [10.0, 20.0], [9.0, 18.0]
     expected = scipy.stats.ttest_rel(ours, its).confidence_interval(CONFIDENCE)
@@ -96,7 +90,7 @@ SEEDS = (1000, 1001)
 
 def stored(folder, names):
     """Results with predictions of both seeds; the accuracies are those of the predictions."""
-    search, right = fakes.search_record(folder), {}
+    search, right = fakes.Search(folder), {}
     for number, name in enumerate(names):
         for seed in SEEDS:
             rng = np.random.default_rng([number, seed])
@@ -125,7 +119,7 @@ def stored(folder, names):
 )
 def test_an_accuracy_has_the_images_of_its_domains(metric, column, shares, tmp_path):
     search, right = stored(tmp_path, ["ft"])
-    found = read_confirmation(search)
+    found = search.run().settings
     assert found.weights(metric) == shares
     for seed, of_seed in found.right("ft", metric).items():
         for domain in shares:
@@ -135,7 +129,7 @@ def test_an_accuracy_has_the_images_of_its_domains(metric, column, shares, tmp_p
 
 def test_differences_are_paired_by_image(tmp_path):
     search, right = stored(tmp_path, ["ft", "trial-000"])
-    found = read_confirmation(search)
+    found = search.run().settings
     gap = found.against("ft", "trial-000", "ood_test/mean_acc")
 
     def of(domain):
@@ -154,7 +148,7 @@ def test_differences_are_paired_by_image(tmp_path):
 def test_without_stored_predictions_the_interval_is_over_seeds(tmp_path):
     search, _ = stored(tmp_path, ["ft"])
     write_results(tmp_path, {("trial-000", seed): {"id_test/acc": 70.0} for seed in SEEDS})
-    found = read_confirmation(search)
+    found = search.run().settings
     assert found.estimate("ft", "id_test/acc").covers_images
     assert not found.estimate("trial-000", "id_test/acc").covers_images
     assert not found.against("ft", "trial-000", "id_test/acc").covers_images
@@ -165,5 +159,5 @@ def test_damaged_predictions_are_named_and_left_out(tmp_path, caplog):
     for seed in SEEDS:
         path = predictions_path(tmp_path, training_name(("ft", seed)))
         path.write_bytes(path.read_bytes()[:-9])
-    assert not read_confirmation(search).estimate("ft", "id_test/acc").covers_images
+    assert not search.run().settings.estimate("ft", "id_test/acc").covers_images
     assert f"{path} cannot be read" in caplog.text

@@ -8,8 +8,9 @@ from tests.tuning import fakes
 from tests.tuning.run_folders import edit_journal
 from tests.tuning.runs.test_journal import ENDED, STARTED, edit_times, write_trial
 from trainers.errors import ConfigError
-from tuning.runs.history import JOURNAL_FILE, JournalReader, line_of, read_history
+from tuning.runs.history import JournalReader, line_of, read_history
 from tuning.runs.journal import Journal
+from tuning.runs.paths import JOURNAL_FILE
 
 
 def test_events_and_keys_of_later_versions_are_skipped(tmp_path):

@@ -12,8 +12,9 @@ import pytest
 from tests.tuning import fakes
 from tests.tuning.run_folders import edit_journal
 from trainers.errors import ConfigError
-from tuning.runs.history import JOURNAL_FILE, JournalReader, read_history
+from tuning.runs.history import JournalReader, read_history
 from tuning.runs.journal import LOCK_FILE, Journal, append_synced, is_running
+from tuning.runs.paths import JOURNAL_FILE
 
 STARTED = fakes.trial(0, is_first_point=True, outcome="running", ended_at=None, curve=())
 ENDED = fakes.trial(0, is_first_point=True)

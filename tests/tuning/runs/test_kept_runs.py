@@ -25,11 +25,13 @@ from tests.tuning.confirmation.written import write_results
 from tests.tuning.run_folders import search_file, trial, write_run
 from tuning.config.objectives import Objective
 from tuning.run import load_run
-from tuning.runs.confirmation import CONFIRM_FOLDER, TESTED, read_confirmation
 from tuning.runs.environment import ENVIRONMENT_FILE, environment
+from tuning.runs.goal import Goal
 from tuning.runs.journal import Journal
-from tuning.runs.model import Candidate, Goal, Model, chosen_event, models_tested
-from tuning.runs.run_folder import CONFIG_FILE
+from tuning.runs.model import chosen_event
+from tuning.runs.paths import CONFIG_FILE, CONFIRM_FOLDER
+from tuning.runs.records import TESTED, Candidate, Model
+from tuning.runs.rules import saw_ood
 
 KEPT = Path(__file__).parent / "kept"
 OUTCOMES = {
@@ -83,7 +85,7 @@ def write(folder, version):
     write_results(folder, found)
     training = {"name": "trial-003", "method": "lipsum_ft", "seed": 0, "point": None}
     chosen = Candidate("single", "trial-003", {"val/mean_acc": 74.5}, (training | {"params": {}},))
-    goal = Goal(Objective("val/mean_acc", "max"))
+    goal = Goal((Objective("val/mean_acc", "max"),))
     with closing(Journal(folder / CONFIRM_FOLDER)) as journal:
         journal.model(chosen_event(Model(1, chosen, finished=2), goal, [chosen]))
         journal.model({"event": TESTED, "number": 1, "metrics": {"id_test/acc": 81.5}})
@@ -103,11 +105,11 @@ def test_a_run_folder_of_an_earlier_version_is_read_and_reported(version, tmp_pa
     assert records["trial-002"].error_line == "OutOfMemoryError: too big"
     assert records["trial-000"].is_first_point
     assert (run.history.outcome, run.history.damage) == ("stopped", "")
-    assert run.search.sees_ood
+    assert saw_ood(run.goal)
     assert run.best.trial_id == "trial-003"
-    found = read_confirmation(run.search)
+    found = run.settings
     assert found.values("trial-000", "id_test/acc") == {1000: 80.0, 1001: 81.0}
-    (model,) = models_tested(folder)
+    (model,) = run.models
     assert (model.chosen.name, model.test) == ("trial-003", {"id_test/acc": 81.5})
     shown = CliRunner().invoke(app, ["report", str(folder)])
     assert shown.exit_code == 0, shown.exception

@@ -1,5 +1,7 @@
 """What is said of a model, and which one is chosen."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -7,8 +9,10 @@ from tests.tuning import fakes
 from tests.tuning.confirmation.written import write_predictions, write_results
 from tests.tuning.result_tables import printed
 from tuning.config.objectives import Objective, parse_constraint
-from tuning.runs.confirmation import predictions_path, read_confirmation
-from tuning.runs.model import Candidate, Goal, Model, choose, findings, goal_of, model_in_words
+from tuning.runs.goal import Goal
+from tuning.runs.model import choose, findings, model_goal, model_in_words
+from tuning.runs.paths import predictions_path
+from tuning.runs.records import Candidate, Model
 from tuning.views.confirmation_table import model_table
 from tuning.views.result_table import fit_table
 
@@ -20,14 +24,15 @@ def measured(id_acc, ood_acc):
 @pytest.fixture
 def confirmation(tmp_path):
     """Two seeds of FT: six and five of ten ID images are right, four and three OOD ones."""
-    search = fakes.search_record(tmp_path, ood_domains=("sketch",))
+    folder = tmp_path / "domainnet-vit-b32"
+    search = fakes.Search(folder, ood_domains=("sketch",))
     results = {("zero-shot", None): measured(20.0, 30.0)}
     results |= {("ft", 0): measured(60.0, 40.0), ("ft", 1): measured(50.0, 30.0)}
-    write_results(tmp_path, results)
+    write_results(folder, results)
     for seed, (of_id, of_ood) in enumerate([(6, 4), (5, 3)]):
         right = {"real": np.arange(10) < of_id, "sketch": np.arange(10) < of_ood}
-        write_predictions(tmp_path, ("ft", seed), {"predicted": right, "zero_shot": right})
-    return read_confirmation(search)
+        write_predictions(folder, ("ft", seed), {"predicted": right, "zero_shot": right})
+    return search.run().settings
 
 
 def built(*names, **more):
@@ -35,6 +40,14 @@ def built(*names, **more):
     trainings = tuple({"name": name, "seed": 0} for name in names)
     chosen = Candidate(kind, names[0], {}, trainings)
     return Model(1, chosen, 2, test=measured(70.0, 50.0), **more)
+
+
+def in_words(confirmation, models, records=()):
+    """Sentences on models of a confirmation, and these trials of its search."""
+    run = confirmation.run
+    history = replace(run.history, records=tuple(records))
+    confirmed = replace(run.confirmed, models=tuple(models))
+    return model_in_words(replace(run, history=history, confirmation=confirmed)).lines
 
 
 def test_a_model_is_compared_with_the_mean_of_plain_fine_tunings(confirmation):
@@ -50,16 +63,16 @@ def test_a_model_is_shown_in_sentences_and_beside_others(confirmation, screen):
     soup, lost = built("trial-003", "ft-seed-1000"), ("the weights of trial-001 are gone",)
     models = [soup, built("trial-003", notes=lost)]
     table = printed(fit_table(model_table(confirmation, models), 100, "mine"), 100)
-    screen("model", "\n".join([*model_in_words(confirmation, models, records), table]))
+    screen("model", "\n".join([*in_words(confirmation, models, records), table]))
 
 
 def test_each_figure_of_a_model_states_what_its_interval_covers(confirmation):
     """Its predictions are stored: of ten images of each domain, all are right."""
-    folder, right = confirmation.search.run_folder, dict.fromkeys(("real", "sketch"), np.ones(10))
+    folder, right = confirmation.run.folder, dict.fromkeys(("real", "sketch"), np.ones(10))
     path = predictions_path(folder, "model-1")
     write_predictions(folder, ("model", 1), {"predicted": right, "zero_shot": right})
     predictions_path(folder, "model-seed-1").rename(path)
-    _, own, gaps = model_in_words(confirmation, [built("trial-003")], [])
+    _, own, gaps = in_words(confirmation, [built("trial-003")])
     assert own.startswith("Its test accuracy (± for new images), in percent: ID 70.0 ± ")
     assert gaps.startswith("Points more than zero-shot (± for new images): ID +50.0 ± ")
     on_average = "than plain fine-tuning on average (± for new seeds and new images): ID +15.0 ± "
@@ -68,13 +81,14 @@ def test_each_figure_of_a_model_states_what_its_interval_covers(confirmation):
 
 def test_constraints_come_before_the_objective(tmp_path):
     bound = parse_constraint("id_val/acc >= best - 1", ["id_val/acc"])
-    search = fakes.search_record(tmp_path, constraints=(bound,))
-    goal = goal_of(search, [fakes.trial(0, 80.0, 10.0), fakes.trial(1, 70.0, 60.0)])
+    search = fakes.Search(tmp_path, constraints=(bound,))
+    goal = model_goal(search.run([fakes.trial(0, 80.0, 10.0), fakes.trial(1, 70.0, 60.0)]))
     metrics = {"id_val/acc": 78.9, "val/mean_acc": 90.0}
     meets = {"id_val/acc": 79.0, "val/mean_acc": 10.0}
     assert goal.merit(meets) > goal.merit(metrics) > goal.merit({})
     candidates = [Candidate("single", name, of) for name, of in (("a", metrics), ("b", meets))]
     assert choose(goal, [*candidates, Candidate("soup", "c", meets)]).name == "b"
     two = (Objective("id_val/acc"), Objective("id_val/nll", "min"))
-    assert goal_of(fakes.search_record(tmp_path, objectives=two), []) is None
-    assert Goal(two[1]).merit({"id_val/nll": 1.0}) > Goal(two[1]).merit({"id_val/nll": 2.0})
+    assert model_goal(fakes.Search(tmp_path, objectives=two).run()) is None
+    low = Goal(two[1:])
+    assert low.merit({"id_val/nll": 1.0}) > low.merit({"id_val/nll": 2.0})

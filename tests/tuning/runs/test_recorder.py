@@ -21,8 +21,8 @@ class Notes(Callback):
         self.events = []
         self.curves = []  # of training
 
-    def search_started(self, search):
-        self.events.append(("search_started", search.name, ""))
+    def search_started(self, run):
+        self.events.append(("search_started", run.name, ""))
 
     def trial_started(self, record):
         self.events.append(("started", record.trial_id, record.outcome))
@@ -48,7 +48,7 @@ def report(r, step, trial_id="trial-000", **more):
 
 
 class FailingAtStart(Callback):
-    def search_started(self, search):
+    def search_started(self, run):
         raise OSError("no disk for the callback")
 
 
@@ -64,8 +64,8 @@ def recorder(folder, *callbacks, earlier=()):
     """With a proposal, `NEW`."""
     journal = Journal(folder)
     journal.session_started({})
-    search = fakes.search_record(folder)
-    created = Recorder(search, journal, callbacks, earlier, gpus_per_trial=2.0)
+    run = fakes.Search(folder).run(earlier)
+    created = Recorder(run, journal, callbacks, gpus_per_trial=2.0)
     if not earlier:
         created.proposed(NEW)
     return created
@@ -87,7 +87,7 @@ def test_every_event_is_in_the_journal_and_reaches_all_callbacks(tmp_path):
         r.answered(trial_id, Ended())
     r.finish("finished")
     assert notes.events == [
-        ("search_started", "domainnet-vit-b32", ""),
+        ("search_started", tmp_path.name, ""),
         ("started", "ft", "running"),
         ("started", "trial-000", "running"),
         ("reported", "ft", "120"),
@@ -211,7 +211,7 @@ def test_a_callback_that_raises_is_logged_and_others_go_on(tmp_path, caplog):
 def test_the_end_is_told_though_the_journal_cannot_be_written(tmp_path, caplog):
     notes, journal = Notes(), Journal(tmp_path)
     journal.session_started({})
-    r = Recorder(fakes.search_record(tmp_path), journal, [Failing(), notes])
+    r = Recorder(fakes.Search(tmp_path).run(), journal, [Failing(), notes])
     r.proposed(NEW)
     r.started("trial-000")
     journal.failure = StorageFailed("no space left")

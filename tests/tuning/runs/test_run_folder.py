@@ -13,17 +13,11 @@ from tests.tuning.run_folders import ZERO_SHOT, search_file, trial, write_run
 from trainers.data.roots import data_fingerprint
 from trainers.errors import ConfigError
 from tuning.config.validation import load_config
+from tuning.run import load_run
 from tuning.runs import environment
 from tuning.runs.journal import Journal
-from tuning.runs.run_folder import (
-    CONFIG_FILE,
-    checkpoint_root_of,
-    create_run_folder,
-    find_run,
-    load_run,
-    runs_in,
-    runs_named,
-)
+from tuning.runs.paths import CONFIG_FILE, checkpoint_root_of
+from tuning.runs.run_folder import create_run_folder, find_run, runs_in, runs_named
 
 
 @pytest.fixture
@@ -89,11 +83,11 @@ def test_what_a_search_wrote_is_loaded(file, tmp_path):
     run = load_run(write_run(tmp_path / "run", file, records))
     assert (run.folder, run.file, run.history.records) == (tmp_path / "run", file, records)
     assert (run.history.outcome, run.history.fingerprints) == ("finished", file.fingerprints())
-    assert run.search.name == "run"
-    assert run.search.zero_shot == ZERO_SHOT
-    assert run.search.total_steps == fakes.TOTAL_STEPS
-    assert run.search.ood_domains == fakes.DOMAINS
-    assert run.search.config == file.model_dump(mode="json")
+    assert run.name == "run"
+    assert run.goal.zero_shot == ZERO_SHOT
+    assert run.file.trial.steps == fakes.TOTAL_STEPS
+    assert run.goal.ood_domains == fakes.DOMAINS
+    assert run.file.summary() == file.model_dump(mode="json")
 
 
 def test_runs_of_jobs_are_found_by_name(file, tmp_path, monkeypatch):

@@ -18,7 +18,6 @@ from trainers.data.dataset import ImageDataset
 from trainers.data.roots import split_fingerprint
 from trainers.data.store import open_store
 from trainers.errors import ConfigError
-from tuning.runs.history import History
 from tuning.views import changed_images as module
 from tuning.views.changed_images import NUM_SHOWN, changed_images
 from tuning.views.results import ResultsView
@@ -33,7 +32,7 @@ def root(images_root, tmp_path):
 def search(root, tmp_path):
     seen = {"sketch/val": split_fingerprint(open_store(root), "sketch", "val")}
     (tmp_path / "environment.json").write_text(json.dumps({"data": seen}))
-    return fakes.search_record(tmp_path, config={"trial": {"data": {"root": str(root)}}})
+    return fakes.Search(tmp_path, config={"trial.data.root": str(root)})
 
 
 @pytest.fixture
@@ -63,7 +62,7 @@ def checkpoints(root, tmp_path, monkeypatch):
 
 def test_the_most_confident_images_that_changed_are_shown(root, search, checkpoints):
     images = ImageDataset(root, "sketch", "val")
-    right, wrong = changed_images(search, checkpoints, "trial-000")
+    right, wrong = changed_images(search.run(), checkpoints, "trial-000")
     assert (right.domain, right.gained, wrong.gained) == ("sketch", True, False)
     assert right.total + wrong.total == len(images)
     for group, first in ((right, 0), (wrong, 1)):
@@ -83,24 +82,23 @@ def test_the_most_confident_images_that_changed_are_shown(root, search, checkpoi
 def test_images_that_have_changed_since_are_left_out(root, search, checkpoints):
     swap_classes(root, "sketch", "val")
     with pytest.raises(ConfigError, match="images of sketch have changed since the search"):
-        changed_images(search, checkpoints, "trial-000")
+        changed_images(search.run(), checkpoints, "trial-000")
 
 
 def test_a_trial_without_predictions_says_so(search, tmp_path):
     with pytest.raises(ConfigError, match="the weights of trial-000 were not kept"):
-        changed_images(search, str(tmp_path), "trial-000")
+        changed_images(search.run(), str(tmp_path), "trial-000")
 
 
 def test_predictions_that_cannot_be_read_are_named_on_the_page(search, checkpoints, tmp_path):
     (tmp_path / PREDICTIONS).write_bytes(b"no table")
-    search = replace(search, run_folder=tmp_path / "run", name="mine")
+    search = replace(search, folder=tmp_path / "run")
     view = ResultsView(checkpoints)
-    view.start(search)
-    page, pages = search.run_folder / "report" / "index.html", []
+    page, pages = search.folder / "report" / "index.html", []
     for is_over in (False, True):
-        view.write(History((fakes.trial(0),)), is_over)
+        view.write(search.run([fakes.trial(0)], is_live=not is_over))
         pages.append(page.read_text("utf-8"))
     assert ['http-equiv="refresh"' in text for text in pages] == [True, False]
     said = "Images that became right or wrong are left out: ArrowInvalid: "
     assert [said in text for text in pages] == [False, True]
-    assert (search.run_folder / "trials.parquet").is_file()
+    assert (search.folder / "trials.parquet").is_file()

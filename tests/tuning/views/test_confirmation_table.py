@@ -5,7 +5,6 @@ Of two seeds, half an interval is 12.706 times half the difference of the seeds'
 
 import math
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 from rich.text import Text
@@ -31,8 +30,8 @@ ACCS = {
 
 
 def confirmation(rules=("by_method",), without=""):
-    search = fakes.search_record(Path("run"), ood_domains=DOMAINS)
-    picks = chosen(search, fakes.compared_methods(), rules=rules)
+    search = fakes.Search(ood_domains=DOMAINS)
+    picks = chosen(search.run(fakes.compared_methods()), rules=rules)
     configurations = (REFERENCE, *picks)
     configurations = tuple(c for c in configurations if c.trial_id != without)
     results = {
@@ -42,7 +41,7 @@ def confirmation(rules=("by_method",), without=""):
     }
     zero_shot = "zero-shot", None
     results[zero_shot] = result(zero_shot, metrics(78.0))
-    return Confirmation(search, SEEDS, configurations, results, {})
+    return Confirmation(search.run(), SEEDS, configurations, results, {})
 
 
 def metrics(acc, **more):
@@ -77,23 +76,24 @@ def test_methods_are_also_compared_with_fine_tuning_as_tuned(screen):
 
 def test_a_point_that_ood_data_chose_is_marked_on_plain_fine_tuning_too(screen):
     blind = confirmation(rules=("id_val",))
-    lines = {"trial": {"eval": {"line": "auto"}}}
-    screen("confirmed_on_lines", shown(replace(blind, search=replace(blind.search, config=lines))))
+    on_lines = fakes.Search(ood_domains=DOMAINS, config={"trial.eval.line": "auto"}).run()
+    screen("confirmed_on_lines", shown(replace(blind, run=on_lines)))
 
 
 def test_with_stored_predictions_each_accuracy_has_an_interval(tmp_path, screen):
     """All images of FT are right or wrong in turn, in each seed alike: 98.0 and 78.0 have 10.2 to
     both sides, 1.96 * 100 * (0.25 / 99 + 2 / 102 / 100) ** 0.5."""
+    folder = tmp_path / "domainnet-vit-b32"
     right = np.arange(100) % 2
     of_domains = dict.fromkeys(("real", *DOMAINS), right)
     for seed in SEEDS:
         write_predictions(
-            tmp_path, ("ft", seed), dict.fromkeys(("predicted", "zero_shot"), of_domains)
+            folder, ("ft", seed), dict.fromkeys(("predicted", "zero_shot"), of_domains)
         )
     found = confirmation(rules=("id_val",))
     results = {key: result(key, metrics(98.0 if key[0] == "ft" else 78.0)) for key in found.results}
-    search = replace(found.search, run_folder=tmp_path)
-    screen("confirmed_with_predictions", shown(replace(found, search=search, results=results)))
+    run = fakes.Search(folder, ood_domains=DOMAINS).run()
+    screen("confirmed_with_predictions", shown(replace(found, run=run, results=results)))
 
 
 def test_the_end_of_a_training_before_which_a_point_was_chosen_has_a_row(screen):

@@ -52,19 +52,19 @@ def opened(request, tmp_path):
 
 @pytest.fixture
 def search(tmp_path):
-    return fakes.search_record(tmp_path, run_id="1234", spaces={None: SPACE})
+    return fakes.Search(tmp_path, history=History(run_id="1234"), spaces={None: SPACE})
 
 
 def view(search, storage):
     started = DashboardView(storage)
-    started.start(search)
+    started.search = search
     return started
 
 
 def write(view, *records):
     """What a search that goes on, or has ended, gives to the view."""
     with quiet_optuna():
-        view.write(History(records), is_over=False)
+        view.write(view.search.run(records, is_live=True))
 
 
 def study(storage):
@@ -105,7 +105,7 @@ def test_events_and_records_make_the_same_study(opened, search):
     write(live, *RECORDS)
     assert told(opened()) == expected(RECORDS)
     best = study(opened()).best_trial
-    assert best.user_attrs[TRIAL_ID] == best_trial(search, RECORDS).trial_id == "trial-002"
+    assert best.user_attrs[TRIAL_ID] == best_trial(search.goal, RECORDS).trial_id == "trial-002"
     assert study(opened()).metric_names == ["val/mean_acc"]
     assert best.user_attrs["id_val/acc"] == 86.0
     # Another session adds what it has missed, and nothing twice.
@@ -128,13 +128,13 @@ def test_the_study_of_a_running_search_is_there_and_grows_as_trials_end(opened, 
 
 
 def test_a_study_is_found_by_the_run(opened, search, tmp_path):
-    renamed = replace(search, name="renamed")
-    other = replace(search, run_id="5678")
+    renamed = replace(search, folder=search.folder / "renamed")
+    other = replace(search, history=History(run_id="5678"))
     write(view(search, opened()), record(0))
     write(view(renamed, opened()), record(1))
     write(view(other, opened()), record(0))
     found = {s.study_name: s.n_trials for s in optuna.get_all_study_summaries(opened())}
-    assert found == {f"{search.name} (1234)": 2, f"{search.name} (5678)": 1}
+    assert found == {f"{tmp_path.name} (1234)": 2, f"{tmp_path.name} (5678)": 1}
 
 
 def test_all_methods_are_in_one_study(opened, search):

@@ -8,8 +8,8 @@ import pytest
 from tests.tuning import fakes
 from tests.waiting import wait_until
 from trainers.errors import ConfigError, StorageFailed
-from tuning.runs.history import JOURNAL_FILE
 from tuning.runs.journal import Journal
+from tuning.runs.paths import JOURNAL_FILE
 from tuning.views import follower as module
 from tuning.views.follower import Follower, View, complete
 
@@ -19,19 +19,16 @@ class Shown(View):
 
     def __init__(self, name="shown"):
         self.name, self.error, self.closed = name, None, 0
-        self.events, self.outcomes, self.is_over = [], [], []
+        self.outcomes, self.is_over = [], []
         self.free = threading.Event()
         self.free.set()
 
-    def take(self, event, record):
-        self.events.append((event["event"], record and record.outcome))
-
-    def write(self, history, is_over):
+    def write(self, run):
         self.free.wait(60)
         if self.error:
             raise self.error
-        self.outcomes.append([record.outcome for record in history.records])
-        self.is_over.append(is_over)
+        self.outcomes.append([record.outcome for record in run.records])
+        self.is_over.append(not run.is_live)
 
     def close(self):
         self.closed += 1
@@ -45,7 +42,7 @@ def journal(tmp_path):
 
 def begin(folder, *views):
     follower = Follower(views, tick=0.01)
-    follower.search_started(fakes.search_record(folder))
+    follower.search_started(fakes.Search(folder).run())
     return follower
 
 
@@ -54,7 +51,7 @@ def train(journal, number, outcome="finished"):
     journal.trial_reported(fakes.trial(number, outcome=outcome))
 
 
-def test_views_get_every_event_in_turn_and_the_whole_history(tmp_path, journal):
+def test_views_get_the_whole_history_in_turn(tmp_path, journal):
     first, second = Shown(), Shown()
     follower = begin(tmp_path, first, second)
     journal.session_started({})
@@ -63,10 +60,6 @@ def test_views_get_every_event_in_turn_and_the_whole_history(tmp_path, journal):
     train(journal, 1, "pruned")
     journal.trial_started(fakes.trial(2, outcome="running", ended_at=None))
     follower.search_ended([], "stopped")
-    own = [("started", "running"), ("report", "running"), ("ended", "finished")]
-    pruned = [*own[:2], ("ended", "pruned")]
-    created = [("created", None), ("session", None)]
-    assert first.events == second.events == [*created, *own, *pruned, own[0]]
     assert first.outcomes[-1] == second.outcomes[-1] == ["finished", "pruned", "stopped"]
     assert (first.is_over.count(True), second.is_over.count(True)) == (1, 1)
     assert (first.closed, second.closed) == (1, 1)
@@ -103,20 +96,6 @@ def test_a_view_that_fails_is_logged_once_for_each_reason_and_made_up_for(
     assert fails.outcomes[-1] == ["finished"] * 3
 
 
-def test_an_event_that_one_view_cannot_take_reaches_the_others(tmp_path, journal, caplog):
-    class Broken(Shown):
-        def take(self, event, record):
-            raise RuntimeError("postgresql://ann:pa55@host")
-
-    broken, other = Broken("a plug-in"), Shown()
-    follower = begin(tmp_path, broken, other)
-    train(journal, 0)
-    follower.search_ended([], "finished")
-    assert [event for event, _ in other.events] == ["created", "started", "report", "ended"]
-    assert caplog.messages[0].startswith("a plug-in cannot be written now: RuntimeError: ")
-    assert "pa55" not in caplog.text
-
-
 @pytest.mark.parametrize("hangs", [True, False])
 def test_the_end_does_not_wait_for_a_view_that_gets_nowhere(
     tmp_path, journal, caplog, monkeypatch, hangs
@@ -135,12 +114,12 @@ def test_the_end_does_not_wait_for_a_view_that_gets_nowhere(
     assert said.startswith("the server: not up to date. Nothing is lost: `lipsum-tune report`")
     lacks.free.set()
     wait_until(lambda: not follower._thread.is_alive())
-    assert complete(fakes.search_record(tmp_path), [again := Shown()]) == {}
+    assert complete(fakes.Search(tmp_path).run(), [again := Shown()]) == {}
     assert again.outcomes == [["finished"]]
 
 
 def test_a_view_that_cannot_start_ends_the_search_and_closes_the_others(tmp_path, journal):
-    def refuse(search):
+    def refuse(run):
         raise ConfigError("not reachable")
 
     first, second = Shown(), Shown("the server")
@@ -148,7 +127,7 @@ def test_a_view_that_cannot_start_ends_the_search_and_closes_the_others(tmp_path
     with pytest.raises(ConfigError, match="not reachable"):
         begin(tmp_path, first, second)
     assert first.closed == 1
-    lacks = complete(fakes.search_record(tmp_path), [first, second])
+    lacks = complete(fakes.Search(tmp_path).run(), [first, second])
     assert {view.name: reason for view, reason in lacks.items()} == {"the server": "not reachable"}
     assert first.is_over == [True]
 
@@ -174,7 +153,7 @@ def test_a_journal_that_cannot_be_read_is_said_once(
 
 def test_views_see_no_line_that_the_disk_refuses(tmp_path, journal, monkeypatch):
     follower = Follower([view := Shown()], journal, tick=60)  # this test takes its turns
-    follower.search_started(fakes.search_record(tmp_path))
+    follower.search_started(fakes.Search(tmp_path).run())
     journal.trial_started(fakes.trial(0, outcome="running", ended_at=None))
     follower.turn()
 
@@ -187,4 +166,4 @@ def test_views_see_no_line_that_the_disk_refuses(tmp_path, journal, monkeypatch)
         journal.trial_reported(fakes.trial(0, outcome="pruned"))
     follower.search_ended([], "stopped")
     assert view.outcomes[-1] == ["stopped"]
-    assert [event for event, _ in view.events] == ["created", "started"]
+    assert {outcome for outcomes in view.outcomes for outcome in outcomes} == {"running", "stopped"}

@@ -1,7 +1,6 @@
 """What the terminal shows of a search: whole screens, none of them wider than the terminal."""
 
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 
@@ -10,7 +9,7 @@ from tests.tuning.result_tables import printed
 from tuning.config.objectives import Objective, parse_constraint
 from tuning.views.leaderboard import report
 
-SEARCH = fakes.search_record(Path("run"))
+SEARCH = fakes.Search()
 TRIALS = [
     fakes.reference(),
     fakes.trial(1, 80, 60),
@@ -52,5 +51,5 @@ LONG = {"method.reg_weight": 0.0123, "method.smoothing": 0.1, "optim.lr": 3.33e-
     ],
 )  # fmt: skip
 def test_a_search_is_shown_as_in_its_file(name, changes, records, options, screen):
-    search = replace(SEARCH, **changes)
-    screen(name, printed(report(search, records, **options), options.get("width", 100)))
+    run = replace(SEARCH, **changes).run(records)
+    screen(name, printed(report(run, **options), options.get("width", 100)))

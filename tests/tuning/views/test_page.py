@@ -2,7 +2,6 @@ import json
 import math
 import re
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -15,10 +14,11 @@ from tests.tuning.result_tables import printed
 from tests.tuning.run_folders import search_file, trial, write_run
 from tuning import load_run
 from tuning.config.objectives import Objective, parse_constraint
-from tuning.runs.conclusion import conclusion
-from tuning.runs.confirmation import TESTED, results_path
+from tuning.runs.goal import Goal
 from tuning.runs.journal import Journal
-from tuning.runs.model import Candidate, Goal, Model, chosen_event
+from tuning.runs.model import chosen_event
+from tuning.runs.paths import results_path
+from tuning.runs.records import TESTED, Candidate, Model
 from tuning.views.changed_images import Changed
 from tuning.views.figures import Plots, optuna_figures
 from tuning.views.overview import comparison
@@ -31,7 +31,7 @@ SPACE = SearchSpace(
         "optim.lr": Float(low=1e-6, high=1e-3, log=True),
     }
 )
-SEARCH = fakes.search_record(Path("run"), spaces={None: SPACE})
+SEARCH = fakes.Search(spaces={None: SPACE})
 
 
 def scattered(number):
@@ -45,8 +45,8 @@ def scattered(number):
     return trials
 
 
-def page_of(records, folder, search=SEARCH, **more):
-    write_page(replace(search, run_folder=folder), records, **more)
+def page_of(records, folder, search=SEARCH, is_live=False, **more):
+    write_page(replace(search, folder=folder).run(records, is_live=is_live), **more)
     return (folder / "report" / "index.html").read_text("utf-8")
 
 
@@ -59,8 +59,8 @@ def rows_of(page):
 
 def test_the_answer_comes_first_and_every_trial_has_a_row(tmp_path):
     records = [fakes.reference(), *fakes.finished_search()[1:]]
-    page = page_of(records, tmp_path, running=True)
-    found = conclusion(SEARCH, records)
+    page = page_of(records, tmp_path, is_live=True)
+    found = SEARCH.run(records).conclusion
     parts = [*found.lines, "lipsum-tune confirm", "lipsum-tune export", "<h2>ID against"]
     places = [page.index(text) for text in parts]
     assert places == sorted(places)
@@ -75,20 +75,21 @@ def test_the_answer_comes_first_and_every_trial_has_a_row(tmp_path):
 
 def test_text_is_escaped_everywhere(tmp_path):
     bad = "<img src=x onerror=alert(1)>"
-    search = replace(SEARCH, name=bad, ood_domains=(bad,), id_domain=bad)
+    search = replace(SEARCH, ood_domains=(bad,), id_domain=f"{bad}!")
     params = {"method.reg_weight": bad, "optim.lr": 1.0}
     records = [replace(trial, params=params) for trial in scattered(6)]
     records.append(fakes.trial(9, outcome="failed", error=f"ValueError: {bad}"))
     changed = [Changed(bad, True, 1, [{"true": bad, "before": bad, "after": bad, "jpeg": ""}])]
-    write_results(tmp_path, {("trial-000", 1000): {"id_test/acc": 1.0}}, labels=[bad])
-    page = page_of(records, tmp_path, search, changed=changed)
+    folder = tmp_path / bad
+    write_results(folder, {("trial-000", 1000): {"id_test/acc": 1.0}}, labels=[bad])
+    page = page_of(records, folder, search, changed=changed)
     assert "<img src=x" not in page
     assert "Confirmed on fresh seeds" in page
 
 
 def test_the_page_of_a_running_search_loads_itself_anew(tmp_path):
     """A page needs nothing beside it."""
-    page = page_of([], tmp_path, running=True)
+    page = page_of([], tmp_path, is_live=True)
     assert 'http-equiv="refresh"' in page
     assert re.search(r"Running, written at \d\d:\d\d:\d\d\.", page)
     running = fakes.trial(1, outcome="running", curve=())
@@ -148,7 +149,7 @@ def test_a_page_of_few_trials_needs_no_figure_of_many(tmp_path):
 
 
 def test_importance_tells_which_parameter_moves_which_accuracy(tmp_path):
-    figures = optuna_figures(SEARCH, scattered(40))
+    figures = optuna_figures(SEARCH.run(scattered(40)))
     for accuracy, parameter in (("ID", "optim.lr"), ("OOD", "method.reg_weight")):
         (bar,) = figures[f"importance_{accuracy}"].data
         assert dict(zip(bar.y, bar.x, strict=True))[parameter] > 0.8
@@ -163,14 +164,16 @@ def test_a_choice_of_many_is_left_out_of_importance():
         replace(trial, params={**trial.params, "data.texts": f"t{index % 16}"})
         for index, trial in enumerate(scattered(32))
     ]
-    figures = optuna_figures(replace(SEARCH, spaces={None: space}), records)
+    figures = optuna_figures(replace(SEARCH, spaces={None: space}).run(records))
     (bar,) = figures["importance_ID"].data
     assert set(bar.y) == {"method.reg_weight", "optim.lr"}
 
 
 def test_the_weight_of_the_regulariser_has_a_log_colour_bar():
     records = scattered(6)
-    marker = next(t for t in Plots(SEARCH, records).id_vs_ood().data if t.name == "finished").marker
+    marker = next(
+        t for t in Plots(SEARCH.run(records)).id_vs_ood().data if t.name == "finished"
+    ).marker
     weights = np.array([record.params["method.reg_weight"] for record in records])
     assert list(marker.color) == pytest.approx((np.log10(weights) + 2) / 4)
     assert [float(text) for text in marker.colorbar.ticktext] == [0.01, 0.1, 1, 10, 100]
@@ -187,10 +190,9 @@ def test_everything_names_one_model(is_confirmed, images_root, tmp_path):
         best = label = "trial-001"
     run = load_run(folder)
     view = ResultsView(str(folder / "train"))
-    view.start(run.search)
-    view.write(run.history, is_over=True)
+    view.write(run)
     page = (folder / "report" / "index.html").read_text("utf-8")
-    found = conclusion(run.search, run.history.records)
+    found = run.conclusion
     assert label in found.lines[0]
     assert f"# {label}, for open_clip" in found.commands("mine")[-1]
     assert re.findall(r'<tr data-trial="([^"]*)" class="best', page) == [best]
@@ -211,7 +213,7 @@ def test_figures_of_a_model_stand_once_in_its_table(tmp_path):
     confirmed(tmp_path, **names)
     journal = Journal(results_path(tmp_path).parent)
     chosen = Model(1, Candidate("single", "trial-001", {}, ({"name": "trial-001", "seed": 0},)), 2)
-    journal.model(chosen_event(chosen, Goal(Objective("val/mean_acc")), []))
+    journal.model(chosen_event(chosen, Goal((Objective("val/mean_acc"),)), []))
     journal.model({"event": TESTED, "number": 1, "metrics": {"id_test/acc": 61.7}})
     journal.close()
     page = page_of([fakes.trial(0), fakes.trial(1)], tmp_path)
@@ -227,11 +229,11 @@ def test_the_commands_of_the_page_name_the_run_as_the_terminal_does(tmp_path, mo
     (tmp_path / "runs" / "mine").mkdir(parents=True)
     (tmp_path / "runs" / "mine" / "search.yaml").touch()
     folder.mkdir(parents=True)
-    page = page_of([fakes.trial(0)], folder, replace(SEARCH, name="mine"))
+    page = page_of([fakes.trial(0)], folder)
     assert f"lipsum-tune confirm {folder} " in page
 
 
 def test_methods_have_a_series_each():
-    drawn = Plots(SEARCH, fakes.compared_methods()).id_vs_ood()
+    drawn = Plots(SEARCH.run(fakes.compared_methods())).id_vs_ood()
     assert set(fakes.METHODS) <= {trace.name for trace in drawn.data}
-    assert Plots(SEARCH, []).id_vs_ood().layout.showlegend
+    assert Plots(SEARCH.run()).id_vs_ood().layout.showlegend

@@ -1,6 +1,5 @@
 import io
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 from rich.console import Console
@@ -8,7 +7,7 @@ from rich.console import Console
 from tests.tuning import fakes
 from tuning.views.progress import ProgressCallback, seconds_left
 
-SEARCH = fakes.search_record(Path("run"), budget_trials=4)
+SEARCH = fakes.Search(config={"search.budget.trials": 4})
 RUNNING = fakes.trial(1, outcome="running", curve=(), ended_at=None)
 PROGRESS = {"step": [30, 60], "train/loss": [1.5, 1.25], "train/images_per_s": [700, 800]}
 
@@ -18,7 +17,7 @@ def shown():
     """A callback that has started, its clock as a list, and what it prints to a log."""
     clock, file = [1000.0], io.StringIO()
     callback = ProgressCallback(Console(file=file, width=80), lambda: clock[0])
-    callback.search_started(SEARCH)
+    callback.search_started(SEARCH.run())
     return callback, clock, file.getvalue
 
 
@@ -52,12 +51,12 @@ def test_a_log_has_at_most_a_line_for_an_event_and_a_minute(shown, screen):
 def test_a_terminal_has_a_bar_for_the_search_and_for_each_running_trial():
     file = io.StringIO()
     callback = ProgressCallback(Console(file=file, width=120, force_terminal=True))
-    callback.search_started(SEARCH)
+    callback.search_started(SEARCH.run())
     callback.trial_started(RUNNING)
     callback.trial_progressed(replace(RUNNING, progress=PROGRESS))
     bars = callback._bars.tasks
     assert [(bar.description, bar.completed, bar.total) for bar in bars] == [
-        (SEARCH.name, 0, 4), ("trial-001", 60, 240),
+        (SEARCH.folder.name, 0, 4), ("trial-001", 60, 240),
     ]  # fmt: skip
     callback.trial_ended(fakes.trial(1))
     (whole,) = callback._bars.tasks
@@ -69,7 +68,8 @@ def test_a_terminal_has_a_bar_for_the_search_and_for_each_running_trial():
 
 def test_the_budget_that_is_used_is_shown(shown):
     callback, _, text = shown
-    callback.search_started(replace(SEARCH, config={"search": {"budget": {"gpu_hours": 2}}}))
+    budgets = SEARCH.config | {"search.budget.gpu_hours": 2}
+    callback.search_started(replace(SEARCH, config=budgets).run())
     callback.trial_started(RUNNING)
     callback.trial_ended(fakes.trial(1, gpus=10.0))
     assert "1 of 2 GPU-hours" in text()
@@ -78,8 +78,8 @@ def test_the_budget_that_is_used_is_shown(shown):
 def test_the_time_left_is_the_mean_of_the_trials_over_the_slots():
     records = [fakes.trial(0), replace(RUNNING, curve=(fakes.report(120, 70, 50),))]
     # Two to begin and half a trial, one at a time, 360 s each.
-    assert seconds_left(SEARCH, records, 0.0) == pytest.approx(2.5 * 360)
-    assert seconds_left(SEARCH, [RUNNING], 0.0) is None
+    assert seconds_left(SEARCH.file, records, 0.0) == pytest.approx(2.5 * 360)
+    assert seconds_left(SEARCH.file, [RUNNING], 0.0) is None
 
 
 def test_the_start_of_the_workers_is_not_in_the_time_of_later_trials():
@@ -87,4 +87,4 @@ def test_the_start_of_the_workers_is_not_in_the_time_of_later_trials():
     waited = replace(first, started_at=first.started_at - 400)
     assert waited.seconds == first.seconds + 400
     # Three to begin, one at a time: 240 steps of 1.5 s each, see `fakes.report`.
-    assert seconds_left(SEARCH, [waited], 0.0) == pytest.approx(3 * 240 * 1.5)
+    assert seconds_left(SEARCH.file, [waited], 0.0) == pytest.approx(3 * 240 * 1.5)

@@ -1,6 +1,5 @@
 import csv
 import math
-from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -12,17 +11,17 @@ from tuning.runs.ranking import best_trial
 from tuning.views import tables
 from tuning.views.tables import curves_table, results_table, trials_table, write_table, write_tables
 
-SEARCH = fakes.search_record(Path("run"))
+SEARCH = fakes.Search()
 
 
 def test_the_trials_table_has_a_row_per_trial_and_zero_shot():
     records = fakes.finished_search()
-    rows = trials_table(SEARCH, records).to_pylist()
+    rows = trials_table(SEARCH.run(records)).to_pylist()
     assert len(rows) == 1 + len(records)
     first = ("zero_shot", 82.4, None)
     assert (rows[0]["kind"], rows[0]["id_val/acc"], rows[0]["number"]) == first
     chosen = [row["trial_id"] for row in rows if row["is_best"]]
-    assert chosen == [best_trial(SEARCH, records).trial_id]
+    assert chosen == [best_trial(SEARCH.goal, records).trial_id]
     failed = next(row for row in rows if row["outcome"] == "failed")
     assert failed["error"].startswith("OutOfMemoryError")
     assert failed["seconds"] == 360.0
@@ -30,7 +29,7 @@ def test_the_trials_table_has_a_row_per_trial_and_zero_shot():
 
 def test_column_types_do_not_depend_on_the_results():
     fixed = len(tables._TYPES)
-    empty, full = trials_table(SEARCH, []), trials_table(SEARCH, fakes.finished_search())
+    empty, full = trials_table(SEARCH.run([])), trials_table(SEARCH.run(fakes.finished_search()))
     assert list(empty.schema)[:fixed] == list(full.schema)[:fixed]
     assert full.schema.field("method.text_length").type == pa.int64()
     assert full.schema.field("method.reg_weight").type == pa.float64()
@@ -42,12 +41,12 @@ def test_column_types_do_not_depend_on_the_results():
 )
 def test_a_parameter_of_mixed_types_has_one_column(values, expected):
     records = [fakes.trial(i, params={"x.y": value}) for i, value in enumerate(values)]
-    assert trials_table(SEARCH, records)["x.y"].to_pylist()[1:] == expected
+    assert trials_table(SEARCH.run(records))["x.y"].to_pylist()[1:] == expected
 
 
 def test_the_curves_table_has_a_row_per_report():
     curve = (fakes.report(40, 80, 60), fakes.report(80, 81, math.nan, **{"top5/sketch": 0.5}))
-    rows = curves_table(SEARCH, [fakes.trial(1, curve=curve)]).to_pylist()
+    rows = curves_table(SEARCH.run([fakes.trial(1, curve=curve)])).to_pylist()
     assert [(row["trial_id"], row["step"]) for row in rows] == [
         ("zero-shot", 0), ("trial-001", 40), ("trial-001", 80),
     ]  # fmt: skip
@@ -57,7 +56,7 @@ def test_the_curves_table_has_a_row_per_report():
 
 
 def test_csv_has_the_rows_of_parquet(tmp_path):
-    write_tables(tmp_path, SEARCH, fakes.finished_search())
+    write_tables(tmp_path, SEARCH.run(fakes.finished_search()))
     for name in ("trials", "curves"):
         with (tmp_path / f"{name}.csv").open() as file:
             rows = list(csv.DictReader(file))

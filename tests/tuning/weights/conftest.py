@@ -6,9 +6,10 @@ from tests.tuning.run_folders import search_file, write_run
 from trainers.fine_tune import fine_tune
 from trainers.loop.evaluate_run import evaluate_run
 from trainers.loop.state import load_split, start
+from tuning.checkpoints import kept_checkpoint
+from tuning.run import load_run
+from tuning.runs.paths import TRAIN_FOLDER, trial_path
 from tuning.runs.records import TrialRecord, trial_name
-from tuning.runs.run_folder import TRAIN_FOLDER, load_run, trial_path
-from tuning.views.checkpoints import kept_checkpoint
 
 
 @pytest.fixture(scope="session")

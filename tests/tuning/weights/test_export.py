@@ -22,9 +22,8 @@ from trainers.fine_tune import fine_tune
 from trainers.loop.state import load_split
 from trainers.models.config import ModelConfig
 from trainers.models.zero_shot import load_zero_shot
-from tuning.runs.conclusion import conclusion
+from tuning.run import load_run
 from tuning.runs.ranking import best_trial
-from tuning.runs.run_folder import load_run
 from tuning.weights.export import export_weights as export
 from tuning.weights.sources import NOT_TESTED, measured, write_trial
 
@@ -64,24 +63,24 @@ def copy_with_zero_shot(run, folder, mean_acc):
 def test_the_default_is_the_trial_that_the_objective_chooses(real, tmp_path):
     run, records = copy_with_zero_shot(real[0], tmp_path / "run", mean_acc=1), real[1]
     (tmp_path / "model").mkdir()  # an empty folder is used
-    written, search = export(run, tmp_path / "model"), load_run(run).search
+    written, search = export(run, tmp_path / "model"), load_run(run)
     assert {path.name for path in written.iterdir()} == FILES
     assert all(path.stat().st_mode & 0o444 == 0o444 for path in written.iterdir())
     assert {path.name for path in tmp_path.iterdir()} == {"model", "run"}
-    best = best_trial(search, records)
+    best = best_trial(search.goal, records)
     expected = {"trial": best.trial_id, "params": best.params, "step": 2, "split": "val"}
-    chosen = f"{' '.join(conclusion(search, records).lines)} {NOT_TESTED}"
+    chosen = f"{' '.join(search.conclusion.lines)} {NOT_TESTED}"
     expected |= {"chosen": chosen, "metrics": measured(best.metrics)}
     assert about(written).items() >= expected.items()
 
 
 def test_a_zero_shot_model_that_wins_is_exported_with_its_head(real, tmp_path):
     run = copy_with_zero_shot(real[0], tmp_path / "run", mean_acc=99)
-    written, search = export(run, tmp_path / "model"), load_run(run).search
+    written, search = export(run, tmp_path / "model"), load_run(run)
     recorded = about(written)
     assert (recorded["trial"], recorded["params"], recorded["step"]) == ("zero-shot", {}, 0)
     assert recorded["chosen"].startswith("No trial has a higher val/mean_acc than zero-shot ")
-    assert recorded["metrics"] == measured(search.zero_shot)
+    assert recorded["metrics"] == measured(search.goal.zero_shot)
     torch.testing.assert_close(head_of(written), zero_shot_head(run), rtol=1e-5, atol=1e-6)
 
 

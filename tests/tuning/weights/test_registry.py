@@ -30,7 +30,7 @@ from trainers.errors import ConfigError
 from trainers.loop.state import load_split
 from trainers.models.clip import load_clip
 from trainers.models.image import image_input
-from tuning.runs.run_folder import load_run
+from tuning.run import load_run
 from tuning.views.completion import complete_mlflow
 from tuning.views.mlflow.client import default_tracking_uri
 from tuning.weights.predict import _BATCH, prepared

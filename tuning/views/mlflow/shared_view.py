@@ -13,31 +13,32 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from trainers.evaluation.metrics import ID_ACC, MEAN_ACC, OOD_MEAN_ACC, val_acc
-from tuning.runs.records import SECONDS, TRAIN_LOSS, SearchRecord, TrialRecord
+from tuning.run import Run
+from tuning.runs.records import SECONDS, TRAIN_LOSS, TrialRecord
 from tuning.views.mlflow.client import key_of
 
 if TYPE_CHECKING:
-    from mlflow.entities import Run
+    from mlflow.entities import Run as MlflowRun
     from mlflow.tracking import MlflowClient
 
 _PAGES = "workflowType=machine_learning"
 """MLflow 3.17 shows the menu for language models without it."""
 
 
-def main_metrics(search: SearchRecord) -> tuple[str, ...]:
+def main_metrics(run: Run) -> tuple[str, ...]:
     """The metrics to look at first, in the order of the columns."""
     names = [ID_ACC, OOD_MEAN_ACC, MEAN_ACC]
-    if search.configured("trial", "eval", "line") not in (None, "off"):
+    if run.file.trial.eval.line != "off":
         names.append("line/a")
-    names += [o.metric for o in (*search.objectives, *search.sampler_objectives)]
-    names += [constraint.metric for constraint in search.constraints]
-    names += [val_acc(domain) for domain in search.ood_domains]
+    names += [o.metric for o in (*run.goal.objectives, *run.goal.sampler_objectives)]
+    names += [constraint.metric for constraint in run.goal.constraints]
+    names += [val_acc(domain) for domain in run.goal.ood_domains]
     names += [TRAIN_LOSS, "train/lr", "train/images_per_s", SECONDS]
     return tuple(dict.fromkeys(names))
 
 
 def order_of(
-    search: SearchRecord,
+    run: Run,
     record: TrialRecord,
     missed: Mapping[str, float],
     position: int = 0,
@@ -61,26 +62,24 @@ def order_of(
         group = 2
     else:
         group = 3 if missed else 1
-    value = record.last(search.objectives[0].metric)
-    if len(search.objectives) > 1:
+    value = record.last(run.goal.objectives[0].metric)
+    if len(run.goal.objectives) > 1:
         merit: float = -position
     else:
-        merit = -math.inf if value is None else search.objectives[0].signed(value)
+        merit = -math.inf if value is None else run.goal.objectives[0].signed(value)
     # Of equal trials, the earlier one comes first.
     merits = (record.step, -sum(missed.values()), merit, -record.number)
     return " ".join([str(group), *(f"{1e9 - min(max(m, -1e9), 1e9):017.6f}" for m in merits)])
 
 
-def share_view(
-    client: MlflowClient, experiment_id: str, search: SearchRecord, records: Sequence[TrialRecord]
-) -> None:
+def share_view(client: MlflowClient, experiment_id: str, run: Run) -> None:
     """Store the view of a search: columns of ID and OOD accuracy, objectives and parameters."""
-    params = dict.fromkeys(key for record in records for key in record.params)
-    main = [name for name in main_metrics(search) if not name.startswith(("train/", "cost/"))]
+    params = dict.fromkeys(key for record in run.records for key in record.params)
+    main = [name for name in main_metrics(run) if not name.startswith(("train/", "cost/"))]
     columns = [f"metrics.`{key_of(name)}`" for name in (*main, SECONDS)]
     columns[3:3] = ["tags.`outcome`", *(f"params.`{key_of(name)}`" for name in params)]
     state = {
-        "searchFilter": f"tags.search_id = '{search.run_id}' and tags.kind != 'search'",
+        "searchFilter": f"tags.search_id = '{run.history.run_id}' and tags.kind != 'search'",
         "orderByKey": "tags.`order`",
         "orderByAsc": True,
         "selectedColumns": columns,
@@ -89,16 +88,16 @@ def share_view(
         # left; then ID, OOD and mean accuracy fit beside its two panels on a screen of 1280.
         "columnWidths": {"attributes.`Run Name`": 200, "runDateAndNestInfo": 46},
     }
-    tag = f"mlflow.sharedViewState.{search.run_id}"
+    tag = f"mlflow.sharedViewState.{run.history.run_id}"
     client.set_experiment_tag(experiment_id, tag, json.dumps(state))
 
 
-def view_path(experiment_id: str, search: SearchRecord) -> str:
+def view_path(experiment_id: str, run: Run) -> str:
     """The part of the view's address after that of the server."""
-    return f"/#/experiments/{experiment_id}/runs?{_PAGES}&viewStateShareKey={search.run_id}"
+    return f"/#/experiments/{experiment_id}/runs?{_PAGES}&viewStateShareKey={run.history.run_id}"
 
 
-def summary_path(experiment_id: str, run: Run) -> str:
+def summary_path(experiment_id: str, run: MlflowRun) -> str:
     """The same of the parent run of a search: its report, which it gets at the end."""
     tab = "" if run.info.status == "RUNNING" else "/artifacts/index.html"
     return f"/#/experiments/{experiment_id}/runs/{run.info.run_id}{tab}?{_PAGES}"

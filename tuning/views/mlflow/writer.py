@@ -15,29 +15,27 @@ from __future__ import annotations
 import getpass
 import hashlib
 import json
-from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from tuning.runs.conclusion import conclusion
+from tuning.run import Run
 from tuning.runs.confirmation import Confirmation
 from tuning.runs.environment import ENVIRONMENT_FILE, seen_at_start
-from tuning.runs.history import Event, History
-from tuning.runs.model import MODEL
+from tuning.runs.model import made_of
+from tuning.runs.paths import CONFIG_FILE, CONFIRM_FOLDER, REPORT_FOLDER
 from tuning.runs.ranking import misses, ranked
 from tuning.runs.records import (
+    MODEL,
     STEP,
-    TRAIN_CURVE,
     ZERO_SHOT,
-    SearchRecord,
+    Report,
     TrialRecord,
     trial_label,
     zero_shot_record,
 )
-from tuning.runs.run_folder import CONFIG_FILE, CONFIRM_FOLDER
 from tuning.views.follower import View
 from tuning.views.formatting import format_params
 from tuning.views.mlflow import client as mlf
@@ -70,24 +68,21 @@ class MlflowView(View):
         self.seconds = seconds
         self._uri = uri
         self._quiet = ExitStack()
-        self._latest = self._created = 0.0  # times of the last and of the first event
-        self._returns = Counter[str]()  # how often a trial went back to an earlier step
-        self._reports: dict[str, list[Event]] = {}  # by trial ID
-        self._zero_shot: list[TrialRecord] = []
+        self._zero_shot: TrialRecord | None = None
+        self._returns: dict[str, int] = {}  # `TrialRecord.returns` by trial ID
         # What MLflow has, by trial ID; looked up again after an error.
         self._is_open = False
         self._runs: dict[str, str] = {}
-        self._sent: dict[str, int] = {}  # number of reports
+        self._sent: dict[str, set[float]] = {}  # times of reports
         self._written: dict[str, tuple[TrialRecord, str]] = {}  # with the tag `order`
 
-    def start(self, search: SearchRecord) -> None:
+    def start(self, run: Run) -> None:
         """Connect.
 
         Raises:
             TrackingError: within seconds, if MLflow cannot be used.
         """
-        super().start(search)
-        self._experiment = str(search.configured("search", "tracking", "experiment"))
+        self._experiment = run.file.search.tracking.experiment
         mlf.connect(self._uri, self._experiment)
         # For the whole search, not around each write: a thread must not change the environment
         # while another one reads it. Requests are as long as MLflow has them: the upload of the
@@ -98,38 +93,34 @@ class MlflowView(View):
         """Give the environment back."""
         self._quiet.close()
 
-    def take(self, event: Event, record: TrialRecord | None) -> None:
-        """Keep the reports of trials with their times."""
-        kind, at = event["event"], event["time"]
-        self._latest = max(self._latest, at)
-        self._created = self._created or at  # the line `created` may be damaged
-        if kind == "zero_shot":
-            metrics = {STEP: 0, **event["metrics"]}
-            self._reports[ZERO_SHOT] = [{"time": at, "report": metrics}]
-            model = zero_shot_record(metrics)
-            self._zero_shot = [replace(model, started_at=at, ended_at=at)]
-        elif kind == "report" and record is not None and record.metrics is event["report"]:
-            reports = self._reports.setdefault(record.trial_id, [])
-            step = event["report"][STEP]
-            if reports and step < reports[-1]["report"][STEP]:
-                reports[:] = [one for one in reports if one["report"][STEP] < step]
-                self._returns[record.trial_id] += 1
-                self._is_open = False
-            reports.append(event)
-
-    def write(self, history: History, is_over: bool) -> None:
+    def write(self, run: Run) -> None:
         """Send what MLflow lacks. At the end, the results in the run folder are uploaded.
 
         Raises:
             TrackingError: MLflow lacks a part, which the next call sends.
         """
-        search, records = self._search, [*self._zero_shot, *history.records]
-        missed = misses(search, history.records)
-        ordered = ranked(search, history.records) if len(search.objectives) > 1 else []
+        self._run = run
+        history = run.history
+        if self._zero_shot is None and history.zero_shot is not None:
+            at = history.zero_shot_at
+            metrics = {STEP: 0, **history.zero_shot}
+            reports = (Report(at, metrics),)
+            self._zero_shot = replace(
+                zero_shot_record(metrics), started_at=at, ended_at=at, reports=reports
+            )
+        zero_shot = [] if self._zero_shot is None else [self._zero_shot]
+        records = [*zero_shot, *run.records]
+        is_over = not run.is_live
+        returns = {record.trial_id: record.returns for record in records if record.returns}
+        if returns != self._returns:
+            self._is_open = False  # a trial that begins again gets a new run
+        self._returns = returns
+        missed = misses(run.goal, run.records)
+        ordered = ranked(run.goal, run.records) if len(run.goal.objectives) > 1 else []
         positions = {record.trial_id: position for position, record in enumerate(ordered)}
-        confirmed = [*(conclusion(search, history.records).means or {})] if is_over else []
+        confirmed = [*(run.conclusion.means or {})] if is_over else []
         orders = [
-            order_of(search, r, missed.get(r.trial_id, {}), positions.get(r.trial_id, 0), confirmed)
+            order_of(run, r, missed.get(r.trial_id, {}), positions.get(r.trial_id, 0), confirmed)
             for r in records
         ]
         try:
@@ -144,7 +135,7 @@ class MlflowView(View):
                     is_changed = True
             if is_changed:
                 outcome = history.outcome or ("stopped" if is_over else "running")
-                self._write_parent(history.records, outcome)
+                self._write_parent(outcome)
                 if is_over:
                     self._upload()
         except Exception as error:
@@ -154,31 +145,31 @@ class MlflowView(View):
 
     def _open(self) -> None:
         """Connect, find or create the parent run, and find the runs of trials."""
-        search = self._search
+        run = self._run
         client, self._experiment_id = mlf.connect(self._uri, self._experiment)
         self._client = client
-        parent = mlf.search_run(client, self._experiment_id, search.run_id)
+        parent = mlf.search_run(client, self._experiment_id, run.history.run_id)
         if parent is None:
-            own = {"search_id": search.run_id, "kind": "search"}
-            start_ms = round(1000 * self._created)
+            own = {"search_id": run.history.run_id, "kind": "search"}
+            start_ms = round(1000 * run.history.began_at)
             at_start = own | self._origin()
-            parent = client.create_run(self._experiment_id, start_ms, at_start, search.name)
-        tags = {"search": search.name, "run_folder": str(search.run_folder.resolve())}
+            parent = client.create_run(self._experiment_id, start_ms, at_start, run.name)
+        tags = {"search": run.name, "run_folder": str(run.folder.resolve())}
         # MLflow's params cannot change, and a resumed search may have another configuration.
-        params = [p for p in mlf.params_of(search.config) if p.key not in parent.data.params]
+        params = [p for p in mlf.params_of(run.file.summary()) if p.key not in parent.data.params]
         client.log_batch(parent.info.run_id, params=params, tags=mlf.tags_of(tags))
-        client.update_run(parent.info.run_id, name=search.name)  # its folder may be renamed
+        client.update_run(parent.info.run_id, name=run.name)  # its folder may be renamed
         self._parent_id = str(parent.info.run_id)
         self._inputs = self._dataset()
         client.log_inputs(self._parent_id, self._inputs)
 
-        below = f"tags.search_id = '{search.run_id}' and tags.kind != 'search'"
+        below = f"tags.search_id = '{run.history.run_id}' and tags.kind != 'search'"
         found = client.search_runs([self._experiment_id], below, max_results=50_000)
         self._runs = {}
         # A server that hung may have carried out two requests for a run. One of them has content.
-        for run in sorted(found, key=lambda run: not (run.data.params or run.data.metrics)):
-            trial_id, run_id = run.data.tags["trial_id"], str(run.info.run_id)
-            is_earlier = int(run.data.tags.get("returns", 0)) < self._returns[trial_id]
+        for one in sorted(found, key=lambda one: not (one.data.params or one.data.metrics)):
+            trial_id, run_id = one.data.tags["trial_id"], str(one.info.run_id)
+            is_earlier = int(one.data.tags.get("returns", 0)) < self._returns.get(trial_id, 0)
             if is_earlier or self._runs.setdefault(trial_id, run_id) != run_id:
                 client.delete_run(run_id)
         self._sent = {name: n for name, n in self._sent.items() if name in self._runs}
@@ -194,16 +185,16 @@ class MlflowView(View):
 
     def _dataset(self) -> list[mlf.DatasetInput]:
         """The images of the search for MLflow's column *Dataset*, by the hash of all splits."""
-        search = self._search
-        root = str(search.configured("trial", "data", "root"))
+        run = self._run
+        root = run.file.trial.data.root
         name = Path(root.partition("?")[0]).name
-        splits = json.dumps(seen_at_start(search.run_folder) or {}, sort_keys=True).encode()
+        splits = json.dumps(seen_at_start(run.folder) or {}, sort_keys=True).encode()
         digest = hashlib.sha256(splits).hexdigest()[:8]
         source = mlf.redact(json.dumps({"uri": root}))
         return [mlf.DatasetInput(mlf.Dataset(name, digest, "local", source))]
 
     def _write_trial(self, record: TrialRecord, order: str) -> None:
-        search = self._search
+        run = self._run
         client = self._client
         trial_id = record.trial_id
         pruned = f" (pruned {record.step})" if record.outcome == "pruned" else ""
@@ -214,44 +205,44 @@ class MlflowView(View):
             error = begin + error[len(begin) - mlf.MAX_CHARS :]
         own = {
             mlf.PARENT_TAG: self._parent_id,
-            "search_id": search.run_id,
+            "search_id": run.history.run_id,
             "trial_id": trial_id,
             "kind": "zero_shot" if trial_id == ZERO_SHOT else record.kind,
         }
         tags = {
-            "search": search.name,
-            "method": search.method(record) or "",
+            "search": run.name,
+            "method": run.method(record),
             "outcome": record.outcome,
             "error": error,
             "reason": record.reason,
-            "returns": str(self._returns[trial_id] or ""),
+            "returns": str(record.returns or ""),
             "order": order,
         }
         if trial_id not in self._runs:
-            start_ms = round(1000 * (record.started_at or self._created))
+            start_ms = round(1000 * (record.started_at or run.history.began_at))
             at_start = own | self._origin()
-            run = client.create_run(self._experiment_id, start_ms, at_start, label)
-            self._runs[trial_id] = str(run.info.run_id)
+            created = client.create_run(self._experiment_id, start_ms, at_start, label)
+            self._runs[trial_id] = str(created.info.run_id)
         if trial_id not in self._written:  # MLflow keeps one of several equal inputs
             client.log_inputs(self._runs[trial_id], self._inputs)
         run_id = self._runs[trial_id]
-        reports = self._reports.get(trial_id, [])
-        new = reports[self._sent.get(trial_id, 0) :]
-        metrics = [metric for event in new for metric in self._points(event)]
-        params = {} if trial_id == ZERO_SHOT else record.params or search.reference_params
+        sent = self._sent.get(trial_id, set())
+        new = [report for report in record.reports if report.at not in sent]
+        metrics = [metric for report in new for metric in self._points(report)]
+        params = {} if trial_id == ZERO_SHOT else record.params or run.file.reference_params
         client.log_batch(run_id, metrics, mlf.params_of(params), mlf.tags_of(own | tags))
         client.update_run(run_id, STATUS[record.outcome], label)
         if record.ended_at is not None:
             client.set_terminated(run_id, STATUS[record.outcome], round(1000 * record.ended_at))
-        self._sent[trial_id] = len(reports)
+        self._sent[trial_id] = {report.at for report in record.reports}
         self._written[trial_id] = record, order
 
-    def _write_parent(self, records: Sequence[TrialRecord], outcome: str) -> None:
-        search = self._search
+    def _write_parent(self, outcome: str) -> None:
+        run = self._run
         client = self._client
-        at = self._latest
-        share_view(client, self._experiment_id, search, records)
-        found = conclusion(search, records)
+        at = run.history.last_at
+        share_view(client, self._experiment_id, run)
+        found = run.conclusion
         tags = {"outcome": outcome, "mlflow.note.content": "\n\n".join(found.lines)}
         best = found.best
         metrics: list[Metric] = []
@@ -262,11 +253,13 @@ class MlflowView(View):
             values = {f"best/{name}": value for name, value in self._shown(best.metrics).items()}
             metrics = mlf.metrics_of(values, best.step, at)
         if found.model is not None:
-            tags["model"] = found.model.made_of()
+            tags["model"] = made_of(found.model)
             tested = {f"{MODEL}/{n}": v for n, v in found.model.test.items() if n.endswith("acc")}
             metrics += mlf.metrics_of(tested, 0, at)
         if found.confirmation is not None:
-            metrics += mlf.metrics_of(_over_fresh_seeds(found.confirmation), search.total_steps, at)
+            metrics += mlf.metrics_of(
+                _over_fresh_seeds(found.confirmation), run.file.trial.steps, at
+            )
         client.log_batch(self._parent_id, metrics, tags=mlf.tags_of(tags))
         if outcome == "running":
             client.update_run(self._parent_id, STATUS[outcome])
@@ -278,8 +271,8 @@ class MlflowView(View):
 
     def _upload(self) -> None:
         """Copy tables, report, configuration and environment to the parent's artifacts."""
-        folder, client = self._search.run_folder, self._client
-        for path in (*folder.glob("*.parquet"), *(folder / "report").glob("*")):
+        folder, client = self._run.folder, self._client
+        for path in (*folder.glob("*.parquet"), *(folder / REPORT_FOLDER).glob("*")):
             client.log_artifact(self._parent_id, str(path))
         if (path := folder / CONFIRM_FOLDER / "results.parquet").is_file():
             client.log_artifact(self._parent_id, str(path), CONFIRM_FOLDER)
@@ -288,25 +281,25 @@ class MlflowView(View):
                 text = mlf.redact(path.read_text(encoding="utf-8"))
                 client.log_text(self._parent_id, text, name)
 
-    def _points(self, event: Event) -> Iterator[Metric]:
+    def _points(self, report: Report) -> Iterator[Metric]:
         """A report, and the training curve since the last one.
 
         The last point of the curve is at the report's step, and has its figures in six digits.
         """
-        report, curve = event["report"], event.get(TRAIN_CURVE, {})
-        points = {int(report[STEP]): dict(report)}
+        curve = report.train_curve
+        points = {int(report.metrics[STEP]): dict(report.metrics)}
         for values in zip(*curve.values(), strict=True):
             point = dict(zip(curve, values, strict=True))
             points.setdefault(int(point[STEP]), {}).update(point)
         for step, point in sorted(points.items()):
-            yield from mlf.metrics_of(self._shown(point), step, event["time"])
+            yield from mlf.metrics_of(self._shown(point), step, report.at)
 
     def _shown(self, report: Mapping[str, float]) -> dict[str, float]:
         """The metrics of a report that MLflow gets, `main_metrics` first.
 
         MLflow 3.17 shows metrics in order of arrival, and compares runs by the first one.
         """
-        names = main_metrics(self._search)
+        names = main_metrics(self._run)
         return {name: report[name] for name in names if name in report and name != STEP}
 
 

@@ -5,7 +5,7 @@ from contextlib import closing
 
 from mlflow.tracking import MlflowClient
 
-from tuning.runs.run_folder import load_run
+from tuning.run import load_run
 from tuning.views.follower import Follower
 from tuning.views.mlflow.client import connect, default_tracking_uri
 from tuning.views.mlflow.writer import MlflowView
@@ -48,8 +48,8 @@ def points(runs, run, metric):
 def follower_of(run, runs=None):
     """A follower without a thread, whose errors are raised."""
     view = MlflowView(default_tracking_uri(runs or run.parent), seconds=0.0)
-    view.start(load_run(run).search)
+    view.start(load_run(run))
     view.close()
     follower = Follower([view])
-    follower.read(load_run(run).search)
+    follower.read(load_run(run))
     return follower

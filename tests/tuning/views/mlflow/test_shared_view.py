@@ -9,9 +9,9 @@ from tests.tuning import fakes
 from tests.tuning.run_folders import search_file, write_run
 from tests.tuning.views.mlflow.content import follower_of
 from tuning.config.objectives import Objective
+from tuning.run import load_run
 from tuning.runs.journal import Journal
 from tuning.runs.ranking import best_trial
-from tuning.runs.run_folder import load_run
 from tuning.views.mlflow.client import connect, default_tracking_uri, metrics_of
 from tuning.views.mlflow.shared_view import order_of, share_view, view_path
 
@@ -45,7 +45,7 @@ def test_finished_trials_come_first_and_the_best_before_all(images_root, runs):
     ]
     file = search_file(images_root, search__constraints=["id_val/acc >= best - 10"])
     run = write_run(runs / "search", file, records[:4])
-    search = load_run(run).search
+    search = load_run(run)
     follower = follower_of(run)
     follower.turn()
     assert rows(runs, search)[:2] == ["trial-001", "trial-000"]
@@ -58,7 +58,7 @@ def test_finished_trials_come_first_and_the_best_before_all(images_root, runs):
     follower.turn(is_over=True)
     found = rows(runs, search)
     assert found[:2] == ["trial-003", "trial-000"]
-    assert found[0] == best_trial(search, records).trial_id
+    assert found[0] == best_trial(search.goal, records).trial_id
     assert found[2:] == ["ft", "zero-shot", "trial-001", "trial-002", "trial-005", "trial-004"]
     columns = shared(runs, search)["selectedColumns"]
     assert columns[:2] == ["metrics.`id_val/acc`", "metrics.`ood_val/mean_acc`"]
@@ -69,9 +69,10 @@ def test_finished_trials_come_first_and_the_best_before_all(images_root, runs):
 def test_less_of_an_objective_may_be_better_and_domains_may_have_any_name(runs):
     domains = ("photo (raw)", "photo [raw]", "photo _raw_", "p'op")
     objective = Objective("id_val/nll", "min")
-    search = fakes.search_record(runs / "mine", ood_domains=domains, objectives=(objective,))
+    search = fakes.Search(runs / "mine", ood_domains=domains, objectives=(objective,))
+    search = search.run([fakes.trial(0)])
     client, experiment_id = connect(default_tracking_uri(runs), "lipsum-tune")
-    share_view(client, experiment_id, search, [fakes.trial(0)])
+    share_view(client, experiment_id, search)
     view = shared(runs, search)
     assert (view["orderByKey"], view["orderByAsc"]) == ("tags.`order`", True)
     orders = [

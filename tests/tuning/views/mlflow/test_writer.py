@@ -17,10 +17,9 @@ from tests.tuning.confirmation.written import write_results
 from tests.tuning.databases import with_database
 from tests.tuning.run_folders import search_file, write_run
 from tests.tuning.views.mlflow.content import content, follower_of, found_runs, points
-from tuning.runs.conclusion import conclusion
-from tuning.runs.history import JOURNAL_FILE
+from tuning.run import load_run
 from tuning.runs.journal import Journal
-from tuning.runs.run_folder import CONFIG_FILE, load_run
+from tuning.runs.paths import CONFIG_FILE, JOURNAL_FILE
 from tuning.views.completion import complete_mlflow
 from tuning.views.mlflow import client as mlf
 
@@ -279,7 +278,7 @@ def test_the_description_tells_what_confirm_has_found(run):
             write_results(run, {("trial-006", 1001): {"val/mean_acc": mean_acc}})
         complete_mlflow(loaded)
         note = write(run)[None].data.tags["mlflow.note.content"]
-        assert note.split("\n\n") == [*conclusion(loaded.search, loaded.history.records).lines]
+        assert note.split("\n\n") == [*loaded.conclusion.lines]
     assert "by the means over 1 fresh seed" in note
 
 

@@ -21,7 +21,7 @@ end.
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from functools import cache
 from pathlib import Path
@@ -31,18 +31,18 @@ from trainers.checkpoints.format import STATE, WEIGHTS
 from trainers.checkpoints.storage import newest_checkpoint
 from trainers.data.store import Store, open_store
 from trainers.errors import system_words
-from tuning.runs.history import History
+from tuning.run import Run
+from tuning.runs.goal import Goal
+from tuning.runs.paths import trial_path
 from tuning.runs.ranking import first_trial, misses, non_dominated, pareto_front, ranked
-from tuning.runs.records import SearchRecord, TrialRecord
-from tuning.runs.rules import choices
-from tuning.runs.run_folder import trial_path
-from tuning.views.follower import View
+from tuning.runs.records import TrialRecord
+from tuning.runs.rules import choices, methods_of
 
 _warn_once = cache(logging.getLogger(__name__).warning)
 
 
 def kept_trials(
-    search: SearchRecord, finished: Iterable[TrialRecord], keep_top: int = 0
+    goal: Goal, finished: Iterable[TrialRecord], keep_top: int = 0
 ) -> dict[str, TrialRecord]:
     """The finished trials whose weights are kept, by name.
 
@@ -51,66 +51,86 @@ def kept_trials(
     """
     finished = list(finished)
     trials = [record for record in finished if record.kind == "trial"]
-    of_methods = ([r for r in trials if search.method(r) == m] for m in search.methods(trials))
+    of_methods = ([r for r in trials if r.method == m] for m in methods_of(trials))
     kept = [
         *(record for record in finished if record.kind == "reference"),
-        *ranked(search, trials)[:keep_top],
+        *ranked(goal, trials)[:keep_top],
         *filter(None, [first_trial(trials)]),
         # One of them is the best by several objectives, whichever trials are still to come.
-        *(pareto_front(search, trials) if len(search.objectives) > 1 else ()),
-        *(r for choice in choices(search, trials) for r in choice.trials),
-        *(r for group in (trials, *of_methods) for r in _if_bounds_move(search, group)),
+        *(pareto_front(goal, trials) if len(goal.objectives) > 1 else ()),
+        *(r for choice in choices(goal, trials) for r in choice.trials),
+        *(r for group in (trials, *of_methods) for r in _if_bounds_move(goal, group)),
     ]
     return {record.trial_id: record for record in kept}
 
 
-def _if_bounds_move(search: SearchRecord, trials: Sequence[TrialRecord]) -> list[TrialRecord]:
+def _if_bounds_move(goal: Goal, trials: Sequence[TrialRecord]) -> list[TrialRecord]:
     """Trials that the objective may choose once bounds relative to a `best` become tighter.
 
     Those that no other one beats in objectives and in metrics of such bounds, among the trials that
     meet the constraints, and the trials that set the bounds.
     """
-    moving = [constraint for constraint in search.constraints if constraint.anchor == "best"]
-    bests, missed = search.bests(trials), misses(search, trials) if moving else {}
+    moving = [constraint for constraint in goal.constraints if constraint.anchor == "best"]
+    bests, missed = goal.bests(trials), misses(goal, trials) if moving else {}
     merits = [
         (r, (*values, *(-c.violation(r.last(c.metric), 0.0) for c in moving)))
         for r in trials
-        if moving and (values := search.values(r)) and not missed[r.trial_id]
+        if moving and (values := goal.values(r)) and not missed[r.trial_id]
     ]
     unbeaten = [merits[index][0] for index in non_dominated([values for _, values in merits])]
     setters = [r for c in moving for r in trials if r.last(c.metric) == bests.get(c.text)]
     return [*unbeaten, *setters]
 
 
-class CheckpointsView(View):
-    """The folder of checkpoints, from which those go that are no longer needed.
+class KeptWeights:
+    """The checkpoints of trials that have ended, of which those go that are no longer needed.
 
     It does not raise. What cannot be removed is logged once, and tried again when a trial ends.
 
     Args:
         keep_top: see `kept_trials`.
+        goal: by default that of the run.
+        save: called for each trial that has ended, before any of its files go. After an OSError,
+            which is logged, they stay for now.
     """
 
-    name = "the folder of checkpoints"
-
-    def __init__(self, train: Store, keep_top: int = 0) -> None:
-        self._train, self._keep_top = train, keep_top
+    def __init__(
+        self,
+        train: Store,
+        keep_top: int = 0,
+        goal: Goal | None = None,
+        save: Callable[[TrialRecord], object] = lambda record: None,
+    ) -> None:
+        self._train = train
+        self._keep_top = keep_top
+        self._goal = goal
+        self._save = save
         self._ended: set[str] = set()
         self._kept: set[str] = set()
 
-    def write(self, history: History, is_over: bool) -> None:
+    def update(self, run: Run) -> None:
         """Decide about trials that have ended since the last call, and remove what is not kept."""
-        finals = {record.trial_id: record for record in history.records if record.is_final}
-        if finals.keys() == self._ended and not is_over:
+        finals = {record.trial_id: record for record in run.records if self._is_done(record)}
+        if finals.keys() == self._ended and run.is_live:
             return
         candidates = [
             record
             for name, record in finals.items()
             if record.outcome == "finished" and (name in self._kept or name not in self._ended)
         ]
-        self._kept = {*kept_trials(self._search, candidates, self._keep_top)}
+        self._kept = {*kept_trials(self._goal or run.goal, candidates, self._keep_top)}
         self._ended = {*finals}
         self._clean()
+
+    def _is_done(self, record: TrialRecord) -> bool:
+        if not record.is_final:
+            return False
+        try:
+            self._save(record)
+        except OSError as error:
+            _warn_once(f"{record.trial_id}: cannot be saved yet: {system_words(error)}")
+            return False
+        return True
 
     def _clean(self) -> None:
         try:
@@ -122,7 +142,10 @@ class CheckpointsView(View):
             if (name := trial_path(trial_id)) in names:
                 folder = self._train.at(name)
                 try:
-                    (keep_weights if trial_id in self._kept else remove)(folder)
+                    if trial_id in self._kept:
+                        keep_weights(folder)
+                    else:
+                        remove(folder)
                 except OSError as error:
                     _warn_once(f"{folder.url}: cannot be removed yet: {system_words(error)}")
 

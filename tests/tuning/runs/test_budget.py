@@ -1,8 +1,8 @@
 from dataclasses import replace
 
 from tests.tuning import fakes
-from tuning.algorithms.budget import Budget
 from tuning.config.schema import BudgetConfig
+from tuning.runs.budget import Budget
 from tuning.runs.history import History
 
 

@@ -6,16 +6,16 @@ from dataclasses import replace
 import pytest
 import torch
 
-from tests.tuning.fakes import DOMAINS, reference, report, search_record, trial
+from tests.tuning import fakes
+from tests.tuning.fakes import DOMAINS, reference, report, trial
 from trainers.checkpoints.format import STATE, WEIGHTS, Header, Progress, save_checkpoint
 from trainers.data.store import open_store
+from tuning.checkpoints import KeptWeights, kept_trials
 from tuning.config.objectives import Objective, parse_constraint
-from tuning.runs.history import History
+from tuning.runs.paths import TRAIN_FOLDER, trial_path
 from tuning.runs.ranking import best_trial, pareto_front
 from tuning.runs.records import TrialRecord
 from tuning.runs.rules import best_by_method, choices
-from tuning.runs.run_folder import TRAIN_FOLDER, trial_path
-from tuning.views.checkpoints import CheckpointsView, kept_trials
 
 RUNNING = trial(9, outcome="running")
 LINES = [(), ("id_val/acc >= 85.5",), ("id_val/acc >= 85", "train/loss <= 0.9")]
@@ -50,17 +50,17 @@ def with_state(run_folder):
 
 
 class Search:
-    """The records of a search that never ran, and its view of checkpoints."""
+    """The records of a search that never ran, and its weights."""
 
     def __init__(self, search, earlier=(), keep_top=0):
-        self.folder, self.records = search.run_folder, {r.trial_id: r for r in earlier}
-        self.view = CheckpointsView(open_store(self.folder / TRAIN_FOLDER), keep_top)
-        self.view.start(search)
+        self.search, self.records = search, {r.trial_id: r for r in earlier}
+        self.folder = search.folder
+        self.weights = KeptWeights(open_store(self.folder / TRAIN_FOLDER), keep_top)
         self.write()
 
     def write(self, *records, is_over=False):
         self.records |= {record.trial_id: record for record in records}
-        self.view.write(History(tuple(self.records.values())), is_over)
+        self.weights.update(self.search.run(self.records.values(), is_live=not is_over))
 
     def run(self, record):
         running = replace(record, outcome="running", ended_at=None)
@@ -74,7 +74,7 @@ def constrained(run_folder, *lines):
     known = report(0, 0, 0)
     constraints = tuple(parse_constraint(line, known) for line in lines)
     objectives = (Objective("ood_val/mean_acc"),)
-    return search_record(run_folder, objectives=objectives, constraints=constraints)
+    return fakes.Search(run_folder, objectives=objectives, constraints=constraints)
 
 
 def measured(number, id_acc, ood_acc, **extra):
@@ -96,23 +96,23 @@ def random_trials(number, seed):
     return found
 
 
-def chosen_by_any(search, records):
-    return {r.trial_id for choice in choices(search, records) for r in choice.trials}
+def chosen_by_any(goal, records):
+    return {r.trial_id for choice in choices(goal, records) for r in choice.trials}
 
 
-def ranked_by_hand(search, records):
+def ranked_by_hand(goal, records):
     """Best first: by how much they miss the constraints, then by the objective."""
-    bests = search.bests(records)
+    bests = goal.bests(records)
 
     def key(record):
-        missed = sum(max(0, v) for v in search.violations(record, bests).values())
+        missed = sum(max(0, v) for v in goal.violations(record, bests).values())
         return missed, -record.metrics["ood_val/mean_acc"], record.number
 
     return sorted(records, key=key)
 
 
 def test_the_outcome_decides_what_stays(tmp_path):
-    search = search_record(tmp_path)
+    search = fakes.Search(tmp_path)
     run = Search(search)
     run.run(reference())
     run.run(trial(0, outcome="pruned"))
@@ -136,9 +136,9 @@ def test_choices_and_the_best_have_their_weights(tmp_path, lines, keep_top):
     trials = random_trials(40, seed=0)
     for number, record in enumerate(trials, 1):
         run.run(record)
-        best = {r.trial_id for r in ranked_by_hand(search, trials[:number])[:keep_top]}
-        assert on_disk(tmp_path) == best | chosen_by_any(search, trials[:number])
-    assert kept_trials(search, trials, keep_top).keys() == on_disk(tmp_path)
+        best = {r.trial_id for r in ranked_by_hand(search.goal, trials[:number])[:keep_top]}
+        assert on_disk(tmp_path) == best | chosen_by_any(search.goal, trials[:number])
+    assert kept_trials(search.goal, trials, keep_top).keys() == on_disk(tmp_path)
 
 
 @pytest.mark.parametrize("seed", range(2))
@@ -151,12 +151,12 @@ def test_a_tightening_bound_chooses_among_the_weights_that_exist(tmp_path, lines
         run.run(record)
         ended = [r for r in trials[:number] if r.trial_id in candidates]
         candidates = on_disk(tmp_path)
-        assert candidates >= chosen_by_any(search, ended)
-        best = ranked_by_hand(search, trials[:number])[0]
-        meets = all(v <= 0 for v in search.violations(best, search.bests(ended)).values())
+        assert candidates >= chosen_by_any(search.goal, ended)
+        best = ranked_by_hand(search.goal, trials[:number])[0]
+        meets = all(v <= 0 for v in search.goal.violations(best, search.goal.bests(ended)).values())
         assert best.trial_id in candidates or not meets
         # The bounds are those of all trials, also of the ones whose weights were removed.
-        bests, bests_of_all = search.bests(ended), search.bests(trials[:number])
+        bests, bests_of_all = search.goal.bests(ended), search.goal.bests(trials[:number])
         assert all(bests[line] == bests_of_all[line] for line in lines if "best" in line)
     assert len(candidates) <= 20
 
@@ -172,12 +172,12 @@ def test_the_best_of_each_method_has_its_weights(tmp_path):
         record = measured(number, id_acc, ood_acc)
         trials.append(replace(record, params={"method.name": method}))
         run.run(trials[-1])
-        chosen = {r.trial_id for r in best_by_method(search, trials).values()}
+        chosen = {r.trial_id for r in best_by_method(search.goal, trials).values()}
         assert chosen <= on_disk(tmp_path)
 
 
 def test_a_resume_does_not_touch_what_may_run_again(tmp_path):
-    search = search_record(tmp_path)
+    search = fakes.Search(tmp_path)
     outcomes = {2: "pruned", 3: "failed", 4: "stopped", 5: "failed"}
     ended = [trial(number, outcome=outcome) for number, outcome in outcomes.items()]
     earlier = [reference(), trial(0, 80.0, 60.0), trial(1, 86.0, 62.0), *ended]
@@ -200,7 +200,7 @@ def test_a_resume_does_not_touch_what_may_run_again(tmp_path):
 
 
 def test_a_folder_written_again_is_removed_again(tmp_path):
-    search = search_record(tmp_path)
+    search = fakes.Search(tmp_path)
     run = Search(search)  # there is no folder of trials yet
     run.run(trial(0, outcome="pruned"))
     folder = trial_folder(tmp_path, "trial-000")
@@ -221,7 +221,7 @@ def test_a_folder_that_cannot_be_removed_is_named_once(tmp_path, caplog):
         if record is records[0]:
             (checkpoint / WEIGHTS).unlink()
             (checkpoint / WEIGHTS).mkdir()  # permissions do not stop root
-    run = Search(search_record(tmp_path), records)
+    run = Search(fakes.Search(tmp_path), records)
     run.write(RUNNING)
     assert on_disk(tmp_path) == {"trial-000"}
     (message,) = caplog.messages
@@ -234,15 +234,15 @@ def test_the_front_of_several_objectives_keeps_its_weights(tmp_path):
     trials = random_trials(30, 0)
     kept = {}
     for number, record in enumerate(trials, 1):
-        kept = kept_trials(search, (*kept.values(), record))
-        assert {r.trial_id for r in pareto_front(search, trials[:number])} <= kept.keys()
-        assert best_trial(search, trials[:number]).trial_id in kept
+        kept = kept_trials(search.goal, (*kept.values(), record))
+        assert {r.trial_id for r in pareto_front(search.goal, trials[:number])} <= kept.keys()
+        assert best_trial(search.goal, trials[:number]).trial_id in kept
 
 
 def test_the_first_trial_keeps_its_weights(tmp_path):
     """`confirm --rule first` may find that it is the best one, which `export` then writes."""
     given = trial(0, 70.0, 50.0, is_first_point=True)
     others = [trial(number, 80.0 + number, 60.0 + number) for number in (1, 2)]
-    assert "trial-000" in kept_trials(search_record(tmp_path), [given, *others])
+    assert "trial-000" in kept_trials(fakes.Search(tmp_path).goal, [given, *others])
     proposed = replace(given, is_first_point=False)
-    assert "trial-000" not in kept_trials(search_record(tmp_path), [proposed, *others])
+    assert "trial-000" not in kept_trials(fakes.Search(tmp_path).goal, [proposed, *others])
