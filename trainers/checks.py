@@ -11,7 +11,7 @@ from trainers.data.roots import domain_files
 from trainers.data.schema import split_header
 from trainers.data.store import open_root
 from trainers.errors import ConfigError
-from trainers.loop.state import check_names
+from trainers.loop.setup import check_names
 from trainers.models.clip import check_model
 
 

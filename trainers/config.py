@@ -88,8 +88,8 @@ class OptimConfig(Frozen):
             raise ConfigError(problem, key="optim.batch_size", value=self.batch_size, hint=hint)
         return share
 
-    def at_once(self, share: int) -> int:
-        """Images of a worker's share that go through the model at once."""
+    def micro_batch_of(self, share: int) -> int:
+        """Images of a worker's share that go through the model at once, if memory suffices."""
         return share if self.micro_batch_size is None else min(self.micro_batch_size, share)
 
 

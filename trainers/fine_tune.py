@@ -6,63 +6,51 @@ group exists, the model is wrapped in DistributedDataParallel and metrics are re
 
 from __future__ import annotations
 
-import math
-import time
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from trainers.checkpoints.format import TrainCurve, save_checkpoint
+from trainers.checkpoints.format import TrainCurve
 from trainers.config import TrialConfig
 from trainers.data.dataset import ImageDataset, StepSampler, train_batches
 from trainers.hang import alive, pause
-from trainers.loop.evaluate_run import class_maps, evaluate_run
-from trainers.loop.snapshot import restore, snapshot
-from trainers.loop.state import (
-    TrainState,
-    class_weights,
-    load_split,
-    open_images,
-    optimizer_of,
-    start,
-)
-from trainers.loop.step import Stepper
+from trainers.loop.evaluated import Evaluated, evaluate, evaluate_final, resume, save
+from trainers.loop.images import Images, load_split, open_images
 from trainers.loop.timing import Clock
-
-CHECK_EVERY = 10
-"""Steps between two checks of the loss: each one waits for the GPU."""
-
-CURVE_POINTS = 50
-"""Limit of the points of a training curve between two reports, which are `CHECK_EVERY` steps or a
-multiple of that apart."""
+from trainers.loop.training import Training, start
 
 
 @dataclass(frozen=True)
 class Report:
-    """Metrics of a run at an evaluation."""
+    """A training at an evaluation; use it before asking for the next report."""
 
-    step: int
-    """Optimiser steps done."""
-    metrics: dict[str, float]
-    """Flat, the same on every worker; accuracies in percent, costs in seconds."""
-    run: TrainState
-    """The state of the run; save or evaluate it before asking for the next report."""
+    training: Training
+    evaluated: Evaluated
     train_curve: TrainCurve = field(default_factory=dict)
     """Loss, learning rate and images per second since the last report: means over the steps between
     two points. The last point is at this report, whose metrics have its values."""
 
     @property
-    def is_last(self) -> bool:
-        """Whether the run has done all its steps."""
-        return self.run.is_done
+    def step(self) -> int:
+        """Optimiser steps done."""
+        return self.evaluated.step
 
-    def add(self, metrics: Mapping[str, float]) -> None:
-        """Add metrics, which later checkpoints of the run contain, too."""
-        self.metrics.update(metrics)
-        self.run.reports[-1].update(metrics)
+    @property
+    def metrics(self) -> dict[str, float]:
+        """Flat, the same on every worker; accuracies in percent, costs in seconds."""
+        return self.evaluated.metrics
+
+    @property
+    def is_last(self) -> bool:
+        """Whether the training has done all its steps."""
+        return self.step == self.training.setup.config.steps
+
+    def tested(self, images: Images) -> Report:
+        """The report with the metrics of a final split, which later checkpoints contain, too."""
+        return replace(self, evaluated=evaluate_final(self.training, self.evaluated, images))
 
     def save(self, folder: Path) -> None:
         """Write a checkpoint from which `fine_tune` resumes.
@@ -72,8 +60,8 @@ class Report:
 
         Only the first worker writes.
         """
-        if self.run.rank == 0:
-            save_checkpoint(folder, *snapshot(self.run))
+        if self.training.setup.rank == 0:
+            save(folder, self.training, self.evaluated)
 
 
 def fine_tune(
@@ -99,82 +87,51 @@ def fine_tune(
         TrainingDiverged: the loss is no longer a finite number.
         MicroBatchTooLarge: one of several workers has run out of memory.
     """
-    run = start(config, device=device)
-    if resume_from is not None:
-        restore(run, resume_from)
+    training = start(config, device=device)
+    evaluated = None if resume_from is None else resume(training, resume_from)
     train = open_images(config.data, config.data.id_domain, "train")
-    held_out = load_split(config, "val")
-    sampled = {d: i.sampled(config.eval.rung_images) for d, i in held_out.items()}
-    class_maps(run, held_out)  # raises for a domain that does not fit, before the first step
-    if run.reports:  # the report before the checkpoint may have been lost
-        last_report = {name: value for name, value in run.reports[-1].items() if name != "step"}
-        yield Report(run.progress.step, last_report, run, *run.train_curves[-1:])
+    validation = load_split(config, "val")
+    training.setup.class_maps(validation)  # raises for a domain that does not fit
+    if evaluated is not None and training.reports:
+        yield Report(training, evaluated, *training.train_curves[-1:])
+        evaluated = None  # its weights may be a copy
 
-    mark_every = CHECK_EVERY * math.ceil(config.eval.every / (CHECK_EVERY * CURVE_POINTS))
-    clock = Clock(run, gpus if run.device.type == "cuda" else 0.0)
-    stepper = Stepper(run, class_weights(config.class_weights, train.labels, train.class_names))
-    first = run.progress.step
+    clock = Clock(training, gpus if training.setup.device.type == "cuda" else 0.0)
     # What is compiled by a first step or evaluation may take long.
     begin_phase = pause if config.compile else alive
     begin_phase()
-    for step, (views, labels) in enumerate(training_batches(run, train), start=first):
-        # A stage has an optimiser and a learning-rate schedule of its own; most methods have one.
-        stage = config.method.stage(step, config.steps)
-        if step == stage.first > 0:
-            run.optimizer = optimizer_of(run.student, config, stage)
-        if step in (first, stage.first):
-            run.student.head_alone = stage.head_alone
-        lr = config.optim.lr_at(step - stage.first, stage.steps, stage.lr)
-
-        clock.add(stepper.step(step, views, labels, lr=lr))
-        run.progress.step = step + 1
+    for views, labels in training_batches(training, train):
+        training.enter_stage()
+        figures = training.step(views, labels)
         alive()
-
-        is_due = run.is_done or run.progress.step % config.eval.every == 0
-        if is_due or run.progress.step % CHECK_EVERY == 0:
-            clock.check()
-        is_mark = is_due or run.progress.step % mark_every == 0
-        if is_mark:
-            clock.mark(lr)
-        if is_due:
+        has_point = clock.add(figures)
+        if training.is_due:
             begin_phase()
-            training, train_curve = clock.training()
-            metrics = training | _evaluation(run, held_out, sampled) | clock.cost()
-            run.reports.append({"step": run.progress.step, **metrics})
-            run.train_curves.append(train_curve)
-            yield Report(run.progress.step, metrics, run, train_curve)
+            metrics, train_curve = clock.training()
+            evaluated = evaluate(training, validation)
+            metrics |= evaluated.metrics | clock.cost()
+            training.reports.append({"step": training.progress.step, **metrics})
+            training.train_curves.append(train_curve)
+            yield Report(training, replace(evaluated, metrics=metrics), train_curve)
+            evaluated = None
             clock.restart()
             alive()
-        elif is_mark and on_progress is not None:
+        elif has_point and on_progress is not None:
             on_progress(clock.training()[1])
 
 
-def _evaluation(
-    run: TrainState, held_out: dict[str, ImageDataset], sampled: dict[str, ImageDataset]
-) -> dict[str, float]:
-    """The validation metrics: of the sample, or of all images after the last step."""
-    began = time.perf_counter()
-    images = held_out if run.is_done else sampled
-    line_sample = None
-    if run.is_done:
-        line_sample = {d: i.sampled(run.config.eval.line_images) for d, i in held_out.items()}
-    metrics = evaluate_run(run, "val", images, line_sample=line_sample)
-    metrics["eval/images"] = float(sum(len(of_domain.eval_rows) for of_domain in images.values()))
-    run.progress.eval_seconds += time.perf_counter() - began
-    return metrics
-
-
-def training_batches(run: TrainState, train: ImageDataset) -> Iterator[tuple[Tensor, Tensor]]:
+def training_batches(training: Training, train: ImageDataset) -> Iterator[tuple[Tensor, Tensor]]:
     """This worker's share of the batches of the remaining steps: views (B, 3, H, W) and labels."""
+    setup = training.setup
+    config = setup.config
     sampler = StepSampler(
         len(train),
-        run.config.optim.batch_size,
-        seed=run.config.seed,
-        steps=range(run.progress.step, run.config.steps),
-        rank=run.rank,
-        world_size=run.world_size,
+        config.optim.batch_size,
+        seed=config.seed,
+        steps=range(training.progress.step, config.steps),
+        rank=setup.rank,
+        world_size=setup.world_size,
     )
-    pin_memory = run.device.type == "cuda"
-    return train_batches(
-        train, sampler, run.zero_shot.image_input, run.config.data, pin_memory=pin_memory
-    )
+    pin_memory = setup.device.type == "cuda"
+    image_input = setup.zero_shot.image_input
+    return train_batches(train, sampler, image_input, config.data, pin_memory=pin_memory)

@@ -230,7 +230,7 @@ def serve(values: dict[str, Any]) -> None:
                 use_texts(request.plugins)
                 config = TrialConfig.model_validate_json(request.trial)
                 if request.micro_batch_size is not None:
-                    config = with_parts(config, request.micro_batch_size)
+                    config = with_micro_batch_size(config, request.micro_batch_size)
                 running.enter_context(restored_state())
                 fill_cache(config, request.final_split)
                 trial = train(config, open_store(folder), request.final_split, note_progress)
@@ -256,7 +256,7 @@ def fill_cache(config: TrialConfig, final_split: str | None) -> None:
     It may take hours on one node while others have them. These wait at a barrier of Ray, which does
     not time out.
     """
-    from trainers.loop.state import load_split, open_images
+    from trainers.loop.images import load_split, open_images
 
     open_images(config.data, config.data.id_domain, "train")
     load_split(config, "val")
@@ -301,8 +301,7 @@ def train(
     """Run `fine_tune` from the newest checkpoint on, and yield its reports once they are saved."""
     from trainers.data.config import MOST_LOADERS
     from trainers.fine_tune import fine_tune
-    from trainers.loop.evaluate_run import evaluate_run, measure_end
-    from trainers.loop.state import load_split
+    from trainers.loop.images import load_split
 
     device = ray.train.torch.get_device()
     limit_gpu_memory(device)
@@ -321,19 +320,18 @@ def train(
             is_known = f"id_{final_split}/acc" in report.metrics
             if final_split is not None and report.is_last and not is_known:
                 save(report, folder)  # a kill during the evaluation costs no training
-                images = load_split(config, final_split)
-                report.add(evaluate_run(report.run, final_split, images))
-                if report.metrics.get("line/a", 1) != 1:
-                    report.add(measure_end(report.run, final_split, images))
+                report = report.tested(load_split(config, final_split))
             save(report, folder)
             yield report
+            del report  # its weights may be a copy
 
 
-def with_parts(config: TrialConfig, images: int) -> TrialConfig:
+def with_micro_batch_size(config: TrialConfig, images: int) -> TrialConfig:
     """The configuration with at most so many images at once."""
     given = config.optim.micro_batch_size
-    parts = {"micro_batch_size": images if given is None else min(given, images)}
-    return config.model_copy(update={"optim": config.optim.model_copy(update=parts)})
+    size = images if given is None else min(given, images)
+    optim = config.optim.model_copy(update={"micro_batch_size": size})
+    return config.model_copy(update={"optim": optim})
 
 
 def task_device() -> torch.device:

@@ -27,7 +27,7 @@ from trainers.data.dataset import ImageDataset
 from trainers.data.store import open_root
 from trainers.data.transforms import eval_view, normalise
 from trainers.evaluation.evaluate import EvalBatches, image_features
-from trainers.loop.state import open_images
+from trainers.loop.images import open_images
 from trainers.seeding import generator
 from tuning.views.result_table import borderless_table
 from tuning.zero_shot import open_model

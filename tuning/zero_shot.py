@@ -19,9 +19,9 @@ from trainers.checks import check_data
 from trainers.config import TrialConfig
 from trainers.data.class_map import domain_class_map
 from trainers.errors import ConfigError, listed
-from trainers.evaluation.evaluate import EvalBatches, evaluate
+from trainers.evaluation.evaluate import EvalBatches, measure_domain
+from trainers.loop.images import id_classes, open_images
 from trainers.loop.precision import Precision
-from trainers.loop.state import id_classes, open_images
 from trainers.models.zero_shot import ZeroShotModel, load_zero_shot
 from tuning.runs.ranking import accuracy_margin
 from tuning.views.formatting import near_chance
@@ -88,7 +88,7 @@ def measure(
         began(domain)
         images = open_images(data, domain, split)
         class_map = domain_class_map(data, names, domain, images.class_names)
-        number, (found,) = evaluate([classify], images, batches, class_map=class_map)
+        number, (found,) = measure_domain([classify], images, batches, class_map=class_map)
         measures = {name: found[name] for name in ("acc", "nll", "ece")}
         of_domain = (expected or {}).get(domain)
         rows.append(Row(domain, number, class_map.num_classes, **measures, expected=of_domain))

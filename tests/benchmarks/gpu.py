@@ -15,8 +15,8 @@ import torch
 from tests.trainers.curves import changed
 from tests.tuning.planning.real_step import trial
 from trainers.loop.fake_step import FILLED, step_cost
-from trainers.loop.state import state_of
-from trainers.loop.step import Stepper
+from trainers.loop.setup import Setup
+from trainers.loop.training import Training
 from trainers.models.zero_shot import load_zero_shot
 from tuning.planning.cards import CARDS
 
@@ -41,14 +41,14 @@ def measured(config):
     torch.cuda.reset_peak_memory_stats()
     where = torch.device("cuda")
     zero_shot = load_zero_shot(config.model, config.data.rules.prompts(CLASSES), where)
-    run = state_of(config, zero_shot, CLASSES, where)
-    stepper, size, batch = Stepper(run), zero_shot.image_input.size, config.optim.batch_size
+    training = Training(Setup(config, zero_shot, CLASSES, where))
+    size, batch = zero_shot.image_input.size, config.optim.batch_size
     views = torch.randint(256, (batch, 3, size, size), dtype=torch.uint8, device=where)
     labels, seconds = torch.arange(batch) % len(CLASSES), []
-    for number in range(WARM_UP + TIMED):
+    for _ in range(WARM_UP + TIMED):
         torch.cuda.synchronize()
         began = time.perf_counter()
-        stepper.step(number, views, labels, lr=1e-5)
+        training.step(views, labels)
         torch.cuda.synchronize()
         seconds.append(time.perf_counter() - began)
     return torch.cuda.max_memory_allocated(), statistics.median(seconds[WARM_UP:])

@@ -22,9 +22,8 @@ from rich.table import Table
 
 from trainers.config import with_overrides
 from trainers.fine_tune import training_batches
-from trainers.loop.state import open_images
-from trainers.loop.state import start as start_training
-from trainers.loop.step import Stepper
+from trainers.loop.images import open_images
+from trainers.loop.training import start as start_training
 from tuning.config.validation import load_config
 from tuning.execution.ray_session import ray_session
 from tuning.runs.callbacks import Callback
@@ -92,18 +91,17 @@ def step(folder, rounds):
 
 def seconds_of_steps(configs):
     """Of each step of each contender; they take the same step one after the other."""
-    runs = {name: start_training(config) for name, config in configs.items()}
-    first = next(iter(runs.values()))
-    train = open_images(first.config.data, first.config.data.id_domain, "train")
-    steppers = {name: Stepper(run) for name, run in runs.items()}
-    seconds = {name: [] for name in runs}
+    trainings = {name: start_training(config) for name, config in configs.items()}
+    first = next(iter(trainings.values()))
+    data = first.setup.config.data
+    train = open_images(data, data.id_domain, "train")
+    seconds = {name: [] for name in trainings}
     for number, (views, labels) in enumerate(training_batches(first, train)):
-        for name in random.Random(number).sample(list(runs), len(runs)):
+        for name in random.Random(number).sample(list(trainings), len(trainings)):
             synchronise()
             began = time.perf_counter()
-            steppers[name].step(number, views, labels, lr=1e-6)
+            trainings[name].step(views, labels)
             synchronise()
-            runs[name].progress.step = number + 1
             seconds[name].append(time.perf_counter() - began)
     return {name: taken[2:] for name, taken in seconds.items()}  # the first ones allocate memory
 

@@ -9,9 +9,8 @@ from rich.console import Console
 
 from tests.trainers.curves import PARTS, changed, configured, curve, first_batch, short
 from trainers.fine_tune import fine_tune
-from trainers.loop.evaluate_run import evaluate_run
-from trainers.loop.state import load_split, start
-from trainers.loop.step import Stepper
+from trainers.loop.images import load_split
+from trainers.loop.training import Training, start
 from trainers.methods.registry import METHODS
 from tuning import load_config, run_search
 
@@ -27,7 +26,7 @@ SUMS_IN_ANY_ORDER = {"rel": 2e-2, "abs": 2e-2}
 @pytest.fixture
 def without_waits(monkeypatch):
     """All steps of a process but its first two raise if they wait for the GPU."""
-    step, taken = Stepper.step, []
+    step, taken = Training.step, []
 
     def checked(*arguments, **options):
         taken.append(1)
@@ -37,7 +36,7 @@ def without_waits(monkeypatch):
         finally:
             torch.cuda.set_sync_debug_mode("default")
 
-    monkeypatch.setattr(Stepper, "step", checked)
+    monkeypatch.setattr(Training, "step", checked)
     return taken
 
 
@@ -53,7 +52,7 @@ def test_a_method_trains_resumes_and_evaluates(name, trial, whole_root, tmp_path
         if not report.is_last:
             report.save(checkpoint)
     assert len(without_waits) == config.steps
-    assert {p.device.type for p in report.run.student.parameters()} == {"cuda"}
+    assert {p.device.type for p in report.training.student.parameters()} == {"cuda"}
     resumed = curve(config, resume_from=checkpoint)
     for one, other, again in zip(expected, found, resumed, strict=True):
         assert one.keys() <= other.keys()
@@ -61,7 +60,7 @@ def test_a_method_trains_resumes_and_evaluates(name, trial, whole_root, tmp_path
             if metric.endswith(("nll", "loss")):
                 assert other[metric] == pytest.approx(one[metric], **SUMS_IN_ANY_ORDER), metric
                 assert again[metric] == pytest.approx(one[metric], **SUMS_IN_ANY_ORDER), metric
-    metrics = evaluate_run(report.run, "test", load_split(config, "test"))
+    metrics = report.tested(load_split(config, "test")).metrics
     assert all(math.isfinite(value) for value in metrics.values())
 
 
@@ -74,7 +73,7 @@ def test_16_bits_train_as_32_do(precision, name, trial, without_waits):
     (report,) = fine_tune(changed(config, precision=precision))
     loss = report.metrics["train/loss"]
     assert loss == pytest.approx(exact["train/loss"], rel=0.15, abs=0.15)
-    assert report.run.scaler.is_enabled() == (precision == "fp16")
+    assert report.training.scaler.is_enabled() == (precision == "fp16")
 
 
 def test_a_compiled_model_trains_as_an_eager_one(trial):
@@ -88,23 +87,24 @@ def test_a_batch_that_does_not_fit_is_halved(name, trial):
     """And has the loss of small parts, and leaves nothing in the way."""
     model = {"name": "ViT-B-32", "pretrained": "random"}
     config = short(trial, name, model=model, precision="fp32", zero_shot_cache_gb=0)
-    config = changed(config, optim__batch_size=2048, optim__micro_batch_size=64)
+    config = changed(config, optim__batch_size=2048, optim__micro_batch_size=64, optim__lr=1e-12)
     torch.cuda.reset_peak_memory_stats()
-    run = start(config)
+    training = start(config)
     eight = first_batch(start(changed(config, optim__batch_size=8)))
     views, labels = (part.repeat(256, *[1] * (part.dim() - 1)) for part in eight)
-    expected = Stepper(run).step(0, views, labels, lr=0.0)
+    expected = training.step(views, labels)
     # Room for a fourth of the batch, approximately.
     peak = torch.cuda.max_memory_allocated()
     total = torch.cuda.get_device_properties(0).total_memory
     torch.cuda.empty_cache()
     torch.cuda.set_per_process_memory_fraction(min(1.0, 4 * peak / total))
     try:
-        run.micro_batch_size = 2048
-        found = Stepper(run).step(0, views, labels, lr=0.0)
+        training.micro_batch_size = 2048
+        training.progress.step = 0
+        found = training.step(views, labels)
     finally:
         torch.cuda.set_per_process_memory_fraction(1.0)
-    assert run.micro_batch_size < 2048
+    assert training.micro_batch_size < 2048
     torch.testing.assert_close(found, expected, rtol=1e-2, atol=1e-2)
 
 

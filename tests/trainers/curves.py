@@ -4,7 +4,7 @@ import pytest
 
 from trainers.config import with_overrides
 from trainers.fine_tune import fine_tune, training_batches
-from trainers.loop.state import open_images
+from trainers.loop.images import open_images
 
 FIELDS = {
     "ema": {"ema_decay": 0.5},
@@ -40,10 +40,11 @@ def short(trial, method, **overrides):
     return changed(trial, **base | overrides)
 
 
-def first_batch(run):
+def first_batch(training):
     """Views and labels of the run's next step."""
-    train = open_images(run.config.data, run.config.data.id_domain, "train")
-    return next(training_batches(run, train))
+    data = training.setup.config.data
+    train = open_images(data, data.id_domain, "train")
+    return next(training_batches(training, train))
 
 
 def untimed(report):

@@ -11,17 +11,19 @@ from tests.trainers.curves import changed, configured, curve, untimed
 from trainers.data.schema import LabelledImage, part_path, write_images
 from trainers.errors import TrainingDiverged
 from trainers.fine_tune import fine_tune, training_batches
-from trainers.loop.evaluate_run import evaluate_run
-from trainers.loop.state import load_split, open_images, start
+from trainers.loop.images import load_split, open_images
+from trainers.loop.measure import measure_zero_shot
+from trainers.loop.setup import set_up
 from trainers.loop.timing import Clock, peak_memory
+from trainers.loop.training import start
 
 
 @pytest.mark.parametrize("workers", [0, 2])
 def test_a_seed_decides_the_order_of_the_images(workers, trial):
     def order(seed):
-        run = start(changed(trial, seed=seed, data__workers=workers))
-        train = open_images(run.config.data, "real", "train")
-        return [int(label) for _, labels in training_batches(run, train) for label in labels]
+        training = start(changed(trial, seed=seed, data__workers=workers))
+        train = open_images(training.setup.config.data, "real", "train")
+        return [int(label) for _, labels in training_batches(training, train) for label in labels]
 
     first = order(1)
     assert order(1) == first
@@ -107,8 +109,8 @@ def test_throughput_leaves_out_what_happens_at_a_report(trial, monkeypatch):
 
 
 def test_the_points_of_a_training_curve_are_limited(trial, monkeypatch):
-    monkeypatch.setattr("trainers.fine_tune.CHECK_EVERY", 1)
-    monkeypatch.setattr("trainers.fine_tune.CURVE_POINTS", 4)
+    monkeypatch.setattr("trainers.loop.timing.CHECK_EVERY", 1)
+    monkeypatch.setattr("trainers.loop.timing.CURVE_POINTS", 4)
     (report,) = fine_tune(changed(trial, steps=10, eval__every=10))
     assert report.train_curve["step"] == [3, 6, 9, 10]
 
@@ -125,7 +127,7 @@ def test_a_domain_may_have_the_classes_in_another_order(trial, images_root, tmp_
     write_images(part_path(tmp_path, "sketch", "val"), images, CLASSES[::-1])
     turned = changed(trial, data__root=str(tmp_path))
     found, expected = (
-        evaluate_run(start(config), "val", load_split(config, "val")) for config in (turned, trial)
+        measure_zero_shot(set_up(config), load_split(config, "val")) for config in (turned, trial)
     )
     assert found == pytest.approx(expected)
 

@@ -4,8 +4,8 @@ import subprocess
 import sys
 
 from tests.trainers.curves import changed
-from trainers.loop.evaluate_run import holding
-from trainers.loop.state import start
+from trainers.loop.measure import holding
+from trainers.loop.training import start
 
 HANGS = """
 import threading
@@ -34,8 +34,8 @@ def test_a_hang_ends_the_process_and_leaves_its_stack(tmp_path):
 def test_each_batch_of_prompts_is_a_sign_of_life(trial, monkeypatch):
     """A head of 80,000 prompts takes longer than `hang_after_s` on a CPU."""
     signs = []
-    monkeypatch.setattr("trainers.loop.evaluate_run.alive", lambda: signs.append("alive"))
+    monkeypatch.setattr("trainers.loop.measure.alive", lambda: signs.append("alive"))
     monkeypatch.setattr("trainers.models.text_head.TEXTS_A_BATCH", 1)
-    run = start(changed(trial, method={"name": "flyp"}))
-    with holding(run, run.weights):
-        assert len(signs) == len(run.class_names)
+    training = start(changed(trial, method={"name": "flyp"}))
+    with holding(training.setup, training.student, training.student.weights):
+        assert len(signs) == len(training.setup.class_names)

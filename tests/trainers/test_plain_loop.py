@@ -13,7 +13,8 @@ from torch.nn import functional
 
 from tests.trainers.curves import changed
 from trainers.fine_tune import fine_tune, training_batches
-from trainers.loop.state import load_split, open_images, start
+from trainers.loop.images import load_split, open_images
+from trainers.loop.training import start
 from trainers.texts import random_texts
 
 WARM_UP = 2
@@ -23,14 +24,14 @@ SHARED = ("train/task_loss", "train/reg", "id_val/acc", "id_val/nll", "ood_val/m
 
 def plain_reports(trial):
     """The metrics of `SHARED` at every evaluation."""
-    run, lr, steps = start(trial), trial.optim.lr, trial.steps
-    zero_shot, mean, std = run.zero_shot, *moments(run.zero_shot.image_input)
+    training, lr, steps = start(trial), trial.optim.lr, trial.steps
+    zero_shot, mean, std = training.setup.zero_shot, *moments(training.setup.zero_shot.image_input)
     visual = copy.deepcopy(zero_shot.visual).requires_grad_(True)
     head = torch.nn.Parameter(zero_shot.head.clone())
     scale, method = zero_shot.logit_scale, trial.method
     optimizer = torch.optim.AdamW([*visual.parameters(), head], lr=lr, weight_decay=0)
     sums = torch.zeros(2)
-    batches = training_batches(run, open_images(trial.data, "real", "train"))
+    batches = training_batches(training, open_images(trial.data, "real", "train"))
     for step, (views, labels) in enumerate(batches):
         fallen = (1 + math.cos(math.pi * (step - WARM_UP) / (steps - WARM_UP))) / 2
         factor = (step + 1) / WARM_UP if step < WARM_UP else fallen

@@ -54,7 +54,7 @@ def test_a_trial_that_has_ended_leaves_no_tensor_behind(trial):
     for seed in range(3):
         with restored_state():
             reports = fine_tune(trial.model_copy(update={"seed": seed}))
-            models.append(weakref.ref(next(reports).run.zero_shot))
+            models.append(weakref.ref(next(reports).training.setup.zero_shot))
             if seed == 1:  # early stopping ends a trial in the middle
                 reports.close()
             else:

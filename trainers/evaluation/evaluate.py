@@ -13,6 +13,7 @@ from torch import Tensor
 from trainers.data.class_map import ClassMap
 from trainers.data.dataset import ImageDataset
 from trainers.data.transforms import normalise
+from trainers.distributed import world
 from trainers.errors import ConfigError, is_memory_exhausted
 from trainers.evaluation.metrics import ECE_BINS
 from trainers.hang import alive
@@ -31,13 +32,10 @@ class EvalBatches:
     device: torch.device
     workers: int = 0
     """Processes that decode images; 0 decodes in this one."""
-    rank: int = 0
-    """Of this worker, which evaluates its share."""
-    world_size: int = 1
 
     def of(self, images: ImageDataset) -> Iterator[tuple[Tensor, Tensor]]:
         """Normalised views (B, 3, H, W) on the device, and their labels (B,) on the CPU."""
-        share = (self.rank, self.world_size, self.workers)
+        share = (*world(), self.workers)
         batches = images.eval_batches(
             self.image_input, self.batch_size, *share, pin_memory=self.device.type == "cuda"
         )
@@ -91,12 +89,13 @@ def measures_of(sums: Tensor) -> dict[str, float]:
 
 
 @torch.no_grad()
-def evaluate(
+def measure_domain(
     models: Sequence[Classify],
     images: ImageDataset,
     batches: EvalBatches,
     *,
     class_map: ClassMap,
+    stored: tuple[Tensor, Classify] | None = None,
     note: Callable[[int, Tensor, Tensor, Tensor], object] | None = None,
 ) -> tuple[int, list[dict[str, float]]]:
     """The number of scored images of a domain, and the measures of each model.
@@ -106,22 +105,28 @@ def evaluate(
     Args:
         class_map: from the ID classes to the domain's own. Images that it leaves out are not
             scored.
+        stored: a model of which the features (n, D) of this worker's share are known, as these and
+            the function from features to logits. It is the first model then.
         note: called with each batch: the index of its first image in the worker's share, its
             labels (B,), and the logits (B, K) of the last model and of the first one.
     """
     classes = class_map.num_classes
-    shape = len(models), 2 * classes + 1 + ECE_BINS
+    shape = len(models) + (stored is not None), 2 * classes + 1 + ECE_BINS
     sums = torch.zeros(shape, dtype=torch.float64, device=batches.device)
     done = 0
     for views, labels in batches.of(images):
         labels = labels.to(batches.device)
         logits = [_in_memory(classify, views).float() for classify in models]
+        if stored is not None:
+            features, classify = stored
+            rows = features[done : done + len(labels)]
+            logits.insert(0, _in_memory(classify, rows).float())
         for index, of_model in enumerate(logits):
             sums[index] += domain_sums(*class_map.score(of_model, labels))
         if note is not None:
             note(done, labels, logits[-1], logits[0])
         done += len(labels)
-    if batches.world_size > 1:
+    if world()[1] > 1:
         dist.all_reduce(sums)
     number = int(sums[0, :classes].sum())
     if not number:
@@ -133,7 +138,7 @@ def evaluate(
 def image_features(
     encode: Callable[[Tensor], Tensor], images: ImageDataset, batches: EvalBatches
 ) -> Tensor:
-    """Features of one worker's share, in the order of `evaluate`: (n, D), on the CPU.
+    """Features of one worker's share, in the order of `measure_domain`: (n, D), on the CPU.
 
     Rounding depends on precision and batch size: with those of the evaluation, they are the
     features of an unchanged model. A worker without a share returns (0, 0). `encode` maps images

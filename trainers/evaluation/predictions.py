@@ -20,6 +20,7 @@ from torch import Tensor
 from trainers.checkpoints.format import PREDICTED_CLASSES
 from trainers.data.class_map import ClassMap
 from trainers.data.dataset import ImageDataset
+from trainers.distributed import world
 from trainers.evaluation.evaluate import EvalBatches
 
 
@@ -27,12 +28,13 @@ class Predictions:
     """Labels and predictions of the images of one domain, in the label space of the domain."""
 
     def __init__(self, images: ImageDataset, class_map: ClassMap, batches: EvalBatches) -> None:
-        self._images, self._class_map, self._world_size = images, class_map, batches.world_size
+        self._images, self._class_map = images, class_map
         # Label, prediction, confidence, zero-shot prediction and confidence. Rows of other workers
         # stay 0, so that the sum over the workers is the whole.
         rows = len(images.eval_rows)
         self._values = torch.zeros(rows, 5, dtype=torch.float64, device=batches.device)
-        self._own = self._values[batches.rank :: batches.world_size]
+        rank, world_size = world()
+        self._own = self._values[rank::world_size]
 
     def add(self, first: int, labels: Tensor, logits: Tensor, zero_shot: Tensor) -> None:
         """Note a batch, whose first image has the index `first` in the worker's share.
@@ -49,7 +51,7 @@ class Predictions:
 
     def table(self) -> pa.Table:
         """One row for each scored image; with several workers a collective operation."""
-        if self._world_size > 1:
+        if world()[1] > 1:
             dist.all_reduce(self._values)
         values = self._values.cpu().numpy()
         label, predicted, confidence, zero_shot, zero_shot_confidence = values.T

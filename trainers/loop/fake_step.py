@@ -3,7 +3,7 @@
 `lipsum-tune plan --on` prices a search by it.
 
 Fake tensors (`FakeTensorMode`) have shapes and types, and nothing is computed. The step is the
-training loop's own (`Stepper`), so methods, precision and parts of a batch cost what they do there.
+training loop's own (`Training`), so methods, precision and micro-batches cost what they do there.
 The tensors are on a fake CPU, which every build of PyTorch has. Its attention is a flash kernel
 that keeps what that of a GPU keeps; its autocast is made that of a GPU.
 """
@@ -16,6 +16,7 @@ import weakref
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, NamedTuple, cast
 
 import torch
@@ -29,9 +30,9 @@ from torch.utils.weak import WeakIdKeyDictionary
 
 from trainers.config import TrialConfig
 from trainers.data import transforms
-from trainers.loop.evaluate_run import classify
-from trainers.loop.state import TrainState, state_of
-from trainers.loop.step import Stepper
+from trainers.loop.measure import classify
+from trainers.loop.setup import Setup
+from trainers.loop.training import Training
 from trainers.loop.zero_shot_features import ZeroShotFeatures
 from trainers.models.clip import load_tokenizer, skeleton
 from trainers.models.image import image_input, pooled_features
@@ -133,11 +134,11 @@ class StepCost:
 
     peak_bytes: int
     """Most bytes of tensors at a time, in the second step: AdamW's moments are there."""
-    parts: float
-    """Parts of the batch; the last one may be a share of a part."""
-    of_parts: Sequence[Operation]
-    """Forward and backward passes of the recorded parts, at most two."""
-    recorded_parts: int
+    micro_batches: float
+    """Of the batch; the last one may be a share of one."""
+    of_micro_batches: Sequence[Operation]
+    """Forward and backward passes of the recorded micro-batches, at most two."""
+    recorded: int
     of_optimizer: Sequence[Operation]
     """After the backward passes."""
     width: int
@@ -147,51 +148,51 @@ class StepCost:
 def step_cost(config: TrialConfig, *, classes: int) -> StepCost:
     """Take two steps of a configuration on fake tensors.
 
-    The batch of the configuration is that of one worker; one of more than two parts is recorded as
-    two of them. `auto` as precision is float32.
+    The batch of the configuration is that of one worker; one of more than two micro-batches is
+    recorded as two of them. `auto` as precision is float32.
     """
     batch = config.optim.batch_size
-    part = config.optim.at_once(batch)
-    recorded = min(batch, 2 * part)
-    optim = config.optim.model_copy(update={"batch_size": recorded})
-    with fake_run(config.model_copy(update={"optim": optim}), classes) as (run, recorder):
-        stepper = Stepper(run)
+    micro_batch = config.optim.micro_batch_of(batch)
+    taken = min(batch, 2 * micro_batch)
+    optim = config.optim.model_copy(update={"batch_size": taken})
+    with fake_setup(config.model_copy(update={"optim": optim}), classes) as setup:
+        training, recorder = Training(setup), setup.recorder
         marks = list[int]()
-        run.optimizer.register_step_pre_hook(lambda *_: marks.append(len(recorder.operations)))
-        size = run.zero_shot.image_input.size
-        others = torch.empty(batch - recorded, 3, size, size, dtype=torch.uint8)  # stays on the GPU
-        for number in range(2):
+        training.optimizer.register_step_pre_hook(lambda *_: marks.append(len(recorder.operations)))
+        size = setup.zero_shot.image_input.size
+        others = torch.empty(batch - taken, 3, size, size, dtype=torch.uint8)  # stays on the GPU
+        for _ in range(2):
             recorder.peak = recorder.live
             recorder.operations.clear()
-            views = torch.empty(recorded, 3, size, size, dtype=torch.uint8)
+            views = torch.empty(taken, 3, size, size, dtype=torch.uint8)
             with unset_fake_temporarily():
-                labels = torch.arange(recorded) % classes
-            stepper.step(number, views, labels, lr=config.optim.lr)
+                labels = torch.arange(taken) % classes
+            training.step(views, labels)
         del others
         done = recorder.operations
         return StepCost(
             peak_bytes=recorder.peak,
-            parts=batch / part,
-            of_parts=done[: marks[1]],
-            recorded_parts=math.ceil(recorded / part),
+            micro_batches=batch / micro_batch,
+            of_micro_batches=done[: marks[1]],
+            recorded=math.ceil(taken / micro_batch),
             of_optimizer=done[marks[1] :],
-            width=run.student.head.shape[1],
+            width=training.student.head.shape[1],
         )
 
 
-def fitting_part(
-    cost: Callable[[int], StepCost], at_once: int, memory_bytes: float
+def fitting_micro_batch(
+    cost: Callable[[int], StepCost], size: int, memory_bytes: float
 ) -> tuple[int, StepCost | None]:
-    """Images at once, halved until a step fits into the memory of a GPU, and what it costs; None if
-    single images do not fit.
+    """The size of a micro-batch, halved until a step fits into the memory of a GPU, and what the
+    step costs; None if single images do not fit.
 
-    `cost` is that of a step with so many images at once.
+    `cost` is that of a step with micro-batches of a size.
     """
-    while (step := cost(at_once)).peak_bytes > FILLED * memory_bytes:
-        if at_once == 1:
+    while (step := cost(size)).peak_bytes > FILLED * memory_bytes:
+        if size == 1:
             return 1, None
-        at_once = (at_once + 1) // 2
-    return at_once, step
+        size = (size + 1) // 2
+    return size, step
 
 
 def evaluation_cost(
@@ -199,28 +200,44 @@ def evaluation_cost(
 ) -> tuple[list[Operation], list[Operation]]:
     """The operations of an evaluated batch, and of as many texts of a head that is made again; none
     if the text encoder does not train."""
-    with fake_run(config, classes) as (run, recorder):
-        size = run.zero_shot.image_input.size
+    with fake_setup(config, classes) as setup:
+        student, operations = setup.student(), setup.recorder.operations
+        size = setup.zero_shot.image_input.size
         images = torch.empty(config.eval.batch_size, 3, size, size)
-        recorder.operations.clear()
-        classify(run, images)
-        of_images = list(recorder.operations)
+        operations.clear()
+        classify(setup, student, images)
+        of_images = list(operations)
         texts = list[Operation]()
-        if run.student.text is not None:
-            tokens = run.zero_shot.tokenize(run.zero_shot.prompts.of("class 10")[:1])
-            recorder.operations.clear()
+        if student.text is not None:
+            tokens = setup.zero_shot.tokenize(setup.zero_shot.prompts.of("class 10")[:1])
+            operations.clear()
             with torch.no_grad():
-                run.student(None, tokens.repeat(config.eval.batch_size, 1)[None])
-            texts = list(recorder.operations)
+                student(None, tokens.repeat(config.eval.batch_size, 1)[None])
+            texts = list(operations)
         return of_images, texts
 
 
+@dataclass(frozen=True, eq=False)
+class FakeSetup(Setup):
+    """A setup of fake tensors, whose operations are recorded."""
+
+    recorder: Operations
+
+    @cached_property
+    def zero_shot_features(self) -> ZeroShotFeatures:
+        """Those of the fake model."""
+        features = _Features(self.config, self.zero_shot, self.precision, self.batches)
+        features.recorder = self.recorder
+        return features
+
+
 @contextmanager
-def fake_run(
+def fake_setup(
     config: TrialConfig, classes: int, device: torch.device | str = "cpu"
-) -> Iterator[tuple[TrainState, Operations]]:
-    """Within the block, a run on fake tensors, which reads neither weights nor images."""
-    config = config.model_copy(update={"zero_shot_cache_gb": 0.0, "compile": False})
+) -> Iterator[FakeSetup]:
+    """Within the block, a setup of fake tensors, which reads neither weights nor images."""
+    without = {"zero_shot_cache_gb": 0.0, "compile": False, "class_weights": None}
+    config = config.model_copy(update=without)
     clip, tokenizer = skeleton(config.model).eval(), load_tokenizer(config.model)
     names = tuple(f"class {number}" for number in range(classes))
     prompts = Prompts(names, config.data.rules.all_templates)
@@ -234,10 +251,7 @@ def fake_run(
             Operations() as recorder,
         ):
             zero_shot = _fake_model(clip, tokenizer, prompts, where)
-            run = state_of(config, zero_shot, names, where)
-            run.zero_shot_features = _Features(zero_shot, config, run.precision)
-            run.zero_shot_features.recorder = recorder
-            yield run, recorder
+            yield FakeSetup(config, zero_shot, names, where, recorder)
     finally:
         transforms._mean_and_std.cache_clear()
 

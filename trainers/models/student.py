@@ -129,6 +129,11 @@ class Student(nn.Module):
         """The parameters that train, by name. First read once they are on their final device."""
         return {name: p for name, p in self.named_parameters() if p.requires_grad}
 
+    @property
+    def weights(self) -> dict[str, Tensor]:
+        """The values of `trained`: views, which the next step changes."""
+        return {name: parameter.detach() for name, parameter in self.trained.items()}
+
     def initial(self) -> dict[str, Tensor]:
         """The values of `trained` before the first step; call it before the first step.
 

@@ -68,8 +68,8 @@ class ZeroShotModel:
         return nn.functional.normalize(pooled_features(self.visual, images).float(), dim=-1)
 
     def logits(self, features: Tensor) -> Tensor:
-        """Logits (B, K) of L2-normalised image features (B, D)."""
-        return self.logit_scale * features @ self.head.T
+        """Logits (B, K) of L2-normalised image features (B, D), which may be on the CPU."""
+        return self.logit_scale * features.to(self.device) @ self.head.T
 
     def tokenize(self, texts: Sequence[str]) -> Tensor:
         """Tokens (N, n) of texts, on the CPU, with n as short as the model allows."""

@@ -41,8 +41,15 @@ from trainers.checkpoints.storage import fetched, write_weights
 from trainers.config import TrialConfig
 from trainers.data.store import open_store
 from trainers.errors import validate
-from trainers.loop.evaluate_run import classifier_of, holding, measure, measure_each
-from trainers.loop.state import TrainState, load_split, start
+from trainers.loop.images import load_split
+from trainers.loop.measure import (
+    classifier_of,
+    holding,
+    measure_each,
+    measure_with_predictions,
+)
+from trainers.loop.setup import set_up
+from trainers.models.student import Student
 
 FIRST: Final = (2, 3, 5, 8, 12, 20, 32)
 """Numbers of trainings whose mean is a candidate, beside all of them."""
@@ -180,16 +187,15 @@ def make_and_test(
     `metrics` of the validation splits become its report. Returned are those of the split, and the
     predictions on it as a Parquet file.
     """
-    run = start(recipe.config, device=device)
+    setup = set_up(recipe.config, device=device)
+    student = setup.student()
     with _local_copies(folder for folder, _ in recipe.shares) as local:
-        weights = _weights(run, recipe, local)
-    with holding(run, weights):
+        weights = _weights(student, recipe, local)
+    with holding(setup, student, weights):
         report = {"step": 0.0, **metrics}
-        header = Header(Progress(), tuple(run.class_names), [report])
-        write_weights(open_store(target), run.student.plain_state(), header)
-        found = measure(run, split, load_split(recipe.config, split), keep_predictions=True)
-    assert run.predictions is not None
-    return found, run.predictions
+        header = Header(Progress(), setup.class_names, [report])
+        write_weights(open_store(target), student.plain_state(), header)
+        return measure_with_predictions(setup, student, load_split(recipe.config, split))
 
 
 def _candidates(evaluation: _Evaluation, criterion: Criterion) -> list[Candidate]:
@@ -249,12 +255,13 @@ class _Evaluation:
         """Sets of weights that were evaluated."""
         self._local = local
         config = stored[0].config
-        self._run = start(config, device=device)
+        self._setup = set_up(config, device=device)
+        self._student = self._setup.student()
         self._images = load_split(config, "val")
         # What is stored was evaluated by its training.
         points = [Candidate("single", False, (one,), metrics=one.metrics) for one in stored]
         self._known = {one.recipe.shares: one.metrics for one in points}
-        size = sum(value.nbytes for value in self._run.weights.values())
+        size = sum(value.nbytes for value in self._student.weights.values())
         self._at_once = max(1, HELD_BYTES // size)
 
     @classmethod
@@ -270,9 +277,9 @@ class _Evaluation:
         missing = [one for shares, one in new.items() if shares not in self._known]
         for first in range(0, len(missing), self._at_once):
             some = missing[first : first + self._at_once]
-            weights = [_weights(self._run, one.recipe, self._local) for one in some]
-            models = [classifier_of(self._run, of_one.copy) for of_one in weights]
-            found = measure_each(self._run, models, "val", self._images, with_zero_shot=False)
+            weights = [_weights(self._student, one.recipe, self._local) for one in some]
+            models = [classifier_of(self._setup, self._student, one.copy) for one in weights]
+            found = measure_each(self._setup, models, self._images)
             pairs = zip(some, found, strict=True)
             self._known |= {one.recipe.shares: metrics for one, metrics in pairs}
         self.count += len(missing)
@@ -322,13 +329,13 @@ def _local_copies(folders: Iterable[str]) -> Iterator[dict[str, Path]]:
 
 
 @torch.no_grad()
-def _weights(run: TrainState, recipe: Recipe, local: Mapping[str, Path]) -> dict[str, Tensor]:
+def _weights(student: Student, recipe: Recipe, local: Mapping[str, Path]) -> dict[str, Tensor]:
     """The trained parameters of a recipe in float32, summed up in float64 on the CPU."""
     rest = 1 - sum(share for _, share in recipe.shares)
-    total = {name: rest * value.cpu().double() for name, value in run.initial.items()}
+    total = {name: rest * value.cpu().double() for name, value in student.weights.items()}
     for folder, share in recipe.shares:
         weights, _ = load_weights(local[folder])
         for name, value in total.items():
             # `plain_state` has the text encoder's names as open_clip does.
             value += share * weights[name.replace("text.clip.", "text.", 1)].double()
-    return {name: value.float().to(run.device) for name, value in total.items()}
+    return {name: total[name].to(value) for name, value in student.weights.items()}

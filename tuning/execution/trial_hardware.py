@@ -11,8 +11,9 @@ import torch
 
 from trainers.config import TrialConfig
 from trainers.errors import ConfigError
-from trainers.loop.evaluate_run import evaluate_run
-from trainers.loop.state import load_split, start
+from trainers.loop.images import load_split
+from trainers.loop.measure import measure_zero_shot
+from trainers.loop.setup import set_up
 from trainers.process_state import restored_state
 from trainers.ray_trainer import task_device
 from tuning.config.schema import ResourcesConfig
@@ -57,8 +58,8 @@ def zero_shot_metrics(
     trial: TrialConfig, final_split: str | None, *, device: torch.device
 ) -> dict[str, float]:
     """The metrics of a trial before its first step, on validation and on a final split."""
-    run = start(trial, device=device)
-    metrics = evaluate_run(run, "val", load_split(trial, "val"))
+    setup = set_up(trial, device=device)
+    metrics = measure_zero_shot(setup, load_split(trial, "val"))
     if final_split is not None:
-        metrics |= evaluate_run(run, final_split, load_split(trial, final_split))
+        metrics |= measure_zero_shot(setup, load_split(trial, final_split))
     return metrics

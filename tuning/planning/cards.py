@@ -26,10 +26,10 @@ from trainers.loop.fake_step import (
     Operation,
     StepCost,
     evaluation_cost,
-    fitting_part,
+    fitting_micro_batch,
     step_cost,
 )
-from trainers.loop.state import id_classes
+from trainers.loop.images import id_classes
 from tuning.config.schema import SearchFile
 from tuning.planning.plan import Plan, budget_line, test_images
 from tuning.views.formatting import format_hours
@@ -88,8 +88,9 @@ class Card:
 
     def step_s(self, step: StepCost, precision: str, *, shared: bool = True) -> float:
         """Predicted time of a step; the arguments are those of `seconds`."""
-        of_part = self.seconds(step.of_parts, precision, shared=shared) / step.recorded_parts
-        return step.parts * of_part + self.seconds(step.of_optimizer, precision)
+        of_recorded = self.seconds(step.of_micro_batches, precision, shared=shared)
+        of_each = of_recorded / step.recorded
+        return step.micro_batches * of_each + self.seconds(step.of_optimizer, precision)
 
 
 CARDS = {
@@ -166,8 +167,8 @@ def plan_on(
     on_gpus = file.model_copy(update={"search": search})
 
     @cache
-    def cost(precision: str, at_once: int) -> StepCost:
-        own = {"precision": precision, "optim.micro_batch_size": at_once}
+    def cost(precision: str, micro_batch: int) -> StepCost:
+        own = {"precision": precision, "optim.micro_batch_size": micro_batch}
         try:
             return step_cost(with_overrides(trial, own, "trial"), classes=data.classes)
         except RuntimeError as error:  # an operation that fake tensors do not have
@@ -188,9 +189,9 @@ def plan_on(
         card = CARDS[name]
         used = card.precision(trial)
         precision = {"fp16": "bf16", "tf32": "fp32"}.get(used, used)  # whose tensors are as large
-        begin = trial.optim.at_once(batch)
+        begin = trial.optim.micro_batch_of(batch)
         memory = 1e9 * card.memory_gb * share_of_gpu
-        at_once, step = fitting_part(partial(cost, precision), begin, memory)
+        micro_batch, step = fitting_micro_batch(partial(cost, precision), begin, memory)
         if step is None:
             unknown = Plan(on_gpus, 1, *6 * [math.nan])
             found.append(CardPlan(name, None, 0, used, 0, unknown))
@@ -205,7 +206,7 @@ def plan_on(
         cores = math.ceil(batch / step_s / IMAGES_A_CORE)
         durations = (0, 0, step_s, 0, rung_s / workers, eval_s / workers)
         plan = Plan(on_gpus, 1, *durations, data.test_images)
-        found.append(CardPlan(name, step, at_once, used, cores, plan))
+        found.append(CardPlan(name, step, micro_batch, used, cores, plan))
     return data, found
 
 

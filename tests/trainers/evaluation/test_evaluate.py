@@ -14,7 +14,7 @@ from trainers.data.config import DataConfig
 from trainers.data.dataset import ImageDataset
 from trainers.data.schema import LabelledImage, part_path, write_images
 from trainers.errors import ConfigError
-from trainers.evaluation.evaluate import EvalBatches, domain_sums, evaluate, measures_of
+from trainers.evaluation.evaluate import EvalBatches, domain_sums, measure_domain, measures_of
 from trainers.evaluation.metrics import flat_metrics
 from trainers.evaluation.predictions import Predictions
 from trainers.models.image import ImageInput
@@ -77,7 +77,7 @@ def known(images):
 @pytest.mark.parametrize("batch_size", [2, 4, 9])
 def test_every_measure_is_that_by_hand(images, batch_size):
     batches = EvalBatches(INPUT, batch_size, CPU)
-    _, (found,) = evaluate([classifier(2)], images, batches, class_map=SAME)
+    _, (found,) = measure_domain([classifier(2)], images, batches, class_map=SAME)
     expected = by_hand.measures(classifier(2)(known(images)).numpy(), np.array(LABELS))
     assert found == pytest.approx(expected, rel=1e-4)
     assert expected["acc"] != expected["class_acc"]
@@ -86,7 +86,7 @@ def test_every_measure_is_that_by_hand(images, batch_size):
 def test_a_class_map_leaves_images_out_of_the_score(images):
     class_map = ClassMap(((), (0, 1), (2,), (3,)))  # the ants of this domain are none of the ID
     # The first batch has only ants.
-    number, (found,) = evaluate([classifier(2)], images, FOURS, class_map=class_map)
+    number, (found,) = measure_domain([classifier(2)], images, FOURS, class_map=class_map)
     labels = np.array(LABELS)
     logits = classifier(2)(known(images)).numpy()[labels != 0]
     own = np.stack([logits[:, :2].max(axis=1), logits[:, 2], logits[:, 3]], axis=1)
@@ -95,7 +95,7 @@ def test_a_class_map_leaves_images_out_of_the_score(images):
     assert number == 5
     only_cats = ClassMap(((), (), (2,), ()))
     with pytest.raises(ConfigError, match="real/val: none of its images is of a class"):
-        evaluate([classifier(2)], images, FOURS, class_map=only_cats)
+        measure_domain([classifier(2)], images, FOURS, class_map=only_cats)
 
 
 def test_predictions_are_of_the_scored_images_in_their_own_classes(images):
@@ -103,7 +103,7 @@ def test_predictions_are_of_the_scored_images_in_their_own_classes(images):
     class_map = ClassMap(((), (0, 1), (2,), (3,)))
     predictions = Predictions(images, class_map, FOURS)
     models = [classifier(1), classifier(3), classifier(2)]
-    evaluate(models, images, FOURS, class_map=class_map, note=predictions.add)
+    measure_domain(models, images, FOURS, class_map=class_map, note=predictions.add)
     rows = predictions.table().to_pydict()
     assert predictions.classes == ["bee", "cat", "dog"]
     assert rows["image"] == [4, 5, 6, 7, 8]

@@ -14,8 +14,9 @@ from trainers.data import dataset
 from trainers.data.dataset import ImageDataset
 from trainers.evaluation.line import GRID, LineGoal, choose_point
 from trainers.fine_tune import fine_tune
-from trainers.loop.evaluate_run import evaluate_run, measure_end
-from trainers.loop.state import load_split, start
+from trainers.loop.images import load_split
+from trainers.loop.measure import measure, measure_zero_shot
+from trainers.loop.setup import set_up
 from trainers.methods.registry import METHODS
 
 POINTS = ("id_val/acc", "ood_val/mean_acc", "val/mean_acc")
@@ -114,7 +115,7 @@ def test_the_measured_line_goes_from_zero_shot_to_the_end(short):
     assert on_line == {"line/a", *wanted}
     end = trained(config, eval__line="off").metrics
     assert not [name for name in end if name.startswith("line/")]
-    before = evaluate_run(start(config), "val", load_split(config, "val"))
+    before = measure_zero_shot(set_up(config), load_split(config, "val"))
     for name in POINTS:
         assert last[f"line/0/{name}"] == pytest.approx(before[name])
         assert last[f"line/1/{name}"] == pytest.approx(end[name])
@@ -137,9 +138,8 @@ def test_a_fixed_point_is_that_of_wise_ft(short, tmp_path):
 def test_the_line_is_measured_on_images_of_its_own_number(short):
     config = with_overrides(short, {"method.name": "ft", "eval.line": [0.5]}, "test")
     last = trained(config, eval__line_images=10, eval__rung_images=3).metrics
-    end = trained(config, eval__line="off").run
-    sample = {domain: images.sampled(10) for domain, images in load_split(config, "val").items()}
-    measured = evaluate_run(end, "val", sample)
+    end = trained(config, eval__line="off").training
+    measured = measure(end.setup, end.student, load_split(config, "val").sampled(10))
     assert [last[f"line/1/{name}"] for name in POINTS] == [measured[name] for name in POINTS]
 
 
@@ -167,16 +167,16 @@ def test_what_a_method_keeps_is_its_point(name, short, tmp_path):
     """The saved weights, by open_clip's own forward pass, have the reported figures."""
     report = trained(configured(short, name), optim__lr=3e-3, eval__line=0.5)
     report.save(tmp_path)
-    images, labels = by_open_clip.images_of(report.run.config)
+    images, labels = by_open_clip.images_of(report.training.setup.config)
     weights = load_file(tmp_path / WEIGHTS)
     logits = by_open_clip.logits(images, weights)
-    if report.run.student.text is not None:  # its own scale
+    if report.training.student.text is not None:  # its own scale
         logits *= float(weights["text.logit_scale"].exp()) / by_open_clip.scale()
     acc = 100 * float(np.mean(logits.argmax(axis=1) == labels))
     assert report.metrics["id_val/acc"] == pytest.approx(acc)
     assert report.metrics["id_val/nll"] == pytest.approx(cross_entropy(logits, labels), rel=1e-3)
     assert report.metrics["line/a"] == 0.5
-    end = report.run.student.plain_state()
+    end = report.training.student.plain_state()
     assert not all(torch.equal(value, end[name]) for name, value in weights.items())
 
 
@@ -191,12 +191,9 @@ def test_a_resumed_run_chooses_the_same_point(short, tmp_path):
 def test_the_end_is_found_again_from_the_point(short, whole_root):
     changes = {"method.name": "flyp", "eval.line": 0.4, "data.root": str(whole_root)}
     config = with_overrides(short, changes, "test")
-    report = trained(config)
     images = load_split(config, "test")
-    evaluate_run(report.run, "test", images)
-    found = measure_end(report.run, "test", images)
-    end = trained(config, eval__line="off")
-    tested = evaluate_run(end.run, "test", images)
+    found = trained(config).tested(images).metrics
+    tested = trained(config, eval__line="off").tested(images).metrics
     for name in ("id_test/acc", "ood_test/sketch/acc", "ood_test/mean_acc"):
         assert found[f"line/1/{name}"] == pytest.approx(tested[name])
 

@@ -11,16 +11,17 @@ from tests.trainers.measures_by_hand import binned_error
 from trainers.checkpoints.format import PREDICTED_CLASSES, PREDICTIONS
 from trainers.evaluation.metrics import ID, MetricKey
 from trainers.fine_tune import fine_tune
-from trainers.loop.evaluate_run import evaluate_run, measure_end
-from trainers.loop.state import load_split, start
+from trainers.loop.images import load_split
+from trainers.loop.measure import measure_zero_shot
+from trainers.loop.setup import set_up
 
 
 def test_they_have_the_accuracy_and_calibration_error_of_the_report(trial):
     config = short(trial, "ft", optim__lr=1e-3)
     images = load_split(config, "val")
-    zero_shot = evaluate_run(start(config), "val", images)
+    zero_shot = measure_zero_shot(set_up(config), images)
     *_, last = fine_tune(config)
-    table = pq.read_table(io.BytesIO(last.run.predictions))
+    table = pq.read_table(io.BytesIO(last.evaluated.predictions))
     assert json.loads(table.schema.metadata[PREDICTED_CLASSES]) == {
         domain: list(of_domain.class_names) for domain, of_domain in images.items()
     }
@@ -43,10 +44,9 @@ def test_they_have_the_accuracy_and_calibration_error_of_the_report(trial):
 def test_those_of_a_final_split_take_their_place(trial, whole_root):
     config = short(trial, "ft", optim__lr=1e-3, data__root=str(whole_root), eval__line=0.5)
     *_, last = fine_tune(config)
-    images = load_split(config, "test")
-    metrics = evaluate_run(last.run, "test", images)
-    metrics |= measure_end(last.run, "test", images)
-    rows = pq.read_table(io.BytesIO(last.run.predictions)).to_pandas()
+    last = last.tested(load_split(config, "test"))
+    metrics = last.metrics
+    rows = pq.read_table(io.BytesIO(last.evaluated.predictions)).to_pandas()
     for prefix, column in (("", "predicted"), ("line/1/", "end")):
         right = (rows[column] == rows["label"]).groupby(rows["domain"], observed=True).mean()
         assert 100 * right["real"] == pytest.approx(metrics[f"{prefix}id_test/acc"])

@@ -2,7 +2,7 @@
 
 import torch
 
-from trainers.loop.state import start
+from trainers.loop.training import start
 
 EXHAUSTED = torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB.\nIt is.")
 NO_HANDLE = RuntimeError(
@@ -23,11 +23,11 @@ def limit_images(most, where, error=EXHAUSTED):
     """
 
     def start_limited(*arguments, **options):
-        run = start(*arguments, **options)
-        encoder = run.zero_shot.visual if where == "teacher" else run.student.visual
+        training = start(*arguments, **options)
+        encoder = training.setup.zero_shot.visual if where == "teacher" else training.student.visual
 
         def before(module, inputs):
-            counts = run.is_done == (where == "evaluation")
+            counts = training.is_done == (where == "evaluation")
             if counts and len(inputs[0]) > most:
                 raise error.with_traceback(None)
 
@@ -40,7 +40,7 @@ def limit_images(most, where, error=EXHAUSTED):
         else:
             encoder.register_forward_pre_hook(before)
         if where == "evaluation":
-            run.zero_shot.visual.register_forward_pre_hook(before)
-        return run
+            training.setup.zero_shot.visual.register_forward_pre_hook(before)
+        return training
 
     return start_limited

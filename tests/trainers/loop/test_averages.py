@@ -12,7 +12,7 @@ from trainers.checkpoints.format import WEIGHTS
 from trainers.config import with_overrides
 from trainers.errors import ConfigError
 from trainers.fine_tune import fine_tune
-from trainers.loop.state import start
+from trainers.loop.training import start
 
 DECAY = 0.6
 
@@ -24,9 +24,9 @@ def averaged(trial):
 
 
 def test_the_average_is_evaluated_and_saved(averaged, tmp_path):
-    points = [{n: v.clone() for n, v in start(averaged).weights.items()}]
+    points = [{n: v.clone() for n, v in start(averaged).student.weights.items()}]
     for report in fine_tune(averaged):
-        points.append({n: v.clone() for n, v in report.run.weights.items()})
+        points.append({n: v.clone() for n, v in report.training.student.weights.items()})
         if report.step == 3:
             report.save(tmp_path)
             break
@@ -54,6 +54,7 @@ def test_ema_is_ft_with_the_average(averaged):
 
 def test_wise_ft_interpolates_towards_the_average(averaged):
     method = {"method": {"name": "wise_ft", "alpha": 0.5}}
-    run = next(fine_tune(with_overrides(averaged, method, "test"))).run
-    for name, value in run.eval_weights.items():
-        assert torch.equal(value, torch.lerp(run.initial[name], run.ema[name], 0.5))
+    report = next(fine_tune(with_overrides(averaged, method, "test")))
+    training = report.training
+    for name, value in report.evaluated.weights.items():
+        assert torch.equal(value, torch.lerp(training.initial[name], training.ema[name], 0.5))

@@ -8,7 +8,7 @@ from tests.conftest import CLASSES
 from tests.trainers.curves import assert_near, curve, short
 from trainers.checks import check_trial
 from trainers.errors import ConfigError
-from trainers.loop.state import class_weights
+from trainers.loop.setup import class_weights
 from trainers.methods.base import Batch, cross_entropy
 from trainers.models.student import Outputs
 

@@ -13,12 +13,12 @@ from trainers.checkpoints.format import PREDICTIONS
 from trainers.data.schema import LabelledImage, part_path, write_images
 from trainers.errors import ConfigError, MicroBatchTooLarge
 from trainers.fine_tune import fine_tune
-from trainers.loop import state
-from trainers.loop.state import start
+from trainers.loop import setup
+from trainers.loop.training import start
 
 
 def configured(trial, method, **overrides):
-    """Adam's eps is above rounding: see `test_step`."""
+    """Adam's eps is above rounding: see `test_training`."""
     return short(trial, method, **{"optim__eps": 1e-3, **overrides})
 
 
@@ -42,7 +42,7 @@ def test_two_workers_have_the_curve_of_one_in_parts_too(method, parts, trial, tw
 def saved_predictions(config, folder):
     *_, last = fine_tune(config)
     last.save(folder)
-    return pq.read_table(io.BytesIO(last.run.predictions))
+    return pq.read_table(io.BytesIO(last.evaluated.predictions))
 
 
 def test_two_workers_keep_the_predictions_of_all_images(trial, two_workers, tmp_path):
@@ -68,7 +68,7 @@ def test_a_process_of_torchrun_takes_the_gpu_of_its_rank(rank, visible, device, 
         monkeypatch.setenv("LOCAL_RANK", rank)
     asked, current = [], []
     monkeypatch.setattr("torch.cuda.set_device", current.append)
-    monkeypatch.setattr(state, "load_zero_shot", lambda *given: asked.extend(given) or 1 / 0)
+    monkeypatch.setattr(setup, "load_zero_shot", lambda *given: asked.extend(given) or 1 / 0)
     with pytest.raises(ZeroDivisionError):
         start(trial)
     assert asked[-1] == torch.device(device)

@@ -6,6 +6,7 @@ meta device has no autocast; 16 bits are on a fake CPU. Real GPUs: `tests/gpu`.
 """
 
 from contextlib import contextmanager, nullcontext
+from functools import partial
 from importlib import import_module
 
 import pytest
@@ -21,13 +22,15 @@ from torch.utils._pytree import tree_leaves
 from tests.trainers.curves import FIELDS
 from tests.trainers.tiny_models import KINDS, random_model
 from trainers.config import TrialConfig
-from trainers.loop import snapshot
-from trainers.loop.evaluate_run import classifier_at, classify, holding
-from trainers.loop.fake_step import fake_run
-from trainers.loop.step import Stepper
+from trainers.loop import evaluated
+from trainers.loop.evaluated import Evaluated
+from trainers.loop.fake_step import fake_setup
+from trainers.loop.measure import classifier_of, classify, holding
+from trainers.loop.training import Training
 from trainers.methods.base import Loss
 from trainers.methods.ft import FineTuning
 from trainers.methods.registry import METHODS
+from trainers.models.averaging import interpolate
 
 NO_META = {
     "autoft": "multi_margin_loss has no backward pass on the meta device (PyTorch 2.13)",
@@ -69,32 +72,29 @@ def model(tmp_path_factory):
 
 
 @contextmanager
-def training(method, model, device="meta", precision="fp32"):
-    """Within the block, a run on fake tensors that takes a step at each call."""
+def fake(method, model, device="meta", precision="fp32"):
+    """Within the block, a training on fake tensors, and a function that takes its next step."""
     optim = {"batch_size": BATCH, "micro_batch_size": BATCH // 2, "clip_grad_norm": 1.0}
     values = {"data": {"root": "none"}, "optim": optim, "precision": precision}
     config = TrialConfig.model_validate(values)
     ema = None if method.ema is not None else 0.9
     evaluation = config.eval.model_copy(update={"ema": ema})
     config = config.model_copy(update={"model": model, "method": method, "eval": evaluation})
-    with fake_run(config, classes=4, device=device) as (run, _):
-        stepper, size = Stepper(run), run.zero_shot.image_input.size
+    with fake_setup(config, classes=4, device=device) as setup:
+        training, size = Training(setup), setup.zero_shot.image_input.size
 
         def step():
-            views = torch.empty(BATCH, 3, size, size, dtype=torch.uint8)
-            figures = stepper.step(run.progress.step, views, LABELS, lr=1e-4)
-            run.progress.step += 1
-            return figures
+            return training.step(torch.empty(BATCH, 3, size, size, dtype=torch.uint8), LABELS)
 
-        yield run, step
+        yield training, step
 
 
-def held(run):
-    """All tensors that a run keeps from one step to the next."""
-    gradients = [p.grad for p in run.student.trained.values()]
-    parts = run.weights, run.initial, run.average, run.ema, gradients, list(run.student.buffers())
-    moments = list(run.optimizer.state.values())
-    return [t for t in tree_leaves([*parts, moments]) if isinstance(t, torch.Tensor)]
+def held(training):
+    """All tensors that a training keeps from one step to the next."""
+    gradients = [p.grad for p in training.student.trained.values()]
+    weights = training.student.weights, training.initial, training.average, training.ema
+    others = gradients, list(training.student.buffers()), list(training.optimizer.state.values())
+    return [t for t in tree_leaves([*weights, *others]) if isinstance(t, torch.Tensor)]
 
 
 HALF = [
@@ -113,29 +113,33 @@ def method(request):
 def test_it_trains_resumes_and_evaluates_on_its_device(method, model, monkeypatch):
     if method.name in NO_META:
         pytest.skip(NO_META[method.name])
-    with training(method, model) as (run, step):
+    saved = []
+    monkeypatch.setattr(evaluated, "save_checkpoint", lambda _, *content: saved.extend(content))
+    monkeypatch.setattr(evaluated, "load_checkpoint", lambda *_: saved)
+    with fake(method, model) as (training, step):
         step()
-        saved = snapshot.snapshot(run)
-        monkeypatch.setattr(snapshot, "load_checkpoint", lambda *_: saved)
-        snapshot.restore(run, None)
-        found = [step(), *held(run)]
-        size = run.zero_shot.image_input.size
+        evaluated.save(None, training, Evaluated(1, training.ema, training.ema, None, {}))
+        evaluated.resume(training, None)
+        found = [step(), *held(training)]
+        setup, student = training.setup, training.student
+        size = setup.zero_shot.image_input.size
         images = torch.empty(BATCH, 3, size, size, device="meta")
-        with holding(run, run.ema):
-            found.append(classify(run, images))
+        with holding(setup, student, training.ema):
+            found.append(classify(setup, student, images))
         if method.has_line:
-            found.append(classifier_at(run, run.initial, run.weights, 0.5)(images))
+            half = partial(interpolate, training.initial, student.weights, 0.5)
+            found.append(classifier_of(setup, student, half)(images))
         # Adam counts steps in scalars.
         assert {tensor.device.type for tensor in found if tensor.dim()} == {"meta"}
 
 
 @pytest.mark.parametrize("method", HALF, indirect=True)
 def test_steps_in_float16_wait_for_nothing(method, model):
-    with training(method, model, device="cpu", precision="fp16") as (run, step):
+    with fake(method, model, device="cpu", precision="fp16") as (training, step):
         step()
         step()
-        assert run.scaler.is_enabled()
-        assert {p.dtype for p in run.student.trained.values()} == {torch.float32}
+        assert training.scaler.is_enabled()
+        assert {p.dtype for p in training.student.trained.values()} == {torch.float32}
 
 
 @pytest.mark.parametrize(
@@ -152,5 +156,5 @@ def test_a_faulty_loss_is_found(fault, error, model):
         def loss(self, batch, step):
             return Loss(fault(super().loss(batch, step).task))
 
-    with training(Faulty(), model) as (_, step), pytest.raises(error):
+    with fake(Faulty(), model) as (_, step), pytest.raises(error):
         step()

@@ -8,10 +8,10 @@ from tests.trainers.curves import short, untimed
 from trainers import fine_tune as loop
 from trainers.errors import TrainingDiverged
 from trainers.fine_tune import fine_tune, training_batches
-from trainers.loop import state, timing
+from trainers.loop import setup, timing
+from trainers.loop.images import open_images
 from trainers.loop.precision import Precision
-from trainers.loop.state import open_images, start
-from trainers.loop.step import Stepper
+from trainers.loop.training import start
 from trainers.methods.ft import FineTuning
 from trainers.models.zero_shot import load_zero_shot
 from trainers.process_state import restored_state
@@ -53,7 +53,7 @@ def test_tf32_is_that_of_its_run_alone(trial, monkeypatch):
         heads.append(torch.get_float32_matmul_precision())
         return load_zero_shot(*arguments)
 
-    monkeypatch.setattr(state, "load_zero_shot", load)
+    monkeypatch.setattr(setup, "load_zero_shot", load)
     with restored_state():
         for name, products in (("tf32", "high"), ("tf32", "high"), ("fp32", "highest")):
             start(short(trial, "ft", precision=name))
@@ -71,13 +71,13 @@ def test_steps_in_16_bits_are_near_those_in_32(trial, method):
 
 def _steps(trial, method, precision):
     """Loss, task loss, regulariser and gradient norm of three steps, (3, 4)."""
-    run = start(short(trial, method, precision=precision, optim__micro_batch_size=4))
-    if run.scaler.is_enabled():
-        run.scaler.load_state_dict(run.scaler.state_dict() | {"scale": SCALE})
-    stepper, images = Stepper(run), open_images(run.config.data, "real", "train")
-    batches = training_batches(run, images)
-    figures = [stepper.step(number, *batch, lr=1e-4)[:4] for number, batch in enumerate(batches)]
-    assert {p.dtype for p in run.student.parameters()} == {torch.float32}
+    training = start(short(trial, method, precision=precision, optim__micro_batch_size=4))
+    if training.scaler.is_enabled():
+        training.scaler.load_state_dict(training.scaler.state_dict() | {"scale": SCALE})
+    images = open_images(training.setup.config.data, "real", "train")
+    batches = training_batches(training, images)
+    figures = [training.step(*batch)[:4] for batch in batches]
+    assert {p.dtype for p in training.student.parameters()} == {torch.float32}
     return torch.stack(figures)
 
 
@@ -87,10 +87,10 @@ def test_a_float16_run_outlives_overflows_and_resumes_with_its_scale(trial, tmp_
     undisturbed = fine_tune(config)
     first = next(undisturbed)
     first.save(tmp_path)
-    scale = first.run.scaler.get_scale()
+    scale = first.training.scaler.get_scale()
     *_, last = undisturbed
-    taken = {int(state["step"]) for state in last.run.optimizer.state.values()}
-    halved = 22 - math.log2(last.run.scaler.get_scale())
+    taken = {int(state["step"]) for state in last.training.optimizer.state.values()}
+    halved = 22 - math.log2(last.training.scaler.get_scale())
     assert halved > 0
     assert taken == {8 - halved}
     assert all(math.isfinite(value) for value in last.metrics.values())
@@ -98,10 +98,14 @@ def test_a_float16_run_outlives_overflows_and_resumes_with_its_scale(trial, tmp_
     monkeypatch.undo()
     resumed = fine_tune(config, resume_from=tmp_path)
     repeated = next(resumed)
-    assert repeated.run.scaler.get_scale() == scale != Precision("fp16", CPU).scaler().get_scale()
+    assert (
+        repeated.training.scaler.get_scale() == scale != Precision("fp16", CPU).scaler().get_scale()
+    )
     *_, again = resumed
     assert untimed(again) == untimed(last)
-    pairs = zip(last.run.student.parameters(), again.run.student.parameters(), strict=True)
+    pairs = zip(
+        last.training.student.parameters(), again.training.student.parameters(), strict=True
+    )
     assert all(torch.equal(one, other) for one, other in pairs)
 
 
@@ -122,9 +126,9 @@ def test_a_skipped_step_of_float16_is_no_divergence(at, trial, monkeypatch):
     config = short(trial, "ft", precision="fp16", steps=4, eval__every=2)
     *_, report = fine_tune(config.model_copy(update={"method": Overflowing()}))
     assert all(math.isfinite(value) for value in report.metrics.values())
-    taken = {int(state["step"]) for state in report.run.optimizer.state.values()}
+    taken = {int(state["step"]) for state in report.training.optimizer.state.values()}
     assert taken == {3}
-    assert report.run.scaler.get_scale() == SCALE / 2
+    assert report.training.scaler.get_scale() == SCALE / 2
 
 
 @pytest.mark.parametrize(
@@ -156,8 +160,8 @@ def _start_at(scale):
     """`start` of a run whose losses have this scale."""
 
     def start_at(*arguments, **options):
-        run = start(*arguments, **options)
-        run.scaler.load_state_dict(run.scaler.state_dict() | {"scale": scale})
-        return run
+        training = start(*arguments, **options)
+        training.scaler.load_state_dict(training.scaler.state_dict() | {"scale": scale})
+        return training
 
     return start_at

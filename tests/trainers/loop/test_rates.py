@@ -20,8 +20,11 @@ def test_the_first_learning_rate_is_the_published_one_of_vit_b16():
 def moved(trial, method, **optim):
     """The largest change of each weight in one step, in units of the learning rate."""
     (report,) = fine_tune(short(trial, method, **ONE_STEP, **optim))
-    initial = report.run.initial
-    return {n: (v - initial[n]).abs().max().item() / 1e-3 for n, v in report.run.weights.items()}
+    initial = report.training.initial
+    return {
+        n: (v - initial[n]).abs().max().item() / 1e-3
+        for n, v in report.training.student.weights.items()
+    }
 
 
 def height(name):

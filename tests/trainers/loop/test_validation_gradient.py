@@ -1,31 +1,36 @@
 """The gradient on ID validation images: of which ones, in which order, and against sums."""
 
-from dataclasses import replace
 from itertools import islice
 
 import numpy as np
 import pytest
 import torch
 
-from tests.trainers.curves import short
+from tests.trainers.curves import changed, short
 from tests.trainers.methods import by_open_clip
 from tests.trainers.methods.by_hand import log_softmax
-from trainers.loop import evaluate_run
-from trainers.loop.state import load_split, start
+from trainers.loop import choose
+from trainers.loop.images import load_split
+from trainers.loop.training import start
 
 BATCH = 10
 
 
 @pytest.fixture
-def run(trial, monkeypatch):
+def training(trial, monkeypatch):
     """Of 24 ID validation images, three a class, looked at ten at a time."""
-    monkeypatch.setattr(evaluate_run, "LOSS_BATCH_SIZE", BATCH)
-    run = start(short(trial, "tpgm", precision="fp32"))
-    run.micro_batch_size = BATCH
-    return run
+    monkeypatch.setattr(choose, "LOSS_BATCH_SIZE", BATCH)
+    training = start(short(trial, "tpgm", precision="fp32"))
+    training.micro_batch_size = BATCH
+    return training
 
 
-def samples_of(run, number):
+def gradient_of(training):
+    images = load_split(training.setup.config, "val")["real"]
+    return choose.validation_gradient(training, images)
+
+
+def samples_of(training, number):
     """Places in the validation split of the images in the first so many batches."""
     taken = []
 
@@ -33,32 +38,38 @@ def samples_of(run, number):
         taken.extend(islice(samples, number))
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(evaluate_run, "eval_samples", take)
-        evaluate_run.validation_gradient(run, load_split(run.config, "val")["real"])
+        patch.setattr(choose, "eval_samples", take)
+        gradient_of(training)
     return taken
 
 
-def test_every_image_is_seen_once_before_any_is_seen_twice(run):
+def test_every_image_is_seen_once_before_any_is_seen_twice(training):
     """In an order of its own, though the files are sorted by class, that the seed alone decides."""
-    batches, (_, labels) = samples_of(run, 12), by_open_clip.images_of(run.config)
+    batches, (_, labels) = samples_of(training, 12), by_open_clip.images_of(training.setup.config)
     assert [len(batch) for batch in batches] == 12 * [BATCH]
     order = [place for batch in batches for place in batch]
     epochs = [order[start : start + 24] for start in range(0, 120, 24)]
     assert all(sorted(epoch) == list(range(24)) for epoch in epochs)
     assert len({tuple(epoch) for epoch in epochs}) == 5
     assert all(len({labels[place] for place in batch}) >= 5 for batch in batches)
-    assert samples_of(run, 12) == batches
-    other_seed = replace(run, config=run.config.model_copy(update={"seed": 1}))
+    assert samples_of(training, 12) == batches
+    other_seed = start(changed(training.setup.config, seed=1))
     assert samples_of(other_seed, 12) != batches
 
 
-def test_the_gradient_of_other_weights_equals_sums_over_images(run):
-    (batch,), (images, labels) = samples_of(run, 1), by_open_clip.images_of(run.config)
+def test_the_gradient_of_other_weights_equals_sums_over_images(training):
+    (batch,), (images, labels) = (
+        samples_of(training, 1),
+        by_open_clip.images_of(training.setup.config),
+    )
     images, labels = images[batch], [labels[place] for place in batch]
     noise = torch.Generator().manual_seed(0)
-    moved = {n: v + 0.01 * torch.randn(v.shape, generator=noise) for n, v in run.weights.items()}
-    before = {name: value.clone() for name, value in run.student.plain_state().items()}
-    found = evaluate_run.validation_gradient(run, load_split(run.config, "val")["real"])(moved)
+    moved = {
+        n: v + 0.01 * torch.randn(v.shape, generator=noise)
+        for n, v in training.student.weights.items()
+    }
+    before = {name: value.clone() for name, value in training.student.plain_state().items()}
+    found = gradient_of(training)(moved)
 
     features, s = by_open_clip.features(images, moved), by_open_clip.scale()
     logits = s * features @ moved["head"].double().numpy().T
@@ -67,9 +78,9 @@ def test_the_gradient_of_other_weights_equals_sums_over_images(run):
         for k, log_p in enumerate(log_softmax(row)):
             expected[k] += s * (np.exp(log_p) - (k == label)) * f / len(labels)
     np.testing.assert_allclose(found["head"].numpy(), expected, rtol=1e-3, atol=1e-4)
-    run.micro_batch_size = 4
-    parts = evaluate_run.validation_gradient(run, load_split(run.config, "val")["real"])(moved)
+    training.micro_batch_size = 4
+    parts = gradient_of(training)(moved)
     for name, value in parts.items():
         torch.testing.assert_close(value, found[name], rtol=1e-3, atol=1e-5)
     # The student itself is as it was.
-    assert all(torch.equal(value, before[n]) for n, value in run.student.plain_state().items())
+    assert all(torch.equal(value, before[n]) for n, value in training.student.plain_state().items())

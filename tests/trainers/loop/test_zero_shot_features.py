@@ -10,11 +10,11 @@ import torch
 from tests.trainers.curves import changed, configured, first_batch, short, untimed
 from trainers.data.store import CACHE_VARIABLE
 from trainers.data.transforms import normalise
-from trainers.evaluation.evaluate import evaluate
 from trainers.fine_tune import fine_tune
-from trainers.loop.evaluate_run import class_maps, classify, evaluate_run
-from trainers.loop.state import load_split, start
-from trainers.loop.zero_shot_features import ZeroShotFeatures
+from trainers.loop.images import load_split
+from trainers.loop.measure import classify, measure_zero_shot
+from trainers.loop.setup import set_up
+from trainers.loop.training import start
 from trainers.models import student as student_module
 from trainers.models import zero_shot as zero_shot_module
 from trainers.models.image import pooled_features
@@ -37,16 +37,15 @@ def trial(trial):
     return changed(trial, zero_shot_cache_gb=1)
 
 
-def shared(run, views, at_once=8):
-    parts = range(0, len(views), at_once)
-    features = run.zero_shot_features
-    return torch.cat([features.of_views(views[n : n + at_once], 0, n, at_once) for n in parts])
+def shared(setup, views, size=8):
+    firsts, features = range(0, len(views), size), setup.zero_shot_features
+    return torch.cat([features.of_views(views[n : n + size], 0, n, size) for n in firsts])
 
 
-def by_open_clip(run, views):
-    images = normalise(views, run.zero_shot.image_input)
+def by_open_clip(setup, views):
+    images = normalise(views, setup.zero_shot.image_input)
     with torch.no_grad():
-        return run.zero_shot.clip.encode_image(images, normalize=True)
+        return setup.zero_shot.clip.encode_image(images, normalize=True)
 
 
 @pytest.mark.parametrize(
@@ -57,22 +56,22 @@ def by_open_clip(run, views):
 def test_features_of_views_are_open_clips(trial, change):
     """Each configuration finds its own, beside those of others."""
     for config in (trial, changed(trial, **change)):
-        run = start(config)
-        views, _ = first_batch(run)
-        for at_once in (8, 3, 8):
-            found = shared(run, views, at_once).numpy()
-            expected = by_open_clip(run, views).numpy()
+        training = start(config)
+        views, _ = first_batch(training)
+        for size in (8, 3, 8):
+            found = shared(training.setup, views, size).numpy()
+            expected = by_open_clip(training.setup, views).numpy()
             np.testing.assert_allclose(found, expected, rtol=ROUNDING, atol=1e-6)
 
 
 def test_features_of_random_texts_are_open_clips(trial):
-    run = start(trial)
-    features, clip, words = run.zero_shot_features, run.zero_shot.clip, run.zero_shot.vocabulary
+    setup = set_up(trial)
+    clip, words = setup.zero_shot.clip, setup.zero_shot.vocabulary
     for length, step in ((8, 0), (8, 3), (3, 3)):
         tokens = random_texts(words, 16, length, seed=0, step=step)
         expected = clip.encode_text(tokens, normalize=True)
         for _ in range(2):
-            found = features.of_random_texts(16, length, step)
+            found = setup.zero_shot_features.of_random_texts(16, length, step)
             torch.testing.assert_close(found, expected, rtol=ROUNDING, atol=1e-6)
 
 
@@ -84,7 +83,7 @@ class Recorded:
         self.reports = []
         for report in fine_tune(config):
             if not self.reports:
-                report.run.zero_shot.visual.register_forward_pre_hook(self._count)
+                report.training.setup.zero_shot.visual.register_forward_pre_hook(self._count)
             self.reports.append(untimed(report))
 
     def _count(self, module, inputs):
@@ -108,16 +107,18 @@ def test_a_full_cache_replaces_the_zero_shot_model(method, trial):
 
 
 def test_other_weights_have_features_of_their_own(trial):
-    run = start(trial)
-    (views, _), images = first_batch(run), load_split(trial, "val")["sketch"]
-    before = shared(run, views), run.zero_shot_features.of_images(images)
-    clip = copy.deepcopy(run.zero_shot.clip)
+    training = start(trial)
+    setup = training.setup
+    (views, _), images = first_batch(training), load_split(trial, "val")["sketch"]
+    before = shared(setup, views), setup.zero_shot_features.of_images(images)
+    clip = copy.deepcopy(setup.zero_shot.clip)
     with torch.no_grad():
         clip.visual.proj.mul_(torch.linspace(0.5, 1.5, 128))
-    run.zero_shot = replace(run.zero_shot, clip=clip, digest=model_digest(clip, {}))
-    run.zero_shot_features = ZeroShotFeatures(run.zero_shot, trial, run.precision)
-    after = shared(run, views), run.zero_shot_features.of_images(images)
-    torch.testing.assert_close(after[0], by_open_clip(run, views), rtol=ROUNDING, atol=1e-6)
+    other = replace(setup.zero_shot, clip=clip, digest=model_digest(clip, {}))
+    changed_setup = replace(setup, zero_shot=other)
+    after = shared(changed_setup, views), changed_setup.zero_shot_features.of_images(images)
+    expected = by_open_clip(changed_setup, views)
+    torch.testing.assert_close(after[0], expected, rtol=ROUNDING, atol=1e-6)
     for old, new in zip(before, after, strict=True):
         assert not torch.allclose(old, new, atol=1e-3)
 
@@ -130,17 +131,18 @@ def test_versions_of_libraries_have_features_of_their_own(trial, folder, tmp_pat
             metadata = f"Metadata-Version: 2.1\nName: {package}\nVersion: 0.0.1\n"
             (record / "METADATA").write_text(metadata)
             monkeypatch.syspath_prepend(record.parent)
-        start(trial).zero_shot_features.of_random_texts(16, 8, 0)
+        set_up(trial).zero_shot_features.of_random_texts(16, 8, 0)
     assert len(list(folder.glob("*.features"))) == 3
 
 
 def test_the_zero_shot_model_of_stored_features_is_an_unchanged_student(trial):
     """To the last bit, so that both ends of a line without training are equal."""
     for _ in range(2):
-        run, images = start(trial), load_split(trial, "val")["sketch"]
-        before = run.zero_shot_features.classifier(images)
-        for views, _ in run.zero_shot_features.batches.of(images):
-            assert torch.equal(before(views), classify(run, views))
+        setup, images = set_up(trial), load_split(trial, "val")["sketch"]
+        student, features = setup.student(), setup.zero_shot_features.of_images(images)
+        before = setup.zero_shot.logits(features).split(trial.eval.batch_size)
+        for logits, (views, _) in zip(before, setup.batches.of(images), strict=True):
+            assert torch.equal(logits, classify(setup, student, views))
 
 
 @pytest.fixture
@@ -159,19 +161,19 @@ def encoded(monkeypatch):
 
 def test_the_zero_shot_model_is_evaluated_once_before_the_first_step(trial, encoded):
     images = load_split(trial, "val")
-    evaluate_run(start(trial), "val", images)
+    measure_zero_shot(set_up(trial), images)
     assert sum(encoded) == sum(map(len, images.values()))
 
 
 def test_the_features_of_a_sample_are_those_of_the_whole(trial, encoded):
-    features, whole = start(trial).zero_shot_features, load_split(trial, "val")["sketch"]
+    features, whole = set_up(trial).zero_shot_features, load_split(trial, "val")["sketch"]
     sample = whole.sampled(5)
     found = features.of_images(sample)
     assert torch.equal(found, features.of_images(whole)[list(sample.eval_rows)])
     assert sum(encoded) == len(whole)
 
 
-def test_the_parts_of_a_step_share_random_texts(trial, monkeypatch):
+def test_the_micro_batches_of_a_step_share_random_texts(trial, monkeypatch):
     texts, encode = [], ZeroShotModel.encode_tokens
 
     def count(zero_shot, tokens):
@@ -185,21 +187,16 @@ def test_the_parts_of_a_step_share_random_texts(trial, monkeypatch):
 
 
 def test_a_head_without_memory_scores_the_same_images_in_parts(trial, monkeypatch):
-    run, images = start(trial), load_split(trial, "val")["sketch"]
-    batches, logits = run.zero_shot_features.batches, ZeroShotModel.logits
+    images, logits = load_split(trial, "val"), ZeroShotModel.logits
 
     def limited(zero_shot, features):
         if len(features) > 7:
             raise torch.OutOfMemoryError("CUDA out of memory.")
         return logits(zero_shot, features)
 
-    class_map = class_maps(run, {"sketch": images})["sketch"]
-    found = []
-    for of_any in (logits, limited):
-        monkeypatch.setattr(ZeroShotModel, "logits", of_any)
-        classifier = run.zero_shot_features.classifier(images)
-        found.append(evaluate([classifier], images, batches, class_map=class_map)[1][0])
-    assert found[1] == pytest.approx(found[0])
+    whole = measure_zero_shot(set_up(trial), images)
+    monkeypatch.setattr(ZeroShotModel, "logits", limited)
+    assert measure_zero_shot(set_up(trial), images) == pytest.approx(whole)
 
 
 def test_without_a_limit_nothing_is_stored(trial, folder):

@@ -4,8 +4,7 @@ import numpy as np
 import torch
 
 from trainers.config import TrialConfig
-from trainers.loop.precision import Precision
-from trainers.loop.zero_shot_features import ZeroShotFeatures
+from trainers.loop.setup import Setup
 from trainers.methods.base import Batch, Step
 from trainers.models.student import Outputs
 
@@ -72,9 +71,11 @@ def at(zero_shot, number, *, steps=10, weights=None):
     """A step of a run whose trained parameters are these."""
     trained = weights or {}
     initial = {name: value.detach().clone() for name, value in trained.items()}
-    alone = TrialConfig(zero_shot_cache_gb=0)
-    features = ZeroShotFeatures(zero_shot, alone, Precision("fp32", zero_shot.device))
-    return Step(zero_shot, features, number, steps, seed=0, weights=trained, initial=initial)
+    config = TrialConfig(zero_shot_cache_gb=0, precision="fp32")
+    setup = Setup(config, zero_shot, (), zero_shot.device)
+    return Step(
+        zero_shot, setup.zero_shot_features, number, steps, seed=0, weights=trained, initial=initial
+    )
 
 
 def random_batch(*, classes, kinds=1):

@@ -7,8 +7,8 @@ import torch
 
 from tests.trainers.curves import first_batch, short
 from trainers.data.transforms import normalise
-from trainers.loop.state import load_split, start
-from trainers.loop.step import Stepper
+from trainers.loop.images import load_split
+from trainers.loop.training import start
 from trainers.models.clip import load_clip
 from trainers.models.config import ModelConfig
 from trainers.models.image import image_input
@@ -50,17 +50,17 @@ def take_step(trial, method):
 
     `weights` are those before the step.
     """
-    run = start(short(trial, method, data__suite=SUITE, precision="fp32"))
+    training = start(short(trial, method, data__suite=SUITE, precision="fp32"))
     noise = torch.Generator().manual_seed(0)
     with torch.no_grad():
-        for parameter in run.student.trained.values():
+        for parameter in training.student.trained.values():
             parameter.add_(0.01 * torch.randn(parameter.shape, generator=noise))
-    weights = {name: value.clone() for name, value in run.student.plain_state().items()}
-    run.progress.step = 2
-    views, labels = first_batch(run)
-    loss, task, reg, *_ = Stepper(run).step(2, views, labels, lr=1e-3).tolist()
-    images = normalise(views, run.zero_shot.image_input)
+    weights = {name: value.clone() for name, value in training.student.plain_state().items()}
+    training.progress.step = 2
+    views, labels = first_batch(training)
+    loss, task, reg, *_ = training.step(views, labels).tolist()
+    images = normalise(views, training.setup.zero_shot.image_input)
     figures = {"loss": loss, "task": task, "reg": reg}
     return SimpleNamespace(
-        run=run, weights=weights, images=images, labels=labels.tolist(), **figures
+        training=training, weights=weights, images=images, labels=labels.tolist(), **figures
     )

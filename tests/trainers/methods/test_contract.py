@@ -17,11 +17,12 @@ from tests.trainers.curves import CLOCKS, FIELDS, assert_near, changed, configur
 from tests.trainers.methods import by_open_clip
 from trainers.checkpoints.format import WEIGHTS
 from trainers.config import TrialConfig, with_overrides
-from trainers.evaluation.evaluate import evaluate
+from trainers.evaluation.evaluate import measure_domain
 from trainers.evaluation.metrics import REPORTED, metric_names
 from trainers.fine_tune import fine_tune
-from trainers.loop.evaluate_run import class_maps, classify, evaluate_run, holding
-from trainers.loop.state import load_split, open_images, start
+from trainers.loop.images import load_split, open_images
+from trainers.loop.measure import classify, holding
+from trainers.loop.training import start
 from trainers.methods.registry import METHODS
 
 NAMES = sorted(METHODS)
@@ -75,7 +76,7 @@ def train(images_root, tmp_path_factory):
             checkpoints.append(folder / str(report.step))
             report.save(checkpoints[-1])
             reports.append(untimed(report))
-        losses = (train_nll(fresh), train_nll(report.run))
+        losses = (train_nll(fresh), train_nll(report.training))
         return Trained(config, reports, checkpoints, before, losses)
 
     return run
@@ -123,7 +124,7 @@ def test_its_test_metrics_are_the_same_after_a_resume(name, train, whole_root):
     config = with_overrides(trained.config, {"data.root": str(whole_root)}, "test")
     (again,) = fine_tune(config, resume_from=trained.checkpoints[-1])
     assert untimed(again) == trained.reports[-1]
-    found = evaluate_run(again.run, "test", load_split(config, "test"))
+    found = again.tested(load_split(config, "test")).metrics
     images, labels = by_open_clip.images_of(config, "test")
     predicted = by_open_clip.logits(images, trained.weights()).argmax(axis=1)
     assert found["id_test/acc"] == pytest.approx(100 * np.mean(predicted == labels))
@@ -133,7 +134,7 @@ def test_its_test_metrics_are_the_same_after_a_resume(name, train, whole_root):
 def test_the_gradient_grows_with_the_weight_as_the_loss_says(name, trial):
     def gradient(weight):
         method = {**FIELDS.get(name, {}), "name": name, "reg_weight": weight}
-        trained = by_open_clip.take_step(trial, method).run.student.trained.values()
+        trained = by_open_clip.take_step(trial, method).training.student.trained.values()
         grads = [torch.zeros_like(p) if p.grad is None else p.grad for p in trained]
         return torch.cat([grad.flatten() for grad in grads])
 
@@ -185,10 +186,13 @@ def small_trial(images_root):
     )
 
 
-def train_nll(run):
-    """Of whole images of the training split, under what the run trains."""
-    images, batches = open_images(run.config.data, "real", "train"), run.zero_shot_features.batches
-    class_map = class_maps(run, {"real": images})["real"]
-    with holding(run, run.weights):
-        _, (found,) = evaluate([partial(classify, run)], images, batches, class_map=class_map)
+def train_nll(training):
+    """Of whole images of the training split, under what it trains."""
+    setup, student = training.setup, training.student
+    images = open_images(setup.config.data, "real", "train")
+    classifier = partial(classify, setup, student)
+    with holding(setup, student, student.weights):
+        _, (found,) = measure_domain(
+            [classifier], images, setup.batches, class_map=setup.class_map("real", images)
+        )
     return found["nll"]

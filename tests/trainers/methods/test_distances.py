@@ -14,7 +14,7 @@ from trainers.texts import Prompts, named_templates
 
 def test_both_models_use_their_own_head_and_one_scale(trial):
     taken = by_open_clip.take_step(trial, {"name": "kd", "reg_weight": 0.7})
-    head, s = taken.run.zero_shot.head.double().numpy(), by_open_clip.scale()
+    head, s = taken.training.setup.zero_shot.head.double().numpy(), by_open_clip.scale()
     before = s * by_open_clip.features(taken.images) @ head.T
     now = by_open_clip.logits(taken.images, taken.weights)
     by_hand = divergence(before, now)
@@ -27,7 +27,7 @@ def test_both_models_use_their_own_head_and_one_scale(trial):
 
 def test_a_run_penalises_all_parameters_from_zero_shot(trial):
     taken = by_open_clip.take_step(trial, {"name": "l2_sp", "reg_weight": 0.3})
-    zero_shot = taken.run.zero_shot
+    zero_shot = taken.training.setup.zero_shot
     initial = {"head": zero_shot.head}
     initial |= {f"visual.{name}": p.detach() for name, p in zero_shot.visual.named_parameters()}
     squares = {
@@ -64,7 +64,7 @@ def test_a_context_is_the_mean_of_its_texts_over_classes(monkeypatch):
 
 def test_a_run_uses_zero_shot_contexts_and_scale(trial):
     taken = by_open_clip.take_step(trial, {"name": "car_ft", "reg_weight": 0.4})
-    contexts = contexts_by_hand(taken.run.zero_shot.prompts)
+    contexts = contexts_by_hand(taken.training.setup.zero_shot.prompts)
     assert len(contexts) == 3
     before, now = (
         by_open_clip.scale() * by_open_clip.features(taken.images, weights) @ contexts.T

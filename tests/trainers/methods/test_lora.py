@@ -13,7 +13,7 @@ from tests.trainers.tiny_models import random_model, student_of
 from trainers.checkpoints.format import WEIGHTS
 from trainers.errors import ConfigError
 from trainers.fine_tune import fine_tune
-from trainers.loop.state import start
+from trainers.loop.training import start
 from trainers.methods.lora import LowRankFineTuning
 from trainers.models.image import pooled_features
 from trainers.models.zero_shot import load_zero_shot
@@ -31,9 +31,9 @@ def config(trial):
 
 def test_merged_weights_are_those_of_the_equation(config):
     (report,) = fine_tune(config)
-    student, plain = report.run.student, report.run.student.plain_state()
+    student, plain = report.training.student, report.training.student.plain_state()
     assert len(student.trained) == 1 + 5 * 4 * 2
-    for name, before in report.run.zero_shot.visual.named_parameters():
+    for name, before in report.training.setup.zero_shot.visual.named_parameters():
         layer = name.partition("resblocks.")[2].partition(".")[2]
         found = plain[f"visual.{name}"]
         if layer not in LAYERS:
@@ -56,7 +56,7 @@ def test_a_seed_has_its_own_start_which_is_the_zero_shot_model(config):
     assert torch.equal(start(config).initial[name], one.initial[name])
     assert not torch.equal(one.initial[name], other.initial[name])
     images, _ = images_of(config)
-    zero_shot = one.zero_shot.image_features(images)
+    zero_shot = one.setup.zero_shot.image_features(images)
     torch.testing.assert_close(one.student(images).features, zero_shot, rtol=0, atol=1e-6)
 
 
@@ -66,7 +66,7 @@ def test_a_point_of_the_line_is_one_of_merged_weights(config, tmp_path):
         (report,) = fine_tune(changed(config, eval__line=line))
         report.save(tmp_path / str(line))
         kept[line] = load_file(tmp_path / str(line) / WEIGHTS)
-    zero_shot = report.run.zero_shot
+    zero_shot = report.training.setup.zero_shot
     before = {f"visual.{name}": value for name, value in zero_shot.visual.state_dict().items()}
     before["head"] = zero_shot.head
     for name, at_quarter in kept[0.25].items():
@@ -74,7 +74,7 @@ def test_a_point_of_the_line_is_one_of_merged_weights(config, tmp_path):
         torch.testing.assert_close(at_quarter, expected, rtol=0, atol=1e-6, msg=name)
     images, _ = images_of(config)
     shown = features(images, kept["off"])
-    found = functional.normalize(pooled_features(report.run.student.visual, images), dim=-1)
+    found = functional.normalize(pooled_features(report.training.student.visual, images), dim=-1)
     np.testing.assert_allclose(found.detach(), shown, atol=1e-5)
 
 

@@ -9,7 +9,7 @@ import torch
 
 from tests.trainers.curves import changed, short
 from trainers.fine_tune import fine_tune
-from trainers.loop.state import start
+from trainers.loop.training import start
 from trainers.methods.lp_ft import LinearProbeFineTuning
 
 PROBE = {"name": "lp_ft", "probe_fraction": 0.5, "probe_lr": 1e-2}
@@ -18,7 +18,7 @@ LR = 1e-4
 
 def at(report):
     """A run at one of its steps; AdamW has moments of the weights that it has moved."""
-    trained, state = report.run.student.trained, report.run.optimizer.state
+    trained, state = report.training.student.trained, report.training.optimizer.state
     return SimpleNamespace(
         step=report.step,
         lr=report.metrics["train/lr"],

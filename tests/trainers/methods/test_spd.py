@@ -9,7 +9,8 @@ from tests.trainers.curves import short
 from trainers import fine_tune as loop
 from trainers.data.transforms import normalise
 from trainers.fine_tune import fine_tune
-from trainers.loop.state import open_images, start
+from trainers.loop.images import open_images
+from trainers.loop.training import start
 
 STEPS, LR = 6, 1e-3
 
@@ -23,19 +24,19 @@ def test_a_run_equals_adamw_with_the_projection_after_each_step(strength, trial)
     config = short(trial, method, steps=STEPS, eval__every=STEPS, **optim)
     (report,) = fine_tune(config)
 
-    run = start(config)
-    trained = run.student.trained
+    training = start(config)
+    trained = training.student.trained
     optimizer = torch.optim.AdamW(trained.values(), eps=1e-3, weight_decay=0.1)
     images, projected, kept = open_images(config.data, "real", "train"), 0, 0
-    for number, (views, labels) in enumerate(loop.training_batches(run, images)):
-        outputs = run.student(normalise(views, run.zero_shot.image_input))
+    for number, (views, labels) in enumerate(loop.training_batches(training, images)):
+        outputs = training.student(normalise(views, training.setup.zero_shot.image_input))
         optimizer.zero_grad()
         functional.cross_entropy(outputs.logits, labels).backward()
         before = {name: p.detach().double().numpy().copy() for name, p in trained.items()}
         optimizer.param_groups[0]["lr"] = LR * (1 + np.cos(np.pi * number / STEPS)) / 2
         optimizer.step()
         for name, parameter in trained.items():
-            zero_shot = run.initial[name].double().numpy()
+            zero_shot = training.initial[name].double().numpy()
             now, moved = parameter.detach().double().numpy(), before[name] - zero_shot
             length = np.sqrt(((now - zero_shot) ** 2).sum())
             share = 1 - np.sqrt((moved**2).sum()) / length
@@ -49,5 +50,5 @@ def test_a_run_equals_adamw_with_the_projection_after_each_step(strength, trial)
 
     assert projected > 10
     assert kept > 10
-    for name, value in report.run.weights.items():
+    for name, value in report.training.student.weights.items():
         torch.testing.assert_close(value, trained[name].detach(), rtol=0, atol=2e-5, msg=name)

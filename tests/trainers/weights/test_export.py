@@ -10,7 +10,7 @@ from tests.trainers.exported import open_clip_logits
 from tests.trainers.tiny_models import random_model
 from trainers.checkpoints.format import load_weights
 from trainers.fine_tune import fine_tune
-from trainers.loop.evaluate_run import classify, holding
+from trainers.loop.measure import classify, holding
 from trainers.models.averaging import swapped_in
 from trainers.models.clip import load_clip, load_tokenizer, vocabulary
 from trainers.models.config import ModelConfig
@@ -42,51 +42,53 @@ def trained(request, trial, tmp_path_factory):
     changes |= {"model": random_model(folder, kind), "data__ood_domains": ["sketch"], "steps": 2}
     *_, last = fine_tune(changed(configured(trial, method), **changes))
     last.save(folder / "checkpoint")
-    return last.run, folder / "checkpoint"
+    return last, folder / "checkpoint"
 
 
-def pixels(run):
-    size = run.zero_shot.image_input.size
+def pixels(training):
+    size = training.setup.zero_shot.image_input.size
     return torch.randn(5, 3, size, size, generator=torch.Generator().manual_seed(0))
 
 
-def exported_logits(run, checkpoint, to, alpha=None):
-    model = run.config.model
+def exported_logits(training, checkpoint, to, alpha=None):
+    model = training.setup.config.model
     weights, class_names = load_weights(checkpoint)
-    assert class_names == run.class_names
-    found = classifier(model, run.config.data.rules.prompts(class_names), weights, alpha)
+    assert class_names == training.setup.class_names
+    found = classifier(model, training.setup.config.data.rules.prompts(class_names), weights, alpha)
     write_open_clip(to, model, *found)
-    return open_clip_logits(to, pixels(run))
+    return open_clip_logits(to, pixels(training))
 
 
-def run_logits(run, weights):
-    with holding(run, weights):
-        return classify(run, pixels(run))
-
-
-def evaluated(run):
-    return run.weights if run.eval_weights is None else run.eval_weights
+def run_logits(training, weights):
+    setup, student = training.setup, training.student
+    with holding(setup, student, weights):
+        return classify(setup, student, pixels(training))
 
 
 def test_open_clip_loads_the_export_and_says_what_the_run_said(trained, tmp_path):
-    run, checkpoint = trained
-    logits = exported_logits(run, checkpoint, tmp_path)
-    torch.testing.assert_close(logits, run_logits(run, evaluated(run)), rtol=1e-5, atol=1e-5)
-    assert not torch.allclose(logits, run_logits(run, run.initial), atol=1e-3)
+    last, checkpoint = trained
+    training = last.training
+    logits = exported_logits(training, checkpoint, tmp_path)
+    torch.testing.assert_close(
+        logits, run_logits(training, last.evaluated.weights), rtol=1e-5, atol=1e-5
+    )
+    assert not torch.allclose(logits, run_logits(training, training.initial), atol=1e-3)
 
 
 def test_alpha_0_exports_zero_shot_and_alpha_1_fine_tuned(trained, tmp_path):
-    run, checkpoint = trained
-    for alpha, weights in ((0.0, run.initial), (1.0, evaluated(run))):
-        logits = exported_logits(run, checkpoint, tmp_path / str(alpha), alpha)
-        torch.testing.assert_close(logits, run_logits(run, weights), rtol=1e-5, atol=1e-5)
+    last, checkpoint = trained
+    training = last.training
+    for alpha, weights in ((0.0, training.initial), (1.0, last.evaluated.weights)):
+        logits = exported_logits(training, checkpoint, tmp_path / str(alpha), alpha)
+        torch.testing.assert_close(logits, run_logits(training, weights), rtol=1e-5, atol=1e-5)
 
 
 def test_wise_ft_in_between_is_the_mean_of_every_weight(trained, tmp_path):
-    run, checkpoint = trained
-    logits = exported_logits(run, checkpoint, tmp_path, alpha=0.25)
-    with swapped_in(run.student.trained, run.initial):
-        before = {n: v.clone() for n, v in run.student.plain_state().items()}
+    last, checkpoint = trained
+    training = last.training
+    logits = exported_logits(training, checkpoint, tmp_path, alpha=0.25)
+    with swapped_in(training.student.trained, training.initial):
+        before = {n: v.clone() for n, v in training.student.plain_state().items()}
     after = load_file(checkpoint / "student.safetensors")
     mean = {n: 0.75 * before[n] + 0.25 * v for n, v in after.items()}
     exported = load_file(tmp_path / "open_clip_model.safetensors")
@@ -95,17 +97,17 @@ def test_wise_ft_in_between_is_the_mean_of_every_weight(trained, tmp_path):
         if name != "head" and after[name].is_floating_point() and not decoder:
             torch.testing.assert_close(exported[name.removeprefix("text.")], value)
     head = load_file(tmp_path / "head.safetensors")["head"]
-    if run.student.text is None:
+    if training.student.text is None:
         torch.testing.assert_close(head, mean["head"])
     else:  # of the text encoder in between, which is not the mean of both heads
         torch.testing.assert_close(head.norm(dim=-1), torch.ones(len(head)))
         model, _, _ = open_clip.create_model_and_transforms(f"local-dir:{tmp_path}")
-        prompts = run.zero_shot.prompts
-        texts = run.zero_shot.tokenizer(prompts.of(prompts.names[3]))
+        prompts = training.setup.zero_shot.prompts
+        texts = training.setup.zero_shot.tokenizer(prompts.of(prompts.names[3]))
         with torch.no_grad():
             row = model.eval().encode_text(texts, normalize=True).mean(dim=0)
         torch.testing.assert_close(head[3], row / row.norm(), rtol=1e-4, atol=1e-5)
-    assert not torch.allclose(logits, run_logits(run, evaluated(run)), atol=1e-3)
+    assert not torch.allclose(logits, run_logits(training, last.evaluated.weights), atol=1e-3)
 
 
 def test_an_exported_vocabulary_is_loaded_again(tmp_path):

@@ -13,8 +13,9 @@ from trainers.checkpoints.format import WEIGHTS, Header, Progress, load_weights,
 from trainers.checkpoints.storage import newest_checkpoint
 from trainers.data.store import open_store
 from trainers.fine_tune import fine_tune
-from trainers.loop.evaluate_run import evaluate_run, holding, measure
-from trainers.loop.state import load_split, start
+from trainers.loop.images import load_split
+from trainers.loop.measure import holding, measure, measure_zero_shot
+from trainers.loop.setup import set_up
 from trainers.methods.registry import METHODS
 from trainers.weights import means
 from trainers.weights.means import (
@@ -61,17 +62,18 @@ def scaled(trial, tmp_path_factory):
     """Stores the zero-shot model with a multiple of its head, of which its NLL is a function."""
     config = changed(trial, data__ood_domains=["sketch", "clipart"])
     config = evaluation_config(config, trains_text=False)
-    run = start(config)
+    setup = set_up(config)
+    student = setup.student()
     images = load_split(config, "val")
 
     @cache
     def store(scale, method="ft", point=1.0):
         folder = tmp_path_factory.mktemp("scaled")
-        weights = {**run.weights, "head": scale * run.student.head.detach()}
-        with holding(run, weights):
-            metrics = measure(run, "val", images)
-            header = Header(Progress(), run.class_names)
-            save_weights(folder, run.student.plain_state(), header)
+        weights = {**student.weights, "head": scale * student.head.detach()}
+        with holding(setup, student, weights):
+            metrics = measure(setup, student, images)
+            header = Header(Progress(), setup.class_names)
+            save_weights(folder, student.plain_state(), header)
         return Stored(str(folder), config, method, metrics, point)
 
     return store
@@ -115,10 +117,11 @@ def test_the_mean_of_equal_weights_has_the_figures_of_their_training(method, tra
 @pytest.mark.parametrize("method", NAMES)
 def test_the_end_of_a_stored_point_is_that_of_the_training(method, train, tmp_path):
     stored, last = train(method)
-    run = last.run
-    with holding(run, run.end_weights or run.weights):
-        own = {name: value.clone() for name, value in run.student.plain_state().items()}
-        expected = measure(run, "val", load_split(run.config, "val"))
+    setup = last.training.setup
+    student = last.training.student
+    with holding(setup, student, last.evaluated.end):
+        own = {name: value.clone() for name, value in student.plain_state().items()}
+        expected = measure(setup, student, load_split(setup.config, "val"))
     end = Candidate("single", True, (stored,))
     found, _ = make_and_test(end.recipe, str(tmp_path), {}, "val")
     assert found == pytest.approx(expected, rel=1e-4, abs=1e-4)
@@ -240,4 +243,4 @@ def test_a_model_is_written_and_tested(method, train, whole_root, tmp_path):
 def test_the_zero_shot_model_is_made_of_nothing(trial, whole_root, tmp_path):
     config = evaluation_config(changed(trial, data__root=str(whole_root)), trains_text=False)
     found, _ = make_and_test(Recipe(config), str(tmp_path), {}, "test")
-    assert found == evaluate_run(start(config), "test", load_split(config, "test"))
+    assert found == measure_zero_shot(set_up(config), load_split(config, "test"))

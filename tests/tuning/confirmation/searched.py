@@ -19,7 +19,7 @@ from trainers.checkpoints.format import PREDICTIONS, Header, Progress
 from trainers.checkpoints.storage import CHECKPOINT, write_weights
 from trainers.config import TrialConfig
 from trainers.data.store import open_store
-from trainers.loop.state import start
+from trainers.loop.training import start
 from tuning.confirmation.confirm import confirm
 from tuning.execution.cluster_resources import SLOT
 from tuning.run import load_run
@@ -35,8 +35,8 @@ GOOD, SPOILT = 0.0, 1.0
 def plain(root):
     """The zero-shot weights, and the classes of their head."""
     data = {"root": str(root), "ood_domains": ["sketch", "clipart"]}
-    run = start(TrialConfig.model_validate({"data": data, "method": {"name": "ft"}}))
-    return run.student.plain_state(), run.class_names
+    training = start(TrialConfig.model_validate({"data": data, "method": {"name": "ft"}}))
+    return training.student.plain_state(), training.setup.class_names
 
 
 def noisy(root, noise, seed=0):

@@ -31,8 +31,7 @@ from trainers.checkpoints.format import PREDICTIONS, STATE, Header, Progress, sa
 from trainers.checkpoints.storage import newest_checkpoint
 from trainers.errors import ConfigError
 from trainers.fine_tune import fine_tune
-from trainers.loop.evaluate_run import evaluate_run, measure_end
-from trainers.loop.state import load_split
+from trainers.loop.images import load_split
 from tuning.algorithms.studies import Studies
 from tuning.config.objectives import Objective
 from tuning.confirmation.confirm import chosen, confirm, fresh_seeds, same_test_splits
@@ -393,9 +392,7 @@ def test_a_confirmation_measures_what_a_training_alone_does(confirmed):
     file = load_run(folder).file
     trial = file.trial_config({WEIGHT: 0.5, LR: 1e-3, "seed": 1004})
     *_, last = fine_tune(trial)  # the point of the line is chosen here without a test split
-    images = load_split(trial, "test")
-    last.add(evaluate_run(last.run, "test", images))
-    last.add(measure_end(last.run, "test", images))
+    last = last.tested(load_split(trial, "test"))
     measured = found.results["trial-000", 1004].metrics
     timed = {name for name in measured if name.startswith(("cost/", "train/images"))} | {"step"}
     assert {name: measured[name] for name in measured.keys() - timed} == pytest.approx(

@@ -19,7 +19,7 @@ from tests.tuning.weights.test_export import snippet_of
 from trainers.checkpoints.format import WEIGHTS, Header, Progress
 from trainers.checkpoints.storage import fetched, newest_checkpoint, write_weights
 from trainers.data.store import open_store
-from trainers.loop.state import load_split
+from trainers.loop.images import load_split
 from tuning import load_run as load_in_python
 from tuning.confirmation.model import ModelBuilder
 from tuning.run import load_run

@@ -5,8 +5,8 @@ from torch.profiler import ProfilerActivity, profile, record_function
 from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, sdpa_flop_count
 
 from trainers.config import TrialConfig
-from trainers.loop.state import state_of
-from trainers.loop.step import Stepper
+from trainers.loop.setup import Setup
+from trainers.loop.training import Training
 from trainers.models.zero_shot import load_zero_shot
 
 ATTENTION = {
@@ -41,14 +41,14 @@ def measured(config, classes):
     names = tuple(f"class {number}" for number in range(classes))
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiled:
         zero_shot = load_zero_shot(config.model, config.data.rules.prompts(names))
-        run = state_of(config, zero_shot, names, torch.device("cpu"))
-        stepper, size = Stepper(run), run.zero_shot.image_input.size
+        training = Training(Setup(config, zero_shot, names, torch.device("cpu")))
+        size = zero_shot.image_input.size
         for number in range(2):
             views = torch.zeros(config.optim.batch_size, 3, size, size, dtype=torch.uint8)
             labels = torch.arange(len(views)) % classes
             counter = FlopCounterMode(display=False, custom_mapping=ATTENTION)
             with record_function(f"step {number}"), counter:
-                stepper.step(number, views, labels, lr=1e-5)
+                training.step(views, labels)
     events = sorted(profiled.profiler.kineto_results.events(), key=lambda event: event.start_ns())
     live, peak, is_second = 0, 0, False
     for event in events:

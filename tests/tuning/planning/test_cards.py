@@ -26,8 +26,9 @@ def planned(config, *names, **search):
 
 
 def flops_of(step):
-    """Operations of all parts of a step."""
-    return step.parts / step.recorded_parts * sum(operation.flops for operation in step.of_parts)
+    """Operations of all micro-batches of a step."""
+    of_recorded = sum(operation.flops for operation in step.of_micro_batches)
+    return step.micro_batches / step.recorded * of_recorded
 
 
 @pytest.mark.parametrize("method", ["ft", "lipsum_ft"])
@@ -42,13 +43,13 @@ def test_memory_and_operations_are_those_of_a_real_step(method, monkeypatch):
     assert flops_of(predicted) == flops
 
 
-def test_a_step_of_many_parts_costs_as_that_of_two():
+def test_a_step_of_many_micro_batches_costs_as_that_of_two():
     """Of a contrastive method, whose texts are drawn for each image."""
     optim = {"batch_size": 8, "micro_batch_size": 4}
     two = step_cost(trial("tiny-clip", "flyp", 8, optim=optim), classes=10)
     optim = {"batch_size": 16, "micro_batch_size": 4}
     four = step_cost(trial("tiny-clip", "flyp", 16, optim=optim), classes=10)
-    assert (two.parts, four.parts) == (2, 4)
+    assert (two.micro_batches, four.micro_batches) == (2, 4)
     assert flops_of(four) == 2 * flops_of(two)
 
 

@@ -4,8 +4,9 @@ import pytest
 
 from tests.tuning.run_folders import search_file, write_run
 from trainers.fine_tune import fine_tune
-from trainers.loop.evaluate_run import evaluate_run
-from trainers.loop.state import load_split, start
+from trainers.loop.images import load_split
+from trainers.loop.measure import measure_zero_shot
+from trainers.loop.setup import set_up
 from tuning.checkpoints import kept_checkpoint
 from tuning.run import load_run
 from tuning.runs.paths import TRAIN_FOLDER, trial_path
@@ -43,7 +44,7 @@ def real(images_root, tmp_path_factory):
         report = {"step": float(last.step), **last.metrics}
         records.append(TrialRecord(name, number, "trial", params, "finished", curve=(report,)))
     (kept / "student.safetensors").unlink()
-    zero_shot = evaluate_run(start(file.trial), "val", load_split(file.trial, "val"))
+    zero_shot = measure_zero_shot(set_up(file.trial), load_split(file.trial, "val"))
     write_run(folder, file, records, zero_shot=zero_shot)
     return folder, records
 

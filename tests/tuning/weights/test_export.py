@@ -19,7 +19,7 @@ from trainers.config import with_overrides
 from trainers.errors import ConfigError
 from trainers.evaluation.metrics import ID_ACC, val_acc
 from trainers.fine_tune import fine_tune
-from trainers.loop.state import load_split
+from trainers.loop.images import load_split
 from trainers.models.config import ModelConfig
 from trainers.models.zero_shot import load_zero_shot
 from tuning.run import load_run
@@ -164,7 +164,7 @@ def test_alpha_is_a_point_of_the_line_from_its_end(trial, tmp_path):
     (last,) = fine_tune(with_overrides(trial, changes, "test"))
     trained = tmp_path / "trained"  # as `lipsum-tune train` leaves it
     last.save(trained)
-    write_trial(trained, last.run.config)
+    write_trial(trained, last.training.setup.config)
     kept = about(export(trained, tmp_path / "kept"))
     assert (kept["run"], kept["method"], kept["step"]) == ("trained", "ft", 2)
     assert (kept["alpha"], kept["metrics"]) == (0.4, measured(last.metrics))
@@ -175,7 +175,7 @@ def test_alpha_is_a_point_of_the_line_from_its_end(trial, tmp_path):
     end = export(trained, tmp_path / "end", alpha=1.0)
     assert about(end)["metrics"] == {}
     weights = load_file(end / "open_clip_model.safetensors") | {"head": head_of(end)}
-    for name, value in last.run.student.plain_state().items():  # still as it was trained
+    for name, value in last.training.student.plain_state().items():  # still as it was trained
         torch.testing.assert_close(weights[name], value, rtol=1e-4, atol=1e-6)
     with pytest.raises(ConfigError, match="not for one training"):
         export(trained, tmp_path / "other", trial="trial-000")
@@ -187,7 +187,7 @@ def test_a_method_with_an_alpha_of_its_own_has_no_other(method, trial, tmp_path)
     changes = {"method.name": method, "steps": 1, "eval.every": 1}
     (last,) = fine_tune(with_overrides(trial, changes, "test"))
     last.save(tmp_path)
-    write_trial(tmp_path, last.run.config)
+    write_trial(tmp_path, last.training.setup.config)
     with pytest.raises(ConfigError) as caught:
         export(tmp_path, tmp_path / "model", alpha=1)
     assert (caught.value.key, method in caught.value.problem) == ("--alpha", True)

@@ -27,7 +27,7 @@ from tests.waiting import wait_until
 from trainers.data.images import decode
 from trainers.data.transforms import normalise
 from trainers.errors import ConfigError
-from trainers.loop.state import load_split
+from trainers.loop.images import load_split
 from trainers.models.clip import load_clip
 from trainers.models.image import image_input
 from tuning.run import load_run

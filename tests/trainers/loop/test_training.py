@@ -9,8 +9,8 @@ from tests.trainers.loop.short_memory import EXHAUSTED, NO_HANDLE, limit_images
 from trainers import fine_tune as loop
 from trainers.data.transforms import normalise
 from trainers.fine_tune import fine_tune
-from trainers.loop.state import open_images, optimizer_of, start
-from trainers.loop.step import Stepper
+from trainers.loop.images import open_images
+from trainers.loop.training import Training, optimizer_of, start
 
 
 @pytest.mark.parametrize(
@@ -44,22 +44,24 @@ def test_a_factor_of_a_hundredth_trains_a_head_that_contains_the_scale(trial):
     config = short(trial, "ft", steps=2, eval__every=2, **optim)
     (report,) = fine_tune(config)
 
-    run = start(config)
-    encoder = {name: p for name, p in run.student.trained.items() if name != "head"}
-    scaled_head = torch.nn.Parameter(100 * run.initial["head"])
+    training = start(config)
+    encoder = {name: p for name, p in training.student.trained.items() if name != "head"}
+    scaled_head = torch.nn.Parameter(100 * training.initial["head"])
     groups = [{"params": encoder.values(), "eps": 1e-3}, {"params": [scaled_head], "eps": 1e-5}]
     optimizer = torch.optim.AdamW(groups, weight_decay=10.0)
     images = open_images(config.data, config.data.id_domain, "train")
-    for lr, (views, labels) in zip((1e-3, 5e-4), loop.training_batches(run, images), strict=True):
-        features = run.student(normalise(views, run.zero_shot.image_input)).features
-        logits = run.student.logit_scale / 100 * features @ scaled_head.T
+    for lr, (views, labels) in zip(
+        (1e-3, 5e-4), loop.training_batches(training, images), strict=True
+    ):
+        features = training.student(normalise(views, training.setup.zero_shot.image_input)).features
+        logits = training.student.logit_scale / 100 * features @ scaled_head.T
         optimizer.zero_grad()
         functional.cross_entropy(logits, labels).backward()
         for group in optimizer.param_groups:
             group["lr"] = lr
         optimizer.step()
 
-    found = report.run.weights
+    found = report.training.student.weights
     torch.testing.assert_close(found.pop("head"), scaled_head / 100, rtol=0, atol=1e-6)
     for name, value in found.items():
         torch.testing.assert_close(value, encoder[name], rtol=0, atol=1e-5)
@@ -71,19 +73,19 @@ def test_clipping_is_pytorchs_and_reports_the_unclipped_norm(trial):
     one_step = short(trial, "ft", steps=1, optim__clip_grad_norm=limit, **settings)
     (report,) = fine_tune(one_step)
 
-    run = start(one_step)
-    run.student.requires_grad_(True)
-    views, labels = first_batch(run)
-    images = normalise(views, run.zero_shot.image_input)
-    functional.cross_entropy(run.student(images).logits, labels).backward()
-    parameters = list(run.student.parameters())
+    training = start(one_step)
+    training.student.requires_grad_(True)
+    views, labels = first_batch(training)
+    images = normalise(views, training.setup.zero_shot.image_input)
+    functional.cross_entropy(training.student(images).logits, labels).backward()
+    parameters = list(training.student.parameters())
     norm = torch.nn.utils.clip_grad_norm_(parameters, limit)
     torch.optim.AdamW(parameters, lr=1.0, eps=1.0, weight_decay=0.0).step()
 
     assert norm > 2 * limit
     assert report.metrics["train/grad_norm"] == pytest.approx(float(norm), rel=1e-5)
-    stepped = dict(report.run.student.named_parameters())
-    for name, parameter in run.student.named_parameters():
+    stepped = dict(report.training.student.named_parameters())
+    for name, parameter in training.student.named_parameters():
         assert torch.allclose(stepped[name], parameter, atol=1e-6), name
 
 
@@ -126,32 +128,34 @@ class Exhausted(TorchDispatchMode):
 @pytest.mark.parametrize("method", ["lipsum_ft", "flyp"])
 def test_a_step_that_runs_out_of_memory_anywhere_is_that_of_the_whole(trial, method):
     """At twenty random operations of its forward and backward passes."""
-    run = start(short(trial, method, optim__eps=1e-3))
-    config, batch = run.config, first_batch(run)
+    training = start(short(trial, method, optim__eps=1e-3))
+    config, batch = training.setup.config, first_batch(training)
     passes = "_per_image" if config.method.per_image else "_across_images"
 
     def stepped(at=None):
-        for name, weight in run.student.trained.items():
-            weight.data.copy_(run.initial[name])
-        run.optimizer = optimizer_of(run.student, config, config.method.stage(0, config.steps))
-        run.micro_batch_size = 8
-        stepper, operations = Stepper(run), Exhausted(at)
-        take = getattr(stepper, passes)
+        for name, weight in training.student.trained.items():
+            weight.data.copy_(training.initial[name])
+        stage = config.method.stage(0, config.steps)
+        training.optimizer = optimizer_of(training.student, config, stage)
+        training.micro_batch_size = 8
+        training.progress.step = 0
+        operations = Exhausted(at)
+        take = getattr(Training, passes)
 
         def counted(*arguments):
             with operations:
-                return take(*arguments)
+                return take(training, *arguments)
 
-        setattr(stepper, passes, counted)
-        values = stepper.step(0, *batch, lr=1e-3)
-        weights = torch.cat([weight.flatten() for weight in run.weights.values()])
+        setattr(training, passes, counted)
+        values = training.step(*batch)
+        weights = torch.cat([weight.flatten() for weight in training.student.weights.values()])
         return operations.count, values, weights
 
     stepped()  # what the first step computes once
     operations, *whole = stepped()
     for at in 1 + np.random.default_rng(0).choice(operations, 20, replace=False):
         _, *found = stepped(at)
-        assert run.micro_batch_size == 4
+        assert training.micro_batch_size == 4
         torch.testing.assert_close(found, whole, rtol=1e-4, atol=1e-6)
 
 
