@@ -356,9 +356,9 @@ def test_a_session_reads_its_journal_once(images_root, tmp_path, monkeypatch):
     file, read = instant_file(images_root, tmp_path), []
     begin = JournalReader.__init__
 
-    def noted(reader, folder, *whole):
+    def noted(reader, folder, *args, **options):
         read.append(folder)
-        begin(reader, folder, *whole)
+        begin(reader, folder, *args, **options)
 
     monkeypatch.setattr(JournalReader, "__init__", noted)
     monkeypatch.setattr(run_search, "SearchOptions", partial(instant_options, file))
@@ -371,6 +371,6 @@ def test_a_session_reads_its_journal_once(images_root, tmp_path, monkeypatch):
 
 
 def test_hours_in_python_are_those_of_the_command(run, went_on):
-    resume_search(run, hours="+1", gpu_hours=3)
+    resume_search(run, ["search.resources.gpus_per_worker=1"], hours="+1", gpu_hours=3)
     budget = went_on[0].search.budget
     assert (budget.hours, budget.gpu_hours) == (pytest.approx(1, abs=0.1), 3)

@@ -203,7 +203,7 @@ def test_a_moved_run_folder_is_the_same_run(images_root, tmp_path):
     moved = first.run.folder.rename(tmp_path / "runs" / "moved")
     extended = resume_instantly(moved, "search.budget.trials=4")
     expected = ["ft", "lipsum_ft", "kd", "ft"]
-    assert [record.params["method.name"] for record in extended.history.records] == expected
+    assert [record.params["method.name"] for record in extended.run.records] == expected
     rows = pq.read_table(moved / "trials.parquet").to_pylist()
     assert [row["method.name"] for row in rows[1:]] == expected
     assert load_run(moved).history.run_id == first.run.history.run_id

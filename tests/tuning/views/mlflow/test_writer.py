@@ -272,10 +272,10 @@ def test_a_better_trial_of_another_method_leaves_no_parameter_of_the_former(run)
 
 
 def test_the_description_tells_what_confirm_has_found(run):
-    loaded = load_run(run)
     for mean_acc in (None, 99.0):
         if mean_acc:
             write_results(run, {("trial-006", 1001): {"val/mean_acc": mean_acc}})
+        loaded = load_run(run)
         complete_mlflow(loaded)
         note = write(run)[None].data.tags["mlflow.note.content"]
         assert note.split("\n\n") == [*loaded.conclusion.lines]
