@@ -45,7 +45,7 @@ class Scripted:
     """A driver that follows a story, and writes down what it is asked."""
 
     def __init__(self, folder, trials, story):
-        self.search, self._folder, self.story = fakes.Search(folder), folder, story
+        self.run, self._folder, self.story = fakes.Search(folder), folder, story
         self._waiting = dict(trials)
         self.calls, self.messages, self.starts, self.losses = [], 0, 0, Counter()
         self._note()
