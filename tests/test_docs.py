@@ -31,8 +31,8 @@ from tests.tuning.run_folders import search_file, trial, write_run
 from trainers.errors import ConfigError
 from trainers.methods.registry import METHODS
 from tuning.config.validation import load_config
+from tuning.results.estimates import Confirmation
 from tuning.run import load_run
-from tuning.runs.confirmation import Confirmation
 from tuning.search import SearchResult
 
 ROOT = Path(__file__).parent.parent

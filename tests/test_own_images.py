@@ -16,8 +16,8 @@ import yaml
 from tests.conftest import CLASSES
 from tests.test_docs import ROOT, blocks, commands, write_files
 from trainers.data.dataset import ImageDataset
+from tuning.results.estimates import results_of
 from tuning.run import load_run
-from tuning.runs.confirmation import results_of
 
 pytestmark = pytest.mark.nightly
 

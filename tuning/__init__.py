@@ -16,23 +16,23 @@ if TYPE_CHECKING:
     from tuning.config.schema import SearchFile as SearchFile
     from tuning.config.validation import load_config as load_config
     from tuning.confirmation.confirm import confirm as confirm
+    from tuning.log.callbacks import Callback as Callback
+    from tuning.log.records import TrialRecord as TrialRecord
     from tuning.planning.plan import plan_search as plan_search
     from tuning.run import Run as Run
     from tuning.run import load_run as load_run
-    from tuning.runs.callbacks import Callback as Callback
-    from tuning.runs.records import TrialRecord as TrialRecord
     from tuning.search import SearchResult as SearchResult
     from tuning.search import resume_search as resume_search
     from tuning.search import run_search as run_search
     from tuning.weights.export import export_weights as export_weights
 
 _MODULES = {
-    "Callback": "tuning.runs.callbacks",
+    "Callback": "tuning.log.callbacks",
     "Run": "tuning.run",
     "SearchFile": "tuning.config.schema",
     "SearchResult": "tuning.search",
     "SearchSpace": "search_spaces",
-    "TrialRecord": "tuning.runs.records",
+    "TrialRecord": "tuning.log.records",
     "confirm": "tuning.confirmation.confirm",
     "export_weights": "tuning.weights.export",
     "load_config": "tuning.config.validation",

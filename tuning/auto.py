@@ -41,14 +41,14 @@ from tuning.config.schema import SearchFile
 from tuning.config.validation import check_settings, first_rate, load_config, rate_line
 from tuning.confirmation.confirm import confirm
 from tuning.execution.ray_session import runs_folder
+from tuning.log.paths import JOURNAL_FILE, page_path
+from tuning.log.resume import earlier_run
 from tuning.planning.plan import CONFIRM_SEEDS, Plan, plan_search
 from tuning.planning.plan import render as render_plan
 from tuning.prepare import render, sources_of
+from tuning.results.budget import used_hours
+from tuning.results.estimates import FT
 from tuning.run import load_run
-from tuning.runs.budget import used_hours
-from tuning.runs.confirmation import FT
-from tuning.runs.paths import JOURNAL_FILE, page_path
-from tuning.runs.resume import earlier_run
 from tuning.search import search_or_resume
 from tuning.views.confirmation_table import confirmed_tables
 from tuning.views.formatting import format_hours, show_phase

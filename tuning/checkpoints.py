@@ -31,12 +31,12 @@ from trainers.checkpoints.format import STATE, WEIGHTS
 from trainers.checkpoints.storage import newest_checkpoint
 from trainers.data.store import Store, open_store
 from trainers.errors import system_words
+from tuning.log.paths import trial_path
+from tuning.log.records import TrialRecord
+from tuning.results.goal import Goal
+from tuning.results.ranking import first_trial, misses, non_dominated, pareto_front, ranked
+from tuning.results.rules import choices, methods_of
 from tuning.run import Run
-from tuning.runs.goal import Goal
-from tuning.runs.paths import trial_path
-from tuning.runs.ranking import first_trial, misses, non_dominated, pareto_front, ranked
-from tuning.runs.records import TrialRecord
-from tuning.runs.rules import choices, methods_of
 
 _warn_once = cache(logging.getLogger(__name__).warning)
 

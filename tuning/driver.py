@@ -12,17 +12,17 @@ from dataclasses import dataclass
 from typing import Any
 
 from tuning.algorithms.studies import Studies
+from tuning.log.callbacks import Callback
+from tuning.log.errors import error_text, storage_failure
+from tuning.log.folder import config_of
+from tuning.log.history import History
+from tuning.log.journal import Journal
+from tuning.log.messages import Failed, Message, Reported, SteppedBack
+from tuning.log.orders import Orders
+from tuning.log.recorder import Recorder
+from tuning.log.records import STEP, SearchOutcome, TrialRecord, trial_name
+from tuning.results.budget import Budget
 from tuning.run import Run
-from tuning.runs.budget import Budget
-from tuning.runs.callbacks import Callback
-from tuning.runs.errors import error_text, storage_failure
-from tuning.runs.history import History
-from tuning.runs.journal import Journal
-from tuning.runs.messages import Failed, Message, Reported, SteppedBack
-from tuning.runs.orders import Orders
-from tuning.runs.recorder import Recorder
-from tuning.runs.records import STEP, SearchOutcome, TrialRecord, trial_name
-from tuning.runs.run_folder import config_of
 
 
 @dataclass

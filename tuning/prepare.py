@@ -15,7 +15,7 @@ from trainers.data.folders import SKIPPED, SPLITS
 from trainers.data.prepare import BAD, Report
 from trainers.data.sources import Source, domain_names
 from trainers.errors import ConfigError, did_you_mean
-from tuning.runs.ranking import accuracy_margin
+from tuning.results.ranking import accuracy_margin
 from tuning.views.result_table import borderless_table
 
 FEW_IMAGES = 100

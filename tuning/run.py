@@ -16,20 +16,20 @@ from trainers.data.store import Store, open_store, url_of
 from trainers.errors import ConfigError, listed, suggestion
 from tuning.config.schema import SearchFile
 from tuning.config.validation import load_recorded
-from tuning.runs.conclusion import Conclusion, conclusion
-from tuning.runs.confirmation import Confirmation, settings_of
-from tuning.runs.goal import Goal, goal_of
-from tuning.runs.history import History, JournalReader, read_history
-from tuning.runs.journal import Journal, is_running
-from tuning.runs.paths import (
+from tuning.log.folder import RUNS, find_run, method_of, places_of_runs, runs_in
+from tuning.log.history import History, JournalReader, read_history
+from tuning.log.journal import Journal, is_running
+from tuning.log.paths import (
     CONFIG_FILE,
     CONFIRM_FOLDER,
     TRAIN_FOLDER,
     checkpoint_root_of,
     results_path,
 )
-from tuning.runs.records import Model, TrialRecord
-from tuning.runs.run_folder import RUNS, find_run, method_of, places_of_runs, runs_in
+from tuning.log.records import Model, TrialRecord
+from tuning.results.conclusion import Conclusion, conclusion
+from tuning.results.estimates import Confirmation, settings_of
+from tuning.results.goal import Goal, goal_of
 
 if TYPE_CHECKING:
     import optuna

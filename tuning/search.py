@@ -32,18 +32,18 @@ from tuning.checkpoints import KeptWeights
 from tuning.config.schema import SchedulerConfig, SearchConfig, SearchFile
 from tuning.config.validation import check_search, load_config
 from tuning.execution.ray_session import runs_folder
+from tuning.log.environment import seen_at_start
+from tuning.log.folder import create_run_folder, find_run, write_config
+from tuning.log.history import History, read_history
+from tuning.log.journal import Journal, is_running
+from tuning.log.orders import wanted_points
+from tuning.log.paths import JOURNAL_FILE
+from tuning.log.records import METHOD_KEY, SearchOutcome, TrialRecord
+from tuning.log.resume import check_changes, earlier_run
+from tuning.results.budget import larger_budget, nothing_left, num_begun
+from tuning.results.goal import Goal, goal_of
+from tuning.results.rules import saw_ood
 from tuning.run import Run, load_file, read_confirmed
-from tuning.runs.budget import larger_budget, nothing_left, num_begun
-from tuning.runs.environment import seen_at_start
-from tuning.runs.goal import Goal, goal_of
-from tuning.runs.history import History, read_history
-from tuning.runs.journal import Journal, is_running
-from tuning.runs.orders import wanted_points
-from tuning.runs.paths import JOURNAL_FILE
-from tuning.runs.records import METHOD_KEY, SearchOutcome, TrialRecord
-from tuning.runs.resume import check_changes, earlier_run
-from tuning.runs.rules import saw_ood
-from tuning.runs.run_folder import create_run_folder, find_run, write_config
 from tuning.session import SearchArguments, open_session
 from tuning.session import SearchOptions as SearchOptions
 from tuning.views.dashboard import DashboardView, open_storage

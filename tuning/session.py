@@ -32,15 +32,15 @@ from tuning.execution.shared_memory import check_shared_memory
 from tuning.execution.slot import trainable
 from tuning.execution.trial_hardware import call_where_trials_run, zero_shot_metrics
 from tuning.execution.tune_adapter import run_trials
+from tuning.log.callbacks import Callback
+from tuning.log.errors import resumable, storage_failure
+from tuning.log.history import History
+from tuning.log.journal import Journal
+from tuning.log.orders import orders_in
+from tuning.log.paths import TRAIN_FOLDER, checkpoint_root_of
+from tuning.log.records import SearchOutcome, TrialRecord
 from tuning.process import restored_process
 from tuning.run import Run
-from tuning.runs.callbacks import Callback
-from tuning.runs.errors import resumable, storage_failure
-from tuning.runs.history import History
-from tuning.runs.journal import Journal
-from tuning.runs.orders import orders_in
-from tuning.runs.paths import TRAIN_FOLDER, checkpoint_root_of
-from tuning.runs.records import SearchOutcome, TrialRecord
 from tuning.views.formatting import show_phase
 from tuning.views.progress import ProgressCallback
 

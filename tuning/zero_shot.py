@@ -23,7 +23,7 @@ from trainers.evaluation.evaluate import EvalBatches, measure_domain
 from trainers.loop.images import id_classes, open_images
 from trainers.loop.precision import Precision
 from trainers.models.zero_shot import ZeroShotModel, load_zero_shot
-from tuning.runs.ranking import accuracy_margin
+from tuning.results.ranking import accuracy_margin
 from tuning.views.formatting import near_chance
 from tuning.views.result_table import Cell, ResultTable, fit_table
 

@@ -26,7 +26,7 @@ from trainers.loop.images import open_images
 from trainers.loop.training import start as start_training
 from tuning.config.validation import load_config
 from tuning.execution.ray_session import ray_session
-from tuning.runs.callbacks import Callback
+from tuning.log.callbacks import Callback
 from tuning.search import SearchOptions, start_search
 
 SHORT_TRIALS = (

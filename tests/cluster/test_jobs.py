@@ -17,7 +17,7 @@ from ray.util.state import list_actors, list_placement_groups
 from tests.ray_head import BIN, running_head
 from tests.tuning.agreement import disagreements
 from tests.waiting import wait_until
-from tuning.runs.paths import JOURNAL_FILE
+from tuning.log.paths import JOURNAL_FILE
 
 ROOT = Path(__file__).parent.parent.parent
 SECRETS = {

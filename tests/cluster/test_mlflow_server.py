@@ -14,8 +14,8 @@ from tests.tuning import fakes
 from tests.tuning.run_folders import search_file, write_run
 from tests.waiting import wait_until
 from trainers.errors import ConfigError
+from tuning.log.journal import Journal
 from tuning.run import load_run
-from tuning.runs.journal import Journal
 from tuning.views.completion import complete_mlflow
 from tuning.views.dashboard import DashboardView, open_storage
 from tuning.views.follower import Follower, complete

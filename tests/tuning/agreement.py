@@ -8,9 +8,9 @@ import pyarrow.parquet as pq
 from mlflow.tracking import MlflowClient
 
 from tuning.algorithms.studies import STATES, TRIAL_ID
+from tuning.log.paths import JOURNAL_FILE
+from tuning.results.ranking import best_trial, finished_trials, pareto_front
 from tuning.run import load_run
-from tuning.runs.paths import JOURNAL_FILE
-from tuning.runs.ranking import best_trial, finished_trials, pareto_front
 from tuning.views.dashboard import open_storage
 from tuning.views.mlflow.client import default_tracking_uri
 from tuning.views.mlflow.shared_view import main_metrics

@@ -9,10 +9,10 @@ from pathlib import Path
 from trainers.overrides import nest
 from tuning.config.objectives import Constraint, Objective
 from tuning.config.schema import SearchFile
+from tuning.log.history import History
+from tuning.log.records import TrialRecord
+from tuning.results.goal import Goal
 from tuning.run import Run, read_confirmed
-from tuning.runs.goal import Goal
-from tuning.runs.history import History
-from tuning.runs.records import TrialRecord
 
 DOMAINS = ("painting", "clipart", "infograph", "sketch")
 TOTAL_STEPS = 240

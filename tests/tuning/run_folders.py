@@ -10,10 +10,10 @@ from trainers.data.roots import data_fingerprint
 from trainers.data.schema import part_path
 from trainers.overrides import nest
 from tuning.config.schema import SearchFile
-from tuning.runs.history import line_of
-from tuning.runs.journal import Journal
-from tuning.runs.paths import JOURNAL_FILE
-from tuning.runs.run_folder import write_config
+from tuning.log.folder import write_config
+from tuning.log.history import line_of
+from tuning.log.journal import Journal
+from tuning.log.paths import JOURNAL_FILE
 
 LR, WEIGHT = "optim.lr", "method.reg_weight"
 ZERO_SHOT = fakes.report(0, 82.4, 61.0)

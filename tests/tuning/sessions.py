@@ -8,9 +8,9 @@ from trainers.config import TrialConfig
 from tuning.algorithms.studies import create_studies
 from tuning.config.schema import BudgetConfig, ResourcesConfig, SamplerConfig
 from tuning.driver import Driver
-from tuning.runs.journal import Journal
-from tuning.runs.messages import Ended, Failed, Reported
-from tuning.runs.records import TrialRecord
+from tuning.log.journal import Journal
+from tuning.log.messages import Ended, Failed, Reported
+from tuning.log.records import TrialRecord
 
 
 class Session:

@@ -29,10 +29,10 @@ from tuning.cli import app, run_command
 from tuning.config.recorded import FREE, differences
 from tuning.config.schema import SearchFile
 from tuning.config.validation import load_config
+from tuning.log.paths import JOURNAL_FILE
 from tuning.planning.plan import CONFIRM_SEEDS, Plan
+from tuning.results.estimates import results_of
 from tuning.run import load_run
-from tuning.runs.confirmation import results_of
-from tuning.runs.paths import JOURNAL_FILE
 from tuning.weights.sources import why_chosen
 from tuning.zero_shot import Row
 

@@ -20,7 +20,7 @@ from trainers.checkpoints.format import (
 from trainers.checkpoints.storage import fetched
 from trainers.data.store import Store
 from tuning.checkpoints import keep_weights, kept_checkpoint, remove
-from tuning.runs.paths import trial_path
+from tuning.log.paths import trial_path
 
 TRIAL = "trial-000"
 OLD, NEW = "checkpoint_2030-01-01_10-00-00.000000", "checkpoint_2030-01-01_11-00-00.000000"

@@ -12,10 +12,10 @@ from trainers.checkpoints.format import STATE, WEIGHTS, Header, Progress, save_c
 from trainers.data.store import open_store
 from tuning.checkpoints import KeptWeights, kept_trials
 from tuning.config.objectives import Objective, parse_constraint
-from tuning.runs.paths import TRAIN_FOLDER, trial_path
-from tuning.runs.ranking import best_trial, pareto_front
-from tuning.runs.records import TrialRecord
-from tuning.runs.rules import best_by_method, choices
+from tuning.log.paths import TRAIN_FOLDER, trial_path
+from tuning.log.records import TrialRecord
+from tuning.results.ranking import best_trial, pareto_front
+from tuning.results.rules import best_by_method, choices
 
 RUNNING = trial(9, outcome="running")
 LINES = [(), ("id_val/acc >= 85.5",), ("id_val/acc >= 85", "train/loss <= 0.9")]

@@ -10,9 +10,9 @@ from trainers.errors import ConfigError, StorageFailed
 from tuning.algorithms.studies import TRIAL_ID
 from tuning.driver import End, Wait
 from tuning.execution.ray_watch import RayLost, RayWatch
-from tuning.runs.history import read_history
-from tuning.runs.messages import Progressed, SteppedBack
-from tuning.runs.orders import send
+from tuning.log.history import read_history
+from tuning.log.messages import Progressed, SteppedBack
+from tuning.log.orders import send
 
 FIRST = {"optim.lr": 1e-4, "method.text_length": 8}
 SPACE = SearchSpace(

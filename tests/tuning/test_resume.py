@@ -32,13 +32,13 @@ from tuning.cli import app
 from tuning.config.schema import SamplerConfig
 from tuning.config.validation import load_config
 from tuning.confirmation.confirm import confirm
+from tuning.log.environment import check_same_inputs, environment
+from tuning.log.folder import create_run_folder, write_config
+from tuning.log.history import JournalReader, read_history
+from tuning.log.journal import Journal
+from tuning.log.paths import CONFIG_FILE, JOURNAL_FILE
+from tuning.log.resume import earlier_run
 from tuning.run import load_run
-from tuning.runs.environment import check_same_inputs, environment
-from tuning.runs.history import JournalReader, read_history
-from tuning.runs.journal import Journal
-from tuning.runs.paths import CONFIG_FILE, JOURNAL_FILE
-from tuning.runs.resume import earlier_run
-from tuning.runs.run_folder import create_run_folder, write_config
 from tuning.search import resume_search, search_or_resume
 
 

@@ -10,8 +10,8 @@ from tests.tuning.execution.instant import instant_file, run_instantly
 from tests.tuning.run_folders import LR, search_file
 from trainers.errors import ConfigError, StorageFailed
 from tuning.config.schema import BudgetConfig
-from tuning.runs.callbacks import Callback
-from tuning.runs.paths import CONFIG_FILE, JOURNAL_FILE
+from tuning.log.callbacks import Callback
+from tuning.log.paths import CONFIG_FILE, JOURNAL_FILE
 from tuning.search import run_search
 
 

@@ -30,9 +30,9 @@ from optuna.trial import TrialState
 from search_spaces.space import SearchSpace, Spaces
 from tuning.algorithms.samplers import LEAST_FINISHED, create_sampler, resolve_sampler
 from tuning.config.schema import SamplerConfig
-from tuning.runs.callbacks import Callback
-from tuning.runs.goal import Goal
-from tuning.runs.records import METHOD_KEY, STEP, ParamValue, TrialRecord
+from tuning.log.callbacks import Callback
+from tuning.log.records import METHOD_KEY, STEP, ParamValue, TrialRecord
+from tuning.results.goal import Goal
 
 TRIAL_ID: Final = "trial_id"
 """User attribute of an Optuna trial: the name of the trial of the search."""

@@ -13,11 +13,11 @@ from typing import TypeAlias
 from trainers.errors import ConfigError
 from tuning.algorithms.studies import MethodStudy, is_inside, point_of
 from tuning.config.schema import SearchFile
+from tuning.log.records import METHOD_KEY
+from tuning.results.goal import Goal
+from tuning.results.ranking import finished_trials, ranked
+from tuning.results.rules import saw_ood
 from tuning.run import Run, load_run
-from tuning.runs.goal import Goal
-from tuning.runs.ranking import finished_trials, ranked
-from tuning.runs.records import METHOD_KEY
-from tuning.runs.rules import saw_ood
 
 _KEY = "search.warm_start.runs"
 

@@ -6,10 +6,10 @@ import shlex
 from typing import Any
 
 from trainers.evaluation.metrics import MetricKey
+from tuning.log.records import TrialRecord, zero_shot_record
+from tuning.results.estimates import FT, SPLIT, Confirmation
+from tuning.results.model import findings, further, made_of
 from tuning.run import Run
-from tuning.runs.confirmation import FT, SPLIT, Confirmation
-from tuning.runs.model import findings, further, made_of
-from tuning.runs.records import TrialRecord, zero_shot_record
 from tuning.views.overview import state_of
 
 Document = dict[str, Any]

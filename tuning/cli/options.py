@@ -27,7 +27,7 @@ Set = Annotated[
 
 def found(run: Path) -> Path:
     """The run folder that the user means. Called for the argument of a command."""
-    from tuning.runs.run_folder import find_run
+    from tuning.log.folder import find_run
 
     return find_run(run)
 

@@ -57,9 +57,9 @@ def report(
     Example: lipsum-tune report quickstart --open
     """
     from trainers.errors import MAY_CONTINUE, ConfigError
+    from tuning.log.folder import places_of_runs, runs_in, word_for
+    from tuning.log.paths import page_path
     from tuning.run import load_run
-    from tuning.runs.paths import page_path
-    from tuning.runs.run_folder import places_of_runs, runs_in, word_for
     from tuning.views.overview import comparison, runs_table, state_of
 
     console = Console()
@@ -126,9 +126,9 @@ def ui(
     """
     from trainers.errors import ConfigError, system_words
     from trainers.redact import redact
+    from tuning.log.folder import runs_in
+    from tuning.log.paths import CONFIG_FILE, page_path
     from tuning.run import load_run
-    from tuning.runs.paths import CONFIG_FILE, page_path
-    from tuning.runs.run_folder import runs_in
 
     if not (run / CONFIG_FILE).is_file():
         run = next(iter(runs_in(run)), run)
@@ -225,11 +225,11 @@ def control(
     Example: lipsum-tune control quickstart --enqueue reg_weight=1,lr=3e-4
     """
     from trainers.errors import ConfigError
+    from tuning.log.folder import word_for
+    from tuning.log.journal import is_running
+    from tuning.log.records import trial_name
+    from tuning.results.budget import num_begun
     from tuning.run import load_run
-    from tuning.runs.budget import num_begun
-    from tuning.runs.journal import is_running
-    from tuning.runs.records import trial_name
-    from tuning.runs.run_folder import word_for
     from tuning.views.formatting import format_params
 
     loaded = load_run(run)
@@ -257,7 +257,7 @@ def control(
         orders.append(("the search ends", {"end": True}))
     if not orders:
         raise ConfigError("give --stop TRIAL, --enqueue POINT or --end")
-    from tuning.runs.orders import send
+    from tuning.log.orders import send
 
     for text, order in orders:
         send(loaded.folder, order)

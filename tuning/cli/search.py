@@ -19,7 +19,7 @@ from tuning.cli.options import Address, Config, Run, Set, app, names, shortest, 
 
 if TYPE_CHECKING:
     from tuning.config.schema import SearchFile
-    from tuning.runs.conclusion import Conclusion
+    from tuning.results.conclusion import Conclusion
     from tuning.search import SearchResult
 
 
@@ -99,9 +99,9 @@ def resume_run(
 
     Example: lipsum-tune resume quickstart --trials +8
     """
+    from tuning.log.folder import word_for
+    from tuning.results.budget import larger_budget
     from tuning.run import load_file, load_run
-    from tuning.runs.budget import larger_budget
-    from tuning.runs.run_folder import word_for
 
     loaded = load_run(run, whole=True)
     budgets = larger_budget(loaded, trials=trials, hours=hours, gpu_hours=gpu_hours)
@@ -193,8 +193,8 @@ def confirm(
 
     Example: lipsum-tune confirm quickstart --rule objective --seeds 3
     """
+    from tuning.log.folder import word_for
     from tuning.run import load_run
-    from tuning.runs.run_folder import word_for
 
     load_run(run)  # reports mistakes before torch and Ray are imported
     from tuning.confirmation.confirm import confirm as confirm_choices
@@ -255,7 +255,7 @@ def auto(
     """
     # Imported here, since torch, Ray and MLflow take seconds to import.
     from tuning.auto import auto as run_auto
-    from tuning.runs.errors import resumable
+    from tuning.log.errors import resumable
 
     with _stopped("the same command goes on"), resumable("the same command goes on"):
         run_auto(
@@ -305,10 +305,10 @@ def _show(result: SearchResult, allow_failed_trials: bool = False) -> None:
     """Print the results of a search, and exit with a status for how it ended."""
     from trainers.errors import MAY_CONTINUE
     from trainers.redact import redact
-    from tuning.runs.budget import more_of
-    from tuning.runs.paths import page_path
-    from tuning.runs.ranking import finished_trials, on_bounds
-    from tuning.runs.run_folder import word_for
+    from tuning.log.folder import word_for
+    from tuning.log.paths import page_path
+    from tuning.results.budget import more_of
+    from tuning.results.ranking import finished_trials, on_bounds
     from tuning.views.leaderboard import SHOWN
     from tuning.views.leaderboard import report as full_report
     from tuning.views.mlflow.client import default_tracking_uri

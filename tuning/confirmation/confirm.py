@@ -31,8 +31,11 @@ from trainers.errors import ConfigError, StorageFailed, did_you_mean, quoted, sy
 from tuning.checkpoints import KeptWeights, kept_checkpoint
 from tuning.config.recorded import check_followed
 from tuning.confirmation.model import ModelBuilder, needs_model
-from tuning.run import Run, load_run
-from tuning.runs.confirmation import (
+from tuning.log.environment import check_same_inputs
+from tuning.log.history import History
+from tuning.log.paths import CONFIG_FILE, CONFIRM_FOLDER, TRAIN_FOLDER, predictions_path
+from tuning.log.records import UNTUNED, ZERO_SHOT, TrialRecord
+from tuning.results.estimates import (
     REFERENCE,
     SPLIT,
     Confirmation,
@@ -41,13 +44,10 @@ from tuning.runs.confirmation import (
     results_of,
     training_name,
 )
-from tuning.runs.environment import check_same_inputs
-from tuning.runs.history import History
-from tuning.runs.model import model_goal
-from tuning.runs.paths import CONFIG_FILE, CONFIRM_FOLDER, TRAIN_FOLDER, predictions_path
-from tuning.runs.ranking import first_trial, ranked
-from tuning.runs.records import UNTUNED, ZERO_SHOT, TrialRecord
-from tuning.runs.rules import BY_METHOD, FIRST, OBJECTIVE, PARETO, RULES, choices
+from tuning.results.model import model_goal
+from tuning.results.ranking import first_trial, ranked
+from tuning.results.rules import BY_METHOD, FIRST, OBJECTIVE, PARETO, RULES, choices
+from tuning.run import Run, load_run
 from tuning.session import SearchOptions, Session, fixed_only, open_session
 from tuning.views.completion import complete_files, complete_mlflow
 from tuning.views.follower import Follower
@@ -77,7 +77,7 @@ def confirm(
 
     Args:
         top: number of trials to confirm, best first by the search's objective.
-        rules: names of `tuning.runs.rules` whose choices are confirmed, and `first`, the trial
+        rules: names of `tuning.results.rules` whose choices are confirmed, and `first`, the trial
             that the search began with; by default all but the Pareto front.
         again: confirm a choice of other trials after test accuracies of earlier ones were shown.
             Other seeds of the same trials do not need it. The conclusion counts both. Also build

@@ -19,14 +19,14 @@ from trainers.evaluation.metrics import metric_names
 from trainers.ray_trainer import location
 from trainers.weights.means import Recipe, evaluation_config, greedy_soup, make_and_test
 from tuning.checkpoints import kept_checkpoint, kept_trials, remove_folder
+from tuning.log.folder import config_of
+from tuning.log.paths import predictions_path
+from tuning.log.records import METHOD_KEY, TESTED, ZERO_SHOT, Candidate, Model, TrialRecord
+from tuning.results.estimates import SPLIT, results_of
+from tuning.results.goal import Goal
+from tuning.results.model import choose, chosen_event, made_of, model_folder, model_goal
+from tuning.results.ranking import finished_trials
 from tuning.run import Run
-from tuning.runs.confirmation import SPLIT, results_of
-from tuning.runs.goal import Goal
-from tuning.runs.model import choose, chosen_event, made_of, model_folder, model_goal
-from tuning.runs.paths import predictions_path
-from tuning.runs.ranking import finished_trials
-from tuning.runs.records import METHOD_KEY, TESTED, ZERO_SHOT, Candidate, Model, TrialRecord
-from tuning.runs.run_folder import config_of
 from tuning.session import Session
 from tuning.views.formatting import show_phase
 

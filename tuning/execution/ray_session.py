@@ -25,8 +25,8 @@ from tuning.config.schema import ResourcesConfig
 from tuning.execution.cluster_resources import check_fits, fitting_trials
 from tuning.execution.ray_watch import RayLost
 from tuning.execution.ray_workarounds import check_internals, is_timeout, loopback_only
+from tuning.log.folder import job_runs
 from tuning.process import GC_THRESHOLD, environment_variables
-from tuning.runs.run_folder import job_runs
 
 logger = logging.getLogger(__name__)
 

@@ -24,9 +24,9 @@ from trainers.ray_trainer import location
 from tuning.config.schema import ResourcesConfig
 from tuning.execution.cluster_resources import SLOT
 from tuning.execution.kept_workers import KeptWorkers
-from tuning.runs.errors import error_text, is_rays, root_causes, storage_failure
-from tuning.runs.messages import MESSAGE, Failed, Message, Reported, SteppedBack
-from tuning.runs.paths import trial_path
+from tuning.log.errors import error_text, is_rays, root_causes, storage_failure
+from tuning.log.messages import MESSAGE, Failed, Message, Reported, SteppedBack
+from tuning.log.paths import trial_path
 
 
 def trainable(

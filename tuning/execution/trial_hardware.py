@@ -17,7 +17,7 @@ from trainers.loop.setup import set_up
 from trainers.process_state import restored_state
 from trainers.ray_trainer import task_device
 from tuning.config.schema import ResourcesConfig
-from tuning.runs.errors import root_cause
+from tuning.log.errors import root_cause
 
 T = TypeVar("T")
 

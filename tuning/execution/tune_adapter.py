@@ -20,9 +20,9 @@ from trainers.folders import temporary_folder
 from trainers.redact import traceback_of
 from tuning.driver import Driver, End, Wait
 from tuning.execution.ray_workarounds import tune_workarounds
+from tuning.log.errors import error_text
+from tuning.log.messages import MESSAGE, Ended, Failed, Reported
 from tuning.process import environment_variables, raise_interrupt
-from tuning.runs.errors import error_text
-from tuning.runs.messages import MESSAGE, Ended, Failed, Reported
 
 if TYPE_CHECKING:
     from ray.tune.execution.tune_controller import TuneController

@@ -28,8 +28,8 @@ from tuning.algorithms.samplers import LEAST_FINISHED
 from tuning.checkpoints import kept_checkpoint, remove_folder
 from tuning.config.schema import SearchFile
 from tuning.execution.ray_session import runs_folder
-from tuning.runs.history import History
-from tuning.runs.records import SECONDS, TrialRecord
+from tuning.log.history import History
+from tuning.log.records import SECONDS, TrialRecord
 from tuning.session import SearchOptions, fixed_only, open_session
 from tuning.views.formatting import format_hours, format_seconds, show_phase
 from tuning.views.result_table import borderless_table

@@ -22,8 +22,8 @@ from trainers.data.roots import split_fingerprint
 from trainers.data.store import Store, open_root, open_store
 from trainers.errors import ConfigError
 from tuning.checkpoints import kept_checkpoint
+from tuning.log.environment import seen_at_start
 from tuning.run import Run
-from tuning.runs.environment import seen_at_start
 
 NUM_SHOWN: Final = 6
 """Images of each domain and direction, fewer of many domains."""

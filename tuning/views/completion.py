@@ -9,9 +9,9 @@ from trainers.data.store import url_of
 from trainers.errors import ConfigError
 from trainers.redact import redact
 from tuning.algorithms.studies import quiet_optuna
+from tuning.log.journal import is_running
+from tuning.log.paths import TRAIN_FOLDER
 from tuning.run import Run
-from tuning.runs.journal import is_running
-from tuning.runs.paths import TRAIN_FOLDER
 from tuning.views.dashboard import DashboardView, open_storage
 from tuning.views.follower import View, complete
 from tuning.views.mlflow.client import sqlite_path, tracking_uri

@@ -14,11 +14,11 @@ from rich.table import Table
 from rich.text import Text
 
 from trainers.evaluation.metrics import ID, MEAN_OOD, MetricKey
-from tuning.runs.confirmation import END, FT, SPLIT, Confirmation, Estimate
-from tuning.runs.model import Finding, findings, made_of
-from tuning.runs.records import METHOD_KEY, SECONDS, UNTUNED, ZERO_SHOT, Model
-from tuning.runs.rules import BY_METHOD, chosen_with_ood, rules_of
-from tuning.runs.run_folder import word_for
+from tuning.log.folder import word_for
+from tuning.log.records import METHOD_KEY, SECONDS, UNTUNED, ZERO_SHOT, Model
+from tuning.results.estimates import END, FT, SPLIT, Confirmation, Estimate
+from tuning.results.model import Finding, findings, made_of
+from tuning.results.rules import BY_METHOD, chosen_with_ood, rules_of
 from tuning.views.formatting import format_params, format_seconds
 from tuning.views.result_table import Cell, ResultTable, fit_table
 

@@ -30,9 +30,9 @@ from tuning.algorithms.studies import (
     quiet_optuna,
     violations,
 )
+from tuning.log.journal import cut_torn_line
+from tuning.log.records import METHOD_KEY, STEP, TrialRecord
 from tuning.run import Run
-from tuning.runs.journal import cut_torn_line
-from tuning.runs.records import METHOD_KEY, STEP, TrialRecord
 from tuning.views.follower import View
 
 OPTUNA_FILE = "optuna.journal"

@@ -25,10 +25,10 @@ from rich.console import Console
 from search_spaces.distributions import Categorical, Distribution
 from trainers.evaluation.metrics import ID_ACC, OOD_MEAN_ACC
 from tuning.algorithms.studies import quiet_optuna
+from tuning.log.records import ZERO_SHOT, TrialRecord, trial_label
+from tuning.results.ranking import finished_trials, non_dominated, ranked, references
+from tuning.results.rules import methods_of
 from tuning.run import Run
-from tuning.runs.ranking import finished_trials, non_dominated, ranked, references
-from tuning.runs.records import ZERO_SHOT, TrialRecord, trial_label
-from tuning.runs.rules import methods_of
 from tuning.views.dashboard import study_of
 from tuning.views.formatting import format_params
 from tuning.views.leaderboard import report

@@ -19,10 +19,10 @@ from threading import Thread
 from trainers.errors import ConfigError, first_line
 from trainers.redact import redact, traceback_of
 from tuning.checkpoints import KeptWeights
+from tuning.log.callbacks import Callback
+from tuning.log.journal import Journal
+from tuning.log.records import SearchOutcome, TrialRecord
 from tuning.run import Run, RunReader
-from tuning.runs.callbacks import Callback
-from tuning.runs.journal import Journal
-from tuning.runs.records import SearchOutcome, TrialRecord
 
 logger = logging.getLogger(__name__)
 

@@ -8,8 +8,8 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from rich.console import Console
 
 from trainers.evaluation.metrics import in_percent
-from tuning.runs.ranking import accuracy_margin
-from tuning.runs.records import METHOD_KEY, ParamValue, TrialRecord
+from tuning.log.records import METHOD_KEY, ParamValue, TrialRecord
+from tuning.results.ranking import accuracy_margin
 
 
 def show_phase(console: Console, label: str, *texts: str) -> None:

@@ -14,9 +14,9 @@ from rich.table import Table
 from rich.text import Text
 
 from trainers.evaluation.metrics import ID_ACC, OOD_MEAN_ACC, val_acc
+from tuning.log.records import TrialRecord, trial_label, zero_shot_record
+from tuning.results.ranking import misses, pareto_front, ranked
 from tuning.run import Run
-from tuning.runs.ranking import misses, pareto_front, ranked
-from tuning.runs.records import TrialRecord, trial_label, zero_shot_record
 from tuning.views.formatting import (
     format_metric,
     format_outcomes,

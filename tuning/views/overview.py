@@ -15,12 +15,12 @@ from trainers.errors import first_line, shortened
 from trainers.evaluation.metrics import ID_ACC, OOD_MEAN_ACC
 from trainers.overrides import flat
 from tuning.config.loading import find_config, ready_configs
+from tuning.log.folder import last_written
+from tuning.log.journal import is_running
+from tuning.log.records import trial_label
+from tuning.results.budget import num_ended
+from tuning.results.ranking import references
 from tuning.run import Run, load_run
-from tuning.runs.budget import num_ended
-from tuning.runs.journal import is_running
-from tuning.runs.ranking import references
-from tuning.runs.records import trial_label
-from tuning.runs.run_folder import last_written
 from tuning.views.formatting import format_params, format_percent, format_seconds, format_value
 from tuning.views.result_table import borderless_table
 

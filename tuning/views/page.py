@@ -15,12 +15,12 @@ from plotly.offline import get_plotlyjs
 
 from trainers.data.store import open_store
 from trainers.errors import storage_failures
+from tuning.log.folder import word_for
+from tuning.log.paths import page_path
+from tuning.log.records import trial_label
+from tuning.results.budget import gpu_hours, num_ended
+from tuning.results.rules import PROPOSED_WITH_OOD, RULES, choices, saw_ood
 from tuning.run import Run
-from tuning.runs.budget import gpu_hours, num_ended
-from tuning.runs.paths import page_path
-from tuning.runs.records import trial_label
-from tuning.runs.rules import PROPOSED_WITH_OOD, RULES, choices, saw_ood
-from tuning.runs.run_folder import word_for
 from tuning.views.changed_images import Changed
 from tuning.views.confirmation_table import confirmation_table, model_table
 from tuning.views.figures import Plots, optuna_figures

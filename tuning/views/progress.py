@@ -19,10 +19,10 @@ from rich.table import Column
 
 from trainers.evaluation.metrics import ID_ACC, OOD_MEAN_ACC
 from tuning.config.schema import SearchFile
+from tuning.log.callbacks import Callback
+from tuning.log.records import SECONDS, TRAIN_LOSS, SearchOutcome, TrialRecord
+from tuning.results.ranking import best_trial, finished_trials
 from tuning.run import Run
-from tuning.runs.callbacks import Callback
-from tuning.runs.ranking import best_trial, finished_trials
-from tuning.runs.records import SECONDS, TRAIN_LOSS, SearchOutcome, TrialRecord
 from tuning.views.formatting import format_hours, format_params, format_seconds
 
 RATE = "train/images_per_s"

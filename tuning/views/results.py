@@ -6,8 +6,8 @@ import time
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from tuning.log.records import ZERO_SHOT
 from tuning.run import Run
-from tuning.runs.records import ZERO_SHOT
 from tuning.views.follower import View, in_one_line
 from tuning.views.tables import write_tables
 

@@ -27,9 +27,9 @@ import pyarrow.csv
 import pyarrow.parquet as pq
 
 from trainers.data.store import open_store
+from tuning.log.records import STEP, ZERO_SHOT, TrialRecord, zero_shot_record
+from tuning.results.estimates import FT, Key
 from tuning.run import Run
-from tuning.runs.confirmation import FT, Key
-from tuning.runs.records import STEP, ZERO_SHOT, TrialRecord, zero_shot_record
 
 _TYPES = {
     "trial_id": pa.string(),

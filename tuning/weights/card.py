@@ -10,7 +10,7 @@ from open_clip import get_pretrained_cfg
 
 from trainers.evaluation.metrics import ID, MEAN_OOD, MetricKey
 from trainers.models.config import HUB, ModelConfig
-from tuning.runs.confirmation import SPLIT as TEST
+from tuning.results.estimates import SPLIT as TEST
 from tuning.views.formatting import format_value
 from tuning.weights.sources import SPLIT
 

@@ -20,15 +20,15 @@ from trainers.evaluation.metrics import ID, MetricKey
 from trainers.yaml_text import read_yaml
 from tuning.checkpoints import kept_checkpoint
 from tuning.config.recorded import drop_unknown
+from tuning.log.folder import config_of
+from tuning.log.paths import CONFIG_FILE
+from tuning.log.records import METHOD_KEY, UNTUNED, ZERO_SHOT
+from tuning.results.estimates import FT, Confirmation
+from tuning.results.estimates import SPLIT as TEST
+from tuning.results.model import findings, made_of, model_folder, model_in_words
+from tuning.results.ranking import best_trial
+from tuning.results.words import chosen_on, readings_in_words
 from tuning.run import Run, load_run
-from tuning.runs.confirmation import FT, Confirmation
-from tuning.runs.confirmation import SPLIT as TEST
-from tuning.runs.model import findings, made_of, model_folder, model_in_words
-from tuning.runs.paths import CONFIG_FILE
-from tuning.runs.ranking import best_trial
-from tuning.runs.records import METHOD_KEY, UNTUNED, ZERO_SHOT
-from tuning.runs.run_folder import config_of
-from tuning.runs.words import chosen_on, readings_in_words
 
 logger = logging.getLogger(__name__)
 

@@ -77,10 +77,10 @@ from trainers.weights.means import (
 )
 from tuning import confirm, load_run
 from tuning.checkpoints import kept_checkpoint
-from tuning.runs.confirmation import FT, SPLIT, results_of
-from tuning.runs.paths import CONFIRM_FOLDER, TRAIN_FOLDER
-from tuning.runs.resume import earlier_run
-from tuning.runs.run_folder import config_of
+from tuning.log.folder import config_of
+from tuning.log.paths import CONFIRM_FOLDER, TRAIN_FOLDER
+from tuning.log.resume import earlier_run
+from tuning.results.estimates import FT, SPLIT, results_of
 from tuning.search import search_or_resume
 
 TRAININGS = 30

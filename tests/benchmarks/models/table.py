@@ -9,7 +9,7 @@ from statistics import fmean, stdev
 
 from matplotlib.figure import Figure
 
-from tuning.runs.confirmation import estimate
+from tuning.results.estimates import estimate
 
 ZERO = "zero-shot"
 ONE_END = "one plain fine-tuning, at its end"

@@ -1,7 +1,7 @@
 """Tables of what a user takes home."""
 
 from tests.benchmarks.models.table import MODEL, ONE, SETTINGS, differences, table
-from tuning.runs.confirmation import estimate
+from tuning.results.estimates import estimate
 
 
 def test_the_table_counts_id_domains():

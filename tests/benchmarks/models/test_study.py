@@ -23,7 +23,7 @@ from tests.benchmarks.models.budget import (
 from tests.benchmarks.models.study import Setting, chosen_rows, criteria
 from trainers.weights.means import Candidate, Stored
 from tuning import load_config
-from tuning.runs.confirmation import estimate
+from tuning.results.estimates import estimate
 
 METRICS = {
     "id_val/acc": 80.0,

@@ -29,8 +29,8 @@ from tuning.algorithms.studies import create_studies, quiet_optuna
 from tuning.config.objectives import Objective
 from tuning.config.prior import PriorConfig, prior_points
 from tuning.config.schema import SamplerConfig
-from tuning.runs.goal import Goal
-from tuning.runs.records import STEP, trial_name
+from tuning.log.records import STEP, trial_name
+from tuning.results.goal import Goal
 
 FOLDER = Path(__file__).parent
 TABLES = [path.stem for path in sorted(FOLDER.glob("*.parquet"))]

@@ -17,7 +17,7 @@ from trainers.errors import ConfigError
 from tuning.algorithms.samplers import LEAST_FINISHED, create_pruner
 from tuning.config.objectives import Objective
 from tuning.config.schema import SchedulerConfig
-from tuning.runs.history import History
+from tuning.log.history import History
 from tuning.search import SearchOptions, continue_search
 
 SPACE = SearchSpace(parameters={"optim.lr": Float(low=0.0, high=1.0)})

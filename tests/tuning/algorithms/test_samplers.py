@@ -11,7 +11,7 @@ from tests.tuning import fakes
 from tests.tuning.sessions import Session
 from tuning.algorithms.samplers import GP_TRIALS, resolve_sampler
 from tuning.config.schema import SamplerConfig
-from tuning.runs.history import History
+from tuning.log.history import History
 
 LR, LENGTH, FIXED = "optim.lr", "method.text_length", "precision"
 PARAMETERS = {

@@ -15,7 +15,7 @@ from tests.tuning import fakes
 from tests.tuning.sessions import Session
 from tuning.algorithms.studies import TRIAL_ID
 from tuning.config.objectives import Objective, parse_constraint
-from tuning.runs.records import METHOD_KEY
+from tuning.log.records import METHOD_KEY
 
 LR = Float(low=1e-6, high=1e-2, log=True)
 WEIGHT = Float(low=0.01, high=100, log=True)

@@ -10,9 +10,9 @@ from tests.tuning.run_folders import LR, WEIGHT, ZERO_SHOT, search_file, trial, 
 from trainers.errors import ConfigError
 from tuning.algorithms.studies import create_studies
 from tuning.algorithms.warm_start import load_earlier, warm_start
-from tuning.runs.goal import goal_of
-from tuning.runs.paths import JOURNAL_FILE
-from tuning.runs.records import METHOD_KEY
+from tuning.log.paths import JOURNAL_FILE
+from tuning.log.records import METHOD_KEY
+from tuning.results.goal import goal_of
 
 PRUNED = trial(1, 84.0, 61.5, lr=3e-4)
 PRUNED = replace(PRUNED, outcome="pruned", curve=PRUNED.curve[:2])

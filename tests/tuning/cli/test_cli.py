@@ -33,11 +33,11 @@ from tuning.cli import app, run_command
 from tuning.cli.runs import point_of
 from tuning.config.loading import find_config, ready_configs
 from tuning.config.validation import load_config
+from tuning.log.folder import write_config
+from tuning.log.journal import Journal
+from tuning.log.paths import CONFIG_FILE
+from tuning.log.resume import earlier_run
 from tuning.run import load_run
-from tuning.runs.journal import Journal
-from tuning.runs.paths import CONFIG_FILE
-from tuning.runs.resume import earlier_run
-from tuning.runs.run_folder import write_config
 from tuning.search import SearchResult
 
 

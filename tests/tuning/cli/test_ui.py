@@ -22,9 +22,9 @@ from tests.tuning.databases import with_database
 from tests.tuning.execution.nodes import processes
 from tests.tuning.run_folders import search_file, write_run
 from tests.waiting import wait_until
+from tuning.log.records import trial_label
+from tuning.results.ranking import ranked
 from tuning.run import load_run
-from tuning.runs.ranking import ranked
-from tuning.runs.records import trial_label
 from tuning.views.completion import complete_files, complete_mlflow
 
 pytestmark = pytest.mark.nightly

@@ -11,7 +11,7 @@ from trainers.data.suite import Suite
 from trainers.errors import ConfigError
 from trainers.overrides import merge
 from tuning.config.validation import load_config
-from tuning.runs.run_folder import write_config
+from tuning.log.folder import write_config
 
 LR = "optim.lr"
 RANGE = {"low": 1e-6, "high": 1e-4}

@@ -17,11 +17,11 @@ from trainers.errors import ConfigError
 from trainers.overrides import nest
 from tuning import search as search_module
 from tuning.config.recorded import REMOVED_KEYS
+from tuning.log.paths import CONFIG_FILE
+from tuning.log.resume import earlier_run
 from tuning.run import load_run
-from tuning.runs.paths import CONFIG_FILE
-from tuning.runs.resume import earlier_run
 
-KEPT = Path(__file__).parents[1] / "runs" / "kept"
+KEPT = Path(__file__).parents[1] / "log" / "kept"
 
 
 @pytest.fixture

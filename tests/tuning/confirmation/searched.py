@@ -22,8 +22,8 @@ from trainers.data.store import open_store
 from trainers.loop.training import start
 from tuning.confirmation.confirm import confirm
 from tuning.execution.cluster_resources import SLOT
+from tuning.log.messages import MESSAGE, Failed
 from tuning.run import load_run
-from tuning.runs.messages import MESSAGE, Failed
 from tuning.session import SearchOptions
 
 QUIET = Console(quiet=True)

@@ -36,12 +36,12 @@ from tuning.algorithms.studies import Studies
 from tuning.config.objectives import Objective
 from tuning.confirmation.confirm import chosen, confirm, fresh_seeds, same_test_splits
 from tuning.execution.ray_session import ray_session
+from tuning.log.history import History
+from tuning.log.paths import results_path
+from tuning.results.estimates import END, REFERENCE, results_of
+from tuning.results.model import model_folder
+from tuning.results.rules import chosen_with_ood, rules_of
 from tuning.run import load_run
-from tuning.runs.confirmation import END, REFERENCE, results_of
-from tuning.runs.history import History
-from tuning.runs.model import model_folder
-from tuning.runs.paths import results_path
-from tuning.runs.rules import chosen_with_ood, rules_of
 from tuning.session import Session
 from tuning.views.completion import complete_mlflow
 from tuning.views.confirmation_table import confirmation_table

@@ -22,10 +22,10 @@ from trainers.data.store import open_store
 from trainers.loop.images import load_split
 from tuning import load_run as load_in_python
 from tuning.confirmation.model import ModelBuilder
+from tuning.log.paths import results_path
+from tuning.log.records import CHOSEN
+from tuning.results.model import findings, further, made_of, model_folder
 from tuning.run import load_run
-from tuning.runs.model import findings, further, made_of, model_folder
-from tuning.runs.paths import results_path
-from tuning.runs.records import CHOSEN
 from tuning.weights.export import export_weights
 
 

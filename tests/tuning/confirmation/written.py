@@ -5,10 +5,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from tests.tuning import fakes
-from tuning.runs.confirmation import training_name
-from tuning.runs.journal import Journal
-from tuning.runs.paths import predictions_path, results_path
-from tuning.runs.records import ZERO_SHOT, TrialRecord
+from tuning.log.journal import Journal
+from tuning.log.paths import predictions_path, results_path
+from tuning.log.records import ZERO_SHOT, TrialRecord
+from tuning.results.estimates import training_name
 
 SEEDS = (1000, 1001)
 

@@ -15,9 +15,9 @@ from optuna.storages.journal import JournalFileBackend
 
 from tests.tuning.execution.instant import zero_shot
 from tuning.driver import End
-from tuning.runs.errors import error_text
-from tuning.runs.journal import append_synced
-from tuning.runs.messages import MESSAGE, Ended, Failed, Reported
+from tuning.log.errors import error_text
+from tuning.log.journal import append_synced
+from tuning.log.messages import MESSAGE, Ended, Failed, Reported
 from tuning.views.follower import Follower, View
 
 CONFIRM = "tuning.confirmation.confirm"
@@ -177,7 +177,7 @@ def killed_at_write(number, folder):
 
     with (
         patch("os.fsync"),  # takes most of the time
-        patch("tuning.runs.journal.append_synced", to_journal),
+        patch("tuning.log.journal.append_synced", to_journal),
         patch.object(JournalFileBackend, "append_logs", to_optuna),
     ):
         try:

@@ -18,10 +18,10 @@ from tests.tuning.run_folders import search_file
 from trainers.errors import ConfigError
 from tuning.config.validation import load_config
 from tuning.execution.cluster_resources import SLOT
+from tuning.log.folder import write_config
+from tuning.log.history import read_history
+from tuning.log.resume import check_changes
 from tuning.run import load_run
-from tuning.runs.history import read_history
-from tuning.runs.resume import check_changes
-from tuning.runs.run_folder import write_config
 from tuning.search import SearchOptions, continue_search, start_search
 
 

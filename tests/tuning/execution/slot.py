@@ -6,7 +6,7 @@ from pathlib import Path
 
 from ray import tune
 
-from tuning.runs.messages import MESSAGE, Failed, Reported
+from tuning.log.messages import MESSAGE, Failed, Reported
 
 HOLD = "hold"
 """A file of this name in the folder of runs lets trials wait after their first report."""

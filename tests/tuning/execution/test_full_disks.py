@@ -15,9 +15,9 @@ from trainers.checkpoints.format import Header, Progress, save_checkpoint, saved
 from trainers.errors import StorageFailed
 from trainers.fine_tune import fine_tune
 from trainers.ray_trainer import SAVED, saved_locally
-from tuning.runs.history import read_history
-from tuning.runs.journal import Journal
-from tuning.runs.paths import CONFIG_FILE, JOURNAL_FILE
+from tuning.log.history import read_history
+from tuning.log.journal import Journal
+from tuning.log.paths import CONFIG_FILE, JOURNAL_FILE
 
 pytestmark = pytest.mark.cluster
 

@@ -26,8 +26,8 @@ from tuning.config.schema import ResourcesConfig
 from tuning.execution.kept_workers import KeptWorkers
 from tuning.execution.ray_session import ray_session
 from tuning.execution.slot import Slot
-from tuning.runs.callbacks import Callback
-from tuning.runs.messages import MESSAGE
+from tuning.log.callbacks import Callback
+from tuning.log.messages import MESSAGE
 from tuning.search import run_search
 
 pytestmark = pytest.mark.ray

@@ -9,8 +9,8 @@ from tests.tuning.execution.real_searches import EQUAL_TRIALS, real_file, untime
 from tests.waiting import wait_until
 from trainers.checkpoints.format import load_checkpoint, load_weights, save_checkpoint
 from tuning.checkpoints import kept_checkpoint
+from tuning.log.paths import JOURNAL_FILE
 from tuning.run import load_run
-from tuning.runs.paths import JOURNAL_FILE
 
 EVERY, STEPS = 240, 720
 """Far apart, as a node is to be lost between two checkpoints, however fast the machine is."""

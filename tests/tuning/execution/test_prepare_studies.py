@@ -14,9 +14,9 @@ from tests.tuning.algorithms.test_warm_start import FAILED, PRUNED, learning_rat
 from tests.tuning.run_folders import LR, ZERO_SHOT, search_file, trial, write_run
 from tuning.algorithms.warm_start import load_earlier
 from tuning.config.validation import load_settings
-from tuning.runs.goal import goal_of
-from tuning.runs.history import read_history
-from tuning.runs.journal import Journal
+from tuning.log.history import read_history
+from tuning.log.journal import Journal
+from tuning.results.goal import goal_of
 from tuning.search import SearchOptions, prepare_studies
 
 PRIOR = {"search__space__initial_points": None}

@@ -15,8 +15,8 @@ from tests.tuning.execution.inline_tuner import REPORTED, killed_at_write, witho
 from tests.tuning.execution.instant import instant_file, resume_instantly, run_instantly
 from tests.tuning.execution.slot import BREAK, EVERY, STEPS
 from trainers.errors import ConfigError
+from tuning.log.history import read_history
 from tuning.run import load_run
-from tuning.runs.history import read_history
 from tuning.views.completion import complete_mlflow
 
 ASHA = {"name": "asha", "grace_steps": EVERY, "reduction_factor": 2}

@@ -32,12 +32,12 @@ from tests.waiting import wait_until
 from tuning.algorithms.studies import TRIAL_ID
 from tuning.algorithms.warm_start import load_earlier, warm_start_uses_ood
 from tuning.config.validation import load_config
+from tuning.log.callbacks import Callback
+from tuning.log.history import read_history
+from tuning.log.paths import CONFIG_FILE, JOURNAL_FILE
+from tuning.results.budget import Budget
+from tuning.results.rules import saw_ood
 from tuning.run import load_run
-from tuning.runs.budget import Budget
-from tuning.runs.callbacks import Callback
-from tuning.runs.history import read_history
-from tuning.runs.paths import CONFIG_FILE, JOURNAL_FILE
-from tuning.runs.rules import saw_ood
 from tuning.views.mlflow.client import TrackingError, tracking_uri
 
 

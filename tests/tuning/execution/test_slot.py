@@ -10,7 +10,7 @@ from trainers.exchange import Reported
 from tuning.config.schema import ResourcesConfig
 from tuning.execution import slot as module
 from tuning.execution.slot import Slot
-from tuning.runs.messages import MESSAGE, Failed, SteppedBack
+from tuning.log.messages import MESSAGE, Failed, SteppedBack
 
 DEAD = WorkerHealthCheckFailedError("A worker health check failed.", ActorDiedError())
 PEER = RuntimeError("[../gloo/transport/tcp/pair.cc:537] Connection reset by peer")

@@ -16,8 +16,8 @@ from tuning.driver import End, Wait
 from tuning.execution.cluster_resources import SLOT
 from tuning.execution.ray_session import ray_session
 from tuning.execution.tune_adapter import run_trials
-from tuning.runs.errors import storage_failure
-from tuning.runs.messages import MESSAGE, Failed, Progressed, Reported
+from tuning.log.errors import storage_failure
+from tuning.log.messages import MESSAGE, Failed, Progressed, Reported
 
 LAST = 3
 TRIALS = {"a": 0, "b": 0, "c": 7, "d": 7, "e": 9, "f": 9}

@@ -12,9 +12,9 @@ from tests.tuning.result_tables import text_of
 from trainers.config import with_overrides
 from trainers.errors import ConfigError
 from tuning.config.schema import SearchFile
+from tuning.log.records import TrialRecord
 from tuning.planning import plan as planning
 from tuning.planning.plan import Plan, budget_line, plan_of, plan_search, render
-from tuning.runs.records import TrialRecord
 
 QUIET = Console(quiet=True)
 

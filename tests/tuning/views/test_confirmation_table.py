@@ -13,7 +13,7 @@ from tests.tuning import fakes
 from tests.tuning.confirmation.written import result, write_predictions
 from tests.tuning.result_tables import printed
 from tuning.confirmation.confirm import chosen
-from tuning.runs.confirmation import REFERENCE, Confirmation
+from tuning.results.estimates import REFERENCE, Confirmation
 from tuning.views.confirmation_table import confirmation_table
 from tuning.views.result_table import fit_table
 

@@ -13,10 +13,10 @@ from tests.tuning.run_folders import search_file, trial, write_run
 from trainers.errors import ConfigError
 from tuning.algorithms.studies import STATES, TRIAL_ID, quiet_optuna
 from tuning.config.objectives import Objective
+from tuning.log.history import History
+from tuning.log.records import METHOD_KEY
+from tuning.results.ranking import best_trial
 from tuning.run import load_run
-from tuning.runs.history import History
-from tuning.runs.ranking import best_trial
-from tuning.runs.records import METHOD_KEY
 from tuning.views.dashboard import OPTUNA_FILE, DashboardView, open_storage
 
 SPACE = SearchSpace(parameters={"optim.lr": Float(low=1e-6, high=1e-2, log=True)})

@@ -8,8 +8,8 @@ import pytest
 from tests.tuning import fakes
 from tests.waiting import wait_until
 from trainers.errors import ConfigError, StorageFailed
-from tuning.runs.journal import Journal
-from tuning.runs.paths import JOURNAL_FILE
+from tuning.log.journal import Journal
+from tuning.log.paths import JOURNAL_FILE
 from tuning.views import follower as module
 from tuning.views.follower import Follower, View, complete
 

@@ -14,11 +14,11 @@ from tests.tuning.result_tables import printed
 from tests.tuning.run_folders import search_file, trial, write_run
 from tuning import load_run
 from tuning.config.objectives import Objective, parse_constraint
-from tuning.runs.goal import Goal
-from tuning.runs.journal import Journal
-from tuning.runs.model import chosen_event
-from tuning.runs.paths import results_path
-from tuning.runs.records import TESTED, Candidate, Model
+from tuning.log.journal import Journal
+from tuning.log.paths import results_path
+from tuning.log.records import TESTED, Candidate, Model
+from tuning.results.goal import Goal
+from tuning.results.model import chosen_event
 from tuning.views.changed_images import Changed
 from tuning.views.figures import Plots, optuna_figures
 from tuning.views.overview import comparison

@@ -7,7 +7,7 @@ import pytest
 
 from tests.tuning import fakes
 from tests.tuning.confirmation.written import result
-from tuning.runs.ranking import best_trial
+from tuning.results.ranking import best_trial
 from tuning.views import tables
 from tuning.views.tables import curves_table, results_table, trials_table, write_table, write_tables
 

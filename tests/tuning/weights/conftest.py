@@ -8,9 +8,9 @@ from trainers.loop.images import load_split
 from trainers.loop.measure import measure_zero_shot
 from trainers.loop.setup import set_up
 from tuning.checkpoints import kept_checkpoint
+from tuning.log.paths import TRAIN_FOLDER, trial_path
+from tuning.log.records import TrialRecord, trial_name
 from tuning.run import load_run
-from tuning.runs.paths import TRAIN_FOLDER, trial_path
-from tuning.runs.records import TrialRecord, trial_name
 
 
 @pytest.fixture(scope="session")

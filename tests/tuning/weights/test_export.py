@@ -22,8 +22,8 @@ from trainers.fine_tune import fine_tune
 from trainers.loop.images import load_split
 from trainers.models.config import ModelConfig
 from trainers.models.zero_shot import load_zero_shot
+from tuning.results.ranking import best_trial
 from tuning.run import load_run
-from tuning.runs.ranking import best_trial
 from tuning.weights.export import export_weights as export
 from tuning.weights.sources import NOT_TESTED, measured, write_trial
 

@@ -13,8 +13,8 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from trainers.evaluation.metrics import ID_ACC, MEAN_ACC, OOD_MEAN_ACC, val_acc
+from tuning.log.records import SECONDS, TRAIN_LOSS, TrialRecord
 from tuning.run import Run
-from tuning.runs.records import SECONDS, TRAIN_LOSS, TrialRecord
 from tuning.views.mlflow.client import key_of
 
 if TYPE_CHECKING:

@@ -21,13 +21,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from tuning.run import Run
-from tuning.runs.confirmation import Confirmation
-from tuning.runs.environment import ENVIRONMENT_FILE, seen_at_start
-from tuning.runs.model import made_of
-from tuning.runs.paths import CONFIG_FILE, CONFIRM_FOLDER, REPORT_FOLDER
-from tuning.runs.ranking import misses, ranked
-from tuning.runs.records import (
+from tuning.log.environment import ENVIRONMENT_FILE, seen_at_start
+from tuning.log.paths import CONFIG_FILE, CONFIRM_FOLDER, REPORT_FOLDER
+from tuning.log.records import (
     MODEL,
     STEP,
     ZERO_SHOT,
@@ -36,6 +32,10 @@ from tuning.runs.records import (
     trial_label,
     zero_shot_record,
 )
+from tuning.results.estimates import Confirmation
+from tuning.results.model import made_of
+from tuning.results.ranking import misses, ranked
+from tuning.run import Run
 from tuning.views.follower import View
 from tuning.views.formatting import format_params
 from tuning.views.mlflow import client as mlf

@@ -9,9 +9,9 @@ from tests.tuning import fakes
 from tests.tuning.run_folders import search_file, write_run
 from tests.tuning.views.mlflow.content import follower_of
 from tuning.config.objectives import Objective
+from tuning.log.journal import Journal
+from tuning.results.ranking import best_trial
 from tuning.run import load_run
-from tuning.runs.journal import Journal
-from tuning.runs.ranking import best_trial
 from tuning.views.mlflow.client import connect, default_tracking_uri, metrics_of
 from tuning.views.mlflow.shared_view import order_of, share_view, view_path
 

@@ -17,9 +17,9 @@ from tests.tuning.confirmation.written import write_results
 from tests.tuning.databases import with_database
 from tests.tuning.run_folders import search_file, write_run
 from tests.tuning.views.mlflow.content import content, follower_of, found_runs, points
+from tuning.log.journal import Journal
+from tuning.log.paths import CONFIG_FILE, JOURNAL_FILE
 from tuning.run import load_run
-from tuning.runs.journal import Journal
-from tuning.runs.paths import CONFIG_FILE, JOURNAL_FILE
 from tuning.views.completion import complete_mlflow
 from tuning.views.mlflow import client as mlf
 

@@ -1,0 +1,1 @@
+"""What happened: the run folder, its journal, and how a search continues from it."""

@@ -1,0 +1,188 @@
+"""The model of a search: what it is made of, how it is chosen, and what was measured of it.
+
+Settings are measured by trainings with fresh seeds. A model is one set of weights, which was chosen
+among candidates by validation data and then tested itself, once. Its events are in the journal of
+the confirmation.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from trainers.data.store import Store, open_store, url_of
+from trainers.evaluation.metrics import ID, MEAN_OOD, MetricKey
+from tuning.log.history import Event
+from tuning.log.paths import CONFIRM_FOLDER
+from tuning.log.records import CHOSEN, MODEL, ZERO_SHOT, Candidate, Model, TrialRecord
+from tuning.results.estimates import (
+    FT,
+    SPLIT,
+    Confirmation,
+    Estimate,
+    coverage,
+    estimate,
+    minus,
+    over_images,
+    read_right,
+    trained,
+)
+from tuning.results.goal import Goal
+from tuning.results.ranking import finished_trials
+
+if TYPE_CHECKING:
+    from tuning.run import Run
+
+
+def further(model: Model, records: Iterable[TrialRecord]) -> int:
+    """Number of trials that have finished since a model was built."""
+    return max(0, len(finished_trials(records)) - model.finished)
+
+
+def made_of(model: Model) -> str:
+    """What a model is, in words."""
+    names = [training["name"] for training in model.chosen.trainings]
+    if not names:
+        return "the zero-shot model"
+    if len(names) > 1:
+        return f"the mean weights of {', '.join(names)}"
+    trial_id, is_fresh = trained(names[0])
+    name = "plain fine-tuning" if trial_id == FT else trial_id
+    by = f"`confirm` trained it with seed {model.chosen.trainings[0]['seed']}"
+    return f"{name}, as {by if is_fresh else 'the search trained it'}"
+
+
+def model_goal(run: Run) -> Goal | None:
+    """The goal of a search's model; None with several objectives, none of which decides.
+
+    A bound relative to the best is that of the search's trials, for all candidates.
+    """
+    return run.goal.fixed(run.records) if len(run.goal.objectives) == 1 else None
+
+
+def choose(goal: Goal, candidates: Sequence[Candidate]) -> Candidate:
+    """The best candidate, the earlier one of equals."""
+    return max(candidates, key=lambda one: goal.merit(one.metrics))
+
+
+def chosen_event(model: Model, goal: Goal, candidates: Sequence[Candidate]) -> Event:
+    """What the journal has of a choice, before the model reads the test splits."""
+    one = model.chosen
+    return {
+        "event": CHOSEN,
+        "number": model.number,
+        "kind": one.kind,
+        "name": one.name,
+        "metrics": dict(one.metrics),
+        "trainings": [dict(training) for training in one.trainings],
+        "finished": model.finished,
+        "notes": list(model.notes),
+        "candidates": [[c.kind, c.name, *goal.merit(c.metrics)] for c in candidates],
+    }
+
+
+def model_folder(run: Run, number: int) -> Store:
+    """Where a model of a run is."""
+    return open_store(url_of(run.checkpoint_root, CONFIRM_FOLDER, MODEL, str(number)))
+
+
+@dataclass(frozen=True)
+class Finding:
+    """Test accuracies of a model, or their differences to another one, in points."""
+
+    label: str
+    values: Mapping[str, Estimate]
+    """By metric: ID, mean OOD, each domain."""
+
+    @property
+    def title(self) -> str:
+        """The label, and what the intervals hold for: of the other model, if they cover seeds."""
+        return f"{self.label}{coverage(self.values.values())}"
+
+
+def findings(confirmation: Confirmation, model: Model) -> list[Finding]:
+    """What was measured of a model: alone, then beside zero-shot and plain fine-tuning on average.
+
+    The weights of a model are given, so its intervals are over images alone. The mean of plain
+    fine-tunings varies with their seeds as well, also if the model is made of some of them.
+    """
+    run = confirmation.run
+    before = confirmation.zero_shot
+    domains = [ID, *([MEAN_OOD] if run.goal.ood_domains else []), *run.goal.ood_domains]
+    columns = read_right(run.folder, model.training)
+    ours = [columns["predicted"]] if columns else []
+    own: dict[str, Estimate] = {}
+    to_zero_shot: dict[str, Estimate] = {}
+    to_ft: dict[str, Estimate] = {}
+    for metric in (str(MetricKey(SPLIT, domain, "acc")) for domain in domains):
+        if (value := model.test.get(metric)) is None:
+            continue
+        own[metric] = over_images(value, confirmation.images(metric, ours))
+        if metric in before:
+            rows = [minus(right, columns["zero_shot"]) for right in ours]
+            images = confirmation.images(metric, rows)
+            to_zero_shot[metric] = over_images(value - before[metric], images)
+        if of_ft := confirmation.values(FT, metric):
+            its = confirmation.right(FT, metric)
+            rows = [minus(right, its[seed]) for right in ours for seed in of_ft if seed in its]
+            gaps = [value - other for other in of_ft.values()]
+            to_ft[metric] = estimate(gaps, confirmation.images(metric, rows))
+    others = [
+        Finding(f"than {ZERO_SHOT}", to_zero_shot),
+        Finding("than plain fine-tuning on average", to_ft),
+    ]
+    return [Finding("test accuracy", own), *(one for one in others if one.values)]
+
+
+@dataclass(frozen=True)
+class ModelInWords:
+    """Sentences on the model of a search."""
+
+    what: str
+    """What it is made of."""
+    measured: Sequence[str]
+    """What was measured of it and of earlier ones; `model_table` has the same figures."""
+    notes: Sequence[str]
+    """What was left out, and whether trials have finished since."""
+
+    @property
+    def lines(self) -> list[str]:
+        """All of them."""
+        return [self.what, *self.measured, *self.notes]
+
+
+def model_in_words(run: Run) -> ModelInWords | None:
+    """Sentences on the model of a search; None before one was tested."""
+    if run.settings is None or run.model is None:
+        return None
+    *earlier, model = run.models
+    own, *others = findings(run.settings, model)
+    measured = [f"Its {own.title}, in percent: {_values(own)}."]
+    if others:
+        gaps = "; ".join(f"{one.title}: {_values(one, '+')}" for one in others)
+        measured.append(f"Points more {gaps}.")
+    for one in earlier:
+        before = findings(run.settings, one)[0]
+        measured.append(f"An earlier model, {made_of(one)}, has {_values(before)}.")
+    notes = []
+    if model.notes:
+        notes.append(f"Left out of its candidates: {'; '.join(model.notes)}.")
+    if number := further(model, run.records):
+        trials = f"{number} further trial{'s' * (number > 1)}"
+        notes.append(f"It was built before {trials}; `confirm --again` builds it anew.")
+    return ModelInWords(f"The model is {made_of(model)}.", measured, notes)
+
+
+def _values(found: Finding, sign: str = "") -> str:
+    """`ID 66.5 ± 1.2, OOD 53.0 ± 1.0 (sketch 45.1 ± 1.5, clipart 60.9 ± 1.4)`."""
+    words = {}
+    for metric, value in found.values.items():
+        key = MetricKey.parse(metric)
+        domain = "" if key is None else {ID: "ID", MEAN_OOD: "OOD"}.get(key.domain, key.domain)
+        margin = "" if math.isnan(value.low) else f" ± {value.high - value.mean:.1f}"
+        words[domain] = f"{domain} {value.mean:{sign}z.1f}{margin}"
+    whole = [words.pop(domain) for domain in ("ID", "OOD") if domain in words]
+    each = f" ({', '.join(words.values())})" if words and not sign else ""
+    return ", ".join(whole) + each
