@@ -20,18 +20,14 @@ from tuning.config.schema import ELSEWHERE, SearchFile
 
 REMOVED_KEYS: Final[Mapping[str, Any]] = {
     "search.budget.target": None,
-    "search.budget.worth": None,
     "search.resources.placement_strategy": "PACK",
     "search.resources.preemption_grace_s": 0.0,
     "search.sampler.metric": "auto",
-    "search.seeds": None,
     "search.space.by_method.*.name": None,
     "search.tracking.metrics": "main",
     "trial.eval.rung_weights": "raw",
-    "trial.optim.frozen_layers": 0,
-    "trial.optim.text_lr_factor": 1.0,
 }
-"""Dotted key that a former version had -> the value with which it changed nothing. `*` stands for
+"""Dotted key that a released version had -> the value with which it changed nothing. `*` stands for
 any text."""
 
 FREE: Final = (
