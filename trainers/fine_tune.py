@@ -19,6 +19,7 @@ from trainers.data.dataset import ImageDataset, StepSampler, train_batches
 from trainers.hang import alive, pause
 from trainers.loop.evaluated import Evaluated, evaluate, evaluate_final, resume, save
 from trainers.loop.images import Images, load_split, open_images
+from trainers.loop.setup import KeptModel
 from trainers.loop.timing import Clock
 from trainers.loop.training import Training, start
 
@@ -71,6 +72,7 @@ def fine_tune(
     resume_from: Path | None = None,
     gpus: float = 1.0,
     on_progress: Callable[[TrainCurve], object] | None = None,
+    kept: KeptModel | None = None,
 ) -> Iterator[Report]:
     """Fine-tune, and report at every evaluation and at the last step.
 
@@ -82,12 +84,13 @@ def fine_tune(
         gpus: of each worker, for `cost/gpu_seconds`: 0.5 if two trainings share a GPU.
         on_progress: called with the training curve since the last report whenever it has a new
             point between two reports; on every worker or on none.
+        kept: has the zero-shot model for several trainings in one process.
 
     Raises:
         TrainingDiverged: the loss is no longer a finite number.
         MicroBatchTooLarge: one of several workers has run out of memory.
     """
-    training = start(config, device=device)
+    training = start(config, device=device, kept=kept)
     evaluated = None if resume_from is None else resume(training, resume_from)
     train = open_images(config.data, config.data.id_domain, "train")
     validation = load_split(config, "val")

@@ -59,6 +59,7 @@ if TYPE_CHECKING:
     from trainers.checkpoints.format import TrainCurve
     from trainers.config import TrialConfig
     from trainers.fine_tune import Report
+    from trainers.loop.setup import KeptModel
 
 CONTEXT_BYTES = 600 * 2**20
 """GPU memory that the CUDA context of a process takes, approximately. PyTorch does not count it."""
@@ -201,9 +202,11 @@ def serve(values: dict[str, Any]) -> None:
     `hang_after_s`.
     """
     from trainers.config import TrialConfig
+    from trainers.loop.setup import KeptModel
     from trainers.methods.registry import use_texts
 
     import_module("trainers.fine_tune")  # before the state of the process is recorded
+    kept = KeptModel()
     # Frozen objects are left out of garbage collections, such as the one after each trial.
     gc.freeze()
     exchange = values["exchange"]
@@ -233,7 +236,8 @@ def serve(values: dict[str, Any]) -> None:
                     config = with_micro_batch_size(config, request.micro_batch_size)
                 running.enter_context(restored_state())
                 fill_cache(config, request.final_split)
-                trial = train(config, open_store(folder), request.final_split, note_progress)
+                store = open_store(folder)
+                trial = train(config, store, request.final_split, note_progress, kept)
                 reports = running.enter_context(closing(trial))
             answer: Answer | None = None
             try:
@@ -297,6 +301,7 @@ def train(
     folder: Store,
     final_split: str | None = None,
     on_progress: Callable[[TrainCurve], object] | None = None,
+    kept: KeptModel | None = None,
 ) -> Generator[Report]:
     """Run `fine_tune` from the newest checkpoint on, and yield its reports once they are saved."""
     from trainers.data.config import MOST_LOADERS
@@ -313,7 +318,12 @@ def train(
     gpus = _reserved_gpus() or 1.0
     with newest_on_this_node(folder) as resume_from:
         reports = fine_tune(
-            config, device=device, resume_from=resume_from, gpus=gpus, on_progress=on_progress
+            config,
+            device=device,
+            resume_from=resume_from,
+            gpus=gpus,
+            on_progress=on_progress,
+            kept=kept,
         )
         for report in reports:
             # A resumed run repeats its last report, which may contain the final split already.

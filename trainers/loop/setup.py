@@ -6,7 +6,7 @@ import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -21,8 +21,10 @@ from trainers.evaluation.evaluate import EvalBatches
 from trainers.loop.images import Images, id_classes, open_images
 from trainers.loop.precision import Precision
 from trainers.loop.zero_shot_features import ZeroShotFeatures
+from trainers.models.config import ModelConfig
 from trainers.models.student import Student
 from trainers.models.zero_shot import ZeroShotModel, load_zero_shot
+from trainers.texts import Prompts
 
 
 @dataclass(frozen=True, eq=False)
@@ -98,7 +100,43 @@ class Setup:
         return student
 
 
-def set_up(config: TrialConfig, *, device: torch.device | str | None = None) -> Setup:
+class KeptModel:
+    """The zero-shot model of the last training of a process, for the next one with the same model.
+
+    Loading takes longer than a short training. One model is kept: it is freed before another one is
+    loaded. It is float32 on its device, whatever the precision of a training.
+    """
+
+    def __init__(self) -> None:
+        self._key: tuple[Any, ...] = ()
+        self._model: ZeroShotModel | None = None
+        self._versions: list[int] = []
+
+    def of(self, model: ModelConfig, prompts: Prompts, device: torch.device) -> ZeroShotModel:
+        """The zero-shot model, loaded if it is not the kept one or if its files have changed."""
+        stats = [(file, file.stat()) for file in model.files]
+        files = [(file, stat.st_ino, stat.st_size, stat.st_mtime_ns) for file, stat in stats]
+        key = (model, prompts, device, *files)
+        # A plug-in may have written into its tensors, which PyTorch counts.
+        if self._model is None or key != self._key or _versions(self._model) != self._versions:
+            self._model = None
+            self._model = load_zero_shot(model, prompts, device)
+            self._versions = _versions(self._model)
+            self._key = key
+        return self._model
+
+
+def _versions(model: ZeroShotModel) -> list[int]:
+    tensors = (model.head, model.contexts, *model.clip.state_dict().values())
+    return [tensor._version for tensor in tensors]
+
+
+def set_up(
+    config: TrialConfig,
+    *,
+    device: torch.device | str | None = None,
+    kept: KeptModel | None = None,
+) -> Setup:
     """Load the zero-shot model of a configuration; by default on a GPU if there is one."""
     if device is None and torch.cuda.is_available():
         # `torchrun` starts a process for each GPU of a machine, of which it may see its own alone.
@@ -111,7 +149,7 @@ def set_up(config: TrialConfig, *, device: torch.device | str | None = None) -> 
     torch.set_float32_matmul_precision("highest")
     names = id_classes(config.data)
     config.method.check(config.model)
-    zero_shot = load_zero_shot(config.model, config.data.rules.prompts(names), where)
+    zero_shot = (kept or KeptModel()).of(config.model, config.data.rules.prompts(names), where)
     if config.precision == "tf32":  # convolutions are by PyTorch's default
         torch.set_float32_matmul_precision("high")
     return Setup(config, zero_shot, names, where)

@@ -27,7 +27,7 @@ from trainers.config import TrialConfig
 from trainers.data.transforms import normalise
 from trainers.distributed import gather, replicated
 from trainers.errors import MicroBatchTooLarge, is_memory_exhausted
-from trainers.loop.setup import Setup, set_up
+from trainers.loop.setup import KeptModel, Setup, set_up
 from trainers.loop.zero_shot_features import to_device
 from trainers.methods.base import Batch, Loss, Stage, Step, StepRandom
 from trainers.models.averaging import update_average
@@ -332,9 +332,14 @@ class Training:
         return self._model.no_sync()
 
 
-def start(config: TrialConfig, *, device: torch.device | str | None = None) -> Training:
+def start(
+    config: TrialConfig,
+    *,
+    device: torch.device | str | None = None,
+    kept: KeptModel | None = None,
+) -> Training:
     """The training before its first step."""
-    return Training(set_up(config, device=device))
+    return Training(set_up(config, device=device, kept=kept))
 
 
 def optimizer_of(student: Student, config: TrialConfig, stage: Stage) -> torch.optim.Optimizer:
