@@ -118,6 +118,9 @@ def starts(monkeypatch):
             raise Exception("The current node timed out during startup. The GCS is overloaded.")
 
     monkeypatch.setattr(module, "_init", start)
+    # One that `of_own_ray` started may still be there, and stays.
+    monkeypatch.setattr(ray, "is_initialized", lambda: False)
+    monkeypatch.setattr(ray, "shutdown", lambda: None)
     return attempts
 
 
