@@ -171,15 +171,22 @@ class Training:
             values = self._gradients(step, views, labels, tokens)
 
         # Reduce: the gradient of all workers.
-        parameters = [p for p in student.parameters() if p.grad is not None]
+        moving = {name: p for name, p in trained.items() if p.grad is not None}
+        parameters: list[Tensor] = list(moving.values())
         gradients = [p.grad for p in parameters if p.grad is not None]
         if setup.world_size > 1 and student.head_alone:  # DDP has not averaged them
             for gradient in gradients:
                 gradient /= setup.world_size
                 dist.all_reduce(gradient)
 
-        # Clip, without the scale of float16.
+        # Add what the loss says of the weights alone, and clip, without the scale of float16.
         self.scaler.unscale_(self.optimizer)
+        with torch.no_grad():
+            initial = [self.initial[name] for name in moving]
+            penalty = method.add_penalty(gradients, parameters, initial)
+        if penalty is not None:
+            reg, weight = penalty
+            values += torch.stack([weight * reg, torch.zeros_like(reg), reg])
         norm = nn.utils.get_total_norm(gradients)
         if config.optim.clip_grad_norm is not None:
             nn.utils.clip_grads_with_norm_(parameters, config.optim.clip_grad_norm, norm)

@@ -67,36 +67,45 @@ class AutoFineTuning(Method):
         return True
 
     def loss(self, batch: Batch, step: Step) -> Loss:
-        import torch
         from torch.nn import functional
 
         labels, student = batch.labels, batch.student
         log_p = student.logits.log_softmax(dim=-1)
-        texts = step.zero_shot.head[labels].to(student.features)
-        now = list(step.weights.values())
-        moved = [value - step.initial[name] for name, value in step.weights.items()]
-
         entropy = -(log_p.exp() * log_p).sum(dim=-1)
-        number = sum(value.numel() for value in now)
+        is_mistake = (log_p.argmax(dim=-1) != labels).to(entropy)
+        reg = (entropy * (self.entropy_weight + self.mistakes_weight * is_mistake)).mean()
+        if self.hinge_weight:
+            hinge = functional.multi_margin_loss(student.logits, labels)  # the mean over classes
+            reg = reg + self.hinge_weight * student.logits.shape[-1] * hinge
+        if self.contrastive_weight:
+            texts = step.zero_shot.head[labels].to(student.features)
+            scores = student.logit_scale * student.features @ texts.T
+            reg = reg + self.contrastive_weight * contrastive_loss(scores)
+        return Loss(cross_entropy(batch), reg)
 
-        def mean(terms: list[Tensor]) -> Tensor:
-            return torch.stack([term.sum() for term in terms]).sum() / number
+    def add_penalty(
+        self,
+        gradients: list[Tensor],
+        weights: list[Tensor],
+        initial: list[Tensor],
+    ) -> tuple[Tensor, float] | None:
+        import torch
 
-        def hinge() -> Tensor:  # PyTorch's is the mean over the classes
-            return functional.multi_margin_loss(student.logits, labels) * student.logits.shape[-1]
+        number = sum(weight.numel() for weight in weights)
+        moved = list(torch._foreach_sub(weights, initial))
+        l1, l2 = self.l1_norm_weight / number, self.l2_norm_weight / number
+        of_norms = _add_norms(gradients, weights, l1, l2)
+        l1, l2 = self.l1_distance_weight / number, self.l2_distance_weight / number
+        of_distances = _add_norms(gradients, moved, l1, l2)
+        return of_norms + of_distances, 1.0
 
-        def contrastive() -> Tensor:
-            return contrastive_loss(student.logit_scale * student.features @ texts.T)
 
-        terms = (
-            (self.hinge_weight, hinge),
-            (self.contrastive_weight, contrastive),
-            (self.entropy_weight, entropy.mean),
-            (self.mistakes_weight, ((log_p.argmax(dim=-1) != labels) * entropy).mean),
-            (self.l1_norm_weight, lambda: mean([value.abs() for value in now])),
-            (self.l2_norm_weight, lambda: mean([value.square() for value in now])),
-            (self.l1_distance_weight, lambda: mean([value.abs() for value in moved])),
-            (self.l2_distance_weight, lambda: mean([value.square() for value in moved])),
-        )
-        weighted = [weight * term() for weight, term in terms if weight]
-        return Loss(cross_entropy(batch), torch.stack(weighted).sum() if weighted else None)
+def _add_norms(gradients: list[Tensor], tensors: list[Tensor], l1: float, l2: float) -> Tensor:
+    """Add the gradient of ``l1 |x|_1 + l2 |x|_2^2`` by tensors x; its value, a scalar."""
+    import torch
+
+    torch._foreach_add_(gradients, torch._foreach_sign(tensors), alpha=l1)
+    torch._foreach_add_(gradients, tensors, alpha=2 * l2)
+    of_l1 = torch.stack(torch._foreach_norm(tensors, 1))
+    of_l2 = torch.stack(torch._foreach_norm(tensors)).square()
+    return (l1 * of_l1 + l2 * of_l2).sum()

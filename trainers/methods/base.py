@@ -175,6 +175,29 @@ class Method(Frozen):
         """A context around the optimiser's update of the weights, with their final gradients."""
         return nullcontext()
 
+    def add_penalty(
+        self,
+        gradients: list[Tensor],
+        weights: list[Tensor],
+        initial: list[Tensor],
+    ) -> tuple[Tensor, float] | None:
+        """Add the gradient of a term of the weights alone to those of a step, which are of all
+        workers and without the scale of float16; by default there is no such term.
+
+        `loss` may hold one, too, at the price of some kernels for each tensor in the forward and in
+        the backward pass.
+
+        Args:
+            gradients: of the trained parameters that have one.
+            weights: the values of the same ones.
+            initial: their values before the first step.
+
+        Returns:
+            The term's value, a scalar, and its weight in the loss, as `reg` and `reg_weight` of a
+            `Loss`.
+        """
+        return None
+
     @property
     def per_image(self) -> bool:
         """Whether the loss is a mean over independent images, plus terms of the parameters alone.
@@ -275,6 +298,18 @@ def cross_entropy(batch: Batch) -> Tensor:
         return functional.cross_entropy(batch.student.logits, batch.labels)
     losses = functional.cross_entropy(batch.student.logits, batch.labels, reduction="none")
     return (batch.class_weights[batch.labels] * losses).mean()
+
+
+def sums(tensors: tuple[Tensor, ...]) -> Tensor:
+    """The sum of the elements of each tensor, (n,), in a few kernels for all of them.
+
+    PyTorch has no such operation for lists. The 1-norm of what is positive is its sum.
+    """
+    import torch
+
+    positive = torch._foreach_norm(torch._foreach_clamp_min(tensors, 0), 1)
+    negative = torch._foreach_norm(torch._foreach_clamp_max(tensors, 0), 1)
+    return torch.stack(positive) - torch.stack(negative)
 
 
 def scheduled(weight: float, schedule: Schedule, step: Step) -> float:

@@ -12,12 +12,15 @@ AdamW's moments like any other gradient. The value that Lipsum-FT's authors used
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from pydantic import Field
 
-from trainers.methods.base import Batch, Loss, Method, Step, cross_entropy
+from trainers.methods.base import Method
 from trainers.methods.registry import register_method
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 @register_method("l2_sp")
@@ -28,16 +31,17 @@ class L2SP(Method):
     reg_weight: float = Field(default=0.01, ge=0, le=1e6)
     """Weight of the regulariser."""
 
-    @property
-    def weighs_classes(self) -> bool:
-        return True
-
-    def loss(self, batch: Batch, step: Step) -> Loss:
+    def add_penalty(
+        self,
+        gradients: list[Tensor],
+        weights: list[Tensor],
+        initial: list[Tensor],
+    ) -> tuple[Tensor, float] | None:
         import torch
 
-        task = cross_entropy(batch)
         if self.reg_weight == 0:
-            return Loss(task)
-        moved = [value - step.initial[name] for name, value in step.weights.items()]
-        reg = torch.stack([change.square().sum() for change in moved]).sum()
-        return Loss(task, reg, self.reg_weight)
+            return None
+        moved = torch._foreach_sub(weights, initial)
+        torch._foreach_add_(gradients, moved, alpha=2 * self.reg_weight)
+        reg = torch.stack(torch._foreach_norm(moved)).square().sum()
+        return reg, self.reg_weight

@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, Literal
 
 from pydantic import Field
 
-from trainers.methods.base import Method, Weights
+from trainers.methods.base import Method, Weights, sums
 from trainers.methods.registry import register_method
 
 if TYPE_CHECKING:
@@ -44,15 +44,17 @@ class SelectiveProjectionDecay(Method):
         """Project what the update has moved away from the initial weights against the gradient."""
         import torch
 
-        moving = [(p, g, initial[n]) for n, p in weights.items() if (g := p.grad) is not None]
+        moving = [(p, p.grad, initial[name]) for name, p in weights.items() if p.grad is not None]
+        parameters, gradients, starts = (list(tensors) for tensors in zip(*moving, strict=True))
         with torch.no_grad():
-            before = [p - start for p, _, start in moving]
-            products = [torch.sum(g * by) for (_, g, _), by in zip(moving, before, strict=True)]
-            lengths = torch._foreach_norm(before)
+            before = torch._foreach_sub(parameters, starts)
+            length = torch.stack(torch._foreach_norm(before))
+            product = sums(torch._foreach_mul(before, gradients))
         del before
         yield
         with torch.no_grad():
-            for (p, _, start), product, length in zip(moving, products, lengths, strict=True):
-                moved = p - start
-                added = (1 - length / moved.norm().clamp(min=1e-30)).clamp(min=0)
-                p.sub_(moved * (self.strength * added * (product > 0)))
+            moved = torch._foreach_sub(parameters, starts)
+            distance = torch.stack(torch._foreach_norm(moved))
+            added = (1 - length / distance.clamp(min=1e-30)).clamp(min=0)
+            back = self.strength * added * (product > 0)
+            torch._foreach_sub_(parameters, torch._foreach_mul(moved, back.unbind()))

@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Literal
 
 from pydantic import Field
 
-from trainers.methods.base import Method, Weights
+from trainers.methods.base import Method, Weights, sums
 from trainers.methods.registry import register_method
 
 if TYPE_CHECKING:
@@ -49,17 +49,20 @@ class ProjectedFineTuning(Method):
 
         from trainers.distributed import averaged
 
-        def at(shares: Tensor) -> dict[str, Tensor]:
-            pairs = zip(change.items(), shares, strict=True)
-            return {name: initial[name] + share * moved for (name, moved), share in pairs}
+        names = list(trained)
+        starts = [initial[name] for name in names]
+        change = torch._foreach_sub([trained[name] for name in names], starts)
 
-        change = {name: value - initial[name] for name, value in trained.items()}
-        shares = torch.full((len(change),), 0.5, device=next(iter(change.values())).device)
+        def at(shares: Tensor) -> dict[str, Tensor]:
+            moved = torch._foreach_mul(change, shares.unbind())
+            return dict(zip(names, torch._foreach_add(moved, starts), strict=True))
+
+        shares = torch.full((len(change),), 0.5, device=change[0].device)
         optimizer = torch.optim.Adam([shares], lr=self.projection_lr)
         for _ in range(self.projection_steps):
-            of_weights = id_gradient(at(shares))
-            of_shares = [(of_weights[name] * moved).sum() for name, moved in change.items()]
-            shares.grad = averaged(torch.stack(of_shares).to(shares))
+            gradient = id_gradient(at(shares))
+            products = torch._foreach_mul([gradient[name] for name in names], change)
+            shares.grad = averaged(sums(products).to(shares))
             optimizer.step()
             shares.clamp_(0, 1)
         return at(shares)

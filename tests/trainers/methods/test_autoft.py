@@ -52,19 +52,22 @@ def test_losses_and_their_gradients_equal_sums_written_out(term, zero_shot):
     method = AutoFineTuning(**chosen)
     leaves = [torch.tensor(value, requires_grad=True) for value in (f, scores)]
     weight = nn.Parameter(torch.tensor(now))
-    step = at(zero_shot, 1, weights={"w": weight})
-    step.initial["w"].copy_(torch.tensor(before))
+    step = at(zero_shot, 1)
     none = leaves[0].new_zeros(0, 4, 16)
     outputs = Outputs(*leaves, none, torch.tensor(7.0, dtype=torch.float64))
     loss = method.loss(Batch(torch.tensor(LABELS), outputs), step)
     loss.total.backward()
+    weight.grad = torch.zeros_like(weight)
+    with torch.no_grad():
+        reg, reg_weight = method.add_penalty([weight.grad], [weight], [torch.tensor(before)])
+    total = loss.total.item() + reg_weight * reg.item()
 
     def of(f, scores, now):
         terms = by_hand(scores, f, texts, 7.0, [now], [before], LABELS)
         weighted = [chosen[f"{term}_weight"] * value for term, value in terms.items()]
         return cross_entropy(scores, LABELS) + sum(weighted)
 
-    assert loss.total.item() == pytest.approx(of(f, scores, now), rel=1e-10)
+    assert total == pytest.approx(of(f, scores, now), rel=1e-10)
     assert_gradient(leaves[1], lambda x: of(f, x, now), scores)
     if method.contrastive_weight:
         assert_gradient(leaves[0], lambda x: of(x, scores, now), f)
