@@ -72,8 +72,8 @@ COLLECTIVE_TIMEOUT_S = 1200
 """Time after which workers that wait for another one in a collective operation fail. Filling the
 cache of images may take hours, but happens before the first such operation."""
 
-FETCHED, SAVED = "lipsum-tune-fetched-", "lipsum-tune-saved-"
-"""Prefixes of temporary folders: of a checkpoint to continue from, and of one that is written."""
+FETCHED = "lipsum-tune-fetched-"
+"""Prefix of the temporary folder of a checkpoint to continue from."""
 
 WORKER_ENVIRONMENT = {
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": str(WORKER_POLL_S),
@@ -402,22 +402,11 @@ def newest_on_this_node(folder: Store) -> Iterator[Path | None]:
 def save(report: Report, folder: Store) -> None:
     """Write the checkpoint of a report into the storage; all workers must call it."""
     name = None
-    with saved_locally(report) as source:
-        if ray.train.get_context().get_world_rank() == 0:
-            name = write_checkpoint(folder, source)
+    if ray.train.get_context().get_world_rank() == 0:
+        try:
+            name = write_checkpoint(folder, report.save)
+        except StorageFailed as error:
+            raise StorageFailed(f"node {ray.util.get_node_ip_address()}: {error}") from None
     barrier()  # none still reads the checkpoint that it continued from
     if name is not None:
         remove_other_checkpoints(folder, name)
-
-
-@contextmanager
-def saved_locally(report: Report) -> Iterator[Path]:
-    """Within the block, the checkpoint of a report in a temporary folder of the first worker."""
-    with temporary_folder(SAVED) as folder:
-        try:
-            report.save(folder)
-        except StorageFailed as error:
-            hint = "TMPDIR selects another folder for temporary files"
-            node = ray.util.get_node_ip_address()
-            raise StorageFailed(f"node {node}: {error}; {hint}") from None
-        yield folder

@@ -21,7 +21,6 @@ from trainers.errors import ConfigError, StorageFailed
 from trainers.ray_trainer import (
     _told_to_the_search,
     newest_on_this_node,
-    saved_locally,
     task_device,
     train,
 )
@@ -32,22 +31,15 @@ def save(folder):
     save_checkpoint(folder, {"head": torch.zeros(9)}, training, header)
 
 
-REPORT = SimpleNamespace(save=save)
-
-
 def fetched(folder):
     """The newest checkpoint of a store that is not on this machine."""
     store = open_store(f"memory://{folder}/train")
     prepare_folder(store)
-    save(folder / "written")
-    write_checkpoint(store, folder / "written")
+    write_checkpoint(store, save)
     return newest_on_this_node(store)
 
 
-@pytest.mark.parametrize("checkpoint", [fetched, lambda _: saved_locally(REPORT)])
-def test_a_checkpoint_of_a_killed_worker_is_removed_and_that_of_another_kept(
-    checkpoint, tmp_path, monkeypatch
-):
+def test_a_checkpoint_of_a_killed_worker_is_removed_and_that_of_another_kept(tmp_path, monkeypatch):
     ranks = ("get_world_rank", "get_local_rank", "get_node_rank")
     context = SimpleNamespace(**dict.fromkeys(ranks, lambda: 0), get_experiment_name=lambda: "slot")
     monkeypatch.setattr(ray.train, "get_context", lambda: context)
@@ -56,10 +48,10 @@ def test_a_checkpoint_of_a_killed_worker_is_removed_and_that_of_another_kept(
     temporary = tmp_path / "temporary"
     temporary.mkdir()
     monkeypatch.setattr(tempfile, "tempdir", str(temporary))
-    with checkpoint(tmp_path / "a") as running:
+    with fetched(tmp_path / "a") as running:
         assert running is not None
         shutil.copytree(running, f"{running}-killed")  # without the lock of a process
-        with checkpoint(tmp_path / "b") as other:
+        with fetched(tmp_path / "b") as other:
             assert set(temporary.iterdir()) == {running, other}
             assert {file.name for file in other.iterdir()} == {f.name for f in running.iterdir()}
     assert list(temporary.iterdir()) == []

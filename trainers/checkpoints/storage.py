@@ -2,8 +2,9 @@
 
     <folder>/checkpoint_<time>/{training_state.pt, predictions.parquet, student.safetensors}
 
-A bucket can neither rename nor remove a folder as a whole, so the order of the files matters. The
-weights are written last and removed first: a checkpoint without whole weights is incomplete, and is
+A disk gets a checkpoint under another name, which is changed once all of it is on the disk. A
+bucket can neither rename nor remove a folder as a whole, so the order of the files matters: the
+weights are written last and removed first. A checkpoint without whole weights is incomplete, and is
 never used. A checkpoint is removed only when a newer one is complete.
 
 What reads the names of checkpoints or removes one raises an OSError of the storage; everything else
@@ -12,8 +13,9 @@ turns it into a `StorageFailed`.
 
 from __future__ import annotations
 
+import os
 import shutil
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from datetime import datetime
 from pathlib import Path
@@ -38,6 +40,10 @@ if TYPE_CHECKING:
 
 CHECKPOINT = "checkpoint_"
 """Prefix of a checkpoint's folder. Names are times, so that no two attempts ever share one."""
+UNFINISHED = ".unfinished-"
+"""Prefix of the folder in which a checkpoint is written on a disk."""
+SAVED = "lipsum-tune-saved-"
+"""Prefix of the folder on this machine from which a checkpoint is copied to a bucket."""
 _MARKER = ".storage_marker"
 """File in the folder of a training; a node that does not see it has no access to the storage."""
 _COPY_BYTES = 16 << 20
@@ -81,35 +87,63 @@ def prepare_folder(folder: Store) -> None:
                 remove_checkpoint(folder.at(name))
 
 
-def write_checkpoint(folder: Store, source: Path) -> str:
-    """Copy a checkpoint from this machine into the folder of its training, and return its name.
+def write_checkpoint(folder: Store, save: Callable[[Path], object]) -> str:
+    """Write a checkpoint into the folder of its training, and return its name.
 
-    Files are copied one by one, as `pyarrow.fs.copy_files` of Arrow 25 does not raise if a bucket
-    refuses a file (no issue found), and the older checkpoints would be removed all the same.
+    Args:
+        save: writes the files of the checkpoint into a folder of this machine.
     """
     with storage_failures(folder.url, "a checkpoint cannot be written"):
         if not folder.exists(_MARKER):
             raise StorageFailed(f"{folder.url}: it was removed, or this node does not see it")
-        return _copy(folder, source)
+        return _write(folder, save)
 
 
 def write_weights(folder: Store, weights: Mapping[str, Tensor], header: Header) -> None:
     """Replace all checkpoints of a folder by one of weights alone."""
-    with temporary_folder("lipsum-tune-weights-") as source:
-        save_weights(source, weights, header)
-        with storage_failures(folder.url, "weights cannot be written"):
-            name = _copy(folder, source)
+    with storage_failures(folder.url, "weights cannot be written"):
+        name = _write(folder, lambda place: save_weights(place, weights, header))
     remove_other_checkpoints(folder, name)
 
 
-def _copy(folder: Store, source: Path) -> str:
-    """Copy the files of a checkpoint into a new one, and return its name."""
+def _write(folder: Store, save: Callable[[Path], object]) -> str:
+    """Write a new checkpoint, and return its name.
+
+    Files are copied to a bucket one by one, as `pyarrow.fs.copy_files` of Arrow 25 does not raise
+    if it refuses a file (no issue found), and the older checkpoints would be removed all the same.
+    """
     name = f"{CHECKPOINT}{datetime.now():%Y-%m-%d_%H-%M-%S.%f}"
-    for file in (STATE, PREDICTIONS, WEIGHTS):
-        if (source / file).exists():
-            with (source / file).open("rb") as read, folder.write(f"{name}/{file}") as written:
-                shutil.copyfileobj(read, written, _COPY_BYTES)
+    if folder.is_local:
+        training = folder.local_path()
+        training.mkdir(parents=True, exist_ok=True)
+        with temporary_folder(UNFINISHED, training) as unfinished:
+            save(unfinished)
+            for path in (*unfinished.iterdir(), unfinished):
+                _sync(path)
+            unfinished.chmod(0o755)  # mkdtemp makes it for its owner alone
+            unfinished.rename(training / name)
+            _sync(training)
+        return name
+    with temporary_folder(SAVED) as source:
+        try:
+            save(source)
+        except StorageFailed as error:
+            hint = "TMPDIR selects another folder for temporary files"
+            raise StorageFailed(f"{error}; {hint}") from None
+        for file in (STATE, PREDICTIONS, WEIGHTS):
+            if (source / file).exists():
+                with (source / file).open("rb") as read, folder.write(f"{name}/{file}") as written:
+                    shutil.copyfileobj(read, written, _COPY_BYTES)
     return name
+
+
+def _sync(path: Path) -> None:
+    """Have a file, or the names in a folder, on the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 @contextmanager

@@ -12,9 +12,10 @@ from tests.disks import fill, make_room, small_disk
 from tests.tuning import fakes, run_folders
 from tests.tuning.run_folders import search_file, write_run
 from trainers.checkpoints.format import Header, Progress, save_checkpoint, saved_step
+from trainers.checkpoints.storage import SAVED, prepare_folder, write_checkpoint
+from trainers.data.store import open_store
 from trainers.errors import StorageFailed
 from trainers.fine_tune import fine_tune
-from trainers.ray_trainer import SAVED, saved_locally
 from tuning.log.history import read_history
 from tuning.log.journal import Journal
 from tuning.log.paths import CONFIG_FILE, JOURNAL_FILE
@@ -81,14 +82,16 @@ def test_a_checkpoint_without_room_is_incomplete(tmp_path, room):
         assert saved_step(disk / "new") is None
 
 
-def test_a_full_folder_for_temporary_files_is_named_with_its_node(trial, tmp_path, monkeypatch):
+def test_a_full_folder_for_temporary_files_is_named(trial, tmp_path, monkeypatch):
     report = next(fine_tune(trial))
+    folder = open_store(f"memory://{tmp_path}/train")
+    prepare_folder(folder)
     with small_disk(tmp_path / "temporary", 1000) as disk:
         monkeypatch.setattr(tempfile, "tempdir", str(disk))
-        with pytest.raises(StorageFailed) as caught, saved_locally(report):
-            pass
+        with pytest.raises(StorageFailed) as caught:
+            write_checkpoint(folder, report.save)
         assert list(disk.iterdir()) == []
-    said = rf"node [\d.]+: {disk}/{SAVED}\w+: a checkpoint cannot be written: {FULL}; TMPDIR "
+    said = rf"{disk}/{SAVED}\w+: a checkpoint cannot be written: {FULL}; TMPDIR "
     assert re.match(said, str(caught.value))
 
 
