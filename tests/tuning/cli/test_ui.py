@@ -148,7 +148,7 @@ def test_the_first_page_has_id_and_ood_accuracy_of_all_trials_best_first(run, li
     page.set_viewport_size({"width": 1280, "height": 1000})
     page.goto(links["MLflow"])
     page.get_by_role("link", name="trial-000").wait_for()
-    best = ranked(load_run(run).search, RECORDS)
+    best = ranked(load_run(run).goal, RECORDS)
     ends = sum(record.outcome == "finished" for record in best)
     expected = [record.trial_id for record in best]
     expected[ends:ends] = ["untuned FT", "zero-shot"]
