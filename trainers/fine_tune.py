@@ -15,7 +15,8 @@ from torch import Tensor
 
 from trainers.checkpoints.format import TrainCurve
 from trainers.config import TrialConfig
-from trainers.data.dataset import ImageDataset, StepSampler, train_batches
+from trainers.data.dataset import ImageDataset
+from trainers.data.loaders import StepSampler, train_batches
 from trainers.hang import alive, pause
 from trainers.loop.evaluated import Evaluated, evaluate, evaluate_final, resume, save
 from trainers.loop.images import Images, load_split, open_images

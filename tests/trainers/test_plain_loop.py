@@ -12,6 +12,7 @@ import torch
 from torch.nn import functional
 
 from tests.trainers.curves import changed
+from trainers.data.loaders import eval_batches
 from trainers.fine_tune import fine_tune, training_batches
 from trainers.loop.images import load_split, open_images
 from trainers.loop.training import start
@@ -52,7 +53,7 @@ def plain_reports(trial):
         if (step + 1) % trial.eval.every == 0:
             accs, nlls = [], []
             for images in load_split(trial, "val").values():
-                whole, of = next(images.eval_batches(zero_shot.image_input, len(images)))
+                whole, of = next(eval_batches(images, zero_shot.image_input, len(images)))
                 with torch.no_grad():
                     seen = functional.normalize(visual((whole.float() / 255 - mean) / std), dim=-1)
                     logits = scale * seen @ head.T

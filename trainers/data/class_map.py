@@ -39,32 +39,30 @@ class ClassMap:
 
     def project(self, logits: Tensor) -> Tensor:
         """ID logits (B, K) to the domain's (B, `num_classes`): the maximum of each group."""
-        return logits[:, self._index.to(logits.device)].amax(dim=-1)
-
-    def score(self, logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-        """Projected logits and labels (B,) as their columns, without images that are left out."""
-        if all(self.groups):
-            return self.project(logits), labels
-        columns = self.columns(labels)
-        return self.project(logits[columns >= 0]), columns[columns >= 0]
+        members, _ = self._on(logits.device)
+        return logits[:, members].amax(dim=-1)
 
     def columns(self, labels: Tensor) -> Tensor:
         """Columns (B,) of the projected logits; -1 for images that are left out."""
-        return self._columns.to(labels.device)[labels]
+        _, columns = self._on(labels.device)
+        return columns[labels]
+
+    def _on(self, device: torch.device) -> tuple[Tensor, Tensor]:
+        """On a device, (num_classes, widest group) ID labels of each scored class, and for each
+        label of the domain its column of the projected logits, -1 if it is left out."""
+        if device not in self._by_device:
+            groups = [group for group in self.groups if group]
+            widest = max(map(len, groups))
+            # Short groups repeat their first member, which changes no maximum.
+            members = [group + group[:1] * (widest - len(group)) for group in groups]
+            kept = torch.tensor([bool(group) for group in self.groups])
+            columns = torch.where(kept, kept.cumsum(0) - 1, -1)
+            self._by_device[device] = torch.tensor(members).to(device), columns.to(device)
+        return self._by_device[device]
 
     @cached_property
-    def _index(self) -> Tensor:
-        """(num_classes, widest group) ID labels."""
-        groups = [group for group in self.groups if group]
-        widest = max(map(len, groups))
-        # Short groups repeat their first member, which changes no maximum.
-        return torch.tensor([group + group[:1] * (widest - len(group)) for group in groups])
-
-    @cached_property
-    def _columns(self) -> Tensor:
-        """Column of the projected logits for each label of the domain; -1 if it is left out."""
-        kept = torch.tensor([bool(group) for group in self.groups])
-        return torch.where(kept, kept.cumsum(0) - 1, -1)
+    def _by_device(self) -> dict[torch.device, tuple[Tensor, Tensor]]:
+        return {}
 
 
 def domain_class_map(

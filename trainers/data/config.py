@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal, Self, TypeAlias
 from pydantic import BeforeValidator, Field, field_validator, model_validator
 
 from trainers.config_model import Frozen
-from trainers.data.store import EMBEDDED
+from trainers.data.store import EMBEDDED, cache_folder
 from trainers.data.suite import Suite, is_domain_name, load_suite, resolve_suite
 from trainers.errors import ConfigError
 
@@ -94,12 +94,25 @@ class DataConfig(Frozen):
     """Processes of each training worker that decode images; 0 decodes in the worker itself. `auto`
     is one for each of the worker's CPUs if it trains on a GPU, else 0."""
 
+    decoded_gb: float = Field(default=5, ge=0, le=1e6)
+    """Limit of the decoded evaluation images that each machine keeps for all trials (10^9 bytes),
+    of which a split may take half of the free disk; 150 kB an image of 224 pixels. A split that
+    does not fit is decoded at each evaluation."""
+    cache_dir: str | None = None
+    """Folder of each machine for decoded images and features of the zero-shot model, best on a disk
+    of its own; by default the cache of `datasets`, see `HF_DATASETS_CACHE`."""
+
     @field_validator("workers", mode="before")
     @classmethod
     def _workers_are_counted(cls, workers: Any) -> Any:
         if workers != "auto" and not (type(workers) is int and 0 <= workers <= 1000):
             raise ValueError("expected auto, or a number from 0 to 1000")
         return workers
+
+    @field_validator("cache_dir")
+    @classmethod
+    def _cache_dir_is_absolute(cls, folder: str | None) -> str | None:
+        return None if folder is None else str(Path(folder).expanduser().absolute())
 
     @field_validator("root")
     @classmethod
@@ -161,6 +174,11 @@ class DataConfig(Frozen):
 
             cores = torch.get_num_threads()
         return max(1, min(MOST_LOADERS, cores))
+
+    @property
+    def cache_path(self) -> Path:
+        """Folder of this machine for what `cache_dir` says."""
+        return cache_folder() if self.cache_dir is None else Path(self.cache_dir)
 
     @property
     def domains(self) -> tuple[str, ...]:

@@ -12,6 +12,8 @@ from torch import Tensor
 
 from trainers.data.class_map import ClassMap
 from trainers.data.dataset import ImageDataset
+from trainers.data.loaders import eval_batches, to_device
+from trainers.data.record_file import RecordFolder
 from trainers.data.transforms import normalise
 from trainers.distributed import world
 from trainers.errors import ConfigError, is_memory_exhausted
@@ -32,17 +34,24 @@ class EvalBatches:
     device: torch.device
     workers: int = 0
     """Processes that decode images; 0 decodes in this one."""
+    decoded: RecordFolder | None = None
+    """Where the processes of this machine share decoded images."""
 
     def of(self, images: ImageDataset) -> Iterator[tuple[Tensor, Tensor]]:
-        """Normalised views (B, 3, H, W) on the device, and their labels (B,) on the CPU."""
+        """Normalised views (B, 3, H, W) and their labels (B,), on the device."""
         share = (*world(), self.workers)
-        batches = images.eval_batches(
-            self.image_input, self.batch_size, *share, pin_memory=self.device.type == "cuda"
+        batches = eval_batches(
+            images,
+            self.image_input,
+            self.batch_size,
+            *share,
+            pin_memory=self.device.type == "cuda",
+            decoded=self.decoded,
         )
         for views, labels in batches:
             if len(labels):  # a worker may have no share of a very small domain
-                views = views.to(self.device, non_blocking=True)
-                yield normalise(views, self.image_input), labels
+                views = to_device(views, self.device)
+                yield normalise(views, self.image_input), to_device(labels, self.device)
                 alive()
 
 
@@ -52,22 +61,28 @@ def domain_sums(logits: Tensor, labels: Tensor) -> Tensor:
     Ratios are computed once at the end: an average of the workers' averages would be wrong if their
     shares differ in size. For each of the C classes, the number of images, then that of those
     classified correctly; the negative log-likelihood in nats; and for each bin of confidence,
-    correct predictions minus the sum of confidences.
+    correct predictions minus the sum of confidences. No step needs a value of a GPU, for which the
+    CPU would have to wait.
 
     Args:
         logits: (B, C) of the domain's classes.
-        labels: (B,) int64, columns of the logits.
+        labels: (B,) int64, columns of the logits; -1 for images that are left out.
     """
-    correct = logits.argmax(dim=-1) == labels
-    counts = [of.bincount(minlength=logits.shape[1]) for of in (labels, labels[correct])]
+    counts = labels >= 0
+    column = labels.clamp(min=0)
+    correct = (logits.argmax(dim=-1) == labels).double()
     below = logits - logits.amax(dim=-1, keepdim=True)
     partition = below.exp().sum(dim=-1)
-    nll = (partition.log() - below.gather(1, labels[:, None])[:, 0]).double().sum()
+    losses = partition.log() - below.gather(1, column[:, None])[:, 0]
     confidence = partition.reciprocal()
     bins = (confidence.nan_to_num() * ECE_BINS).long().clamp(max=ECE_BINS - 1)
-    gaps = nll.new_zeros(ECE_BINS)
-    gaps.scatter_add_(0, bins, correct.double() - confidence.double())
-    return torch.cat([*counts, nll.reshape(1), gaps])
+    sums = correct.new_zeros(2 * logits.shape[1] + 1 + ECE_BINS)
+    total, hits, nll, gaps = sums.split([logits.shape[1], logits.shape[1], 1, ECE_BINS])
+    total.scatter_add_(0, column, counts.double())
+    hits.scatter_add_(0, column, correct)
+    nll.copy_(torch.where(counts, losses, 0).double().sum())
+    gaps.scatter_add_(0, bins, torch.where(counts, correct - confidence.double(), 0))
+    return sums
 
 
 def measures_of(sums: Tensor) -> dict[str, float]:
@@ -115,14 +130,14 @@ def measure_domain(
     sums = torch.zeros(shape, dtype=torch.float64, device=batches.device)
     done = 0
     for views, labels in batches.of(images):
-        labels = labels.to(batches.device)
         logits = [_in_memory(classify, views).float() for classify in models]
         if stored is not None:
             features, classify = stored
             rows = features[done : done + len(labels)]
             logits.insert(0, _in_memory(classify, rows).float())
+        columns = class_map.columns(labels)
         for index, of_model in enumerate(logits):
-            sums[index] += domain_sums(*class_map.score(of_model, labels))
+            sums[index] += domain_sums(class_map.project(of_model), columns)
         if note is not None:
             note(done, labels, logits[-1], logits[0])
         done += len(labels)

@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from trainers.data.dataset import ImageDataset, StepSampler, eval_samples
+from trainers.data.dataset import ImageDataset
+from trainers.data.loaders import StepSampler, eval_samples
 from trainers.data.transforms import normalise
 from trainers.evaluation.line import LineGoal, choose_point
 from trainers.evaluation.metrics import ID_ACC, MEAN_ACC, OOD_MEAN_ACC
@@ -104,7 +105,8 @@ def validation_gradient(
         world_size=setup.world_size,
     )
     samples = ([sample for _, sample in batch] for batch in sampler)
-    batches = eval_samples(images, samples, image_input, setup.loader_processes)
+    decoded = setup.batches.decoded
+    batches = eval_samples(images, samples, image_input, setup.loader_processes, decoded=decoded)
 
     def gradient(weights: Weights) -> dict[str, Tensor]:
         views, labels = (part.to(setup.device) for part in next(batches))
@@ -115,8 +117,10 @@ def validation_gradient(
                 rows = slice(first, first + training.micro_batch_size)
                 with setup.precision.autocast():
                     outputs = student(normalise(views[rows], image_input))
-                logits, columns = class_map.score(outputs.logits, labels[rows])
-                loss = functional.cross_entropy(logits, columns, reduction="sum") / len(labels)
+                logits = class_map.project(outputs.logits)
+                columns = class_map.columns(labels[rows])
+                loss = functional.cross_entropy(logits, columns, ignore_index=-1, reduction="sum")
+                loss = loss / len(labels)
                 own = torch.autograd.grad(loss, list(student.trained.values()))
                 torch._foreach_add_(found, own)
         return dict(zip(student.trained, found, strict=True))

@@ -15,6 +15,7 @@ from torch import Tensor
 from trainers.config import TrialConfig
 from trainers.data.class_map import ClassMap, domain_class_map
 from trainers.data.dataset import ImageDataset
+from trainers.data.record_file import RecordFolder
 from trainers.distributed import world
 from trainers.errors import ConfigError, suggestion
 from trainers.evaluation.evaluate import EvalBatches
@@ -55,8 +56,11 @@ class Setup:
     @cached_property
     def batches(self) -> EvalBatches:
         """Those of evaluations."""
-        size = self.config.eval.batch_size
-        return EvalBatches(self.zero_shot.image_input, size, self.device, self.loader_processes)
+        data, size = self.config.data, self.config.eval.batch_size
+        limit = int(data.decoded_gb * 1e9)
+        decoded = RecordFolder(data.cache_path / "lipsum-tune-decoded", limit, "decoded images")
+        where = self.device, self.loader_processes
+        return EvalBatches(self.zero_shot.image_input, size, *where, decoded if limit else None)
 
     @property
     def loader_processes(self) -> int:

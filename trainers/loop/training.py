@@ -24,11 +24,11 @@ from torch.nn.parallel import DistributedDataParallel
 
 from trainers.checkpoints.format import Progress, TrainCurve
 from trainers.config import TrialConfig
+from trainers.data.loaders import to_device
 from trainers.data.transforms import normalise
 from trainers.distributed import gather, replicated
 from trainers.errors import MicroBatchTooLarge, is_memory_exhausted
 from trainers.loop.setup import KeptModel, Setup, set_up
-from trainers.loop.zero_shot_features import to_device
 from trainers.methods.base import Batch, Loss, Stage, Step, StepRandom
 from trainers.models.averaging import update_average
 from trainers.models.student import Outputs, Student
@@ -159,8 +159,8 @@ class Training:
         if texts:
             flat = zero_shot.tokenize([text for kind in texts for text in kind])
             tokens = to_device(flat.unflatten(0, (len(texts), len(labels))), setup.device)
-        views = views.to(setup.device, non_blocking=True)
-        labels = labels.to(setup.device, non_blocking=True)
+        views = to_device(views, setup.device)
+        labels = to_device(labels, setup.device)
 
         # Forward and backward.
         features = setup.zero_shot_features

@@ -2,7 +2,7 @@
 
 Training views are functions of (seed, step, sample) and random texts of (seed, step), so trials of
 one seed need the same features of them at the same steps. The first trial that gets there computes
-and stores them (`trainers.data.feature_cache`), the others read them.
+and stores them (`trainers.data.record_file`), the others read them.
 
 Features of views and of random texts are rounded to float16: each value changes by at most 1 part
 in 2048, and a feature vector by 2e-4 of its length on average. Features of evaluated images are
@@ -27,7 +27,8 @@ from torch import Tensor
 
 from trainers.config import TrialConfig
 from trainers.data.dataset import ImageDataset
-from trainers.data.feature_cache import FeatureFile
+from trainers.data.loaders import to_device
+from trainers.data.record_file import RecordFile, RecordFolder
 from trainers.data.store import open_root
 from trainers.data.transforms import normalise
 from trainers.distributed import world
@@ -35,7 +36,9 @@ from trainers.evaluation.evaluate import EvalBatches, image_features
 from trainers.loop.precision import Precision
 from trainers.models.zero_shot import ZeroShotModel
 
-NOT_OF_VIEWS = {"root", "suite", "id_domain", "ood_domains", "crop_pct", "workers"}
+NOT_OF_VIEWS = {
+    *("root", "suite", "id_domain", "ood_domains", "crop_pct", "workers", "decoded_gb", "cache_dir")
+}
 """Keys of `data` without effect on the views of given images."""
 
 
@@ -55,7 +58,7 @@ class ZeroShotFeatures:
         self._config, self._zero_shot = config, zero_shot
         self._precision, self._batches = precision, batches
         self._limit = int(config.zero_shot_cache_gb * 1e9)
-        self._files: dict[str, FeatureFile] = {}
+        self._files: dict[str, RecordFile] = {}
         self._evaluated: dict[tuple[object, ...], Tensor] = {}
         """Features of evaluated images, on the CPU."""
         self._random_texts: dict[tuple[int, int, int], Tensor] = {}
@@ -135,7 +138,7 @@ class ZeroShotFeatures:
         return self._random_texts[asked]
 
     def _shared(
-        self, file: FeatureFile | None, record: int, rows: int, compute: Callable[[], Tensor]
+        self, file: RecordFile | None, record: int, rows: int, compute: Callable[[], Tensor]
     ) -> Tensor:
         """The features in a record, computed and stored if they are not there."""
         found = None if file is None else file.read(record, rows)
@@ -143,7 +146,7 @@ class ZeroShotFeatures:
             found = compute()
             if file is not None:
                 found = file.write(record, found)
-        return to_device(found, self._zero_shot.device)
+        return to_device(found.float(), self._zero_shot.device)
 
     def _file(
         self,
@@ -152,7 +155,7 @@ class ZeroShotFeatures:
         records: int,
         rows: int,
         dtype: torch.dtype = torch.float16,
-    ) -> FeatureFile | None:
+    ) -> RecordFile | None:
         """The file of features of a kind that depend on all this; None if nothing is shared."""
         if not self._limit:
             return None
@@ -160,9 +163,9 @@ class ZeroShotFeatures:
         if identity not in self._files:
             width = self._zero_shot.head.shape[1]
             size = {"records": records, "rows": rows, "width": width}
-            self._files[identity] = FeatureFile(
-                [identity], **size, dtype=dtype, limit_bytes=self._limit
-            )
+            path = self._config.data.cache_path / "lipsum-tune-features"
+            folder = RecordFolder(path, self._limit, "features of the zero-shot model")
+            self._files[identity] = RecordFile(folder, [identity], **size, dtype=dtype)
         return self._files[identity]
 
     @cached_property
@@ -200,10 +203,3 @@ class ZeroShotFeatures:
     def _encode(self, images: Tensor) -> Tensor:
         with self._precision.autocast():
             return self._zero_shot.image_features(images)
-
-
-def to_device(tensor: Tensor, device: torch.device) -> Tensor:
-    """A copy on the device. The CPU does not wait for a GPU that works on what it was given."""
-    if device.type == "cuda" and not tensor.is_cuda:
-        tensor = tensor.pin_memory()
-    return tensor.to(device, non_blocking=True)

@@ -242,7 +242,7 @@ class SearchConfig(Frozen):
     a storage of their own."""
 
 
-ELSEWHERE = ("root", "workers")
+ELSEWHERE = ("root", "workers", "decoded_gb", "cache_dir")
 """Keys of `trial.data` that change no metric: where images are and how they are read."""
 
 

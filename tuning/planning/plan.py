@@ -295,7 +295,10 @@ def render(plan: Plan) -> RenderableType:
         f"{plan.start_s:.2g} s, memory of a worker {plan.memory_gb:.1f} GB"
     )
     searched, confirmed = (f"{gb:.2g} GB" for gb in plan.disk_gb)
-    measured += f"\nCheckpoints take at most {searched}, and {confirmed} in confirm"
+    measured += (
+        f"\nCheckpoints take at most {searched}, and {confirmed} in confirm; decoded images "
+        f"{trial.data.decoded_gb:g} GB of each node"
+    )
     table = borderless_table("", "wall clock", f"{plan.device}-hours")
     for price in (*plan.prices, plan.confirm_price):
         hours = format_hours(price.device_hours)

@@ -64,12 +64,11 @@ def test_images_of_classes_that_cannot_be_scored_are_left_out_where_a_suite_says
     skip = DomainRule(unknown_classes="skip")
     logits = torch.tensor([[0.0, 1.0, 2.0, 3.0], [7.0, 5.0, 9.0, 4.0], [1.0, 1.0, 1.0, 2.0]])
     partly = mapped(("dog", "cow", "bee"), rule=skip)
-    scored, labels = partly.score(logits, torch.tensor([2, 1, 0]))  # bee, cow, dog
-    assert scored.tolist() == [[3.0, 1.0], [2.0, 1.0]]
-    assert labels.tolist() == [1, 0]
+    assert partly.project(logits).tolist() == [[3.0, 1.0], [4.0, 5.0], [2.0, 1.0]]
+    assert partly.columns(torch.tensor([2, 1, 0])).tolist() == [1, -1, 0]  # bee, cow, dog
     assert partly.num_classes == 2
     whole = mapped(("dog", "bee"), rule=skip)
-    assert whole.score(logits, torch.tensor([0, 1, 1]))[1].tolist() == [0, 1, 1]
+    assert whole.columns(torch.tensor([0, 1, 1])).tolist() == [0, 1, 1]
     groups = {"pet": ("dog", "hamster"), "fish": ("cod",)}
     some = DomainRule(unknown_classes="skip", class_map=groups)
     assert mapped(("fish", "pet"), rule=some).groups == ((), (3,))

@@ -10,7 +10,7 @@ from tests.trainers.methods import by_open_clip
 from tests.trainers.methods.by_hand import cross_entropy
 from trainers.checkpoints.format import WEIGHTS
 from trainers.config import with_overrides
-from trainers.data import dataset
+from trainers.data import loaders
 from trainers.data.dataset import ImageDataset
 from trainers.evaluation.line import GRID, LineGoal, choose_point
 from trainers.fine_tune import fine_tune
@@ -147,12 +147,13 @@ def test_the_points_of_the_line_share_one_decoding(short, monkeypatch):
     """Of ten images of each domain, with views that are too large to be kept. The zero-shot model's
     features of them are among those of the whole split, which predictions need as well."""
     decoded, decode = [], ImageDataset.decode
-    monkeypatch.setattr(dataset, "KEEP_BYTES", 0)
+    monkeypatch.setattr(loaders, "KEEP_BYTES", 0)
     monkeypatch.setattr(ImageDataset, "decode", lambda *of: decoded.append(of) or decode(*of))
+    apart = with_overrides(short, {"data.decoded_gb": 0}, "test")
     counts = []
     for line in ("off", "auto"):
         decoded.clear()
-        trained(short, eval__line=line, eval__line_images=10, eval__rung_images=10)
+        trained(apart, eval__line=line, eval__line_images=10, eval__rung_images=10)
         counts.append(len(decoded))
     assert counts[1] - counts[0] == 2 * 10
 

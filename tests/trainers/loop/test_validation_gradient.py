@@ -34,7 +34,7 @@ def samples_of(training, number):
     """Places in the validation split of the images in the first so many batches."""
     taken = []
 
-    def take(images, samples, *_):
+    def take(images, samples, *_, decoded):
         taken.extend(islice(samples, number))
 
     with pytest.MonkeyPatch.context() as patch:

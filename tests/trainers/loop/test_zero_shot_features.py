@@ -132,7 +132,7 @@ def test_versions_of_libraries_have_features_of_their_own(trial, folder, tmp_pat
             (record / "METADATA").write_text(metadata)
             monkeypatch.syspath_prepend(record.parent)
         set_up(trial).zero_shot_features.of_random_texts(16, 8, 0)
-    assert len(list(folder.glob("*.features"))) == 3
+    assert len(list(folder.glob("*.records"))) == 3
 
 
 def test_the_zero_shot_model_of_stored_features_is_an_unchanged_student(trial):

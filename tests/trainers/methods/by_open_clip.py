@@ -6,6 +6,7 @@ import numpy as np
 import torch
 
 from tests.trainers.curves import first_batch, short
+from trainers.data.loaders import eval_batches
 from trainers.data.transforms import normalise
 from trainers.loop.images import load_split
 from trainers.loop.training import start
@@ -41,7 +42,7 @@ def images_of(config, split="val"):
     """All of the ID domain's images as evaluation sees them, and their labels."""
     size = image_input(load_clip(config.model))
     images = load_split(config, split)[config.data.id_domain]
-    views, labels = next(images.eval_batches(size, len(images)))
+    views, labels = next(eval_batches(images, size, len(images)))
     return normalise(views, size), labels.tolist()
 
 

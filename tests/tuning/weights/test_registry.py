@@ -25,6 +25,7 @@ from tests.tuning.confirmation.searched import Searched
 from tests.tuning.databases import with_database
 from tests.waiting import wait_until
 from trainers.data.images import decode
+from trainers.data.loaders import eval_batches
 from trainers.data.transforms import normalise
 from trainers.errors import ConfigError
 from trainers.loop.images import load_split
@@ -89,7 +90,7 @@ def test_a_registered_model_predicts_as_the_exported_one(real, tmp_path):
     found = pd.read_parquet(tmp_path / "probabilities.parquet")
     assert list(found.columns) == [name.replace("_", " ") for name in CLASSES]
     model_input = image_input(load_clip(run.file.trial.model))
-    views, _ = next(iter(images.eval_batches(model_input, 5)))
+    views, _ = next(iter(eval_batches(images, model_input, 5)))
     # In batches of the same size: with another one, the last digits differ.
     batches = normalise(views, model_input).repeat(14, 1, 1, 1).split(_BATCH)
     logits = torch.cat([open_clip_logits(exported, batch) for batch in batches])

@@ -1,14 +1,15 @@
 import logging
 import os
 import shutil
+import subprocess
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
-from trainers.data.feature_cache import FeatureFile, _warn
-from trainers.data.store import CACHE_VARIABLE
+from trainers.data.record_file import RecordFile, RecordFolder, _warn
 
 ROWS, WIDTH, RECORDS = 4, 8, 6
 RECORD_BYTES = ROWS * WIDTH * 2 + 4
@@ -17,15 +18,15 @@ LIMIT = 3 * RECORDS * RECORD_BYTES
 
 @pytest.fixture(autouse=True)
 def folder(tmp_path, monkeypatch):
-    monkeypatch.setenv(CACHE_VARIABLE, str(tmp_path))
+    monkeypatch.chdir(tmp_path)
     _warn.cache_clear()
-    return tmp_path / "lipsum-tune-features"
+    return tmp_path / "vectors"
 
 
-def opened(*identity, records=RECORDS, **options):
-    shape = {"rows": ROWS, "width": WIDTH, "dtype": torch.float16}
-    shape |= {"limit_bytes": LIMIT, **options}
-    return FeatureFile(identity or ("one",), records=records, **shape)
+def opened(*identity, records=RECORDS, limit_bytes=LIMIT, dtype=torch.float16):
+    folder = RecordFolder(Path("vectors").absolute(), limit_bytes, "vectors")
+    size = {"records": records, "rows": ROWS, "width": WIDTH, "dtype": dtype}
+    return RecordFile(folder, identity or ("one",), **size)
 
 
 def features(seed, rows=ROWS):
@@ -46,7 +47,7 @@ def test_a_record_is_what_was_written_rounded_once():
 def test_the_last_record_of_a_step_may_be_shorter():
     file = opened()
     file.write(5, features(1, rows=3))
-    assert torch.equal(file.read(5, 3), features(1, rows=3).half().float())
+    assert torch.equal(file.read(5, 3), features(1, rows=3).half())
     assert file.read(5, ROWS) is None
     assert file.write(0, features(1, rows=0)).shape == (0, WIDTH)
     assert file.read(0, 0).shape == (0, WIDTH)
@@ -57,7 +58,7 @@ def test_part_of_a_record_is_not_read(kept, folder):
     """What a kill or a crash may leave, in either order of the pages."""
     file = opened()
     file.write(1, features(0))
-    (path,) = folder.glob("*.features")
+    (path,) = folder.glob("*.records")
     whole = path.read_bytes()
     begin, end = RECORD_BYTES, 2 * RECORD_BYTES
     for lost in (slice(begin + kept, end), slice(begin, end - kept)):
@@ -70,7 +71,7 @@ def test_part_of_a_record_is_not_read(kept, folder):
 
 
 def test_readers_beside_writers_read_whole_records_only():
-    expected = [features(n).half().float() for n in range(RECORDS)]
+    expected = [features(n).half() for n in range(RECORDS)]
 
     def work(seed):
         file, found = opened(), 0
@@ -98,16 +99,47 @@ def test_a_longer_run_keeps_the_records_of_a_shorter_one():
 def test_the_files_unused_for_longest_are_removed(folder):
     for number, name in enumerate(("a", "b", "c")):
         opened(name).write(0, features(number))
-    for age, path in enumerate(sorted(folder.glob("*.features"), key=os.path.getmtime)):
+    for age, path in enumerate(sorted(folder.glob("*.records"), key=os.path.getmtime)):
         os.utime(path, (age, age))
-    first = opened("a")  # used again
+    opened("a")  # used again
     opened("d").write(0, features(3))
     assert [opened(n, limit_bytes=10 * LIMIT).read(0, ROWS) is None for n in "abcd"] == [
         *(False, True, False, False)
     ]
     opened("e", records=3 * RECORDS)
-    assert first.read(0, ROWS) is not None  # a process keeps what it has open
-    assert len(list(folder.glob("*.features"))) == 1
+    assert len(list(folder.glob("*.records"))) == 1
+
+
+def test_a_file_that_a_process_has_open_stays(folder, caplog):
+    first = opened("a")
+    first.write(0, features(0))
+    opened("b").write(0, features(1))
+    assert not opened("c", records=3 * RECORDS).is_open
+    assert "vectors are not shared, but made by each trial: there is no room for" in caplog.text
+    assert opened("d", records=2 * RECORDS).is_open
+    assert torch.equal(opened("a").read(0, ROWS), features(0).half())
+    assert opened("b", limit_bytes=10 * LIMIT).read(0, ROWS) is None
+    del first
+    assert opened("c", records=3 * RECORDS).is_open
+
+
+@pytest.mark.parametrize("problem", ["a file", "read-only"])
+def test_a_folder_that_cannot_be_used_is_said_once(problem, folder, caplog):
+    if problem == "a file":
+        folder.write_text("")
+    else:
+        folder.mkdir()
+        subprocess.run(["mount", "--bind", "-o", "ro", folder, folder], check=True)
+    try:
+        for name in ("a", "b"):
+            file = opened(name)
+            assert torch.equal(file.write(0, features(0)), features(0).half())
+            assert file.read(0, ROWS) is None
+    finally:
+        if problem != "a file":
+            subprocess.run(["umount", folder], check=True)
+    assert len(caplog.records) == 1
+    assert str(folder) in caplog.text
 
 
 def test_a_file_takes_no_more_than_half_of_the_free_disk(folder):
@@ -121,6 +153,6 @@ def test_a_file_takes_no_more_than_half_of_the_free_disk(folder):
 def test_what_cannot_be_stored_is_rounded_all_the_same(caplog):
     caplog.set_level(logging.WARNING)
     for file in (opened(limit_bytes=RECORD_BYTES), opened("b", limit_bytes=RECORD_BYTES)):
-        assert torch.equal(file.write(0, features(0)), features(0).half().float())
+        assert torch.equal(file.write(0, features(0)), features(0).half())
         assert file.read(0, ROWS) is None
     assert [record.levelname for record in caplog.records] == ["WARNING"]
