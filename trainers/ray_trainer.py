@@ -49,7 +49,7 @@ from trainers.errors import (
     storage_failures,
     system_error,
 )
-from trainers.exchange import Answer, Failed, Reported, Withdrawn
+from trainers.exchange import Answer, Failed, Reported, Request, Withdrawn
 from trainers.folders import temporary_folder
 from trainers.hang import ends_if_it_hangs, pause
 from trainers.process_state import restored_state
@@ -201,57 +201,67 @@ def serve(values: dict[str, Any]) -> None:
     `values` are `exchange`, the handle of an actor of `trainers.exchange.Exchange`, and
     `hang_after_s`.
     """
-    from trainers.config import TrialConfig
     from trainers.loop.setup import KeptModel
-    from trainers.methods.registry import use_texts
 
     import_module("trainers.fine_tune")  # before the state of the process is recorded
     kept = KeptModel()
     # Frozen objects are left out of garbage collections, such as the one after each trial.
     gc.freeze()
     exchange = values["exchange"]
+    with ends_if_it_hangs(values["hang_after_s"]), _told_to_the_search():
+        request = _next_request(exchange)
+        while request.trial is not None:
+            request = _serve_trial(exchange, request, request.trial, kept)
+
+
+def _next_request(exchange: Any) -> Request:
+    """What the slot asks of all workers; it may take a while."""
+    is_first = ray.train.get_context().get_world_rank() == 0
+    asked = ray.get(exchange.next_request.remote()) if is_first else None
+    request: Request = broadcast_from_rank_zero(asked)
+    return request
+
+
+def _serve_trial(exchange: Any, request: Request, trial: str, kept: KeptModel) -> Request:
+    """Answer requests for the reports of a trial, and return the first one that is for another."""
+    from trainers.config import TrialConfig
+    from trainers.methods.registry import use_texts
+
     context = ray.train.get_context()
     is_first = context.get_world_rank() == 0
     is_alone = context.get_world_size() == 1
-    folder = None
-    running = ExitStack()
+    folder, is_over = request.folder, False
+    use_texts(request.plugins)
+    config = TrialConfig.model_validate_json(trial)
+    if request.micro_batch_size is not None:
+        config = with_micro_batch_size(config, request.micro_batch_size)
 
     def note_progress(train_curve: TrainCurve) -> None:
         if is_first and not ray.get(exchange.set_progress.remote(request, train_curve)):
             raise Withdrawn
 
-    hang = ends_if_it_hangs(values["hang_after_s"])
-    with hang, running, _told_to_the_search():
-        while True:
-            request = ray.get(exchange.next_request.remote()) if is_first else None
-            request = broadcast_from_rank_zero(request)
-            if request.folder != folder:
-                running.close()  # also if early stopping has ended the trial before its last step
-                if request.trial is None:
-                    return
-                folder = request.folder
-                use_texts(request.plugins)
-                config = TrialConfig.model_validate_json(request.trial)
-                if request.micro_batch_size is not None:
-                    config = with_micro_batch_size(config, request.micro_batch_size)
-                running.enter_context(restored_state())
-                fill_cache(config, request.final_split)
-                store = open_store(folder)
-                trial = train(config, store, request.final_split, note_progress, kept)
-                reports = running.enter_context(closing(trial))
-            answer: Answer | None = None
-            try:
-                answer = _next_answer(reports)
-            except (TrainingDiverged, Withdrawn) as error:
-                if not is_alone:  # others may still wait for this worker
-                    raise
-                if isinstance(error, TrainingDiverged):
-                    answer = Failed(redact(f"TrainingDiverged: {error}"))
-            pause()  # until the slot asks for more
-            if is_first and answer is not None:
-                ray.get(exchange.answer.remote(request, answer))
-            if not isinstance(answer, Reported) or answer.is_last:
-                running.close()  # while the search judges the trial
+    with restored_state():
+        fill_cache(config, request.final_split)
+        training = train(config, open_store(folder), request.final_split, note_progress, kept)
+        with closing(training) as reports:
+            while not is_over and request.folder == folder:
+                answer: Answer | None = None
+                try:
+                    answer = _next_answer(reports)
+                except (TrainingDiverged, Withdrawn) as error:
+                    if not is_alone:  # others may still wait for this worker
+                        raise
+                    if isinstance(error, TrainingDiverged):
+                        answer = Failed(redact(f"TrainingDiverged: {error}"))
+                pause()  # until the slot asks for more
+                if is_first and answer is not None:
+                    ray.get(exchange.answer.remote(request, answer))
+                is_over = not isinstance(answer, Reported) or answer.is_last
+                if not is_over:
+                    request = _next_request(exchange)
+    # A trial that is over is gone before the search judges it, and one that early stopping has
+    # ended before its last step once the next one is asked for.
+    return _next_request(exchange) if is_over else request
 
 
 def fill_cache(config: TrialConfig, final_split: str | None) -> None:

@@ -115,15 +115,23 @@ def prepare(
         progress = partial(bar.update, bar.add_task("listing images", total=None))
         plans = _plans(sources, options, id_domain)
         with _alone_in(destination, sources.values()):
-            folders = [info.base_name for info in destination.list() if not info.is_file]
-            before = {d: read_record(destination.at(d)) or {} for d in folders if d not in plans}
-            others = [d for d, record in before.items() if record.get("status") == "done"]
-            records = {d: _record(sources[d], plans[d], options) for d in plans}
-            kept = {d: _kept(destination.at(d), d, records[d]) for d in plans}
-            reports = [
-                kept[d] or _written(destination.at(d), d, splits, records[d], options, progress)
-                for d, splits in plans.items()
-            ]
+            others = []
+            for info in destination.list():
+                if not info.is_file and info.base_name not in plans:
+                    record = read_record(destination.at(info.base_name)) or {}
+                    if record.get("status") == "done":
+                        others.append(info.base_name)
+            records, kept = dict[str, dict[str, Any]](), dict[str, DomainReport | None]()
+            for domain, splits in plans.items():
+                records[domain] = _record(sources[domain], splits, options)
+                kept[domain] = _kept(destination.at(domain), domain, records[domain])
+            reports = []
+            for domain, splits in plans.items():  # none of which was refused
+                report = kept[domain]
+                if report is None:
+                    folder = destination.at(domain)
+                    report = _written(folder, domain, splits, records[domain], options, progress)
+                reports.append(report)
             if not all(kept.values()):
                 find_duplicates(destination, [*plans, *others])
     parts = [(domain, split) for domain in (*plans, *others) for split in SPLITS]

@@ -300,26 +300,28 @@ def _tables(source: Source, domain: str) -> dict[Split, Found]:
         usual = SPLIT_WORDS.get(name.lower(), "train" if len(loaded) == 1 else None)
         split = source.splits.get(name) if source.splits else usual
         labels = [number.get(value, -1) for value in rows[label][:]]
+        what = f"split {name} ({len(rows):,} images)"
         if split is None:
-            left_out.append((f"split {name} ({len(rows):,} images)", "not train, val or test"))
-            continue
-        if max(labels, default=-1) < 0:  # Hugging Face has -1 for labels that are kept secret
-            left_out.append((f"split {name} ({len(rows):,} images)", "without labels"))
-            continue
-        if split in found:
+            left_out.append((what, "not train, val or test"))
+        elif max(labels, default=-1) < 0:  # Hugging Face has -1 for labels that are kept secret
+            left_out.append((what, "without labels"))
+        elif split in found:
             problem = f"several of its splits are {split}: {listed(loaded)}"
             raise ConfigError(problem, source=source.path)
-        feature = datasets.ClassLabel(names=class_names)
-        images = _named_images(rows, image, name).add_column("label", labels, feature=feature)
-        if source.domain_column is not None:
-            domains = _named(rows, source.domain_column, source)
-            if missing := domains.count(None):
-                left_out.append((f"split {name} ({missing:,} images)", "of no domain"))
-            images = images.select([row for row, value in enumerate(domains) if value == domain])
-        if len(images):
-            found[split] = Found(images, within=_within(source))
-    for of_split in list(found.values())[:1]:
-        of_split.left_out += left_out
+        else:
+            feature = datasets.ClassLabel(names=class_names)
+            images = _named_images(rows, image, name).add_column("label", labels, feature=feature)
+            if source.domain_column is not None:
+                domains = _named(rows, source.domain_column, source)
+                if missing := domains.count(None):
+                    left_out.append((f"split {name} ({missing:,} images)", "of no domain"))
+                own = [row for row, value in enumerate(domains) if value == domain]
+                images = images.select(own)
+            if len(images):
+                found[split] = Found(images, within=_within(source))
+    if found:  # what is left out of a table is told with its first split
+        first = next(iter(found.values()))
+        first.left_out += left_out
     return found
 
 
