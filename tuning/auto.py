@@ -38,7 +38,7 @@ from trainers.overrides import flat, nest
 from trainers.process_state import restored_state
 from tuning.config.loading import files_of, is_ready
 from tuning.config.schema import SearchFile
-from tuning.config.validation import check_settings, first_rate, load_config, rate_line
+from tuning.config.validation import check_settings, first_rate, line_remark, load_config, rate_line
 from tuning.confirmation.confirm import confirm
 from tuning.execution.ray_session import runs_folder
 from tuning.log.paths import JOURNAL_FILE, page_path
@@ -136,8 +136,8 @@ def auto(
             hint = "give --hours, or --address of a cluster"
             raise ConfigError("this machine has no GPU", key="--gpu-hours", hint=hint)
         cpus = min(file.search.resources.cpus_per_worker, os.cpu_count() or 1)
-        own = {"workers": 1, "cpus_per_worker": cpus, "gpus_per_worker": 0}
-        values |= {f"search.resources.{key}": value for key, value in own.items()}
+        without_gpu = {"workers": 1, "cpus_per_worker": cpus, "gpus_per_worker": 0}
+        values |= {f"search.resources.{key}": value for key, value in without_gpu.items()}
     check_settings(_load(base, values))
     config = runs_folder(file.search.storage) / f"{name}.yaml"
     words = {"--id": id_domain or "", "--ood": ",".join(ood), "--model": model or ""}
@@ -180,6 +180,9 @@ def auto(
                 values.pop("trial.steps", None)
                 del chosen["trial.steps"], chosen["trial.eval.every"]
             values |= chosen
+            if "trial.eval.line" not in own and (few := line_remark(_load(base, values).trial)):
+                show_phase(console, "Line", f"off: {few}")
+                values["trial.eval.line"] = "off"
 
         if not is_planned:
             write()

@@ -9,6 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
 import yaml
 from rich.console import Console
 from typer.testing import CliRunner
@@ -325,11 +326,24 @@ def test_a_length_of_the_users_own_stays(own, steps, every, monkeypatch):
     monkeypatch.setattr(module, "_zero_shot", lambda *_: ([], 0.0))
     planned = []
     monkeypatch.setattr(module, "plan_search", lambda file, **_: planned.append(file) or stop())
-    change_own(trial=own)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    change_own(trial=own, search={"resources": {"gpus_per_worker": 1}})
     assert invoke(*SHOP).exit_code == 130
     (file,) = planned
+    assert file.search.resources.gpus_per_worker == 0
     images = len(ImageDataset("prepared/shop", "studio", "train"))
     assert (file.trial.steps, file.trial.eval.every) == (steps(images), every)
+
+
+@pytest.mark.usefixtures("shop")
+@pytest.mark.parametrize(("own", "line"), [({}, "off"), ({"line": 0.5}, 0.5)])
+def test_no_point_of_the_line_is_chosen_on_few_images(own, line, monkeypatch):
+    monkeypatch.setattr(module, "_zero_shot", stop)
+    Path("tiny.yaml").write_text(yaml.safe_dump({"extends": "quickstart", "trial": {"eval": own}}))
+    said = invoke(*SHOP).output
+    images = len(ImageDataset("prepared/shop", "street", "val"))
+    assert (f"street {images}" in said) == (not own)
+    assert load_config("runs/shop.yaml", check=False).trial.eval.line == line
 
 
 @pytest.mark.usefixtures("shop")

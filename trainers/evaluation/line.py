@@ -21,6 +21,8 @@ from trainers.config_model import Frozen
 
 POINTS: Final = (0.25, 0.5, 0.75)
 """What `line: auto` measures, beside both ends."""
+LEAST_IMAGES: Final = 100
+"""Of a domain, to choose a point by: on fewer, differences between points are mostly noise."""
 GRID: Final = tuple(round(0.05 * number, 2) for number in range(1, 21))
 """The points to choose among. 0 is the zero-shot model, which needs no training."""
 _DEGREE: Final = 2

@@ -292,11 +292,14 @@ def _announce(label: str, file: SearchFile) -> None:
 def _say_what_data_lack(file: SearchFile) -> None:
     """Say before hours of search what `confirm` would refuse after them, and what is odd."""
     from trainers.data.roots import remarks, without_split
+    from tuning.config.validation import line_remark
 
     data = file.trial.data
     if lacking := without_split(data.root, data.domains, "test"):
         made = "`prepare` makes one with --test-fraction"
         warn(f"no test split, which `confirm` needs: {', '.join(lacking)} ({made})")
+    if of_the_line := line_remark(file.trial):
+        warn(f"{of_the_line} (`trial.eval.line: off` keeps the end of a training)")
     for line in remarks(data.root, data.trial_parts):
         print(f"! {line}", file=sys.stderr)
 

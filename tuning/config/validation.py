@@ -15,7 +15,9 @@ from typing import Any, cast
 from search_spaces import SPACES, Categorical, SearchSpace
 from search_spaces.ready_spaces import around
 from trainers.config import TrialConfig, first_learning_rate
+from trainers.data.roots import image_counts
 from trainers.errors import ConfigError, suggestion, validate
+from trainers.evaluation.line import LEAST_IMAGES
 from trainers.evaluation.metrics import ID_ACC, REPORTED, direction, metric_names
 from trainers.overrides import LR_KEY, METHOD_KEY
 from tuning.config.loading import read_layers, refuse_secrets
@@ -134,6 +136,17 @@ def rate_line(file: SearchFile, *, by_rule: bool) -> str | None:
     rule = f", the first learning rate of this model in {file.trial.steps} steps" if by_rule else ""
     searched = "; searched a decade to both sides" if is_around else ""
     return f"{LR_KEY} = {lr:g}{rule}{searched}"
+
+
+def line_remark(trial: TrialConfig) -> str | None:
+    """The domains with too few validation images to choose a point of the line; None without."""
+    if trial.eval.line == "off" or not trial.method.has_line:
+        return None
+    few = {d: n for d, n in image_counts(trial.data, "val").items() if n < LEAST_IMAGES}
+    if not few:
+        return None
+    counts = ", ".join(f"{domain} {images}" for domain, images in few.items())
+    return f"fewer than {LEAST_IMAGES} validation images to choose a point of the line by: {counts}"
 
 
 def _check_corners(file: SearchFile, check: Callable[[TrialConfig], object]) -> None:

@@ -25,6 +25,7 @@ from tests.images import write_photo_and_sketch
 from tests.tuning import fakes
 from tests.tuning.run_folders import edit_journal, search_file, trial, write_run
 from trainers.checkpoints.format import saved_step
+from trainers.data.dataset import ImageDataset
 from trainers.data.schema import LabelledImage, part_path, write_images
 from trainers.errors import ConfigError, StorageFailed
 from trainers.overrides import LR_KEY
@@ -283,10 +284,12 @@ def test_a_search_says_first_what_confirm_will_lack_and_what_it_searches(images_
     write_images(part_path(data, "sketch", "val"), rows, CLASSES)
     row = "real/train,sketch/val,{0}.png,{0}.png\n"
     (data / "duplicates.csv").write_text("header\n" + "".join(map(row.format, range(2))))
-    done = searched(data, tmp_path)
+    done = searched(data, tmp_path, trial__eval__line="auto")
     assert f"! sketch: no images of 2 of 8 classes: {CLASSES[3]}, {CLASSES[4]}\n" in done.stderr
     assert "! real/train and sketch/val: 2 images are byte for byte the same" in done.stderr
     assert "no test split, which `confirm` needs: sketch (" in done.stderr
+    few = re.search(r"fewer than 100 validation images .* by: real (\d+), .*sketch 6 ", done.stderr)
+    assert int(few[1]) == len(ImageDataset(data, "real", "val"))
     assert re.search(r"Space +.*reg_weight 0.01 to 100 \(log\)", done.stdout)
 
 
