@@ -37,7 +37,6 @@ from tuning.results.model import made_of
 from tuning.results.ranking import misses, ranked
 from tuning.run import Run
 from tuning.views.follower import View
-from tuning.views.formatting import format_params
 from tuning.views.mlflow import client as mlf
 from tuning.views.mlflow.shared_view import main_metrics, order_of, share_view
 
@@ -198,7 +197,7 @@ class MlflowView(View):
         client = self._client
         trial_id = record.trial_id
         pruned = f" (pruned {record.step})" if record.outcome == "pruned" else ""
-        label = f"{trial_label(record)}{pruned} {format_params(record.params)}".strip()
+        label = f"{trial_label(record)}{pruned}"  # short: parameters are columns
         error = record.error or ""
         if len(error) > mlf.MAX_CHARS:  # the frames where it was raised are the last ones
             begin = f"{record.error_line[:500]}\n...\n"
