@@ -28,6 +28,8 @@ logger = logging.getLogger(__name__)
 
 PATIENCE_S = 60.0
 """How long the end of a search waits for its views. Ctrl-C ends the wait."""
+LAST_WRITE_S = 5.0
+"""How long it then waits for a write that has begun, within which no view is closed."""
 
 
 class View:
@@ -98,10 +100,13 @@ class Follower(Callback):
     def search_ended(self, records: Sequence[TrialRecord], outcome: SearchOutcome) -> None:
         """Wait for the views, and name those that lack a part."""
         self._is_over.set()
+        was_told = self._gives_up.is_set()
         with self._open_views, suppress(KeyboardInterrupt):
             self._thread.join(PATIENCE_S)
-        if not self._gives_up.is_set():  # the end of a session may be told twice
             self._gives_up.set()
+            self._thread.join(LAST_WRITE_S)
+        self._gives_up.set()
+        if not was_told:  # the end of a session may be told twice
             lacking = {*self._behind, *self.lacks}
             if behind := [view.name for view in self._views if view in lacking]:
                 said = "%s: not up to date. Nothing is lost: `lipsum-tune report` completes it"

@@ -101,6 +101,7 @@ def test_the_end_does_not_wait_for_a_view_that_gets_nowhere(
     tmp_path, journal, caplog, monkeypatch, hangs
 ):
     monkeypatch.setattr(module, "PATIENCE_S", 0.3)
+    monkeypatch.setattr(module, "LAST_WRITE_S", 0.1)
     lacks, whole = Shown("the server"), Shown("the page")
     follower = begin(tmp_path, whole, lacks)
     if hangs:
@@ -116,6 +117,20 @@ def test_the_end_does_not_wait_for_a_view_that_gets_nowhere(
     wait_until(lambda: not follower._thread.is_alive())
     assert complete(fakes.Search(tmp_path).run(), [again := Shown()]) == {}
     assert again.outcomes == [["finished"]]
+
+
+def test_no_view_is_closed_within_a_write(tmp_path, journal, monkeypatch):
+    monkeypatch.setattr(module, "PATIENCE_S", 0.1)
+    view = Shown()
+    written_at_close = []
+    view.close = lambda: written_at_close.append(len(view.outcomes))
+    follower = begin(tmp_path, view)
+    view.free.clear()
+    train(journal, 0)
+    threading.Timer(0.5, view.free.set).start()
+    follower.search_ended([], "finished")
+    assert view.is_over[-1]
+    assert written_at_close == [len(view.outcomes)]
 
 
 def test_a_view_that_cannot_start_ends_the_search_and_closes_the_others(tmp_path, journal):
