@@ -50,7 +50,6 @@ from tuning.results.budget import used_hours
 from tuning.results.estimates import FT
 from tuning.run import load_run
 from tuning.search import search_or_resume
-from tuning.views.confirmation_table import confirmed_tables
 from tuning.views.formatting import format_hours, show_phase
 from tuning.views.leaderboard import SHOWN
 from tuning.views.leaderboard import report as leaderboard
@@ -238,8 +237,6 @@ def auto(
         announce("5 Confirm", "confirm", run.name, *rules)
         confirmed = confirm(run, seeds=CONFIRM_SEEDS, rules=[RULE], again=again, address=address)
         loaded = load_run(run)
-        for of_confirmation in confirmed_tables(confirmed, loaded.models, console.width):
-            console.print(of_confirmation)
         concluded = loaded.conclusion
         has_ft = bool(confirmed.values(FT, loaded.goal.objectives[0].metric))
         if confirmed.failed and not (concluded.seeds and has_ft):
@@ -255,7 +252,7 @@ def auto(
         if not exported.is_dir():
             export_weights(run, exported)
 
-    show_phase(console, "Result", *concluded.lines)
+    show_phase(console, "Result", *concluded.of_model)
     took = earlier + spent() if unit == "hours" else _used(run)[unit]
     show_phase(console, "Took", f"{format_hours(took)} of the {limit:g} of {option}")
     show_phase(console, "Report", str(page_path(run)))

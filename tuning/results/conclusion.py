@@ -85,6 +85,11 @@ class Conclusion:
         """These without what was measured of a model, of which pages have a table."""
         return words.lines_of(self, has_table=True)
 
+    @cached_property
+    def of_model(self) -> list[str]:
+        """Those on the model alone; all before there is one."""
+        return words.lines_of(self, settings=False)
+
     @property
     def is_half_done(self) -> bool:
         """Whether `confirm` was interrupted before all of its seeds were trained."""

@@ -8,6 +8,7 @@ the confirmation.
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -46,10 +47,13 @@ def made_of(model: Model) -> str:
     names = [training["name"] for training in model.chosen.trainings]
     if not names:
         return "the zero-shot model"
+    sources = Counter(trained(name)[0] for name in names)
+    labels = {source: "plain fine-tuning" if source == FT else source for source in sources}
     if len(names) > 1:
-        return f"the mean weights of {', '.join(names)}"
-    trial_id, is_fresh = trained(names[0])
-    name = "plain fine-tuning" if trial_id == FT else trial_id
+        each = ", ".join(f"{number} of {labels[source]}" for source, number in sources.items())
+        return f"the mean weights of {len(names)} trainings ({each})"
+    source, is_fresh = trained(names[0])
+    name = labels[source]
     by = f"`confirm` trained it with seed {model.chosen.trainings[0]['seed']}"
     return f"{name}, as {by if is_fresh else 'the search trained it'}"
 
@@ -160,9 +164,7 @@ def model_in_words(run: Run) -> ModelInWords | None:
     *earlier, model = run.models
     own, *others = findings(run.settings, model)
     measured = [f"Its {own.title}, in percent: {_values(own)}."]
-    if others:
-        gaps = "; ".join(f"{one.title}: {_values(one, '+')}" for one in others)
-        measured.append(f"Points more {gaps}.")
+    measured += [f"Points more {one.title}: {_values(one, '+')}." for one in others]
     for one in earlier:
         before = findings(run.settings, one)[0]
         measured.append(f"An earlier model, {made_of(one)}, has {_values(before)}.")

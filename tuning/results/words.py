@@ -18,11 +18,12 @@ if TYPE_CHECKING:
     from tuning.run import Run
 
 
-def lines_of(found: Conclusion, has_table: bool = False) -> list[str]:
+def lines_of(found: Conclusion, *, has_table: bool = False, settings: bool = True) -> list[str]:
     """All sentences.
 
     Args:
         has_table: leave out what was measured of a model, which a table beside them has.
+        settings: beside a model, sentences on settings, too.
     """
     lines: list[str] = []
     of_model = model_in_words(found.run) if found.model else None
@@ -30,9 +31,9 @@ def lines_of(found: Conclusion, has_table: bool = False) -> list[str]:
         lines.append("No trial has finished yet.")
     elif of_model is not None:
         lines += [of_model.what, *of_model.notes] if has_table else of_model.lines
-        if found.seeds:
+        if found.seeds and settings:
             lines.append("Settings, which are what a paper reports:")
-    if found.best is not None and found.trial is not None:
+    if found.best is not None and found.trial is not None and (settings or of_model is None):
         lines += _of_fresh_seeds(found) if found.seeds else _of_search(found, found.trial)
     if found.run.history.damage:
         lines.append(found.run.history.damage)

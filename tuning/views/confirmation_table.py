@@ -175,7 +175,8 @@ def model_table(confirmation: Confirmation, models: Sequence[Model]) -> ResultTa
     for one in reversed(earlier):
         add(f"an earlier model: {made_of(one)}", findings(confirmation, one)[0])
     title = f"{run.name}, the model, test splits, in percent"
-    notes = [f"The model is {made_of(model)}."]
+    names = [training["name"] for training in model.chosen.trainings]
+    notes = [f"Mean of the weights of {', '.join(names)}."] if len(names) > 1 else []
     return ResultTable(["", *domains.values()], rows, notes, title)
 
 

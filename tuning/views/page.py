@@ -6,7 +6,6 @@ The page is a Jinja2 template whose every value is escaped. Its figures are Plot
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
 from datetime import datetime
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
@@ -70,7 +69,7 @@ def write_page(
         lines=found.beside_table,  # it has the figures of the model
         best=trial_label(found.best) if found.best else "",
         commands=found.commands(word_for(run.folder)),
-        model=model and replace(model, notes=()),
+        model=model,
         confirmed=confirmation_table(again) if again and again.seeds else None,
         rules=selection_table(run),
         changed=changed,

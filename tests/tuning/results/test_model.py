@@ -7,12 +7,14 @@ import pytest
 
 from tests.tuning import fakes
 from tests.tuning.confirmation.written import write_predictions, write_results
+from tests.tuning.frozen_runs import FROZEN
 from tests.tuning.result_tables import printed
 from tuning.config.objectives import Objective, parse_constraint
 from tuning.log.paths import predictions_path
 from tuning.log.records import Candidate, Model
 from tuning.results.goal import Goal
 from tuning.results.model import choose, findings, model_goal, model_in_words
+from tuning.run import load_run
 from tuning.views.confirmation_table import model_table
 from tuning.views.result_table import fit_table
 
@@ -66,17 +68,25 @@ def test_a_model_is_shown_in_sentences_and_beside_others(confirmation, screen):
     screen("model", "\n".join([*in_words(confirmation, models, records), table]))
 
 
+def test_a_model_is_told_without_settings():
+    found = load_run(FROZEN / "half_confirmed").conclusion
+    head, _, settings = "\n".join(found.lines).partition("\nSettings, ")
+    *_, readings = settings.splitlines()
+    assert found.of_model == [*head.splitlines(), readings]
+    assert head.startswith("The model is the mean weights of 2 trainings (1 of trial-001, ")
+
+
 def test_each_figure_of_a_model_states_what_its_interval_covers(confirmation):
     """Its predictions are stored: of ten images of each domain, all are right."""
     folder, right = confirmation.run.folder, dict.fromkeys(("real", "sketch"), np.ones(10))
     path = predictions_path(folder, "model-1")
     write_predictions(folder, ("model", 1), {"predicted": right, "zero_shot": right})
     predictions_path(folder, "model-seed-1").rename(path)
-    _, own, gaps = in_words(confirmation, [built("trial-003")])
+    _, own, to_zero_shot, to_ft = in_words(confirmation, [built("trial-003")])
     assert own.startswith("Its test accuracy (± for new images), in percent: ID 70.0 ± ")
-    assert gaps.startswith("Points more than zero-shot (± for new images): ID +50.0 ± ")
+    assert to_zero_shot.startswith("Points more than zero-shot (± for new images): ID +50.0 ± ")
     on_average = "than plain fine-tuning on average (± for new seeds and new images): ID +15.0 ± "
-    assert on_average in gaps
+    assert to_ft.startswith(f"Points more {on_average}")
 
 
 def test_constraints_come_before_the_objective(tmp_path):
