@@ -166,10 +166,12 @@ def auto(
         if sources:
             first, *others = sources
             domains = _options({"--id": first, "--ood": ",".join(others)})
-            announce("1 Prepare", "prepare", "folders", images, prepared, *domains)
+            made = [images, prepared, *domains, "--drop-duplicates"]
+            announce("1 Prepare", "prepare", "folders", *made)
             target = open_store(prepared.absolute())
             bar = Console(stderr=True)
-            found = prepare(sources, target, Options(), id_domain=first, console=bar)
+            options = Options(drop_duplicates=True)
+            found = prepare(sources, target, options, id_domain=first, console=bar)
             console.print(render(found), soft_wrap=True)
             if lacking := without_split(str(prepared), sources, "test"):
                 problem = f"no test split for `confirm`: {quoted(lacking)}"

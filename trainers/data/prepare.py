@@ -61,6 +61,9 @@ class Options(Frozen):
     """Chooses the images that become val and test."""
     resize: int | None = Field(default=None, ge=1)
     """Pixels of the short side. Smaller images keep their size."""
+    drop_duplicates: bool = False
+    """Leave an image out of val and test that has the same bytes as one in a split written before:
+    train is written before val before test, the ID domain before the others."""
 
     @model_validator(mode="after")
     def _leave_train_images(self) -> Options:
@@ -125,12 +128,17 @@ def prepare(
             for domain, splits in plans.items():
                 records[domain] = _record(sources[domain], splits, options)
                 kept[domain] = _kept(destination.at(domain), domain, records[domain])
+            known = dict[bytes, str]()
+            if options.drop_duplicates:
+                there = [*others, *(domain for domain in plans if kept[domain])]
+                for place, table in _all_digests(destination, there).items():
+                    known |= dict.fromkeys(table["digest"].to_pylist(), place)
             reports = []
             for domain, splits in plans.items():  # none of which was refused
                 report = kept[domain]
                 if report is None:
-                    folder = destination.at(domain)
-                    report = _written(folder, domain, splits, records[domain], options, progress)
+                    at, record = destination.at(domain), records[domain]
+                    report = _written(at, domain, splits, record, options, known, progress)
                 reports.append(report)
             if not all(kept.values()):
                 find_duplicates(destination, [*plans, *others])
@@ -215,6 +223,7 @@ def _written(
     splits: Mapping[Split, Found],
     record: Mapping[str, Any],
     options: Options,
+    known: dict[bytes, str],
     progress: Callable[..., None],
 ) -> DomainReport:
     if folder.exists():
@@ -226,11 +235,14 @@ def _written(
         found = splits[split]
         bad = list[tuple[str, str]]()
         show = partial(progress, description=f"{domain}/{split}", total=len(found.rows))
+        images = _encoded(found, options.resize, bad, show)
+        if options.drop_duplicates:
+            images = _new(images, domain, split, known, bad)
         report.images[split] = 0
-        for number, images in enumerate(_files(_encoded(found, options.resize, bad, show))):
+        for number, of_file in enumerate(_files(images)):
             with folder.write(f"{split}/part-{number:05d}.parquet") as file:
-                write_images(file, images, found.class_names)
-            report.images[split] += len(images)
+                write_images(file, of_file, found.class_names)
+            report.images[split] += len(of_file)
         listed += [(split, *why) for why in (*found.left_out, *bad)]
     report.left_out = len(listed)
     if listed:
@@ -314,6 +326,28 @@ def _encoded(
             progress(completed=min(start + _BATCH, number))
 
 
+def _new(
+    images: Iterable[LabelledImage],
+    domain: str,
+    split: Split,
+    known: dict[bytes, str],
+    bad: list[tuple[str, str]],
+) -> Iterator[LabelledImage]:
+    """The images without those of val and test that are `known`; these are added to `bad`.
+
+    The others are known from then on.
+    """
+    own = dict[bytes, str]()
+    for image in images:
+        digest = _digest(image.image)
+        if split != "train" and digest in known:
+            bad.append((image.path, f"the same bytes are in {known[digest]}"))
+        else:
+            own[digest] = f"{domain}/{split}"
+            yield image
+    known |= own
+
+
 class _Room:
     """Bounds the memory of threads that decode: `_PIXELS` at a time, or one image of more."""
 
@@ -338,20 +372,27 @@ class _Room:
 def find_duplicates(destination: Store, domains: Sequence[str]) -> None:
     """List images with the same bytes in two splits or domains in `duplicates.csv`.
 
-    Nothing is removed: which of the two is wrong is for people to say.
+    Nothing is removed: which of the two is wrong is for people to say, or for `drop_duplicates`.
     """
-    places = [f"{d}/{split}" for d in domains for split in SPLITS]
-    of_place = {
-        place: _digests(destination, place) for place in places if destination.exists(place)
-    }
+    digests = _all_digests(destination, domains)
     listed = list[tuple[str, ...]]()
-    for (one, first), (other, second) in combinations(of_place.items(), 2):
+    for (one, first), (other, second) in combinations(digests.items(), 2):
         shared = first.join(second, "digest", join_type="inner", right_suffix=" 2")
         names = (shared[column].to_pylist() for column in ("name_min", "name_min 2"))
         listed += [(one, other, *pair) for pair in sorted(zip(*names, strict=True))]
     if listed or destination.info(DUPLICATES).is_file:
         header = ("first", "second", "path in first", "path in second")
         _write_csv(destination, DUPLICATES, header, listed)
+
+
+def _digest(data: Any) -> bytes:
+    return hashlib.blake2b(data, digest_size=8).digest()
+
+
+def _all_digests(destination: Store, domains: Sequence[str]) -> dict[str, pa.Table]:
+    """By `domain/split`."""
+    places = [f"{domain}/{split}" for domain in domains for split in SPLITS]
+    return {place: _digests(destination, place) for place in places if destination.exists(place)}
 
 
 def _digests(destination: Store, place: str) -> pa.Table:
@@ -366,8 +407,8 @@ def _digests(destination: Store, place: str) -> pa.Table:
         with open_parquet(destination, file) as parquet:
             for batch in parquet.iter_batches(256, columns=["image"]):
                 names += pc.struct_field(batch["image"], "path").to_pylist()
-                for image in pc.struct_field(batch["image"], "bytes"):
-                    digests.append(hashlib.blake2b(image.as_buffer(), digest_size=8).digest())
+                images = pc.struct_field(batch["image"], "bytes")
+                digests += [_digest(image.as_buffer()) for image in images]
     table = pa.table({"digest": digests, "name": names})
     different = table.group_by("digest").aggregate([("name", "min")])
     with destination.write(kept) as stream:

@@ -84,6 +84,13 @@ def prepare(
     resize: Annotated[
         int | None, typer.Option(help="Pixels of the short side, e.g. 256; never enlarges.")
     ] = None,
+    drop_duplicates: Annotated[
+        bool,
+        typer.Option(
+            "--drop-duplicates",
+            help="Leave out of val and test images whose bytes are in another split.",
+        ),
+    ] = False,
 ) -> None:
     """Check images, give them splits and write them as Parquet; run it again after a kill.
 
@@ -110,7 +117,7 @@ def prepare(
     whole = validate(Source, values, "prepare")
     made = {
         "val_fraction": val_fraction, "test_fraction": test_fraction, "seed": seed,
-        "resize": resize,
+        "resize": resize, "drop_duplicates": drop_duplicates,
     }  # fmt: skip
     options = validate(Options, made, "prepare")
     sources = sources_of(whole, id_domain=id_, ood=names(ood), domain=domain)

@@ -257,6 +257,32 @@ def test_the_same_images_in_two_splits_or_domains_are_counted_and_listed(tmp_pat
     assert remarks(open_store(tmp_path), parts) == []
 
 
+def test_images_that_train_are_left_out_of_val_and_test_on_demand(tmp_path):
+    """Those of a domain that is there already count, too."""
+    first, second, third, fourth = (file_of(Image.new("RGB", (4, 4), (n, 0, 0))) for n in range(4))
+    for path, data in {
+        "a/train/cat/0": first, "a/train/cat/1": first, "a/train/cat/2": second,
+        "a/val/cat/0": first, "a/val/cat/1": third, "a/test/cat/0": third, "a/test/cat/1": fourth,
+        "b/test/cat/0": second, "b/test/cat/1": fourth, "b/test/cat/2": PNG,
+    }.items():  # fmt: skip
+        put(tmp_path / "images" / f"{path}.png", data)
+    sources = {domain: Source(path=str(tmp_path / "images" / domain)) for domain in "ab"}
+    data = open_store(tmp_path / "data")
+    for domains in ("a", "ab"):
+        chosen = {domain: sources[domain] for domain in domains}
+        report = prepare(chosen, data, Options(drop_duplicates=True, val_fraction=0), id_domain="a")
+    one, other = report.domains
+    assert (one.status, one.images, one.left_out) == ("kept", {"train": 3, "val": 1, "test": 1}, 2)
+    assert (other.status, other.images, other.left_out) == ("done", {"test": 1}, 2)
+    listed = [
+        "split,path,reason",
+        "test,test/cat/0.png,the same bytes are in a/train",
+        "test,test/cat/1.png,the same bytes are in a/test",
+    ]
+    assert (tmp_path / "data/b/bad.csv").read_text().splitlines() == listed
+    assert report.remarks == []
+
+
 def test_classes_that_a_domain_lacks_are_named(tmp_path):
     for domain, split, labels in (
         ("a", "train", range(9)),
