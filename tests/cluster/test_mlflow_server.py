@@ -93,7 +93,7 @@ def test_a_server_that_hangs_and_is_killed_gets_everything_later(
         follower.search_ended([record], "finished")
     assert "Nothing is lost" not in caplog.text
     client, experiment = connect(server.url, "lipsum-tune")
-    of_run = f"tags.search_id = '{search.run_id}'"
+    of_run = f"tags.search_id = '{search.history.run_id}'"
     found = {run.data.tags.get("trial_id"): run for run in client.search_runs([experiment], of_run)}
     assert {name: one.info.status for name, one in found.items()} == {
         None: "FINISHED", "zero-shot": "FINISHED", "trial-000": "FINISHED",
