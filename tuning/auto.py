@@ -17,9 +17,9 @@ import shutil
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, Literal
 
 import torch
 import yaml
@@ -36,6 +36,7 @@ from trainers.folders import private_lock
 from trainers.models.clip import check_model, skeleton
 from trainers.overrides import flat, nest
 from trainers.process_state import restored_state
+from trainers.yaml_text import read_yaml
 from tuning.config.loading import files_of, is_ready
 from tuning.config.schema import SearchFile
 from tuning.config.validation import check_settings, first_rate, line_remark, load_config, rate_line
@@ -50,9 +51,8 @@ from tuning.results.budget import used_hours
 from tuning.results.estimates import FT
 from tuning.run import load_run
 from tuning.search import search_or_resume
+from tuning.views import leaderboard
 from tuning.views.formatting import format_hours, show_phase
-from tuning.views.leaderboard import SHOWN
-from tuning.views.leaderboard import report as leaderboard
 from tuning.weights.export import ABOUT, export_weights
 from tuning.weights.sources import why_chosen
 from tuning.zero_shot import Row, measure, zero_shot_table
@@ -68,9 +68,77 @@ BENCHMARK_HOURS: Final = 0.2
 RULE: Final = "objective"
 PREPARED: Final = "prepared"
 """Folder of prepared images, in the current one. Not `data`, where the images themselves may be."""
+_FIRST: Final = "# "
+"""Before the command, in the first line of its configuration."""
+_TRIALS: Final = "search.budget.trials"
+"""The key that the configuration gets last."""
 
 
-def auto(
+@dataclass
+class Asked:
+    """What a call asks for."""
+
+    images: Path | None
+    """A folder; None for the built-in benchmark."""
+    domains: dict[str, Source]
+    """Of that folder, the ID domain first."""
+    name: str
+    base: str
+    """The configuration that is extended."""
+    own: dict[str, Any]
+    """What the user's own files give there, by dotted keys."""
+    values: dict[str, Any]
+    """What is changed there, by dotted keys. The steps add theirs."""
+    unit: Literal["hours", "gpu_hours"]
+    limit: float
+    """In that unit, for everything."""
+    address: str | None
+    """Of a Ray cluster."""
+    command: str
+    """With these options again."""
+    console: Console
+    began: float = field(default_factory=time.monotonic)
+
+    @property
+    def option(self) -> str:
+        """That of the limit."""
+        return f"--{self.unit.replace('_', '-')}"
+
+    @property
+    def prepared(self) -> Path:
+        """The folder of prepared images."""
+        return Path(PREPARED, self.name).absolute()
+
+    @property
+    def config(self) -> Path:
+        """The configuration of the search."""
+        return runs_folder(self.file.search.storage) / f"{self.name}.yaml"
+
+    @property
+    def file(self) -> SearchFile:
+        """The configuration as far as it is known, not checked."""
+        values = [f"{key}={json.dumps(value)}" for key, value in self.values.items()]
+        return load_config(self.base, values, check=False)
+
+    def write(self) -> None:
+        """Write the configuration, in one piece."""
+        given = {"extends": self.base, **nest(self.values)}
+        yaml_text = yaml.safe_dump(given, sort_keys=False, allow_unicode=True)
+        with open_store(self.config.parent).write(self.config.name) as stream:
+            stream.write(f"{_FIRST}{self.command}\n{yaml_text}".encode())
+
+    def announce(self, step: str, *words: object) -> None:
+        """Print a step with the command that does it alone."""
+        here = f"{Path.cwd()}{os.sep}"
+        command = _command(*(str(word).removeprefix(here) for word in words))
+        show_phase(self.console, step, command)
+
+    def spent(self) -> float:
+        """Hours since the begin of this call."""
+        return (time.monotonic() - self.began) / 3600
+
+
+def answers(
     source: str | None = None,
     *,
     id_domain: str | None = None,
@@ -79,23 +147,11 @@ def auto(
     hours: float | None = None,
     gpu_hours: float | None = None,
     name: str | None = None,
-    again: bool = False,
     address: str | None = None,
-) -> None:
-    """Prepare images, search for as many trials as fit the hours, confirm and export what won.
-
-    The configuration is `NAME.yaml` beside the run folder, the images are in `prepared/NAME`.
-
-    The arguments are the options of the command.
-
-    Raises:
-        KeyboardInterrupt: the same call goes on.
-    """
-    began, console = time.monotonic(), Console()
+) -> Asked:
+    """What the options of the command ask for, checked before anything is written."""
     if source is None and hours is None and gpu_hours is None:
         hours = BENCHMARK_HOURS
-    unit = "hours" if gpu_hours is None else "gpu_hours"
-    option = f"--{unit.replace('_', '-')}"
     limit = hours if gpu_hours is None else gpu_hours
     if limit is None or (hours is not None and gpu_hours is not None):
         raise ConfigError("give one of --hours (wall clock) and --gpu-hours")
@@ -108,159 +164,204 @@ def auto(
     base = model or ("vit_b32" if images else "quickstart")
     if Path(base).is_file():
         base = str(Path(base).absolute())
-    own = _own_values(base)
-
-    # What is changed in the base, by dotted keys. One of the two limits is none.
     values: dict[str, Any] = {"search.name": name}
     values |= {"search.budget.hours": hours, "search.budget.gpu_hours": gpu_hours}
-    prepared = Path(PREPARED, name)
-    sources = dict[str, Source]()
+    asked = Asked(
+        images=images,
+        domains={},
+        name=name,
+        base=base,
+        own=_own_values(base),
+        values=values,
+        unit="hours" if gpu_hours is None else "gpu_hours",
+        limit=limit,
+        address=address or os.environ.get("RAY_ADDRESS") or None,
+        command="",
+        console=Console(),
+    )
+    words = {"--id": id_domain or "", "--ood": ",".join(ood), "--model": model or ""}
+    words |= {"--name": name, asked.option: f"{limit:g}"}
+    asked.command = _command("auto", *([images] if images else []), *_options(words))
     if images is not None:
-        sources = sources_of(Source(path=str(images)), id_domain=id_domain, ood=ood)
-        first, *others = sources
+        asked.domains = sources_of(Source(path=str(images)), id_domain=id_domain, ood=ood)
+        first, *others = asked.domains
         if id_domain is None and others:
-            raise ConfigError(f"choose one of {quoted(sources)}", key="--id")
-        values["trial.data.root"] = str(prepared.absolute())
+            raise ConfigError(f"choose one of {quoted(asked.domains)}", key="--id")
+        values["trial.data.root"] = str(asked.prepared)
         values |= {"trial.data.id_domain": first, "trial.data.ood_domains": others}
-        if not _has(own, "trial.data.suite"):
+        if not _has(asked.own, "trial.data.suite"):
             values["trial.data.suite"] = None  # a ready one is for other images
-        if "trial.steps" not in own:
+        if "trial.steps" not in asked.own:
             values["trial.steps"] = MOST_STEPS  # until the images are counted
-        if not others and not _has(own, "search.objective"):
+        if not others and not _has(asked.own, "search.objective"):
             values["search.objective"] = {"metric": ID_ACC}
-    file = _load(base, values)
-    address = address or os.environ.get("RAY_ADDRESS") or None
-    if address is None and file.search.resources.gpus_per_worker and not torch.cuda.is_available():
+    resources = asked.file.search.resources
+    if asked.address is None and resources.gpus_per_worker and not torch.cuda.is_available():
         if gpu_hours is not None:
             hint = "give --hours, or --address of a cluster"
             raise ConfigError("this machine has no GPU", key="--gpu-hours", hint=hint)
-        cpus = min(file.search.resources.cpus_per_worker, os.cpu_count() or 1)
+        cpus = min(resources.cpus_per_worker, os.cpu_count() or 1)
         without_gpu = {"workers": 1, "cpus_per_worker": cpus, "gpus_per_worker": 0}
         values |= {f"search.resources.{key}": value for key, value in without_gpu.items()}
-    check_settings(_load(base, values))
-    config = runs_folder(file.search.storage) / f"{name}.yaml"
-    words = {"--id": id_domain or "", "--ood": ",".join(ood), "--model": model or ""}
-    words |= {"--name": name, option: f"{limit:g}"}
-    command = _command("auto", *([images] if images else []), *_options(words))
+    check_settings(asked.file)
+    return asked
 
-    def announce(step: str, *words: object) -> None:
-        """Print a step with the command that does it alone."""
-        here = f"{Path.cwd()}{os.sep}"
-        show_phase(console, step, _command(*(str(word).removeprefix(here) for word in words)))
 
-    def spent() -> float:
-        """Hours since the begin."""
-        return (time.monotonic() - began) / 3600
+def auto(asked: Asked, *, again: bool = False) -> None:
+    """Prepare images, search for as many trials as fit the hours, confirm and export what won.
 
-    def write() -> None:
-        """Write the configuration, in one piece."""
-        given = {"extends": base, **nest(values)}
-        text = f"# {command}\n{yaml.safe_dump(given, sort_keys=False, allow_unicode=True)}"
-        with open_store(config.parent).write(config.name) as stream:
-            stream.write(text.encode())
+    The configuration is `NAME.yaml` beside the run folder, the images are in `prepared/NAME`.
 
-    with _alone(config, name):
-        is_planned = _is_planned(config, command)
-        _fetch_weights(file.trial, console)
+    Args:
+        asked: see `answers`.
+        again: of `confirm`.
 
-        if sources:
-            first, *others = sources
-            domains = _options({"--id": first, "--ood": ",".join(others)})
-            made = [images, prepared, *domains, "--drop-duplicates"]
-            announce("1 Prepare", "prepare", "folders", *made)
-            target = open_store(prepared.absolute())
-            bar = Console(stderr=True)
-            options = Options(drop_duplicates=True)
-            found = prepare(sources, target, options, id_domain=first, console=bar)
-            console.print(render(found), soft_wrap=True)
-            if lacking := without_split(str(prepared), sources, "test"):
-                problem = f"no test split for `confirm`: {quoted(lacking)}"
-                raise ConfigError(problem, source=prepared)
-            chosen = sizes(_load(base, values), found.domains[0].images.get("train", 0))
-            if own.keys() & {"trial.steps", "trial.epochs"}:
-                values.pop("trial.steps", None)
-                del chosen["trial.steps"], chosen["trial.eval.every"]
-            values |= chosen
-            if "trial.eval.line" not in own and (few := line_remark(_load(base, values).trial)):
-                show_phase(console, "Line", f"off: {few}")
-                values["trial.eval.line"] = "off"
-
+    Raises:
+        KeyboardInterrupt: the same call goes on.
+    """
+    with _alone(asked.config, asked.name):
+        is_planned = _is_planned(asked)
+        _fetch_weights(asked.file.trial, asked.console)
+        if asked.domains:
+            _prepare(asked)
         if not is_planned:
-            write()
-            announce("2 Zero-shot", "zero-shot", config)
-            rows, image_s = _zero_shot(_load(base, values).trial, console)
+            asked.write()
+            rows, image_s = _zero_shot(asked)
+            _plan(asked, rows, image_s)
+        run, earlier = _search(asked)
+        _confirm(asked, run, again=again)
+        exported = _export(asked, run)
 
-            announce("3 Plan", "plan", config)
-            longest = load_config(config, [f"search.budget.trials={MOST_TRIALS}"])
-            if address is None and not longest.search.resources.gpus_per_worker:
-                _check_hours(longest, limit - spent(), image_s, rows)
-            plan = plan_search(longest, address=address)
-            plan = fitting(plan, limit, spent() if unit == "hours" else 0.0)
-            console.print(render_plan(plan))
-            trial, budget = plan.file.trial, plan.file.search.budget
-            if trial.steps < longest.trial.steps:
-                fewer = f"{trial.steps} in place of {longest.trial.steps}, to fit {option}"
-                show_phase(console, "Steps", fewer)
-            values |= {"trial.steps": trial.steps, "trial.eval.every": trial.eval.every}
-            values |= {f"search.budget.{key}": getattr(budget, key) for key in ("trials", unit)}
-            by_rule = "trial.optim.lr" not in own  # a ready one's is for its own steps
-            if by_rule:
-                values["trial.optim.lr"] = first_rate(trial)
-            write()
-            if line := rate_line(load_config(config, check=False), by_rule=by_rule):
-                show_phase(console, "Rate", line)
-
-        file = load_config(config)
-        announce("4 Search", "search", config, "--resume")
-        run = earlier_run(file, config.parent)
-        earlier = 0.0  # hours of the search and of `confirm` in earlier calls
-        is_searched = False
-        if run is not None and (run / JOURNAL_FILE).is_file():
-            earlier = _used(run)["hours"]
-            is_searched = load_run(run).history.outcome == "finished"
-        if run is None or not is_searched:
-            result = search_or_resume(file, address=address)
-            run = result.run.folder
-            if result.outcome == "stopped" and result.ended_by is None:
-                raise KeyboardInterrupt
-            if result.outcome == "stopped":
-                raise MayContinue(f"{run}: {result.ended_by}; the same command goes on")
-            if result.run.best is None:
-                more = _command("resume", run.name, option, f"+{limit:g}")
-                hint = f"`{more}` and then the same command go on"
-                raise ConfigError(result.ended_by or "no trial has finished", source=run, hint=hint)
-            if result.ended_by:
-                show_phase(console, "Ended by", result.ended_by)
-        loaded = load_run(run)
-        table = leaderboard(loaded, console.width, SHOWN, seconds=loaded.history.seconds)
-        console.print(table, highlight=False)
-
-        rules = ("--rule", RULE, "--seeds", CONFIRM_SEEDS, *(["--again"] if again else ()))
-        announce("5 Confirm", "confirm", run.name, *rules)
-        confirmed = confirm(run, seeds=CONFIRM_SEEDS, rules=[RULE], again=again, address=address)
-        loaded = load_run(run)
-        concluded = loaded.conclusion
-        has_ft = bool(confirmed.values(FT, loaded.goal.objectives[0].metric))
-        if confirmed.failed and not (concluded.seeds and has_ft):
-            problem = f"{len(confirmed.failed)} trainings of `confirm` failed"
-            raise ConfigError(problem, source=run, hint="the same command tries again")
-
-        assert concluded.best is not None  # otherwise there was nothing to confirm
-        exported = run / "export"
-        announce("6 Export", "export", run.name, "--output", exported)
-        about = exported / ABOUT
-        if about.is_file() and json.loads(about.read_text())["chosen"] != why_chosen(loaded):
-            shutil.rmtree(exported)  # `confirm` has read the test splits again since
-        if not exported.is_dir():
-            export_weights(run, exported)
-
-    show_phase(console, "Result", *concluded.of_model)
-    took = earlier + spent() if unit == "hours" else _used(run)[unit]
-    show_phase(console, "Took", f"{format_hours(took)} of the {limit:g} of {option}")
+    console = asked.console
+    show_phase(console, "Result", *load_run(run).conclusion.of_model)
+    took = earlier + asked.spent() if asked.unit == "hours" else _used(run)[asked.unit]
+    show_phase(console, "Took", f"{format_hours(took)} of the {asked.limit:g} of {asked.option}")
     show_phase(console, "Report", str(page_path(run)))
     show_phase(console, "Model", str(exported))
     predict = shlex.join(["python", str(exported / "predict.py")])
     show_phase(console, "Try it", f"{predict} IMAGE ...")
+
+
+def _prepare(asked: Asked) -> None:
+    """Step 1: write the images as Parquet, and choose what follows from their number."""
+    first, *others = asked.domains
+    domains = _options({"--id": first, "--ood": ",".join(others)})
+    made = [asked.images, asked.prepared, *domains, "--drop-duplicates"]
+    asked.announce("1 Prepare", "prepare", "folders", *made)
+    target = open_store(asked.prepared)
+    bar = Console(stderr=True)
+    found = prepare(
+        asked.domains, target, Options(drop_duplicates=True), id_domain=first, console=bar
+    )
+    asked.console.print(render(found), soft_wrap=True)
+    if lacking := without_split(str(asked.prepared), asked.domains, "test"):
+        problem = f"no test split for `confirm`: {quoted(lacking)}"
+        raise ConfigError(problem, source=asked.prepared)
+    chosen = sizes(asked.file, found.domains[0].images.get("train", 0))
+    if asked.own.keys() & {"trial.steps", "trial.epochs"}:
+        asked.values.pop("trial.steps", None)
+        del chosen["trial.steps"], chosen["trial.eval.every"]
+    asked.values |= chosen
+    if "trial.eval.line" not in asked.own and (few := line_remark(asked.file.trial)):
+        show_phase(asked.console, "Line", f"off: {few}")
+        asked.values["trial.eval.line"] = "off"
+
+
+def _zero_shot(asked: Asked) -> tuple[list[Row], float]:
+    """Step 2: evaluate the zero-shot model, and time its last domain in seconds for an image."""
+    asked.announce("2 Zero-shot", "zero-shot", asked.config)
+    trial = asked.file.trial
+    with restored_state():  # frees the memory of the GPU, which trials need
+        starts: list[float] = []
+        rows = measure(trial, "val", began=lambda _: starts.append(time.monotonic()))
+        image_s = (time.monotonic() - starts[-1]) / rows[-1].images
+    title = f"{trial.model.name}, zero-shot, val splits"
+    asked.console.print(zero_shot_table(rows, title=title, id_domain=trial.data.id_domain))
+    return rows, image_s
+
+
+def _plan(asked: Asked, rows: Sequence[Row], image_s: float) -> None:
+    """Step 3: measure a trial, and write the configuration with as many as fit.
+
+    Args:
+        rows: of the zero-shot evaluation.
+        image_s: seconds that it takes for an image, on all cores.
+    """
+    asked.announce("3 Plan", "plan", asked.config)
+    longest = load_config(asked.config, [f"search.budget.trials={MOST_TRIALS}"])
+    if asked.address is None and not longest.search.resources.gpus_per_worker:
+        _check_hours(longest, asked.limit - asked.spent(), image_s, rows)
+    plan = plan_search(longest, address=asked.address)
+    plan = fitting(plan, asked.limit, asked.spent() if asked.unit == "hours" else 0.0)
+    asked.console.print(render_plan(plan))
+    trial = plan.file.trial
+    budget = plan.file.search.budget
+    if trial.steps < longest.trial.steps:
+        fewer = f"{trial.steps} in place of {longest.trial.steps}, to fit {asked.option}"
+        show_phase(asked.console, "Steps", fewer)
+    values = asked.values
+    values |= {"trial.steps": trial.steps, "trial.eval.every": trial.eval.every}
+    values |= {_TRIALS: budget.trials, f"search.budget.{asked.unit}": getattr(budget, asked.unit)}
+    by_rule = "trial.optim.lr" not in asked.own  # a ready one's is for its own steps
+    if by_rule:
+        values["trial.optim.lr"] = first_rate(trial)
+    asked.write()
+    if line := rate_line(load_config(asked.config, check=False), by_rule=by_rule):
+        show_phase(asked.console, "Rate", line)
+
+
+def _search(asked: Asked) -> tuple[Path, float]:
+    """Step 4: the run folder of the finished search, and the hours that earlier calls have used."""
+    file = load_config(asked.config)
+    asked.announce("4 Search", "search", asked.config, "--resume")
+    run = earlier_run(file, asked.config.parent)
+    earlier = 0.0
+    is_searched = False
+    if run is not None and (run / JOURNAL_FILE).is_file():
+        earlier = _used(run)["hours"]
+        is_searched = load_run(run).history.outcome == "finished"
+    if run is None or not is_searched:
+        result = search_or_resume(file, address=asked.address)
+        run = result.run.folder
+        if result.outcome == "stopped" and result.ended_by is None:
+            raise KeyboardInterrupt
+        if result.outcome == "stopped":
+            raise MayContinue(f"{run}: {result.ended_by}; the same command goes on")
+        if result.run.best is None:
+            more = _command("resume", run.name, asked.option, f"+{asked.limit:g}")
+            hint = f"`{more}` and then the same command go on"
+            raise ConfigError(result.ended_by or "no trial has finished", source=run, hint=hint)
+        if result.ended_by:
+            show_phase(asked.console, "Ended by", result.ended_by)
+    loaded = load_run(run)
+    seconds = loaded.history.seconds
+    table = leaderboard.report(loaded, asked.console.width, leaderboard.SHOWN, seconds=seconds)
+    asked.console.print(table, highlight=False)
+    return run, earlier
+
+
+def _confirm(asked: Asked, run: Path, *, again: bool) -> None:
+    """Step 5: train the best trial and plain fine-tuning with fresh seeds, and build the model."""
+    rules = ("--rule", RULE, "--seeds", CONFIRM_SEEDS, *(["--again"] if again else ()))
+    asked.announce("5 Confirm", "confirm", run.name, *rules)
+    confirmed = confirm(run, seeds=CONFIRM_SEEDS, rules=[RULE], again=again, address=asked.address)
+    loaded = load_run(run)
+    has_ft = bool(confirmed.values(FT, loaded.goal.objectives[0].metric))
+    if confirmed.failed and not (loaded.conclusion.seeds and has_ft):
+        problem = f"{len(confirmed.failed)} trainings of `confirm` failed"
+        raise ConfigError(problem, source=run, hint="the same command tries again")
+
+
+def _export(asked: Asked, run: Path) -> Path:
+    """Step 6: write the model for open_clip, anew if another one is the model since."""
+    exported = run / "export"
+    asked.announce("6 Export", "export", run.name, "--output", exported)
+    about = exported / ABOUT
+    if about.is_file() and json.loads(about.read_text())["chosen"] != why_chosen(load_run(run)):
+        shutil.rmtree(exported)
+    if not exported.is_dir():
+        export_weights(run, exported)
+    return exported
 
 
 def _folder_of_images(source: str | None) -> Path | None:
@@ -299,17 +400,6 @@ def _fetch_weights(trial: TrialConfig, console: Console) -> None:
     without = "`--model quickstart` needs no download"
     show_phase(console, "Weights", f"{what}: {megabytes:,.0f} MB, downloaded once; {without}")
     check_model(model)
-
-
-def _zero_shot(trial: TrialConfig, console: Console) -> tuple[list[Row], float]:
-    """Evaluate the zero-shot model, and time its last domain in seconds for an image."""
-    with restored_state():  # frees the memory of the GPU, which trials need
-        starts: list[float] = []
-        rows = measure(trial, "val", began=lambda _: starts.append(time.monotonic()))
-        image_s = (time.monotonic() - starts[-1]) / rows[-1].images
-    title, id_domain = f"{trial.model.name}, zero-shot, val splits", trial.data.id_domain
-    console.print(zero_shot_table(rows, title=title, id_domain=id_domain))
-    return rows, image_s
 
 
 def sizes(file: SearchFile, images: int) -> dict[str, int]:
@@ -400,21 +490,20 @@ def _used(run: Path) -> dict[str, float]:
     return {unit: sum(part[unit] for part in parts) for unit in ("hours", "gpu_hours")}
 
 
-def _load(base: str, values: Mapping[str, Any]) -> SearchFile:
-    return load_config(base, [f"{k}={json.dumps(v)}" for k, v in values.items()], check=False)
-
-
-def _is_planned(config: Path, command: str) -> bool:
+def _is_planned(asked: Asked) -> bool:
     """Whether the configuration, which must be of the same command, has its trials."""
-    text = config.read_text(encoding="utf-8") if config.is_file() else ""
-    if text and not text.startswith("# lipsum-tune auto "):
+    config = asked.config
+    if not config.is_file():
+        return False
+    was, *_ = config.read_text(encoding="utf-8").splitlines() or [""]
+    if not was.startswith(f"{_FIRST}{_command('auto')} "):
         hint = "give another --name"
         raise ConfigError("this file would be overwritten", source=config, hint=hint)
-    if not re.search(r"^ +trials:", text, re.MULTILINE):
+    if _TRIALS not in flat(read_yaml(config)):
         return False
-    if (was := text.partition("\n")[0].lstrip("# ")) != command:
+    if (command := was.removeprefix(_FIRST)) != asked.command:
         problem = "this name is taken by another command"
-        hint = f"give another --name, or run {was!r} to go on"
+        hint = f"give another --name, or run {command!r} to go on"
         raise ConfigError(problem, source=config, hint=hint)
     return True
 

@@ -1,11 +1,13 @@
 """Are trainings unchanged between commits? `python -m tests.benchmarks.same_trials COMMIT [COMMIT]`
 
-Runs the quickstart of two commits one after the other on this machine, in work trees and caches of
-their own with the packages of this environment. The second is by default HEAD, and a run folder of
-an earlier call may stand for either. Compares all metrics of the reference and of the trials at
-given points to the last digit; costs and rates are left out. The status is 1 if one differs. A
-metric that only one commit has is named and does not count. With `--set trial.steps=12
-trial.eval.every=12` it is a quicker look.
+Runs a ready configuration of two commits one after the other on this machine, in work trees and
+caches of their own with the packages of this environment. The second is by default HEAD, and a run
+folder of an earlier call may stand for either. Compares all metrics of the reference and of the
+trials at given points to the last digit; costs and rates are left out. The status is 1 if one
+differs. A metric that only one commit has is named and does not count. With `--set trial.steps=12
+trial.eval.every=12` it is a quicker look. A point of each method:
+
+    same_trials COMMIT --config methods --set search.prior.points=1 search.budget.trials=16
 """
 
 import argparse
@@ -21,19 +23,19 @@ GIVEN = 4
 OF_TIME = ("cost/", "train/images_per_s")
 
 
-def search(commit, out, changes):
-    """The run folder of the quickstart at that commit, with other values for keys."""
+def search(commit, config, out, changes):
+    """The run folder of a ready configuration at that commit, with other values for keys."""
     folder = out / commit
-    run = folder / "runs" / "quickstart"
+    run = folder / "runs" / config
     if not run.is_dir():
         tree = folder / "tree"
         git = ["git", "-C", str(ROOT), "worktree"]
         subprocess.run([*git, "add", "--detach", str(tree), commit], check=True)
         try:
             changes = [f"search.budget.trials={GIVEN}", *changes]
-            changes += [f"search.storage={run.parent.absolute()}"]
+            changes += [f"search.storage={run.parent.absolute()}", f"search.name={config}"]
             options = [word for change in changes for word in ("--set", change)]
-            command = [sys.executable, "-m", "tuning", "search", "quickstart", *options]
+            command = [sys.executable, "-m", "tuning", "search", config, *options]
             env = os.environ | {"PYTHONPATH": str(tree.absolute())}
             env |= {"XDG_CACHE_HOME": str((folder / "cache").absolute())}
             subprocess.run(command, cwd=tree, env=env, check=True)
@@ -85,6 +87,7 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("first", help="commit, or run folder")
     parser.add_argument("second", nargs="?", default="HEAD", help="commit, or run folder")
+    parser.add_argument("--config", default="quickstart", help="name of a ready configuration")
     parser.add_argument("--out", type=Path, default=Path("build/same_trials"))
     parser.add_argument("--set", nargs="+", default=[], metavar="KEY=VALUE", dest="changes")
     arguments = parser.parse_args()
@@ -94,7 +97,7 @@ def main():
             runs.append(Path(name))
         else:
             commit = subprocess.check_output(["git", "rev-parse", "--short=8", name], text=True)
-            runs.append(search(commit.strip(), arguments.out, arguments.changes))
+            runs.append(search(commit.strip(), arguments.config, arguments.out, arguments.changes))
     equal, different, alone = compared(*map(trainings, runs))
     print(*different, sep="\n")
     if alone:

@@ -25,7 +25,7 @@ from trainers.data.dataset import ImageDataset
 from trainers.errors import ConfigError
 from trainers.overrides import merge
 from tuning import auto as module
-from tuning.auto import auto, fitting, sizes
+from tuning.auto import answers, fitting, sizes
 from tuning.cli import app, run_command
 from tuning.config.recorded import FREE, differences
 from tuning.config.schema import SearchFile
@@ -124,7 +124,7 @@ def test_wrong_input_is_refused_before_anything_is_written(tmp_path, options, pr
     for domain in ("photo", "sketch"):
         (tmp_path / "shop" / domain / "cat").mkdir(parents=True)
     with pytest.raises(ConfigError, match=problem):
-        auto(**{"source": "shop", "id_domain": "photo", **options})
+        answers(**{"source": "shop", "id_domain": "photo", **options})
     assert [path.name for path in tmp_path.iterdir()] == ["shop"]
 
 

@@ -254,14 +254,15 @@ def auto(
     Example: lipsum-tune auto /data/shop --id studio --ood street,sketch --gpu-hours 24
     """
     # Imported here, since torch, Ray and MLflow take seconds to import.
-    from tuning.auto import auto as run_auto
+    from tuning import auto as walk
     from tuning.log.errors import resumable
 
     with _stopped("the same command goes on"), resumable("the same command goes on"):
-        run_auto(
+        asked = walk.answers(
             data, id_domain=id_, ood=names(ood), model=model, hours=hours,
-            gpu_hours=gpu_hours, name=name, again=again, address=address,
+            gpu_hours=gpu_hours, name=name, address=address,
         )  # fmt: skip
+        walk.auto(asked, again=again)
 
 
 @contextmanager
