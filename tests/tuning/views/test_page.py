@@ -2,6 +2,7 @@ import json
 import math
 import re
 from dataclasses import replace
+from unittest.mock import Mock
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -17,6 +18,7 @@ from tuning.config.objectives import Objective, parse_constraint
 from tuning.log.journal import Journal
 from tuning.log.paths import results_path
 from tuning.log.records import TESTED, Candidate, Model
+from tuning.results.conclusion import conclusion
 from tuning.results.goal import Goal
 from tuning.results.model import chosen_event
 from tuning.views.changed_images import Changed
@@ -180,8 +182,12 @@ def test_the_weight_of_the_regulariser_has_a_log_colour_bar():
 
 
 @pytest.mark.parametrize("is_confirmed", [False, True])
-def test_everything_names_one_model(is_confirmed, images_root, tmp_path):
-    """Before `confirm`, untuned FT is higher than all trials; after it, the second trial is."""
+def test_everything_names_one_model(is_confirmed, images_root, tmp_path, monkeypatch):
+    """Before `confirm`, untuned FT is higher than all trials; after it, the second trial is.
+
+    All take it from one conclusion, which the run makes once."""
+    conclude = Mock(wraps=conclusion)
+    monkeypatch.setattr("tuning.run.conclusion", conclude)
     trials = [trial(0, 80.0, 60.0), trial(1, 79.0, 60.0)]
     folder = write_run(tmp_path / "mine", search_file(images_root), [fakes.reference(), *trials])
     best, label = "ft", "untuned FT"
@@ -202,6 +208,7 @@ def test_everything_names_one_model(is_confirmed, images_root, tmp_path):
     rows = pq.read_table(folder / "trials.parquet").to_pylist()
     assert [row["trial_id"] for row in rows if row["is_best"]] == [best]
     assert run.best.trial_id == best
+    conclude.assert_called_once_with(run)
     (beside,) = re.findall("^best .*", printed(comparison([folder, folder]), 200), re.MULTILINE)
     assert beside.count(label) == 2
     shown = [row[1] for row in rows_of(page) if row[1].startswith("trial")]
