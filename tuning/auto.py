@@ -449,20 +449,25 @@ def fitting(plan: Plan, limit: float, spent: float = 0.0) -> Plan:
         if parts > 1:
             trial = with_overrides(file.trial, _steps(steps // parts), "auto")
             plan = replace(plan, file=file.model_copy(update={"trial": trial}))
-        left = limit - spent - plan.confirm_price.of(unit)
-        trials = plan.trials_within(left, unit, MOST_TRIALS)
-        if trials >= LEAST_TRIALS:
-            update = {"trials": trials, unit: float(f"{left:.3g}")}
-            budget = file.search.budget.model_copy(update=update)
-            search = file.search.model_copy(update={"budget": budget})
-            return replace(plan, file=plan.file.model_copy(update={"search": search}))
-    least = plan.price("", LEAST_TRIALS + len(file.search.references)).of(unit)
-    needs = limit - left + least
-    needed = f"{format_hours(needs)} {'hours' if unit == 'hours' else 'GPU-hours'}"
-    problem = f"{LEAST_TRIALS} trials of {steps // 4} steps and confirm need {needed}"
+        for trials in range(MOST_TRIALS, LEAST_TRIALS - 1, -1):
+            fitted = _with_budget(plan, trials=trials)
+            left = limit - spent - fitted.confirm_price.of(unit)
+            needed = fitted.price("", trials + len(file.search.references)).of(unit)
+            if needed <= left:
+                return _with_budget(fitted, **{unit: float(f"{left:.3g}")})
+    needs = limit - left + needed
+    hours = f"{format_hours(needs)} {'hours' if unit == 'hours' else 'GPU-hours'}"
+    problem = f"{LEAST_TRIALS} trials of {steps // 4} steps and confirm need {hours}"
     option = f"--{unit.replace('_', '-')}"
     hint = f"give {option} {format_hours(1.2 * needs)} or more"
     raise ConfigError(problem, key=option, value=limit, hint=hint)
+
+
+def _with_budget(plan: Plan, **changes: float) -> Plan:
+    search = plan.file.search
+    budget = search.budget.model_copy(update=changes)
+    search = search.model_copy(update={"budget": budget})
+    return replace(plan, file=plan.file.model_copy(update={"search": search}))
 
 
 def _steps(steps: int) -> dict[str, int]:

@@ -8,10 +8,10 @@ files of one trial are those of `trainers.checkpoints.storage`.
 
 Files of a trial that runs, or may run again, are not touched here; while it trains, `save` in
 `trainers/ray_trainer.py` keeps the newest alone. When a trial ends, it is decided what stays of
-it. A pruned or failed trial loses all its files. A finished one keeps its newest weights while it
-is the current choice of a selection rule, one of the `search.checkpoints.keep_top` best by the
-objective, the first trial, or a reference. So the disk holds a few weights, however many trials
-there are.
+it. A pruned or failed trial loses all its files. A finished one keeps its newest weights, of which
+`confirm` builds the model, while it is one of the `search.checkpoints.keep_top` best and there is
+room for it in `search.checkpoints.gigabytes`: the worst go first. What a selection rule chooses,
+the first trial and references stay in any case.
 
 The files are compared with these rules once trials have ended. So whatever could not be removed,
 was left by a killed driver, or was written again while a trial was being stopped, goes at the next
@@ -21,16 +21,20 @@ end.
 from __future__ import annotations
 
 import logging
+import math
+import shutil
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from functools import cache
 from pathlib import Path
+from typing import Final
 
 from trainers.checkpoints import storage
 from trainers.checkpoints.format import STATE, WEIGHTS
 from trainers.checkpoints.storage import newest_checkpoint
 from trainers.data.store import Store, open_store
 from trainers.errors import system_words
+from tuning.config.schema import CheckpointsConfig
 from tuning.log.paths import trial_path
 from tuning.log.records import TrialRecord
 from tuning.results.goal import Goal
@@ -41,10 +45,17 @@ from tuning.run import Run
 _warn_once = cache(logging.getLogger(__name__).warning)
 
 
+DISK_BYTES: Final = 50e9
+"""Most that weights take of a disk if no limit is given, unless half of what is free is less."""
+
+
 def kept_trials(
-    goal: Goal, finished: Iterable[TrialRecord], keep_top: int = 0
+    goal: Goal, finished: Iterable[TrialRecord], keep_top: int | None = 0
 ) -> dict[str, TrialRecord]:
-    """The finished trials whose weights are kept, by name.
+    """The finished trials whose weights are kept if there is room, by name.
+
+    Args:
+        keep_top: number of best trials; None for all. With 0, those that stay in any case.
 
     To decide about another trial, these and the other trial are enough, as long as any trial meets
     the constraints: see `_if_bounds_move`.
@@ -88,7 +99,7 @@ class KeptWeights:
     It does not raise. What cannot be removed is logged once, and tried again when a trial ends.
 
     Args:
-        keep_top: see `kept_trials`.
+        limits: number and size of the weights that stay.
         goal: by default that of the run.
         save: called for each trial that has ended, before any of its files go. After an OSError,
             which is logged, they stay for now.
@@ -97,12 +108,13 @@ class KeptWeights:
     def __init__(
         self,
         train: Store,
-        keep_top: int = 0,
+        limits: CheckpointsConfig,
         goal: Goal | None = None,
         save: Callable[[TrialRecord], object] = lambda record: None,
     ) -> None:
         self._train = train
-        self._keep_top = keep_top
+        self._limits = limits
+        self._sizes: dict[str, int] = {}  # of the weights of trials, in bytes
         self._goal = goal
         self._save = save
         self._ended: set[str] = set()
@@ -118,9 +130,48 @@ class KeptWeights:
             for name, record in finals.items()
             if record.outcome == "finished" and (name in self._kept or name not in self._ended)
         ]
-        self._kept = {*kept_trials(self._goal or run.goal, candidates, self._keep_top)}
+        self._kept = self._with_room(self._goal or run.goal, candidates)
         self._ended = {*finals}
         self._clean()
+
+    def _with_room(self, goal: Goal, candidates: Sequence[TrialRecord]) -> set[str]:
+        """The trials whose weights stay: those that must, then the best, as long as there is room.
+
+        A disk that others fill leaves less of it.
+        """
+        kept = {*kept_trials(goal, candidates)}
+        best = kept_trials(goal, candidates, self._limits.most_kept)
+        held = {name: self._size(name) for name in best}
+        room = self._room(sum(held.values())) - sum(held[name] for name in kept)
+        for record in ranked(goal, best.values()):
+            name = record.trial_id
+            if name not in kept:
+                room -= held[name]
+                if room < 0:
+                    break
+                kept.add(name)
+        return kept
+
+    def _size(self, trial_id: str) -> int:
+        """Bytes of a trial's weights."""
+        if trial_id not in self._sizes:
+            with suppress(OSError):
+                files = self._train.list(trial_path(trial_id), recursive=True)
+                sizes = [file.size for file in files if file.base_name == WEIGHTS]
+                self._sizes[trial_id] = max(sizes, default=0)
+        return self._sizes.get(trial_id, 0)
+
+    def _room(self, held: int) -> float:
+        """Most bytes of all weights that stay, of which so many are there."""
+        if self._limits.gigabytes is not None:
+            return 1e9 * self._limits.gigabytes
+        if not self._train.is_local:
+            return math.inf
+        try:
+            free = shutil.disk_usage(self._train.local_path()).free
+        except OSError:  # no trial has begun
+            return DISK_BYTES
+        return min(DISK_BYTES, (free + held) / 2)
 
     def _is_done(self, record: TrialRecord) -> bool:
         if not record.is_final:

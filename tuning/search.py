@@ -272,7 +272,7 @@ def continue_search(
             MlflowView(uri),  # uploads them
             *dashboard,  # the client of a database may wait for minutes
         )
-        weights = KeptWeights(session.checkpoints, file.search.checkpoints.keep_top)
+        weights = KeptWeights(session.checkpoints, file.search.checkpoints)
         follower = Follower(views, journal, weights)
         callbacks = (follower, session.progress, *options.callbacks)
         references = [TrialRecord(name, -1, "reference", {}) for name in file.search.references]

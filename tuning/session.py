@@ -123,7 +123,7 @@ class Session:
         self.journal.zero_shot(found)
         return found
 
-    def call(self, function: Callable[..., T], *arguments: Any) -> T:
+    def call(self, function: Callable[..., T], *arguments: Any, alone: bool = False) -> T:
         """The result of a function where trials run, see `call_where_trials_run`."""
         return call_where_trials_run(
             function,
@@ -131,6 +131,7 @@ class Session:
             resources=self.file.search.resources,
             call=self.watch.call,
             here=self.is_own_ray,
+            alone=alone,
         )
 
     def run(

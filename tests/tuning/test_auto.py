@@ -52,8 +52,13 @@ def plan_of(steps=900, gpus=0, **budget):
     return Plan(file, 2, setup_s=60, start_s=2, step_s=1, save_s=0, rung_s=5, eval_s=9)
 
 
-MODEL_S = (4 + 4 + 2) * 9
-"""A soup of four trials and four trainings of `confirm`, and the test on twice as many images."""
+def model_s(trials):
+    """Means of the weights of the trials, of FT and of two trainings of `confirm` for each seed,
+    and the test on twice as many images."""
+    trainings = trials + 1 + 2 * CONFIRM_SEEDS
+    firsts = sum(number < trainings for number in (2, 3, 5, 8, 12, 20, 32)) + 1
+    greedy, line = trainings - 2, 5
+    return (firsts + greedy + line + 2) * 5
 
 
 def full(steps, last=9):
@@ -62,7 +67,7 @@ def full(steps, last=9):
 
 def test_as_many_trials_as_fit_beside_confirm_and_the_reference():
     # Two trainings per seed, two at once; the test images are twice those of validation.
-    confirm = 60 + CONFIRM_SEEDS * full(900, last=27) + MODEL_S
+    confirm = 60 + CONFIRM_SEEDS * full(900, last=27) + model_s(7)
     rounds = 60 + 4 * full(900)  # plain fine-tuning and seven trials
     found = fitting(plan_of(), (confirm + rounds) / 3600 + 0.001, spent=0.0005)
     assert found.file.search.budget.trials == 7
@@ -73,14 +78,17 @@ def test_as_many_trials_as_fit_beside_confirm_and_the_reference():
 
 def test_gpu_hours_are_those_of_all_gpus():
     trials = fitting(plan_of(gpus=1, gpu_hours=9), 9.0).file.search.budget
-    confirm = 2 * CONFIRM_SEEDS * full(900, last=27) + MODEL_S
-    assert trials.trials == (9 * 3600 - confirm) // full(900) - 1
-    assert (trials.hours, trials.gpu_hours) == (None, pytest.approx(9 - confirm / 3600, rel=0.01))
+    confirm = [2 * CONFIRM_SEEDS * full(900, last=27) + model_s(number) for number in range(41)]
+    prices = [of + (number + 1) * full(900) for number, of in enumerate(confirm)]
+    number = sum(price <= 9 * 3600 for price in prices) - 1
+    assert 6 < trials.trials == number < 40
+    left = 9 - confirm[number] / 3600
+    assert (trials.hours, trials.gpu_hours) == (None, pytest.approx(left, rel=0.01))
 
 
 def test_trials_are_shorter_before_they_are_too_few():
     needed = [
-        2 * 60 + CONFIRM_SEEDS * full(steps, last=27) + MODEL_S + 4 * full(steps)
+        2 * 60 + CONFIRM_SEEDS * full(steps, last=27) + model_s(6) + 4 * full(steps)
         for steps in (900, 450, 225)
     ]
     for steps, seconds in zip((900, 450, 225), needed, strict=True):
@@ -271,8 +279,8 @@ def test_shorter_trials_have_the_first_learning_rate_of_their_steps(own, rate, m
     monkeypatch.setattr(module, "LEAST_STEPS", 900)
     monkeypatch.setattr(module, "_check_hours", lambda *_: None)
     monkeypatch.setattr(module, "search_or_resume", stop)
-    short = 2 * 60 + 2 * full(225, last=27) + 4 * full(225)
-    said = invoke(*SHOP[:-1], str((short + 900) / 3600)).output
+    short = 2 * 60 + CONFIRM_SEEDS * full(225, last=27) + 4 * full(225) + model_s(6)
+    said = invoke(*SHOP[:-1], str((short + 600) / 3600)).output
     assert "Steps       225 in place of" in said
     written = yaml.safe_load(Path("runs/shop.yaml").read_text())["trial"]
     assert written["steps"] == 225

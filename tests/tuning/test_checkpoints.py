@@ -1,7 +1,9 @@
 """Files of a search that never ran: which of them exist after each event."""
 
 import random
+import shutil
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -12,6 +14,7 @@ from trainers.checkpoints.format import STATE, WEIGHTS, Header, Progress, save_c
 from trainers.data.store import open_store
 from tuning.checkpoints import KeptWeights, kept_trials
 from tuning.config.objectives import Objective, parse_constraint
+from tuning.config.schema import CheckpointsConfig
 from tuning.log.paths import TRAIN_FOLDER, trial_path
 from tuning.log.records import TrialRecord
 from tuning.results.ranking import best_trial, pareto_front
@@ -52,10 +55,11 @@ def with_state(run_folder):
 class Search:
     """The records of a search that never ran, and its weights."""
 
-    def __init__(self, search, earlier=(), keep_top=0):
+    def __init__(self, search, earlier=(), **limits):
         self.search, self.records = search, {r.trial_id: r for r in earlier}
         self.folder = search.folder
-        self.weights = KeptWeights(open_store(self.folder / TRAIN_FOLDER), keep_top)
+        limits = CheckpointsConfig(**{"keep_top": 0, **limits})
+        self.weights = KeptWeights(open_store(self.folder / TRAIN_FOLDER), limits)
         self.write()
 
     def write(self, *records, is_over=False):
@@ -139,6 +143,36 @@ def test_choices_and_the_best_have_their_weights(tmp_path, lines, keep_top):
         best = {r.trial_id for r in ranked_by_hand(search.goal, trials[:number])[:keep_top]}
         assert on_disk(tmp_path) == best | chosen_by_any(search.goal, trials[:number])
     assert kept_trials(search.goal, trials, keep_top).keys() == on_disk(tmp_path)
+
+
+@pytest.fixture
+def size(tmp_path):
+    """Bytes of the weights that `write_checkpoint` writes."""
+    checkpoint = write_checkpoint(tmp_path / "other", "trial-000")
+    return (checkpoint / WEIGHTS).stat().st_size
+
+
+@pytest.mark.parametrize("is_given", [True, False])
+def test_the_worst_go_first_where_there_is_no_room_for_all(tmp_path, size, is_given, monkeypatch):
+    """A limit of ten sets of weights, or half of a disk of twenty that only these fill."""
+
+    def usage(folder):
+        return SimpleNamespace(free=20 * size - len(on_disk(tmp_path)) * size)
+
+    monkeypatch.setattr(shutil, "disk_usage", usage)
+    search = constrained(tmp_path)
+    run = Search(search, keep_top="all", gigabytes=10.5 * size / 1e9 if is_given else None)
+    trials = random_trials(30, seed=0)
+    in_any_case = set()
+    for number, record in enumerate(trials, 1):
+        run.run(record)
+        in_any_case |= chosen_by_any(search.goal, trials[:number])
+        order = [r.trial_id for r in ranked_by_hand(search.goal, trials[:number])]
+        kept = on_disk(tmp_path)
+        assert len(kept) >= min(number, 9 if is_given else 8)
+        assert len(kept) <= 11
+        best = {name for name in order if name in kept - in_any_case}
+        assert best == set([name for name in order if name not in in_any_case][: len(best)])
 
 
 @pytest.mark.parametrize("seed", range(2))

@@ -31,7 +31,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Final, Literal, NamedTuple, TypeAlias
+from typing import Any, Final, Literal, TypeAlias
 
 import torch
 from torch import Tensor
@@ -179,6 +179,20 @@ def build(
     ]
 
 
+def most_evaluations(trainings: int, *, has_line: bool) -> int:
+    """The most sets of weights that `build` evaluates, of so many trainings of one method.
+
+    Args:
+        has_line: whether points and ends are different weights.
+    """
+    if trainings < 2:
+        return trainings if has_line else 0
+    firsts = len({*(k for k in FIRST if k < trainings), trainings})
+    greedy = trainings - 2  # the mean of the first two is among them
+    means = firsts + greedy
+    return (trainings + 2 * means if has_line else means) + len(LINE)
+
+
 def make_and_test(
     recipe: Recipe, target: str, metrics: Metrics, split: str, device: Device = None
 ) -> tuple[dict[str, float], bytes]:
@@ -295,30 +309,6 @@ def _kinds(stored: Iterable[Stored]) -> list[list[Stored]]:
         kind = one.config.model_dump_json(), header.class_names, shapes
         groups.setdefault(kind, []).append(one)
     return [*groups.values()]
-
-
-class Soup(NamedTuple):
-    """A greedy soup."""
-
-    used: tuple[int, ...]
-    """Indices of its ingredients."""
-    metrics: Metrics
-    """Of the validation splits."""
-
-
-def greedy_soup(
-    config: TrialConfig,
-    folders: Sequence[str],
-    first: Metrics,
-    merit: Callable[[Metrics], Any],
-    device: Device = None,
-) -> Soup:
-    """Average checkpoints with the same tensors, the best first, whose metrics are `first`."""
-    stored = [Stored(folder, config, str(index), first) for index, folder in enumerate(folders)]
-    singles = [Candidate("single", False, (one,), metrics=first) for one in stored]
-    with _Evaluation.of(stored, device) as evaluation:
-        soup = _greedy_soup(evaluation, singles, Criterion(merit, lambda _: 0.0))
-    return Soup(tuple(int(one.method) for one in soup.trainings), soup.metrics)
 
 
 @contextmanager

@@ -76,6 +76,8 @@ def _model(again: Confirmation, run: Run) -> Document | None:
     return {
         "made_of": made_of(model),
         "kind": model.chosen.kind,
+        "of_ends": model.chosen.of_ends,
+        "line": model.chosen.line,
         "trainings": model.chosen.trainings,
         "metrics": model.test,
         "findings": [{"label": one.label, "metrics": one.values} for one in found],

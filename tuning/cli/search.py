@@ -188,8 +188,8 @@ def confirm(
     """Train the chosen trials again with fresh seeds, build the model, and test both, once.
 
     Each chosen trial and plain fine-tuning is trained with every seed. The model is the best set of
-    weights by the whole validation splits: one that the search or `confirm` has trained and kept,
-    their soup, or the zero-shot model. `export` writes it.
+    weights by the whole validation splits: one that the search or `confirm` has trained and kept, a
+    mean of these, or the zero-shot model. `export` writes it.
 
     Example: lipsum-tune confirm quickstart --rule objective --seeds 3
     """

@@ -34,6 +34,7 @@ FREE: Final = (
     "search.budget",
     "search.resources",
     "search.tracking",
+    "search.checkpoints.gigabytes",
     "search.checkpoints.keep_top",
     *(f"trial.data.{key}" for key in ELSEWHERE),
 )

@@ -116,10 +116,18 @@ class CheckpointsConfig(Frozen):
     storage: str | None = None
     """A folder or URL (`s3://bucket/x`) that all nodes reach; each search gets a folder in it. null
     is the run folder. The run folder itself must be on a disk: buckets cannot append to files."""
-    keep_top: int = Field(default=4, ge=0, le=1_000_000)
+    keep_top: Annotated[int, Field(ge=0, le=1_000_000)] | Literal["all"] = "all"
     """Keep the weights of so many best trials, and `confirm` of so many of its best trainings: it
-    may build the model of them. Those that a selection rule may choose, the first trial and the
+    builds the model of them. Those that a selection rule may choose, the first trial and the
     references stay in any case."""
+    gigabytes: float | None = Field(default=None, gt=0, le=1e9)
+    """Limit of these weights (10^9 bytes), for the search and for `confirm` each: the worst go
+    first. null is 50, or half of what is free on the disk if that is less; in a bucket no limit."""
+
+    @property
+    def most_kept(self) -> int | None:
+        """`keep_top` as a number; None for all."""
+        return None if self.keep_top == "all" else self.keep_top
 
     @field_validator("storage")
     @classmethod

@@ -225,8 +225,8 @@ def _train_and_build(
         save = partial(keep_predictions, run.folder, session.checkpoints)
         # Weights that may become the model stay, so bounds are those of its goal.
         goal = model_goal(run) or run.goal
-        keep_top = run.file.search.checkpoints.keep_top
-        weights = KeptWeights(session.checkpoints, keep_top, goal, save)
+        limits = run.file.search.checkpoints
+        weights = KeptWeights(session.checkpoints, limits, goal, save)
         if points:
             _, outcome = session.run(
                 replace(journal.history(), records=tuple(earlier)),

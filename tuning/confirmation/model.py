@@ -12,19 +12,18 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from trainers.checkpoints.format import whole_header
-from trainers.config import TrialConfig
 from trainers.data.store import Store, open_store
 from trainers.errors import listed, storage_failures
 from trainers.evaluation.metrics import metric_names
 from trainers.ray_trainer import location
-from trainers.weights.means import Recipe, evaluation_config, greedy_soup, make_and_test
+from trainers.weights import means
 from tuning.checkpoints import kept_checkpoint, kept_trials, remove_folder
 from tuning.log.folder import config_of
 from tuning.log.paths import predictions_path
-from tuning.log.records import METHOD_KEY, TESTED, ZERO_SHOT, Candidate, Model, TrialRecord
+from tuning.log.records import METHOD_KEY, TESTED, Chosen, Model, TrialRecord
 from tuning.results.estimates import SPLIT, results_of
 from tuning.results.goal import Goal
-from tuning.results.model import choose, chosen_event, made_of, model_folder, model_goal
+from tuning.results.model import chosen_event, made_of, model_folder, model_goal
 from tuning.results.ranking import finished_trials
 from tuning.run import Run
 from tuning.session import Session
@@ -52,7 +51,7 @@ class ModelBuilder:
     def __init__(self, session: Session, run: Run) -> None:
         self._session = session
         self._run = run
-        self._keep_top = run.file.search.checkpoints.keep_top
+        self._limits = run.file.search.checkpoints
         self._searched = {r.trial_id: r for r in run.records if r.outcome == "finished"}
         confirmed = session.journal.history()
         self._models = confirmed.models
@@ -82,28 +81,46 @@ class ModelBuilder:
         goal = model_goal(self._run)
         if goal is None:
             return
-        candidates = self._singles(goal)
-        if goal.metrics <= set(metric_names(self._run.file.trial.data)):
-            show_phase(self._session.console, "Model", "evaluating means of weights")
-            candidates += self._soup(goal, candidates)
-        else:
+        stored = {name: self._stored(name) for name in self._names(goal)}
+        candidates = [means.Candidate("single", False, (), metrics=self._run.goal.zero_shot)]
+        criterion = means.Criterion(goal.merit, goal.nll_in)
+        evaluations = 0
+        if not goal.metrics <= {*metric_names(self._run.file.trial.data)}:
             read = listed(sorted(goal.metrics))
             self._notes.append(f"no mean of weights: only a training reports all of {read}")
-        candidates.append(Candidate("single", ZERO_SHOT, self._run.goal.zero_shot))
-        chosen = choose(goal, candidates)
+            candidates += [
+                means.Candidate("single", False, (one,), metrics=one.metrics)
+                for one in stored.values()
+            ]
+        elif stored:
+            what = f"evaluating means of the weights of {len(stored)} trainings"
+            show_phase(self._session.console, "Model", what)
+            (built,) = self._session.call(means.build, [*stored.values()], [criterion], alone=True)
+            candidates += built.candidates
+            evaluations = built.evaluations
+        best = criterion.best(candidates)
+        names = {one.folder: name for name, one in stored.items()}
+        trainings = tuple(self._training(names[one.folder], best) for one in best.trainings)
+        chosen = Chosen(best.kind, best.metrics, trainings, best.of_ends, best.line)
         number = len(self._models) + 1
         finished = len(finished_trials(self._searched.values()))
         model = Model(number, chosen, finished, tuple(self._notes))
+        compared = [
+            (c.kind, c.of_ends, c.line, len(c.trainings), *goal.merit(c.metrics))
+            for c in candidates
+        ]
+        self._session.journal.model(chosen_event(model, compared, evaluations))
         recipe = self._recipe(chosen)
-        assert recipe is not None  # its weights were found a moment ago
-        self._session.journal.model(chosen_event(model, goal, candidates))
+        assert recipe is not None  # its weights were read a moment ago
         self._test(model, recipe)
 
-    def _test(self, model: Model, recipe: Recipe) -> None:
+    def _test(self, model: Model, recipe: means.Recipe) -> None:
         show_phase(self._session.console, "Model", f"testing {made_of(model)}")
         folder = model_folder(self._run, model.number)
         target, metrics = location(folder), model.chosen.metrics
-        found, predictions = self._session.call(make_and_test, recipe, target, metrics, SPLIT)
+        found, predictions = self._session.call(
+            means.make_and_test, recipe, target, metrics, SPLIT, alone=True
+        )
         path = predictions_path(self._run.folder, model.training)
         with open_store(path.parent).write(path.name) as file:
             file.write(predictions)
@@ -112,47 +129,50 @@ class ModelBuilder:
         for number in range(1, model.number):
             remove_folder(model_folder(self._run, number).url)
 
-    def _singles(self, goal: Goal) -> list[Candidate]:
-        """All single sets of kept weights, those of the search first."""
-        validation = {*metric_names(self._run.file.trial.data), *goal.metrics}
-        found = []
+    def _names(self, goal: Goal) -> list[str]:
+        """The trainings whose weights are kept, those of the search first."""
+        names: list[str] = []
         for records in (self._searched, self._confirmed):
-            expected = kept_trials(goal, records.values(), self._keep_top)
-            for name, record in records.items():
-                if self._kept(name) is not None:
-                    known = {n: v for n, v in record.metrics.items() if n in validation}
-                    found.append(Candidate("single", name, known, (self._training(record),)))
-                elif name in expected:
-                    self._notes.append(f"the weights of {name} are gone")
-        return found
+            expected = kept_trials(goal, records.values(), self._limits.most_kept)
+            kept = [name for name in records if self._kept(name) is not None]
+            gone = [name for name in expected if name not in kept]
+            if gone:
+                self._notes.append(f"the weights of {listed(gone)} are gone")
+            names += kept
+        return names
 
-    def _soup(self, goal: Goal, singles: list[Candidate]) -> list[Candidate]:
-        """The greedy soup of the weights that meet the constraints, if it has two or more.
+    def _stored(self, name: str) -> means.Stored:
+        """The weights of a training, which are there, and what was measured of them."""
+        record = self._record(name)
+        checkpoint = self._kept(name)
+        assert checkpoint is not None
+        shapes = whole_header(checkpoint).shapes
+        trains_text = any(weight.startswith("text.") for weight in shapes)
+        config = config_of(self._run.file, record)
+        goal = model_goal(self._run) or self._run.goal
+        validation = {*metric_names(config.data), *goal.metrics}
+        return means.Stored(
+            folder=location(checkpoint),
+            config=means.evaluation_config(config, trains_text=trains_text),
+            method=self._run.method(record),
+            metrics={n: value for n, value in record.metrics.items() if n in validation},
+            point=record.metrics.get("line/a", 1.0),
+        )
 
-        Weights that cannot be averaged with the best ones are left out.
-        """
-        ordered = sorted(singles, key=lambda one: goal.merit(one.metrics), reverse=True)
-        meeting = [one for one in ordered if not goal.missed(one.metrics)]
-        kinds = [self._kind(one.name) for one in meeting]
-        used = [one for one, kind in zip(meeting, kinds, strict=True) if kind == kinds[0]]
-        if len(used) < 2:
-            return []
-        config, *_ = kinds[0]
-        folders = [location(folder) for one in used if (folder := self._kept(one.name))]
-        soup = self._session.call(greedy_soup, config, folders, used[0].metrics, goal.merit)
-        trainings = tuple(used[index].trainings[0] for index in soup.used)
-        return [Candidate("soup", "soup", soup.metrics, trainings)] if len(trainings) > 1 else []
-
-    def _recipe(self, chosen: Candidate) -> Recipe | None:
-        """How a candidate is made of stored weights; None if not all of them are there."""
+    def _recipe(self, chosen: Chosen) -> means.Recipe | None:
+        """How a choice is made of stored weights; None if not all of them are there."""
         names = [training["name"] for training in chosen.trainings]
         if not names:
-            return Recipe(evaluation_config(self._run.file.trial, trains_text=False))
-        folders = [folder for name in names if (folder := self._kept(name))]
-        if len(folders) < len(names):
+            config = means.evaluation_config(self._run.file.trial, trains_text=False)
+            return means.Recipe(config)
+        if any(self._kept(name) is None for name in names):
             return None
-        config, *_ = self._kind(names[0])
-        return Recipe(config, tuple((location(folder), 1 / len(folders)) for folder in folders))
+        stored = tuple(self._stored(name) for name in names)
+        return means.Candidate(chosen.kind, chosen.of_ends, stored, chosen.line).recipe
+
+    def _record(self, name: str) -> TrialRecord:
+        """A finished training, of the search or of `confirm`."""
+        return self._searched.get(name) or self._confirmed[name]
 
     def _kept(self, name: str) -> Store | None:
         """The weights of a training, of the search or of `confirm`."""
@@ -161,24 +181,16 @@ class ModelBuilder:
         with storage_failures(self._run.checkpoint_root, "cannot be read"):
             return kept_checkpoint(checkpoints, name)
 
-    def _kind(self, name: str) -> tuple[TrialConfig, object, object]:
-        """What must be equal of weights that are averaged: configuration, classes and shapes."""
-        checkpoint = self._kept(name)
-        assert checkpoint is not None  # they were found a moment ago
-        header = whole_header(checkpoint)
-        trains_text = any(name.startswith("text.") for name in header.shapes)
-        config = config_of(self._run.file, self._searched.get(name) or self._confirmed[name])
-        config = evaluation_config(config, trains_text=trains_text)
-        return config, header.class_names, header.shapes
-
-    def _training(self, record: TrialRecord) -> Mapping[str, Any]:
+    def _training(self, name: str, chosen: means.Candidate) -> Mapping[str, Any]:
         """What the origin of a model says of one of its trainings."""
+        record = self._record(name)
         params = {**self._run.file.reference_params, **record.params}
         params.pop(METHOD_KEY, None)
+        point = record.metrics.get("line/a")
         return {
-            "name": record.trial_id,
+            "name": name,
             "method": self._run.method(record),
             "seed": params.pop("seed", self._run.file.trial.seed),
             "params": params,
-            "point": record.metrics.get("line/a"),
+            "point": 1.0 if point is not None and chosen.of_ends else point,
         }

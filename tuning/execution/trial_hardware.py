@@ -28,6 +28,7 @@ def call_where_trials_run(
     resources: ResourcesConfig,
     call: Callable[..., Any],
     here: bool = False,
+    alone: bool = False,
 ) -> T:
     """Call a function with a `device`, which is that of a trial's worker, and return its result.
 
@@ -35,11 +36,13 @@ def call_where_trials_run(
         call: of a `RayWatch`.
         here: call it in this process if trials take no GPU, as all of them run on this machine.
             Another one would have to import all that this one has imported.
+        alone: no trial runs meanwhile, so that here it takes all cores.
     """
     if here and not resources.gpus_per_worker:
         with restored_state():
             if "OMP_NUM_THREADS" not in os.environ:  # as Ray does for a worker
-                torch.set_num_threads(max(1, int(resources.cpus_per_worker)))
+                cores = os.cpu_count() if alone else int(resources.cpus_per_worker)
+                torch.set_num_threads(max(1, cores or 1))
             return function(*arguments, device=torch.device("cpu"))
     cpus, gpus = resources.cpus_per_worker, resources.gpus_per_worker
     task: Any = ray.remote(num_cpus=cpus, num_gpus=gpus)(_on_its_device)

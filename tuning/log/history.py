@@ -26,7 +26,7 @@ from tuning.log.records import (
     CHOSEN,
     TESTED,
     TRAIN_CURVE,
-    Candidate,
+    Chosen,
     Model,
     Outcome,
     Reading,
@@ -307,8 +307,13 @@ class Replay:
             trial_id = event["trial"]
             self.records[trial_id] = self._changed(trial_id, kind, event, at)
         elif kind == CHOSEN:
-            trainings = tuple(event["trainings"])
-            chosen = Candidate(event["kind"], event["name"], event["metrics"], trainings)
+            chosen = Chosen(
+                event["kind"],
+                event["metrics"],
+                tuple(event["trainings"]),
+                event.get("of_ends", False),
+                event.get("on_line", 1.0),
+            )
             model = Model(event["number"], chosen, event["finished"], tuple(event["notes"]))
             self._found = replace(self._found, models=(*self._found.models, model))
         elif kind == TESTED:

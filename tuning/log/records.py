@@ -233,26 +233,30 @@ def trial_label(record: TrialRecord) -> str:
 
 
 @dataclass(frozen=True)
-class Candidate:
-    """Weights that may become the model of a search."""
+class Chosen:
+    """The weights that were chosen, see `trainers.weights.means`."""
 
-    kind: Literal["single", "soup"]
-    """One training of the search or of `confirm`, or the zero-shot model; a mean of trainings."""
-    name: str
-    """A training, `zero-shot` or `soup`."""
+    kind: Literal["single", "greedy", "first"]
+    """One training of the search or of `confirm`, or the zero-shot model; a greedy soup; the mean
+    of the first k trainings."""
     metrics: Mapping[str, float]
     """Of the whole validation splits."""
     trainings: tuple[Mapping[str, Any], ...] = ()
-    """What it is made of: `name`, `method`, `seed`, `params` and `point` of each training."""
+    """What it is made of: `name`, `method`, `seed`, `params` and `point` of each training; nothing
+    of the zero-shot model."""
+    of_ends: bool = False
+    """Whether it is made of the trainings' ends, and not of the points of their lines."""
+    line: float = 1.0
+    """The point of the line from the zero-shot model through it."""
 
 
 @dataclass(frozen=True)
 class Model:
-    """A candidate that was chosen."""
+    """Weights that were chosen as the model of a search."""
 
     number: int
     """From 1 on: `confirm --again` builds another one."""
-    chosen: Candidate
+    chosen: Chosen
     finished: int
     """Number of trials that had finished."""
     notes: tuple[str, ...] = ()

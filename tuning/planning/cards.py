@@ -31,7 +31,7 @@ from trainers.loop.fake_step import (
 )
 from trainers.loop.images import id_classes
 from tuning.config.schema import SearchFile
-from tuning.planning.plan import Plan, budget_line, test_images
+from tuning.planning.plan import Plan, budget_line, rung_share, test_images
 from tuning.views.formatting import format_hours
 from tuning.views.result_table import borderless_table
 
@@ -205,7 +205,7 @@ def plan_on(
         rung_s, eval_s = _evaluation_s(trial, data, of_images / trial.eval.batch_size, of_texts)
         cores = math.ceil(batch / step_s / IMAGES_A_CORE)
         durations = (0, 0, step_s, 0, rung_s / workers, eval_s / workers)
-        plan = Plan(on_gpus, 1, *durations, data.test_images)
+        plan = Plan(on_gpus, 1, *durations, data.test_images, rung_share(trial, data.validation))
         found.append(CardPlan(name, step, micro_batch, used, cores, plan))
     return data, found
 

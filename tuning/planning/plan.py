@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from statistics import fmean
@@ -18,14 +18,15 @@ from rich.console import Console, Group, RenderableType
 from rich.text import Text
 
 from trainers.checkpoints.format import WEIGHTS
-from trainers.config import with_overrides
+from trainers.config import TrialConfig, with_overrides
 from trainers.data.config import DataConfig
 from trainers.data.roots import image_counts
 from trainers.data.store import Store, url_of
 from trainers.errors import ConfigError
 from trainers.folders import temporary_folder
+from trainers.weights.means import most_evaluations
 from tuning.algorithms.samplers import LEAST_FINISHED
-from tuning.checkpoints import kept_checkpoint, remove_folder
+from tuning.checkpoints import DISK_BYTES, kept_checkpoint, remove_folder
 from tuning.config.schema import SearchFile
 from tuning.execution.ray_session import runs_folder
 from tuning.log.history import History
@@ -77,6 +78,8 @@ class Plan:
     """The evaluation after the last step, with the points of the line."""
     test_images: float = 2.0
     """Test images by validation images of all domains; as `prepare` splits by default."""
+    rung_share: float = 1.0
+    """Validation images that are evaluated before the last step, by all of them."""
     memory_gb: float = 0.0
     """Memory of the first worker's process, with the decoded images that it keeps for evaluations;
     without processes that decode images for training."""
@@ -137,39 +140,57 @@ class Plan:
         """One trial and plain fine-tuning, again with fresh seeds and on the test splits.
 
         These are read again at the end of a line, if its chosen point is another one. Then follows
-        the model: about `2 * keep_top` evaluations for the soup, and the test.
+        the model: means of all weights that were kept, and the test.
         """
         trial = self.file.trial
-        readings = 2 if trial.method.has_line and trial.eval.line != "off" else 1
+        has_line = trial.method.has_line and trial.eval.line != "off"
+        readings = 2 if has_line else 1
         tested = replace(self, eval_s=self.eval_s * (1 + readings * self.test_images))
         what = f"confirm --rule objective, {CONFIRM_SEEDS} seeds"
         trained = tested.price(what, CONFIRMED * CONFIRM_SEEDS)
         resources = self.file.search.resources
         devices = resources.gpus_per_worker or resources.cpus_per_worker
-        evaluations = 2 * self.file.search.checkpoints.keep_top + self.test_images
+        means = most_evaluations(sum(self.kept), has_line=has_line)
+        evaluations = means + self.test_images
         if len(self.file.objectives) > 1:
             evaluations = 0
-        model_h = evaluations * self.eval_s / 3600
+        model_h = evaluations * self.rung_s / self.rung_share / 3600
         return Price(what, trained.hours + model_h, trained.device_hours + model_h * devices)
+
+    @property
+    def kept(self) -> tuple[int, int]:
+        """The most sets of weights that the search keeps, and `confirm` besides.
+
+        What rules choose, the first trial and references are kept in any case; others while there
+        is room. Half of a disk's free space is not known here.
+        """
+        file = self.file
+        limits = file.search.checkpoints
+        domains, methods = len(file.trial.data.ood_domains), len(file.spaces)
+        chosen = domains + methods + 2  # one domain left out each; ID and OOD accuracy
+        first = 1
+        references = len(file.search.references)
+        most = math.inf if limits.most_kept is None else limits.most_kept
+        limit = limits.gigabytes or (DISK_BYTES / 1e9 if limits.storage is None else math.inf)
+        room = limit / self.weights_gb if self.weights_gb else math.inf
+
+        def kept(trainings: int, in_any_case: int) -> int:
+            return int(min(trainings, most + in_any_case, max(room, in_any_case)))
+
+        searched = kept(file.most_trials + references, chosen + first + references)
+        return searched, kept(CONFIRMED * CONFIRM_SEEDS, chosen)
 
     @property
     def disk_gb(self) -> tuple[float, float]:
         """The most that checkpoints take while a search runs, and while `confirm` does.
 
-        A checkpoint is removed once the next one is written. `confirm` keeps weights as the search
-        does, and adds the model.
+        A checkpoint is removed once the next one is written. `confirm` adds the model.
         """
-        file = self.file
-        domains, methods = len(file.trial.data.ood_domains), len(file.spaces)
-        chosen_by_rules = domains + methods + 2  # one domain left out each; ID and OOD accuracy
-        first = 1
-        chosen = file.search.checkpoints.keep_top + chosen_by_rules
-        kept = chosen + len(file.search.references) + first
+        searched, confirmed = self.kept
         training = 2 * self.concurrent * self.checkpoint_gb
-        searched = kept * self.weights_gb + training
-        confirmed = min(chosen, CONFIRMED * CONFIRM_SEEDS)
         model = 1
-        return searched, searched + (confirmed + model) * self.weights_gb
+        gb = searched * self.weights_gb + training
+        return gb, gb + (confirmed + model) * self.weights_gb
 
 
 def plan_search(
@@ -253,7 +274,18 @@ def plan_of(
     setup_s = (one.started_at or began) - began + workers_s + eval_s  # of the zero-shot model
     memory_gb = max(record.curve[-1].get("cost/memory_gb", 0.0) for record in order)
     durations = (setup_s, start_s, step_s, save_s, rung_s, eval_s)
-    return Plan(file, concurrent, *durations, test_images(file.trial.data), memory_gb)
+    try:
+        share = rung_share(file.trial, image_counts(file.trial.data, "val").values())
+    except ConfigError:
+        share = 1.0
+    tested = test_images(file.trial.data)
+    return Plan(file, concurrent, *durations, tested, share, memory_gb)
+
+
+def rung_share(trial: TrialConfig, images: Collection[int]) -> float:
+    """`Plan.rung_share` for so many validation images of each domain."""
+    most = trial.eval.rung_images or max(images)
+    return sum(min(number, most) for number in images) / sum(images)
 
 
 def test_images(data: DataConfig) -> float:

@@ -82,6 +82,10 @@ class Goal:
         signed = objective.signed(value) if math.isfinite(value) else -math.inf
         return -self.missed(metrics), signed
 
+    def nll_in(self, metrics: Mapping[str, float]) -> float:
+        """The NLL that decides between weights of equal merit; NaN if none belongs to the goal."""
+        return math.nan if self.nll is None else metrics.get(self.nll.metric, math.nan)
+
 
 def goal_of(file: SearchFile, zero_shot: Mapping[str, float], used_ood: bool = False) -> Goal:
     """The goal of a configuration, once the zero-shot model was evaluated."""

@@ -17,7 +17,7 @@ from trainers.data.store import Store, open_store, url_of
 from trainers.evaluation.metrics import ID, MEAN_OOD, MetricKey
 from tuning.log.history import Event
 from tuning.log.paths import CONFIRM_FOLDER
-from tuning.log.records import CHOSEN, MODEL, ZERO_SHOT, Candidate, Model, TrialRecord
+from tuning.log.records import CHOSEN, MODEL, ZERO_SHOT, Model, TrialRecord
 from tuning.results.estimates import (
     FT,
     SPLIT,
@@ -44,14 +44,17 @@ def further(model: Model, records: Iterable[TrialRecord]) -> int:
 
 def made_of(model: Model) -> str:
     """What a model is, in words."""
-    names = [training["name"] for training in model.chosen.trainings]
+    one = model.chosen
+    names = [training["name"] for training in one.trainings]
     if not names:
         return "the zero-shot model"
     sources = Counter(trained(name)[0] for name in names)
     labels = {source: "plain fine-tuning" if source == FT else source for source in sources}
     if len(names) > 1:
         each = ", ".join(f"{number} of {labels[source]}" for source, number in sources.items())
-        return f"the mean weights of {len(names)} trainings ({each})"
+        at = " at their ends" if one.of_ends else ""
+        mean = f"the mean weights of {len(names)} trainings{at} ({each})"
+        return mean if one.line == 1 else f"{one.line:g} of the line through {mean}"
     source, is_fresh = trained(names[0])
     name = labels[source]
     by = f"`confirm` trained it with seed {model.chosen.trainings[0]['seed']}"
@@ -66,24 +69,29 @@ def model_goal(run: Run) -> Goal | None:
     return run.goal.fixed(run.records) if len(run.goal.objectives) == 1 else None
 
 
-def choose(goal: Goal, candidates: Sequence[Candidate]) -> Candidate:
-    """The best candidate, the earlier one of equals."""
-    return max(candidates, key=lambda one: goal.merit(one.metrics))
+def chosen_event(
+    model: Model, candidates: Sequence[Sequence[object]] = (), evaluations: int = 0
+) -> Event:
+    """What the journal has of a choice, before the model reads the test splits.
 
-
-def chosen_event(model: Model, goal: Goal, candidates: Sequence[Candidate]) -> Event:
-    """What the journal has of a choice, before the model reads the test splits."""
+    Args:
+        candidates: of each, its kind, whether it is made of ends, its point of the line, number of
+            trainings, and merit.
+        evaluations: of the validation splits, that the choice took.
+    """
     one = model.chosen
     return {
         "event": CHOSEN,
         "number": model.number,
         "kind": one.kind,
-        "name": one.name,
+        "of_ends": one.of_ends,
+        "on_line": one.line,  # each event has its number as `line`
         "metrics": dict(one.metrics),
         "trainings": [dict(training) for training in one.trainings],
         "finished": model.finished,
         "notes": list(model.notes),
-        "candidates": [[c.kind, c.name, *goal.merit(c.metrics)] for c in candidates],
+        "candidates": [[*candidate] for candidate in candidates],
+        "evaluations": evaluations,
     }
 
 

@@ -130,7 +130,7 @@ def _of_model(run: Run, again: Confirmation) -> Source:
         problem = "the weights of the model are gone"
         hint = "`lipsum-tune confirm --again` builds it anew; --trial names other weights"
         raise ConfigError(problem, source=folder.url, hint=hint)
-    alpha = 0.0 if one.name == ZERO_SHOT else None
+    alpha = None if one.trainings else 0.0
     title = f"{run.name}, the model"
     return Source(title, folder.at(newest), config, origin, {}, alpha, test)
 

@@ -26,6 +26,7 @@ from trainers.weights.means import (
     build,
     evaluation_config,
     make_and_test,
+    most_evaluations,
 )
 
 NAMES = [
@@ -130,6 +131,15 @@ def test_the_end_of_a_stored_point_is_that_of_the_training(method, train, tmp_pa
     for name, value in own.items():
         torch.testing.assert_close(made[name], value, rtol=1e-5, atol=1e-5)
     assert (stored.point == 0.5) == METHODS[method].has_line
+
+
+@pytest.mark.parametrize("point", [0.5, 1.0])
+@pytest.mark.parametrize("number", [1, 2, 4, 6])
+def test_the_most_evaluations_are_known_before(number, point, scaled):
+    """The better one is higher, so that each mean is worse than the best of its parts."""
+    stored = [scaled(1 + 0.01 * index, point=point) for index in range(number)]
+    (built,) = build(stored, [close_to(scaled(1.3))])
+    assert built.evaluations == most_evaluations(number, has_line=point < 1)
 
 
 def test_greedy_stalls_and_the_first_k_win(scaled):

@@ -41,10 +41,11 @@ def plain(root):
 
 def noisy(root, noise, seed=0):
     """Zero-shot weights with noise: opposite for two seeds in a row, so that it is lost in a mean
-    of these."""
+    of these. Spoilt ones stay so in any mean."""
     weights, names = plain(root)
-    generator = torch.Generator().manual_seed(seed // 2)
-    sign = 1 - 2 * (seed % 2)
+    of_pair = noise < SPOILT
+    generator = torch.Generator().manual_seed(seed // 2 if of_pair else seed)
+    sign = 1 - 2 * (seed % 2) if of_pair else 1
     found = {}
     for name, value in weights.items():
         drawn = torch.randn(value.shape, generator=generator) * sign * noise

@@ -23,12 +23,10 @@ from tests.images import write_first_images
 from tests.tuning import fakes
 from tests.tuning.confirmation.written import write_results
 from tests.tuning.run_folders import search_file, trial, write_run
-from tuning.config.objectives import Objective
 from tuning.log.environment import ENVIRONMENT_FILE, environment
 from tuning.log.journal import Journal
 from tuning.log.paths import CONFIG_FILE, CONFIRM_FOLDER
-from tuning.log.records import TESTED, Candidate, Model
-from tuning.results.goal import Goal
+from tuning.log.records import TESTED, Chosen, Model
 from tuning.results.model import chosen_event
 from tuning.results.rules import saw_ood
 from tuning.run import load_run
@@ -84,10 +82,9 @@ def write(folder, version):
     found |= {(one, 1000 + s): reports[s] for s in (0, 1) for one in ("ft", "trial-000")}
     write_results(folder, found)
     training = {"name": "trial-003", "method": "lipsum_ft", "seed": 0, "point": None}
-    chosen = Candidate("single", "trial-003", {"val/mean_acc": 74.5}, (training | {"params": {}},))
-    goal = Goal((Objective("val/mean_acc", "max"),))
+    chosen = Chosen("single", {"val/mean_acc": 74.5}, (training | {"params": {}},))
     with closing(Journal(folder / CONFIRM_FOLDER)) as journal:
-        journal.model(chosen_event(Model(1, chosen, finished=2), goal, [chosen]))
+        journal.model(chosen_event(Model(1, chosen, finished=2)))
         journal.model({"event": TESTED, "number": 1, "metrics": {"id_test/acc": 81.5}})
     (folder / "report").rmdir()
     for lock in folder.rglob("journal.lock"):
@@ -110,7 +107,8 @@ def test_a_run_folder_of_an_earlier_version_is_read_and_reported(version, tmp_pa
     found = run.settings
     assert found.values("trial-000", "id_test/acc") == {1000: 80.0, 1001: 81.0}
     (model,) = run.models
-    assert (model.chosen.name, model.test) == ("trial-003", {"id_test/acc": 81.5})
+    (training,) = model.chosen.trainings
+    assert (training["name"], model.test) == ("trial-003", {"id_test/acc": 81.5})
     shown = CliRunner().invoke(app, ["report", str(folder)])
     assert shown.exit_code == 0, shown.exception
     assert "stopped" in shown.output

@@ -44,22 +44,33 @@ def test_both_prices_are_sums_of_rounds():
     assert least.hours * 3600 == pytest.approx(60 + 2 * FULL + stopped)
     assert least.device_hours * 3600 == pytest.approx(7 * FULL + 3 * stopped)
     # Twice as many test images, read at the chosen point of the line and at its end. For the
-    # model, two means at their end and at a point, four trials of a soup, and its test.
-    model_s = (2 * 2 + 4 + 2) * 9
+    # model, of nine trials, ft and ten trainings: their ends; of points and of ends, the means of
+    # the first 2, 3, 5, 8, 12 and 20, and a greedy soup; five points of a line; and its test.
+    model_s = (20 + 2 * (6 + 18) + 5 + 2) * 5
     assert plan.confirm_price.hours * 3600 == pytest.approx(60 + 3 * (FULL + 2 * 2 * 9) + model_s)
     trial = with_overrides(plan.file.trial, {"eval.line": "off"}, "test")
     off = make_plan(plan.file.model_copy(update={"trial": trial}))
+    model_s = (6 + 18 + 5 + 2) * 5
     assert off.confirm_price.hours * 3600 == pytest.approx(60 + 3 * (FULL + 2 * 9) + model_s)
 
 
 def test_the_peak_of_the_disk_is_stated():
     plan = replace(make_plan(search_file()), weights_gb=1.0, checkpoint_gb=3.0)
-    # Of four trials at once, an old and a new checkpoint. The four best, the first, ft, and those
-    # of ID and OOD accuracy, of one method, and without each of four domains.
+    # Of four trials at once, an old and a new checkpoint. All twenty and ft.
     search, confirmation = plan.disk_gb
-    assert search == 4 * 2 * 3 + 4 + 1 + 1 + 2 + 1 + 4
-    # Five trainings of two settings, fewer than could be kept, and the model.
+    assert search == 4 * 2 * 3 + 20 + 1
+    # Five trainings of two settings, and the model.
     assert confirmation == search + 5 * 2 + 1
+    # In any case the first, ft, and those of ID and OOD accuracy, of one method, and without each
+    # of four domains.
+    in_any_case = 1 + 1 + 2 + 1 + 4
+    for limits, kept in (
+        ({"keep_top": 4}, 4 + in_any_case),
+        ({"gigabytes": 15}, 15),
+        ({"gigabytes": 1}, in_any_case),
+    ):
+        limited = replace(plan, file=search_file(checkpoints=limits))
+        assert limited.disk_gb[0] == 4 * 2 * 3 + kept
 
 
 @pytest.mark.parametrize("search", [{"scheduler": {"name": "none"}}, {"budget": {"trials": 6}}])

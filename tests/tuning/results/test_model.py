@@ -11,9 +11,9 @@ from tests.tuning.frozen_runs import FROZEN
 from tests.tuning.result_tables import printed
 from tuning.config.objectives import Objective, parse_constraint
 from tuning.log.paths import predictions_path
-from tuning.log.records import Candidate, Model
+from tuning.log.records import Chosen, Model
 from tuning.results.goal import Goal
-from tuning.results.model import choose, findings, model_goal, model_in_words
+from tuning.results.model import findings, model_goal, model_in_words
 from tuning.run import load_run
 from tuning.views.confirmation_table import model_table
 from tuning.views.result_table import fit_table
@@ -38,9 +38,9 @@ def confirmation(tmp_path):
 
 
 def built(*names, **more):
-    kind = "single" if len(names) == 1 else "soup"
+    kind = "single" if len(names) == 1 else "greedy"
     trainings = tuple({"name": name, "seed": 0} for name in names)
-    chosen = Candidate(kind, names[0], {}, trainings)
+    chosen = Chosen(kind, {}, trainings)
     return Model(1, chosen, 2, test=measured(70.0, 50.0), **more)
 
 
@@ -96,8 +96,6 @@ def test_constraints_come_before_the_objective(tmp_path):
     metrics = {"id_val/acc": 78.9, "val/mean_acc": 90.0}
     meets = {"id_val/acc": 79.0, "val/mean_acc": 10.0}
     assert goal.merit(meets) > goal.merit(metrics) > goal.merit({})
-    candidates = [Candidate("single", name, of) for name, of in (("a", metrics), ("b", meets))]
-    assert choose(goal, [*candidates, Candidate("soup", "c", meets)]).name == "b"
     two = (Objective("id_val/acc"), Objective("id_val/nll", "min"))
     assert model_goal(fakes.Search(tmp_path, objectives=two).run()) is None
     low = Goal(two[1:])

@@ -17,9 +17,8 @@ from tuning import load_run
 from tuning.config.objectives import Objective, parse_constraint
 from tuning.log.journal import Journal
 from tuning.log.paths import results_path
-from tuning.log.records import TESTED, Candidate, Model
+from tuning.log.records import TESTED, Chosen, Model
 from tuning.results.conclusion import conclusion
-from tuning.results.goal import Goal
 from tuning.results.model import chosen_event
 from tuning.views.changed_images import Changed
 from tuning.views.figures import Plots, optuna_figures
@@ -219,8 +218,8 @@ def test_figures_of_a_model_stand_once_in_its_table(tmp_path):
     names = {"ft": (70.0, 50.0), "trial_001": (73.0, 52.0)}
     confirmed(tmp_path, **names)
     journal = Journal(results_path(tmp_path).parent)
-    chosen = Model(1, Candidate("single", "trial-001", {}, ({"name": "trial-001", "seed": 0},)), 2)
-    journal.model(chosen_event(chosen, Goal((Objective("val/mean_acc"),)), []))
+    chosen = Model(1, Chosen("single", {}, ({"name": "trial-001", "seed": 0},)), 2)
+    journal.model(chosen_event(chosen))
     journal.model({"event": TESTED, "number": 1, "metrics": {"id_test/acc": 61.7}})
     journal.close()
     page = page_of([fakes.trial(0), fakes.trial(1)], tmp_path)
