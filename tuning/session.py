@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import gc
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,22 +16,11 @@ from ray.tune import Callback as TuneCallback
 from rich.console import Console
 
 from trainers.data.store import Store, open_store, url_of
-from trainers.methods.registry import texts_of
 from tuning.algorithms.studies import Studies, quiet_optuna
-from tuning.config.schema import (
-    BudgetConfig,
-    ResourcesConfig,
-    SamplerConfig,
-    SchedulerConfig,
-    SearchFile,
-)
+from tuning.config.schema import BudgetConfig, SamplerConfig, SchedulerConfig, SearchFile
 from tuning.driver import Driver
-from tuning.execution.ray_session import concurrent_trials, ray_session
-from tuning.execution.ray_watch import RayWatch, watched_ray
-from tuning.execution.shared_memory import check_shared_memory
-from tuning.execution.slot import trainable
-from tuning.execution.trial_hardware import call_where_trials_run, zero_shot_metrics
-from tuning.execution.tune_adapter import run_trials
+from tuning.execution.runner import RayRunner
+from tuning.execution.trial_hardware import zero_shot_metrics
 from tuning.log.callbacks import Callback
 from tuning.log.errors import resumable, storage_failure
 from tuning.log.history import History
@@ -80,8 +69,8 @@ class SearchOptions:
     console: Console | None = None
     tune_callbacks: Sequence[TuneCallback] = ()
     pruner: BasePruner | None = None
-    trainable: Callable[[str, ResourcesConfig, str | None, Mapping[str, str]], Any] = trainable
-    """Makes what Ray Tune runs for each trial. Tests replace it."""
+    runner: type[RayRunner] = RayRunner
+    """Runs trials."""
 
     @property
     def objects(self) -> dict[str, str]:
@@ -105,8 +94,7 @@ class Session:
     """Number of trials at a time."""
     console: Console
     progress: ProgressCallback
-    watch: RayWatch
-    is_own_ray: bool
+    runner: RayRunner
     orders: list[str]
     """`orders_in` the run folder at its begin."""
 
@@ -125,14 +113,7 @@ class Session:
 
     def call(self, function: Callable[..., T], *arguments: Any, alone: bool = False) -> T:
         """The result of a function where trials run, see `call_where_trials_run`."""
-        return call_where_trials_run(
-            function,
-            *arguments,
-            resources=self.file.search.resources,
-            call=self.watch.call,
-            here=self.is_own_ray,
-            alone=alone,
-        )
+        return self.runner.call(self.file, function, *arguments, alone=alone)
 
     def run(
         self,
@@ -165,19 +146,21 @@ class Session:
             studies=studies,
             fixed=fixed,
             orders_before=self.orders,
-            check_ray=self.watch.check,
+            check_ray=self.runner.watch.check,
         )
         self.progress.earlier_seconds = history.seconds
         show_phase(self.console, "Trials", f"starting workers for {self.concurrent} at once")
-        resources = self.file.search.resources
         outcome: SearchOutcome = "failed"
         try:
             driver.recorder.start()
             begin()
-            plugins = texts_of(self.file.trial.plugins)
-            train = self.options.trainable(self.checkpoints.url, resources, final_split, plugins)
-            limits = self.concurrent, resources.max_failures
-            self.watch.call(run_trials, train, driver, *limits, self.options.tune_callbacks)
+            self.runner.run(
+                driver,
+                self.concurrent,
+                self.checkpoints.url,
+                final_split,
+                self.options.tune_callbacks,
+            )
             outcome = driver.outcome
         except KeyboardInterrupt:
             outcome = "stopped"
@@ -218,8 +201,7 @@ def open_session(
         restored_process(),
         resumable(go_on),
         closing(journal or Journal(folder)) as journal,
-        ray_session(options.address, console=console) as is_own_ray,
-        watched_ray() as watch,
+        options.runner.connected(options.address, console) as runner,
         quiet_optuna(),
         closing(
             ProgressCallback(console, journal.now, title, shows_best=checkpoint_root is None)
@@ -228,12 +210,11 @@ def open_session(
         if checkpoint_root is None:
             storage, name = file.search.checkpoints.storage, file.search.name
             checkpoint_root = checkpoint_root_of(folder, storage, name, journal.run_id)
-        concurrent = concurrent_trials(file.search.resources, is_own_ray=is_own_ray)
-        check_shared_memory(file, concurrent, is_own_ray=is_own_ray)
+        concurrent = runner.concurrent(file)
         checkpoints = open_store(url_of(checkpoint_root, TRAIN_FOLDER))
         yield Session(
-            folder, file, options, journal, checkpoints, concurrent, console, progress, watch,
-            is_own_ray, orders,
+            folder, file, options, journal, checkpoints, concurrent, console, progress, runner,
+            orders,
         )  # fmt: skip
 
 

@@ -11,7 +11,7 @@ from rich.console import Console
 
 from tests.tuning import fakes
 from tests.tuning.execution.inline_tuner import without_ray
-from tests.tuning.execution.instant import instant_file
+from tests.tuning.execution.instant import instant_file, runner_of
 from tests.tuning.execution.slot import METRICS, InstantSlot
 from tests.tuning.run_folders import trial as searched
 from tests.tuning.run_folders import write_run
@@ -113,7 +113,7 @@ class Searched:
             return tune.with_resources(type("Slot", (Slot,), common), SLOT)
 
         def options(**given):
-            return SearchOptions(trainable=trainable, **{"console": QUIET, **given})
+            return SearchOptions(runner=runner_of(trainable), **{"console": QUIET, **given})
 
         with (
             without_ray(mlflow=False, models=True),

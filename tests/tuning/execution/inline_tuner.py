@@ -6,7 +6,6 @@
 import json
 import shutil
 from contextlib import ExitStack, contextmanager, nullcontext
-from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from unittest.mock import patch
@@ -15,6 +14,8 @@ from optuna.storages.journal import JournalFileBackend
 
 from tests.tuning.execution.instant import zero_shot
 from tuning.driver import End
+from tuning.execution.runner import RayRunner
+from tuning.execution.shared_memory import check_shared_memory
 from tuning.log.errors import error_text
 from tuning.log.journal import append_synced
 from tuning.log.messages import MESSAGE, Ended, Failed, Reported
@@ -90,12 +91,29 @@ class InlineTuner:
             self._free.append(self._running.pop(trial_id))
 
 
-def run_inline(train, driver, concurrent, max_failures, callbacks, choose):
-    """In place of `tuning.execution.tune_adapter.run_trials`."""
-    tuner = InlineTuner(train, driver, concurrent, max_failures)
-    if choose is not None:
-        tuner.choose = choose
-    tuner.run()
+class InlineRunner:
+    """What `RayRunner` has in its place."""
+
+    choose = None
+
+    @classmethod
+    @contextmanager
+    def connected(cls, address, console):
+        watch = SimpleNamespace(check=lambda: None, call=lambda function, *of: function(*of))
+        yield cls(watch, is_own=True)
+
+    def concurrent(self, file):
+        number = file.search.resources.max_concurrent or 1
+        check_shared_memory(file, number, is_own_ray=True)
+        return number
+
+    def run(self, driver, concurrent, checkpoints, final_split, callbacks):
+        resources = driver.run.file.search.resources
+        train = self.trainable(checkpoints, resources, final_split, {})
+        tuner = InlineTuner(train, driver, concurrent, resources.max_failures)
+        if InlineRunner.choose is not None:
+            tuner.choose = InlineRunner.choose
+        tuner.run()
 
 
 @contextmanager
@@ -106,23 +124,17 @@ def without_ray(mlflow=True, models=False, choose=None):
         models: `confirm` builds a model, of weights that its trainings have left.
         choose: see `InlineTuner.choose`.
     """
-    watch = SimpleNamespace(check=lambda: None, call=lambda function, *of: function(*of))
-    session = {
-        "ray_session": lambda *_, **__: nullcontext(True),
-        "watched_ray": lambda *_: nullcontext(watch),
-        "concurrent_trials": lambda resources, **_: resources.max_concurrent or 1,
-        "zero_shot_metrics": zero_shot,
-        "restored_process": nullcontext,
-        "run_trials": partial(run_inline, choose=choose),
-    }
     with ExitStack() as patches:
         if not mlflow:
             patches.enter_context(patch("tuning.search.MlflowView", lambda *_, **__: View()))
             patches.enter_context(patch(f"{CONFIRM}.complete_files", return_value=[]))
         if not models:
             patches.enter_context(patch(f"{CONFIRM}.needs_model", return_value=False))
-        for name, stand_in in session.items():
-            patches.enter_context(patch(f"tuning.session.{name}", stand_in))
+        inline = {name: vars(InlineRunner)[name] for name in ("connected", "concurrent", "run")}
+        patches.enter_context(patch.multiple(RayRunner, **inline))
+        patches.enter_context(patch.object(InlineRunner, "choose", choose))
+        patches.enter_context(patch("tuning.session.zero_shot_metrics", zero_shot))
+        patches.enter_context(patch("tuning.session.restored_process", nullcontext))
         # A thread would outlive a driver that is killed in this process, and write its files.
         patches.enter_context(patch("tuning.views.follower.Thread", JoinedThread))
         patches.enter_context(patch("tuning.views.page.write_page"))

@@ -18,6 +18,7 @@ from tests.tuning.run_folders import search_file
 from trainers.errors import ConfigError
 from tuning.config.validation import load_config
 from tuning.execution.cluster_resources import SLOT
+from tuning.execution.runner import RayRunner
 from tuning.log.folder import write_config
 from tuning.log.history import read_history
 from tuning.log.resume import check_changes
@@ -39,6 +40,11 @@ def instant_file(root, storage, **changes):
     return search_file(root, **settings | changes)
 
 
+def runner_of(trainable):
+    """A runner of other trials."""
+    return type("Runner", (RayRunner,), {"trainable": staticmethod(trainable)})
+
+
 def instant_options(file, **options):
     """Options of a search with instant trials."""
 
@@ -49,7 +55,7 @@ def instant_options(file, **options):
         return tune.with_resources(slot, SLOT)
 
     options = {"console": Console(quiet=True), **options}
-    return SearchOptions(trainable=trainable, **options)
+    return SearchOptions(runner=runner_of(trainable), **options)
 
 
 def zero_shot(*_, **__):
