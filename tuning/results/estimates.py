@@ -190,7 +190,7 @@ class Confirmation:
         """Whether predictions of a training are stored."""
         return bool(self._right)
 
-    def weights(self, metric: str) -> dict[str, float]:
+    def shares(self, metric: str) -> dict[str, float]:
         """The domains in a test accuracy, with their shares in percent; none of another metric."""
         key, ood = MetricKey.parse(metric.removeprefix(END)), self.run.goal.ood_domains
         if key is None or (key.split, key.measure) != (SPLIT, "acc"):
@@ -204,8 +204,8 @@ class Confirmation:
 
     def images(self, metric: str, rows: Sequence[Right]) -> list[tuple[float, np.ndarray]]:
         """Of each domain in a test accuracy: its share, and the rows as one array."""
-        shares = self.weights(metric).items() if rows else ()
-        return [(share, np.stack([row[domain] for row in rows])) for domain, share in shares]
+        parts = self.shares(metric).items() if rows else ()
+        return [(share, np.stack([row[domain] for row in rows])) for domain, share in parts]
 
     def right(self, trial_id: str, metric: str) -> dict[int, Right]:
         """Seed -> right and wrong images of the test splits, where predictions are stored."""

@@ -120,11 +120,11 @@ def stored(folder, names):
 def test_an_accuracy_has_the_images_of_its_domains(metric, column, shares, tmp_path):
     search, right = stored(tmp_path, ["ft"])
     found = search.run().settings
-    assert found.weights(metric) == shares
+    assert found.shares(metric) == shares
     for seed, of_seed in found.right("ft", metric).items():
         for domain in shares:
             assert np.array_equal(of_seed[domain], right["ft", seed][column][domain])
-    assert found.weights("val/mean_acc") == found.weights("id_test/ece") == {}
+    assert found.shares("val/mean_acc") == found.shares("id_test/ece") == {}
 
 
 def test_differences_are_paired_by_image(tmp_path):

@@ -309,5 +309,5 @@ def _over_fresh_seeds(confirmation: Confirmation) -> dict[str, float]:
         f"confirmed/{name}/{metric}": mean
         for name in models
         for metric, mean in confirmation.means(name).items()
-        if confirmation.weights(metric)  # of accuracies alone
+        if confirmation.shares(metric)  # of accuracies alone
     }
