@@ -54,11 +54,13 @@ def plan_of(steps=900, gpus=0, **budget):
 
 def model_s(trials):
     """Means of the weights of the trials, of FT and of two trainings of `confirm` for each seed,
-    and the test on twice as many images."""
+    also by five other rules, and the tests on twice as many images."""
     trainings = trials + 1 + 2 * CONFIRM_SEEDS
     firsts = sum(number < trainings for number in (2, 3, 5, 8, 12, 20, 32)) + 1
     greedy, line = trainings - 2, 5
-    return (firsts + greedy + line + 2) * 5
+    of_rules = 5 * (firsts - 1 + line)
+    tests = (2 + 4 * 2 / 5) * 2
+    return (firsts + greedy + line + of_rules + tests) * 5
 
 
 def full(steps, last=9):

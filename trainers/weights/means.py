@@ -85,7 +85,7 @@ class Recipe:
     config: TrialConfig
     """See `evaluation_config`."""
     shares: tuple[tuple[str, float], ...] = ()
-    """Folder and share of each of them; none for the zero-shot model."""
+    """Folder and share of each of them, by folder; none for the zero-shot model."""
 
 
 @dataclass(frozen=True)
@@ -109,7 +109,7 @@ class Candidate:
         shares = [
             (one.folder, each / one.point if self.of_ends else each) for one in self.trainings
         ]
-        return Recipe(self.trainings[0].config, tuple(shares))
+        return Recipe(self.trainings[0].config, tuple(sorted(shares)))
 
 
 @dataclass(frozen=True)
@@ -179,24 +179,26 @@ def build(
     ]
 
 
-def most_evaluations(trainings: int, *, has_line: bool) -> int:
+def most_evaluations(trainings: int, *, has_line: bool, ends_alone: int = 0) -> int:
     """The most sets of weights that `build` evaluates, of so many trainings of one method.
 
     Args:
         has_line: whether points and ends are different weights.
+        ends_alone: number of criteria `Criterion.ends_alone`, beside another one.
     """
     if trainings < 2:
         return trainings if has_line else 0
     firsts = len({*(k for k in FIRST if k < trainings), trainings})
     greedy = trainings - 2  # the mean of the first two is among them
     means = firsts + greedy
-    return (trainings + 2 * means if has_line else means) + len(LINE)
+    of_ends = ends_alone * (firsts - 1 + len(LINE))  # the mean of all is that of the other one
+    return (trainings + 2 * means if has_line else means) + len(LINE) + of_ends
 
 
 def make_and_test(
-    recipe: Recipe, target: str, metrics: Metrics, split: str, device: Device = None
+    recipe: Recipe, target: str | None, metrics: Metrics, split: str, device: Device = None
 ) -> tuple[dict[str, float], bytes]:
-    """Write a model into a folder, then evaluate it on a split.
+    """Write a model into a folder, if there is one, then evaluate it on a split.
 
     `metrics` of the validation splits become its report. Returned are those of the split, and the
     predictions on it as a Parquet file.
@@ -206,9 +208,10 @@ def make_and_test(
     with _local_copies(folder for folder, _ in recipe.shares) as local:
         weights = _weights(student, recipe, local)
     with holding(setup, student, weights):
-        report = {"step": 0.0, **metrics}
-        header = Header(Progress(), setup.class_names, [report])
-        write_weights(open_store(target), student.plain_state(), header)
+        if target is not None:
+            report = {"step": 0.0, **metrics}
+            header = Header(Progress(), setup.class_names, [report])
+            write_weights(open_store(target), student.plain_state(), header)
         return measure_with_predictions(setup, student, load_split(recipe.config, split))
 
 

@@ -8,7 +8,7 @@ from typing import Any
 from trainers.evaluation.metrics import MetricKey
 from tuning.log.records import TrialRecord, zero_shot_record
 from tuning.results.estimates import FT, SPLIT, Confirmation
-from tuning.results.model import findings, further, made_of
+from tuning.results.model import findings, findings_by_rule, further, made_of
 from tuning.run import Run
 from tuning.views.overview import state_of
 
@@ -81,6 +81,9 @@ def _model(again: Confirmation, run: Run) -> Document | None:
         "trainings": model.chosen.trainings,
         "metrics": model.test,
         "findings": [{"label": one.label, "metrics": one.values} for one in found],
+        "by_rule": [
+            {"label": one.label, "metrics": one.values} for one in findings_by_rule(again, model)
+        ],
         "notes": model.notes,
         "further_trials": further(model, run.records),
         "earlier": [{"made_of": made_of(one), "metrics": one.test} for one in earlier],

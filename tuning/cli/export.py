@@ -79,6 +79,10 @@ def export(
             help="ID of a trial, or `ft`. Default: the model of `confirm`, or what won before it."
         ),
     ] = None,
+    rule: Annotated[
+        str | None,
+        typer.Option(help="`id_val`: the model of `confirm` that ID accuracy alone has chosen."),
+    ] = None,
     alpha: Annotated[
         float | None,
         typer.Option(
@@ -95,7 +99,7 @@ def export(
     """
     if register is None and output is None:
         raise ConfigError("give --output FOLDER, --register NAME or both")
-    which: dict[str, Any] = {"trial": trial, "alpha": alpha, "onnx": onnx}
+    which: dict[str, Any] = {"trial": trial, "rule": rule, "alpha": alpha, "onnx": onnx}
     if register is not None:
         _register(run, register, output, which)
     elif output is not None:

@@ -26,6 +26,7 @@ from tuning.log.records import (
     CHOSEN,
     TESTED,
     TRAIN_CURVE,
+    ByRule,
     Chosen,
     Model,
     Outcome,
@@ -307,20 +308,18 @@ class Replay:
             trial_id = event["trial"]
             self.records[trial_id] = self._changed(trial_id, kind, event, at)
         elif kind == CHOSEN:
-            chosen = Chosen(
-                event["kind"],
-                event["metrics"],
-                tuple(event["trainings"]),
-                event.get("of_ends", False),
-                event.get("on_line", 1.0),
+            by_rule = tuple(
+                ByRule(one["rule"], _chosen(one), one["left_out"])
+                for one in event.get("by_rule", ())
             )
-            model = Model(event["number"], chosen, event["finished"], tuple(event["notes"]))
+            notes = tuple(event["notes"])
+            model = Model(
+                event["number"], _chosen(event), event["finished"], notes, by_rule=by_rule
+            )
             self._found = replace(self._found, models=(*self._found.models, model))
         elif kind == TESTED:
             models = tuple(
-                replace(model, test=_numbers(event["metrics"]))
-                if model.number == event["number"]
-                else model
+                _tested(model, event) if model.number == event["number"] else model
                 for model in self._found.models
             )
             self._found = replace(self._found, models=models)
@@ -373,3 +372,16 @@ def _numbers(metrics: dict[str, float]) -> dict[str, float]:
     if not all(isinstance(value, int | float) for value in metrics.values()):
         raise TypeError
     return metrics
+
+
+def _chosen(event: Event) -> Chosen:
+    """What was chosen as a model."""
+    of_ends, line = event.get("of_ends", False), event.get("on_line", 1.0)
+    return Chosen(event["kind"], event["metrics"], tuple(event["trainings"]), of_ends, line)
+
+
+def _tested(model: Model, event: Event) -> Model:
+    """A model with what was measured of it, and of those that rules have chosen beside it."""
+    found = zip(model.by_rule, event.get("by_rule", ()), strict=True)
+    by_rule = tuple(replace(one, test=_numbers(metrics)) for one, metrics in found)
+    return replace(model, test=_numbers(event["metrics"]), by_rule=by_rule)

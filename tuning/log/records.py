@@ -251,6 +251,18 @@ class Chosen:
 
 
 @dataclass(frozen=True)
+class ByRule:
+    """What a selection rule that reads fewer labels has chosen of the same candidates."""
+
+    rule: str
+    chosen: Chosen
+    left_out: str = ""
+    """Of `leave_one_domain_out`: the domain that took no part, on which alone it is tested."""
+    test: Mapping[str, float] = field(default_factory=dict)
+    """Metrics of the test splits; empty before they are read."""
+
+
+@dataclass(frozen=True)
 class Model:
     """Weights that were chosen as the model of a search."""
 
@@ -263,11 +275,17 @@ class Model:
     """What was left out, and why."""
     test: Mapping[str, float] = field(default_factory=dict)
     """Metrics of the test splits; empty before they are read."""
+    by_rule: tuple[ByRule, ...] = ()
+    """Tested in the same reading."""
 
     @property
     def training(self) -> str:
         """Under which its predictions are stored."""
         return f"{MODEL}-{self.number}"
+
+    def training_of(self, one: ByRule) -> str:
+        """Under which those of a choice by a rule are stored."""
+        return "-".join(filter(None, (self.training, one.rule, one.left_out)))
 
 
 class Reading(NamedTuple):

@@ -150,8 +150,13 @@ class Plan:
         trained = tested.price(what, CONFIRMED * CONFIRM_SEEDS)
         resources = self.file.search.resources
         devices = resources.gpus_per_worker or resources.cpus_per_worker
-        means = most_evaluations(sum(self.kept), has_line=has_line)
-        evaluations = means + self.test_images
+        ood = len(trial.data.ood_domains)
+        left_out = ood if ood > 1 else 0
+        rules = (ood > 0) + left_out
+        means = most_evaluations(sum(self.kept), has_line=has_line, ends_alone=rules)
+        # The model, that of `id_val`, and of each domain left out ID and that domain.
+        tests = 1 + (ood > 0) + 2 * left_out / (1 + ood)
+        evaluations = means + tests * self.test_images
         if len(self.file.objectives) > 1:
             evaluations = 0
         model_h = evaluations * self.rung_s / self.rung_share / 3600
@@ -184,13 +189,14 @@ class Plan:
     def disk_gb(self) -> tuple[float, float]:
         """The most that checkpoints take while a search runs, and while `confirm` does.
 
-        A checkpoint is removed once the next one is written. `confirm` adds the model.
+        A checkpoint is removed once the next one is written. `confirm` adds the model,
+        and that of `id_val`.
         """
         searched, confirmed = self.kept
         training = 2 * self.concurrent * self.checkpoint_gb
-        model = 1
+        models = 1 + bool(self.file.trial.data.ood_domains)
         gb = searched * self.weights_gb + training
-        return gb, gb + (confirmed + model) * self.weights_gb
+        return gb, gb + (confirmed + models) * self.weights_gb
 
 
 def plan_search(

@@ -10,14 +10,17 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from statistics import fmean
 from typing import TYPE_CHECKING
+
+import numpy as np
 
 from trainers.data.store import Store, open_store, url_of
 from trainers.evaluation.metrics import ID, MEAN_OOD, MetricKey
 from tuning.log.history import Event
 from tuning.log.paths import CONFIRM_FOLDER
-from tuning.log.records import CHOSEN, MODEL, ZERO_SHOT, Model, TrialRecord
+from tuning.log.records import CHOSEN, MODEL, ZERO_SHOT, Chosen, Model, TrialRecord
 from tuning.results.estimates import (
     FT,
     SPLIT,
@@ -32,6 +35,7 @@ from tuning.results.estimates import (
 )
 from tuning.results.goal import Goal
 from tuning.results.ranking import finished_trials
+from tuning.results.rules import ID_VAL, LEAVE_ONE_DOMAIN_OUT, saw_ood
 
 if TYPE_CHECKING:
     from tuning.run import Run
@@ -69,6 +73,46 @@ def model_goal(run: Run) -> Goal | None:
     return run.goal.fixed(run.records) if len(run.goal.objectives) == 1 else None
 
 
+@dataclass(frozen=True)
+class DomainsGoal:
+    """What a selection rule chooses a model by: the mean accuracy on some domains."""
+
+    goal: Goal
+    """That of the search, of which bounds of ID metrics count."""
+    domains: tuple[str, ...]
+
+    def merit(self, metrics: Mapping[str, float]) -> tuple[float, float]:
+        """Of metrics of weights: greater is better."""
+        key = [MetricKey.parse(constraint.metric) for constraint in self.goal.constraints]
+        pairs = zip(key, self.goal.constraints, strict=True)
+        of_id = tuple(constraint for key, constraint in pairs if key and not key.uses_ood)
+        acc = self._mean("acc", metrics)
+        missed = replace(self.goal, constraints=of_id).missed(metrics)
+        return -missed, acc if math.isfinite(acc) else -math.inf
+
+    def nll_in(self, metrics: Mapping[str, float]) -> float:
+        """The NLL on these domains, which decides between weights of equal merit."""
+        return self._mean("nll", metrics)
+
+    def _mean(self, measure: str, metrics: Mapping[str, float]) -> float:
+        names = [str(MetricKey("val", domain, measure)) for domain in self.domains]
+        # Rounded, so that equal means tie although their sums differ in the last binary digits.
+        return round(fmean(metrics.get(name, math.nan) for name in names), 9)
+
+
+def goals_by_rule(goal: Goal) -> dict[tuple[str, str], DomainsGoal]:
+    """By rule and domain left out: what other rules choose a model by, where OOD data decide."""
+    ood = goal.ood_domains
+    found: dict[tuple[str, str], DomainsGoal] = {}
+    if ood:
+        found[ID_VAL, ""] = DomainsGoal(goal, (ID,))
+    if len(ood) > 1:
+        for domain in ood:
+            others = tuple(other for other in ood if other != domain)
+            found[LEAVE_ONE_DOMAIN_OUT, domain] = DomainsGoal(goal, others)
+    return found
+
+
 def chosen_event(
     model: Model, candidates: Sequence[Sequence[object]] = (), evaluations: int = 0
 ) -> Event:
@@ -79,25 +123,36 @@ def chosen_event(
             trainings, and merit.
         evaluations: of the validation splits, that the choice took.
     """
-    one = model.chosen
     return {
         "event": CHOSEN,
         "number": model.number,
+        **_plain(model.chosen),
+        "finished": model.finished,
+        "notes": list(model.notes),
+        "candidates": [[*candidate] for candidate in candidates],
+        "evaluations": evaluations,
+        "by_rule": [
+            {"rule": one.rule, "left_out": one.left_out, **_plain(one.chosen)}
+            for one in model.by_rule
+        ],
+    }
+
+
+def _plain(one: Chosen) -> Event:
+    """What the journal has of weights that were chosen."""
+    return {
         "kind": one.kind,
         "of_ends": one.of_ends,
         "on_line": one.line,  # each event has its number as `line`
         "metrics": dict(one.metrics),
         "trainings": [dict(training) for training in one.trainings],
-        "finished": model.finished,
-        "notes": list(model.notes),
-        "candidates": [[*candidate] for candidate in candidates],
-        "evaluations": evaluations,
     }
 
 
-def model_folder(run: Run, number: int) -> Store:
-    """Where a model of a run is."""
-    return open_store(url_of(run.checkpoint_root, CONFIRM_FOLDER, MODEL, str(number)))
+def model_folder(run: Run, number: int, rule: str = "") -> Store:
+    """Where a model of a run is, or that of another rule beside it."""
+    name = f"{number}-{rule}" if rule else str(number)
+    return open_store(url_of(run.checkpoint_root, CONFIRM_FOLDER, MODEL, name))
 
 
 @dataclass(frozen=True)
@@ -148,6 +203,39 @@ def findings(confirmation: Confirmation, model: Model) -> list[Finding]:
     return [Finding("test accuracy", own), *(one for one in others if one.values)]
 
 
+def findings_by_rule(confirmation: Confirmation, model: Model) -> list[Finding]:
+    """What was measured of the models that other rules have chosen of the same candidates."""
+    run = confirmation.run
+    proposed = ", of trials that OOD data proposed" if saw_ood(run.goal) else ""
+    accs: dict[str, dict[str, float]] = {}
+    right: dict[str, dict[str, np.ndarray]] = {}
+    for one in model.by_rule:
+        keys = [MetricKey(SPLIT, d, "acc") for d in (ID, MEAN_OOD, *run.goal.ood_domains)]
+        own = {str(key): one.test[str(key)] for key in keys if str(key) in one.test}
+        accs[one.rule] = accs.get(one.rule, {}) | own
+        columns = read_right(run.folder, model.training_of(one)).get("predicted", {})
+        domains = [one.left_out] if one.left_out else [*columns]
+        known = {domain: columns[domain] for domain in domains if domain in columns}
+        right[one.rule] = right.get(one.rule, {}) | known
+    labels = {
+        ID_VAL: f"by ID accuracy alone{proposed or ', OOD data unseen'}",
+        LEAVE_ONE_DOMAIN_OUT: f"with each OOD domain left out{proposed}",
+    }
+    found: list[Finding] = []
+    for rule, of_rule in accs.items():
+        if rule == LEAVE_ONE_DOMAIN_OUT:
+            mean = str(MetricKey(SPLIT, MEAN_OOD, "acc"))
+            of_rule = {mean: fmean(of_rule.values()), **of_rule}
+        values: dict[str, Estimate] = {}
+        for metric, acc in of_rule.items():
+            shares = confirmation.shares(metric)
+            is_known = shares.keys() <= right[rule].keys()
+            images = confirmation.images(metric, [right[rule]]) if shares and is_known else []
+            values[metric] = over_images(acc, images)
+        found.append(Finding(labels[rule], values))
+    return found
+
+
 @dataclass(frozen=True)
 class ModelInWords:
     """Sentences on the model of a search."""
@@ -156,12 +244,14 @@ class ModelInWords:
     """What it is made of."""
     measured: Sequence[str]
     """What was measured of it and of earlier ones; `model_table` has the same figures."""
+    by_rule: Sequence[str]
+    """What was measured of those that other rules have chosen."""
     notes: Sequence[str]
     """What was left out, and whether trials have finished since."""
 
     @property
     def lines(self) -> list[str]:
-        """All of them."""
+        """All but those of other rules."""
         return [self.what, *self.measured, *self.notes]
 
 
@@ -173,6 +263,10 @@ def model_in_words(run: Run) -> ModelInWords | None:
     own, *others = findings(run.settings, model)
     measured = [f"Its {own.title}, in percent: {_values(own)}."]
     measured += [f"Points more {one.title}: {_values(one, '+')}." for one in others]
+    by_rule = [
+        f"{one.title[0].upper()}{one.title[1:]}: {_values(one)}."
+        for one in findings_by_rule(run.settings, model)
+    ]
     for one in earlier:
         before = findings(run.settings, one)[0]
         measured.append(f"An earlier model, {made_of(one)}, has {_values(before)}.")
@@ -182,7 +276,7 @@ def model_in_words(run: Run) -> ModelInWords | None:
     if number := further(model, run.records):
         trials = f"{number} further trial{'s' * (number > 1)}"
         notes.append(f"It was built before {trials}; `confirm --again` builds it anew.")
-    return ModelInWords(f"The model is {made_of(model)}.", measured, notes)
+    return ModelInWords(f"The model is {made_of(model)}.", measured, by_rule, notes)
 
 
 def _values(found: Finding, sign: str = "") -> str:

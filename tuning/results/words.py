@@ -31,6 +31,7 @@ def lines_of(found: Conclusion, *, has_table: bool = False, settings: bool = Tru
         lines.append("No trial has finished yet.")
     elif of_model is not None:
         lines += [of_model.what, *of_model.notes] if has_table else of_model.lines
+        lines += of_model.by_rule if settings and not has_table else ()
         if found.seeds and settings:
             lines.append("Settings, which are what a paper reports:")
     if found.best is not None and found.trial is not None and (settings or of_model is None):

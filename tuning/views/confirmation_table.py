@@ -17,7 +17,7 @@ from trainers.evaluation.metrics import ID, MEAN_OOD, MetricKey
 from tuning.log.folder import word_for
 from tuning.log.records import METHOD_KEY, SECONDS, UNTUNED, ZERO_SHOT, Model
 from tuning.results.estimates import END, FT, SPLIT, Confirmation, Estimate
-from tuning.results.model import Finding, findings, made_of
+from tuning.results.model import Finding, findings, findings_by_rule, made_of
 from tuning.results.rules import BY_METHOD, chosen_with_ood, rules_of
 from tuning.views.formatting import format_params, format_seconds
 from tuning.views.result_table import Cell, ResultTable, fit_table
@@ -172,6 +172,8 @@ def model_table(confirmation: Confirmation, models: Sequence[Model]) -> ResultTa
     add(Text(own.title, "bold"), own)
     for found in others:
         add(f"more {found.title}", found, "+")
+    for found in findings_by_rule(confirmation, model):
+        add(found.title, found)
     for one in reversed(earlier):
         add(f"an earlier model: {made_of(one)}", findings(confirmation, one)[0])
     title = f"{run.name}, the model, test splits, in percent"

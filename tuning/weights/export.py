@@ -39,6 +39,7 @@ def export_weights(
     output: Path | str,
     *,
     trial: str | None = None,
+    rule: str | None = None,
     alpha: float | None = None,
     onnx: bool = False,
 ) -> Path:
@@ -51,6 +52,7 @@ def export_weights(
         output: a new folder, or an empty one.
         trial: of the run, or `ft` or `zero-shot`. By default the model that `confirm` has tested;
             before that what won, see `conclusion`, which is not tested.
+        rule: `id_val`, for the model that ID accuracy alone has chosen, tested as well.
         alpha: of a named trial, or of what `train` wrote: the point of the line from 0 (zero-shot)
             to 1 (the end of the training); by default the one that it has chosen (`eval.line`).
         onnx: add `model.onnx`, image encoder and head in one file, whose logits are compared with
@@ -74,7 +76,7 @@ def export_weights(
     if output.exists() and (not output.is_dir() or any(output.iterdir())):
         problem, hint = "is not an empty folder", "name another one, or remove it first"
         raise ConfigError(problem, key="--output", value=str(output), hint=hint)
-    source = find_source(Path(folder), trial)
+    source = find_source(Path(folder), trial, rule)
     if alpha and source.alpha == 0:
         raise ConfigError("is for trained weights", key="--alpha", value=alpha)
     if alpha is not None and not source.trial.method.has_line:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -25,8 +25,16 @@ from tuning.log.paths import CONFIG_FILE
 from tuning.log.records import METHOD_KEY, UNTUNED, ZERO_SHOT
 from tuning.results.estimates import FT, Confirmation
 from tuning.results.estimates import SPLIT as TEST
-from tuning.results.model import findings, made_of, model_folder, model_in_words
+from tuning.results.model import (
+    Finding,
+    findings,
+    findings_by_rule,
+    made_of,
+    model_folder,
+    model_in_words,
+)
 from tuning.results.ranking import best_trial
+from tuning.results.rules import ID_VAL
 from tuning.results.words import chosen_on, readings_in_words
 from tuning.run import Run, load_run
 
@@ -62,14 +70,17 @@ class Source:
     of several trainings their number as `seeds` and their means."""
 
 
-def find_source(folder: Path, trial: str | None = None) -> Source:
+def find_source(folder: Path, trial: str | None = None, rule: str | None = None) -> Source:
     """Find the weights that a user names.
 
     Args:
         folder: a run folder, or one that `lipsum-tune train` wrote.
         trial: `ft` and `zero-shot` included. By default the model that `confirm` has tested, and
             before that the single training that the conclusion names.
+        rule: `id_val`, for the model that this rule has chosen beside it.
     """
+    if rule is not None and (rule != ID_VAL or trial is not None):
+        raise ConfigError(f"only {ID_VAL}, and not with --trial", key="--rule", value=rule)
     if (folder / CONFIG_FILE).is_file() or not (folder / TRIAL_FILE).is_file():
         run = load_run(folder)
         again = run.settings
@@ -77,9 +88,15 @@ def find_source(folder: Path, trial: str | None = None) -> Source:
             said = readings_in_words(again.readings) if again and again.readings else ""
             return _of_trial(run, trial, f"Named by hand. {said}".rstrip())
         if again is not None and run.models:
-            return _of_model(run, again)
+            return _of_model(run, again, rule)
+        if rule is not None:
+            problem, hint = (
+                "no such model was tested",
+                f"`lipsum-tune confirm {run.name}` builds it",
+            )
+            raise ConfigError(problem, key="--rule", value=rule, hint=hint)
         return _of_winner(run)
-    if trial is not None:
+    if trial is not None or rule is not None:
         raise ConfigError("is for runs, not for one training", key="--trial", value=trial)
     header = whole_header(folder)
     values = read_yaml(folder / TRIAL_FILE)
@@ -97,14 +114,29 @@ def write_trial(folder: Path, trial: TrialConfig) -> None:
     (folder / TRIAL_FILE).write_text(text, encoding="utf-8")
 
 
-def _of_model(run: Run, again: Confirmation) -> Source:
-    """The model that `confirm` has built and tested last."""
+def _of_model(run: Run, again: Confirmation, rule: str | None = None) -> Source:
+    """The model that `confirm` has built and tested last, or the one of a rule beside it."""
     *earlier, model = run.models
+    why = why_chosen(run)
+    found = findings(again, model)[0]
+    others = {one.title: _tested(one) for one in findings_by_rule(again, model)}
+    if rule is not None:
+        beside = [one for one in model.by_rule if one.rule == rule]
+        if not beside:
+            problem = "the model was built without it"
+            raise ConfigError(problem, key="--rule", value=rule, source=run.folder)
+        (of_rule,) = beside
+        found, *_ = findings_by_rule(again, model)
+        others = {f"the model, {made_of(model)}": _tested(findings(again, model)[0])}
+        model = replace(model, chosen=of_rule.chosen, test=of_rule.test)
+        why = f"{found.title[0].upper()}{found.title[1:]}: {made_of(model)}."
+        if again.readings:
+            why += f" {readings_in_words(again.readings)}"
     one = model.chosen
-    accs = findings(again, model)[0].values
-    margins = {m: acc.high - acc.mean for m, acc in accs.items() if not math.isnan(acc.high)}
-    tested = {"metrics": measured(model.test, TEST), "margins": margins}
-    test: dict[str, dict[str, Any]] = {THIS: tested}
+    test: dict[str, dict[str, Any]] = {
+        THIS: _tested(found) | {"metrics": measured(model.test, TEST)}
+    }
+    test |= others
     for number, before in enumerate(earlier, 1):
         test[f"model {number}, built earlier"] = {"metrics": measured(before.test, TEST)}
     test[ZERO_SHOT] = {"metrics": measured(again.zero_shot, TEST)}
@@ -117,22 +149,29 @@ def _of_model(run: Run, again: Confirmation) -> Source:
         "made_of": made_of(model),
         "method": ", ".join(dict.fromkeys(str(t["method"]) for t in one.trainings)) or None,
         "trainings": [dict(training) for training in one.trainings],
-        "chosen": why_chosen(run),
+        "chosen": why,
     }
     config = run.file.trial
     if one.trainings:
         first = one.trainings[0]
         own = {METHOD_KEY: first["method"], **first["params"], "seed": first["seed"]}
         config = run.file.trial_config(own)
-    folder = model_folder(run, model.number)
+    folder = model_folder(run, model.number, rule or "")
     newest = newest_checkpoint(folder)
     if newest is None:
         problem = "the weights of the model are gone"
         hint = "`lipsum-tune confirm --again` builds it anew; --trial names other weights"
         raise ConfigError(problem, source=folder.url, hint=hint)
     alpha = None if one.trainings else 0.0
-    title = f"{run.name}, the model"
+    title = f"{run.name}, the model{f' by {rule}' if rule else ''}"
     return Source(title, folder.at(newest), config, origin, {}, alpha, test)
+
+
+def _tested(found: Finding) -> dict[str, Any]:
+    """Accuracies and their margins, as a card has them."""
+    accs = found.values
+    margins = {m: acc.high - acc.mean for m, acc in accs.items() if not math.isnan(acc.high)}
+    return {"metrics": {m: acc.mean for m, acc in accs.items()}, "margins": margins}
 
 
 def why_chosen(run: Run) -> str:

@@ -142,6 +142,13 @@ def test_the_most_evaluations_are_known_before(number, point, scaled):
     assert built.evaluations == most_evaluations(number, has_line=point < 1)
 
 
+def test_other_criteria_need_few_evaluations_more(scaled):
+    stored = [scaled(1 + 0.01 * index, point=0.5) for index in range(4)]
+    criteria = [close_to(scaled(1.3)), close_to(scaled(1.0), ends_alone=True)]
+    evaluations = sum(built.evaluations for built in build(stored, criteria))
+    assert evaluations == most_evaluations(4, has_line=True, ends_alone=1)
+
+
 def test_greedy_stalls_and_the_first_k_win(scaled):
     """The best is a little too high, the others are far too high and far too low."""
     stored = [scaled(1.35), scaled(1.6), scaled(0.95)]

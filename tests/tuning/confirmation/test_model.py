@@ -4,8 +4,10 @@ import json
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from io import StringIO
-from unittest.mock import patch
+from pathlib import Path
+from unittest.mock import Mock, patch
 
 import pytest
 import torch
@@ -14,17 +16,19 @@ from safetensors.torch import load_file
 
 from tests.tuning.confirmation.searched import GOOD, SPOILT, Searched, noisy
 from tests.tuning.execution.inline_tuner import Killed
+from tests.tuning.run_folders import swap_classes
 from tests.tuning.run_folders import trial as searched
 from tests.tuning.weights.test_export import snippet_of
 from trainers.checkpoints.format import WEIGHTS, Header, Progress
 from trainers.checkpoints.storage import fetched, newest_checkpoint, write_weights
 from trainers.data.store import open_store
+from trainers.errors import ConfigError
 from trainers.loop.images import load_split
 from tuning import load_run as load_in_python
 from tuning.confirmation.model import ModelBuilder
 from tuning.log.paths import results_path
 from tuning.log.records import CHOSEN
-from tuning.results.model import findings, further, made_of, model_folder
+from tuning.results.model import findings, findings_by_rule, further, made_of, model_folder
 from tuning.run import load_run
 from tuning.weights.export import export_weights
 
@@ -91,6 +95,69 @@ def test_the_mean_of_plain_fine_tuning_wins(averaged):
     found = load_run(averaged.folder).settings
     labels = [finding.label for finding in findings(found, averaged.models[0])]
     assert labels[0] == "test accuracy"
+
+
+def test_rules_that_read_fewer_labels_have_models_of_their_own(averaged):
+    (model,) = averaged.models
+    of_id, *left_out = model.by_rule
+    assert (of_id.rule, of_id.test.keys()) == ("id_val", model.test.keys())
+    assert [one.left_out for one in left_out] == ["sketch", "clipart"]
+    tested = [{name.split("/")[1] for name in one.test} for one in left_out]
+    assert tested == [{"sketch"}, {"clipart"}]
+    assert all(one.chosen.kind in ("single", "first") for one in model.by_rule)
+    by_id, by_others = findings_by_rule(load_run(averaged.folder).settings, model)
+    assert by_id.label == "by ID accuracy alone, of trials that OOD data proposed"
+    accs = [one.test[f"ood_test/{one.left_out}/acc"] for one in left_out]
+    mean = by_others.values["ood_test/mean_acc"]
+    assert (mean.mean, mean.covers_images) == (pytest.approx(sum(accs) / 2), True)
+
+
+@pytest.mark.parametrize(
+    ("rule", "domains"), [(0, ("sketch", "clipart")), (1, ("sketch",)), (2, ("clipart",))]
+)
+def test_a_rule_reads_no_label_of_a_domain_that_it_leaves_out(rule, domains, whole_root, tmp_path):
+    found = []
+    for name in ("plain", "swapped"):
+        root = Path(shutil.copytree(whole_root, tmp_path / f"images-{name}"))
+        for domain in domains if name == "swapped" else ():
+            swap_classes(root, domain, "val")
+        search = Searched(root, tmp_path / name, search__objective={"metric": "id_val/acc"})
+        search.confirm_a_mean()
+        found.append(search.models[0].by_rule[rule])
+    plain, swapped = (replace(one, chosen=replace(one.chosen, metrics={})) for one in found)
+    assert plain == swapped
+    assert found[0].chosen.metrics != found[1].chosen.metrics
+
+
+def test_a_kill_between_tests_reads_all_of_them_again(search):
+    measured = Mock(wraps=ModelBuilder._measured)
+
+    def killed(builder, *arguments):
+        if measured.call_count == 1:
+            raise Killed
+        return measured(builder, *arguments)
+
+    with patch.object(ModelBuilder, "_measured", killed), pytest.raises(Killed):
+        search.confirm_a_mean()
+    (chosen,) = search.models
+    assert not chosen.test
+    assert len(search.confirm(seeds=2).readings) == 1
+    (tested,) = search.models
+    assert replace(tested, test={}, by_rule=()) == replace(chosen, by_rule=())
+    assert all(one.test for one in tested.by_rule)
+
+
+def test_the_model_of_a_rule_is_exported(averaged, tmp_path):
+    folder = export_weights(averaged.folder, tmp_path / "of_id", rule="id_val")
+    about = json.loads((folder / "classes.json").read_text())
+    of_id = averaged.models[0].by_rule[0]
+    assert [t["name"] for t in about["trainings"]] == names_in(of_id.chosen)
+    tested = about["test"]["this model"]["metrics"]
+    assert tested == {name: of_id.test[name] for name in tested}
+    assert about["chosen"].startswith("By ID accuracy alone, of trials that OOD data")
+    for rule, trial in (("leave_one_domain_out", None), ("id_val", "ft")):
+        with pytest.raises(ConfigError, match="only id_val, and not with --trial"):
+            export_weights(averaged.folder, tmp_path / "other", rule=rule, trial=trial)
 
 
 @pytest.mark.parametrize("constraints", [(), ("id_val/acc <= 1.8",)])

@@ -45,12 +45,16 @@ def test_both_prices_are_sums_of_rounds():
     assert least.device_hours * 3600 == pytest.approx(7 * FULL + 3 * stopped)
     # Twice as many test images, read at the chosen point of the line and at its end. For the
     # model, of nine trials, ft and ten trainings: their ends; of points and of ends, the means of
-    # the first 2, 3, 5, 8, 12 and 20, and a greedy soup; five points of a line; and its test.
-    model_s = (20 + 2 * (6 + 18) + 5 + 2) * 5
+    # the first 2, 3, 5, 8, 12 and 20, and a greedy soup; five points of a line; in another order
+    # of ends, by ID accuracy and without each of four domains, five means and a line; and tests of
+    # two models on five domains, and of four on two.
+    of_rules = 5 * (5 + 5)
+    tests = (2 + 4 * 2 / 5) * 2
+    model_s = (20 + 2 * (6 + 18) + 5 + of_rules + tests) * 5
     assert plan.confirm_price.hours * 3600 == pytest.approx(60 + 3 * (FULL + 2 * 2 * 9) + model_s)
     trial = with_overrides(plan.file.trial, {"eval.line": "off"}, "test")
     off = make_plan(plan.file.model_copy(update={"trial": trial}))
-    model_s = (6 + 18 + 5 + 2) * 5
+    model_s = (6 + 18 + 5 + of_rules + tests) * 5
     assert off.confirm_price.hours * 3600 == pytest.approx(60 + 3 * (FULL + 2 * 9) + model_s)
 
 
@@ -59,8 +63,8 @@ def test_the_peak_of_the_disk_is_stated():
     # Of four trials at once, an old and a new checkpoint. All twenty and ft.
     search, confirmation = plan.disk_gb
     assert search == 4 * 2 * 3 + 20 + 1
-    # Five trainings of two settings, and the model.
-    assert confirmation == search + 5 * 2 + 1
+    # Five trainings of two settings, the model, and that of `id_val`.
+    assert confirmation == search + 5 * 2 + 2
     # In any case the first, ft, and those of ID and OOD accuracy, of one method, and without each
     # of four domains.
     in_any_case = 1 + 1 + 2 + 1 + 4
